@@ -1,0 +1,39 @@
+//! How long a caller still waits.
+
+use std::time::{Duration, Instant};
+
+/// A point in time that several waits of one call share.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Deadline {
+    at: Instant,
+    after: Duration,
+}
+
+impl Deadline {
+    #[allow(clippy::disallowed_methods)] // A blocking call has to know when it began.
+    pub(crate) fn after(after: Duration) -> Self {
+        // A duration that leads beyond the clock's end means "for ever"; a hundred years are enough.
+        const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+        let at = Instant::now() + after.min(FOREVER);
+        Self { at, after }
+    }
+
+    pub(crate) fn at(&self) -> Instant {
+        self.at
+    }
+
+    /// The duration it was made of.
+    pub(crate) fn duration(&self) -> Duration {
+        self.after
+    }
+
+    /// What is left; zero if it has passed.
+    #[allow(clippy::disallowed_methods)]
+    pub(crate) fn remaining(&self) -> Duration {
+        self.at.saturating_duration_since(Instant::now())
+    }
+
+    pub(crate) fn has_passed(&self) -> bool {
+        self.remaining().is_zero()
+    }
+}

@@ -1,0 +1,473 @@
+//! What can go wrong, and who says so.
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// `Result` with this crate's [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// An AMQP reply code: why a channel or a connection was closed, or a message returned.
+///
+/// Codes without a constant are possible, since a broker may send any.
+///
+/// ```
+/// use leveret::ReplyCode;
+///
+/// assert_eq!(ReplyCode::NOT_FOUND.to_string(), "404 NOT_FOUND");
+/// ```
+///
+/// See the constants in [the specification](https://www.rabbitmq.com/resources/specs/amqp-xml-doc0-9-1.pdf), 1.2.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ReplyCode(pub u16);
+
+macro_rules! reply_codes {
+    ($($(#[$doc:meta])* $name:ident = $code:literal;)*) => {
+        impl ReplyCode {
+            $($(#[$doc])* pub const $name: Self = Self($code);)*
+
+            /// The specification's name of the code, as RabbitMQ writes it.
+            pub fn name(self) -> Option<&'static str> {
+                match self.0 {
+                    $($code => Some(stringify!($name)),)*
+                    _ => None,
+                }
+            }
+        }
+    };
+}
+
+reply_codes! {
+    /// Not an error: a close in good order.
+    SUCCESS = 200;
+    /// The message is larger than the peer takes.
+    CONTENT_TOO_LARGE = 311;
+    /// No queue is bound for the routing key of a mandatory message.
+    NO_ROUTE = 312;
+    /// No consumer could take an immediate message.
+    NO_CONSUMERS = 313;
+    /// An operator closed the connection.
+    CONNECTION_FORCED = 320;
+    /// The virtual host does not exist.
+    INVALID_PATH = 402;
+    /// The user may not do that.
+    ACCESS_REFUSED = 403;
+    /// There is no such queue or exchange.
+    NOT_FOUND = 404;
+    /// The queue is exclusive to another connection.
+    RESOURCE_LOCKED = 405;
+    /// Something is not as the request needs it: other arguments, unknown delivery tag, in use, not empty.
+    PRECONDITION_FAILED = 406;
+    /// A frame was malformed.
+    FRAME_ERROR = 501;
+    /// A field had an illegal value.
+    SYNTAX_ERROR = 502;
+    /// The method is not possible in this state.
+    COMMAND_INVALID = 503;
+    /// The channel is not open.
+    CHANNEL_ERROR = 504;
+    /// A frame came where the protocol expects another.
+    UNEXPECTED_FRAME = 505;
+    /// The broker lacks memory, disk or another resource.
+    RESOURCE_ERROR = 506;
+    /// The broker forbids it.
+    NOT_ALLOWED = 530;
+    /// The broker does not implement it.
+    NOT_IMPLEMENTED = 540;
+    /// The broker has a fault.
+    INTERNAL_ERROR = 541;
+}
+
+impl fmt::Display for ReplyCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.name() {
+            Some(name) => write!(f, "{} {name}", self.0),
+            None => write!(f, "{}", self.0),
+        }
+    }
+}
+
+/// Who closed a channel or a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ClosedBy {
+    /// This program, by `close` or by dropping the last handle.
+    Program,
+    /// The broker.
+    Broker,
+}
+
+impl fmt::Display for ClosedBy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Program => "this program",
+            Self::Broker => "the broker",
+        })
+    }
+}
+
+/// The words of a `connection.close` or `channel.close`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CloseReason {
+    /// Who closed.
+    pub by: ClosedBy,
+    /// Why, as a number.
+    pub code: ReplyCode,
+    /// Why, in words.
+    pub text: String,
+    /// Which method caused it, such as `queue.declare`, if it was one.
+    pub method: Option<&'static str>,
+}
+
+impl CloseReason {
+    pub(crate) fn program(text: &str) -> Self {
+        Self {
+            by: ClosedBy::Program,
+            code: ReplyCode::SUCCESS,
+            text: text.to_owned(),
+            method: None,
+        }
+    }
+}
+
+impl fmt::Display for CloseReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "closed by {}", self.by)?;
+        if self.by == ClosedBy::Program && self.code == ReplyCode::SUCCESS {
+            return Ok(());
+        }
+        if let Some(method) = self.method {
+            write!(f, " because of {method}")?;
+        }
+        // RabbitMQ's texts begin with the code's name.
+        match self.code.name() {
+            Some(name) if self.text.starts_with(name) => {
+                write!(f, ": {} {}", self.code.0, self.text)
+            }
+            _ => write!(f, ": {} - {}", self.code, self.text),
+        }
+    }
+}
+
+/// What kind of failure an [`Error`] is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// The text is no AMQP URI, for the reason given.
+    InvalidUri(String),
+    /// A value that cannot be sent, or an option that makes no sense. Nothing was sent.
+    InvalidArgument(String),
+    /// No connection to this address: the name is unknown, nobody listens, the network says no.
+    ConnectFailed {
+        /// Where to.
+        address: String,
+        /// What the system says.
+        kind: io::ErrorKind,
+    },
+    /// The server speaks another version of AMQP, or no AMQP at all.
+    ProtocolVersionMismatch {
+        /// The version it asks for.
+        server: String,
+    },
+    /// The server does not offer the login mechanism.
+    MechanismNotOffered {
+        /// Asked for.
+        mechanism: String,
+        /// Those it offers.
+        offered: String,
+    },
+    /// The broker refused this user name and password.
+    LoginRefused {
+        /// The user.
+        user: String,
+        /// The mechanism, such as PLAIN.
+        mechanism: String,
+        /// What the broker said; nothing, if it just closed the socket.
+        text: String,
+    },
+    /// There is no such virtual host, or this user may not use it.
+    VhostRefused {
+        /// The virtual host.
+        vhost: String,
+        /// What the broker said.
+        reason: CloseReason,
+    },
+    /// The connection was closed in good order, or by the broker with a reason.
+    ConnectionClosed(CloseReason),
+    /// The channel was closed. Other channels of the connection are not concerned.
+    ChannelClosed {
+        /// The channel's number.
+        channel: u16,
+        /// By whom and why.
+        reason: CloseReason,
+    },
+    /// The socket ended without a word of AMQP: the broker was killed, or the network broke.
+    SocketClosed {
+        /// What the system says; `UnexpectedEof` if the peer just closed.
+        kind: io::ErrorKind,
+    },
+    /// Nothing was heard from the broker for two heartbeat intervals.
+    HeartbeatMissed {
+        /// The interval that was agreed.
+        interval: Duration,
+    },
+    /// The peer broke the protocol; the connection was closed with this code.
+    ProtocolViolation {
+        /// The code that was sent to the peer.
+        code: ReplyCode,
+        /// What the peer did.
+        text: String,
+    },
+    /// No answer within the time given. The answer may still come; it will be dropped.
+    TimedOut {
+        /// How long was waited.
+        after: Duration,
+    },
+    /// The broker has blocked the connection (`connection.blocked`): it lacks memory or disk.
+    ConnectionBlocked {
+        /// The broker's reason.
+        reason: String,
+        /// How long was waited.
+        after: Duration,
+    },
+    /// All channel numbers are in use.
+    ChannelsExhausted {
+        /// The highest channel number that was agreed.
+        channel_max: u16,
+    },
+    /// The broker cancelled the consumer: its queue was deleted, or the node that held it is gone.
+    ConsumerCancelled {
+        /// The consumer's tag.
+        consumer_tag: String,
+    },
+    /// The broker refused messages (`basic.nack`).
+    Nacked {
+        /// The sequence numbers of the refused messages.
+        sequence_numbers: Vec<u64>,
+    },
+    /// The delivery was acknowledged or rejected before.
+    AlreadySettled {
+        /// Its delivery tag.
+        delivery_tag: u64,
+    },
+}
+
+impl fmt::Display for ErrorKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::InvalidUri(text) => write!(f, "invalid AMQP URI: {text}"),
+            Self::InvalidArgument(text) => f.write_str(text),
+            Self::ConnectFailed { address, kind } => {
+                write!(f, "cannot connect to {address}: {kind}")
+            }
+            Self::ProtocolVersionMismatch { server } => {
+                write!(
+                    f,
+                    "the server does not speak AMQP 0-9-1, it asks for {server}"
+                )
+            }
+            Self::MechanismNotOffered { mechanism, offered } => write!(
+                f,
+                "the server does not offer the login mechanism {mechanism}, but {offered}"
+            ),
+            Self::LoginRefused {
+                user,
+                mechanism,
+                text,
+            } => {
+                write!(f, "login of user {user:?} with {mechanism} was refused")?;
+                match text.as_str() {
+                    "" => f.write_str(": the server closed the socket after the credentials"),
+                    text => write!(f, ": {text}"),
+                }
+            }
+            Self::VhostRefused { vhost, reason } => {
+                write!(f, "virtual host {vhost:?} was refused: {reason}")
+            }
+            Self::ConnectionClosed(reason) => write!(f, "the connection was {reason}"),
+            Self::ChannelClosed { channel, reason } => write!(f, "channel {channel} was {reason}"),
+            Self::SocketClosed { kind } => write!(f, "the connection was lost: {kind}"),
+            Self::HeartbeatMissed { interval } => write!(
+                f,
+                "the connection was lost: nothing was heard from the broker for two heartbeat intervals of {interval:?}"
+            ),
+            Self::ProtocolViolation { code, text } => {
+                write!(
+                    f,
+                    "the connection was closed because the peer broke the protocol: {code} - {text}"
+                )
+            }
+            Self::TimedOut { after } => write!(f, "timed out after {after:?}"),
+            Self::ConnectionBlocked { reason, after } => {
+                write!(
+                    f,
+                    "the broker has blocked the connection ({reason}); timed out after {after:?}"
+                )
+            }
+            Self::ChannelsExhausted { channel_max } => {
+                write!(
+                    f,
+                    "all {channel_max} channels of the connection are in use (channel_max)"
+                )
+            }
+            Self::ConsumerCancelled { consumer_tag } => {
+                write!(f, "consumer {consumer_tag:?} was cancelled by the broker")
+            }
+            Self::Nacked { sequence_numbers } => {
+                write!(
+                    f,
+                    "the broker refused {} messages (basic.nack)",
+                    sequence_numbers.len()
+                )
+            }
+            Self::AlreadySettled { delivery_tag } => {
+                write!(
+                    f,
+                    "delivery {delivery_tag} was already acknowledged or rejected"
+                )
+            }
+        }
+    }
+}
+
+#[derive(Clone)]
+struct Inner {
+    doing: Option<String>,
+    kind: ErrorKind,
+    source: Option<Arc<dyn std::error::Error + Send + Sync>>,
+}
+
+/// Any failure of this crate: what was being done, what happened, who said so.
+///
+/// Small (one pointer) and cheap to clone, since one event, such as a lost connection, is told to everyone who
+/// waits. `Display` is one line; it never contains a password.
+///
+/// ```no_run
+/// use leveret::{Connection, QueueDeclareOptions, ReplyCode};
+///
+/// let channel = Connection::open_default()?.open_channel()?;
+/// match channel.queue_declare("tasks", QueueDeclareOptions::passive()) {
+///     Ok(queue) => println!("{} messages", queue.message_count()),
+///     Err(error) if error.reply_code() == Some(ReplyCode::NOT_FOUND) => println!("no such queue"),
+///     Err(error) => return Err(error),
+/// }
+/// # Ok::<(), leveret::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct Error(Arc<Inner>);
+
+impl Error {
+    pub(crate) fn new(kind: ErrorKind) -> Self {
+        Self(Arc::new(Inner {
+            doing: None,
+            kind,
+            source: None,
+        }))
+    }
+
+    pub(crate) fn invalid(text: impl Into<String>) -> Self {
+        Self::new(ErrorKind::InvalidArgument(text.into()))
+    }
+
+    pub(crate) fn timed_out(after: Duration) -> Self {
+        Self::new(ErrorKind::TimedOut { after })
+    }
+
+    pub(crate) fn caused_by(
+        mut self,
+        source: impl std::error::Error + Send + Sync + 'static,
+    ) -> Self {
+        Arc::make_mut(&mut self.0).source = Some(Arc::new(source));
+        self
+    }
+
+    /// The same failure, told to one who was doing this.
+    pub(crate) fn doing(mut self, doing: impl Into<String>) -> Self {
+        let inner = Arc::make_mut(&mut self.0);
+        inner.doing.get_or_insert_with(|| doing.into());
+        self
+    }
+
+    /// What kind of failure it is.
+    pub fn kind(&self) -> &ErrorKind {
+        &self.0.kind
+    }
+
+    /// The reply code, if the broker gave one (or was given one, after a protocol violation).
+    pub fn reply_code(&self) -> Option<ReplyCode> {
+        match self.kind() {
+            ErrorKind::ProtocolViolation { code, .. } => Some(*code),
+            ErrorKind::LoginRefused { text, .. } if text.is_empty() => None,
+            ErrorKind::LoginRefused { .. } => Some(ReplyCode::ACCESS_REFUSED),
+            _ => self.close_reason().map(|reason| reason.code),
+        }
+    }
+
+    /// The words of the close, if a channel or a connection was closed in good order.
+    pub fn close_reason(&self) -> Option<&CloseReason> {
+        match self.kind() {
+            ErrorKind::ConnectionClosed(reason)
+            | ErrorKind::ChannelClosed { reason, .. }
+            | ErrorKind::VhostRefused { reason, .. } => Some(reason),
+            _ => None,
+        }
+    }
+
+    /// Who closed the channel or the connection, if one of them was closed in good order.
+    pub fn closed_by(&self) -> Option<ClosedBy> {
+        self.close_reason().map(|reason| reason.by)
+    }
+
+    /// Whether the whole connection has ended, so that every further call on it will fail with this cause.
+    pub fn is_connection_end(&self) -> bool {
+        matches!(
+            self.kind(),
+            ErrorKind::ConnectionClosed(_)
+                | ErrorKind::SocketClosed { .. }
+                | ErrorKind::HeartbeatMissed { .. }
+                | ErrorKind::ProtocolViolation { .. }
+        )
+    }
+
+    /// Whether a time limit was reached.
+    pub fn is_timeout(&self) -> bool {
+        matches!(
+            self.kind(),
+            ErrorKind::TimedOut { .. } | ErrorKind::ConnectionBlocked { .. }
+        )
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(doing) = &self.0.doing {
+            write!(f, "{doing}: ")?;
+        }
+        self.0.kind.fmt(f)
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = f.debug_struct("Error");
+        if let Some(doing) = &self.0.doing {
+            shown.field("doing", doing);
+        }
+        shown.field("kind", &self.0.kind);
+        if let Some(source) = &self.0.source {
+            shown.field("source", source);
+        }
+        shown.finish()
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.0
+            .source
+            .as_deref()
+            .map(|source| source as &(dyn std::error::Error + 'static))
+    }
+}

@@ -1,0 +1,369 @@
+//! The one thread that owns the socket: it moves bytes between the socket, the core and the outbox, and puts what
+//! the core says into the mailboxes. Only here the clock is read for the core.
+
+use std::io::{self, ErrorKind, Write};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::Receiver;
+use mio::{Events, Interest, Poll, Token, Waker};
+use parking_lot::{Condvar, Mutex};
+
+use crate::channel_numbers::ChannelNumbers;
+use crate::deadline::Deadline;
+use crate::error::{CloseReason, Error, ErrorKind as Kind};
+use crate::inbox::Inbox;
+use crate::mailbox::{Command, Mailboxes, Reply};
+use crate::outbox::Outbox;
+use crate::proto::{self, Event};
+use crate::stream::Stream;
+
+const SOCKET: Token = Token(0);
+const WAKER: Token = Token(1);
+
+/// How many reads are made before writing gets its turn.
+const READS_IN_A_ROW: usize = 16;
+/// How many writes are made before reading gets its turn: publishers who never stop must not keep confirms and
+/// heartbeats from being read.
+const WRITES_IN_A_ROW: usize = 16;
+/// A write buffer that has grown beyond this is given back, in bytes.
+const KEPT_CAPACITY: usize = 2 << 20;
+/// After its end a connection waits so long for its last words to go out, and for the peer to hear them.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// What the IO thread and the handles of one connection share.
+pub(crate) struct Link {
+    pub(crate) outbox: Outbox,
+    pub(crate) channel_numbers: Mutex<ChannelNumbers>,
+    finished: Mutex<bool>,
+    on_finished: Condvar,
+}
+
+impl Link {
+    /// Waits until the socket is closed and the thread has nothing left to do. False if that takes longer.
+    pub(crate) fn wait_finished(&self, timeout: Duration) -> bool {
+        let deadline = Deadline::after(timeout);
+        let mut finished = self.finished.lock();
+        while !*finished {
+            let result = self.on_finished.wait_until(&mut finished, deadline.at());
+            if result.timed_out() {
+                return *finished;
+            }
+        }
+        true
+    }
+}
+
+/// Starts the thread for a connection whose handshake is over. `inbox` holds what was read beyond it.
+pub(crate) fn spawn(
+    mut stream: Stream,
+    core: proto::Connection<Mailboxes>,
+    inbox: Inbox,
+    name: &str,
+) -> io::Result<(Arc<Link>, thread::ThreadId)> {
+    let poll = Poll::new()?;
+    let interest = Interest::READABLE | Interest::WRITABLE;
+    poll.registry().register(&mut stream, SOCKET, interest)?;
+    let waker = Waker::new(poll.registry(), WAKER)?;
+    // Unbounded, but every command waits for a reply of the broker, and the bytes that ask for it have passed the
+    // outbox, which is bounded.
+    let (sender, commands) = crossbeam_channel::unbounded();
+    let tuning = core.tuning();
+    let link = Arc::new(Link {
+        outbox: Outbox::new(sender, waker, tuning.payload_limit()),
+        channel_numbers: Mutex::new(ChannelNumbers::new(tuning.highest_channel())),
+        finished: Mutex::new(false),
+        on_finished: Condvar::new(),
+    });
+    let io_thread = IoThread {
+        poll,
+        stream,
+        core,
+        inbox,
+        writing: Vec::new(),
+        written: 0,
+        commands,
+        link: Arc::clone(&link),
+        readable: true,
+        writable: true,
+        write_again: false,
+        closing: Closing::No,
+    };
+    let handle = thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(move || io_thread.run())?;
+    Ok((link, handle.thread().id()))
+}
+
+/// How far the connection's end has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Closing {
+    No,
+    /// The last words go out, until this time.
+    Flushing(Instant),
+    /// They are out; the peer has until this time to close.
+    Draining(Instant),
+    Done,
+}
+
+struct IoThread {
+    poll: Poll,
+    stream: Stream,
+    core: proto::Connection<Mailboxes>,
+    inbox: Inbox,
+    /// What was taken from the outbox; the first `written` bytes of it are already gone.
+    writing: Vec<u8>,
+    written: usize,
+    commands: Receiver<Command>,
+    link: Arc<Link>,
+    /// What the socket last allowed; edge-triggered, so it holds until a call would block.
+    readable: bool,
+    writable: bool,
+    /// There may be more to write, and the socket would take it.
+    write_again: bool,
+    closing: Closing,
+}
+
+/// Tells everyone that the thread is gone, also if it panics.
+struct Finish(Arc<Link>);
+
+impl Drop for Finish {
+    fn drop(&mut self) {
+        // Without effect unless the thread panicked: otherwise the cause stands there already.
+        let reason = CloseReason::program("the IO thread has ended");
+        self.0
+            .outbox
+            .set_end(Error::new(Kind::ConnectionClosed(reason)));
+        *self.0.finished.lock() = true;
+        self.0.on_finished.notify_all();
+    }
+}
+
+impl IoThread {
+    fn run(mut self) {
+        let finish = Finish(Arc::clone(&self.link));
+        let mut events = Events::with_capacity(8);
+        // Input that came right behind the handshake waits in the inbox.
+        self.receive(now());
+        while self.closing != Closing::Done {
+            self.write();
+            self.wait(&mut events);
+            self.take_commands();
+            self.read();
+            self.handle_time();
+        }
+        // The socket and what waits in `commands` go before the news that all is over.
+        drop(self);
+        drop(finish);
+    }
+
+    /// Sleeps until the socket, the outbox or the time has something to do.
+    fn wait(&mut self, events: &mut Events) {
+        let timeout = if self.readable || self.write_again {
+            Some(Duration::ZERO)
+        } else {
+            self.deadline()
+                .map(|deadline| deadline.saturating_duration_since(now()))
+        };
+        if let Err(error) = self.poll.poll(events, timeout) {
+            if error.kind() != ErrorKind::Interrupted {
+                return self.socket_failed(&error);
+            }
+        }
+        for event in events.iter().filter(|event| event.token() == SOCKET) {
+            // A closed or broken socket is found by reading it.
+            self.readable |= event.is_readable() || event.is_read_closed() || event.is_error();
+            self.writable |= event.is_writable();
+        }
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        match self.closing {
+            Closing::No => self.core.deadline(),
+            Closing::Flushing(until) | Closing::Draining(until) => Some(until),
+            Closing::Done => None,
+        }
+    }
+
+    fn take_commands(&mut self) {
+        while let Ok(command) = self.commands.try_recv() {
+            self.core.handle(command);
+        }
+        self.answer();
+    }
+
+    fn read(&mut self) {
+        for _ in 0..READS_IN_A_ROW {
+            if !self.readable || self.closing == Closing::Done {
+                return;
+            }
+            match self.inbox.read_from(&mut self.stream) {
+                Ok(0) => return self.socket_failed(&ErrorKind::UnexpectedEof.into()),
+                Ok(_) => self.receive(now()),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => self.readable = false,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return self.socket_failed(&error),
+            }
+        }
+    }
+
+    /// Gives the core what was read, after the commands that it may be the answer to.
+    fn receive(&mut self, now: Instant) {
+        self.take_commands();
+        let consumed = self.core.receive(self.inbox.bytes(), now);
+        self.inbox.consume(consumed);
+        self.answer();
+    }
+
+    fn handle_time(&mut self) {
+        let now = now();
+        match self.closing {
+            Closing::No => {
+                self.core.handle_timeout(now);
+                self.answer();
+            }
+            Closing::Flushing(until) | Closing::Draining(until) if now >= until => {
+                self.closing = Closing::Done;
+            }
+            Closing::Flushing(_) | Closing::Draining(_) | Closing::Done => {}
+        }
+    }
+
+    /// Writes what there is until the socket takes no more.
+    fn write(&mut self) {
+        let mut wrote = false;
+        self.write_again = true;
+        for _ in 0..WRITES_IN_A_ROW {
+            if !self.writable {
+                self.write_again = false;
+                break;
+            }
+            if self.written == self.writing.len() && !self.refill() {
+                self.all_written();
+                self.write_again = false;
+                break;
+            }
+            let rest = self.writing.get(self.written..).unwrap_or_default();
+            match self.stream.write(rest) {
+                Ok(count) => {
+                    self.written += count;
+                    wrote = true;
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => self.writable = false,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                // What the peer said before it went away is still to be read: it tells why.
+                Err(error) => {
+                    log::debug!("write failed: {error}");
+                    self.writable = false;
+                    self.readable = true;
+                }
+            }
+        }
+        if wrote {
+            self.core.wrote(now());
+        }
+    }
+
+    /// Takes what has come together in the outbox. False if that is nothing; then the IO thread may sleep.
+    fn refill(&mut self) -> bool {
+        self.writing.clear();
+        self.written = 0;
+        if self.writing.capacity() > KEPT_CAPACITY {
+            self.writing = Vec::new();
+        }
+        self.take_core_output();
+        self.link.outbox.take(&mut self.writing);
+        !self.writing.is_empty()
+    }
+
+    fn take_core_output(&mut self) {
+        if self.core.has_output() {
+            let core = &mut self.core;
+            self.link.outbox.append(|buffer| core.take_output(buffer));
+        }
+    }
+
+    fn all_written(&mut self) {
+        if let Closing::Flushing(until) = self.closing {
+            // A peer that is still sending would otherwise get a reset, and lose what we said last.
+            let _ = self.stream.shutdown_write();
+            self.closing = Closing::Draining(until);
+        }
+    }
+
+    fn socket_failed(&mut self, error: &io::Error) {
+        self.readable = false;
+        if self.closing != Closing::No {
+            self.closing = Closing::Done;
+            return;
+        }
+        self.core.socket_closed(error.kind());
+        self.answer();
+        self.closing = Closing::Done;
+    }
+
+    /// Puts what the core has to say into the mailboxes.
+    fn answer(&mut self) {
+        while let Some(event) = self.core.next_event() {
+            match event {
+                Event::Opened => {}
+                // Whoever has given up waiting has dropped the receiver; a late reply is for nobody.
+                Event::Reply { call, reply } => drop(call.send(Ok(Reply::Method(reply)))),
+                Event::Fetched { call, message } => drop(call.send(Ok(Reply::Message(message)))),
+                Event::Failed { call, error } => drop(call.send(Err(error))),
+                Event::Delivery { consumer, delivery } => consumer.deliver(delivery),
+                Event::ConsumerEnded { consumer, error } => consumer.ended(error),
+                Event::Returned { channel, message } => channel.returned(message),
+                Event::Confirm {
+                    channel,
+                    sequence_number,
+                    multiple,
+                    nack,
+                } => channel.confirm(sequence_number, multiple, nack),
+                Event::Flow { channel, active } => channel.flow(active),
+                Event::ChannelEnded { channel, error } => channel.ended(&error),
+                Event::ChannelFreed { channel } => self.free_channel(channel),
+                Event::Blocked { reason } => {
+                    log::warn!("the broker has blocked the connection: {reason}");
+                    self.link.outbox.set_blocked(Some(reason));
+                }
+                Event::Unblocked => {
+                    log::info!("the broker has unblocked the connection");
+                    self.link.outbox.set_blocked(None);
+                }
+                Event::Ended { error } => self.ended(error),
+            }
+        }
+    }
+
+    /// The close-ok has to be in the outbox before anyone can reuse the number and put a channel.open there.
+    fn free_channel(&mut self, number: u16) {
+        self.take_core_output();
+        self.link.channel_numbers.lock().release(number);
+    }
+
+    fn ended(&mut self, error: Error) {
+        match error.kind() {
+            Kind::ConnectionClosed(reason) if reason.by == crate::ClosedBy::Program => {
+                log::info!("{error}");
+            }
+            _ => log::warn!("{error}"),
+        }
+        self.link.outbox.set_end(error);
+        // Commands that were given just before are answered now, with the same cause.
+        while let Ok(command) = self.commands.try_recv() {
+            self.core.handle(command);
+        }
+        self.closing = if self.core.has_output() {
+            Closing::Flushing(now() + LINGER)
+        } else {
+            Closing::Done
+        };
+    }
+}
+
+#[allow(clippy::disallowed_methods)] // The core's only source of time.
+fn now() -> Instant {
+    Instant::now()
+}

@@ -1,0 +1,4 @@
+//! leveret
+mod error;
+mod proto;
+mod wire;

@@ -1,0 +1,48 @@
+//! What the handles leave with the IO thread, so that it can answer them without knowing them.
+
+use std::sync::Arc;
+
+use crossbeam_channel::Sender;
+
+use crate::error::{Error, Result};
+use crate::proto::{self, Delivered, Fetched, Returned};
+use crate::wire::method::Method;
+
+/// A caller who waits for a reply. Sending never blocks: there is room for the one answer.
+pub(crate) type Call = Sender<Result<Reply>>;
+
+/// What a call is answered with.
+#[derive(Debug)]
+pub(crate) enum Reply {
+    Method(Method<'static>),
+    Message(Fetched),
+}
+
+/// What the IO thread tells a channel. It runs on the IO thread and must not block.
+pub(crate) trait ChannelMailbox: Send + Sync {
+    /// Nothing more can be sent.
+    fn ended(&self, error: &Error);
+    /// The broker asks to stop or go on publishing.
+    fn flow(&self, active: bool);
+    /// The broker confirmed or refused a message, or all up to it.
+    fn confirm(&self, sequence_number: u64, multiple: bool, nack: bool);
+    /// A message came back.
+    fn returned(&self, message: Returned);
+}
+
+/// What the IO thread tells a consumer. It runs on the IO thread and must not block.
+pub(crate) trait ConsumerMailbox: Send + Sync {
+    fn deliver(&self, delivery: Delivered);
+    /// Nothing more comes; with an error unless the consumer was cancelled by this program.
+    fn ended(&self, error: Option<Error>);
+}
+
+pub(crate) struct Mailboxes;
+
+impl proto::Mailboxes for Mailboxes {
+    type Call = Call;
+    type Channel = Arc<dyn ChannelMailbox>;
+    type Consumer = Arc<dyn ConsumerMailbox>;
+}
+
+pub(crate) type Command = proto::Command<Mailboxes>;

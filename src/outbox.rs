@@ -1,0 +1,285 @@
+//! Where all threads put their frames, and the IO thread takes them.
+//!
+//! One buffer of encoded bytes under one lock: what is appended in one go leaves in one go, so messages of several
+//! threads never mix. What depends on the order of frames (sequence numbers, the end of a channel, the commands that
+//! announce replies) changes under the same lock.
+
+use crossbeam_channel::Sender;
+use mio::Waker;
+use parking_lot::{Condvar, Mutex, MutexGuard};
+
+use crate::deadline::Deadline;
+use crate::error::{Error, ErrorKind, Result};
+use crate::mailbox::Command;
+use crate::wire::codec::WireError;
+use crate::wire::frame;
+use crate::wire::method::Encode;
+use crate::wire::properties::Properties;
+
+/// From here on a caller waits before it appends, in bytes. One message may go beyond it.
+const HIGH_WATER: usize = 512 << 10;
+
+/// Who may append when.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Admission {
+    /// At once: what must not wait, and is little.
+    Always,
+    /// When there is room.
+    Room,
+    /// When there is room and the broker takes messages.
+    Publish,
+}
+
+/// Whether a caller may go on, as far as it knows itself.
+pub(crate) enum Gate {
+    Open,
+    /// Wait until the outbox is notified.
+    Shut,
+}
+
+struct State {
+    buffer: Vec<u8>,
+    /// The IO thread has nothing to do and sleeps, or is about to.
+    asleep: bool,
+    /// `connection.blocked`, with the broker's reason.
+    blocked: Option<String>,
+    /// The first cause of the connection's end.
+    end: Option<Error>,
+}
+
+pub(crate) struct Outbox {
+    state: Mutex<State>,
+    /// Notified when there may be room, or nothing to wait for any more.
+    changed: Condvar,
+    commands: Sender<Command>,
+    waker: Waker,
+    payload_limit: usize,
+}
+
+/// What a caller can put into the outbox while it holds the lock.
+pub(crate) struct Frames<'a> {
+    state: &'a mut State,
+    commands: &'a Sender<Command>,
+    payload_limit: usize,
+}
+
+impl Frames<'_> {
+    pub(crate) fn method(&mut self, channel: u16, method: &impl Encode) -> Result<()> {
+        let written =
+            frame::write_method(&mut self.state.buffer, channel, method, self.payload_limit);
+        written.map_err(unsendable)
+    }
+
+    pub(crate) fn content(
+        &mut self,
+        channel: u16,
+        properties: Option<&Properties>,
+        body: &[u8],
+    ) -> Result<()> {
+        let buffer = &mut self.state.buffer;
+        let written = frame::write_content(buffer, channel, properties, body, self.payload_limit);
+        written.map_err(unsendable)
+    }
+
+    /// Tells the core. Under the lock, so that it learns of a request before the reply can come.
+    pub(crate) fn command(&self, command: Command) {
+        // The receiver goes away only after `end` was set, which is checked before anything is appended.
+        let _ = self.commands.send(command);
+    }
+
+    /// Nothing can be appended from now on.
+    pub(crate) fn end(&mut self, error: Error) {
+        self.state.end.get_or_insert(error);
+    }
+}
+
+fn unsendable(error: WireError) -> Error {
+    let text = match error {
+        WireError::FrameTooLarge { size, limit } => format!(
+            "{size} bytes of arguments or headers do not fit into one frame of at most {limit} (frame_max)"
+        ),
+        other => other.to_string(),
+    };
+    Error::invalid(text).caused_by(error)
+}
+
+impl Outbox {
+    pub(crate) fn new(commands: Sender<Command>, waker: Waker, payload_limit: usize) -> Self {
+        Self {
+            state: Mutex::new(State {
+                buffer: Vec::new(),
+                asleep: false,
+                blocked: None,
+                end: None,
+            }),
+            changed: Condvar::new(),
+            commands,
+            waker,
+            payload_limit,
+        }
+    }
+
+    /// Appends what `append` writes, all or nothing, when the caller is admitted and `gate` is open. Wakes the IO
+    /// thread only if it sleeps.
+    #[inline]
+    pub(crate) fn write<T>(
+        &self,
+        admission: Admission,
+        patience: impl Into<Patience>,
+        gate: impl Fn() -> Result<Gate>,
+        append: impl FnOnce(&mut Frames<'_>) -> Result<T>,
+    ) -> Result<T> {
+        let mut state = self.state.lock();
+        if !Self::admits(&state, admission, &gate)? {
+            let deadline = patience.into().deadline();
+            self.wait(&mut state, admission, &gate, deadline)?;
+        }
+        let start = state.buffer.len();
+        let mut frames = Frames {
+            state: &mut state,
+            commands: &self.commands,
+            payload_limit: self.payload_limit,
+        };
+        let appended = append(&mut frames);
+        if appended.is_err() {
+            state.buffer.truncate(start);
+        }
+        let wake = std::mem::take(&mut state.asleep);
+        drop(state);
+        if wake {
+            self.wake();
+        }
+        appended
+    }
+
+    #[inline]
+    fn admits(
+        state: &State,
+        admission: Admission,
+        gate: &impl Fn() -> Result<Gate>,
+    ) -> Result<bool> {
+        if let Some(error) = &state.end {
+            return Err(error.clone());
+        }
+        let gate_open = matches!(gate()?, Gate::Open);
+        Ok(match admission {
+            Admission::Always => true,
+            Admission::Room => state.buffer.len() < HIGH_WATER && gate_open,
+            Admission::Publish => {
+                state.buffer.len() < HIGH_WATER && gate_open && state.blocked.is_none()
+            }
+        })
+    }
+
+    #[cold]
+    fn wait(
+        &self,
+        state: &mut MutexGuard<'_, State>,
+        admission: Admission,
+        gate: &impl Fn() -> Result<Gate>,
+        deadline: Deadline,
+    ) -> Result<()> {
+        while !Self::admits(state, admission, gate)? {
+            let timed_out = self.changed.wait_until(state, deadline.at()).timed_out();
+            if timed_out && !Self::admits(state, admission, gate)? {
+                return Err(Self::no_room(state, admission, deadline));
+            }
+        }
+        Ok(())
+    }
+
+    fn no_room(state: &State, admission: Admission, deadline: Deadline) -> Error {
+        let after = deadline.duration();
+        match &state.blocked {
+            Some(reason) if admission == Admission::Publish => {
+                let reason = reason.clone();
+                Error::new(ErrorKind::ConnectionBlocked { reason, after })
+            }
+            _ => Error::timed_out(after),
+        }
+    }
+
+    fn wake(&self) {
+        if let Err(error) = self.waker.wake() {
+            log::error!("cannot wake the IO thread: {error}");
+        }
+    }
+
+    /// Why the connection has ended, if it has.
+    pub(crate) fn end_cause(&self) -> Option<Error> {
+        self.state.lock().end.clone()
+    }
+
+    pub(crate) fn blocked_reason(&self) -> Option<String> {
+        self.state.lock().blocked.clone()
+    }
+
+    /// Ends the connection without another word, even if the socket takes nothing.
+    pub(crate) fn abort(&self) {
+        let _ = self.commands.send(Command::Abort);
+        self.wake();
+    }
+
+    // ---- the IO thread's side ----
+
+    /// Runs `change` under the lock, then lets everyone who waits look again.
+    pub(crate) fn change<T>(&self, change: impl FnOnce() -> T) -> T {
+        let state = self.state.lock();
+        let result = change();
+        drop(state);
+        self.changed.notify_all();
+        result
+    }
+
+    pub(crate) fn set_blocked(&self, reason: Option<String>) {
+        self.state.lock().blocked = reason;
+        self.changed.notify_all();
+    }
+
+    pub(crate) fn set_end(&self, error: Error) {
+        self.state.lock().end.get_or_insert(error);
+        self.changed.notify_all();
+    }
+
+    /// Appends what the core has to say.
+    pub(crate) fn append(&self, take_output: impl FnOnce(&mut Vec<u8>)) {
+        take_output(&mut self.state.lock().buffer);
+    }
+
+    /// Exchanges the empty `taken` for all that was appended. If that is nothing, the next one who appends wakes the
+    /// IO thread.
+    pub(crate) fn take(&self, taken: &mut Vec<u8>) {
+        let mut state = self.state.lock();
+        std::mem::swap(&mut state.buffer, taken);
+        state.asleep = taken.is_empty();
+        drop(state);
+        self.changed.notify_all();
+    }
+}
+
+/// How long to wait, made into a deadline only when waiting begins: most callers never wait, and the clock costs.
+pub(crate) enum Patience {
+    Begun(Deadline),
+    NotBegun(std::time::Duration),
+}
+
+impl Patience {
+    fn deadline(self) -> Deadline {
+        match self {
+            Self::Begun(deadline) => deadline,
+            Self::NotBegun(after) => Deadline::after(after),
+        }
+    }
+}
+
+impl From<Deadline> for Patience {
+    fn from(deadline: Deadline) -> Self {
+        Self::Begun(deadline)
+    }
+}
+
+impl From<std::time::Duration> for Patience {
+    fn from(after: std::time::Duration) -> Self {
+        Self::NotBegun(after)
+    }
+}

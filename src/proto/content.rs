@@ -1,0 +1,185 @@
+//! Messages as they are put together: a method, a header, any number of body frames.
+
+use crate::error::ReplyCode;
+use crate::wire::codec::WireResult;
+use crate::wire::frame::ContentHeader;
+use crate::wire::properties::Properties;
+
+/// How much is reserved for a body on the word of its header alone; beyond it, memory follows what arrives.
+const RESERVE: usize = 1 << 20;
+
+/// A message's bytes in one allocation: exchange, routing key, properties, body.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Content {
+    bytes: Vec<u8>,
+    exchange_end: usize,
+    routing_key_end: usize,
+    properties_end: usize,
+}
+
+impl Content {
+    fn new(names: &Names, header: ContentHeader<'_>, body_size: usize) -> Self {
+        let head = names.bytes.len() + header.properties.len();
+        let mut bytes = Vec::with_capacity(head + body_size.min(RESERVE));
+        bytes.extend_from_slice(&names.bytes);
+        bytes.extend_from_slice(header.properties);
+        Self {
+            exchange_end: names.exchange_end,
+            routing_key_end: names.bytes.len(),
+            properties_end: head,
+            bytes,
+        }
+    }
+
+    pub(crate) fn exchange(&self) -> &str {
+        self.text(0, self.exchange_end)
+    }
+
+    pub(crate) fn routing_key(&self) -> &str {
+        self.text(self.exchange_end, self.routing_key_end)
+    }
+
+    /// The names were valid UTF-8 when they were put here.
+    fn text(&self, start: usize, end: usize) -> &str {
+        let bytes = self.bytes.get(start..end).unwrap_or_default();
+        std::str::from_utf8(bytes).unwrap_or_default()
+    }
+
+    pub(crate) fn properties(&self) -> WireResult<Properties> {
+        let bytes = self.bytes.get(self.routing_key_end..self.properties_end);
+        Properties::decode(bytes.unwrap_or_default())
+    }
+
+    pub(crate) fn body(&self) -> &[u8] {
+        self.bytes.get(self.properties_end..).unwrap_or_default()
+    }
+
+    pub(crate) fn into_body(mut self) -> Vec<u8> {
+        self.bytes.drain(..self.properties_end);
+        self.bytes
+    }
+}
+
+/// The names of the message that is coming, kept until its size is known. The buffer is used again and again.
+#[derive(Debug, Default)]
+pub(crate) struct Names {
+    bytes: Vec<u8>,
+    exchange_end: usize,
+}
+
+impl Names {
+    pub(crate) fn set(&mut self, exchange: &str, routing_key: &str) {
+        self.bytes.clear();
+        self.bytes.extend_from_slice(exchange.as_bytes());
+        self.exchange_end = exchange.len();
+        self.bytes.extend_from_slice(routing_key.as_bytes());
+    }
+}
+
+/// A message for a consumer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Delivered {
+    pub(crate) delivery_tag: u64,
+    pub(crate) redelivered: bool,
+    pub(crate) content: Content,
+}
+
+/// A message that `basic.get` asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Fetched {
+    pub(crate) delivery_tag: u64,
+    pub(crate) redelivered: bool,
+    /// How many are left in the queue.
+    pub(crate) message_count: u32,
+    pub(crate) content: Content,
+}
+
+/// A message that could not be routed and came back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Returned {
+    pub(crate) code: ReplyCode,
+    pub(crate) text: String,
+    pub(crate) content: Content,
+}
+
+/// How far the message that is coming on a channel has come. `K` says what it will be.
+#[derive(Debug)]
+pub(crate) enum Assembly<K> {
+    /// No message is coming.
+    Idle,
+    /// Its method was read, its header comes next.
+    Header(K),
+    /// `missing` bytes of body are yet to come.
+    Body {
+        kind: K,
+        content: Content,
+        missing: u64,
+    },
+}
+
+/// Why a frame does not fit into the message that is coming.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Misfit {
+    UnexpectedHeader,
+    UnexpectedBody,
+    BodyTooLong { excess: u64 },
+    MessageTooLarge { size: u64 },
+}
+
+impl<K> Assembly<K> {
+    pub(crate) fn is_idle(&self) -> bool {
+        matches!(self, Self::Idle)
+    }
+
+    /// Takes a header and returns the message if it has no body.
+    pub(crate) fn header(
+        &mut self,
+        names: &Names,
+        header: ContentHeader<'_>,
+        max_size: u64,
+    ) -> Result<Option<(K, Content)>, Misfit> {
+        let kind = match std::mem::replace(self, Self::Idle) {
+            Self::Header(kind) => kind,
+            Self::Idle | Self::Body { .. } => return Err(Misfit::UnexpectedHeader),
+        };
+        let size = header.body_size;
+        let fits = usize::try_from(size).ok().filter(|_| size <= max_size);
+        let Some(body_size) = fits else {
+            return Err(Misfit::MessageTooLarge { size });
+        };
+        let content = Content::new(names, header, body_size);
+        if size == 0 {
+            return Ok(Some((kind, content)));
+        }
+        *self = Self::Body {
+            kind,
+            content,
+            missing: size,
+        };
+        Ok(None)
+    }
+
+    /// Takes a piece of the body and returns the message if it was the last.
+    pub(crate) fn body(&mut self, piece: &[u8]) -> Result<Option<(K, Content)>, Misfit> {
+        let Self::Body {
+            content, missing, ..
+        } = self
+        else {
+            return Err(Misfit::UnexpectedBody);
+        };
+        let length = piece.len() as u64;
+        if length > *missing {
+            let excess = length - *missing;
+            return Err(Misfit::BodyTooLong { excess });
+        }
+        content.bytes.extend_from_slice(piece);
+        *missing -= length;
+        if *missing > 0 {
+            return Ok(None);
+        }
+        match std::mem::replace(self, Self::Idle) {
+            Self::Body { kind, content, .. } => Ok(Some((kind, content))),
+            Self::Idle | Self::Header(_) => Ok(None),
+        }
+    }
+}

@@ -1,0 +1,209 @@
+//! From the protocol header to `open-ok`.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::time::Duration;
+
+use super::connection::{Config, Tuning};
+use crate::error::{CloseReason, Error, ErrorKind, ReplyCode};
+use crate::wire::codec::Writer;
+use crate::wire::frame::{MIN_SIZE, OVERHEAD};
+use crate::wire::method::{
+    ConnectionOpen, ConnectionStart, ConnectionStartOk, ConnectionTune, ConnectionTuneOk,
+    LongString,
+};
+use crate::wire::value::FieldTable;
+
+/// Who logs in, and how.
+#[derive(Clone)]
+pub(crate) struct Login {
+    pub(crate) mechanism: String,
+    pub(crate) user: String,
+    /// What the mechanism answers to the server's offer. A secret.
+    response: Vec<u8>,
+}
+
+impl fmt::Debug for Login {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} for {:?}", self.mechanism, self.user)
+    }
+}
+
+impl Login {
+    pub(crate) fn plain(user: &str, password: &str) -> Self {
+        Self {
+            mechanism: "PLAIN".to_owned(),
+            user: user.to_owned(),
+            response: format!("\0{user}\0{password}").into_bytes(),
+        }
+    }
+
+    /// PLAIN's content as a field table, without the table's length.
+    pub(crate) fn amqplain(user: &str, password: &str) -> Self {
+        let table = FieldTable::new()
+            .with("LOGIN", user)
+            .with("PASSWORD", password);
+        let mut response = Vec::new();
+        // The names are short and known, and a Vec takes everything.
+        let _ = Writer::new(&mut response).table(&table, "response");
+        response.drain(..4);
+        Self {
+            mechanism: "AMQPLAIN".to_owned(),
+            user: user.to_owned(),
+            response,
+        }
+    }
+}
+
+/// What the handshake waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Step {
+    Start,
+    Tune,
+    OpenOk,
+}
+
+impl Step {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Start => "connection.start",
+            Self::Tune => "connection.tune",
+            Self::OpenOk => "connection.open-ok",
+        }
+    }
+
+    /// What a socket that ended at this step means.
+    pub(crate) fn socket_closed(self, config: &Config, kind: std::io::ErrorKind) -> Error {
+        let error = match self {
+            Self::Tune => refused_login(config, ""),
+            Self::Start | Self::OpenOk => Error::new(ErrorKind::SocketClosed { kind }),
+        };
+        error.doing(format!("waiting for {}", self.name()))
+    }
+
+    /// What a `connection.close` at this step means.
+    pub(crate) fn closed(self, config: &Config, reason: CloseReason) -> Error {
+        if reason.code == ReplyCode::ACCESS_REFUSED {
+            return refused_login(config, &reason.text);
+        }
+        let about_vhost = matches!(
+            reason.code,
+            ReplyCode::NOT_ALLOWED | ReplyCode::INVALID_PATH
+        );
+        if self == Self::OpenOk && about_vhost {
+            let vhost = config.vhost.clone();
+            return Error::new(ErrorKind::VhostRefused { vhost, reason });
+        }
+        let error = Error::new(ErrorKind::ConnectionClosed(reason));
+        error.doing(format!("waiting for {}", self.name()))
+    }
+}
+
+fn refused_login(config: &Config, text: &str) -> Error {
+    Error::new(ErrorKind::LoginRefused {
+        user: config.login.user.clone(),
+        mechanism: config.login.mechanism.clone(),
+        text: text.to_owned(),
+    })
+}
+
+/// A server that speaks another version answers with the header of its own.
+pub(crate) fn version_mismatch(input: &[u8]) -> Option<Error> {
+    let version = input.strip_prefix(b"AMQP")?.get(..4)?;
+    let server = match version {
+        [0, major, minor, revision] => format!("AMQP {major}-{minor}-{revision}"),
+        [3, major, minor, revision] => format!("SASL and AMQP {major}.{minor}.{revision}"),
+        other => format!("AMQP {other:?}"),
+    };
+    Some(Error::new(ErrorKind::ProtocolVersionMismatch { server }))
+}
+
+/// Answers the server's offer, or says why it cannot be answered.
+pub(crate) fn start_ok<'a>(
+    config: &'a Config,
+    start: &ConnectionStart<'_>,
+) -> Result<ConnectionStartOk<'a>, Error> {
+    let offered = String::from_utf8_lossy(&start.mechanisms.0).into_owned();
+    let mechanism = config.login.mechanism.as_str();
+    if !offered.split_ascii_whitespace().any(|it| it == mechanism) {
+        let mechanism = mechanism.to_owned();
+        return Err(Error::new(ErrorKind::MechanismNotOffered {
+            mechanism,
+            offered,
+        }));
+    }
+    Ok(ConnectionStartOk {
+        client_properties: Cow::Borrowed(&config.client_properties),
+        mechanism: mechanism.into(),
+        response: LongString(Cow::Borrowed(&config.login.response)),
+        locale: "en_US".into(),
+    })
+}
+
+/// Takes the lower of both sides' limits; zero means that a side has none. A heartbeat of zero, of either side,
+/// means none.
+pub(crate) fn tune(config: &Config, server: &ConnectionTune) -> Result<Tuning, String> {
+    if server.frame_max != 0 && server.frame_max < MIN_SIZE {
+        return Err(format!(
+            "a frame_max of {}, the least is {MIN_SIZE}",
+            server.frame_max
+        ));
+    }
+    let seconds = u64::from(config.heartbeat.min(server.heartbeat));
+    Ok(Tuning {
+        channel_max: lower_limit(config.channel_max.into(), server.channel_max.into()) as u16,
+        frame_max: lower_limit(config.frame_max, server.frame_max),
+        heartbeat: Duration::from_secs(seconds),
+    })
+}
+
+fn lower_limit(ours: u32, theirs: u32) -> u32 {
+    match (ours, theirs) {
+        (0, limit) | (limit, 0) => limit,
+        (ours, theirs) => ours.min(theirs),
+    }
+}
+
+pub(crate) fn tune_ok(tuning: &Tuning) -> ConnectionTuneOk {
+    ConnectionTuneOk {
+        channel_max: tuning.channel_max,
+        frame_max: tuning.frame_max,
+        // Made from a u16 in `tune`.
+        heartbeat: tuning.heartbeat.as_secs() as u16,
+    }
+}
+
+pub(crate) fn open(config: &Config) -> ConnectionOpen<'_> {
+    ConnectionOpen {
+        virtual_host: config.vhost.as_str().into(),
+        ..ConnectionOpen::default()
+    }
+}
+
+impl Tuning {
+    /// Before anything is agreed: enough for any server's `connection.start`.
+    pub(crate) const BEFORE: Self = Self {
+        channel_max: 0,
+        frame_max: 128 << 10,
+        heartbeat: Duration::ZERO,
+    };
+
+    /// The largest payload of a frame. Without a limit of either side, frames are still bounded, so that neither side
+    /// has to take gigabytes at once.
+    pub(crate) fn payload_limit(&self) -> usize {
+        const UNLIMITED: u32 = 128 << 20;
+        let frame_max = match self.frame_max {
+            0 => UNLIMITED,
+            limit => limit,
+        };
+        frame_max as usize - OVERHEAD
+    }
+
+    /// The highest channel number.
+    pub(crate) fn highest_channel(&self) -> u16 {
+        match self.channel_max {
+            0 => u16::MAX,
+            limit => limit,
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! When to send a heartbeat, and when the peer is dead.
+
+use std::time::{Duration, Instant};
+
+/// What the time has brought.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Due {
+    Nothing,
+    /// Half an interval passed without output.
+    Send,
+    /// Two intervals passed without a byte from the peer.
+    PeerIsDead,
+}
+
+#[derive(Debug)]
+pub(crate) struct Heartbeat {
+    interval: Duration,
+    last_output: Instant,
+    last_input: Instant,
+}
+
+impl Heartbeat {
+    /// `None` if the interval is zero, which means no heartbeats.
+    pub(crate) fn new(interval: Duration, now: Instant) -> Option<Self> {
+        (!interval.is_zero()).then_some(Self {
+            interval,
+            last_output: now,
+            last_input: now,
+        })
+    }
+
+    pub(crate) fn interval(&self) -> Duration {
+        self.interval
+    }
+
+    pub(crate) fn output(&mut self, now: Instant) {
+        self.last_output = now;
+    }
+
+    pub(crate) fn input(&mut self, now: Instant) {
+        self.last_input = now;
+    }
+
+    pub(crate) fn deadline(&self) -> Instant {
+        self.send_at().min(self.dead_at())
+    }
+
+    pub(crate) fn due(&self, now: Instant) -> Due {
+        if now >= self.dead_at() {
+            Due::PeerIsDead
+        } else if now >= self.send_at() {
+            Due::Send
+        } else {
+            Due::Nothing
+        }
+    }
+
+    fn send_at(&self) -> Instant {
+        self.last_output + self.interval / 2
+    }
+
+    fn dead_at(&self) -> Instant {
+        self.last_input + self.interval * 2
+    }
+}

@@ -1,0 +1,22 @@
+//! The connection as a state machine without IO: bytes, commands and times go in; bytes, events and a deadline come
+//! out. Nothing here knows a socket, a thread, a clock, a lock or a channel between threads.
+//!
+//! How to drive it:
+//! 1. append [`Connection::take_output`] to what is to be written, and tell [`Connection::wrote`] when some was;
+//! 2. hand over every [`Command`] before the input that came after it;
+//! 3. hand over input with [`Connection::receive`], keep what it does not consume;
+//! 4. take every [`Event`] and answer the mailboxes in it;
+//! 5. call [`Connection::handle_timeout`] when [`Connection::deadline`] has come;
+//! 6. tell [`Connection::socket_closed`] when the socket has ended. After [`Event::Ended`] it is over.
+
+mod channel;
+mod connection;
+mod content;
+mod handshake;
+mod heartbeat;
+
+
+pub(crate) use channel::{Expected, Incoming};
+pub(crate) use connection::{Command, Config, Connection, Event, Mailboxes, Tuning};
+pub(crate) use content::{Content, Delivered, Fetched, Returned};
+pub(crate) use handshake::Login;

@@ -1,0 +1,219 @@
+//! AMQP URIs, after <https://www.rabbitmq.com/docs/uri-spec>.
+
+use std::time::Duration;
+
+use percent_encoding::percent_decode_str;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::options::ConnectionOptions;
+
+/// Reads `amqp://user:password@host:port/vhost?query` over the defaults.
+pub(crate) fn parse(uri: &str) -> Result<ConnectionOptions> {
+    let mut options = ConnectionOptions::default();
+    let rest = match uri.split_once("://") {
+        Some((scheme, rest)) if scheme.eq_ignore_ascii_case("amqp") => rest,
+        Some((scheme, _)) if scheme.eq_ignore_ascii_case("amqps") => {
+            return Err(invalid("amqps needs TLS, which is not available yet"))
+        }
+        // What is wrong here may be a password, so it is not repeated.
+        _ => return Err(invalid("it must begin with amqp://")),
+    };
+    if rest.contains('#') {
+        return Err(invalid("it must have no fragment (#)"));
+    }
+    let (rest, query) = split_before(rest, '?');
+    let (authority, path) = split_before(rest, '/');
+    read_authority(authority, &mut options)?;
+    if let Some(vhost) = path {
+        if vhost.contains('/') {
+            return Err(invalid(
+                "a slash inside the virtual host must be written as %2f",
+            ));
+        }
+        options.vhost = decode(vhost, "the virtual host")?;
+    }
+    for pair in query
+        .unwrap_or_default()
+        .split('&')
+        .filter(|it| !it.is_empty())
+    {
+        read_parameter(pair, &mut options)?;
+    }
+    Ok(options)
+}
+
+fn invalid(text: impl Into<String>) -> Error {
+    Error::new(ErrorKind::InvalidUri(text.into()))
+}
+
+/// What stands before the separator, and what behind it, if there is one.
+fn split_before(text: &str, separator: char) -> (&str, Option<&str>) {
+    match text.split_once(separator) {
+        Some((before, behind)) => (before, Some(behind)),
+        None => (text, None),
+    }
+}
+
+fn decode(text: &str, what: &str) -> Result<String> {
+    let mut rest = text;
+    while let Some((_, behind)) = rest.split_once('%') {
+        let hex = behind.as_bytes().get(..2).unwrap_or_default();
+        if hex.len() != 2 || !hex.iter().all(u8::is_ascii_hexdigit) {
+            return Err(invalid(format!(
+                "{what} has a % that is not followed by two hexadecimal digits"
+            )));
+        }
+        rest = behind;
+    }
+    let decoded = percent_decode_str(text).decode_utf8();
+    let decoded = decoded.map_err(|_| invalid(format!("{what} is not UTF-8")))?;
+    Ok(decoded.into_owned())
+}
+
+fn read_authority(authority: &str, options: &mut ConnectionOptions) -> Result<()> {
+    let (login, host_and_port) = match authority.rsplit_once('@') {
+        Some((login, host)) => (Some(login), host),
+        None => (None, authority),
+    };
+    if let Some(login) = login {
+        let (user, password) = split_before(login, ':');
+        options.username = decode(user, "the user name")?;
+        if let Some(password) = password {
+            options.password = decode(password, "the password")?;
+        }
+    }
+    let (host, port) = split_host(host_and_port)?;
+    if !host.is_empty() {
+        options.host = decode(host, "the host")?;
+    }
+    if let Some(port) = port.filter(|port| !port.is_empty()) {
+        let number = port.parse().ok().filter(|&number| number != 0);
+        options.port = number.ok_or_else(|| {
+            invalid(format!("the port is no number from 1 to 65535: {port:?}"))
+        })?;
+    }
+    Ok(())
+}
+
+/// An IPv6 address stands in brackets, since it has colons of its own.
+fn split_host(text: &str) -> Result<(&str, Option<&str>)> {
+    let Some(rest) = text.strip_prefix('[') else {
+        return Ok(split_before(text, ':'));
+    };
+    let Some((address, behind)) = rest.split_once(']') else {
+        return Err(invalid("the [ of the IPv6 address is not closed"));
+    };
+    match (behind.is_empty(), behind.strip_prefix(':')) {
+        (true, _) => Ok((address, None)),
+        (false, Some(port)) => Ok((address, Some(port))),
+        (false, None) => Err(invalid("only a port can follow an IPv6 address")),
+    }
+}
+
+fn read_parameter(pair: &str, options: &mut ConnectionOptions) -> Result<()> {
+    let (name, value) = split_before(pair, '=');
+    let value = decode(value.unwrap_or_default(), name)?;
+    match name {
+        "heartbeat" => options.heartbeat = Duration::from_secs(number::<u16>(name, &value)?.into()),
+        "connection_timeout" => {
+            options.connect_timeout = Duration::from_millis(number(name, &value)?);
+        }
+        "channel_max" => options.channel_max = number(name, &value)?,
+        "frame_max" => options.frame_max = number(name, &value)?,
+        unknown => return Err(invalid(format!("unknown query parameter {unknown:?}"))),
+    }
+    Ok(())
+}
+
+fn number<N: std::str::FromStr>(name: &str, value: &str) -> Result<N> {
+    let parsed = value.parse();
+    parsed.map_err(|_| {
+        invalid(format!(
+            "{name} is no number in the possible range: {value:?}"
+        ))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parse;
+    use std::time::Duration;
+
+    /// (URI, user, password, host, port, vhost): the appendix of RabbitMQ's URI specification, with our defaults
+    /// where a part is missing.
+    const EXAMPLES: [(&str, &str, &str, &str, u16, &str); 20] = [
+        ("amqp://user:pass@host:10000/vhost", "user", "pass", "host", 10000, "vhost"),
+        ("amqp://user%61:%61pass@ho%61st:10000/v%2fhost", "usera", "apass", "hoast", 10000, "v/host"),
+        ("amqp://", "guest", "guest", "localhost", 5672, "/"),
+        ("amqp://:@/", "", "", "localhost", 5672, ""),
+        ("amqp://user@", "user", "guest", "localhost", 5672, "/"),
+        ("amqp://user:pass@", "user", "pass", "localhost", 5672, "/"),
+        ("amqp://host", "guest", "guest", "host", 5672, "/"),
+        ("amqp://:10000", "guest", "guest", "localhost", 10000, "/"),
+        ("amqp:///vhost", "guest", "guest", "localhost", 5672, "vhost"),
+        ("amqp://host/", "guest", "guest", "host", 5672, ""),
+        ("amqp://host/%2F", "guest", "guest", "host", 5672, "/"),
+        ("amqp://[::1]", "guest", "guest", "::1", 5672, "/"),
+        ("amqp://[::1]:10000/v", "guest", "guest", "::1", 10000, "v"),
+        ("AMQP://host:5672", "guest", "guest", "host", 5672, "/"),
+        ("amqp://u:p%40ss%3a%2F@h", "u", "p@ss:/", "h", 5672, "/"),
+        ("amqp://u:p:q@h", "u", "p:q", "h", 5672, "/"),
+        ("amqp://guest:guest@localhost:5672/%2f", "guest", "guest", "localhost", 5672, "/"),
+        ("amqp://h:/v", "guest", "guest", "h", 5672, "v"),
+        ("amqp://h/caf%C3%A9", "guest", "guest", "h", 5672, "café"),
+        ("amqp://h?heartbeat=7", "guest", "guest", "h", 5672, "/"),
+    ];
+
+    #[test]
+    fn reads_the_examples_of_the_specification() {
+        for (uri, username, password, host, port, vhost) in EXAMPLES {
+            let options = parse(uri).unwrap();
+            assert_eq!(
+                (
+                    options.username.as_str(),
+                    options.password.as_str(),
+                    options.host.as_str(),
+                    options.port,
+                    options.vhost.as_str()
+                ),
+                (username, password, host, port, vhost),
+                "{uri}"
+            );
+        }
+    }
+
+    #[test]
+    fn reads_query_parameters() {
+        let options =
+            parse("amqp://h/v?heartbeat=7&connection_timeout=1500&channel_max=9&frame_max=8192")
+                .unwrap();
+        assert_eq!(options.heartbeat, Duration::from_secs(7));
+        assert_eq!(options.connect_timeout, Duration::from_millis(1500));
+        assert_eq!((options.channel_max, options.frame_max), (9, 8192));
+    }
+
+    #[test]
+    fn names_what_is_wrong_and_never_the_password() {
+        let table = [
+            ("localhost", "it must begin with amqp://"),
+            ("http://u:secret@h", "it must begin with amqp://"),
+            ("amqps://u:secret@h", "amqps needs TLS"),
+            ("amqp://u:secret@h:0", "the port is no number"),
+            ("amqp://u:secret@h:70000", "the port is no number"),
+            ("amqp://u:secret@h:1x", "the port is no number"),
+            ("amqp://u:secret@h/a/b", "a slash inside the virtual host"),
+            ("amqp://u:secret%zz@h", "the password has a %"),
+            ("amqp://u:secret%ff@h", "the password is not UTF-8"),
+            ("amqp://u:secret@[::1", "the [ of the IPv6 address"),
+            ("amqp://u:secret@[::1]x", "only a port can follow"),
+            ("amqp://u:secret@h?heartbeat=often", "heartbeat is no number"),
+            ("amqp://u:secret@h?heartbeet=1", "unknown query parameter \"heartbeet\""),
+            ("amqp://u:secret@h#f", "it must have no fragment"),
+        ];
+        for (uri, expected) in table {
+            let error = parse(uri).unwrap_err().to_string();
+            assert!(error.contains(expected), "{uri}: {error}");
+            assert!(!error.contains("secret"), "{uri}: {error}");
+        }
+    }
+}

@@ -1,0 +1,211 @@
+//! Frames: how methods, content headers and bodies are cut out of the stream of bytes.
+
+use byteorder::{BigEndian, ByteOrder};
+
+use super::codec::{Reader, WireError, WireResult, Writer};
+use super::method::Encode;
+use super::properties::Properties;
+
+/// What a client sends first: the protocol and its version.
+pub(crate) const PROTOCOL_HEADER: [u8; 8] = *b"AMQP\x00\x00\x09\x01";
+/// Bytes around a payload: seven before it, one behind.
+pub(crate) const OVERHEAD: usize = 8;
+/// Every peer must take frames of this size, and may not ask for less.
+pub(crate) const MIN_SIZE: u32 = 4096;
+
+pub(crate) const BASIC_CLASS: u16 = 60;
+const HEAD: usize = 7;
+const END: u8 = 0xce;
+
+const METHOD: u8 = 1;
+const HEADER: u8 = 2;
+const BODY: u8 = 3;
+const HEARTBEAT: u8 = 8;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum FrameKind {
+    Method,
+    Header,
+    Body,
+    Heartbeat,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Frame<'a> {
+    pub(crate) kind: FrameKind,
+    pub(crate) channel: u16,
+    pub(crate) payload: &'a [u8],
+}
+
+/// What stands at the front of the input.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Cut<'a> {
+    /// A whole frame, and how many bytes it takes.
+    Frame(Frame<'a>, usize),
+    /// Not yet a frame; it will take at least so many bytes in all.
+    Incomplete(usize),
+}
+
+/// Looks for a frame at the front of `input`. `limit` bounds the payload; a larger claim is refused as soon as it is
+/// seen.
+#[inline]
+pub(crate) fn cut(input: &[u8], limit: usize) -> WireResult<Cut<'_>> {
+    let Some((head, rest)) = split_at(input, HEAD) else {
+        return match input.first() {
+            Some(&kind) => frame_kind(kind).map(|_| Cut::Incomplete(HEAD + 1)),
+            None => Ok(Cut::Incomplete(HEAD + 1)),
+        };
+    };
+    let mut reader = Reader::new(head);
+    let kind = frame_kind(reader.u8("a frame")?)?;
+    let channel = reader.u16("a frame")?;
+    let size = reader.u32("a frame")? as usize;
+    if size > limit {
+        return Err(WireError::FrameTooLarge {
+            size: size as u64,
+            limit: limit as u64,
+        });
+    }
+    let Some((payload, end)) = split_at(rest, size) else {
+        return Ok(Cut::Incomplete(size + OVERHEAD));
+    };
+    match end.first() {
+        None => Ok(Cut::Incomplete(size + OVERHEAD)),
+        Some(&END) => {
+            let frame = Frame {
+                kind,
+                channel,
+                payload,
+            };
+            Ok(Cut::Frame(frame, size + OVERHEAD))
+        }
+        Some(&other) => Err(WireError::WrongFrameEnd(other)),
+    }
+}
+
+fn split_at(bytes: &[u8], at: usize) -> Option<(&[u8], &[u8])> {
+    (bytes.len() >= at).then(|| bytes.split_at(at))
+}
+
+fn frame_kind(kind: u8) -> WireResult<FrameKind> {
+    Ok(match kind {
+        METHOD => FrameKind::Method,
+        HEADER => FrameKind::Header,
+        BODY => FrameKind::Body,
+        HEARTBEAT => FrameKind::Heartbeat,
+        unknown => return Err(WireError::UnknownFrameType(unknown)),
+    })
+}
+
+/// A content header: how long the body is, and the properties as they came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ContentHeader<'a> {
+    pub(crate) body_size: u64,
+    pub(crate) properties: &'a [u8],
+}
+
+impl<'a> ContentHeader<'a> {
+    #[inline]
+    pub(crate) fn decode(payload: &'a [u8]) -> WireResult<Self> {
+        let mut reader = Reader::new(payload);
+        let class = reader.u16("a content header")?;
+        if class != BASIC_CLASS {
+            return Err(WireError::UnknownContentClass(class));
+        }
+        let _weight = reader.u16("a content header")?;
+        let body_size = reader.u64("a content header")?;
+        let properties = payload.get(12..).unwrap_or_default();
+        Ok(Self {
+            body_size,
+            properties,
+        })
+    }
+}
+
+/// Appends a frame whose payload `body` writes. On an error nothing is left behind.
+#[inline]
+fn write_frame(
+    buffer: &mut Vec<u8>,
+    kind: u8,
+    channel: u16,
+    limit: usize,
+    body: impl FnOnce(&mut Vec<u8>) -> WireResult<()>,
+) -> WireResult<()> {
+    let start = buffer.len();
+    let mut head = [kind, 0, 0, 0, 0, 0, 0];
+    BigEndian::write_u16(&mut head[1..3], channel);
+    buffer.extend_from_slice(&head);
+    let written = body(buffer).and_then(|()| {
+        let size = buffer.len() - start - HEAD;
+        if size > limit {
+            return Err(WireError::FrameTooLarge {
+                size: size as u64,
+                limit: limit as u64,
+            });
+        }
+        Ok(size)
+    });
+    let size = match written {
+        Ok(size) => size,
+        Err(error) => {
+            buffer.truncate(start);
+            return Err(error);
+        }
+    };
+    if let Some(place) = buffer.get_mut(start + 3..start + HEAD) {
+        // A limit is below 4 GiB, since it was agreed on in 32 bits.
+        BigEndian::write_u32(place, size as u32);
+    }
+    buffer.push(END);
+    Ok(())
+}
+
+/// Appends a method frame, or nothing if it cannot be encoded or its payload is above `limit`.
+#[inline]
+pub(crate) fn write_method<M: Encode>(
+    buffer: &mut Vec<u8>,
+    channel: u16,
+    method: &M,
+    limit: usize,
+) -> WireResult<()> {
+    log::trace!("channel {channel} → {}", M::ID);
+    write_frame(buffer, METHOD, channel, limit, |buffer| {
+        method.encode(buffer)
+    })
+}
+
+/// Appends content: the header frame and as many body frames as the body needs, each at most `limit` bytes of
+/// payload. Appends nothing if the header does not fit one frame.
+#[inline]
+pub(crate) fn write_content(
+    buffer: &mut Vec<u8>,
+    channel: u16,
+    properties: Option<&Properties>,
+    body: &[u8],
+    limit: usize,
+) -> WireResult<()> {
+    write_frame(buffer, HEADER, channel, limit, |buffer| {
+        let mut writer = Writer::new(buffer);
+        writer.u16(BASIC_CLASS);
+        writer.u16(0);
+        writer.u64(body.len() as u64);
+        match properties {
+            Some(properties) => properties.encode(buffer),
+            None => {
+                writer.u16(0);
+                Ok(())
+            }
+        }
+    })?;
+    for piece in body.chunks(limit) {
+        write_frame(buffer, BODY, channel, limit, |buffer| {
+            buffer.extend_from_slice(piece);
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+pub(crate) fn write_heartbeat(buffer: &mut Vec<u8>) {
+    buffer.extend_from_slice(&[HEARTBEAT, 0, 0, 0, 0, 0, 0, END]);
+}

@@ -1,0 +1,441 @@
+//! Field tables: the typed arguments and headers of AMQP.
+
+use std::collections::{btree_map, BTreeMap};
+use std::fmt;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use super::codec::{Reader, WireError, WireResult, Writer};
+
+/// How deep tables and arrays may be nested, so that no peer can exhaust the stack.
+pub(crate) const MAX_DEPTH: usize = 32;
+
+/// One value in a [`FieldTable`]: every type that RabbitMQ reads or writes.
+///
+/// Integers keep the width they are given, because RabbitMQ compares arguments by value, but some plugins and
+/// clients by type. `From` picks the type that fits the Rust value: `i32` becomes a signed 32-bit integer, `&str` a
+/// long string.
+///
+/// See the [errata](https://www.rabbitmq.com/amqp-0-9-1-errata#section_3) for the type table.
+#[derive(Clone, PartialEq)]
+#[non_exhaustive]
+pub enum FieldValue {
+    /// A boolean (`t`).
+    Bool(bool),
+    /// A signed 8-bit integer (`b`).
+    I8(i8),
+    /// An unsigned 8-bit integer (`B`).
+    U8(u8),
+    /// A signed 16-bit integer (`s`).
+    I16(i16),
+    /// An unsigned 16-bit integer (`u`).
+    U16(u16),
+    /// A signed 32-bit integer (`I`).
+    I32(i32),
+    /// An unsigned 32-bit integer (`i`).
+    U32(u32),
+    /// A signed 64-bit integer (`l`; `L` is read as the same, as RabbitMQ does).
+    I64(i64),
+    /// A 32-bit float (`f`).
+    F32(f32),
+    /// A 64-bit float (`d`).
+    F64(f64),
+    /// A decimal (`D`): `value` divided by ten to the power of `scale`.
+    Decimal {
+        /// How many of the digits stand behind the point.
+        scale: u8,
+        /// The digits.
+        value: u32,
+    },
+    /// A text or any bytes (`S`); see [`FieldValue::as_str`].
+    LongString(Vec<u8>),
+    /// An array of values (`A`).
+    Array(Vec<Self>),
+    /// Seconds since 1970-01-01 00:00 UTC (`T`).
+    Timestamp(u64),
+    /// A table inside this one (`F`).
+    Table(FieldTable),
+    /// Nothing (`V`).
+    Void,
+    /// Bytes that are no text (`x`).
+    ByteArray(Vec<u8>),
+}
+
+impl FieldValue {
+    /// The text of a [`FieldValue::LongString`] that is valid UTF-8.
+    pub fn as_str(&self) -> Option<&str> {
+        match self {
+            Self::LongString(bytes) => std::str::from_utf8(bytes).ok(),
+            _ => None,
+        }
+    }
+
+    /// The bytes of a [`FieldValue::LongString`] or [`FieldValue::ByteArray`].
+    pub fn as_bytes(&self) -> Option<&[u8]> {
+        match self {
+            Self::LongString(bytes) | Self::ByteArray(bytes) => Some(bytes),
+            _ => None,
+        }
+    }
+
+    /// The value of an integer of any width.
+    pub fn as_i64(&self) -> Option<i64> {
+        Some(match *self {
+            Self::I8(value) => value.into(),
+            Self::U8(value) => value.into(),
+            Self::I16(value) => value.into(),
+            Self::U16(value) => value.into(),
+            Self::I32(value) => value.into(),
+            Self::U32(value) => value.into(),
+            Self::I64(value) => value,
+            _ => return None,
+        })
+    }
+
+    /// The value of a [`FieldValue::Bool`].
+    pub fn as_bool(&self) -> Option<bool> {
+        match *self {
+            Self::Bool(value) => Some(value),
+            _ => None,
+        }
+    }
+
+    /// The table of a [`FieldValue::Table`].
+    pub fn as_table(&self) -> Option<&FieldTable> {
+        match self {
+            Self::Table(table) => Some(table),
+            _ => None,
+        }
+    }
+
+    /// The values of a [`FieldValue::Array`].
+    pub fn as_array(&self) -> Option<&[Self]> {
+        match self {
+            Self::Array(values) => Some(values),
+            _ => None,
+        }
+    }
+}
+
+/// Texts are shown as texts.
+impl fmt::Debug for FieldValue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Bool(value) => value.fmt(f),
+            Self::I8(value) => value.fmt(f),
+            Self::U8(value) => value.fmt(f),
+            Self::I16(value) => value.fmt(f),
+            Self::U16(value) => value.fmt(f),
+            Self::I32(value) => value.fmt(f),
+            Self::U32(value) => value.fmt(f),
+            Self::I64(value) => value.fmt(f),
+            Self::F32(value) => value.fmt(f),
+            Self::F64(value) => value.fmt(f),
+            Self::Decimal { scale, value } => write!(f, "{value}e-{scale}"),
+            Self::LongString(bytes) => match std::str::from_utf8(bytes) {
+                Ok(text) => text.fmt(f),
+                Err(_) => bytes.fmt(f),
+            },
+            Self::Array(values) => values.fmt(f),
+            Self::Timestamp(seconds) => write!(f, "Timestamp({seconds})"),
+            Self::Table(table) => table.fmt(f),
+            Self::Void => f.write_str("Void"),
+            Self::ByteArray(bytes) => write!(f, "ByteArray({bytes:?})"),
+        }
+    }
+}
+
+macro_rules! from {
+    ($($type:ty => |$value:ident| $made:expr;)*) => {
+        $(impl From<$type> for FieldValue {
+            fn from($value: $type) -> Self {
+                $made
+            }
+        })*
+    };
+}
+
+from! {
+    bool => |value| Self::Bool(value);
+    i8 => |value| Self::I8(value);
+    u8 => |value| Self::U8(value);
+    i16 => |value| Self::I16(value);
+    u16 => |value| Self::U16(value);
+    i32 => |value| Self::I32(value);
+    u32 => |value| Self::U32(value);
+    i64 => |value| Self::I64(value);
+    f32 => |value| Self::F32(value);
+    f64 => |value| Self::F64(value);
+    &str => |value| Self::LongString(value.as_bytes().to_vec());
+    String => |value| Self::LongString(value.into_bytes());
+    Vec<u8> => |value| Self::ByteArray(value);
+    &[u8] => |value| Self::ByteArray(value.to_vec());
+    FieldTable => |value| Self::Table(value);
+    Vec<Self> => |value| Self::Array(value);
+    SystemTime => |value| Self::Timestamp(
+        value.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs()
+    );
+}
+
+/// Named values: the `arguments` of declarations and the `headers` of messages.
+///
+/// Names have at most 255 bytes; a longer one is refused by the call that would send it. Names are unique and kept
+/// in order of the alphabet.
+///
+/// ```
+/// use leveret::FieldTable;
+///
+/// let arguments = FieldTable::new()
+///     .with("x-message-ttl", 60_000)
+///     .with("x-dead-letter-exchange", "dead");
+/// assert_eq!(arguments.get("x-message-ttl").and_then(|ttl| ttl.as_i64()), Some(60_000));
+/// ```
+#[derive(Clone, Default, PartialEq)]
+pub struct FieldTable {
+    values: BTreeMap<String, FieldValue>,
+}
+
+impl FieldTable {
+    /// A table without values.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// This table with one more value, which replaces an older one of the same name.
+    #[must_use]
+    pub fn with(mut self, name: impl Into<String>, value: impl Into<FieldValue>) -> Self {
+        self.insert(name, value);
+        self
+    }
+
+    /// Adds a value and returns the one it replaces.
+    pub fn insert(
+        &mut self,
+        name: impl Into<String>,
+        value: impl Into<FieldValue>,
+    ) -> Option<FieldValue> {
+        self.values.insert(name.into(), value.into())
+    }
+
+    /// The value of that name.
+    pub fn get(&self, name: &str) -> Option<&FieldValue> {
+        self.values.get(name)
+    }
+
+    /// Takes the value of that name out of the table.
+    pub fn remove(&mut self, name: &str) -> Option<FieldValue> {
+        self.values.remove(name)
+    }
+
+    /// How many values there are.
+    pub fn len(&self) -> usize {
+        self.values.len()
+    }
+
+    /// Whether there are no values.
+    pub fn is_empty(&self) -> bool {
+        self.values.is_empty()
+    }
+
+    /// All names and values.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &FieldValue)> {
+        self.values
+            .iter()
+            .map(|(name, value)| (name.as_str(), value))
+    }
+}
+
+impl fmt::Debug for FieldTable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.values.fmt(f)
+    }
+}
+
+impl<N: Into<String>, V: Into<FieldValue>> FromIterator<(N, V)> for FieldTable {
+    fn from_iter<I: IntoIterator<Item = (N, V)>>(values: I) -> Self {
+        let values = values
+            .into_iter()
+            .map(|(name, value)| (name.into(), value.into()));
+        Self {
+            values: values.collect(),
+        }
+    }
+}
+
+impl IntoIterator for FieldTable {
+    type Item = (String, FieldValue);
+    type IntoIter = btree_map::IntoIter<String, FieldValue>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.values.into_iter()
+    }
+}
+
+const TABLE: &str = "a field table";
+const ARRAY: &str = "a field array";
+const VALUE: &str = "a field value";
+
+pub(crate) fn read_table(reader: &mut Reader<'_>, depth: usize) -> WireResult<FieldTable> {
+    if depth > MAX_DEPTH {
+        return Err(WireError::TooDeep);
+    }
+    let mut inner = Reader::new(reader.long_bytes(TABLE)?);
+    let mut table = FieldTable::new();
+    while !inner.is_empty() {
+        let name = String::from_utf8_lossy(inner.short_bytes(TABLE)?).into_owned();
+        let value = read_value(&mut inner, depth)?;
+        table.values.insert(name, value);
+    }
+    Ok(table)
+}
+
+fn read_array(reader: &mut Reader<'_>, depth: usize) -> WireResult<Vec<FieldValue>> {
+    if depth > MAX_DEPTH {
+        return Err(WireError::TooDeep);
+    }
+    let mut inner = Reader::new(reader.long_bytes(ARRAY)?);
+    let mut values = Vec::new();
+    while !inner.is_empty() {
+        values.push(read_value(&mut inner, depth)?);
+    }
+    Ok(values)
+}
+
+fn read_value(reader: &mut Reader<'_>, depth: usize) -> WireResult<FieldValue> {
+    let tag = reader.u8(VALUE)?;
+    // The casts from unsigned to signed of the same width keep the bits: that is what the type tags mean.
+    Ok(match tag {
+        b't' => FieldValue::Bool(reader.u8(VALUE)? != 0),
+        b'b' => FieldValue::I8(reader.u8(VALUE)? as i8),
+        b'B' => FieldValue::U8(reader.u8(VALUE)?),
+        b's' => FieldValue::I16(reader.u16(VALUE)? as i16),
+        b'u' => FieldValue::U16(reader.u16(VALUE)?),
+        b'I' => FieldValue::I32(reader.u32(VALUE)? as i32),
+        b'i' => FieldValue::U32(reader.u32(VALUE)?),
+        b'l' | b'L' => FieldValue::I64(reader.u64(VALUE)? as i64),
+        b'f' => FieldValue::F32(f32::from_bits(reader.u32(VALUE)?)),
+        b'd' => FieldValue::F64(f64::from_bits(reader.u64(VALUE)?)),
+        b'D' => FieldValue::Decimal {
+            scale: reader.u8(VALUE)?,
+            value: reader.u32(VALUE)?,
+        },
+        b'S' => FieldValue::LongString(reader.long_bytes(VALUE)?.to_vec()),
+        b'x' => FieldValue::ByteArray(reader.long_bytes(VALUE)?.to_vec()),
+        b'T' => FieldValue::Timestamp(reader.u64(VALUE)?),
+        b'A' => FieldValue::Array(read_array(reader, depth + 1)?),
+        b'F' => FieldValue::Table(read_table(reader, depth + 1)?),
+        b'V' => FieldValue::Void,
+        unknown => return Err(WireError::UnknownValueType(unknown)),
+    })
+}
+
+pub(crate) fn write_table(
+    writer: &mut Writer<'_>,
+    table: &FieldTable,
+    field: &'static str,
+    depth: usize,
+) -> WireResult<()> {
+    if depth > MAX_DEPTH {
+        return Err(WireError::TooDeep);
+    }
+    writer.with_length(field, |writer| {
+        for (name, value) in &table.values {
+            writer.short_bytes(name.as_bytes(), "a name in a field table")?;
+            write_value(writer, value, field, depth)?;
+        }
+        Ok(())
+    })
+}
+
+fn write_value(
+    writer: &mut Writer<'_>,
+    value: &FieldValue,
+    field: &'static str,
+    depth: usize,
+) -> WireResult<()> {
+    let mut tag = |tag| writer.u8(tag);
+    match value {
+        FieldValue::Bool(value) => {
+            tag(b't');
+            writer.u8(u8::from(*value));
+        }
+        FieldValue::I8(value) => {
+            tag(b'b');
+            writer.u8(*value as u8);
+        }
+        FieldValue::U8(value) => {
+            tag(b'B');
+            writer.u8(*value);
+        }
+        FieldValue::I16(value) => {
+            tag(b's');
+            writer.u16(*value as u16);
+        }
+        FieldValue::U16(value) => {
+            tag(b'u');
+            writer.u16(*value);
+        }
+        FieldValue::I32(value) => {
+            tag(b'I');
+            writer.u32(*value as u32);
+        }
+        FieldValue::U32(value) => {
+            tag(b'i');
+            writer.u32(*value);
+        }
+        FieldValue::I64(value) => {
+            tag(b'l');
+            writer.u64(*value as u64);
+        }
+        FieldValue::F32(value) => {
+            tag(b'f');
+            writer.u32(value.to_bits());
+        }
+        FieldValue::F64(value) => {
+            tag(b'd');
+            writer.u64(value.to_bits());
+        }
+        FieldValue::Decimal { scale, value } => {
+            tag(b'D');
+            writer.u8(*scale);
+            writer.u32(*value);
+        }
+        FieldValue::LongString(bytes) => {
+            tag(b'S');
+            writer.long_bytes(bytes, field)?;
+        }
+        FieldValue::ByteArray(bytes) => {
+            tag(b'x');
+            writer.long_bytes(bytes, field)?;
+        }
+        FieldValue::Timestamp(seconds) => {
+            tag(b'T');
+            writer.u64(*seconds);
+        }
+        FieldValue::Array(values) => {
+            tag(b'A');
+            write_array(writer, values, field, depth + 1)?;
+        }
+        FieldValue::Table(table) => {
+            tag(b'F');
+            write_table(writer, table, field, depth + 1)?;
+        }
+        FieldValue::Void => tag(b'V'),
+    }
+    Ok(())
+}
+
+fn write_array(
+    writer: &mut Writer<'_>,
+    values: &[FieldValue],
+    field: &'static str,
+    depth: usize,
+) -> WireResult<()> {
+    if depth > MAX_DEPTH {
+        return Err(WireError::TooDeep);
+    }
+    writer.with_length(field, |writer| {
+        values
+            .iter()
+            .try_for_each(|value| write_value(writer, value, field, depth))
+    })
+}
