@@ -37,10 +37,7 @@ pub(crate) fn connect<M: Mailboxes>(options: &ConnectionOptions) -> Result<Conne
 }
 
 /// Tries the addresses behind the name one after the other.
-fn open_socket(
-    options: &ConnectionOptions,
-    deadline: Deadline,
-) -> Result<(TcpStream, SocketAddr)> {
+fn open_socket(options: &ConnectionOptions, deadline: Deadline) -> Result<(TcpStream, SocketAddr)> {
     let addresses = (options.host.as_str(), options.port)
         .to_socket_addrs()
         .map_err(|error| failed(options, &error))?;

@@ -14,7 +14,7 @@ use crate::channel_numbers::ChannelNumbers;
 use crate::deadline::Deadline;
 use crate::error::{CloseReason, Error, ErrorKind as Kind};
 use crate::inbox::Inbox;
-use crate::mailbox::{Command, Mailboxes, Reply};
+use crate::mailbox::{Command, Mailboxes, Reply, Unclaimed};
 use crate::outbox::Outbox;
 use crate::proto::{self, Event};
 use crate::stream::Stream;
@@ -310,7 +310,15 @@ impl IoThread {
                 Event::Opened => {}
                 // Whoever has given up waiting has dropped the receiver; a late reply is for nobody.
                 Event::Reply { call, reply } => drop(call.send(Ok(Reply::Method(reply)))),
-                Event::Fetched { call, message } => drop(call.send(Ok(Reply::Message(message)))),
+                Event::Fetched {
+                    call,
+                    channel,
+                    no_ack,
+                    message,
+                } => {
+                    let message = Unclaimed::new(message, no_ack, channel);
+                    drop(call.send(Ok(Reply::Message(message))));
+                }
                 Event::Failed { call, error } => drop(call.send(Err(error))),
                 Event::Delivery { consumer, delivery } => consumer.deliver(delivery),
                 Event::ConsumerEnded { consumer, error } => consumer.ended(error),

@@ -1,4 +1,82 @@
-//! leveret
+//! A blocking AMQP 0-9-1 client for RabbitMQ and other brokers: for plain synchronous programs, scripts that need no
+//! async runtime, and worker processes with one consumer thread per queue.
+//!
+//! A thread of its own owns each connection's socket and heartbeats. The program's threads call blocking methods on
+//! handles: every call ends, with the broker's reply, an error that names who said what, or a timeout. There are no
+//! callbacks, no lifetimes in handles, and no runtime.
+//!
+//! ```no_run
+//! use leveret::{Connection, ConsumeOptions, ExchangeDeclareOptions, ExchangeKind, Message, QueueDeclareOptions, Result};
+//! use std::time::Duration;
+//!
+//! fn main() -> Result<()> {
+//!     let connection = Connection::open("amqp://guest:guest@localhost:5672/%2f")?;
+//!     let channel = connection.open_channel()?;
+//!
+//!     let logs = channel.exchange_declare("logs", ExchangeKind::Fanout, ExchangeDeclareOptions::durable())?;
+//!     let queue = channel.queue_declare("tasks", QueueDeclareOptions::durable())?;
+//!     queue.bind(&logs, "")?;
+//!
+//!     channel.confirm_select()?;
+//!     queue.publish("to the default exchange, routed by the queue's name")?;
+//!     logs.publish("", Message::new(b"bytes").persistent().content_type("text/plain"))?;
+//!     channel.wait_for_confirms()?;
+//!
+//!     channel.basic_qos(200)?;
+//!     let consumer = queue.consume(ConsumeOptions::default())?;
+//!     while let Some(delivery) = consumer.recv_timeout(Duration::from_secs(1))? {
+//!         println!("{} {:?}", delivery.routing_key(), delivery.body());
+//!         delivery.ack()?;
+//!     }
+//!     connection.close()
+//! }
+//! ```
+//!
+//! # Where to look
+//! - [`Connection`] and [`ConnectionOptions`]: connecting, timeouts, the end of a connection.
+//! - [`Channel`]: every method of AMQP, under AMQP's own name. [`Exchange`] and [`Queue`] are shorthands for one name.
+//! - [`Message`] and [`Properties`]: what is published. [`Channel::confirm_select`]: knowing that it arrived.
+//! - [`Consumer`], [`Delivery`]: what comes back, and acknowledging it.
+//! - [`Error`]: what went wrong, and who says so.
+//!
+//! # Logging
+//! Through the `log` crate: the life of connections at `info` and `warn`, each frame's method at `trace`; never
+//! bodies or passwords.
+
+mod channel;
+mod channel_numbers;
+mod confirm;
+mod connect;
+mod connection;
+mod consumer;
+mod deadline;
+mod delivery;
 mod error;
+mod exchange;
+mod inbox;
+mod io_thread;
+mod mailbox;
+mod message;
+mod options;
+mod outbox;
 mod proto;
+mod queue;
+mod request;
+mod stream;
+mod uri;
 mod wire;
+
+pub use channel::Channel;
+pub use connection::Connection;
+pub use consumer::{Consumer, Iter};
+pub use delivery::{Delivery, GetResponse};
+pub use error::{CloseReason, ClosedBy, Error, ErrorKind, ReplyCode, Result};
+pub use exchange::{Exchange, ExchangeKind};
+pub use message::{Body, Message, ReturnedMessage};
+pub use options::{
+    BindOptions, ConnectionOptions, ConsumeOptions, ExchangeDeclareOptions, ExchangeDeleteOptions,
+    LoginMethod, NackOptions, QosOptions, QueueDeclareOptions, QueueDeleteOptions,
+};
+pub use queue::Queue;
+pub use wire::properties::Properties;
+pub use wire::value::{FieldTable, FieldValue};

@@ -12,10 +12,38 @@ use crate::wire::method::Method;
 pub(crate) type Call = Sender<Result<Reply>>;
 
 /// What a call is answered with.
-#[derive(Debug)]
 pub(crate) enum Reply {
     Method(Method<'static>),
-    Message(Fetched),
+    Message(Unclaimed),
+}
+
+/// A fetched message on its way to the caller. If he has given up meanwhile, it goes back to its queue.
+pub(crate) struct Unclaimed {
+    message: Option<Fetched>,
+    no_ack: bool,
+    channel: Arc<dyn ChannelMailbox>,
+}
+
+impl Unclaimed {
+    pub(crate) fn new(message: Fetched, no_ack: bool, channel: Arc<dyn ChannelMailbox>) -> Self {
+        Self {
+            message: Some(message),
+            no_ack,
+            channel,
+        }
+    }
+
+    pub(crate) fn claim(mut self) -> Option<Fetched> {
+        self.message.take()
+    }
+}
+
+impl Drop for Unclaimed {
+    fn drop(&mut self) {
+        if let Some(message) = self.message.take().filter(|_| !self.no_ack) {
+            self.channel.requeue(message.delivery_tag);
+        }
+    }
 }
 
 /// What the IO thread tells a channel. It runs on the IO thread and must not block.
@@ -28,6 +56,8 @@ pub(crate) trait ChannelMailbox: Send + Sync {
     fn confirm(&self, sequence_number: u64, multiple: bool, nack: bool);
     /// A message came back.
     fn returned(&self, message: Returned);
+    /// Nobody wants this message any more.
+    fn requeue(&self, delivery_tag: u64);
 }
 
 /// What the IO thread tells a consumer. It runs on the IO thread and must not block.

@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::proto::{Config, Login};
 use crate::uri;
 use crate::wire::frame::MIN_SIZE;
-use crate::wire::value::FieldTable;
+use crate::wire::value::{FieldTable, FieldValue};
 
 macro_rules! setters {
     ($($(#[$doc:meta])* $name:ident: $type:ty;)*) => {
@@ -19,6 +19,25 @@ macro_rules! setters {
                 self
             }
         )*
+    };
+}
+
+/// A table of arguments can be given at once or one by one.
+macro_rules! arguments {
+    ($(#[$doc:meta])*) => {
+        $(#[$doc])*
+        #[must_use]
+        pub fn arguments(mut self, arguments: FieldTable) -> Self {
+            self.arguments = arguments;
+            self
+        }
+
+        /// One more argument.
+        #[must_use]
+        pub fn argument(mut self, name: impl Into<String>, value: impl Into<FieldValue>) -> Self {
+            self.arguments.insert(name, value);
+            self
+        }
     };
 }
 
@@ -121,6 +140,13 @@ impl fmt::Debug for ConnectionOptions {
             .field("connection_name", &self.connection_name)
             .field("client_properties", &self.client_properties)
             .finish()
+    }
+}
+
+/// As a URI, without the password.
+impl fmt::Display for ConnectionOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        uri::write(self, f)
     }
 }
 
@@ -237,7 +263,10 @@ impl ConnectionOptions {
             .with("version", env!("CARGO_PKG_VERSION"))
             .with("platform", "Rust")
             .with("connection_name", name.unwrap_or_else(default_name))
-            .with("capabilities", FieldTable::from_iter(capabilities.map(|it| (it, true))));
+            .with(
+                "capabilities",
+                FieldTable::from_iter(capabilities.map(|it| (it, true))),
+            );
         for (name, value) in self.client_properties.clone() {
             properties.insert(name, value);
         }
@@ -279,7 +308,10 @@ pub struct QueueDeclareOptions {
 impl QueueDeclareOptions {
     /// A classic queue that survives a restart of the broker.
     pub fn durable() -> Self {
-        Self { durable: true, ..Self::default() }
+        Self {
+            durable: true,
+            ..Self::default()
+        }
     }
 
     /// A replicated, durable queue (`x-queue-type: quorum`).
@@ -294,12 +326,18 @@ impl QueueDeclareOptions {
 
     /// A queue for this connection alone; it is deleted with the connection.
     pub fn exclusive() -> Self {
-        Self { exclusive: true, ..Self::default() }
+        Self {
+            exclusive: true,
+            ..Self::default()
+        }
     }
 
     /// Declares nothing: the call fails if there is no such queue, and tells its counts if there is.
     pub fn passive() -> Self {
-        Self { passive: true, ..Self::default() }
+        Self {
+            passive: true,
+            ..Self::default()
+        }
     }
 
     flags! {
@@ -310,20 +348,8 @@ impl QueueDeclareOptions {
         no_wait;
     }
 
-    setters! {
+    arguments! {
         /// All arguments at once, such as `x-message-ttl`.
-        arguments: FieldTable;
-    }
-
-    /// One more argument.
-    #[must_use]
-    pub fn argument(
-        mut self,
-        name: impl Into<String>,
-        value: impl Into<crate::FieldValue>,
-    ) -> Self {
-        self.arguments.insert(name, value);
-        self
     }
 }
 
@@ -346,12 +372,18 @@ pub struct ExchangeDeclareOptions {
 impl ExchangeDeclareOptions {
     /// An exchange that survives a restart of the broker.
     pub fn durable() -> Self {
-        Self { durable: true, ..Self::default() }
+        Self {
+            durable: true,
+            ..Self::default()
+        }
     }
 
     /// Declares nothing: the call fails if there is no such exchange.
     pub fn passive() -> Self {
-        Self { passive: true, ..Self::default() }
+        Self {
+            passive: true,
+            ..Self::default()
+        }
     }
 
     flags! {
@@ -363,20 +395,8 @@ impl ExchangeDeclareOptions {
         no_wait;
     }
 
-    setters! {
+    arguments! {
         /// All arguments at once, such as `alternate-exchange`.
-        arguments: FieldTable;
-    }
-
-    /// One more argument.
-    #[must_use]
-    pub fn argument(
-        mut self,
-        name: impl Into<String>,
-        value: impl Into<crate::FieldValue>,
-    ) -> Self {
-        self.arguments.insert(name, value);
-        self
     }
 }
 
@@ -431,20 +451,8 @@ impl BindOptions {
         no_wait;
     }
 
-    setters! {
+    arguments! {
         /// All arguments at once, such as the headers that a headers exchange matches.
-        arguments: FieldTable;
-    }
-
-    /// One more argument.
-    #[must_use]
-    pub fn argument(
-        mut self,
-        name: impl Into<String>,
-        value: impl Into<crate::FieldValue>,
-    ) -> Self {
-        self.arguments.insert(name, value);
-        self
     }
 }
 
@@ -478,19 +486,10 @@ impl ConsumeOptions {
     setters! {
         /// The consumer's name on its channel. Default: made up.
         consumer_tag: impl Into<String>;
-        /// All arguments at once, such as `x-priority` or `x-stream-offset`.
-        arguments: FieldTable;
     }
 
-    /// One more argument.
-    #[must_use]
-    pub fn argument(
-        mut self,
-        name: impl Into<String>,
-        value: impl Into<crate::FieldValue>,
-    ) -> Self {
-        self.arguments.insert(name, value);
-        self
+    arguments! {
+        /// All arguments at once, such as `x-priority` or `x-stream-offset`.
     }
 }
 
@@ -532,7 +531,10 @@ pub struct NackOptions {
 impl NackOptions {
     /// The message goes back to its queue.
     pub fn requeue() -> Self {
-        Self { requeue: true, ..Self::default() }
+        Self {
+            requeue: true,
+            ..Self::default()
+        }
     }
 
     /// The message is dropped, or dead-lettered if its queue is declared so.

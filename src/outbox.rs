@@ -94,7 +94,7 @@ impl Frames<'_> {
 }
 
 fn unsendable(error: WireError) -> Error {
-    let text = match error {
+    let text = match &error {
         WireError::FrameTooLarge { size, limit } => format!(
             "{size} bytes of arguments or headers do not fit into one frame of at most {limit} (frame_max)"
         ),

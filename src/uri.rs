@@ -1,8 +1,9 @@
 //! AMQP URIs, after <https://www.rabbitmq.com/docs/uri-spec>.
 
+use std::fmt;
 use std::time::Duration;
 
-use percent_encoding::percent_decode_str;
+use percent_encoding::{percent_decode_str, utf8_percent_encode, NON_ALPHANUMERIC};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::options::ConnectionOptions;
@@ -40,6 +41,17 @@ pub(crate) fn parse(uri: &str) -> Result<ConnectionOptions> {
         read_parameter(pair, &mut options)?;
     }
     Ok(options)
+}
+
+/// Writes the options as a URI that could be read again, but for the password.
+pub(crate) fn write(options: &ConnectionOptions, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let encode = |text| utf8_percent_encode(text, NON_ALPHANUMERIC);
+    let (user, vhost) = (encode(&options.username), encode(&options.vhost));
+    let (host, port) = (&options.host, options.port);
+    match host.contains(':') {
+        true => write!(f, "amqp://{user}@[{host}]:{port}/{vhost}"),
+        false => write!(f, "amqp://{user}@{host}:{port}/{vhost}"),
+    }
 }
 
 fn invalid(text: impl Into<String>) -> Error {
@@ -88,9 +100,8 @@ fn read_authority(authority: &str, options: &mut ConnectionOptions) -> Result<()
     }
     if let Some(port) = port.filter(|port| !port.is_empty()) {
         let number = port.parse().ok().filter(|&number| number != 0);
-        options.port = number.ok_or_else(|| {
-            invalid(format!("the port is no number from 1 to 65535: {port:?}"))
-        })?;
+        options.port = number
+            .ok_or_else(|| invalid(format!("the port is no number from 1 to 65535: {port:?}")))?;
     }
     Ok(())
 }
@@ -142,15 +153,36 @@ mod tests {
     /// (URI, user, password, host, port, vhost): the appendix of RabbitMQ's URI specification, with our defaults
     /// where a part is missing.
     const EXAMPLES: [(&str, &str, &str, &str, u16, &str); 20] = [
-        ("amqp://user:pass@host:10000/vhost", "user", "pass", "host", 10000, "vhost"),
-        ("amqp://user%61:%61pass@ho%61st:10000/v%2fhost", "usera", "apass", "hoast", 10000, "v/host"),
+        (
+            "amqp://user:pass@host:10000/vhost",
+            "user",
+            "pass",
+            "host",
+            10000,
+            "vhost",
+        ),
+        (
+            "amqp://user%61:%61pass@ho%61st:10000/v%2fhost",
+            "usera",
+            "apass",
+            "hoast",
+            10000,
+            "v/host",
+        ),
         ("amqp://", "guest", "guest", "localhost", 5672, "/"),
         ("amqp://:@/", "", "", "localhost", 5672, ""),
         ("amqp://user@", "user", "guest", "localhost", 5672, "/"),
         ("amqp://user:pass@", "user", "pass", "localhost", 5672, "/"),
         ("amqp://host", "guest", "guest", "host", 5672, "/"),
         ("amqp://:10000", "guest", "guest", "localhost", 10000, "/"),
-        ("amqp:///vhost", "guest", "guest", "localhost", 5672, "vhost"),
+        (
+            "amqp:///vhost",
+            "guest",
+            "guest",
+            "localhost",
+            5672,
+            "vhost",
+        ),
         ("amqp://host/", "guest", "guest", "host", 5672, ""),
         ("amqp://host/%2F", "guest", "guest", "host", 5672, "/"),
         ("amqp://[::1]", "guest", "guest", "::1", 5672, "/"),
@@ -158,7 +190,14 @@ mod tests {
         ("AMQP://host:5672", "guest", "guest", "host", 5672, "/"),
         ("amqp://u:p%40ss%3a%2F@h", "u", "p@ss:/", "h", 5672, "/"),
         ("amqp://u:p:q@h", "u", "p:q", "h", 5672, "/"),
-        ("amqp://guest:guest@localhost:5672/%2f", "guest", "guest", "localhost", 5672, "/"),
+        (
+            "amqp://guest:guest@localhost:5672/%2f",
+            "guest",
+            "guest",
+            "localhost",
+            5672,
+            "/",
+        ),
         ("amqp://h:/v", "guest", "guest", "h", 5672, "v"),
         ("amqp://h/caf%C3%A9", "guest", "guest", "h", 5672, "café"),
         ("amqp://h?heartbeat=7", "guest", "guest", "h", 5672, "/"),
@@ -206,8 +245,14 @@ mod tests {
             ("amqp://u:secret%ff@h", "the password is not UTF-8"),
             ("amqp://u:secret@[::1", "the [ of the IPv6 address"),
             ("amqp://u:secret@[::1]x", "only a port can follow"),
-            ("amqp://u:secret@h?heartbeat=often", "heartbeat is no number"),
-            ("amqp://u:secret@h?heartbeet=1", "unknown query parameter \"heartbeet\""),
+            (
+                "amqp://u:secret@h?heartbeat=often",
+                "heartbeat is no number",
+            ),
+            (
+                "amqp://u:secret@h?heartbeet=1",
+                "unknown query parameter \"heartbeet\"",
+            ),
             ("amqp://u:secret@h#f", "it must have no fragment"),
         ];
         for (uri, expected) in table {

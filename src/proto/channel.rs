@@ -15,14 +15,14 @@ pub(crate) enum Expected {
     /// Just this method.
     Method(MethodId),
     /// `basic.get-ok` with a message, or `basic.get-empty`.
-    Message,
+    Message { no_ack: bool },
 }
 
 impl Expected {
     pub(crate) fn is(self, reply: MethodId) -> bool {
         match self {
             Self::Method(expected) => expected == reply,
-            Self::Message => reply == BasicGetOk::ID || reply == BasicGetEmpty::ID,
+            Self::Message { .. } => reply == BasicGetOk::ID || reply == BasicGetEmpty::ID,
         }
     }
 }
@@ -31,7 +31,7 @@ impl fmt::Display for Expected {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Method(method) => method.fmt(f),
-            Self::Message => f.write_str("basic.get-ok"),
+            Self::Message { .. } => f.write_str("basic.get-ok"),
         }
     }
 }

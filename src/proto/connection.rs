@@ -104,7 +104,12 @@ pub(crate) enum Event<M: Mailboxes> {
         reply: Method<'static>,
     },
     /// The message that `basic.get` asked for.
-    Fetched { call: M::Call, message: Fetched },
+    Fetched {
+        call: M::Call,
+        channel: M::Channel,
+        no_ack: bool,
+        message: Fetched,
+    },
     /// A call that gets no reply any more.
     Failed { call: M::Call, error: Error },
     /// A message for a consumer.
@@ -541,9 +546,7 @@ impl<M: Mailboxes> Connection<M> {
             )),
             (
                 ChannelState::Open,
-                method @ (Method::BasicDeliver(_)
-                | Method::BasicGetOk(_)
-                | Method::BasicReturn(_)),
+                method @ (Method::BasicDeliver(_) | Method::BasicGetOk(_) | Method::BasicReturn(_)),
             ) => channel.begin_message(method).map_err(invalid),
             (ChannelState::Open, method) => self.open_channel_method(number, method),
         }
@@ -673,16 +676,25 @@ impl<M: Mailboxes> Connection<M> {
                 redelivered,
                 message_count,
             } => {
-                let pending = self.channel(number)?.pending.pop_front();
+                let channel = self.channel(number)?;
+                let mailbox = channel.mailbox.clone();
+                let Some(pending) = channel.pending.pop_front() else {
+                    return Ok(());
+                };
                 let message = Fetched {
                     delivery_tag,
                     redelivered,
                     message_count,
                     content,
                 };
-                match pending.and_then(|pending| pending.call) {
-                    Some(call) => Event::Fetched { call, message },
-                    None => return Ok(()),
+                match (pending.call, pending.expected) {
+                    (Some(call), Expected::Message { no_ack }) => Event::Fetched {
+                        call,
+                        channel: mailbox,
+                        no_ack,
+                        message,
+                    },
+                    _ => return Ok(()),
                 }
             }
             Incoming::Return { code, text } => Event::Returned {
@@ -953,9 +965,9 @@ impl<M: Mailboxes> Connection<M> {
                 ChannelState::Closing { cause } => Err(cause.clone()),
             },
             Some(Slot::Closed(error)) => Err(error.clone()),
-            Some(Slot::Unused) | None => Err(Error::invalid(format!(
-                "channel {number} was never opened"
-            ))),
+            Some(Slot::Unused) | None => {
+                Err(Error::invalid(format!("channel {number} was never opened")))
+            }
         }
     }
 

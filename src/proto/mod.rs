@@ -15,8 +15,7 @@ mod content;
 mod handshake;
 mod heartbeat;
 
-
-pub(crate) use channel::{Expected, Incoming};
-pub(crate) use connection::{Command, Config, Connection, Event, Mailboxes, Tuning};
+pub(crate) use channel::Expected;
+pub(crate) use connection::{Command, Config, Connection, Event, Mailboxes, Server, Tuning};
 pub(crate) use content::{Content, Delivered, Fetched, Returned};
 pub(crate) use handshake::Login;

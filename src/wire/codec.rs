@@ -238,8 +238,8 @@ impl<'b> Writer<'b> {
         self.u32(0);
         body(self)?;
         self.bits_used = 0;
-        let length = u32::try_from(self.buffer.len() - at - 4)
-            .map_err(|_| WireError::TooLong { field })?;
+        let length =
+            u32::try_from(self.buffer.len() - at - 4).map_err(|_| WireError::TooLong { field })?;
         if let Some(place) = self.buffer.get_mut(at..at + 4) {
             BigEndian::write_u32(place, length);
         }

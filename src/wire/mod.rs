@@ -5,4 +5,3 @@ pub(crate) mod frame;
 pub(crate) mod method;
 pub(crate) mod properties;
 pub(crate) mod value;
-

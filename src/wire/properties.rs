@@ -162,11 +162,7 @@ impl Properties {
 
     /// One more header.
     #[must_use]
-    pub fn header(
-        mut self,
-        name: impl Into<String>,
-        value: impl Into<FieldValue>,
-    ) -> Self {
+    pub fn header(mut self, name: impl Into<String>, value: impl Into<FieldValue>) -> Self {
         self.headers
             .get_or_insert_with(FieldTable::new)
             .insert(name, value);

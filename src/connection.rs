@@ -1,0 +1,321 @@
+//! Connections: the handle of one socket to a broker and of the thread behind it.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::thread::{self, ThreadId};
+use std::time::Duration;
+
+use crate::channel::Channel;
+use crate::connect::{connect, Connected};
+use crate::deadline::Deadline;
+use crate::error::{CloseReason, Error, ErrorKind, ReplyCode, Result};
+use crate::io_thread::{self, Link};
+use crate::mailbox::{Command, Mailboxes};
+use crate::options::ConnectionOptions;
+use crate::outbox::{Admission, Gate};
+use crate::proto::{Server, Tuning};
+use crate::request::{self, Asked};
+use crate::wire::method::{ConnectionClose, ConnectionUpdateSecret, Encode, LongString};
+use crate::wire::value::FieldTable;
+
+/// Dropping the last handle waits at most so long for the close in good order.
+const DROP_PATIENCE: Duration = Duration::from_secs(5);
+/// After the socket was cut, its thread needs no longer than this.
+const ABORT_PATIENCE: Duration = Duration::from_secs(5);
+
+/// A connection to a broker.
+///
+/// One thread of its own reads and writes the socket and keeps the heartbeats, whatever the program's threads do: a
+/// message that takes an hour to work on does not cost the connection. Handles are cheap to clone and can be used by
+/// any number of threads; most work is done through a [`Channel`].
+///
+/// Dropping the last handle (of the connection, its channels, consumers and deliveries) closes the connection in
+/// good order, waiting at most 5 seconds. [`close`](Self::close) does it at once, for all handles, and tells how it
+/// went.
+///
+/// ```no_run
+/// use leveret::{Connection, QueueDeclareOptions};
+///
+/// let connection = Connection::open("amqp://guest:guest@localhost:5672/%2f")?;
+/// let channel = connection.open_channel()?;
+/// let queue = channel.queue_declare("tasks", QueueDeclareOptions::durable())?;
+/// queue.publish("hello")?;
+/// connection.close()?;
+/// # Ok::<(), leveret::Error>(())
+/// ```
+///
+/// See <https://www.rabbitmq.com/docs/connections>.
+#[derive(Clone)]
+pub struct Connection {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    link: Arc<Link>,
+    io_thread: ThreadId,
+    options: ConnectionOptions,
+    server: Server,
+    tuning: Tuning,
+    peer: SocketAddr,
+}
+
+impl Connection {
+    /// Connects to the broker at this URI, such as `amqp://user:password@host:5672/vhost`.
+    ///
+    /// # Errors
+    /// Within `connect_timeout`: [`ErrorKind::InvalidUri`], [`ErrorKind::ConnectFailed`],
+    /// [`ErrorKind::LoginRefused`], [`ErrorKind::VhostRefused`] and the other failures of a handshake.
+    pub fn open(uri: &str) -> Result<Self> {
+        Self::open_with(&ConnectionOptions::from_uri(uri)?)
+    }
+
+    /// Connects to RabbitMQ on this machine with its defaults: `amqp://guest:guest@localhost:5672/%2f`.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_default() -> Result<Self> {
+        Self::open_with(&ConnectionOptions::default())
+    }
+
+    /// Connects as the options say.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open); [`ErrorKind::InvalidArgument`] for options that no broker would take.
+    pub fn open_with(options: &ConnectionOptions) -> Result<Self> {
+        let doing = || format!("opening {options}");
+        options.check().map_err(|error| error.doing(doing()))?;
+        let connected = connect::<Mailboxes>(options).map_err(|error| error.doing(doing()))?;
+        let Connected {
+            stream,
+            core,
+            inbox,
+            peer,
+        } = connected;
+        let server = core.server().clone();
+        let tuning = core.tuning().clone();
+        let name = format!("leveret {peer}");
+        let (link, io_thread) = io_thread::spawn(stream, core, inbox, &name).map_err(|error| {
+            let kind = ErrorKind::ConnectFailed {
+                address: peer.to_string(),
+                kind: error.kind(),
+            };
+            Error::new(kind).caused_by(error).doing(doing())
+        })?;
+        log::info!("connected to {options} at {peer}: {tuning:?}");
+        Ok(Self {
+            inner: Arc::new(Inner {
+                link,
+                io_thread,
+                options: options.clone(),
+                server,
+                tuning,
+                peer,
+            }),
+        })
+    }
+
+    /// Opens a channel.
+    ///
+    /// # Errors
+    /// [`ErrorKind::ChannelsExhausted`] beyond [`channel_max`](Self::channel_max); a timeout; the connection's end.
+    pub fn open_channel(&self) -> Result<Channel> {
+        Channel::open(self)
+    }
+
+    /// Closes the connection, for all handles, and waits until the broker has agreed. What was published before is
+    /// sent before. Whoever still waits for something gets an error that says that this program has closed.
+    ///
+    /// # Errors
+    /// If the connection is already closed: by whom and why. A timeout after `request_timeout`; then the socket was
+    /// cut, and the connection is closed nevertheless.
+    pub fn close(&self) -> Result<()> {
+        let timeout = self.inner.options.request_timeout;
+        self.close_with(ReplyCode::SUCCESS, "", timeout)
+    }
+
+    /// [`close`](Self::close) with a reason of one's own, which RabbitMQ writes to its log, waiting at most so long.
+    ///
+    /// # Errors
+    /// As [`close`](Self::close).
+    pub fn close_with(&self, code: ReplyCode, text: &str, timeout: Duration) -> Result<()> {
+        let closed = self.inner.close(code, text, timeout);
+        closed.map_err(|error| Asked::about(ConnectionClose::ID, "").failed(error))
+    }
+
+    /// Waits until the connection is closed, by whomever: the socket is closed and its thread has ended.
+    /// [`close_cause`](Self::close_cause) tells why.
+    ///
+    /// # Errors
+    /// A timeout if that takes longer.
+    pub fn wait_closed(&self, timeout: Duration) -> Result<()> {
+        if self.inner.link.wait_finished(timeout) {
+            return Ok(());
+        }
+        Err(Error::timed_out(timeout).doing("waiting until the connection is closed"))
+    }
+
+    /// Whether calls are possible: the connection was neither closed nor lost.
+    pub fn is_open(&self) -> bool {
+        self.close_cause().is_none()
+    }
+
+    /// Why no calls are possible any more: the first cause, which every handle of the connection fails with.
+    pub fn close_cause(&self) -> Option<Error> {
+        self.inner.link.outbox.end_cause()
+    }
+
+    /// The reason for which the broker takes no messages at the moment (`connection.blocked`), if so.
+    ///
+    /// See <https://www.rabbitmq.com/docs/connection-blocked>.
+    pub fn blocked_reason(&self) -> Option<String> {
+        self.inner.link.outbox.blocked_reason()
+    }
+
+    /// What the broker tells about itself: product, version, capabilities, …
+    pub fn server_properties(&self) -> &FieldTable {
+        &self.inner.server.properties
+    }
+
+    /// The login mechanisms that the broker offers.
+    pub fn server_mechanisms(&self) -> impl Iterator<Item = &str> {
+        self.inner.server.mechanisms.split_ascii_whitespace()
+    }
+
+    /// The languages of the broker's texts.
+    pub fn server_locales(&self) -> impl Iterator<Item = &str> {
+        self.inner.server.locales.split_ascii_whitespace()
+    }
+
+    /// How many channels can be open at once: the lower of both sides' limits.
+    pub fn channel_max(&self) -> u16 {
+        self.inner.tuning.highest_channel()
+    }
+
+    /// The size of the largest frame in bytes: the lower of both sides' limits; 0 if neither has one.
+    pub fn frame_max(&self) -> u32 {
+        self.inner.tuning.frame_max
+    }
+
+    /// The heartbeat interval that was agreed; zero if there are none.
+    pub fn heartbeat(&self) -> Duration {
+        self.inner.tuning.heartbeat
+    }
+
+    /// The heartbeat interval that the broker proposed.
+    pub fn server_heartbeat(&self) -> Duration {
+        Duration::from_secs(self.inner.server.tune.heartbeat.into())
+    }
+
+    /// The options it was opened with.
+    pub fn options(&self) -> &ConnectionOptions {
+        &self.inner.options
+    }
+
+    /// The broker's address.
+    pub fn peer_addr(&self) -> SocketAddr {
+        self.inner.peer
+    }
+
+    /// Gives the broker a new secret, such as a fresh OAuth 2 token, before the old one expires.
+    ///
+    /// # Errors
+    /// The broker closes the connection if it does not take the secret.
+    ///
+    /// See <https://www.rabbitmq.com/docs/oauth2>.
+    pub fn update_secret(&self, new_secret: &str, reason: &str) -> Result<()> {
+        let update = ConnectionUpdateSecret {
+            new_secret: LongString(Cow::Borrowed(new_secret.as_bytes())),
+            reason: reason.into(),
+        };
+        let asked = Asked::about(ConnectionUpdateSecret::ID, "");
+        let reply = request::call(
+            &self.inner.link,
+            self.request_timeout(),
+            || Ok(Gate::Open),
+            |frames, call| request::append(frames, 0, &update, call),
+        );
+        reply.map(drop).map_err(|error| asked.failed(error))
+    }
+
+    pub(crate) fn link(&self) -> &Arc<Link> {
+        &self.inner.link
+    }
+
+    pub(crate) fn request_timeout(&self) -> Duration {
+        self.inner.options.request_timeout
+    }
+
+    pub(crate) fn publish_timeout(&self) -> Duration {
+        self.inner.options.publish_timeout
+    }
+
+    pub(crate) fn max_message_size(&self) -> u64 {
+        self.inner.options.max_message_size
+    }
+}
+
+impl Inner {
+    fn close(&self, code: ReplyCode, text: &str, timeout: Duration) -> Result<()> {
+        let deadline = Deadline::after(timeout);
+        self.begin_close(code, text)?;
+        if self.link.wait_finished(deadline.remaining()) {
+            return Ok(());
+        }
+        self.link.outbox.abort();
+        self.link.wait_finished(ABORT_PATIENCE);
+        Err(Error::timed_out(timeout))
+    }
+
+    fn begin_close(&self, code: ReplyCode, text: &str) -> Result<()> {
+        let close = ConnectionClose {
+            reply_code: code.0,
+            reply_text: text.into(),
+            ..ConnectionClose::default()
+        };
+        let reason = CloseReason {
+            code,
+            ..CloseReason::program(text)
+        };
+        let gate = || Ok(Gate::Open);
+        let outbox = &self.link.outbox;
+        outbox.write(Admission::Always, Duration::ZERO, gate, |frames| {
+            frames.method(0, &close)?;
+            frames.command(Command::CloseConnection {
+                reason: reason.clone(),
+            });
+            frames.end(Error::new(ErrorKind::ConnectionClosed(reason)));
+            Ok(())
+        })
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        let code = ReplyCode::SUCCESS;
+        let text = "its last handle was dropped";
+        // A delivery that nobody read can be the last handle, and die with its consumer on the IO thread, which
+        // cannot wait for itself.
+        let closed = if thread::current().id() == self.io_thread {
+            self.begin_close(code, text)
+        } else {
+            self.close(code, text, DROP_PATIENCE.min(self.options.request_timeout))
+        };
+        match closed {
+            Err(error) if error.is_timeout() => log::warn!("closing the connection: {error}"),
+            _ => {}
+        }
+    }
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection")
+            .field("options", &self.inner.options)
+            .field("peer", &self.inner.peer)
+            .field("tuning", &self.inner.tuning)
+            .field("open", &self.is_open())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,267 @@
+//! Consumers: messages from a queue, as they come.
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError};
+use parking_lot::Mutex;
+
+use crate::channel::{Channel, ChannelState, Inner};
+use crate::delivery::Delivery;
+use crate::error::{Error, Result};
+use crate::mailbox::{ChannelMailbox, ConsumerMailbox};
+use crate::proto::Delivered;
+
+/// A consumer of a queue: blocks for the next message, one by one.
+///
+/// The end is never silent. Cancelled by this program: what has already come can still be read, then the iteration
+/// ends. Cancelled by the broker, or the channel or the connection lost: the error is yielded once, then the
+/// iteration ends.
+///
+/// Dropping a consumer cancels it without waiting, and gives back to the queue what nobody has read.
+///
+/// ```no_run
+/// use leveret::{Connection, ConsumeOptions};
+///
+/// let channel = Connection::open_default()?.open_channel()?;
+/// channel.basic_qos(200)?;
+/// let consumer = channel.basic_consume("tasks", ConsumeOptions::default())?;
+/// for delivery in &consumer {
+///     let delivery = delivery?;
+///     println!("{} {} {:?}", delivery.consumer_tag(), delivery.delivery_tag(), delivery.body());
+///     delivery.ack()?;
+/// }
+/// # Ok::<(), leveret::Error>(())
+/// ```
+pub struct Consumer {
+    channel: Channel,
+    receiver: Receiver<Result<Delivery>>,
+    registration: Arc<Registration>,
+}
+
+/// What a consumer and its mailbox at the IO thread have in common.
+pub(crate) struct Registration {
+    pub(crate) consumer_tag: Arc<str>,
+    pub(crate) no_ack: bool,
+    /// The consumer was dropped: nobody will read what comes.
+    abandoned: AtomicBool,
+    life: Mutex<Life>,
+}
+
+enum Life {
+    /// Messages may come.
+    Live,
+    /// Dropped, but messages may still come until the broker has answered the cancel; the receiver is kept so that
+    /// none of them is lost between the two threads.
+    Abandoned(Receiver<Result<Delivery>>),
+    /// No message will come.
+    Ended,
+}
+
+/// The consumer as the IO thread sees it. It does not keep the channel open, but the sender in it keeps the iteration
+/// going: with it the iteration ends.
+pub(crate) struct Mailbox {
+    sender: Sender<Result<Delivery>>,
+    channel: Weak<Inner>,
+    state: Arc<ChannelState>,
+    registration: Arc<Registration>,
+}
+
+impl ConsumerMailbox for Mailbox {
+    fn deliver(&self, delivered: Delivered) {
+        let Registration {
+            consumer_tag,
+            no_ack,
+            abandoned,
+            ..
+        } = &*self.registration;
+        if abandoned.load(Ordering::Acquire) {
+            if !no_ack {
+                self.state.requeue(delivered.delivery_tag);
+            }
+            return;
+        }
+        // Without handles the channel is being closed, and the broker will requeue the message.
+        let Some(inner) = self.channel.upgrade() else {
+            return;
+        };
+        let channel = Channel::from_inner(inner);
+        let delivery = Delivery::new(channel, Arc::clone(consumer_tag), *no_ack, delivered);
+        // The receiver lives as long as messages can come: in the consumer, or in `Life::Abandoned`.
+        let _ = self.sender.send(Ok(delivery));
+    }
+
+    fn ended(&self, error: Option<Error>) {
+        self.state
+            .consumer_tags
+            .lock()
+            .remove(&self.registration.consumer_tag);
+        if let Some(error) = error {
+            let _ = self.sender.send(Err(error));
+        }
+        let life = std::mem::replace(&mut *self.registration.life.lock(), Life::Ended);
+        if let Life::Abandoned(receiver) = life {
+            requeue_unread(&self.state, &receiver);
+        }
+    }
+}
+
+fn requeue_unread(state: &ChannelState, receiver: &Receiver<Result<Delivery>>) {
+    for delivery in receiver.try_iter().flatten() {
+        state.requeue_unread(&delivery);
+    }
+}
+
+impl Consumer {
+    /// A consumer that is not yet known to the broker, and its mailbox.
+    pub(crate) fn new(channel: Channel, consumer_tag: Arc<str>, no_ack: bool) -> (Self, Mailbox) {
+        // Unbounded, because the IO thread must never wait for a consumer; prefetch bounds it.
+        let (sender, receiver) = crossbeam_channel::unbounded();
+        let registration = Arc::new(Registration {
+            consumer_tag,
+            no_ack,
+            abandoned: AtomicBool::new(false),
+            life: Mutex::new(Life::Live),
+        });
+        let mailbox = Mailbox {
+            sender,
+            channel: channel.downgrade(),
+            state: Arc::clone(channel.state()),
+            registration: Arc::clone(&registration),
+        };
+        let consumer = Self {
+            channel,
+            receiver,
+            registration,
+        };
+        (consumer, mailbox)
+    }
+
+    /// The consumer's name on its channel.
+    pub fn consumer_tag(&self) -> &str {
+        &self.registration.consumer_tag
+    }
+
+    /// The channel it consumes on.
+    pub fn channel(&self) -> &Channel {
+        &self.channel
+    }
+
+    /// Waits for the next message, as long as it takes. `None`: the consumer was cancelled by this program, or its
+    /// error was already told.
+    ///
+    /// # Errors
+    /// Why no more messages come: [`ErrorKind::ConsumerCancelled`](crate::ErrorKind::ConsumerCancelled), or the end
+    /// of the channel or the connection.
+    pub fn recv(&self) -> Result<Option<Delivery>> {
+        self.receiver.recv().ok().transpose()
+    }
+
+    /// Waits for the next message, at most so long. `None`: nothing came in time, or the consumer has ended as in
+    /// [`recv`](Self::recv).
+    ///
+    /// # Errors
+    /// As [`recv`](Self::recv).
+    pub fn recv_timeout(&self, timeout: Duration) -> Result<Option<Delivery>> {
+        match self.receiver.recv_timeout(timeout) {
+            Ok(delivery) => delivery.map(Some),
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => Ok(None),
+        }
+    }
+
+    /// The next message if one has already come. `None`: none has, or the consumer has ended as in
+    /// [`recv`](Self::recv).
+    ///
+    /// # Errors
+    /// As [`recv`](Self::recv).
+    pub fn try_recv(&self) -> Result<Option<Delivery>> {
+        match self.receiver.try_recv() {
+            Ok(delivery) => delivery.map(Some),
+            Err(TryRecvError::Empty | TryRecvError::Disconnected) => Ok(None),
+        }
+    }
+
+    /// Whether no more messages will come; some may still be there to be read.
+    pub fn has_ended(&self) -> bool {
+        matches!(*self.registration.life.lock(), Life::Ended)
+    }
+
+    /// What [`recv`](Self::recv) reads from, for `crossbeam_channel::select!` over several consumers and other
+    /// channels.
+    pub fn receiver(&self) -> &Receiver<Result<Delivery>> {
+        &self.receiver
+    }
+
+    /// The messages, one by one, until the end; the same as `for delivery in &consumer`.
+    pub fn iter(&self) -> Iter<'_> {
+        Iter { consumer: self }
+    }
+
+    /// Cancels the consumer and waits until the broker has agreed. What has come until then can still be read and
+    /// acknowledged.
+    ///
+    /// # Errors
+    /// A timeout, or the end of the channel or the connection.
+    pub fn cancel(&self) -> Result<()> {
+        self.channel.basic_cancel(self.consumer_tag())
+    }
+}
+
+impl Consumer {
+    /// Leaves the receiver with the mailbox, unless it needs none any more.
+    fn abandon(&self) -> bool {
+        let mut life = self.registration.life.lock();
+        let live = matches!(*life, Life::Live);
+        if live {
+            *life = Life::Abandoned(self.receiver.clone());
+        }
+        live
+    }
+}
+
+impl Drop for Consumer {
+    fn drop(&mut self) {
+        let state = self.channel.state();
+        self.registration.abandoned.store(true, Ordering::Release);
+        if self.abandon() {
+            state.cancel_in_background(&self.registration.consumer_tag);
+        }
+        // Not left to the IO thread alone: unread deliveries keep the channel open.
+        requeue_unread(state, &self.receiver);
+    }
+}
+
+impl fmt::Debug for Consumer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Consumer")
+            .field("consumer_tag", &self.consumer_tag())
+            .field("channel", &self.channel.number())
+            .field("unread", &self.receiver.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// The messages of a [`Consumer`], until its end.
+#[derive(Debug)]
+pub struct Iter<'a> {
+    consumer: &'a Consumer,
+}
+
+impl Iterator for Iter<'_> {
+    type Item = Result<Delivery>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.consumer.recv().transpose()
+    }
+}
+
+impl<'a> IntoIterator for &'a Consumer {
+    type Item = Result<Delivery>;
+    type IntoIter = Iter<'a>;
+
+    fn into_iter(self) -> Iter<'a> {
+        self.iter()
+    }
+}

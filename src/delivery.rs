@@ -1,0 +1,216 @@
+//! Messages from the broker.
+
+use std::fmt;
+use std::ops::Deref;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+
+use crate::channel::Channel;
+use crate::error::{Error, ErrorKind, Result};
+use crate::message::read_properties;
+use crate::options::NackOptions;
+use crate::proto::{Content, Delivered, Fetched};
+use crate::wire::properties::Properties;
+
+/// A message from a queue, and the duty to acknowledge it.
+///
+/// It can be sent to another thread and acknowledged there; it keeps its channel open. One that is dropped without
+/// an answer stays with this channel, "unacked", until the channel closes: then the broker gives it to another
+/// consumer.
+///
+/// See <https://www.rabbitmq.com/docs/confirms#acknowledgement-modes>.
+#[must_use = "a delivery that nobody acknowledges stays unacked until the channel closes"]
+pub struct Delivery {
+    channel: Channel,
+    consumer_tag: Arc<str>,
+    delivery_tag: u64,
+    redelivered: bool,
+    no_ack: bool,
+    settled: AtomicBool,
+    content: Content,
+}
+
+impl Delivery {
+    pub(crate) fn new(
+        channel: Channel,
+        consumer_tag: Arc<str>,
+        no_ack: bool,
+        delivered: Delivered,
+    ) -> Self {
+        Self {
+            channel,
+            consumer_tag,
+            delivery_tag: delivered.delivery_tag,
+            redelivered: delivered.redelivered,
+            no_ack,
+            settled: AtomicBool::new(false),
+            content: delivered.content,
+        }
+    }
+
+    /// The channel it came on.
+    pub fn channel(&self) -> &Channel {
+        &self.channel
+    }
+
+    /// Which consumer it is for; empty if it was fetched with `basic_get`.
+    pub fn consumer_tag(&self) -> &str {
+        &self.consumer_tag
+    }
+
+    /// The number under which it is acknowledged, on its channel.
+    pub fn delivery_tag(&self) -> u64 {
+        self.delivery_tag
+    }
+
+    /// Whether it may have been delivered before, to anyone.
+    pub fn redelivered(&self) -> bool {
+        self.redelivered
+    }
+
+    /// The exchange it was published to; empty for the default exchange.
+    pub fn exchange(&self) -> &str {
+        self.content.exchange()
+    }
+
+    /// The routing key it was published with.
+    pub fn routing_key(&self) -> &str {
+        self.content.routing_key()
+    }
+
+    /// The properties, decoded now.
+    ///
+    /// # Errors
+    /// If the publisher sent properties that make no sense. The body can be read nevertheless.
+    pub fn properties(&self) -> Result<Properties> {
+        read_properties(&self.content)
+    }
+
+    /// The body.
+    pub fn body(&self) -> &[u8] {
+        self.content.body()
+    }
+
+    /// Acknowledges: the broker forgets the message.
+    ///
+    /// # Errors
+    /// [`ErrorKind::AlreadySettled`] if it was acknowledged or rejected before; the channel's or the connection's
+    /// end, if they have ended: then the broker delivers the message again.
+    pub fn ack(&self) -> Result<()> {
+        self.settle("basic.ack", || self.channel.basic_ack(self.delivery_tag))
+    }
+
+    /// Acknowledges this message and all earlier ones of the channel, also those of other consumers.
+    ///
+    /// # Errors
+    /// As [`ack`](Self::ack). Acknowledging one of the earlier messages again closes the channel (406).
+    pub fn ack_multiple(&self) -> Result<()> {
+        self.settle("basic.ack", || {
+            self.channel.basic_ack_multiple(self.delivery_tag)
+        })
+    }
+
+    /// Gives the message back: to its queue, or to be dropped or dead-lettered.
+    ///
+    /// # Errors
+    /// As [`ack`](Self::ack).
+    pub fn nack(&self, options: NackOptions) -> Result<()> {
+        self.settle("basic.nack", || {
+            self.channel.basic_nack(self.delivery_tag, options)
+        })
+    }
+
+    /// Gives the message back: to its queue if `requeue`, or to be dropped or dead-lettered.
+    ///
+    /// # Errors
+    /// As [`ack`](Self::ack).
+    pub fn reject(&self, requeue: bool) -> Result<()> {
+        self.settle("basic.reject", || {
+            self.channel.basic_reject(self.delivery_tag, requeue)
+        })
+    }
+
+    /// Answers once: a second answer would cost the channel (406).
+    fn settle(&self, doing: &str, answer: impl FnOnce() -> Result<()>) -> Result<()> {
+        let delivery_tag = self.delivery_tag;
+        if self.no_ack {
+            return Err(Error::invalid(format!(
+                "{doing} {delivery_tag}: the message was taken with no_ack, the broker has forgotten it already"
+            )));
+        }
+        if self.settled.swap(true, Ordering::Relaxed) {
+            return Err(Error::new(ErrorKind::AlreadySettled { delivery_tag }).doing(doing));
+        }
+        let answered = answer();
+        if answered.is_err() {
+            // Nothing was sent; a timeout may be tried again.
+            self.settled.store(false, Ordering::Relaxed);
+        }
+        answered
+    }
+
+    /// Whether the broker still waits for an answer.
+    pub(crate) fn is_unsettled(&self) -> bool {
+        !self.no_ack && !self.settled.load(Ordering::Relaxed)
+    }
+
+    /// The body as a vector, without a new allocation.
+    pub fn into_body(self) -> Vec<u8> {
+        self.content.into_body()
+    }
+}
+
+impl fmt::Debug for Delivery {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Delivery")
+            .field("consumer_tag", &self.consumer_tag)
+            .field("delivery_tag", &self.delivery_tag)
+            .field("redelivered", &self.redelivered)
+            .field("exchange", &self.exchange())
+            .field("routing_key", &self.routing_key())
+            .field("body", &format_args!("{} bytes", self.body().len()))
+            .finish_non_exhaustive()
+    }
+}
+
+/// A message that `basic_get` fetched, and how many are left.
+#[derive(Debug)]
+#[must_use = "a delivery that nobody acknowledges stays unacked until the channel closes"]
+pub struct GetResponse {
+    delivery: Delivery,
+    message_count: u32,
+}
+
+impl GetResponse {
+    pub(crate) fn new(channel: Channel, no_ack: bool, fetched: Fetched) -> Self {
+        let message_count = fetched.message_count;
+        let delivered = Delivered {
+            delivery_tag: fetched.delivery_tag,
+            redelivered: fetched.redelivered,
+            content: fetched.content,
+        };
+        let delivery = Delivery::new(channel, Arc::from(""), no_ack, delivered);
+        Self {
+            delivery,
+            message_count,
+        }
+    }
+
+    /// How many messages were left in the queue.
+    pub fn message_count(&self) -> u32 {
+        self.message_count
+    }
+
+    /// The message alone.
+    pub fn into_delivery(self) -> Delivery {
+        self.delivery
+    }
+}
+
+impl Deref for GetResponse {
+    type Target = Delivery;
+
+    fn deref(&self) -> &Delivery {
+        &self.delivery
+    }
+}

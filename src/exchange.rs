@@ -1,0 +1,123 @@
+//! Exchanges: where messages are published.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::sync::Arc;
+
+use crate::channel::Channel;
+use crate::error::Result;
+use crate::message::Message;
+use crate::options::{BindOptions, ExchangeDeleteOptions};
+
+/// How an exchange routes.
+///
+/// See <https://www.rabbitmq.com/docs/exchanges#types>.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ExchangeKind {
+    /// To queues that are bound with just this routing key.
+    Direct,
+    /// To all bound queues.
+    Fanout,
+    /// To queues that are bound with a matching pattern: words between dots, `*` for one word, `#` for any number.
+    Topic,
+    /// By the message's headers instead of its routing key.
+    Headers,
+    /// A kind that a plugin brings, such as `x-delayed-message`.
+    Other(Cow<'static, str>),
+}
+
+impl ExchangeKind {
+    /// The kind's name in AMQP.
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::Direct => "direct",
+            Self::Fanout => "fanout",
+            Self::Topic => "topic",
+            Self::Headers => "headers",
+            Self::Other(name) => name,
+        }
+    }
+}
+
+impl fmt::Display for ExchangeKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// An exchange by its name, and the channel it is used through.
+///
+/// ```no_run
+/// use leveret::{Connection, ExchangeDeclareOptions, ExchangeKind, Message, QueueDeclareOptions};
+///
+/// let channel = Connection::open_default()?.open_channel()?;
+/// let events = channel.exchange_declare("events", ExchangeKind::Topic, ExchangeDeclareOptions::durable())?;
+/// let queue = channel.queue_declare("", QueueDeclareOptions::exclusive())?;
+/// queue.bind(&events, "order.*")?;
+/// events.publish("order.paid", Message::new("{}").content_type("application/json"))?;
+/// # Ok::<(), leveret::Error>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct Exchange {
+    channel: Channel,
+    name: Arc<str>,
+}
+
+impl Exchange {
+    pub(crate) fn new(channel: Channel, name: &str) -> Self {
+        let name = name.into();
+        Self { channel, name }
+    }
+
+    /// The exchange's name; empty for the default exchange.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The channel it is used through.
+    pub fn channel(&self) -> &Channel {
+        &self.channel
+    }
+
+    /// Publishes a message here: see [`Channel::basic_publish`].
+    ///
+    /// # Errors
+    /// As [`Channel::basic_publish`].
+    pub fn publish<'m>(
+        &self,
+        routing_key: &str,
+        message: impl Into<Message<'m>>,
+    ) -> Result<Option<u64>> {
+        self.channel.basic_publish(&self.name, routing_key, message)
+    }
+
+    /// Lets this exchange have what is published to `source` with that routing key: see
+    /// [`Channel::exchange_bind`].
+    ///
+    /// # Errors
+    /// As [`Channel::exchange_bind`].
+    pub fn bind(&self, source: &Self, routing_key: &str) -> Result<()> {
+        let options = BindOptions::default();
+        self.channel
+            .exchange_bind(&self.name, &source.name, routing_key, options)
+    }
+
+    /// Undoes [`bind`](Self::bind).
+    ///
+    /// # Errors
+    /// As [`Channel::exchange_unbind`].
+    pub fn unbind(&self, source: &Self, routing_key: &str) -> Result<()> {
+        let options = BindOptions::default();
+        self.channel
+            .exchange_unbind(&self.name, &source.name, routing_key, options)
+    }
+
+    /// Deletes the exchange: see [`Channel::exchange_delete`].
+    ///
+    /// # Errors
+    /// As [`Channel::exchange_delete`].
+    pub fn delete(&self, options: ExchangeDeleteOptions) -> Result<()> {
+        self.channel.exchange_delete(&self.name, options)
+    }
+}

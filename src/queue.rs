@@ -1,0 +1,154 @@
+//! Queues: where messages wait.
+
+use std::sync::Arc;
+
+use crate::channel::Channel;
+use crate::consumer::Consumer;
+use crate::delivery::GetResponse;
+use crate::error::Result;
+use crate::exchange::Exchange;
+use crate::message::Message;
+use crate::options::{BindOptions, ConsumeOptions, QueueDeleteOptions};
+
+/// A queue by its name, and the channel it is used through.
+///
+/// ```no_run
+/// use leveret::{Connection, ConsumeOptions, QueueDeclareOptions};
+/// use std::time::Duration;
+///
+/// let channel = Connection::open_default()?.open_channel()?;
+/// let queue = channel.queue_declare("tasks", QueueDeclareOptions::durable())?;
+/// queue.publish("work")?;
+/// let consumer = queue.consume(ConsumeOptions::default())?;
+/// while let Some(delivery) = consumer.recv_timeout(Duration::from_secs(1))? {
+///     delivery.ack()?;
+/// }
+/// # Ok::<(), leveret::Error>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct Queue {
+    channel: Channel,
+    name: Arc<str>,
+    message_count: u32,
+    consumer_count: u32,
+}
+
+impl Queue {
+    pub(crate) fn new(
+        channel: Channel,
+        name: &str,
+        message_count: u32,
+        consumer_count: u32,
+    ) -> Self {
+        Self {
+            channel,
+            name: name.into(),
+            message_count,
+            consumer_count,
+        }
+    }
+
+    /// The queue's name, also if the broker made it up.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The channel it is used through.
+    pub fn channel(&self) -> &Channel {
+        &self.channel
+    }
+
+    /// How many messages were ready when the queue was declared; 0 if it was not declared through this handle.
+    pub fn message_count(&self) -> u32 {
+        self.message_count
+    }
+
+    /// How many consumers there were when the queue was declared; 0 if it was not declared through this handle.
+    pub fn consumer_count(&self) -> u32 {
+        self.consumer_count
+    }
+
+    /// Binds the queue to an exchange: see [`Channel::queue_bind`].
+    ///
+    /// # Errors
+    /// As [`Channel::queue_bind`].
+    pub fn bind(&self, exchange: &Exchange, routing_key: &str) -> Result<()> {
+        self.bind_with(exchange, routing_key, BindOptions::default())
+    }
+
+    /// [`bind`](Self::bind) with arguments, as headers exchanges need them.
+    ///
+    /// # Errors
+    /// As [`Channel::queue_bind`].
+    pub fn bind_with(
+        &self,
+        exchange: &Exchange,
+        routing_key: &str,
+        options: BindOptions,
+    ) -> Result<()> {
+        self.channel
+            .queue_bind(&self.name, exchange.name(), routing_key, options)
+    }
+
+    /// Undoes [`bind`](Self::bind).
+    ///
+    /// # Errors
+    /// As [`Channel::queue_unbind`].
+    pub fn unbind(&self, exchange: &Exchange, routing_key: &str) -> Result<()> {
+        self.unbind_with(exchange, routing_key, BindOptions::default())
+    }
+
+    /// Undoes [`bind_with`](Self::bind_with) of the same arguments.
+    ///
+    /// # Errors
+    /// As [`Channel::queue_unbind`].
+    pub fn unbind_with(
+        &self,
+        exchange: &Exchange,
+        routing_key: &str,
+        options: BindOptions,
+    ) -> Result<()> {
+        self.channel
+            .queue_unbind(&self.name, exchange.name(), routing_key, options)
+    }
+
+    /// Publishes a message to this queue alone, through the default exchange: see [`Channel::basic_publish`].
+    ///
+    /// # Errors
+    /// As [`Channel::basic_publish`].
+    pub fn publish<'m>(&self, message: impl Into<Message<'m>>) -> Result<Option<u64>> {
+        self.channel.basic_publish("", &self.name, message)
+    }
+
+    /// Begins to consume: see [`Channel::basic_consume`].
+    ///
+    /// # Errors
+    /// As [`Channel::basic_consume`].
+    pub fn consume(&self, options: ConsumeOptions) -> Result<Consumer> {
+        self.channel.basic_consume(&self.name, options)
+    }
+
+    /// Fetches one message: see [`Channel::basic_get`].
+    ///
+    /// # Errors
+    /// As [`Channel::basic_get`].
+    pub fn get(&self, no_ack: bool) -> Result<Option<GetResponse>> {
+        self.channel.basic_get(&self.name, no_ack)
+    }
+
+    /// Drops all messages that are ready, and returns how many: see [`Channel::queue_purge`].
+    ///
+    /// # Errors
+    /// As [`Channel::queue_purge`].
+    pub fn purge(&self) -> Result<u32> {
+        self.channel.queue_purge(&self.name)
+    }
+
+    /// Deletes the queue and returns how many messages went with it: see [`Channel::queue_delete`].
+    ///
+    /// # Errors
+    /// As [`Channel::queue_delete`].
+    pub fn delete(&self, options: QueueDeleteOptions) -> Result<u32> {
+        self.channel.queue_delete(&self.name, options)
+    }
+}

@@ -1,0 +1,92 @@
+//! One call: what is sent, what is waited for, and how its failure reads.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crossbeam_channel::RecvTimeoutError;
+
+use crate::deadline::Deadline;
+use crate::error::{CloseReason, Error, ErrorKind, Result};
+use crate::io_thread::Link;
+use crate::mailbox::{Call, Command, Reply};
+use crate::outbox::{Admission, Frames, Gate};
+use crate::proto::Expected;
+use crate::wire::method::{MethodId, Request};
+
+/// What was asked, for errors: `queue.declare "tasks"`.
+#[derive(Clone, Copy)]
+pub(crate) struct Asked<'a> {
+    method: MethodId,
+    subject: &'a str,
+}
+
+impl<'a> Asked<'a> {
+    pub(crate) fn about(method: MethodId, subject: &'a str) -> Self {
+        Self { method, subject }
+    }
+
+    pub(crate) fn failed(&self, error: Error) -> Error {
+        error.doing(self.to_string())
+    }
+}
+
+impl fmt::Display for Asked<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.subject {
+            "" => self.method.fmt(f),
+            subject => write!(f, "{} {subject:?}", self.method),
+        }
+    }
+}
+
+/// Appends a method and tells the core which reply to expect.
+pub(crate) fn append<R: Request>(
+    frames: &mut Frames<'_>,
+    channel: u16,
+    method: &R,
+    call: Call,
+) -> Result<()> {
+    frames.method(channel, method)?;
+    let expected = Expected::Method(R::REPLY);
+    frames.command(Command::Call {
+        channel,
+        expected,
+        call,
+    });
+    Ok(())
+}
+
+/// Sends what `append` writes and waits for the reply.
+pub(crate) fn call(
+    link: &Arc<Link>,
+    timeout: Duration,
+    gate: impl Fn() -> Result<Gate>,
+    append: impl FnOnce(&mut Frames<'_>, Call) -> Result<()>,
+) -> Result<Reply> {
+    let deadline = Deadline::after(timeout);
+    let (call, reply) = crossbeam_channel::bounded(1);
+    link.outbox
+        .write(Admission::Room, deadline, gate, |frames| {
+            append(frames, call)
+        })?;
+    match reply.recv_timeout(deadline.remaining()) {
+        Ok(reply) => reply,
+        Err(RecvTimeoutError::Timeout) => Err(Error::timed_out(timeout)),
+        // Only if the IO thread has panicked.
+        Err(RecvTimeoutError::Disconnected) => Err(link.outbox.end_cause().unwrap_or_else(|| {
+            Error::new(ErrorKind::ConnectionClosed(CloseReason::program(
+                "no IO thread",
+            )))
+        })),
+    }
+}
+
+/// The reply in its own type. The core lets no other pass.
+pub(crate) fn reply_of<R: Request>(asked: Asked<'_>, reply: Reply) -> Result<R::Reply> {
+    let unexpected = || asked.failed(Error::invalid("the reply is of another kind"));
+    match reply {
+        Reply::Method(method) => R::Reply::try_from(method).map_err(|_| unexpected()),
+        Reply::Message(_) => Err(unexpected()),
+    }
+}
