@@ -42,6 +42,10 @@ fn main() -> Result<()> {
     consumer.cancel()?;
     connection.close()?;
 
+    if consumed < COUNT {
+        eprintln!("only {consumed} of {COUNT} messages came");
+        std::process::exit(1);
+    }
     println!("ok: {published} published, {confirmed} confirmed, {consumed} consumed, {acknowledged} acknowledged");
     Ok(())
 }

@@ -32,8 +32,4 @@ impl Deadline {
     pub(crate) fn remaining(&self) -> Duration {
         self.at.saturating_duration_since(Instant::now())
     }
-
-    pub(crate) fn has_passed(&self) -> bool {
-        self.remaining().is_zero()
-    }
 }

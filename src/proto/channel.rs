@@ -165,6 +165,8 @@ impl<M: Mailboxes> Channel<M> {
 pub(crate) enum Slot<M: Mailboxes> {
     Unused,
     InUse(Box<Channel<M>>),
+    /// Closed by the core itself: everyone was told this cause, and only close-ok is missing.
+    Leaving(Error),
     /// Closed with this cause, which answers calls that were on their way when it closed.
     Closed(Error),
 }

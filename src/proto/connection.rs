@@ -234,6 +234,11 @@ impl<M: Mailboxes> Connection<M> {
         }
     }
 
+    #[cfg(test)]
+    pub(crate) fn config(&self) -> &Config {
+        &self.config
+    }
+
     pub(crate) fn server(&self) -> &Server {
         &self.server
     }
@@ -335,7 +340,7 @@ impl<M: Mailboxes> Connection<M> {
             return self.receive_header(input);
         }
         match frame::cut(input, self.tuning.payload_limit())? {
-            Cut::Incomplete(_) => Ok(0),
+            Cut::Incomplete => Ok(0),
             Cut::Frame(frame, length) => {
                 self.handle_frame(frame, now)?;
                 Ok(length)
@@ -528,6 +533,10 @@ impl<M: Mailboxes> Connection<M> {
     }
 
     fn channel_method(&mut self, number: u16, method: Method<'_>) -> Checked<()> {
+        if self.is_leaving(number) {
+            self.leave(number, &method);
+            return Ok(());
+        }
         let channel = self.channel(number)?;
         match (&channel.state, method) {
             (_, Method::ChannelClose(close)) => {
@@ -614,6 +623,9 @@ impl<M: Mailboxes> Connection<M> {
     }
 
     fn content_frame(&mut self, number: u16, frame: Frame<'_>) -> Checked<()> {
+        if self.is_leaving(number) {
+            return Ok(());
+        }
         let max_size = self.config.max_message_size;
         let channel = self.channel(number)?;
         if let ChannelState::Closing { .. } = channel.state {
@@ -769,26 +781,42 @@ impl<M: Mailboxes> Connection<M> {
                 method: None,
             },
         );
-        let Ok(channel) = self.channel(number) else {
-            return;
-        };
-        let mut rest = Channel::new(channel.mailbox.clone());
-        rest.state = ChannelState::Closing {
-            cause: cause.clone(),
-        };
-        let ended = std::mem::replace(channel, rest);
-        self.end_channel(ended, &cause);
+        self.replace_channel(number, Slot::Leaving(cause.clone()), &cause);
+    }
+
+    fn is_leaving(&self, number: u16) -> bool {
+        let slot = self.channels.get(usize::from(number));
+        matches!(slot, Some(Slot::Leaving(_)))
+    }
+
+    /// Of what comes on a channel that the core has closed, only the closes matter.
+    fn leave(&mut self, number: u16, method: &Method<'_>) {
+        match method {
+            Method::ChannelClose(_) => self.send(number, &ChannelCloseOk {}),
+            Method::ChannelCloseOk(_) => {
+                if let Some(Slot::Leaving(error)) = self.channels.get(usize::from(number)) {
+                    let error = error.clone();
+                    self.free_channel(number, error);
+                }
+            }
+            _ => {}
+        }
     }
 
     fn free_channel(&mut self, number: u16, error: Error) {
+        self.replace_channel(number, Slot::Closed(error.clone()), &error);
+        self.events
+            .push_back(Event::ChannelFreed { channel: number });
+    }
+
+    /// Ends what is in the slot, if anything, and leaves `rest` there.
+    fn replace_channel(&mut self, number: u16, rest: Slot<M>, error: &Error) {
         let Some(slot) = self.channels.get_mut(usize::from(number)) else {
             return;
         };
-        if let Slot::InUse(channel) = std::mem::replace(slot, Slot::Closed(error.clone())) {
-            self.end_channel(*channel, &error);
+        if let Slot::InUse(channel) = std::mem::replace(slot, rest) {
+            self.end_channel(*channel, error);
         }
-        self.events
-            .push_back(Event::ChannelFreed { channel: number });
     }
 
     /// The one end of a channel: its handle, its callers and its consumers are told.
@@ -964,7 +992,7 @@ impl<M: Mailboxes> Connection<M> {
                 ChannelState::Open => Ok(channel),
                 ChannelState::Closing { cause } => Err(cause.clone()),
             },
-            Some(Slot::Closed(error)) => Err(error.clone()),
+            Some(Slot::Leaving(error) | Slot::Closed(error)) => Err(error.clone()),
             Some(Slot::Unused) | None => {
                 Err(Error::invalid(format!("channel {number} was never opened")))
             }

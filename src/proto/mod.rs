@@ -15,6 +15,9 @@ mod content;
 mod handshake;
 mod heartbeat;
 
+#[cfg(test)]
+mod tests;
+
 pub(crate) use channel::Expected;
 pub(crate) use connection::{Command, Config, Connection, Event, Mailboxes, Server, Tuning};
 pub(crate) use content::{Content, Delivered, Fetched, Returned};

@@ -42,8 +42,8 @@ pub(crate) struct Frame<'a> {
 pub(crate) enum Cut<'a> {
     /// A whole frame, and how many bytes it takes.
     Frame(Frame<'a>, usize),
-    /// Not yet a frame; it will take at least so many bytes in all.
-    Incomplete(usize),
+    /// Not yet a frame.
+    Incomplete,
 }
 
 /// Looks for a frame at the front of `input`. `limit` bounds the payload; a larger claim is refused as soon as it is
@@ -52,8 +52,8 @@ pub(crate) enum Cut<'a> {
 pub(crate) fn cut(input: &[u8], limit: usize) -> WireResult<Cut<'_>> {
     let Some((head, rest)) = split_at(input, HEAD) else {
         return match input.first() {
-            Some(&kind) => frame_kind(kind).map(|_| Cut::Incomplete(HEAD + 1)),
-            None => Ok(Cut::Incomplete(HEAD + 1)),
+            Some(&kind) => frame_kind(kind).map(|_| Cut::Incomplete),
+            None => Ok(Cut::Incomplete),
         };
     };
     let mut reader = Reader::new(head);
@@ -67,10 +67,10 @@ pub(crate) fn cut(input: &[u8], limit: usize) -> WireResult<Cut<'_>> {
         });
     }
     let Some((payload, end)) = split_at(rest, size) else {
-        return Ok(Cut::Incomplete(size + OVERHEAD));
+        return Ok(Cut::Incomplete);
     };
     match end.first() {
-        None => Ok(Cut::Incomplete(size + OVERHEAD)),
+        None => Ok(Cut::Incomplete),
         Some(&END) => {
             let frame = Frame {
                 kind,

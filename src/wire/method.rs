@@ -253,14 +253,24 @@ macro_rules! methods {
         )*
 
         #[cfg(test)]
-        impl Method<'_> {
+        impl<'a> Method<'a> {
             pub(crate) fn encode(&self, buffer: &mut Vec<u8>) -> WireResult<()> {
                 match self { $(Self::$name(method) => method.encode(buffer),)* }
             }
 
-            /// One of each, with empty fields.
-            pub(crate) fn all() -> Vec<Method<'static>> {
-                vec![$(Method::$name($name::default()),)*]
+            /// One of each, with fields that tell each other apart.
+            pub(crate) fn samples() -> Vec<Method<'static>> {
+                use super::tests::Sample;
+                let mut seed = 0;
+                vec![$(Method::$name($name { $($field: Sample::sample(&mut seed),)* }),)*]
+            }
+
+            /// Name, ids and the specification's types of the fields, for each row.
+            pub(crate) fn rows() -> Vec<String> {
+                use super::tests::Sample;
+                vec![$([
+                    concat!($text, " ", $class, " ", $method) $(, <$type as Sample>::TYPE)*
+                ].join(" "),)*]
             }
         }
     };

@@ -5,3 +5,6 @@ pub(crate) mod frame;
 pub(crate) mod method;
 pub(crate) mod properties;
 pub(crate) mod value;
+
+#[cfg(test)]
+mod tests;

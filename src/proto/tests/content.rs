@@ -1,0 +1,176 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::wire::method::{
+    BasicAck, BasicConsumeOk, BasicQos, BasicQosOk, ChannelClose, ChannelCloseOk, ConnectionBlocked,
+};
+
+#[test]
+fn messages_come_in_any_number_of_body_frames() {
+    for size in [0, 1, 99, 100, 101, 1000] {
+        let mut scenario = Scenario::with_channels([1]);
+        scenario.consume(1, "c");
+        let body: String = (0..size)
+            .map(|at| char::from(b'a' + (at % 26) as u8))
+            .collect();
+        scenario.deliver(1, "c", 9);
+        scenario.receive_content(1, body.as_bytes());
+        assert_eq!(scenario.events(), [format!("delivery c 9 x/key {body}")]);
+    }
+}
+
+#[test]
+fn messages_of_several_channels_come_interleaved() {
+    let mut scenario = Scenario::with_channels([1, 2]);
+    scenario.consume(1, "a");
+    scenario.consume(2, "b");
+    let (first, second) = (content(1, &[b'1'; 30], 20), content(2, &[b'2'; 30], 20));
+    // A header is 22 bytes long, a piece of 20 bytes 28.
+    scenario.deliver(1, "a", 1);
+    scenario.deliver(2, "b", 1);
+    scenario.receive_bytes(&second[..22]);
+    scenario.receive_bytes(&first[..22 + 28]);
+    scenario.receive_bytes(&second[22..22 + 28]);
+    scenario.receive_bytes(&first[22 + 28..]);
+    scenario.receive_bytes(&second[22 + 28..]);
+    assert_eq!(
+        scenario.events(),
+        [
+            format!("delivery a 1 x/key {}", "1".repeat(30)),
+            format!("delivery b 1 x/key {}", "2".repeat(30)),
+        ]
+    );
+}
+
+#[test]
+fn a_returned_message_is_an_event() {
+    let mut scenario = Scenario::with_channels([1]);
+    scenario.receive(1, &returned());
+    scenario.receive_content(1, b"back");
+    assert_eq!(scenario.events(), ["returned on 1 312 NO_ROUTE x/key back"]);
+}
+
+#[test]
+fn names_that_are_no_utf8_do_not_cost_the_message() {
+    let mut scenario = Scenario::with_channels([1]);
+    scenario.consume(1, "c");
+    let mut method = framed(1, &deliver("c", 1));
+    let at = method.windows(3).position(|it| it == b"key").unwrap();
+    method[at] = 0xff;
+    scenario.receive_bytes(&method);
+    scenario.receive_content(1, b"body");
+    assert_eq!(scenario.events(), ["delivery c 1 x/\u{fffd}ey body"]);
+}
+
+#[test]
+fn a_message_beyond_the_limit_costs_its_channel_alone() {
+    let mut scenario = Scenario::with_channels([1, 2]);
+    scenario.consume(1, "c");
+    let waiting = scenario.call::<BasicQos>(1);
+    scenario.events();
+    scenario.sent();
+    scenario.deliver(1, "c", 1);
+    // The header of a body of 2 to the power of 63 bytes.
+    let mut header = content(1, b"", 20);
+    header[11] = 0x80;
+    scenario.receive_bytes(&header);
+    assert_eq!(scenario.sent(), ["1 channel.close 311"]);
+    let cause = "channel 1 was closed by this program: 311 CONTENT_TOO_LARGE - a message of \
+                 9223372036854775808 bytes, at most 1048576 are taken";
+    assert_eq!(
+        scenario.events(),
+        [
+            format!("channel 1 ended {cause}"),
+            format!("consumer c ended {cause}"),
+            format!("failed {} {cause}", waiting - 1),
+            format!("failed {waiting} {cause}"),
+        ]
+    );
+    // What follows is discarded, until the broker agrees.
+    scenario.receive_bytes(&content(1, &[0; 50], 20)[22..]);
+    scenario.receive(1, &BasicQosOk {});
+    let late = scenario.call::<BasicQos>(1);
+    assert_eq!(scenario.events(), [format!("failed {late} {cause}")]);
+    scenario.receive(1, &ChannelCloseOk {});
+    assert_eq!(scenario.events(), ["channel 1 freed"]);
+}
+
+/// One of everything a broker says, as bytes.
+fn conversation() -> Vec<u8> {
+    let close = ChannelClose {
+        reply_code: 404,
+        ..ChannelClose::default()
+    };
+    [
+        framed(
+            1,
+            &BasicConsumeOk {
+                consumer_tag: "c".into(),
+            },
+        ),
+        framed(1, &deliver("c", 1)),
+        content(1, &[b'x'; 250], 100),
+        framed(2, &get_ok()),
+        content(2, b"fetched", 100),
+        framed(1, &deliver("c", 2)),
+        content(1, b"", 100),
+        b"\x08\0\0\0\0\0\0\xce".to_vec(),
+        framed(2, &returned()),
+        content(2, b"back", 100),
+        framed(
+            2,
+            &BasicAck {
+                delivery_tag: 3,
+                multiple: true,
+            },
+        ),
+        framed(
+            0,
+            &ConnectionBlocked {
+                reason: "why".into(),
+            },
+        ),
+        framed(2, &close),
+        framed(1, &deliver("nobody", 3)),
+    ]
+    .concat()
+}
+
+/// The events of the conversation when it comes in pieces that end at `cuts`.
+fn events_of(bytes: &[u8], cuts: &[usize]) -> (Vec<String>, Vec<String>) {
+    let mut scenario = Scenario::with_channels([1, 2]);
+    scenario.consume(1, "c");
+    scenario.get(2);
+    let mut consumed = 0;
+    let mut events = Vec::new();
+    for &cut in cuts.iter().chain([&bytes.len()]) {
+        consumed += scenario
+            .core
+            .receive(&bytes[consumed..cut.max(consumed)], scenario.now);
+        events.extend(scenario.events());
+    }
+    assert_eq!(consumed, bytes.len());
+    (events, scenario.sent())
+}
+
+#[test]
+fn every_split_in_two_gives_the_same_events() {
+    let bytes = conversation();
+    let whole = events_of(&bytes, &[]);
+    assert_eq!(whole.0.len(), 12, "{whole:#?}");
+    for cut in 0..bytes.len() {
+        assert_eq!(events_of(&bytes, &[cut]), whole, "cut at {cut}");
+    }
+    let every_byte: Vec<_> = (0..bytes.len()).collect();
+    assert_eq!(events_of(&bytes, &every_byte), whole);
+}
+
+proptest! {
+    #[test]
+    fn any_split_gives_the_same_events(mut cuts in prop::collection::vec(0..1000_usize, 0..20)) {
+        let bytes = conversation();
+        cuts.iter_mut().for_each(|cut| *cut %= bytes.len());
+        cuts.sort_unstable();
+        prop_assert_eq!(events_of(&bytes, &cuts), events_of(&bytes, &[]));
+    }
+}

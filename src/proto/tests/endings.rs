@@ -1,0 +1,323 @@
+//! Whatever happens, everyone who waits is answered just once, and with the same cause.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::error::ErrorKind;
+use crate::wire::method::{
+    BasicCancelOk, BasicConsumeOk, BasicGetEmpty, BasicQos, BasicQosOk, ChannelClose,
+    ChannelCloseOk, ConnectionClose, ConnectionCloseOk, ConnectionUpdateSecret,
+};
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Ending {
+    ClosedByBroker,
+    ClosedByUs,
+    ClosedByBoth,
+    LostWhileClosing,
+    Aborted,
+    AbortedWhileClosing,
+    SocketClosed,
+    HeartbeatMissed,
+    Violation,
+}
+
+const ENDINGS: [Ending; 9] = [
+    Ending::ClosedByBroker,
+    Ending::ClosedByUs,
+    Ending::ClosedByBoth,
+    Ending::LostWhileClosing,
+    Ending::Aborted,
+    Ending::AbortedWhileClosing,
+    Ending::SocketClosed,
+    Ending::HeartbeatMissed,
+    Ending::Violation,
+];
+
+fn end(scenario: &mut Scenario, ending: Ending) {
+    let shutdown = ConnectionClose {
+        reply_code: 320,
+        reply_text: "CONNECTION_FORCED - shutdown".into(),
+        ..ConnectionClose::default()
+    };
+    match ending {
+        Ending::ClosedByBroker => scenario.receive(0, &shutdown),
+        Ending::ClosedByUs => {
+            scenario.close();
+            scenario.receive(0, &ConnectionCloseOk {});
+        }
+        Ending::ClosedByBoth => {
+            scenario.close();
+            scenario.receive(0, &shutdown);
+        }
+        Ending::LostWhileClosing => {
+            scenario.close();
+            scenario.socket_closed();
+        }
+        Ending::Aborted => scenario.core.handle(Command::Abort),
+        Ending::AbortedWhileClosing => {
+            scenario.close();
+            scenario.core.handle(Command::Abort);
+        }
+        Ending::SocketClosed => scenario.socket_closed(),
+        Ending::HeartbeatMissed => scenario.pass(Duration::from_secs(120)),
+        Ending::Violation => scenario.receive_bytes(b"\xff"),
+    }
+}
+
+#[test]
+fn the_cause_names_who_ended_it() {
+    let program = "the connection was closed by this program";
+    let causes = [
+        "the connection was closed by the broker: 320 CONNECTION_FORCED - shutdown",
+        program,
+        program,
+        program,
+        program,
+        program,
+        "the connection was lost: unexpected end of file",
+        "the connection was lost: nothing was heard from the broker for two heartbeat intervals of 60s",
+        "the connection was closed because the peer broke the protocol: 501 FRAME_ERROR - unknown frame type 255",
+    ];
+    for (ending, cause) in ENDINGS.into_iter().zip(causes) {
+        let mut scenario = Scenario::opened();
+        end(&mut scenario, ending);
+        assert_eq!(scenario.events(), [format!("ended {cause}")], "{ending:?}");
+    }
+}
+
+#[test]
+fn a_close_by_the_broker_is_answered_and_the_answer_is_the_last_word() {
+    for ending in [Ending::ClosedByBroker, Ending::ClosedByBoth] {
+        let mut scenario = Scenario::opened();
+        end(&mut scenario, ending);
+        assert_eq!(scenario.sent(), ["0 connection.close-ok"]);
+        scenario.pass(Duration::from_secs(1000));
+        assert_eq!(scenario.sent(), [""; 0]);
+    }
+}
+
+#[test]
+fn everything_after_the_end_is_answered_with_its_cause() {
+    for ending in ENDINGS {
+        let mut scenario = Scenario::with_channels([1]);
+        end(&mut scenario, ending);
+        let cause = scenario.end().to_string();
+        let (call, get) = (scenario.call::<BasicQos>(1), scenario.get(1));
+        let secret = scenario.call::<ConnectionUpdateSecret<'_>>(0);
+        let consume = scenario.consume(1, "c");
+        let close = scenario.close_channel(1);
+        scenario.close();
+        scenario.core.handle(Command::Abort);
+        let open = scenario.next_call();
+        scenario.core.handle(Command::OpenChannel {
+            channel: 2,
+            mailbox: 2,
+            call: open,
+        });
+        assert_eq!(
+            scenario.events(),
+            [
+                format!("failed {call} {cause}"),
+                format!("failed {get} {cause}"),
+                format!("failed {secret} {cause}"),
+                format!("consumer c ended {cause}"),
+                format!("failed {consume} {cause}"),
+                format!("failed {close} {cause}"),
+                format!("channel 2 ended {cause}"),
+                format!("failed {open} {cause}"),
+            ],
+            "{ending:?}"
+        );
+    }
+}
+
+/// One step of a random conversation on one of three channels.
+#[derive(Debug, Clone, Copy)]
+enum Step {
+    Call,
+    Get,
+    Consume,
+    Cancel,
+    CloseChannel,
+    Reply,
+    HalfAMessage,
+    HugeMessage,
+    ChannelClose,
+}
+
+const STEPS: [Step; 9] = [
+    Step::Call,
+    Step::Get,
+    Step::Consume,
+    Step::Cancel,
+    Step::CloseChannel,
+    Step::Reply,
+    Step::HalfAMessage,
+    Step::HugeMessage,
+    Step::ChannelClose,
+];
+
+/// A broker that behaves, as far as it comes, and a count of what everyone was told.
+struct Conversation {
+    scenario: Scenario,
+    /// The replies that the broker owes, by channel; `None` for a channel that is closed.
+    owed: BTreeMap<u16, Option<Vec<Vec<u8>>>>,
+    /// A message has begun on the channel.
+    half_a_message: BTreeMap<u16, bool>,
+    answers: BTreeMap<u32, usize>,
+    consumers: BTreeMap<&'static str, usize>,
+    registered: Vec<&'static str>,
+    channel_ends: usize,
+    opened: usize,
+}
+
+impl Conversation {
+    fn new() -> Self {
+        let scenario = Scenario::with_channels([1, 2, 3]);
+        Self {
+            scenario,
+            owed: (1..=3).map(|channel| (channel, Some(Vec::new()))).collect(),
+            half_a_message: BTreeMap::new(),
+            answers: BTreeMap::new(),
+            consumers: BTreeMap::new(),
+            registered: Vec::new(),
+            channel_ends: 0,
+            opened: 3,
+        }
+    }
+
+    fn owe(&mut self, channel: u16, reply: &impl Encode) {
+        if let Some(Some(owed)) = self.owed.get_mut(&channel) {
+            owed.push(framed(channel, reply));
+        }
+    }
+
+    fn step(&mut self, channel: u16, step: Step) {
+        let open = matches!(self.owed.get(&channel), Some(Some(_)));
+        match step {
+            Step::Call => {
+                self.scenario.call::<BasicQos>(channel);
+                self.owe(channel, &BasicQosOk {});
+            }
+            Step::Get => {
+                self.scenario.get(channel);
+                self.owe(channel, &BasicGetEmpty::default());
+            }
+            Step::Consume => {
+                let consumer: &'static str =
+                    Box::leak(format!("c{}", self.registered.len()).into_boxed_str());
+                self.registered.push(consumer);
+                self.scenario.consume(channel, consumer);
+                self.owe(
+                    channel,
+                    &BasicConsumeOk {
+                        consumer_tag: consumer.into(),
+                    },
+                );
+            }
+            Step::Cancel => {
+                let consumer = self.registered.last().copied().unwrap_or("unknown");
+                self.scenario.cancel(channel, consumer);
+                self.owe(
+                    channel,
+                    &BasicCancelOk {
+                        consumer_tag: consumer.into(),
+                    },
+                );
+            }
+            Step::CloseChannel => {
+                self.scenario.close_channel(channel);
+                self.owe(channel, &ChannelCloseOk {});
+            }
+            Step::Reply => {
+                if self.half_a_message.get(&channel) == Some(&true) {
+                    return;
+                }
+                let Some(Some(owed)) = self.owed.get_mut(&channel) else {
+                    return;
+                };
+                if !owed.is_empty() {
+                    let reply = owed.remove(0);
+                    let closed = reply == framed(channel, &ChannelCloseOk {});
+                    self.scenario.receive_bytes(&reply);
+                    if closed {
+                        self.owed.insert(channel, None);
+                    }
+                }
+            }
+            Step::HalfAMessage if open && self.half_a_message.get(&channel) != Some(&true) => {
+                self.scenario.receive(channel, &returned());
+                self.half_a_message.insert(channel, true);
+            }
+            Step::HugeMessage if open && self.half_a_message.get(&channel) != Some(&true) => {
+                let mut header = content(channel, b"", 20);
+                header[11] = 0x80;
+                self.scenario.receive(channel, &returned());
+                self.scenario.receive_bytes(&header);
+                // Whatever a broker still owes on that channel, the core wants no more of it.
+                self.owed.insert(channel, None);
+            }
+            Step::ChannelClose if open => {
+                self.scenario.receive(channel, &ChannelClose::default());
+                // If we have closed, too, the broker still owes us that one answer.
+                let close_ok = framed(channel, &ChannelCloseOk {});
+                let owed = self.owed.get_mut(&channel).unwrap();
+                let crossed = owed.as_ref().is_some_and(|owed| owed.contains(&close_ok));
+                *owed = crossed.then(|| vec![close_ok]);
+                self.half_a_message.insert(channel, false);
+            }
+            Step::HalfAMessage | Step::HugeMessage | Step::ChannelClose => {}
+        }
+        self.count();
+    }
+
+    fn count(&mut self) {
+        while let Some(event) = self.scenario.core.next_event() {
+            match event {
+                Event::Reply { call, .. }
+                | Event::Fetched { call, .. }
+                | Event::Failed { call, .. } => {
+                    *self.answers.entry(call).or_default() += 1;
+                }
+                Event::ConsumerEnded { consumer, .. } => {
+                    *self.consumers.entry(consumer).or_default() += 1;
+                }
+                Event::ChannelEnded { .. } => self.channel_ends += 1,
+                _ => {}
+            }
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn everyone_is_answered_just_once(
+        steps in prop::collection::vec((1..=3_u16, 0..STEPS.len()), 0..60),
+        ending in 0..ENDINGS.len(),
+    ) {
+        let mut conversation = Conversation::new();
+        for (channel, step) in steps {
+            conversation.step(channel, STEPS[step]);
+        }
+        end(&mut conversation.scenario, ENDINGS[ending]);
+        conversation.count();
+        // The first calls opened the channels; they were answered before the count began.
+        let asked: BTreeMap<u32, usize> = (4..=conversation.scenario.calls).map(|call| (call, 1)).collect();
+        prop_assert_eq!(&conversation.answers, &asked);
+        let consumers: BTreeMap<_, _> = conversation.registered.iter().map(|it| (*it, 1)).collect();
+        prop_assert_eq!(&conversation.consumers, &consumers);
+        prop_assert_eq!(conversation.channel_ends, conversation.opened);
+    }
+}
+
+#[test]
+fn a_violation_by_the_peer_is_not_mistaken_for_a_close_in_good_order() {
+    let mut scenario = Scenario::opened();
+    end(&mut scenario, Ending::Violation);
+    let error = scenario.end();
+    assert!(matches!(error.kind(), ErrorKind::ProtocolViolation { .. }));
+    assert_eq!(error.closed_by(), None);
+}

@@ -1,0 +1,317 @@
+use super::*;
+use crate::error::ErrorKind;
+use crate::wire::method::{
+    ConnectionClose, ConnectionOpen, ConnectionSecure, ConnectionStartOk, ConnectionTuneOk,
+};
+
+/// The methods the core has sent, whole.
+fn sent_methods(scenario: &mut Scenario) -> Vec<Method<'static>> {
+    let mut bytes = Vec::new();
+    scenario.core.take_output(&mut bytes);
+    let mut rest = bytes.as_slice();
+    let mut methods = Vec::new();
+    while let Cut::Frame(frame, length) = frame::cut(rest, usize::MAX).unwrap() {
+        methods.push(Method::decode(frame.payload).unwrap().into_owned());
+        rest = &rest[length..];
+    }
+    methods
+}
+
+fn close(code: u16, text: &'static str) -> ConnectionClose<'static> {
+    ConnectionClose {
+        reply_code: code,
+        reply_text: text.into(),
+        ..ConnectionClose::default()
+    }
+}
+
+#[test]
+fn goes_from_the_header_to_open_ok() {
+    let mut scenario = Scenario::begun(Config {
+        vhost: "orders".to_owned(),
+        client_properties: FieldTable::new().with("product", "p"),
+        ..config()
+    });
+    assert_eq!(scenario.core.handshake_step(), Some("connection.start"));
+    scenario.receive(0, &start());
+    let [Method::ConnectionStartOk(ConnectionStartOk {
+        client_properties,
+        mechanism,
+        response,
+        locale,
+    })] = &sent_methods(&mut scenario)[..]
+    else {
+        panic!("no start-ok");
+    };
+    assert_eq!(
+        client_properties.get("product").and_then(|it| it.as_str()),
+        Some("p")
+    );
+    assert_eq!((mechanism.as_ref(), locale.as_ref()), ("PLAIN", "en_US"));
+    assert_eq!(response.0.as_ref(), b"\0guest\0s3cret");
+
+    assert_eq!(scenario.core.handshake_step(), Some("connection.tune"));
+    scenario.receive(0, &tune(100, 4096, 30));
+    let tune_ok = ConnectionTuneOk {
+        channel_max: 100,
+        frame_max: 4096,
+        heartbeat: 30,
+    };
+    let open = ConnectionOpen {
+        virtual_host: "orders".into(),
+        ..ConnectionOpen::default()
+    };
+    assert_eq!(
+        sent_methods(&mut scenario),
+        [
+            Method::ConnectionTuneOk(tune_ok),
+            Method::ConnectionOpen(open)
+        ]
+    );
+
+    assert_eq!(scenario.core.handshake_step(), Some("connection.open-ok"));
+    scenario.receive(0, &ConnectionOpenOk::default());
+    assert_eq!(scenario.events(), ["opened"]);
+    assert_eq!(scenario.core.handshake_step(), None);
+}
+
+#[test]
+fn amqplain_is_a_table_without_its_length() {
+    let mut scenario = Scenario::begun(Config {
+        login: Login::amqplain("u", "p"),
+        ..config()
+    });
+    scenario.receive(0, &start());
+    let [Method::ConnectionStartOk(start_ok)] = &sent_methods(&mut scenario)[..] else {
+        panic!("no start-ok");
+    };
+    assert_eq!(start_ok.mechanism, "AMQPLAIN");
+    assert_eq!(
+        start_ok.response.0.as_ref(),
+        b"\x05LOGINS\0\0\0\x01u\x08PASSWORDS\0\0\0\x01p"
+    );
+}
+
+#[test]
+fn a_server_of_another_version_says_which() {
+    let table: [(&[u8], &str); 3] = [
+        (b"AMQP\x01\x01\x00\x0a", "AMQP [1, 1, 0, 10]"),
+        (b"AMQP\x00\x01\x00\x00", "AMQP 1-0-0"),
+        (b"AMQP\x03\x01\x00\x00", "SASL and AMQP 1.0.0"),
+    ];
+    for (header, server) in table {
+        for split in 0..header.len() {
+            let mut scenario = Scenario::begun(config());
+            assert_eq!(scenario.core.receive(&header[..split], scenario.now), 0);
+            assert_eq!(scenario.core.receive(header, scenario.now), 8);
+            let server = server.to_owned();
+            assert_eq!(
+                *scenario.end().kind(),
+                ErrorKind::ProtocolVersionMismatch { server }
+            );
+        }
+    }
+}
+
+#[test]
+fn what_is_no_amqp_is_refused() {
+    for greeting in [
+        "HTTP/1.1 400 Bad Request",
+        "SSH-2.0-OpenSSH",
+        "Ahoy, who is there?",
+    ] {
+        let mut scenario = Scenario::begun(config());
+        scenario.receive_bytes(greeting.as_bytes());
+        let error = scenario.end();
+        assert!(
+            matches!(error.kind(), ErrorKind::ProtocolViolation { .. }),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn a_mechanism_that_is_not_offered_is_an_error_that_lists_those_that_are() {
+    let mut scenario = Scenario::begun(config());
+    let mechanisms = LongString(b"EXTERNAL PLAINER".as_slice().into());
+    scenario.receive(
+        0,
+        &ConnectionStart {
+            mechanisms,
+            ..start()
+        },
+    );
+    let error = scenario.end();
+    assert_eq!(
+        error.to_string(),
+        "the server does not offer the login mechanism PLAIN, but EXTERNAL PLAINER"
+    );
+    assert_eq!(scenario.sent(), [""; 0]);
+}
+
+#[test]
+fn refused_credentials_are_told_by_a_403_or_by_a_bare_socket_close() {
+    let mut scenario = Scenario::begun(config());
+    scenario.receive(0, &start());
+    scenario.sent();
+    scenario.receive(0, &close(403, "ACCESS_REFUSED - Login was refused"));
+    assert_eq!(scenario.sent(), ["0 connection.close-ok"]);
+    let error = scenario.end().to_string();
+    assert_eq!(
+        error,
+        "login of user \"guest\" with PLAIN was refused: ACCESS_REFUSED - Login was refused"
+    );
+
+    let mut scenario = Scenario::begun(config());
+    scenario.receive(0, &start());
+    scenario.socket_closed();
+    let error = scenario.end();
+    assert!(
+        matches!(error.kind(), ErrorKind::LoginRefused { .. }),
+        "{error}"
+    );
+    assert!(!format!("{error:?} {:?}", scenario.core.config()).contains("s3cret"));
+}
+
+#[test]
+fn a_socket_that_ends_elsewhere_is_no_refused_login() {
+    let lost = ErrorKind::SocketClosed {
+        kind: IoErrorKind::UnexpectedEof,
+    };
+    let mut scenario = Scenario::begun(config());
+    scenario.socket_closed();
+    assert_eq!(*scenario.end().kind(), lost);
+
+    let mut scenario = Scenario::begun(config());
+    scenario.receive(0, &start());
+    scenario.receive(0, &tune(0, 0, 0));
+    scenario.socket_closed();
+    let error = scenario.end();
+    assert_eq!(*error.kind(), lost);
+    assert!(
+        error
+            .to_string()
+            .starts_with("waiting for connection.open-ok"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_refused_vhost_is_told_apart() {
+    for (code, text) in [
+        (530, "NOT_ALLOWED - vhost nope not found"),
+        (402, "INVALID_PATH"),
+    ] {
+        let mut scenario = Scenario::begun(Config {
+            vhost: "nope".to_owned(),
+            ..config()
+        });
+        scenario.receive(0, &start());
+        scenario.receive(0, &tune(0, 0, 0));
+        scenario.receive(0, &close(code, text));
+        let error = scenario.end();
+        let ErrorKind::VhostRefused { vhost, reason } = error.kind() else {
+            panic!("{error}");
+        };
+        assert_eq!((vhost.as_str(), reason.text.as_str()), ("nope", text));
+    }
+    // Other reasons stay what they are.
+    let mut scenario = Scenario::begun(config());
+    scenario.receive(0, &start());
+    scenario.receive(0, &tune(0, 0, 0));
+    scenario.receive(0, &close(541, "INTERNAL_ERROR"));
+    assert!(matches!(
+        scenario.end().kind(),
+        ErrorKind::ConnectionClosed(_)
+    ));
+}
+
+#[test]
+fn tuning_takes_the_lower_limit_and_zero_means_none() {
+    // (ours, theirs, agreed), each (channel_max, frame_max, heartbeat)
+    let table = [
+        (
+            (2047, 131_072, 60),
+            (2047, 131_072, 60),
+            (2047, 131_072, 60),
+        ),
+        ((10, 4096, 5), (2047, 131_072, 60), (10, 4096, 5)),
+        ((2047, 131_072, 60), (10, 4096, 5), (10, 4096, 5)),
+        ((0, 0, 60), (0, 0, 60), (0, 0, 60)),
+        ((0, 0, 60), (7, 8192, 60), (7, 8192, 60)),
+        ((7, 8192, 60), (0, 0, 60), (7, 8192, 60)),
+        ((1, 4096, 0), (1, 4096, 60), (1, 4096, 0)),
+        ((1, 4096, 60), (1, 4096, 0), (1, 4096, 0)),
+    ];
+    for (ours, theirs, agreed) in table {
+        let (channel_max, frame_max, heartbeat) = ours;
+        let mut scenario = Scenario::begun(Config {
+            channel_max,
+            frame_max,
+            heartbeat,
+            ..config()
+        });
+        scenario.receive(0, &start());
+        sent_methods(&mut scenario);
+        scenario.receive(0, &tune(theirs.0, theirs.1, theirs.2));
+        let (channel_max, frame_max, heartbeat) = agreed;
+        let tune_ok = ConnectionTuneOk {
+            channel_max,
+            frame_max,
+            heartbeat,
+        };
+        assert_eq!(
+            sent_methods(&mut scenario)[0],
+            Method::ConnectionTuneOk(tune_ok)
+        );
+        assert_eq!(scenario.core.deadline().is_some(), heartbeat != 0);
+        let tuning = scenario.core.tuning();
+        assert_eq!(
+            tuning.highest_channel(),
+            if channel_max == 0 {
+                65_535
+            } else {
+                channel_max
+            }
+        );
+        if frame_max != 0 {
+            assert_eq!(tuning.payload_limit(), frame_max as usize - 8);
+        }
+    }
+}
+
+#[test]
+fn absurd_servers_are_refused() {
+    let mut scenario = Scenario::begun(config());
+    scenario.receive(0, &start());
+    scenario.sent();
+    scenario.receive(0, &tune(0, 4095, 0));
+    assert_eq!(scenario.sent(), ["0 connection.close 502"]);
+    assert!(scenario
+        .end()
+        .to_string()
+        .contains("a frame_max of 4095, the least is 4096"));
+
+    let mut scenario = Scenario::begun(config());
+    scenario.receive(0, &start());
+    scenario.sent();
+    scenario.receive(0, &ConnectionSecure::default());
+    assert_eq!(scenario.sent(), ["0 connection.close 503"]);
+
+    let mut scenario = Scenario::begun(config());
+    scenario.receive(0, &tune(0, 0, 0));
+    assert_eq!(scenario.sent(), ["0 connection.close 503"]);
+    let error = scenario.end().to_string();
+    assert!(
+        error.contains("connection.tune where connection.start was expected"),
+        "{error}"
+    );
+
+    // Before anything is agreed there is a bound, too.
+    let mut scenario = Scenario::begun(config());
+    assert_eq!(
+        scenario.core.receive(b"\x01\0\0\x00\x02\0\0", scenario.now),
+        7
+    );
+    assert_eq!(scenario.sent(), ["0 connection.close 501"]);
+}

@@ -1,0 +1,359 @@
+//! The core against a scripted broker, under a clock that the test turns.
+
+mod channels;
+mod content;
+mod endings;
+mod handshake;
+mod heartbeats;
+mod violations;
+
+use std::io::ErrorKind as IoErrorKind;
+use std::time::{Duration, Instant};
+
+use super::channel::Expected;
+use super::connection::{Command, Config, Connection, Event, Mailboxes};
+use super::handshake::Login;
+use crate::error::{CloseReason, Error};
+use crate::wire::frame::{self, Cut, FrameKind};
+use crate::wire::method::{
+    BasicDeliver, BasicGetOk, BasicReturn, ChannelOpenOk, ConnectionOpenOk, ConnectionStart,
+    ConnectionTune, Encode, LongString, Method, Request,
+};
+use crate::wire::value::FieldTable;
+
+/// Mailboxes that only have names.
+#[derive(Debug)]
+struct Names;
+
+impl Mailboxes for Names {
+    type Call = u32;
+    type Channel = u16;
+    type Consumer = &'static str;
+}
+
+/// The core, what it has sent, and the time.
+struct Scenario {
+    core: Connection<Names>,
+    now: Instant,
+    unread: Vec<u8>,
+    /// Commands are told apart by numbers of their own.
+    calls: u32,
+}
+
+fn config() -> Config {
+    Config {
+        login: Login::plain("guest", "s3cret"),
+        vhost: "/".to_owned(),
+        client_properties: FieldTable::new(),
+        channel_max: 2047,
+        frame_max: 131_072,
+        heartbeat: 60,
+        max_message_size: 1 << 20,
+    }
+}
+
+fn start() -> ConnectionStart<'static> {
+    ConnectionStart {
+        version_major: 0,
+        version_minor: 9,
+        mechanisms: LongString(b"PLAIN AMQPLAIN".as_slice().into()),
+        locales: LongString(b"en_US".as_slice().into()),
+        ..ConnectionStart::default()
+    }
+}
+
+fn tune(channel_max: u16, frame_max: u32, heartbeat: u16) -> ConnectionTune {
+    ConnectionTune {
+        channel_max,
+        frame_max,
+        heartbeat,
+    }
+}
+
+fn framed(channel: u16, method: &impl Encode) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    frame::write_method(&mut bytes, channel, method, usize::MAX).unwrap();
+    bytes
+}
+
+fn content(channel: u16, body: &[u8], piece: usize) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    frame::write_content(&mut bytes, channel, None, body, piece.max(14)).unwrap();
+    bytes
+}
+
+#[allow(clippy::disallowed_methods)]
+fn some_time() -> Instant {
+    Instant::now()
+}
+
+impl Scenario {
+    /// Nothing but the protocol header has been sent.
+    fn begun(config: Config) -> Self {
+        let mut scenario = Self {
+            core: Connection::new(config),
+            now: some_time(),
+            unread: Vec::new(),
+            calls: 0,
+        };
+        let mut header = Vec::new();
+        scenario.core.take_output(&mut header);
+        assert_eq!(header, b"AMQP\0\0\x09\x01");
+        scenario
+    }
+
+    /// The handshake is over.
+    fn opened_with(config: Config, tune: &ConnectionTune) -> Self {
+        let mut scenario = Self::begun(config);
+        scenario.receive(0, &start());
+        scenario.receive(0, tune);
+        scenario.receive(0, &ConnectionOpenOk::default());
+        assert_eq!(scenario.events(), ["opened"]);
+        scenario.sent();
+        scenario
+    }
+
+    fn opened() -> Self {
+        Self::opened_with(config(), &tune(2047, 131_072, 60))
+    }
+
+    /// Some channels are open, too.
+    fn with_channels(channels: impl IntoIterator<Item = u16>) -> Self {
+        let mut scenario = Self::opened();
+        for channel in channels {
+            scenario.open_channel(channel);
+        }
+        scenario.events();
+        scenario
+    }
+
+    fn next_call(&mut self) -> u32 {
+        self.calls += 1;
+        self.calls
+    }
+
+    fn open_channel(&mut self, channel: u16) {
+        let call = self.next_call();
+        self.core.handle(Command::OpenChannel {
+            channel,
+            mailbox: channel,
+            call,
+        });
+        self.receive(channel, &ChannelOpenOk::default());
+    }
+
+    /// A handle has sent a method that has a reply.
+    fn call<R: Request>(&mut self, channel: u16) -> u32 {
+        self.expect(channel, Expected::Method(R::REPLY))
+    }
+
+    fn get(&mut self, channel: u16) -> u32 {
+        self.expect(channel, Expected::Message { no_ack: false })
+    }
+
+    fn expect(&mut self, channel: u16, expected: Expected) -> u32 {
+        let call = self.next_call();
+        self.core.handle(Command::Call {
+            channel,
+            expected,
+            call,
+        });
+        call
+    }
+
+    fn consume(&mut self, channel: u16, consumer: &'static str) -> u32 {
+        let call = self.next_call();
+        self.core.handle(Command::Consume {
+            channel,
+            consumer_tag: consumer.into(),
+            consumer,
+            call: Some(call),
+        });
+        call
+    }
+
+    fn cancel(&mut self, channel: u16, consumer_tag: &str) -> u32 {
+        let call = self.next_call();
+        self.core.handle(Command::Cancel {
+            channel,
+            consumer_tag: consumer_tag.into(),
+            call,
+        });
+        call
+    }
+
+    fn close_channel(&mut self, channel: u16) -> u32 {
+        let call = self.next_call();
+        self.core.handle(Command::CloseChannel {
+            channel,
+            reason: CloseReason::program("done"),
+            call: Some(call),
+        });
+        call
+    }
+
+    fn close(&mut self) {
+        let reason = CloseReason::program("done");
+        self.core.handle(Command::CloseConnection { reason });
+    }
+
+    fn receive(&mut self, channel: u16, method: &impl Encode) {
+        self.receive_bytes(&framed(channel, method));
+    }
+
+    fn receive_bytes(&mut self, bytes: &[u8]) {
+        assert_eq!(self.core.receive(bytes, self.now), bytes.len());
+    }
+
+    fn receive_content(&mut self, channel: u16, body: &[u8]) {
+        self.receive_bytes(&content(channel, body, 100));
+    }
+
+    fn deliver(&mut self, channel: u16, consumer_tag: &str, delivery_tag: u64) {
+        self.receive(channel, &deliver(consumer_tag, delivery_tag));
+    }
+
+    fn socket_closed(&mut self) {
+        self.core.socket_closed(IoErrorKind::UnexpectedEof);
+    }
+
+    fn pass(&mut self, time: Duration) {
+        self.now += time;
+        self.core.handle_timeout(self.now);
+    }
+
+    /// What the core has sent since the last look, a word a frame.
+    fn sent(&mut self) -> Vec<String> {
+        self.core.take_output(&mut self.unread);
+        let bytes = std::mem::take(&mut self.unread);
+        let mut rest = bytes.as_slice();
+        let mut sent = Vec::new();
+        while let Cut::Frame(frame, length) = frame::cut(rest, usize::MAX).unwrap() {
+            let channel = frame.channel;
+            sent.push(match frame.kind {
+                FrameKind::Method => {
+                    format!(
+                        "{channel} {}",
+                        shown(&Method::decode(frame.payload).unwrap())
+                    )
+                }
+                kind => format!("{channel} {kind:?}"),
+            });
+            rest = &rest[length..];
+        }
+        assert!(rest.is_empty(), "the core sent half a frame");
+        sent
+    }
+
+    /// What has happened since the last look, a line an event.
+    fn events(&mut self) -> Vec<String> {
+        std::iter::from_fn(|| self.core.next_event())
+            .map(described)
+            .collect()
+    }
+
+    fn end(&mut self) -> Error {
+        let mut end = None;
+        while let Some(event) = self.core.next_event() {
+            if let Event::Ended { error } = event {
+                assert!(end.is_none(), "ended twice");
+                end = Some(error);
+            }
+        }
+        end.expect("the connection has not ended")
+    }
+}
+
+fn deliver(consumer_tag: &str, delivery_tag: u64) -> BasicDeliver<'_> {
+    BasicDeliver {
+        consumer_tag: consumer_tag.into(),
+        delivery_tag,
+        redelivered: false,
+        exchange: "x".into(),
+        routing_key: "key".into(),
+    }
+}
+
+fn get_ok() -> BasicGetOk<'static> {
+    BasicGetOk {
+        delivery_tag: 7,
+        redelivered: true,
+        exchange: "x".into(),
+        routing_key: "key".into(),
+        message_count: 3,
+    }
+}
+
+fn returned() -> BasicReturn<'static> {
+    BasicReturn {
+        reply_code: 312,
+        reply_text: "NO_ROUTE".into(),
+        exchange: "x".into(),
+        routing_key: "key".into(),
+    }
+}
+
+/// A close with its code, any other method by its name.
+fn shown(method: &Method<'_>) -> String {
+    match method {
+        Method::ConnectionClose(close) => format!("connection.close {}", close.reply_code),
+        Method::ChannelClose(close) => format!("channel.close {}", close.reply_code),
+        other => other.id().to_string(),
+    }
+}
+
+fn described(event: Event<Names>) -> String {
+    let text = |content: &super::Content| {
+        let (exchange, key) = (content.exchange(), content.routing_key());
+        format!(
+            "{exchange}/{key} {}",
+            String::from_utf8_lossy(content.body())
+        )
+    };
+    match event {
+        Event::Opened => "opened".to_owned(),
+        Event::Reply { call, reply } => format!("reply {call} {}", shown(&reply)),
+        Event::Fetched { call, message, .. } => format!(
+            "fetched {call} {} left {}",
+            text(&message.content),
+            message.message_count
+        ),
+        Event::Failed { call, error } => format!("failed {call} {error}"),
+        Event::Delivery { consumer, delivery } => format!(
+            "delivery {consumer} {} {}",
+            delivery.delivery_tag,
+            text(&delivery.content)
+        ),
+        Event::ConsumerEnded {
+            consumer,
+            error: None,
+        } => format!("consumer {consumer} ended"),
+        Event::ConsumerEnded {
+            consumer,
+            error: Some(error),
+        } => {
+            format!("consumer {consumer} ended {error}")
+        }
+        Event::Returned { channel, message } => {
+            format!(
+                "returned on {channel} {} {}",
+                message.code,
+                text(&message.content)
+            )
+        }
+        Event::Confirm {
+            channel,
+            sequence_number,
+            multiple,
+            nack,
+        } => {
+            format!("confirm on {channel} {sequence_number} multiple={multiple} nack={nack}")
+        }
+        Event::Flow { channel, active } => format!("flow on {channel} {active}"),
+        Event::ChannelEnded { channel, error } => format!("channel {channel} ended {error}"),
+        Event::ChannelFreed { channel } => format!("channel {channel} freed"),
+        Event::Blocked { reason } => format!("blocked {reason}"),
+        Event::Unblocked => "unblocked".to_owned(),
+        Event::Ended { error } => format!("ended {error}"),
+    }
+}
