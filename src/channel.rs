@@ -184,9 +184,9 @@ impl ChannelState {
             no_wait: false,
         };
         frames.method(self.number, &cancel)?;
-        frames.command(Command::Cancel {
+        frames.command(Command::Call {
             channel: self.number,
-            consumer_tag: Arc::clone(consumer_tag),
+            expected: Expected::CancelOk(Arc::clone(consumer_tag)),
             call,
         });
         Ok(())
@@ -785,8 +785,7 @@ impl Channel {
             .take_consumer_tag(&options.consumer_tag)
             .map_err(|error| asked.failed(error))?;
         let channel = self.number();
-        let (consumer, mailbox) =
-            Consumer::new(self.clone(), Arc::clone(&consumer_tag), options.no_ack);
+        let (consumer, mailbox) = Consumer::new(self.clone(), Arc::clone(&consumer_tag), &options);
         let consume = BasicConsume {
             ticket: 0,
             queue: queue.into(),
@@ -813,7 +812,7 @@ impl Channel {
             self.call_with(asked, |frames, call| append(frames, Some(call)))
                 .map(drop)
         };
-        // On an error the consumer is dropped and with it, if it got that far, cancelled.
+        // On an error the consumer is dropped and with it cancelled, if or when the broker has agreed.
         asked_for.map(|()| consumer)
     }
 

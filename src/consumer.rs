@@ -12,6 +12,7 @@ use crate::channel::{Channel, ChannelState, Inner};
 use crate::delivery::Delivery;
 use crate::error::{Error, Result};
 use crate::mailbox::{ChannelMailbox, ConsumerMailbox};
+use crate::options::ConsumeOptions;
 use crate::proto::Delivered;
 
 /// A consumer of a queue: blocks for the next message, one by one.
@@ -51,8 +52,13 @@ pub(crate) struct Registration {
 }
 
 enum Life {
+    /// The broker has not agreed yet.
+    Starting,
     /// Messages may come.
     Live,
+    /// Dropped before the broker agreed. It is cancelled as soon as that comes: a cancel that overtakes the broker's
+    /// own consume-ok crashes RabbitMQ's channel (541), and with it the connection.
+    AbandonedStarting(Receiver<Result<Delivery>>),
     /// Dropped, but messages may still come until the broker has answered the cancel; the receiver is kept so that
     /// none of them is lost between the two threads.
     Abandoned(Receiver<Result<Delivery>>),
@@ -93,6 +99,16 @@ impl ConsumerMailbox for Mailbox {
         let _ = self.sender.send(Ok(delivery));
     }
 
+    fn started(&self) {
+        let mut life = self.registration.life.lock();
+        if let Life::AbandonedStarting(receiver) = std::mem::replace(&mut *life, Life::Live) {
+            *life = Life::Abandoned(receiver);
+            drop(life);
+            self.state
+                .cancel_in_background(&self.registration.consumer_tag);
+        }
+    }
+
     fn ended(&self, error: Option<Error>) {
         self.state
             .consumer_tags
@@ -102,7 +118,7 @@ impl ConsumerMailbox for Mailbox {
             let _ = self.sender.send(Err(error));
         }
         let life = std::mem::replace(&mut *self.registration.life.lock(), Life::Ended);
-        if let Life::Abandoned(receiver) = life {
+        if let Life::Abandoned(receiver) | Life::AbandonedStarting(receiver) = life {
             requeue_unread(&self.state, &receiver);
         }
     }
@@ -116,14 +132,23 @@ fn requeue_unread(state: &ChannelState, receiver: &Receiver<Result<Delivery>>) {
 
 impl Consumer {
     /// A consumer that is not yet known to the broker, and its mailbox.
-    pub(crate) fn new(channel: Channel, consumer_tag: Arc<str>, no_ack: bool) -> (Self, Mailbox) {
+    pub(crate) fn new(
+        channel: Channel,
+        consumer_tag: Arc<str>,
+        options: &ConsumeOptions,
+    ) -> (Self, Mailbox) {
         // Unbounded, because the IO thread must never wait for a consumer; prefetch bounds it.
         let (sender, receiver) = crossbeam_channel::unbounded();
         let registration = Arc::new(Registration {
             consumer_tag,
-            no_ack,
+            no_ack: options.no_ack,
             abandoned: AtomicBool::new(false),
-            life: Mutex::new(Life::Live),
+            // Without waiting there is no consume-ok.
+            life: Mutex::new(if options.no_wait {
+                Life::Live
+            } else {
+                Life::Starting
+            }),
         });
         let mailbox = Mailbox {
             sender,
@@ -210,14 +235,18 @@ impl Consumer {
 }
 
 impl Consumer {
-    /// Leaves the receiver with the mailbox, unless it needs none any more.
+    /// Leaves the receiver with the mailbox if messages may still come, and says whether to cancel now.
     fn abandon(&self) -> bool {
         let mut life = self.registration.life.lock();
-        let live = matches!(*life, Life::Live);
-        if live {
-            *life = Life::Abandoned(self.receiver.clone());
+        match *life {
+            Life::Starting => *life = Life::AbandonedStarting(self.receiver.clone()),
+            Life::Live => {
+                *life = Life::Abandoned(self.receiver.clone());
+                return true;
+            }
+            Life::AbandonedStarting(_) | Life::Abandoned(_) | Life::Ended => {}
         }
-        live
+        false
     }
 }
 

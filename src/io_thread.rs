@@ -321,6 +321,7 @@ impl IoThread {
                 }
                 Event::Failed { call, error } => drop(call.send(Err(error))),
                 Event::Delivery { consumer, delivery } => consumer.deliver(delivery),
+                Event::ConsumerStarted { consumer } => consumer.started(),
                 Event::ConsumerEnded { consumer, error } => consumer.ended(error),
                 Event::Returned { channel, message } => channel.returned(message),
                 Event::Confirm {

@@ -62,6 +62,8 @@ pub(crate) trait ChannelMailbox: Send + Sync {
 
 /// What the IO thread tells a consumer. It runs on the IO thread and must not block.
 pub(crate) trait ConsumerMailbox: Send + Sync {
+    /// The broker has agreed.
+    fn started(&self);
     fn deliver(&self, delivery: Delivered);
     /// Nothing more comes; with an error unless the consumer was cancelled by this program.
     fn ended(&self, error: Option<Error>);

@@ -7,22 +7,43 @@ use std::sync::Arc;
 use super::connection::Mailboxes;
 use super::content::{Assembly, Names};
 use crate::error::{Error, ReplyCode};
-use crate::wire::method::{BasicGetEmpty, BasicGetOk, Encode, Method, MethodId};
+use crate::wire::method::{ChannelCloseOk, Encode, Method, MethodId, TxCommitOk};
 
 /// What answers a call.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Expected {
     /// Just this method.
     Method(MethodId),
     /// `basic.get-ok` with a message, or `basic.get-empty`.
     Message { no_ack: bool },
+    /// `basic.consume-ok` for this consumer.
+    ConsumeOk(Arc<str>),
+    /// `basic.cancel-ok` for this consumer, which ends with it.
+    CancelOk(Arc<str>),
 }
 
 impl Expected {
-    pub(crate) fn is(self, reply: MethodId) -> bool {
+    fn is(&self, reply: &Method<'_>) -> bool {
+        match (self, reply) {
+            (Self::Method(expected), reply) => *expected == reply.id(),
+            (Self::Message { .. }, Method::BasicGetOk(_) | Method::BasicGetEmpty(_)) => true,
+            (Self::ConsumeOk(tag), Method::BasicConsumeOk(ok)) => **tag == ok.consumer_tag,
+            (Self::CancelOk(tag), Method::BasicCancelOk(ok)) => **tag == ok.consumer_tag,
+            _ => false,
+        }
+    }
+
+    pub(crate) fn is_channel_close_ok(&self) -> bool {
+        *self == Self::Method(ChannelCloseOk::ID)
+    }
+
+    /// RabbitMQ answers these when the queues have agreed, and goes on with the channel's next methods meanwhile:
+    /// replies to those can come before.
+    fn can_be_overtaken(&self) -> bool {
         match self {
-            Self::Method(expected) => expected == reply,
-            Self::Message { .. } => reply == BasicGetOk::ID || reply == BasicGetEmpty::ID,
+            Self::ConsumeOk(_) | Self::CancelOk(_) => true,
+            Self::Method(reply) => *reply == TxCommitOk::ID,
+            Self::Message { .. } => false,
         }
     }
 }
@@ -32,42 +53,81 @@ impl fmt::Display for Expected {
         match self {
             Self::Method(method) => method.fmt(f),
             Self::Message { .. } => f.write_str("basic.get-ok"),
+            Self::ConsumeOk(tag) => write!(f, "basic.consume-ok for {tag:?}"),
+            Self::CancelOk(tag) => write!(f, "basic.cancel-ok for {tag:?}"),
         }
     }
 }
 
-/// A call whose reply has not come. It keeps its place even if nobody waits any more, so that a late reply is never
-/// taken for the next one's.
+/// A call whose reply has not come.
 pub(crate) struct Pending<M: Mailboxes> {
     pub(crate) expected: Expected,
     pub(crate) call: Option<M::Call>,
-    /// The consumer that ends with the reply, if it is `basic.cancel-ok`.
-    pub(crate) cancels: Option<Arc<str>>,
 }
 
-/// Takes the call that `reply` answers, which must be the oldest.
-pub(crate) fn answered<M: Mailboxes>(
-    pending: &mut VecDeque<Pending<M>>,
-    reply: MethodId,
-) -> Result<Pending<M>, String> {
-    match pending.front() {
-        Some(oldest) if oldest.expected.is(reply) => {}
-        Some(oldest) => return Err(format!("{reply} where {} was expected", oldest.expected)),
-        None => return Err(format!("{reply} without a request")),
+/// The calls of a channel whose replies have not come, oldest first. A call keeps its place even if nobody waits any
+/// more, so that a late reply is never taken for the next one's.
+pub(crate) struct Calls<M: Mailboxes> {
+    pending: VecDeque<Pending<M>>,
+}
+
+impl<M: Mailboxes> Calls<M> {
+    pub(crate) fn new() -> Self {
+        Self {
+            pending: VecDeque::new(),
+        }
     }
-    pending
-        .pop_front()
-        .ok_or_else(|| format!("{reply} without a request"))
+
+    pub(crate) fn push(&mut self, expected: Expected, call: Option<M::Call>) {
+        self.pending.push_back(Pending { expected, call });
+    }
+
+    /// Takes the call that `reply` answers: the oldest, but for those that can be overtaken.
+    pub(crate) fn answered_by(&mut self, reply: &Method<'_>) -> Result<Pending<M>, String> {
+        let place = self.place_of(reply)?;
+        self.pending
+            .remove(place)
+            .ok_or_else(|| format!("{} without a request", reply.id()))
+    }
+
+    /// Where the call stands that `reply` answers.
+    fn place_of(&self, reply: &Method<'_>) -> Result<usize, String> {
+        for (place, pending) in self.pending.iter().enumerate() {
+            if pending.expected.is(reply) {
+                return Ok(place);
+            }
+            if !pending.expected.can_be_overtaken() {
+                let expected = &pending.expected;
+                return Err(format!("{} where {expected} was expected", reply.id()));
+            }
+        }
+        Err(format!("{} without a request", reply.id()))
+    }
+
+    /// Takes the closer's call, if the last one is such a call.
+    pub(crate) fn take_closer(&mut self) -> Option<Pending<M>> {
+        let last = self.pending.back()?;
+        last.expected
+            .is_channel_close_ok()
+            .then(|| self.pending.pop_back())
+            .flatten()
+    }
+
+    pub(crate) fn into_all(self) -> impl Iterator<Item = M::Call> {
+        self.pending.into_iter().filter_map(|pending| pending.call)
+    }
 }
 
 /// Which message is coming.
-pub(crate) enum Incoming<C> {
+pub(crate) enum Incoming<M: Mailboxes> {
     Delivery {
-        consumer: C,
+        consumer: M::Consumer,
         delivery_tag: u64,
         redelivered: bool,
     },
     Fetch {
+        /// Who asked for it; if the channel ends before the message is whole, the end answers.
+        pending: Pending<M>,
         delivery_tag: u64,
         redelivered: bool,
         message_count: u32,
@@ -96,10 +156,10 @@ pub(crate) enum State {
 pub(crate) struct Channel<M: Mailboxes> {
     pub(crate) mailbox: M::Channel,
     pub(crate) state: State,
-    pub(crate) pending: VecDeque<Pending<M>>,
+    pub(crate) calls: Calls<M>,
     pub(crate) consumers: HashMap<Arc<str>, M::Consumer>,
     pub(crate) names: Names,
-    pub(crate) assembly: Assembly<Incoming<M::Consumer>>,
+    pub(crate) assembly: Assembly<Incoming<M>>,
 }
 
 impl<M: Mailboxes> Channel<M> {
@@ -107,7 +167,7 @@ impl<M: Mailboxes> Channel<M> {
         Self {
             mailbox,
             state: State::Open,
-            pending: VecDeque::new(),
+            calls: Calls::new(),
             consumers: HashMap::new(),
             names: Names::default(),
             assembly: Assembly::Idle,
@@ -132,20 +192,15 @@ impl<M: Mailboxes> Channel<M> {
                 });
             }
             Method::BasicGetOk(got) => {
-                // The call stays at the front until the whole message is here: if the channel ends before, it is
-                // still found and answered.
-                if !self
-                    .pending
-                    .front()
-                    .is_some_and(|call| call.expected.is(BasicGetOk::ID))
-                {
-                    return Err("basic.get-ok without a request".to_owned());
-                }
                 self.names.set(&got.exchange, &got.routing_key);
+                let (delivery_tag, redelivered) = (got.delivery_tag, got.redelivered);
+                let message_count = got.message_count;
+                let pending = self.calls.answered_by(&Method::BasicGetOk(got))?;
                 self.assembly = Assembly::Header(Incoming::Fetch {
-                    delivery_tag: got.delivery_tag,
-                    redelivered: got.redelivered,
-                    message_count: got.message_count,
+                    pending,
+                    delivery_tag,
+                    redelivered,
+                    message_count,
                 });
             }
             Method::BasicReturn(returned) => {

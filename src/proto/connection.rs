@@ -5,7 +5,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::channel::{answered, Channel, Expected, Incoming, Pending, Slot, State as ChannelState};
+use super::channel::{Calls, Channel, Expected, Incoming, Pending, Slot, State as ChannelState};
 use super::content::{Content, Delivered, Fetched, Misfit, Returned};
 use super::handshake::{self, Login, Step};
 use super::heartbeat::{Due, Heartbeat};
@@ -13,8 +13,8 @@ use crate::error::{CloseReason, ClosedBy, Error, ErrorKind, ReplyCode};
 use crate::wire::codec::WireError;
 use crate::wire::frame::{self, ContentHeader, Cut, Frame, FrameKind};
 use crate::wire::method::{
-    BasicCancelOk, BasicConsumeOk, ChannelClose, ChannelCloseOk, ChannelFlowOk, ChannelOpenOk,
-    ConnectionClose, ConnectionCloseOk, ConnectionTune, Encode, Method, MethodId,
+    BasicCancelOk, ChannelClose, ChannelCloseOk, ChannelFlowOk, ChannelOpenOk, ConnectionClose,
+    ConnectionCloseOk, ConnectionTune, Encode, Method, MethodId,
 };
 use crate::wire::value::FieldTable;
 
@@ -76,12 +76,6 @@ pub(crate) enum Command<M: Mailboxes> {
         consumer: M::Consumer,
         call: Option<M::Call>,
     },
-    /// `basic.cancel` was sent.
-    Cancel {
-        channel: u16,
-        consumer_tag: Arc<str>,
-        call: M::Call,
-    },
     /// `channel.close` was sent.
     CloseChannel {
         channel: u16,
@@ -117,6 +111,8 @@ pub(crate) enum Event<M: Mailboxes> {
         consumer: M::Consumer,
         delivery: Delivered,
     },
+    /// The broker has agreed to a consumer.
+    ConsumerStarted { consumer: M::Consumer },
     /// A consumer gets nothing any more: cancelled by us, or with an error.
     ConsumerEnded {
         consumer: M::Consumer,
@@ -174,7 +170,7 @@ pub(crate) struct Connection<M: Mailboxes> {
     tuning: Tuning,
     heartbeat: Option<Heartbeat>,
     /// Calls on the connection itself.
-    pending: VecDeque<Pending<M>>,
+    calls: Calls<M>,
     /// By channel number.
     channels: Vec<Slot<M>>,
     output: Vec<u8>,
@@ -227,7 +223,7 @@ impl<M: Mailboxes> Connection<M> {
             server: Server::default(),
             tuning: Tuning::BEFORE,
             heartbeat: None,
-            pending: VecDeque::new(),
+            calls: Calls::new(),
             channels: Vec::new(),
             output: frame::PROTOCOL_HEADER.to_vec(),
             events: VecDeque::new(),
@@ -439,7 +435,7 @@ impl<M: Mailboxes> Connection<M> {
                 Ok(())
             }
             (State::Open | State::Closing(_), reply) => {
-                let pending = answered(&mut self.pending, reply.id()).map_err(invalid)?;
+                let pending = self.calls.answered_by(&reply).map_err(invalid)?;
                 self.reply(pending.call, reply);
                 Ok(())
             }
@@ -513,8 +509,8 @@ impl<M: Mailboxes> Connection<M> {
                 self.end_channel(*channel, &error);
             }
         }
-        for pending in std::mem::take(&mut self.pending) {
-            self.fail(pending.call, &error);
+        for call in std::mem::replace(&mut self.calls, Calls::new()).into_all() {
+            self.fail(Some(call), &error);
         }
         self.state = State::Ended(error.clone());
         self.events.push_back(Event::Ended { error });
@@ -609,15 +605,20 @@ impl<M: Mailboxes> Connection<M> {
 
     fn channel_reply(&mut self, number: u16, reply: Method<'_>) -> Checked<()> {
         let channel = self.channel(number)?;
-        let pending = answered(&mut channel.pending, reply.id()).map_err(invalid)?;
-        let cancelled = pending
-            .cancels
-            .and_then(|consumer_tag| channel.consumers.remove(&consumer_tag));
-        if let Some(consumer) = cancelled {
-            let error = None;
-            self.events
-                .push_back(Event::ConsumerEnded { consumer, error });
-        }
+        let pending = channel.calls.answered_by(&reply).map_err(invalid)?;
+        let consumers = &mut channel.consumers;
+        let event = match &pending.expected {
+            Expected::ConsumeOk(consumer_tag) => {
+                let consumer = consumers.get(consumer_tag).cloned();
+                consumer.map(|consumer| Event::ConsumerStarted { consumer })
+            }
+            Expected::CancelOk(consumer_tag) => {
+                let (consumer, error) = (consumers.remove(consumer_tag), None);
+                consumer.map(|consumer| Event::ConsumerEnded { consumer, error })
+            }
+            Expected::Method(_) | Expected::Message { .. } => None,
+        };
+        self.events.extend(event);
         self.reply(pending.call, reply);
         Ok(())
     }
@@ -664,12 +665,7 @@ impl<M: Mailboxes> Connection<M> {
         }
     }
 
-    fn message(
-        &mut self,
-        number: u16,
-        incoming: Incoming<M::Consumer>,
-        content: Content,
-    ) -> Checked<()> {
+    fn message(&mut self, number: u16, incoming: Incoming<M>, content: Content) -> Checked<()> {
         let event = match incoming {
             Incoming::Delivery {
                 consumer,
@@ -684,29 +680,24 @@ impl<M: Mailboxes> Connection<M> {
                 },
             },
             Incoming::Fetch {
+                pending: Pending { expected, call },
                 delivery_tag,
                 redelivered,
                 message_count,
             } => {
-                let channel = self.channel(number)?;
-                let mailbox = channel.mailbox.clone();
-                let Some(pending) = channel.pending.pop_front() else {
+                let (Some(call), Expected::Message { no_ack }) = (call, expected) else {
                     return Ok(());
                 };
-                let message = Fetched {
-                    delivery_tag,
-                    redelivered,
-                    message_count,
-                    content,
-                };
-                match (pending.call, pending.expected) {
-                    (Some(call), Expected::Message { no_ack }) => Event::Fetched {
-                        call,
-                        channel: mailbox,
-                        no_ack,
-                        message,
+                Event::Fetched {
+                    call,
+                    channel: self.channel(number)?.mailbox.clone(),
+                    no_ack,
+                    message: Fetched {
+                        delivery_tag,
+                        redelivered,
+                        message_count,
+                        content,
                     },
-                    _ => return Ok(()),
                 }
             }
             Incoming::Return { code, text } => Event::Returned {
@@ -751,13 +742,8 @@ impl<M: Mailboxes> Connection<M> {
             return;
         };
         let cause = cause.clone();
-        // The closer's own call is the last one, if there is one; its reply is this one.
-        let closer = channel
-            .pending
-            .back()
-            .is_some_and(|last| last.expected.is(ChannelCloseOk::ID))
-            .then(|| channel.pending.pop_back())
-            .flatten();
+        // Its reply is this close-ok; the calls before it get none any more.
+        let closer = channel.calls.take_closer();
         self.free_channel(number, cause);
         if let Some(closer) = closer {
             self.reply(closer.call, Method::ChannelCloseOk(ChannelCloseOk {}));
@@ -823,8 +809,9 @@ impl<M: Mailboxes> Connection<M> {
     fn end_channel(&mut self, channel: Channel<M>, error: &Error) {
         let Channel {
             mailbox,
-            pending,
+            calls,
             consumers,
+            assembly,
             ..
         } = channel;
         self.events.push_back(Event::ChannelEnded {
@@ -836,8 +823,11 @@ impl<M: Mailboxes> Connection<M> {
             self.events
                 .push_back(Event::ConsumerEnded { consumer, error });
         }
-        for pending in pending {
+        if let Some(Incoming::Fetch { pending, .. }) = assembly.into_kind() {
             self.fail(pending.call, error);
+        }
+        for call in calls.into_all() {
+            self.fail(Some(call), error);
         }
     }
 
@@ -854,30 +844,19 @@ impl<M: Mailboxes> Connection<M> {
                 channel,
                 expected,
                 call,
-            } => self.expect(channel, expected, Some(call), None),
+            } => self.expect(channel, expected, Some(call)),
             Command::Consume {
                 channel,
                 consumer_tag,
                 consumer,
                 call,
             } => self.consume(channel, consumer_tag, consumer, call),
-            Command::Cancel {
-                channel,
-                consumer_tag,
-                call,
-            } => self.expect(
-                channel,
-                Expected::Method(BasicCancelOk::ID),
-                Some(call),
-                Some(consumer_tag),
-            ),
             Command::CloseChannel {
                 channel,
                 reason,
                 call,
             } => {
-                let expected = Expected::Method(ChannelCloseOk::ID);
-                self.expect(channel, expected, call, None);
+                self.expect(channel, Expected::Method(ChannelCloseOk::ID), call);
                 if let Ok(open) = self.channel(channel) {
                     let cause = channel_closed(channel, reason);
                     open.state = ChannelState::Closing { cause };
@@ -919,12 +898,7 @@ impl<M: Mailboxes> Connection<M> {
         if let Some(slot) = self.channels.get_mut(index) {
             *slot = Slot::InUse(Box::new(Channel::new(mailbox)));
         }
-        self.expect(
-            number,
-            Expected::Method(ChannelOpenOk::ID),
-            Some(call),
-            None,
-        );
+        self.expect(number, Expected::Method(ChannelOpenOk::ID), Some(call));
     }
 
     fn consume(
@@ -936,6 +910,7 @@ impl<M: Mailboxes> Connection<M> {
     ) {
         match self.sendable(number) {
             Ok(channel) => {
+                let consumer_tag = Arc::clone(&consumer_tag);
                 channel.consumers.insert(consumer_tag, consumer);
             }
             Err(error) => {
@@ -944,41 +919,20 @@ impl<M: Mailboxes> Connection<M> {
                     .push_back(Event::ConsumerEnded { consumer, error });
             }
         }
-        if let Some(call) = call {
-            self.expect(
-                number,
-                Expected::Method(BasicConsumeOk::ID),
-                Some(call),
-                None,
-            );
+        if call.is_some() {
+            self.expect(number, Expected::ConsumeOk(consumer_tag), call);
         }
     }
 
-    fn expect(
-        &mut self,
-        number: u16,
-        expected: Expected,
-        call: Option<M::Call>,
-        cancels: Option<Arc<str>>,
-    ) {
-        let pending = Pending {
-            expected,
-            call,
-            cancels,
+    fn expect(&mut self, number: u16, expected: Expected, call: Option<M::Call>) {
+        let calls = match (number, &self.state) {
+            (0, State::Ended(error)) => Err(error.clone()),
+            (0, _) => Ok(&mut self.calls),
+            _ => self.sendable(number).map(|channel| &mut channel.calls),
         };
-        if number == 0 {
-            match &self.state {
-                State::Ended(error) => {
-                    let error = error.clone();
-                    self.fail(pending.call, &error);
-                }
-                _ => self.pending.push_back(pending),
-            }
-            return;
-        }
-        match self.sendable(number) {
-            Ok(channel) => channel.pending.push_back(pending),
-            Err(error) => self.fail(pending.call, &error),
+        match calls {
+            Ok(calls) => calls.push(expected, call),
+            Err(error) => self.fail(call, &error),
         }
     }
 

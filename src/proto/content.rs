@@ -131,6 +131,14 @@ impl<K> Assembly<K> {
         matches!(self, Self::Idle)
     }
 
+    /// What the message would have been, if one was coming.
+    pub(crate) fn into_kind(self) -> Option<K> {
+        match self {
+            Self::Idle => None,
+            Self::Header(kind) | Self::Body { kind, .. } => Some(kind),
+        }
+    }
+
     /// Takes a header and returns the message if it has no body.
     pub(crate) fn header(
         &mut self,

@@ -3,7 +3,7 @@ use crate::wire::method::{
     BasicAck, BasicCancel, BasicCancelOk, BasicConsumeOk, BasicGetEmpty, BasicNack, BasicQos,
     BasicQosOk, ChannelClose, ChannelCloseOk, ChannelFlow, ConnectionBlocked, ConnectionUnblocked,
     ConnectionUpdateSecret, ConnectionUpdateSecretOk, QueueDeclare, QueueDeclareOk, QueuePurge,
-    QueuePurgeOk,
+    QueuePurgeOk, TxCommit, TxCommitOk,
 };
 
 const CLOSED_BY_BROKER: &str =
@@ -56,6 +56,51 @@ fn a_get_takes_its_place_among_the_calls() {
             format!("reply {empty} basic.get-empty"),
             format!("fetched {full} x/key body left 3"),
             format!("reply {qos} basic.qos-ok"),
+        ]
+    );
+}
+
+#[test]
+fn what_queues_have_to_agree_on_can_be_overtaken() {
+    let mut scenario = Scenario::with_channels([1]);
+    let consume = scenario.consume(1, "a");
+    let cancel = scenario.cancel(1, "b");
+    let other_cancel = scenario.cancel(1, "c");
+    let commit = scenario.call::<TxCommit>(1);
+    let qos = scenario.call::<BasicQos>(1);
+    let get = scenario.get(1);
+    scenario.receive(1, &BasicQosOk {});
+    scenario.receive(1, &get_ok());
+    scenario.receive_content(1, b"body");
+    scenario.receive(
+        1,
+        &BasicCancelOk {
+            consumer_tag: "c".into(),
+        },
+    );
+    scenario.receive(1, &TxCommitOk {});
+    scenario.receive(
+        1,
+        &BasicCancelOk {
+            consumer_tag: "b".into(),
+        },
+    );
+    scenario.receive(
+        1,
+        &BasicConsumeOk {
+            consumer_tag: "a".into(),
+        },
+    );
+    assert_eq!(
+        scenario.events(),
+        [
+            format!("reply {qos} basic.qos-ok"),
+            format!("fetched {get} x/key body left 3"),
+            format!("reply {other_cancel} basic.cancel-ok"),
+            format!("reply {commit} tx.commit-ok"),
+            format!("reply {cancel} basic.cancel-ok"),
+            "consumer a started".to_owned(),
+            format!("reply {consume} basic.consume-ok"),
         ]
     );
 }
@@ -183,6 +228,7 @@ fn a_cancelled_consumer_gets_what_comes_before_cancel_ok() {
     assert_eq!(
         scenario.events(),
         [
+            "consumer c started".to_owned(),
             format!("reply {consume} basic.consume-ok"),
             "delivery c 1 x/key late".to_owned(),
             "consumer c ended".to_owned(),

@@ -157,7 +157,7 @@ fn events_of(bytes: &[u8], cuts: &[usize]) -> (Vec<String>, Vec<String>) {
 fn every_split_in_two_gives_the_same_events() {
     let bytes = conversation();
     let whole = events_of(&bytes, &[]);
-    assert_eq!(whole.0.len(), 12, "{whole:#?}");
+    assert_eq!(whole.0.len(), 13, "{whole:#?}");
     for cut in 0..bytes.len() {
         assert_eq!(events_of(&bytes, &[cut]), whole, "cut at {cut}");
     }

@@ -144,11 +144,12 @@ enum Step {
     CloseChannel,
     Reply,
     HalfAMessage,
+    HalfAFetch,
     HugeMessage,
     ChannelClose,
 }
 
-const STEPS: [Step; 9] = [
+const STEPS: [Step; 10] = [
     Step::Call,
     Step::Get,
     Step::Consume,
@@ -156,6 +157,7 @@ const STEPS: [Step; 9] = [
     Step::CloseChannel,
     Step::Reply,
     Step::HalfAMessage,
+    Step::HalfAFetch,
     Step::HugeMessage,
     Step::ChannelClose,
 ];
@@ -252,6 +254,16 @@ impl Conversation {
                 self.scenario.receive(channel, &returned());
                 self.half_a_message.insert(channel, true);
             }
+            Step::HalfAFetch if self.half_a_message.get(&channel) != Some(&true) => {
+                let Some(Some(owed)) = self.owed.get_mut(&channel) else {
+                    return;
+                };
+                if owed.first() == Some(&framed(channel, &BasicGetEmpty::default())) {
+                    owed.remove(0);
+                    self.scenario.receive(channel, &get_ok());
+                    self.half_a_message.insert(channel, true);
+                }
+            }
             Step::HugeMessage if open && self.half_a_message.get(&channel) != Some(&true) => {
                 let mut header = content(channel, b"", 20);
                 header[11] = 0x80;
@@ -269,7 +281,7 @@ impl Conversation {
                 *owed = crossed.then(|| vec![close_ok]);
                 self.half_a_message.insert(channel, false);
             }
-            Step::HalfAMessage | Step::HugeMessage | Step::ChannelClose => {}
+            Step::HalfAMessage | Step::HalfAFetch | Step::HugeMessage | Step::ChannelClose => {}
         }
         self.count();
     }

@@ -173,13 +173,7 @@ impl Scenario {
     }
 
     fn cancel(&mut self, channel: u16, consumer_tag: &str) -> u32 {
-        let call = self.next_call();
-        self.core.handle(Command::Cancel {
-            channel,
-            consumer_tag: consumer_tag.into(),
-            call,
-        });
-        call
+        self.expect(channel, Expected::CancelOk(consumer_tag.into()))
     }
 
     fn close_channel(&mut self, channel: u16) -> u32 {
@@ -324,6 +318,7 @@ fn described(event: Event<Names>) -> String {
             delivery.delivery_tag,
             text(&delivery.content)
         ),
+        Event::ConsumerStarted { consumer } => format!("consumer {consumer} started"),
         Event::ConsumerEnded {
             consumer,
             error: None,

@@ -78,7 +78,7 @@ fn table() -> Vec<(&'static str, Vec<u8>, u16, &'static str)> {
             "reply to nobody",
             [qos_ok.clone(), qos_ok.clone(), qos_ok.clone()].concat(),
             503,
-            "basic.qos-ok where basic.consume-ok was expected",
+            "basic.qos-ok without a request",
         ),
         (
             "client's method",
@@ -114,7 +114,7 @@ fn table() -> Vec<(&'static str, Vec<u8>, u16, &'static str)> {
             "get-ok to nobody",
             framed(1, &get_ok()),
             503,
-            "basic.get-ok without a request",
+            "basic.get-ok where basic.qos-ok was expected",
         ),
         (
             "connection's method on a channel",

@@ -1,0 +1,107 @@
+//! Opening and closing channels.
+
+use leveret::{ClosedBy, Connection, ErrorKind, ReplyCode};
+
+use crate::support::{connect, eventually, options};
+
+#[test]
+fn numbers_run_to_channel_max_inclusive_and_then_an_error_says_so() {
+    let connection = Connection::open_with(&options().channel_max(3)).unwrap();
+    let channels: Vec<_> = (0..3).map(|_| connection.open_channel().unwrap()).collect();
+    assert_eq!(
+        channels.iter().map(|it| it.number()).collect::<Vec<_>>(),
+        [1, 2, 3]
+    );
+    let error = connection.open_channel().unwrap_err();
+    assert_eq!(
+        *error.kind(),
+        ErrorKind::ChannelsExhausted { channel_max: 3 }
+    );
+    channels[1].close().unwrap();
+    assert_eq!(connection.open_channel().unwrap().number(), 2);
+}
+
+#[test]
+fn many_can_be_opened_and_closed_over_and_over() {
+    let connection = Connection::open_with(&options().channel_max(5)).unwrap();
+    for _ in 0..100 {
+        let channels: Vec<_> = (0..5).map(|_| connection.open_channel().unwrap()).collect();
+        for channel in channels {
+            channel.close().unwrap();
+        }
+    }
+}
+
+#[test]
+fn closing_twice_says_who_closed() {
+    let connection = connect();
+    let channel = connection.open_channel().unwrap();
+    assert!(channel.is_open());
+    channel
+        .close_with(ReplyCode::SUCCESS, "that is all")
+        .unwrap();
+    assert!(!channel.is_open());
+    let error = channel.close().unwrap_err();
+    assert_eq!(error.closed_by(), Some(ClosedBy::Program));
+    assert_eq!(
+        error.to_string(),
+        "channel.close: channel 1 was closed by this program"
+    );
+    assert_eq!(channel.close_cause().unwrap().kind(), error.kind());
+    assert!(connection.is_open());
+}
+
+#[test]
+fn a_dropped_channel_gives_its_number_back() {
+    let connection = Connection::open_with(&options().channel_max(1)).unwrap();
+    for _ in 0..20 {
+        eventually("the number is free", || {
+            connection.open_channel().is_ok_and(|it| it.number() == 1)
+        });
+    }
+}
+
+#[test]
+fn an_error_of_one_channel_is_its_own() {
+    let connection = connect();
+    let (broken, other) = (
+        connection.open_channel().unwrap(),
+        connection.open_channel().unwrap(),
+    );
+    broken.basic_ack(99).unwrap();
+    let error = loop {
+        if let Err(error) = broken.basic_qos(1) {
+            break error;
+        }
+    };
+    assert_eq!(error.reply_code(), Some(ReplyCode::PRECONDITION_FAILED));
+    assert_eq!(error.close_reason().unwrap().method, Some("basic.ack"));
+    assert_eq!(
+        error.to_string(),
+        "basic.qos: channel 1 was closed by the broker because of basic.ack: 406 PRECONDITION_FAILED - unknown delivery tag 99"
+    );
+    other.basic_qos(1).unwrap();
+    assert_eq!(connection.open_channel().unwrap().number(), 1);
+}
+
+#[test]
+fn flow_can_be_asked_to_go_on_but_not_to_stop() {
+    let connection = connect();
+    let channel = connection.open_channel().unwrap();
+    assert!(channel.channel_flow(true).unwrap());
+    let error = channel.channel_flow(false).unwrap_err();
+    assert_eq!(error.reply_code(), Some(ReplyCode::NOT_IMPLEMENTED));
+    assert!(error.is_connection_end());
+}
+
+#[test]
+fn access_tickets_are_granted() {
+    assert_eq!(
+        connect()
+            .open_channel()
+            .unwrap()
+            .access_request("/data")
+            .unwrap(),
+        1
+    );
+}

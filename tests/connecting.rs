@@ -1,0 +1,336 @@
+//! Opening and closing connections.
+
+use std::net::TcpListener;
+use std::time::{Duration, Instant};
+
+use leveret::{
+    ClosedBy, Connection, ConnectionOptions, ErrorKind, FieldTable, LoginMethod, ReplyCode,
+};
+
+use crate::support::{connect, options, scripted_server, url};
+
+fn at(address: std::net::SocketAddr) -> ConnectionOptions {
+    ConnectionOptions::default()
+        .host(address.ip().to_string())
+        .port(address.port())
+}
+
+#[test]
+fn opens_with_both_login_methods_and_knows_the_server() {
+    for method in [LoginMethod::Plain, LoginMethod::AmqPlain] {
+        let connection = Connection::open_with(&options().login_method(method)).unwrap();
+        let properties = connection.server_properties();
+        assert_eq!(
+            properties.get("product").and_then(|it| it.as_str()),
+            Some("RabbitMQ")
+        );
+        let capabilities = properties
+            .get("capabilities")
+            .and_then(|it| it.as_table())
+            .unwrap();
+        assert_eq!(
+            capabilities
+                .get("publisher_confirms")
+                .and_then(|it| it.as_bool()),
+            Some(true)
+        );
+        assert!(connection.server_mechanisms().any(|it| it == "PLAIN"));
+        assert!(connection.server_locales().any(|it| it == "en_US"));
+        assert!(connection.is_open());
+        assert!(connection.close_cause().is_none());
+        connection.close().unwrap();
+    }
+}
+
+#[test]
+fn tunes_to_the_lower_of_both_sides() {
+    let wishes = options()
+        .channel_max(7)
+        .frame_max(8192)
+        .heartbeat(Duration::from_secs(5));
+    let connection = Connection::open_with(&wishes).unwrap();
+    assert_eq!(connection.channel_max(), 7);
+    assert_eq!(connection.frame_max(), 8192);
+    assert_eq!(connection.heartbeat(), Duration::from_secs(5));
+    assert_eq!(connection.server_heartbeat(), Duration::from_secs(60));
+
+    let off = Connection::open_with(&options().heartbeat(Duration::ZERO)).unwrap();
+    assert_eq!(off.heartbeat(), Duration::ZERO);
+    let unlimited = options()
+        .channel_max(0)
+        .frame_max(0)
+        .heartbeat(Duration::from_secs(1000));
+    let servers = Connection::open_with(&unlimited).unwrap();
+    assert_eq!(servers.channel_max(), 2047);
+    assert_eq!(servers.frame_max(), 131_072);
+    assert_eq!(servers.heartbeat(), Duration::from_secs(60));
+}
+
+#[test]
+fn closes_once_and_says_so_ever_after() {
+    let connection = connect();
+    let other = connection.clone();
+    let channel = connection.open_channel().unwrap();
+    connection.close().unwrap();
+    other.wait_closed(Duration::from_secs(10)).unwrap();
+    assert!(!other.is_open());
+    for error in [
+        other.close().unwrap_err(),
+        other.open_channel().unwrap_err(),
+        channel.basic_qos(1).unwrap_err(),
+        channel.basic_publish("", "q", "m").unwrap_err(),
+        channel.close().unwrap_err(),
+    ] {
+        assert!(
+            matches!(error.kind(), ErrorKind::ConnectionClosed(_)),
+            "{error}"
+        );
+        assert_eq!(error.closed_by(), Some(ClosedBy::Program));
+        assert!(error.is_connection_end());
+    }
+    let error = channel.basic_qos(1).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "basic.qos: the connection was closed by this program"
+    );
+}
+
+#[test]
+fn waiting_for_a_close_that_does_not_come_times_out() {
+    let connection = connect();
+    let error = connection
+        .wait_closed(Duration::from_millis(50))
+        .unwrap_err();
+    assert!(error.is_timeout());
+    assert!(connection.is_open());
+}
+
+#[test]
+fn takes_a_new_secret() {
+    let connection = connect();
+    connection.update_secret("guest", "rotated").unwrap();
+    connection.open_channel().unwrap();
+}
+
+#[test]
+fn refused_credentials_name_the_user_and_never_the_password() {
+    let wrong = options().password("wr0ng-s3cret");
+    let error = Connection::open_with(&wrong).unwrap_err();
+    let ErrorKind::LoginRefused {
+        user,
+        mechanism,
+        text,
+    } = error.kind()
+    else {
+        panic!("{error}");
+    };
+    assert_eq!((user.as_str(), mechanism.as_str()), ("guest", "PLAIN"));
+    assert!(
+        text.starts_with("ACCESS_REFUSED - Login was refused"),
+        "{text}"
+    );
+    assert_eq!(error.reply_code(), Some(ReplyCode::ACCESS_REFUSED));
+    assert!(!format!("{error} {error:?} {wrong} {wrong:?}").contains("wr0ng-s3cret"));
+}
+
+#[test]
+fn a_missing_vhost_is_named() {
+    let error = Connection::open_with(&options().vhost("no such vhost")).unwrap_err();
+    let ErrorKind::VhostRefused { vhost, reason } = error.kind() else {
+        panic!("{error}");
+    };
+    assert_eq!(vhost, "no such vhost");
+    assert_eq!(reason.code, ReplyCode::NOT_ALLOWED);
+    assert!(reason.text.contains("not found"), "{reason}");
+}
+
+#[test]
+fn a_port_where_nobody_listens_is_named() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    drop(listener);
+    let error = Connection::open_with(&at(address)).unwrap_err();
+    let kind = std::io::ErrorKind::ConnectionRefused;
+    let address = address.to_string();
+    assert_eq!(*error.kind(), ErrorKind::ConnectFailed { address, kind });
+    let error = Connection::open("amqp://no-such-host.invalid").unwrap_err();
+    assert!(
+        matches!(error.kind(), ErrorKind::ConnectFailed { .. }),
+        "{error}"
+    );
+}
+
+#[test]
+fn options_that_no_server_would_take_are_refused() {
+    let bad = [
+        options().frame_max(4095),
+        options().vhost("v".repeat(256)),
+        options().username("a\0b"),
+        options().client_properties(FieldTable::new().with("k".repeat(256), 1)),
+        options().client_properties(FieldTable::new().with("k", "x".repeat(200_000))),
+    ];
+    for options in bad {
+        let error = Connection::open_with(&options).unwrap_err();
+        assert!(
+            matches!(error.kind(), ErrorKind::InvalidArgument(_)),
+            "{error}"
+        );
+    }
+    assert!(matches!(
+        Connection::open("amqp://host:notaport").unwrap_err().kind(),
+        ErrorKind::InvalidUri(_)
+    ));
+}
+
+#[test]
+fn a_silent_server_costs_the_connect_timeout_and_the_step_is_named() {
+    let (address, server) = scripted_server(|server| {
+        server.expect_header();
+        server.send_start();
+        server.wait_for_end();
+    });
+    let begin = Instant::now();
+    let error = Connection::open_with(&at(address).connect_timeout(Duration::from_millis(300)))
+        .unwrap_err();
+    assert!(error.is_timeout(), "{error}");
+    // The outermost context is the innermost cause's: where the handshake stood.
+    assert!(
+        error.to_string().contains("waiting for connection.tune"),
+        "{error}"
+    );
+    assert!(begin.elapsed() < Duration::from_secs(10));
+    server.join().unwrap();
+}
+
+#[test]
+fn a_server_that_hangs_up_on_the_credentials_has_refused_them() {
+    let (address, server) = scripted_server(|server| {
+        server.expect_header();
+        server.send_start();
+        server.expect(10, 11);
+    });
+    let error = Connection::open_with(&at(address)).unwrap_err();
+    assert!(
+        matches!(error.kind(), ErrorKind::LoginRefused { .. }),
+        "{error}"
+    );
+    assert_eq!(error.reply_code(), None);
+    server.join().unwrap();
+
+    let (address, server) = scripted_server(|server| server.expect_header());
+    let error = Connection::open_with(&at(address)).unwrap_err();
+    assert!(
+        matches!(error.kind(), ErrorKind::SocketClosed { .. }),
+        "{error}"
+    );
+    server.join().unwrap();
+}
+
+#[test]
+fn a_server_of_another_version_is_named() {
+    let (address, server) = scripted_server(|server| {
+        server.expect_header();
+        server.send(b"AMQP\0\x01\0\0");
+    });
+    let error = Connection::open_with(&at(address)).unwrap_err();
+    let expected = ErrorKind::ProtocolVersionMismatch {
+        server: "AMQP 1-0-0".to_owned(),
+    };
+    assert_eq!(*error.kind(), expected);
+    server.join().unwrap();
+}
+
+#[test]
+fn dropping_the_last_handle_closes_in_good_order() {
+    let (address, server) = scripted_server(|server| {
+        server.handshake(0);
+        server.open_channel();
+        // The channel, then the connection; each waits for nobody but the connection for its close-ok.
+        server.expect(20, 40);
+        server.expect(10, 50);
+        server.send_method(1, 20, 41, b"");
+        server.send_method(0, 10, 51, b"");
+        assert_eq!(server.wait_for_end(), b"");
+    });
+    let connection = Connection::open_with(&at(address)).unwrap();
+    let channel = connection.open_channel().unwrap();
+    drop(connection);
+    assert!(channel.is_open(), "a channel keeps its connection");
+    drop(channel);
+    server.join().unwrap();
+}
+
+#[test]
+fn a_close_that_the_server_never_answers_ends_with_the_socket_cut() {
+    let (address, server) = scripted_server(|server| {
+        server.handshake(0);
+        server.expect(10, 50);
+        server.wait_for_end();
+    });
+    let connection = Connection::open_with(&at(address)).unwrap();
+    let error = connection
+        .close_with(ReplyCode::SUCCESS, "bye", Duration::from_millis(200))
+        .unwrap_err();
+    assert!(error.is_timeout(), "{error}");
+    connection.wait_closed(Duration::ZERO).unwrap();
+    server.join().unwrap();
+}
+
+#[test]
+fn heartbeats_go_out_and_missing_ones_end_the_connection() {
+    let (address, server) = scripted_server(|server| {
+        server.handshake(1);
+        // Three heartbeats at least come before two seconds of our silence are over.
+        let said = server.wait_for_end();
+        let heartbeats = said
+            .chunks(8)
+            .filter(|it| *it == b"\x08\0\0\0\0\0\0\xce")
+            .count();
+        assert!(heartbeats >= 3, "{said:?}");
+    });
+    let begin = Instant::now();
+    let connection = Connection::open_with(&at(address)).unwrap();
+    connection.wait_closed(Duration::from_secs(10)).unwrap();
+    let interval = Duration::from_secs(1);
+    let cause = connection.close_cause().unwrap();
+    assert_eq!(*cause.kind(), ErrorKind::HeartbeatMissed { interval });
+    assert!(begin.elapsed() >= 2 * interval);
+    server.join().unwrap();
+}
+
+#[test]
+fn a_server_that_breaks_the_protocol_is_told_and_named() {
+    let (address, server) = scripted_server(|server| {
+        server.handshake(0);
+        server.open_channel();
+        server.expect(60, 10);
+        // queue.declare-ok where basic.qos-ok was asked for.
+        server.send_method(1, 50, 11, b"\x01q\0\0\0\0\0\0\0\0");
+        server.expect(10, 50);
+        server.wait_for_end();
+    });
+    let connection = Connection::open_with(&at(address)).unwrap();
+    let channel = connection.open_channel().unwrap();
+    let error = channel.basic_qos(1).unwrap_err();
+    assert_eq!(error.reply_code(), Some(ReplyCode::COMMAND_INVALID));
+    assert!(
+        error.to_string().starts_with(
+            "basic.qos: the connection was closed because the peer broke the protocol"
+        ),
+        "{error}"
+    );
+    connection.wait_closed(Duration::from_secs(10)).unwrap();
+    server.join().unwrap();
+}
+
+#[test]
+fn the_uri_is_shown_without_its_password() {
+    let options = ConnectionOptions::from_uri(&url()).unwrap();
+    assert!(options.to_string().starts_with("amqp://guest@127.0.0.1:"));
+    assert_eq!(
+        ConnectionOptions::from_uri(&options.to_string())
+            .unwrap()
+            .to_string(),
+        options.to_string()
+    );
+}

@@ -1,0 +1,357 @@
+//! Getting messages, and giving them back.
+
+use std::time::Duration;
+
+use leveret::{
+    ConsumeOptions, ErrorKind, NackOptions, QosOptions, QueueDeclareOptions, QueueDeleteOptions,
+    ReplyCode,
+};
+
+use crate::support::{channel, connect, eventually, exclusive_queue, ready, unique, SOON};
+
+#[test]
+fn consumers_get_messages_with_all_that_belongs_to_them() {
+    let channel = channel();
+    let queue = exclusive_queue(&channel);
+    queue
+        .bind(
+            &channel.exchange("amq.topic"),
+            &format!("{}.*", queue.name()),
+        )
+        .unwrap();
+    channel.basic_qos(10).unwrap();
+    let options = ConsumeOptions::default()
+        .consumer_tag("mine")
+        .argument("x-priority", 5);
+    let consumer = queue.consume(options).unwrap();
+    let key = format!("{}.key", queue.name());
+    channel.basic_publish("amq.topic", &key, "one").unwrap();
+    queue.publish("two").unwrap();
+    let one = consumer.recv().unwrap().unwrap();
+    assert_eq!((one.consumer_tag(), one.delivery_tag()), ("mine", 1));
+    assert_eq!(
+        (one.exchange(), one.routing_key()),
+        ("amq.topic", key.as_str())
+    );
+    assert_eq!((one.body(), one.redelivered()), (&b"one"[..], false));
+    one.ack().unwrap();
+    let two = consumer.recv_timeout(SOON).unwrap().unwrap();
+    assert_eq!(
+        (two.exchange(), two.routing_key(), two.delivery_tag()),
+        ("", queue.name(), 2)
+    );
+    two.ack().unwrap();
+    assert!(consumer.try_recv().unwrap().is_none());
+    assert!(consumer
+        .recv_timeout(Duration::from_millis(10))
+        .unwrap()
+        .is_none());
+}
+
+#[test]
+fn made_up_tags_differ_and_a_tag_in_use_is_refused_here() {
+    let channel = channel();
+    let queue = exclusive_queue(&channel);
+    let first = queue.consume(ConsumeOptions::default()).unwrap();
+    let second = queue.consume(ConsumeOptions::default()).unwrap();
+    assert_ne!(first.consumer_tag(), second.consumer_tag());
+    let again = ConsumeOptions::default().consumer_tag(first.consumer_tag());
+    let error = queue.consume(again.clone()).unwrap_err();
+    assert!(
+        matches!(error.kind(), ErrorKind::InvalidArgument(_)),
+        "{error}"
+    );
+    assert!(channel.is_open());
+    first.cancel().unwrap();
+    // Now it is free.
+    queue.consume(again).unwrap();
+}
+
+#[test]
+fn cancelling_leaves_what_has_come_and_ends_the_iteration() {
+    let channel = channel();
+    let queue = exclusive_queue(&channel);
+    for body in ["1", "2", "3"] {
+        queue.publish(body).unwrap();
+    }
+    let consumer = queue.consume(ConsumeOptions::default()).unwrap();
+    eventually("all have come", || consumer.receiver().len() == 3);
+    channel.basic_cancel(consumer.consumer_tag()).unwrap();
+    assert!(consumer.has_ended());
+    queue.publish("4").unwrap();
+    let mut bodies = Vec::new();
+    for delivery in &consumer {
+        let delivery = delivery.unwrap();
+        delivery.ack().unwrap();
+        bodies.push(delivery.into_body());
+    }
+    assert_eq!(bodies, [b"1", b"2", b"3"]);
+    assert!(consumer.recv().unwrap().is_none());
+    // Unknown tags are fine.
+    channel.basic_cancel(consumer.consumer_tag()).unwrap();
+    channel.basic_cancel_no_wait("never heard of").unwrap();
+    eventually("the fourth is still there", || {
+        ready(&channel, queue.name()) == 1
+    });
+}
+
+#[test]
+fn a_dropped_consumer_gives_back_what_nobody_has_read() {
+    let connection = connect();
+    let channel = connection.open_channel().unwrap();
+    let queue = exclusive_queue(&channel);
+    for number in 0..500 {
+        queue.publish(number.to_string()).unwrap();
+    }
+    let consumer = queue.consume(ConsumeOptions::default()).unwrap();
+    let first = consumer.recv().unwrap().unwrap();
+    drop(consumer);
+    eventually("all but the first are back", || {
+        ready(&channel, queue.name()) == 499
+    });
+    first.ack().unwrap();
+    // In their old order, since nobody else has had them.
+    let again = queue.get(true).unwrap().unwrap();
+    assert_eq!((again.body(), again.redelivered()), (&b"1"[..], true));
+    assert_eq!(again.message_count(), 498);
+}
+
+#[test]
+fn a_consumer_keeps_its_channel_and_its_connection() {
+    let consumer = {
+        let channel = channel();
+        let queue = exclusive_queue(&channel);
+        queue.publish("still here").unwrap();
+        queue.consume(ConsumeOptions::default()).unwrap()
+    };
+    let delivery = consumer.recv_timeout(SOON).unwrap().unwrap();
+    drop(consumer);
+    assert_eq!(delivery.body(), b"still here");
+    delivery.ack().unwrap();
+    assert!(delivery.channel().is_open());
+}
+
+#[test]
+fn a_deleted_queue_tells_its_consumer() {
+    let channel = channel();
+    let queue = exclusive_queue(&channel);
+    queue.publish("last words").unwrap();
+    let consumer = queue.consume(ConsumeOptions::default()).unwrap();
+    eventually("it has come", || consumer.receiver().len() == 1);
+    queue.delete(QueueDeleteOptions::default()).unwrap();
+    let mut deliveries = consumer.iter();
+    assert_eq!(deliveries.next().unwrap().unwrap().body(), b"last words");
+    let error = deliveries.next().unwrap().unwrap_err();
+    let consumer_tag = consumer.consumer_tag().to_owned();
+    assert_eq!(*error.kind(), ErrorKind::ConsumerCancelled { consumer_tag });
+    assert!(deliveries.next().is_none(), "the error is told once");
+    assert!(channel.is_open());
+}
+
+#[test]
+fn a_closed_channel_tells_its_consumers() {
+    let channel = channel();
+    let queue = exclusive_queue(&channel);
+    let consumer = queue.consume(ConsumeOptions::default()).unwrap();
+    channel.basic_ack(7).unwrap();
+    let error = consumer.recv().unwrap_err();
+    assert_eq!(error.reply_code(), Some(ReplyCode::PRECONDITION_FAILED));
+    assert!(consumer.recv().unwrap().is_none());
+}
+
+#[test]
+fn no_ack_messages_need_and_take_no_answer() {
+    let channel = channel();
+    let queue = exclusive_queue(&channel);
+    queue.publish("take it").unwrap();
+    let consumer = queue.consume(ConsumeOptions::default().no_ack()).unwrap();
+    let delivery = consumer.recv().unwrap().unwrap();
+    let error = delivery.ack().unwrap_err();
+    assert!(
+        matches!(error.kind(), ErrorKind::InvalidArgument(_)),
+        "{error}"
+    );
+    channel.basic_qos(1).unwrap();
+    assert!(channel.is_open());
+}
+
+#[test]
+fn a_second_answer_is_refused_before_it_costs_the_channel() {
+    let channel = channel();
+    let queue = exclusive_queue(&channel);
+    queue.publish("once").unwrap();
+    let consumer = queue.consume(ConsumeOptions::default()).unwrap();
+    let delivery = consumer.recv().unwrap().unwrap();
+    delivery.ack().unwrap();
+    for error in [
+        delivery.ack().unwrap_err(),
+        delivery.nack(NackOptions::requeue()).unwrap_err(),
+        delivery.reject(true).unwrap_err(),
+        delivery.ack_multiple().unwrap_err(),
+    ] {
+        assert_eq!(*error.kind(), ErrorKind::AlreadySettled { delivery_tag: 1 });
+    }
+    channel.basic_qos(1).unwrap();
+}
+
+#[test]
+fn an_exclusive_consumer_is_alone() {
+    let channel = channel();
+    let queue = exclusive_queue(&channel);
+    let _alone = queue
+        .consume(ConsumeOptions::default().exclusive())
+        .unwrap();
+    let error = queue.consume(ConsumeOptions::default()).unwrap_err();
+    assert_eq!(error.reply_code(), Some(ReplyCode::ACCESS_REFUSED));
+}
+
+#[test]
+fn without_waiting_the_refusal_comes_through_the_consumer() {
+    let channel = channel();
+    let queue = exclusive_queue(&channel);
+    let consumer = queue.consume(ConsumeOptions::default().no_wait()).unwrap();
+    queue.publish("at once").unwrap();
+    consumer.recv().unwrap().unwrap().ack().unwrap();
+    let none = channel
+        .basic_consume("no such queue", ConsumeOptions::default().no_wait())
+        .unwrap();
+    let error = none.recv().unwrap_err();
+    assert_eq!(error.reply_code(), Some(ReplyCode::NOT_FOUND));
+    assert_eq!(consumer.recv().unwrap_err().kind(), error.kind());
+}
+
+#[test]
+fn prefetch_bounds_what_is_unacknowledged() {
+    let channel = channel();
+    let queue = exclusive_queue(&channel);
+    for body in ["1", "2", "3", "4", "5"] {
+        queue.publish(body).unwrap();
+    }
+    channel.basic_qos(2).unwrap();
+    let consumer = queue.consume(ConsumeOptions::default()).unwrap();
+    eventually("two have come", || consumer.receiver().len() == 2);
+    assert_eq!(ready(&channel, queue.name()), 3);
+    let two = consumer
+        .iter()
+        .take(2)
+        .map(|it| it.unwrap())
+        .last()
+        .unwrap();
+    two.ack_multiple().unwrap();
+    eventually("two more have come", || consumer.receiver().len() == 2);
+
+    // For all consumers of the channel together: an option of classic queues.
+    let channel = channel.connection().open_channel().unwrap();
+    channel
+        .basic_qos_with(QosOptions::default().prefetch_count(1).global())
+        .unwrap();
+    let error = channel
+        .basic_qos_with(QosOptions::default().prefetch_size(1))
+        .unwrap_err();
+    assert_eq!(error.reply_code(), Some(ReplyCode::NOT_IMPLEMENTED));
+}
+
+#[test]
+fn messages_are_fetched_one_by_one() {
+    let channel = channel();
+    let queue = exclusive_queue(&channel);
+    assert!(queue.get(false).unwrap().is_none());
+    queue.publish("1").unwrap();
+    queue.publish("2").unwrap();
+    eventually("they are there", || ready(&channel, queue.name()) == 2);
+    let first = queue.get(false).unwrap().unwrap();
+    assert_eq!((first.body(), first.message_count()), (&b"1"[..], 1));
+    assert_eq!(
+        (first.consumer_tag(), first.routing_key()),
+        ("", queue.name())
+    );
+    let second = queue.get(true).unwrap().unwrap();
+    assert_eq!((second.body(), second.message_count()), (&b"2"[..], 0));
+    first.ack().unwrap();
+    assert!(queue.get(false).unwrap().is_none());
+}
+
+#[test]
+fn messages_are_given_back_in_every_way() {
+    let channel = channel();
+    let dead = exclusive_queue(&channel);
+    let options = QueueDeclareOptions::exclusive()
+        .argument("x-dead-letter-exchange", "")
+        .argument("x-dead-letter-routing-key", dead.name());
+    let queue = channel.queue_declare(&unique("q"), options).unwrap();
+    let consumer = queue.consume(ConsumeOptions::default()).unwrap();
+    let next = || consumer.recv_timeout(SOON).unwrap().unwrap();
+
+    queue.publish("m").unwrap();
+    next().reject(true).unwrap();
+    let again = next();
+    assert!(again.redelivered());
+    again.nack(NackOptions::requeue()).unwrap();
+    let _kept = next();
+    channel.basic_recover(true).unwrap();
+    let _kept = next();
+    channel.basic_recover_async(true).unwrap();
+    next().reject(false).unwrap();
+    eventually("the rejected one is dead-lettered", || {
+        ready(&channel, dead.name()) == 1
+    });
+
+    queue.publish("m").unwrap();
+    next().nack(NackOptions::discard()).unwrap();
+    eventually("the discarded one is dead-lettered", || {
+        ready(&channel, dead.name()) == 2
+    });
+    let death = dead
+        .get(true)
+        .unwrap()
+        .unwrap()
+        .properties()
+        .unwrap()
+        .headers
+        .unwrap();
+    assert!(
+        death.get("x-death").and_then(|it| it.as_array()).is_some(),
+        "{death:?}"
+    );
+
+    for _ in 0..3 {
+        queue.publish("m").unwrap();
+    }
+    let tags: Vec<_> = (0..3).map(|_| next().delivery_tag()).collect();
+    channel
+        .basic_nack(tags[1], NackOptions::discard().multiple())
+        .unwrap();
+    eventually("two more", || ready(&channel, dead.name()) == 3);
+    channel.basic_reject(tags[2], false).unwrap();
+    eventually("and the last", || ready(&channel, dead.name()) == 4);
+
+    let error = channel.basic_recover(false).unwrap_err();
+    assert_eq!(error.reply_code(), Some(ReplyCode::NOT_IMPLEMENTED));
+}
+
+#[test]
+fn deliveries_are_acknowledged_from_any_thread() {
+    let channel = channel();
+    let queue = exclusive_queue(&channel);
+    for _ in 0..100 {
+        queue.publish("m").unwrap();
+    }
+    let consumer = queue.consume(ConsumeOptions::default()).unwrap();
+    let threads: Vec<_> = (0..4)
+        .map(|_| {
+            let receiver = consumer.receiver().clone();
+            std::thread::spawn(move || {
+                let acked = receiver
+                    .into_iter()
+                    .take(25)
+                    .map(|it| it.unwrap().ack().unwrap());
+                acked.count()
+            })
+        })
+        .collect();
+    let acked: usize = threads.into_iter().map(|it| it.join().unwrap()).sum();
+    assert_eq!(acked, 100);
+    channel.close().unwrap();
+    let channel = channel.connection().open_channel().unwrap();
+    assert_eq!(ready(&channel, queue.name()), 0);
+}

@@ -1,0 +1,328 @@
+//! Declaring, binding, deleting.
+
+use leveret::{
+    BindOptions, Channel, ErrorKind, ExchangeDeclareOptions, ExchangeDeleteOptions, ExchangeKind,
+    FieldTable, QueueDeclareOptions, QueueDeleteOptions, ReplyCode,
+};
+
+use crate::support::{channel, connect, eventually, exclusive_queue, ready, unique};
+
+fn temporary() -> ExchangeDeclareOptions {
+    ExchangeDeclareOptions::default().auto_delete()
+}
+
+/// The bodies in a queue.
+fn bodies(channel: &Channel, queue: &str) -> Vec<String> {
+    std::iter::from_fn(|| channel.basic_get(queue, true).unwrap())
+        .map(|message| String::from_utf8(message.body().to_vec()).unwrap())
+        .collect()
+}
+
+#[test]
+fn every_kind_of_exchange_routes_in_its_way() {
+    let channel = channel();
+    let options = |key: &str, value: i32| {
+        BindOptions::default()
+            .argument("x-match", "all")
+            .argument(key, value)
+    };
+    let table = [
+        (
+            ExchangeKind::Direct,
+            "a.b",
+            BindOptions::default(),
+            vec!["a.b"],
+        ),
+        (
+            ExchangeKind::Fanout,
+            "",
+            BindOptions::default(),
+            vec!["a.b", "a.c", "d"],
+        ),
+        (
+            ExchangeKind::Topic,
+            "a.*",
+            BindOptions::default(),
+            vec!["a.b", "a.c"],
+        ),
+        (ExchangeKind::Headers, "", options("n", 3), vec!["d"]),
+    ];
+    for (kind, key, bind, expected) in table {
+        let exchange = channel
+            .exchange_declare(&unique("x"), kind, temporary())
+            .unwrap();
+        let queue = exclusive_queue(&channel);
+        queue.bind_with(&exchange, key, bind.clone()).unwrap();
+        for (number, key) in ["a.b", "a.c", "d"].into_iter().enumerate() {
+            let message = leveret::Message::new(key).header("n", number as i32 + 1);
+            exchange.publish(key, message).unwrap();
+        }
+        assert_eq!(bodies(&channel, queue.name()), expected);
+        queue.unbind_with(&exchange, key, bind).unwrap();
+    }
+}
+
+#[test]
+fn exchanges_are_declared_passively_without_waiting_and_deleted() {
+    let channel = channel();
+    let name = unique("x");
+    let options = ExchangeDeclareOptions::durable().no_wait();
+    channel
+        .exchange_declare(&name, ExchangeKind::Topic, options)
+        .unwrap();
+    let passive = ExchangeDeclareOptions::passive;
+    channel
+        .exchange_declare(&name, ExchangeKind::Topic, passive())
+        .unwrap();
+    channel
+        .exchange(&name)
+        .delete(ExchangeDeleteOptions::default())
+        .unwrap();
+    // Once more is no error.
+    channel
+        .exchange_delete(&name, ExchangeDeleteOptions::default())
+        .unwrap();
+    channel
+        .exchange_delete(&name, ExchangeDeleteOptions::default().no_wait())
+        .unwrap();
+    let error = channel
+        .exchange_declare(&name, ExchangeKind::Topic, passive())
+        .unwrap_err();
+    assert_eq!(error.reply_code(), Some(ReplyCode::NOT_FOUND));
+    let text = error.to_string();
+    let begin = format!(
+        "exchange.declare {name:?}: channel 1 was closed by the broker because of exchange.declare: 404 NOT_FOUND - no exchange"
+    );
+    assert!(text.starts_with(&begin), "{text}");
+}
+
+#[test]
+fn an_exchange_in_use_is_not_deleted_if_it_must_be_unused() {
+    let connection = connect();
+    let channel = connection.open_channel().unwrap();
+    let exchange = channel
+        .exchange_declare(&unique("x"), ExchangeKind::Direct, temporary())
+        .unwrap();
+    exclusive_queue(&channel).bind(&exchange, "k").unwrap();
+    let error = exchange
+        .delete(ExchangeDeleteOptions::default().if_unused())
+        .unwrap_err();
+    assert_eq!(error.reply_code(), Some(ReplyCode::PRECONDITION_FAILED));
+}
+
+#[test]
+fn exchanges_are_bound_to_exchanges() {
+    let channel = channel();
+    let source = channel
+        .exchange_declare(&unique("x"), ExchangeKind::Direct, temporary())
+        .unwrap();
+    let internal = temporary().internal();
+    let inner = channel
+        .exchange_declare(&unique("x"), ExchangeKind::Fanout, internal)
+        .unwrap();
+    let queue = exclusive_queue(&channel);
+    queue.bind(&inner, "").unwrap();
+    inner.bind(&source, "key").unwrap();
+    let spare = channel
+        .exchange_declare(&unique("x"), ExchangeKind::Fanout, temporary())
+        .unwrap();
+    channel
+        .exchange_bind(
+            spare.name(),
+            source.name(),
+            "spare",
+            BindOptions::default().no_wait(),
+        )
+        .unwrap();
+    source.publish("key", "through two exchanges").unwrap();
+    assert_eq!(bodies(&channel, queue.name()), ["through two exchanges"]);
+    inner.unbind(&source, "key").unwrap();
+    source.publish("key", "nowhere").unwrap();
+    assert_eq!(bodies(&channel, queue.name()), [""; 0]);
+    channel
+        .exchange_unbind(
+            spare.name(),
+            source.name(),
+            "spare",
+            BindOptions::default().no_wait(),
+        )
+        .unwrap();
+    // Nobody but exchanges publishes to an internal one.
+    inner.publish("", "no").unwrap();
+    eventually("the channel is closed", || !channel.is_open());
+    assert_eq!(
+        channel.close_cause().unwrap().reply_code(),
+        Some(ReplyCode::ACCESS_REFUSED)
+    );
+}
+
+#[test]
+fn an_alternate_exchange_takes_what_is_not_routed() {
+    let channel = channel();
+    let rest = channel
+        .exchange_declare(&unique("x"), ExchangeKind::Fanout, temporary())
+        .unwrap();
+    let queue = exclusive_queue(&channel);
+    queue.bind(&rest, "").unwrap();
+    let options = temporary().argument("alternate-exchange", rest.name());
+    let main = channel
+        .exchange_declare(&unique("x"), ExchangeKind::Direct, options)
+        .unwrap();
+    main.publish("unknown", "not lost").unwrap();
+    assert_eq!(bodies(&channel, queue.name()), ["not lost"]);
+    main.delete(ExchangeDeleteOptions::default()).unwrap();
+}
+
+#[test]
+fn queues_are_named_by_us_or_by_the_broker_and_counted() {
+    let channel = channel();
+    let made_up = exclusive_queue(&channel);
+    assert!(made_up.name().starts_with("amq.gen-"), "{}", made_up.name());
+    let name = unique("q");
+    let queue = channel
+        .queue_declare(&name, QueueDeclareOptions::exclusive())
+        .unwrap();
+    assert_eq!(
+        (queue.name(), queue.message_count(), queue.consumer_count()),
+        (name.as_str(), 0, 0)
+    );
+    for body in ["one", "two", "three"] {
+        queue.publish(body).unwrap();
+    }
+    eventually("the messages are there", || ready(&channel, &name) == 3);
+    assert_eq!(queue.purge().unwrap(), 3);
+    queue.publish("four").unwrap();
+    channel.queue_purge_no_wait(&name).unwrap();
+    assert_eq!(ready(&channel, &name), 0);
+    queue.publish("five").unwrap();
+    assert_eq!(queue.delete(QueueDeleteOptions::default()).unwrap(), 1);
+    // Once more is no error.
+    assert_eq!(
+        channel
+            .queue_delete(&name, QueueDeleteOptions::default())
+            .unwrap(),
+        0
+    );
+}
+
+#[test]
+fn queues_are_declared_bound_and_deleted_without_waiting() {
+    let channel = channel();
+    let name = unique("q");
+    let options = QueueDeclareOptions::durable()
+        .argument("x-expires", 60_000)
+        .no_wait();
+    channel.queue_declare(&name, options).unwrap();
+    let no_wait = BindOptions::default().no_wait();
+    channel
+        .queue_bind(&name, "amq.direct", &name, no_wait)
+        .unwrap();
+    channel
+        .exchange("amq.direct")
+        .publish(&name, "routed")
+        .unwrap();
+    assert_eq!(bodies(&channel, &name), ["routed"]);
+    channel
+        .queue_unbind(&name, "amq.direct", &name, BindOptions::default())
+        .unwrap();
+    channel
+        .exchange("amq.direct")
+        .publish(&name, "not any more")
+        .unwrap();
+    assert_eq!(bodies(&channel, &name), [""; 0]);
+    channel
+        .queue_delete(&name, QueueDeleteOptions::default().no_wait())
+        .unwrap();
+    let error = channel
+        .queue_declare(&name, QueueDeclareOptions::passive())
+        .unwrap_err();
+    assert_eq!(error.reply_code(), Some(ReplyCode::NOT_FOUND));
+}
+
+#[test]
+fn a_name_that_would_stay_unknown_is_refused_here() {
+    let channel = channel();
+    let options = QueueDeclareOptions::exclusive().no_wait();
+    let error = channel.queue_declare("", options).unwrap_err();
+    assert!(
+        matches!(error.kind(), ErrorKind::InvalidArgument(_)),
+        "{error}"
+    );
+    assert!(channel.is_open());
+}
+
+#[test]
+fn arguments_have_the_width_they_were_given() {
+    // 128 does not fit a signed octet; a client that narrows it declares -128, which is refused.
+    let channel = channel();
+    for ttl in [128, 40_000, 3_000_000] {
+        let arguments = FieldTable::new().with("x-message-ttl", ttl);
+        let options = QueueDeclareOptions::exclusive().arguments(arguments);
+        let name = unique("q");
+        channel.queue_declare(&name, options.clone()).unwrap();
+        channel.queue_declare(&name, options).unwrap();
+    }
+    let queue = channel
+        .queue_declare(
+            "",
+            QueueDeclareOptions::exclusive().argument("x-max-length", 2),
+        )
+        .unwrap();
+    for body in ["1", "2", "3"] {
+        queue.publish(body).unwrap();
+    }
+    assert_eq!(bodies(&channel, queue.name()), ["2", "3"]);
+}
+
+#[test]
+fn a_queue_in_use_or_not_empty_is_not_deleted_if_it_must_be_otherwise() {
+    for (options, consume) in [
+        (QueueDeleteOptions::default().if_unused(), true),
+        (QueueDeleteOptions::default().if_empty(), false),
+    ] {
+        let channel = channel();
+        let queue = exclusive_queue(&channel);
+        queue.publish("here").unwrap();
+        let _consumer = consume.then(|| queue.consume(Default::default()).unwrap());
+        eventually("the message is there", || {
+            consume || ready(&channel, queue.name()) == 1
+        });
+        let error = queue.delete(options).unwrap_err();
+        assert_eq!(
+            error.reply_code(),
+            Some(ReplyCode::PRECONDITION_FAILED),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn an_auto_delete_queue_goes_with_its_last_consumer() {
+    let channel = channel();
+    let name = unique("q");
+    let queue = channel
+        .queue_declare(&name, QueueDeclareOptions::durable().auto_delete())
+        .unwrap();
+    drop(queue.consume(Default::default()).unwrap());
+    let probe = crate::support::channel();
+    eventually("the queue is gone", || {
+        let probe = probe.connection().open_channel().unwrap();
+        probe
+            .queue_declare(&name, QueueDeclareOptions::passive())
+            .is_err()
+    });
+}
+
+#[test]
+fn quorum_queues_and_streams_can_be_declared_and_used() {
+    let channel = channel();
+    for options in [QueueDeclareOptions::quorum(), QueueDeclareOptions::stream()] {
+        let queue = channel.queue_declare(&unique("q"), options).unwrap();
+        channel.confirm_select().unwrap();
+        queue
+            .publish(leveret::Message::new("kept").persistent())
+            .unwrap();
+        channel.wait_for_confirms().unwrap();
+        queue.delete(QueueDeleteOptions::default()).unwrap();
+    }
+}

@@ -1,0 +1,87 @@
+//! The programs of the guide that older users of aioamqp know, translated.
+
+use std::time::Duration;
+
+use leveret::{
+    ClosedBy, Connection, ConsumeOptions, ErrorKind, ExchangeDeclareOptions, ExchangeKind,
+    QueueDeclareOptions,
+};
+
+use crate::support::{connect, options, unique, SOON};
+
+#[test]
+fn connecting_with_defaults() {
+    // The broker under test has another port; all else is the default.
+    let defaults = leveret::ConnectionOptions::default();
+    assert_eq!(defaults.to_string(), "amqp://guest@localhost:5672/%2F");
+    let uri = crate::support::url();
+    let port = options()
+        .to_string()
+        .rsplit_once(':')
+        .unwrap()
+        .1
+        .split_once('/')
+        .unwrap()
+        .0
+        .parse()
+        .unwrap();
+    let connection = Connection::open_with(&defaults.port(port)).unwrap();
+    assert!(connection.is_open());
+    Connection::open(&uri).unwrap();
+}
+
+#[test]
+fn publishing_to_a_queue_through_its_handle_and_consuming() {
+    let connection = connect();
+    let channel = connection.open_channel().unwrap();
+    let queue = channel
+        .queue_declare(&unique("queue"), QueueDeclareOptions::exclusive())
+        .unwrap();
+    queue.publish("aioamqp hello").unwrap();
+
+    let consumer = queue.consume(ConsumeOptions::default()).unwrap();
+    let delivery = consumer.recv_timeout(SOON).unwrap().unwrap();
+    let taken = (
+        delivery.consumer_tag(),
+        delivery.delivery_tag(),
+        delivery.body(),
+    );
+    assert_eq!(taken, (consumer.consumer_tag(), 1, &b"aioamqp hello"[..]));
+    delivery.ack().unwrap();
+}
+
+#[test]
+fn a_fanout_exchange_bound_to_a_queue() {
+    let connection = connect();
+    let channel = connection.open_channel().unwrap();
+    let options = ExchangeDeclareOptions::default().auto_delete();
+    let exchange = channel
+        .exchange_declare(&unique("logs"), ExchangeKind::Fanout, options)
+        .unwrap();
+    let queue = channel
+        .queue_declare("", QueueDeclareOptions::exclusive())
+        .unwrap();
+    queue.bind(&exchange, "").unwrap();
+    let consumer = queue.consume(ConsumeOptions::default().no_ack()).unwrap();
+    exchange.publish("", "to everyone").unwrap();
+    let delivery = consumer.recv_timeout(SOON).unwrap().unwrap();
+    assert_eq!(
+        (delivery.exchange(), delivery.body()),
+        (exchange.name(), &b"to everyone"[..])
+    );
+}
+
+#[test]
+fn closing_then_waiting_until_closed_with_a_timeout() {
+    let connection = connect();
+    let channel = connection.open_channel().unwrap();
+    connection.close().unwrap();
+    connection.wait_closed(Duration::from_secs(10)).unwrap();
+    // The counterpart of the exception type for a closed connection.
+    let error = channel
+        .queue_declare("q", QueueDeclareOptions::durable())
+        .unwrap_err();
+    assert!(
+        matches!(error.kind(), ErrorKind::ConnectionClosed(reason) if reason.by == ClosedBy::Program)
+    );
+}

@@ -1,0 +1,22 @@
+//! What a user sees, on a real RabbitMQ: `tests/with-rabbitmq cargo test`.
+
+// Tests read the clock and fail by panicking.
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
+
+mod channels;
+mod connecting;
+mod consuming;
+mod exchanges_and_queues;
+mod guide;
+mod losing;
+mod publishing;
+mod refusals;
+mod support;
+mod threads;
+mod waiting;

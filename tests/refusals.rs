@@ -1,0 +1,232 @@
+//! Every class of refusal, as the user reads it; a refusal costs its channel alone.
+
+use leveret::{
+    Channel, Connection, ConsumeOptions, Error, ExchangeDeclareOptions, ExchangeKind,
+    QueueDeclareOptions, QueueDeleteOptions, ReplyCode,
+};
+
+use crate::support::{connect, eventually, exclusive_queue, unique};
+
+/// Refused with this code and text, on a channel of a connection that goes on.
+#[track_caller]
+fn refused(code: ReplyCode, text: &str, ask: impl FnOnce(&Channel) -> Error) {
+    let connection = connect();
+    let other = connection.open_channel().unwrap();
+    let channel = connection.open_channel().unwrap();
+    let error = ask(&channel);
+    assert_eq!(error.reply_code(), Some(code), "{error}");
+    assert!(error.to_string().contains(text), "{error}");
+    assert!(!error.is_connection_end());
+    let later = channel.basic_qos(1).unwrap_err();
+    assert_eq!(later.kind(), error.kind(), "the first cause is kept");
+    other.basic_qos(1).unwrap();
+}
+
+#[test]
+fn not_found_404() {
+    refused(ReplyCode::NOT_FOUND, "basic.consume \"nope\": channel 2 was closed by the broker because of basic.consume: 404 NOT_FOUND - no queue 'nope'", |channel| {
+        channel.basic_consume("nope", ConsumeOptions::default()).unwrap_err()
+    });
+    refused(ReplyCode::NOT_FOUND, "basic.get \"nope\"", |channel| {
+        channel.basic_get("nope", false).unwrap_err()
+    });
+    refused(ReplyCode::NOT_FOUND, "queue.bind", |channel| {
+        let queue = exclusive_queue(channel);
+        queue.bind(&channel.exchange("nope"), "k").unwrap_err()
+    });
+    refused(ReplyCode::NOT_FOUND, "exchange.bind", |channel| {
+        channel
+            .exchange("nope")
+            .bind(&channel.exchange("amq.direct"), "k")
+            .unwrap_err()
+    });
+    refused(ReplyCode::NOT_FOUND, "queue.purge \"nope\"", |channel| {
+        channel.queue_purge("nope").unwrap_err()
+    });
+}
+
+#[test]
+fn access_refused_403() {
+    refused(
+        ReplyCode::ACCESS_REFUSED,
+        "queue.declare \"amq.mine\"",
+        |channel| {
+            channel
+                .queue_declare("amq.mine", QueueDeclareOptions::durable())
+                .unwrap_err()
+        },
+    );
+    refused(
+        ReplyCode::ACCESS_REFUSED,
+        "exchange.delete \"amq.direct\"",
+        |channel| {
+            channel
+                .exchange_delete("amq.direct", Default::default())
+                .unwrap_err()
+        },
+    );
+}
+
+#[test]
+fn resource_locked_405() {
+    let owner = connect().open_channel().unwrap();
+    let name = unique("q");
+    let queue = owner
+        .queue_declare(&name, QueueDeclareOptions::exclusive())
+        .unwrap();
+    refused(
+        ReplyCode::RESOURCE_LOCKED,
+        "405 RESOURCE_LOCKED",
+        |channel| {
+            channel
+                .queue_declare(queue.name(), QueueDeclareOptions::exclusive())
+                .unwrap_err()
+        },
+    );
+    refused(
+        ReplyCode::RESOURCE_LOCKED,
+        "405 RESOURCE_LOCKED",
+        |channel| {
+            channel
+                .basic_consume(queue.name(), ConsumeOptions::default())
+                .unwrap_err()
+        },
+    );
+}
+
+#[test]
+fn precondition_failed_406() {
+    let channel = connect().open_channel().unwrap();
+    let name = unique("q");
+    channel
+        .queue_declare(&name, QueueDeclareOptions::durable())
+        .unwrap();
+    refused(
+        ReplyCode::PRECONDITION_FAILED,
+        "inequivalent arg 'auto_delete' for queue",
+        |channel| {
+            channel
+                .queue_declare(&name, QueueDeclareOptions::durable().auto_delete())
+                .unwrap_err()
+        },
+    );
+    refused(
+        ReplyCode::PRECONDITION_FAILED,
+        "inequivalent arg 'x-max-length'",
+        |channel| {
+            let options = QueueDeclareOptions::durable().argument("x-max-length", 5);
+            channel.queue_declare(&name, options).unwrap_err()
+        },
+    );
+    refused(
+        ReplyCode::PRECONDITION_FAILED,
+        "inequivalent arg 'type' for exchange 'amq.fanout'",
+        |channel| {
+            let options = ExchangeDeclareOptions::durable();
+            channel
+                .exchange_declare("amq.fanout", ExchangeKind::Direct, options)
+                .unwrap_err()
+        },
+    );
+    refused(
+        ReplyCode::PRECONDITION_FAILED,
+        "invalid arg 'x-message-ttl'",
+        |channel| {
+            let options = QueueDeclareOptions::exclusive().argument("x-message-ttl", -1);
+            channel.queue_declare("", options).unwrap_err()
+        },
+    );
+    channel
+        .queue_delete(&name, QueueDeleteOptions::default())
+        .unwrap();
+}
+
+#[test]
+fn an_acknowledgement_of_an_unknown_tag_is_told_by_the_next_call() {
+    refused(
+        ReplyCode::PRECONDITION_FAILED,
+        "406 PRECONDITION_FAILED - unknown delivery tag 5",
+        |channel| {
+            channel.basic_ack(5).unwrap();
+            eventually("the broker has noticed", || !channel.is_open());
+            channel.basic_qos(1).unwrap_err()
+        },
+    );
+}
+
+/// Refused with this code, and the whole connection with it.
+#[track_caller]
+fn connection_refused(code: ReplyCode, ask: impl FnOnce(&Channel) -> Error) {
+    let connection: Connection = connect();
+    let other = connection.open_channel().unwrap();
+    let consumer = exclusive_queue(&other)
+        .consume(ConsumeOptions::default())
+        .unwrap();
+    let error = ask(&connection.open_channel().unwrap());
+    assert_eq!(error.reply_code(), Some(code), "{error}");
+    assert!(error.is_connection_end());
+    // Everyone is told the same.
+    assert_eq!(consumer.recv().unwrap_err().kind(), error.kind());
+    assert_eq!(other.basic_qos(1).unwrap_err().kind(), error.kind());
+    assert_eq!(connection.open_channel().unwrap_err().kind(), error.kind());
+    assert_eq!(connection.close().unwrap_err().kind(), error.kind());
+}
+
+#[test]
+fn some_refusals_cost_the_connection() {
+    // An unknown kind of exchange: 503 up to RabbitMQ 3, 406 on its channel later.
+    connection_refused(ReplyCode::COMMAND_INVALID, |channel| {
+        let kind = ExchangeKind::Other("nope".into());
+        channel
+            .exchange_declare(&unique("x"), kind, Default::default())
+            .unwrap_err()
+    });
+    connection_refused(ReplyCode::NOT_IMPLEMENTED, |channel| {
+        channel.basic_recover(false).unwrap_err()
+    });
+}
+
+#[test]
+fn not_allowed_530_costs_the_connection() {
+    // Two consumers of one name, behind this crate's back: a queue's consumers are told apart by the broker.
+    let error = Connection::open_with(&crate::support::options().vhost("nope")).unwrap_err();
+    assert_eq!(error.reply_code(), Some(ReplyCode::NOT_ALLOWED));
+}
+
+#[test]
+fn names_that_are_too_long_are_refused_here() {
+    let connection = connect();
+    let channel = connection.open_channel().unwrap();
+    let long = "q".repeat(256);
+    let errors = [
+        channel
+            .queue_declare(&long, QueueDeclareOptions::durable())
+            .unwrap_err(),
+        channel
+            .exchange_declare(&long, ExchangeKind::Direct, Default::default())
+            .unwrap_err(),
+        channel
+            .basic_consume(&long, ConsumeOptions::default())
+            .unwrap_err(),
+        channel
+            .basic_consume("q", ConsumeOptions::default().consumer_tag(&long))
+            .unwrap_err(),
+        channel.basic_get(&long, true).unwrap_err(),
+        channel.basic_cancel(&long).unwrap_err(),
+    ];
+    for error in errors {
+        assert!(
+            error
+                .to_string()
+                .contains("has 256 bytes, at most 255 are possible"),
+            "{error}"
+        );
+    }
+    let huge = QueueDeclareOptions::exclusive().argument("x", "x".repeat(200_000));
+    let error = channel.queue_declare("", huge).unwrap_err();
+    assert!(
+        error.to_string().contains("do not fit into one frame"),
+        "{error}"
+    );
+    channel.basic_qos(1).unwrap();
+}

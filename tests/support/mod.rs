@@ -1,0 +1,67 @@
+//! The broker under test, and waiting for conditions.
+
+mod node;
+mod scripted;
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use leveret::{Channel, Connection, ConnectionOptions, Queue, QueueDeclareOptions};
+
+pub(crate) use node::Node;
+pub(crate) use scripted::{scripted_server, short};
+
+/// What a test waits at most for something that should happen soon.
+pub(crate) const SOON: Duration = Duration::from_secs(20);
+
+/// The broker that all tests share.
+pub(crate) fn url() -> String {
+    std::env::var("AMQP_URL").unwrap_or_else(|_| {
+        panic!("no broker: run the tests with `tests/with-rabbitmq cargo test`, or set AMQP_URL")
+    })
+}
+
+pub(crate) fn options() -> ConnectionOptions {
+    ConnectionOptions::from_uri(&url()).unwrap()
+}
+
+pub(crate) fn connect() -> Connection {
+    Connection::open(&url()).unwrap()
+}
+
+pub(crate) fn channel() -> Channel {
+    connect().open_channel().unwrap()
+}
+
+/// A name that no other test uses.
+pub(crate) fn unique(name: &str) -> String {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    format!("{name}-{}-{count}", std::process::id())
+}
+
+/// A queue that goes with its connection.
+pub(crate) fn exclusive_queue(channel: &Channel) -> Queue {
+    channel
+        .queue_declare("", QueueDeclareOptions::exclusive())
+        .unwrap()
+}
+
+/// How many messages are ready in a queue, as the broker counts them.
+pub(crate) fn ready(channel: &Channel, queue: &str) -> u32 {
+    let options = QueueDeclareOptions::passive();
+    channel
+        .queue_declare(queue, options)
+        .unwrap()
+        .message_count()
+}
+
+/// Waits until the condition holds.
+#[track_caller]
+pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let begin = Instant::now();
+    while !condition() {
+        assert!(begin.elapsed() < SOON, "not in {SOON:?}: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}

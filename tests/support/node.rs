@@ -1,0 +1,109 @@
+//! A broker of a test's own, to be killed, stopped or alarmed.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+
+use leveret::ConnectionOptions;
+
+use super::eventually;
+
+/// A private RabbitMQ node; it ends with this value. `tests/with-rabbitmq` starts and stops it, as it does for all.
+pub(crate) struct Node {
+    script: Child,
+    /// The environment in which rabbitmqctl finds the node.
+    environment: Vec<(String, String)>,
+}
+
+impl Node {
+    pub(crate) fn start() -> Self {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/with-rabbitmq");
+        // It holds the node until its standard input ends.
+        let hold = "env | grep -E '^(AMQP_URL|RABBITMQ_[A-Z]+|ERL_EPMD_[A-Z]+|RABBITMQ_BEAM_PID)='; echo; cat";
+        let mut child = Command::new(script)
+            .args(["sh", "-c", hold])
+            .env_remove("AMQP_URL")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        let environment = stdout
+            .lines()
+            .map(|line| line.unwrap())
+            .take_while(|line| !line.is_empty())
+            .filter_map(|line| {
+                line.split_once('=')
+                    .map(|(name, value)| (name.into(), value.into()))
+            })
+            .collect();
+        Self {
+            script: child,
+            environment,
+        }
+    }
+
+    fn variable(&self, name: &str) -> &str {
+        let found = self.environment.iter().find(|(it, _)| it == name);
+        found
+            .map(|(_, value)| value.as_str())
+            .expect("the node has started")
+    }
+
+    pub(crate) fn options(&self) -> ConnectionOptions {
+        ConnectionOptions::from_uri(self.variable("AMQP_URL")).unwrap()
+    }
+
+    /// Runs rabbitmqctl on this node and returns what it prints.
+    pub(crate) fn ctl(&self, arguments: &[&str]) -> String {
+        let output = Command::new(format!("{}/rabbitmqctl", self.variable("RABBITMQ_BIN")))
+            .args(["-q", "-n", self.variable("RABBITMQ_NODENAME")])
+            .args(arguments)
+            .envs(self.environment.iter().cloned())
+            .env("HOME", self.variable("RABBITMQ_HOME"))
+            .output()
+            .unwrap();
+        assert!(
+            output.status.success(),
+            "rabbitmqctl {arguments:?}: {output:?}"
+        );
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// Sends a signal to the node itself: KILL, STOP, CONT.
+    pub(crate) fn signal(&self, signal: &str) {
+        let pid = self.variable("RABBITMQ_BEAM_PID");
+        let sent = Command::new("kill")
+            .args(["-s", signal, pid])
+            .status()
+            .unwrap();
+        assert!(sent.success());
+        if signal == "STOP" {
+            eventually("all its threads have stopped", || Self::has_stopped(pid));
+        }
+    }
+
+    /// The signal is sent to the process, but its threads stop one by one.
+    fn has_stopped(pid: &str) -> bool {
+        let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else {
+            // Not Linux: all that can be seen is the process.
+            let state = Command::new("ps")
+                .args(["-o", "state=", "-p", pid])
+                .output();
+            return state.unwrap().stdout.starts_with(b"T");
+        };
+        threads.flatten().all(|thread| {
+            let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+            // "pid (name) state …", and the name may have parentheses.
+            stat.rsplit(')')
+                .next()
+                .is_some_and(|rest| rest.trim_start().starts_with('T'))
+        })
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        drop(self.script.stdin.take());
+        let _ = self.script.wait();
+    }
+}

@@ -1,0 +1,109 @@
+//! Servers that do what no RabbitMQ does.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// The server's side of one connection, written down byte by byte.
+pub(crate) struct Script {
+    socket: TcpStream,
+}
+
+/// A server on a free port that takes one connection and follows the script.
+pub(crate) fn scripted_server(
+    script: impl FnOnce(&mut Script) + Send + 'static,
+) -> (SocketAddr, JoinHandle<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let thread = std::thread::spawn(move || {
+        let (socket, _) = listener.accept().unwrap();
+        socket
+            .set_read_timeout(Some(Duration::from_secs(20)))
+            .unwrap();
+        script(&mut Script { socket });
+    });
+    (address, thread)
+}
+
+/// A frame around a payload.
+fn frame(kind: u8, channel: u16, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![kind];
+    bytes.extend_from_slice(&channel.to_be_bytes());
+    bytes.extend_from_slice(&(payload.len() as u32).to_be_bytes());
+    bytes.extend_from_slice(payload);
+    bytes.push(0xce);
+    bytes
+}
+
+/// A short string.
+pub(crate) fn short(text: &str) -> Vec<u8> {
+    [&[text.len() as u8], text.as_bytes()].concat()
+}
+
+impl Script {
+    pub(crate) fn send(&mut self, bytes: &[u8]) {
+        self.socket.write_all(bytes).unwrap();
+    }
+
+    pub(crate) fn send_method(&mut self, channel: u16, class: u16, method: u16, arguments: &[u8]) {
+        let ids = [class.to_be_bytes(), method.to_be_bytes()].concat();
+        self.send(&frame(1, channel, &[&ids, arguments].concat()));
+    }
+
+    pub(crate) fn expect_header(&mut self) {
+        let mut header = [0; 8];
+        self.socket.read_exact(&mut header).unwrap();
+        assert_eq!(&header, b"AMQP\0\0\x09\x01");
+    }
+
+    /// The ids of the next method; heartbeats are passed over.
+    pub(crate) fn next_method(&mut self) -> (u16, u16) {
+        loop {
+            let mut head = [0; 7];
+            self.socket.read_exact(&mut head).unwrap();
+            let size = u32::from_be_bytes([head[3], head[4], head[5], head[6]]) as usize;
+            let mut rest = vec![0; size + 1];
+            self.socket.read_exact(&mut rest).unwrap();
+            if head[0] == 1 {
+                return (
+                    u16::from_be_bytes([rest[0], rest[1]]),
+                    u16::from_be_bytes([rest[2], rest[3]]),
+                );
+            }
+        }
+    }
+
+    #[track_caller]
+    pub(crate) fn expect(&mut self, class: u16, method: u16) {
+        assert_eq!(self.next_method(), (class, method));
+    }
+
+    pub(crate) fn send_start(&mut self) {
+        let arguments = b"\0\x09\0\0\0\0\0\0\0\x05PLAIN\0\0\0\x05en_US";
+        self.send_method(0, 10, 10, arguments);
+    }
+
+    /// The whole handshake, with this heartbeat in seconds.
+    pub(crate) fn handshake(&mut self, heartbeat: u8) {
+        self.expect_header();
+        self.send_start();
+        self.expect(10, 11);
+        self.send_method(0, 10, 30, &[0, 10, 0, 0, 16, 0, 0, heartbeat]);
+        self.expect(10, 31);
+        self.expect(10, 40);
+        self.send_method(0, 10, 41, b"\0");
+    }
+
+    pub(crate) fn open_channel(&mut self) {
+        self.expect(20, 10);
+        self.send_method(1, 20, 11, b"\0\0\0\0");
+    }
+
+    /// Waits until the client has ended, reading what it still says.
+    pub(crate) fn wait_for_end(&mut self) -> Vec<u8> {
+        let mut rest = Vec::new();
+        let _ = self.socket.read_to_end(&mut rest);
+        rest
+    }
+}

@@ -1,0 +1,205 @@
+//! No call waits for ever, and one that gave up does not poison the next.
+
+use std::time::{Duration, Instant};
+
+use leveret::{Connection, ConnectionOptions, ConsumeOptions, ErrorKind, QueueDeclareOptions};
+
+use crate::support::{eventually, exclusive_queue, ready, scripted_server, short, Node, SOON};
+
+const SHORT: Duration = Duration::from_millis(300);
+
+#[test]
+fn a_late_reply_is_swallowed_and_the_next_caller_gets_its_own() {
+    let (address, server) = scripted_server(|server| {
+        server.handshake(0);
+        server.open_channel();
+        server.expect(50, 10);
+        // The client gives up on the first and asks for a second; only then both are answered.
+        server.expect(50, 10);
+        for name in ["first", "second"] {
+            let arguments = [short(name), vec![0; 8]].concat();
+            server.send_method(1, 50, 11, &arguments);
+        }
+        server.wait_for_end();
+    });
+    let options = ConnectionOptions::default()
+        .host("127.0.0.1")
+        .port(address.port())
+        .request_timeout(SHORT);
+    let connection = Connection::open_with(&options).unwrap();
+    let channel = connection.open_channel().unwrap();
+    let error = channel
+        .queue_declare("first", QueueDeclareOptions::durable())
+        .unwrap_err();
+    assert_eq!(*error.kind(), ErrorKind::TimedOut { after: SHORT });
+    assert_eq!(
+        error.to_string(),
+        "queue.declare \"first\": timed out after 300ms"
+    );
+    let second = channel
+        .queue_declare("second", QueueDeclareOptions::durable())
+        .unwrap();
+    assert_eq!(second.name(), "second");
+    drop((second, channel, connection));
+    server.join().unwrap();
+}
+
+#[test]
+fn a_consumer_that_was_given_up_is_cancelled_when_the_broker_has_agreed_and_not_before() {
+    let (address, server) = scripted_server(|server| {
+        server.handshake(0);
+        server.open_channel();
+        server.expect(60, 20);
+        // A cancel here would crash a RabbitMQ channel that is still busy with the consume.
+        server.expect(60, 10);
+        server.send_method(1, 60, 11, b"");
+        server.expect(60, 10);
+        server.send_method(1, 60, 21, &short("c"));
+        server.expect(60, 30);
+        server.send_method(1, 60, 11, b"");
+        server.send_method(1, 60, 31, &short("c"));
+        server.wait_for_end();
+    });
+    let options = ConnectionOptions::default()
+        .host("127.0.0.1")
+        .port(address.port())
+        .request_timeout(SHORT);
+    let connection = Connection::open_with(&options).unwrap();
+    let channel = connection.open_channel().unwrap();
+    let consume = ConsumeOptions::default().consumer_tag("c");
+    assert!(channel
+        .basic_consume("q", consume)
+        .unwrap_err()
+        .is_timeout());
+    channel.basic_qos(1).unwrap();
+    channel.basic_qos(2).unwrap();
+    drop((channel, connection));
+    server.join().unwrap();
+}
+
+#[test]
+fn a_broker_that_stops_costs_timeouts_and_nothing_more() {
+    let node = Node::start();
+    let options = node
+        .options()
+        .request_timeout(SHORT)
+        .publish_timeout(SHORT)
+        .heartbeat(Duration::ZERO);
+    let connection = Connection::open_with(&options).unwrap();
+    let channel = connection.open_channel().unwrap();
+    let fetcher = connection.open_channel().unwrap();
+    let consuming = connection.open_channel().unwrap();
+    let publisher = Connection::open_with(&options)
+        .unwrap()
+        .open_channel()
+        .unwrap();
+    let queue = exclusive_queue(&channel);
+    queue.publish("fetched late").unwrap();
+    eventually("it is there", || ready(&channel, queue.name()) == 1);
+
+    node.signal("STOP");
+    let timed_out = ErrorKind::TimedOut { after: SHORT };
+    assert_eq!(*channel.basic_qos(5).unwrap_err().kind(), timed_out);
+    assert_eq!(
+        *fetcher.basic_get(queue.name(), false).unwrap_err().kind(),
+        timed_out
+    );
+    let refused = consuming.basic_consume(queue.name(), ConsumeOptions::default());
+    assert_eq!(*refused.unwrap_err().kind(), timed_out);
+    assert_eq!(*connection.open_channel().unwrap_err().kind(), timed_out);
+    // Publishing goes on until the socket and the outbox are full.
+    let body = vec![0; 100_000];
+    let begin = Instant::now();
+    let error = (0..10_000)
+        .find_map(|_| publisher.basic_publish("", "nowhere", &body).err())
+        .expect("something is full at last");
+    assert_eq!(*error.kind(), timed_out);
+    assert!(begin.elapsed() < SOON);
+    let connecting = options.connect_timeout(SHORT);
+    let error = Connection::open_with(&connecting).unwrap_err();
+    assert_eq!(*error.kind(), timed_out, "{error}");
+    assert!(
+        error.to_string().contains("waiting for connection.start"),
+        "{error}"
+    );
+
+    node.signal("CONT");
+    // What was fetched and what was delivered for those who gave up is back in the queue, and all handles work.
+    eventually("the broker is back", || channel.basic_qos(5).is_ok());
+    eventually("the message is back", || {
+        matches!(channel.queue_declare(queue.name(), QueueDeclareOptions::passive()), Ok(queue)
+            if queue.message_count() == 1 && queue.consumer_count() == 0)
+    });
+    let message = queue.get(true).unwrap().unwrap();
+    assert_eq!(
+        (message.body(), message.redelivered()),
+        (&b"fetched late"[..], true)
+    );
+    eventually("publishing goes on", || {
+        publisher.basic_publish("", "nowhere", &body).is_ok()
+    });
+    publisher.close().unwrap();
+    assert_eq!(
+        connection.open_channel().unwrap().number(),
+        4,
+        "the late channel was closed again"
+    );
+}
+
+#[test]
+fn a_blocked_connection_says_why_and_goes_on_when_unblocked() {
+    let node = Node::start();
+    let options = node.options().publish_timeout(SHORT);
+    let connection = Connection::open_with(&options).unwrap();
+    let channel = connection.open_channel().unwrap();
+    let queue = exclusive_queue(&channel);
+    let consumer = queue.consume(ConsumeOptions::default()).unwrap();
+    assert_eq!(connection.blocked_reason(), None);
+
+    node.ctl(&["set_vm_memory_high_watermark", "0.00001"]);
+    // The broker blocks those who publish.
+    queue.publish("the last one").unwrap();
+    eventually("the connection is blocked", || {
+        connection.blocked_reason().is_some()
+    });
+    let error = queue.publish("one more").unwrap_err();
+    let ErrorKind::ConnectionBlocked { reason, after } = error.kind() else {
+        panic!("{error}");
+    };
+    assert_eq!((reason.as_str(), *after), ("low on memory", SHORT));
+    assert!(error.is_timeout());
+
+    // One who waits longer gets through.
+    let waiting = std::thread::spawn({
+        let patient = Connection::open_with(&node.options())
+            .unwrap()
+            .open_channel()
+            .unwrap();
+        let name = queue.name().to_owned();
+        move || {
+            patient.basic_publish("", &name, "first").unwrap();
+            let connection = patient.connection();
+            eventually("it is blocked, too", || {
+                connection.blocked_reason().is_some()
+            });
+            patient.basic_publish("", &name, "patient").unwrap();
+            patient.close().unwrap();
+        }
+    });
+    eventually("the second is blocked", || {
+        node.ctl(&["list_connections", "state"])
+            .matches("blocked")
+            .count()
+            == 2
+    });
+    node.ctl(&["set_vm_memory_high_watermark", "0.4"]);
+    waiting.join().unwrap();
+    eventually("the connection is unblocked", || {
+        connection.blocked_reason().is_none()
+    });
+    queue.publish("goes on").unwrap();
+    for _ in 0..4 {
+        consumer.recv_timeout(SOON).unwrap().unwrap().ack().unwrap();
+    }
+    connection.close().unwrap();
+}
