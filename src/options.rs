@@ -95,7 +95,7 @@ pub struct ConnectionOptions {
     pub(crate) channel_max: u16,
     pub(crate) frame_max: u32,
     pub(crate) max_message_size: u64,
-    pub(crate) connection_name: Option<String>,
+    pub(crate) connection_name: String,
     pub(crate) client_properties: FieldTable,
 }
 
@@ -115,7 +115,7 @@ impl Default for ConnectionOptions {
             channel_max: 2047,
             frame_max: 128 << 10,
             max_message_size: 128 << 20,
-            connection_name: None,
+            connection_name: default_name(),
             client_properties: FieldTable::new(),
         }
     }
@@ -199,7 +199,7 @@ impl ConnectionOptions {
         max_message_size: u64;
         /// Shown in RabbitMQ's management pages and `rabbitmqctl list_connections`. Default: the program's name and
         /// process id.
-        connection_name: impl Into<Option<String>>;
+        connection_name: impl Into<String>;
         /// Told to the broker at login, over those that this crate tells itself (product, version, capabilities, …).
         client_properties: FieldTable;
     }
@@ -257,12 +257,11 @@ impl ConnectionOptions {
             "exchange_exchange_bindings",
             "publisher_confirms",
         ];
-        let name = self.connection_name.clone();
         let mut properties = FieldTable::new()
             .with("product", "leveret")
             .with("version", env!("CARGO_PKG_VERSION"))
             .with("platform", "Rust")
-            .with("connection_name", name.unwrap_or_else(default_name))
+            .with("connection_name", self.connection_name.as_str())
             .with(
                 "capabilities",
                 FieldTable::from_iter(capabilities.map(|it| (it, true))),
