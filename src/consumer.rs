@@ -110,10 +110,6 @@ impl ConsumerMailbox for Mailbox {
     }
 
     fn ended(&self, error: Option<Error>) {
-        self.state
-            .consumer_tags
-            .lock()
-            .remove(&self.registration.consumer_tag);
         if let Some(error) = error {
             let _ = self.sender.send(Err(error));
         }
@@ -121,6 +117,14 @@ impl ConsumerMailbox for Mailbox {
         if let Life::Abandoned(receiver) | Life::AbandonedStarting(receiver) = life {
             requeue_unread(&self.state, &receiver);
         }
+    }
+}
+
+/// The tag is free when nothing can come for it any more, or if the broker was never asked.
+impl Drop for Mailbox {
+    fn drop(&mut self) {
+        let mut taken = self.state.consumer_tags.lock();
+        taken.remove(&self.registration.consumer_tag);
     }
 }
 

@@ -5,6 +5,8 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::wire::method::MethodId;
+
 /// `Result` with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -122,6 +124,15 @@ pub struct CloseReason {
 }
 
 impl CloseReason {
+    pub(crate) fn broker(code: u16, text: &str, class: u16, method: u16) -> Self {
+        Self {
+            by: ClosedBy::Broker,
+            code: ReplyCode(code),
+            text: text.to_owned(),
+            method: MethodId { class, method }.name(),
+        }
+    }
+
     pub(crate) fn program(text: &str) -> Self {
         Self {
             by: ClosedBy::Program,

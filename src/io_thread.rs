@@ -330,6 +330,7 @@ impl IoThread {
                     multiple,
                     nack,
                 } => channel.confirm(sequence_number, multiple, nack),
+                Event::MessageTooLarge { channel, size } => channel.message_too_large(size),
                 Event::Flow { channel, active } => channel.flow(active),
                 Event::ChannelEnded { channel, error } => channel.ended(&error),
                 Event::ChannelFreed { channel } => self.free_channel(channel),

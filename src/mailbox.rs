@@ -54,6 +54,8 @@ pub(crate) trait ChannelMailbox: Send + Sync {
     fn flow(&self, active: bool);
     /// The broker confirmed or refused a message, or all up to it.
     fn confirm(&self, sequence_number: u64, multiple: bool, nack: bool);
+    /// A message came that is larger than we take: the channel has to be closed.
+    fn message_too_large(&self, size: u64);
     /// A message came back.
     fn returned(&self, message: Returned);
     /// Nobody wants this message any more.

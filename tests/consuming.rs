@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use leveret::{
-    ConsumeOptions, ErrorKind, NackOptions, QosOptions, QueueDeclareOptions, QueueDeleteOptions,
-    ReplyCode,
+    Connection, ConsumeOptions, ErrorKind, NackOptions, QosOptions, QueueDeclareOptions,
+    QueueDeleteOptions, ReplyCode,
 };
 
-use crate::support::{channel, connect, eventually, exclusive_queue, ready, unique, SOON};
+use crate::support::{channel, connect, eventually, exclusive_queue, options, ready, unique, SOON};
 
 #[test]
 fn consumers_get_messages_with_all_that_belongs_to_them() {
@@ -354,4 +354,35 @@ fn deliveries_are_acknowledged_from_any_thread() {
     channel.close().unwrap();
     let channel = channel.connection().open_channel().unwrap();
     assert_eq!(ready(&channel, queue.name()), 0);
+}
+
+#[test]
+fn a_message_beyond_the_limit_costs_its_channel_alone() {
+    let publishing = channel();
+    let name = unique("q");
+    let queue = publishing
+        .queue_declare(&name, QueueDeclareOptions::durable())
+        .unwrap();
+    queue.publish(vec![0; 300_000]).unwrap();
+    queue.publish("small").unwrap();
+    eventually("they are there", || ready(&publishing, &name) == 2);
+
+    let connection = Connection::open_with(&options().max_message_size(200_000)).unwrap();
+    let other = connection.open_channel().unwrap();
+    let consuming = connection.open_channel().unwrap();
+    let consumer = consuming
+        .basic_consume(&name, ConsumeOptions::default())
+        .unwrap();
+    let error = consumer.iter().find_map(|it| it.err()).unwrap();
+    assert_eq!(error.reply_code(), Some(ReplyCode::CONTENT_TOO_LARGE));
+    assert!(
+        error.to_string().contains("a message of 300000 bytes"),
+        "{error}"
+    );
+    let fetching = connection.open_channel().unwrap();
+    eventually("the messages are back", || ready(&other, &name) == 2);
+    let error = fetching.basic_get(&name, false).unwrap_err();
+    assert_eq!(error.reply_code(), Some(ReplyCode::CONTENT_TOO_LARGE));
+    other.basic_qos(1).unwrap();
+    queue.delete(QueueDeleteOptions::default()).unwrap();
 }

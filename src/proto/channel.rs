@@ -4,8 +4,8 @@ use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::sync::Arc;
 
-use super::connection::Mailboxes;
 use super::content::{Assembly, Names};
+use super::event::Mailboxes;
 use crate::error::{Error, ReplyCode};
 use crate::wire::method::{ChannelCloseOk, Encode, Method, MethodId, TxCommitOk};
 
@@ -102,6 +102,10 @@ impl<M: Mailboxes> Calls<M> {
             }
         }
         Err(format!("{} without a request", reply.id()))
+    }
+
+    pub(crate) fn put_back(&mut self, pending: Pending<M>) {
+        self.pending.push_front(pending);
     }
 
     /// Takes the closer's call, if the last one is such a call.
@@ -214,14 +218,4 @@ impl<M: Mailboxes> Channel<M> {
         }
         Ok(())
     }
-}
-
-/// What stands under a channel number.
-pub(crate) enum Slot<M: Mailboxes> {
-    Unused,
-    InUse(Box<Channel<M>>),
-    /// Closed by the core itself: everyone was told this cause, and only close-ok is missing.
-    Leaving(Error),
-    /// Closed with this cause, which answers calls that were on their way when it closed.
-    Closed(Error),
 }

@@ -1,5 +1,7 @@
 //! Messages as they are put together: a method, a header, any number of body frames.
 
+use std::fmt;
+
 use crate::error::ReplyCode;
 use crate::wire::codec::WireResult;
 use crate::wire::frame::ContentHeader;
@@ -115,15 +117,30 @@ pub(crate) enum Assembly<K> {
         content: Content,
         missing: u64,
     },
+    /// `missing` bytes are yet to come of a message that is too large to be taken.
+    Skip { missing: u64 },
 }
 
 /// Why a frame does not fit into the message that is coming.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Misfit {
+#[derive(Debug)]
+pub(crate) enum Misfit<K> {
     UnexpectedHeader,
     UnexpectedBody,
     BodyTooLong { excess: u64 },
-    MessageTooLarge { size: u64 },
+    MessageTooLarge { kind: K, size: u64 },
+}
+
+impl<K> fmt::Display for Misfit<K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::UnexpectedHeader => f.write_str("a content header without its method"),
+            Self::UnexpectedBody => f.write_str("a body without its header"),
+            Self::BodyTooLong { excess } => {
+                write!(f, "a body {excess} bytes longer than its header said")
+            }
+            Self::MessageTooLarge { size, .. } => write!(f, "a message of {size} bytes"),
+        }
+    }
 }
 
 impl<K> Assembly<K> {
@@ -134,7 +151,7 @@ impl<K> Assembly<K> {
     /// What the message would have been, if one was coming.
     pub(crate) fn into_kind(self) -> Option<K> {
         match self {
-            Self::Idle => None,
+            Self::Idle | Self::Skip { .. } => None,
             Self::Header(kind) | Self::Body { kind, .. } => Some(kind),
         }
     }
@@ -145,15 +162,18 @@ impl<K> Assembly<K> {
         names: &Names,
         header: ContentHeader<'_>,
         max_size: u64,
-    ) -> Result<Option<(K, Content)>, Misfit> {
+    ) -> Result<Option<(K, Content)>, Misfit<K>> {
         let kind = match std::mem::replace(self, Self::Idle) {
             Self::Header(kind) => kind,
-            Self::Idle | Self::Body { .. } => return Err(Misfit::UnexpectedHeader),
+            Self::Idle | Self::Body { .. } | Self::Skip { .. } => {
+                return Err(Misfit::UnexpectedHeader)
+            }
         };
         let size = header.body_size;
         let fits = usize::try_from(size).ok().filter(|_| size <= max_size);
         let Some(body_size) = fits else {
-            return Err(Misfit::MessageTooLarge { size });
+            *self = Self::Skip { missing: size };
+            return Err(Misfit::MessageTooLarge { kind, size });
         };
         let content = Content::new(names, header, body_size);
         if size == 0 {
@@ -168,26 +188,29 @@ impl<K> Assembly<K> {
     }
 
     /// Takes a piece of the body and returns the message if it was the last.
-    pub(crate) fn body(&mut self, piece: &[u8]) -> Result<Option<(K, Content)>, Misfit> {
-        let Self::Body {
-            content, missing, ..
-        } = self
-        else {
-            return Err(Misfit::UnexpectedBody);
+    pub(crate) fn body(&mut self, piece: &[u8]) -> Result<Option<(K, Content)>, Misfit<K>> {
+        let (content, missing) = match self {
+            Self::Body {
+                content, missing, ..
+            } => (Some(content), missing),
+            Self::Skip { missing } => (None, missing),
+            Self::Idle | Self::Header(_) => return Err(Misfit::UnexpectedBody),
         };
         let length = piece.len() as u64;
         if length > *missing {
             let excess = length - *missing;
             return Err(Misfit::BodyTooLong { excess });
         }
-        content.bytes.extend_from_slice(piece);
+        if let Some(content) = content {
+            content.bytes.extend_from_slice(piece);
+        }
         *missing -= length;
         if *missing > 0 {
             return Ok(None);
         }
         match std::mem::replace(self, Self::Idle) {
             Self::Body { kind, content, .. } => Ok(Some((kind, content))),
-            Self::Idle | Self::Header(_) => Ok(None),
+            Self::Idle | Self::Header(_) | Self::Skip { .. } => Ok(None),
         }
     }
 }

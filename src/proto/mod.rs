@@ -10,15 +10,20 @@
 //! 6. tell [`Connection::socket_closed`] when the socket has ended. After [`Event::Ended`] it is over.
 
 mod channel;
+mod channels;
 mod connection;
 mod content;
+mod effects;
+mod event;
 mod handshake;
 mod heartbeat;
+mod violation;
 
 #[cfg(test)]
 mod tests;
 
 pub(crate) use channel::Expected;
-pub(crate) use connection::{Command, Config, Connection, Event, Mailboxes, Server, Tuning};
+pub(crate) use connection::{Config, Connection, Server, Tuning};
 pub(crate) use content::{Content, Delivered, Fetched, Returned};
+pub(crate) use event::{Command, Event, Mailboxes};
 pub(crate) use handshake::Login;

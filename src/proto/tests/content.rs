@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::wire::method::{
-    BasicAck, BasicConsumeOk, BasicQos, BasicQosOk, ChannelClose, ChannelCloseOk, ConnectionBlocked,
+    BasicAck, BasicConsumeOk, ChannelClose, ChannelCloseOk, ConnectionBlocked,
 };
 
 #[test]
@@ -63,36 +63,52 @@ fn names_that_are_no_utf8_do_not_cost_the_message() {
 }
 
 #[test]
-fn a_message_beyond_the_limit_costs_its_channel_alone() {
-    let mut scenario = Scenario::with_channels([1, 2]);
-    scenario.consume(1, "c");
-    let waiting = scenario.call::<BasicQos>(1);
-    scenario.events();
-    scenario.sent();
+fn a_message_beyond_the_limit_is_skipped_and_its_channel_is_to_be_closed() {
+    let size = config().max_message_size + 1;
+    let body = vec![0; size as usize];
+    let mut scenario = Scenario::with_channels([1]);
+    let consume = scenario.consume(1, "c");
+    let get = scenario.get(1);
     scenario.deliver(1, "c", 1);
-    // The header of a body of 2 to the power of 63 bytes.
-    let mut header = content(1, b"", 20);
-    header[11] = 0x80;
-    scenario.receive_bytes(&header);
-    assert_eq!(scenario.sent(), ["1 channel.close 311"]);
-    let cause = "channel 1 was closed by this program: 311 CONTENT_TOO_LARGE - a message of \
-                 9223372036854775808 bytes, at most 1048576 are taken";
+    scenario.receive_bytes(&content(1, &body, 100_000));
+    assert_eq!(scenario.events(), [format!("too large on 1 {size}")]);
+
+    // The next one fits.
+    scenario.receive(1, &returned());
+    scenario.receive_content(1, b"back");
+    assert_eq!(scenario.events(), ["returned on 1 312 NO_ROUTE x/key back"]);
+
+    // One that was fetched is answered when the channel ends.
+    scenario.receive(1, &get_ok());
+    scenario.receive_bytes(&content(1, &body, 100_000));
+    assert_eq!(scenario.events(), [format!("too large on 1 {size}")]);
+    scenario.core.handle(Command::CloseChannel {
+        channel: 1,
+        reason: CloseReason::program("too large"),
+        call: None,
+    });
+    scenario.receive(1, &ChannelCloseOk {});
+    let end = "channel 1 was closed by this program";
     assert_eq!(
         scenario.events(),
         [
-            format!("channel 1 ended {cause}"),
-            format!("consumer c ended {cause}"),
-            format!("failed {} {cause}", waiting - 1),
-            format!("failed {waiting} {cause}"),
+            format!("channel 1 ended {end}"),
+            format!("consumer c ended {end}"),
+            format!("failed {get} {end}"),
+            format!("failed {consume} {end}"),
+            "channel 1 freed".to_owned(),
         ]
     );
-    // What follows is discarded, until the broker agrees.
-    scenario.receive_bytes(&content(1, &[0; 50], 20)[22..]);
-    scenario.receive(1, &BasicQosOk {});
-    let late = scenario.call::<BasicQos>(1);
-    assert_eq!(scenario.events(), [format!("failed {late} {cause}")]);
-    scenario.receive(1, &ChannelCloseOk {});
-    assert_eq!(scenario.events(), ["channel 1 freed"]);
+}
+
+#[test]
+fn a_lie_about_the_size_costs_no_memory() {
+    let mut scenario = Scenario::with_channels([1]);
+    scenario.receive(1, &returned());
+    let mut header = content(1, b"", 20);
+    header[11] = 0xff;
+    scenario.receive_bytes(&header);
+    assert_eq!(scenario.events(), ["too large on 1 18374686479671623680"]);
 }
 
 /// One of everything a broker says, as bytes.

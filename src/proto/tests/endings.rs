@@ -269,8 +269,7 @@ impl Conversation {
                 header[11] = 0x80;
                 self.scenario.receive(channel, &returned());
                 self.scenario.receive_bytes(&header);
-                // Whatever a broker still owes on that channel, the core wants no more of it.
-                self.owed.insert(channel, None);
+                self.half_a_message.insert(channel, true);
             }
             Step::ChannelClose if open => {
                 self.scenario.receive(channel, &ChannelClose::default());

@@ -11,7 +11,8 @@ use std::io::ErrorKind as IoErrorKind;
 use std::time::{Duration, Instant};
 
 use super::channel::Expected;
-use super::connection::{Command, Config, Connection, Event, Mailboxes};
+use super::connection::{Config, Connection};
+use super::event::{Command, Event, Mailboxes};
 use super::handshake::Login;
 use crate::error::{CloseReason, Error};
 use crate::wire::frame::{self, Cut, FrameKind};
@@ -344,6 +345,7 @@ fn described(event: Event<Names>) -> String {
         } => {
             format!("confirm on {channel} {sequence_number} multiple={multiple} nack={nack}")
         }
+        Event::MessageTooLarge { channel, size } => format!("too large on {channel} {size}"),
         Event::Flow { channel, active } => format!("flow on {channel} {active}"),
         Event::ChannelEnded { channel, error } => format!("channel {channel} ended {error}"),
         Event::ChannelFreed { channel } => format!("channel {channel} freed"),

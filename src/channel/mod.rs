@@ -1,0 +1,251 @@
+//! Channels: where nearly everything is asked of the broker.
+
+mod consuming;
+mod exchanges;
+mod modes;
+mod publishing;
+mod queues;
+mod state;
+
+use std::fmt;
+use std::sync::{Arc, Weak};
+
+pub(crate) use state::ChannelState;
+
+use crate::connection::Connection;
+use crate::error::{CloseReason, ClosedBy, Error, ErrorKind, ReplyCode, Result};
+use crate::mailbox::{Call, Command, Reply};
+use crate::outbox::{Admission, Frames, Gate};
+use crate::request::{self, Asked};
+use crate::wire::method::{AccessRequest, ChannelClose, ChannelFlow, ChannelOpen, Encode, Request};
+
+/// A channel of a [`Connection`]: declares, binds, publishes, consumes.
+///
+/// Cheap to clone and made to be shared: any number of threads can use one channel at the same time. What they share
+/// is the order of the channel: one slow reply is waited for by the calls behind it, and an error of one closes it
+/// for all. Programs mostly take one channel for each thread.
+///
+/// Every call waits for the broker's reply, at most the connection's `request_timeout`; publishing and acknowledging
+/// do not wait at all unless the outbox is full. The methods have AMQP's own names.
+///
+/// # Errors
+/// Every call can fail with a timeout, or with the end of the channel or the connection, which names who closed it
+/// and why. A value that cannot be sent is [`ErrorKind::InvalidArgument`], before anything is sent. Whatever the
+/// broker refuses, such as a queue that does not exist, closes the channel, as AMQP demands; other channels go on.
+///
+/// Dropping the last clone, when no [`Consumer`](crate::Consumer) or [`Delivery`](crate::Delivery) of the channel is left, closes it without waiting.
+///
+/// See <https://www.rabbitmq.com/docs/channels>.
+#[derive(Clone)]
+pub struct Channel {
+    inner: Arc<Inner>,
+}
+
+/// What all handles of a channel share; the channel is closed when it goes.
+pub(crate) struct Inner {
+    state: Arc<ChannelState>,
+    connection: Connection,
+}
+
+/// Closes the channel when its last handle goes, without waiting: this may be the IO thread itself.
+impl Drop for Inner {
+    fn drop(&mut self) {
+        let state = &self.state;
+        let reason = CloseReason::program("its last handle was dropped");
+        // It fails only if the channel has ended.
+        let _ = state.write_now(|frames| state.append_close(frames, reason, None));
+    }
+}
+
+impl Channel {
+    pub(crate) fn open(connection: &Connection) -> Result<Self> {
+        let link = connection.link();
+        let mut numbers = link.channel_numbers.lock();
+        let channel_max = numbers.highest();
+        let number = numbers.take();
+        drop(numbers);
+        let Some(number) = number else {
+            return Err(link
+                .outbox
+                .end_cause()
+                .unwrap_or_else(|| Error::new(ErrorKind::ChannelsExhausted { channel_max })));
+        };
+        let state = Arc::new(ChannelState::new(number, Arc::clone(link)));
+        let mut sent = false;
+        let reply = request::call(
+            link,
+            connection.request_timeout(),
+            || Ok(Gate::Open),
+            |frames, call| {
+                frames.method(number, &ChannelOpen::default())?;
+                frames.command(Command::OpenChannel {
+                    channel: number,
+                    mailbox: Arc::<ChannelState>::clone(&state),
+                    call,
+                });
+                sent = true;
+                Ok(())
+            },
+        );
+        let asked = Asked::about(ChannelOpen::ID, "");
+        if let (Err(error), false) = (&reply, sent) {
+            link.channel_numbers.lock().release(number);
+            return Err(asked.failed(error.clone()));
+        }
+        // After a timeout, the number stays in use until the broker has answered the close that dropping sends.
+        let channel = Self {
+            inner: Arc::new(Inner {
+                state,
+                connection: connection.clone(),
+            }),
+        };
+        reply.map(|_| channel).map_err(|error| asked.failed(error))
+    }
+
+    pub(crate) fn from_inner(inner: Arc<Inner>) -> Self {
+        Self { inner }
+    }
+
+    pub(crate) fn downgrade(&self) -> Weak<Inner> {
+        Arc::downgrade(&self.inner)
+    }
+
+    pub(crate) fn state(&self) -> &Arc<ChannelState> {
+        &self.inner.state
+    }
+
+    /// The connection of this channel.
+    pub fn connection(&self) -> &Connection {
+        &self.inner.connection
+    }
+
+    /// The channel's number, from 1 to `channel_max`. It is used again after both sides have closed the channel.
+    pub fn number(&self) -> u16 {
+        self.inner.state.number
+    }
+
+    /// Whether calls are possible: neither side has closed the channel.
+    pub fn is_open(&self) -> bool {
+        self.close_cause().is_none()
+    }
+
+    /// Why no calls are possible any more: the first cause, which every later call fails with.
+    pub fn close_cause(&self) -> Option<Error> {
+        let ended = self.inner.state.end.get().cloned();
+        ended.or_else(|| self.inner.state.link.outbox.end_cause())
+    }
+
+    // ---- how all calls are made ----
+
+    fn write<T>(
+        &self,
+        asked: Asked<'_>,
+        append: impl FnOnce(&mut Frames<'_>) -> Result<T>,
+    ) -> Result<T> {
+        let state = self.state();
+        let outbox = &state.link.outbox;
+        let patience = self.connection().publish_timeout();
+        let written = outbox.write(Admission::Room, patience, || state.gate(), append);
+        written.map_err(|error| asked.failed(error))
+    }
+
+    /// Sends a method and waits for what `append` told the core to expect.
+    fn call_with(
+        &self,
+        asked: Asked<'_>,
+        append: impl FnOnce(&mut Frames<'_>, Call) -> Result<()>,
+    ) -> Result<Reply> {
+        let state = self.state();
+        let timeout = self.connection().request_timeout();
+        let reply = request::call(&state.link, timeout, || state.gate(), append);
+        reply.map_err(|error| asked.failed(error))
+    }
+
+    fn call<R: Request>(&self, subject: &str, method: &R) -> Result<R::Reply> {
+        let asked = Asked::about(R::ID, subject);
+        let channel = self.number();
+        let reply = self.call_with(asked, |frames, call| {
+            request::append(frames, channel, method, call)
+        })?;
+        request::reply_of::<R>(asked, reply)
+    }
+
+    /// Sends a method that has a reply, and waits for it unless `no_wait`.
+    fn call_unless<R: Request>(
+        &self,
+        no_wait: bool,
+        subject: &str,
+        method: &R,
+    ) -> Result<Option<R::Reply>> {
+        if no_wait {
+            self.send(subject, method)?;
+            return Ok(None);
+        }
+        self.call(subject, method).map(Some)
+    }
+
+    fn send<M: Encode>(&self, subject: &str, method: &M) -> Result<()> {
+        let channel = self.number();
+        self.write(Asked::about(M::ID, subject), |frames| {
+            frames.method(channel, method)
+        })
+    }
+
+    // ---- channel ----
+
+    /// Closes the channel and waits until the broker has agreed. Calls of other threads that still wait for a reply
+    /// end with an error; consumers end.
+    ///
+    /// # Errors
+    /// If the channel is already closed: by whom and why.
+    pub fn close(&self) -> Result<()> {
+        self.close_with(ReplyCode::SUCCESS, "")
+    }
+
+    /// [`close`](Self::close) with a reason of one's own, which RabbitMQ writes to its log.
+    ///
+    /// # Errors
+    /// As [`close`](Self::close).
+    pub fn close_with(&self, code: ReplyCode, text: &str) -> Result<()> {
+        let state = self.state();
+        let reason = CloseReason {
+            by: ClosedBy::Program,
+            code,
+            text: text.to_owned(),
+            method: None,
+        };
+        let asked = Asked::about(ChannelClose::ID, "");
+        self.call_with(asked, |frames, call| {
+            state.append_close(frames, reason, Some(call))
+        })?;
+        Ok(())
+    }
+
+    /// Asks the broker to stop or go on sending messages to this channel's consumers, and returns what it does.
+    /// RabbitMQ refuses to stop (540, which closes the connection): use prefetch.
+    pub fn channel_flow(&self, active: bool) -> Result<bool> {
+        Ok(self.call("", &ChannelFlow { active })?.active)
+    }
+
+    /// Asks for an access ticket, which AMQP 0-9-1 has no use for; RabbitMQ grants 1 to everybody.
+    pub fn access_request(&self, realm: &str) -> Result<u16> {
+        let request = AccessRequest {
+            realm: realm.into(),
+            passive: true,
+            active: true,
+            write: true,
+            read: true,
+            ..AccessRequest::default()
+        };
+        Ok(self.call(realm, &request)?.ticket)
+    }
+}
+
+impl fmt::Debug for Channel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Channel")
+            .field("number", &self.number())
+            .field("open", &self.is_open())
+            .finish_non_exhaustive()
+    }
+}

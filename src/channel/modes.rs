@@ -1,0 +1,116 @@
+//! The two modes of a channel in which publishing is answered for: confirms and transactions.
+
+use std::time::Duration;
+
+use super::Channel;
+use crate::deadline::Deadline;
+use crate::error::{Error, Result};
+use crate::request::{self, Asked};
+use crate::wire::method::{ConfirmSelect, Encode, TxCommit, TxRollback, TxSelect};
+
+impl Channel {
+    /// Puts the channel into confirm mode: from now on the broker answers for every message. Doing it again changes
+    /// nothing.
+    ///
+    /// ```no_run
+    /// # let channel = leveret::Connection::open_default()?.open_channel()?;
+    /// channel.confirm_select()?;
+    /// for number in 0..100 {
+    ///     channel.basic_publish("", "tasks", format!("task {number}"))?;
+    /// }
+    /// channel.wait_for_confirms()?;
+    /// # Ok::<(), leveret::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// 406 on a channel with transactions.
+    ///
+    /// See <https://www.rabbitmq.com/docs/confirms#publisher-confirms>.
+    pub fn confirm_select(&self) -> Result<()> {
+        let state = self.state();
+        let select = ConfirmSelect { no_wait: false };
+        let asked = Asked::about(ConfirmSelect::ID, "");
+        self.call_with(asked, |frames, call| {
+            request::append(frames, state.number, &select, call)?;
+            // The broker counts what it reads behind this frame.
+            state.confirms.select();
+            Ok(())
+        })?;
+        Ok(())
+    }
+
+    /// [`confirm_select`](Self::confirm_select) without waiting for the broker.
+    pub fn confirm_select_no_wait(&self) -> Result<()> {
+        let state = self.state();
+        self.write(Asked::about(ConfirmSelect::ID, ""), |frames| {
+            frames.method(state.number, &ConfirmSelect { no_wait: true })?;
+            state.confirms.select();
+            Ok(())
+        })
+    }
+
+    /// Waits until the broker has answered for all messages published on this channel so far, at most the
+    /// connection's `request_timeout`. A timeout changes nothing: it can be called again.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Nacked`](crate::ErrorKind::Nacked) with the sequence numbers that the broker refused since the last call; the channel's or
+    /// the connection's end, if answers are missing; [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument) without
+    /// [`confirm_select`](Self::confirm_select).
+    pub fn wait_for_confirms(&self) -> Result<()> {
+        self.wait_for_confirms_timeout(self.connection().request_timeout())
+    }
+
+    /// [`wait_for_confirms`](Self::wait_for_confirms), at most so long.
+    ///
+    /// # Errors
+    /// As [`wait_for_confirms`](Self::wait_for_confirms).
+    pub fn wait_for_confirms_timeout(&self, timeout: Duration) -> Result<()> {
+        const DOING: &str = "waiting for confirms";
+        let confirms = &self.state().confirms;
+        if !confirms.is_selected() {
+            let error = Error::invalid("the channel is not in confirm mode (confirm_select)");
+            return Err(error.doing(DOING));
+        }
+        let answered = confirms.wait(Deadline::after(timeout));
+        answered.map_err(|error| error.doing(DOING))
+    }
+
+    /// Begins transactions on this channel: what is published and acknowledged takes effect at
+    /// [`tx_commit`](Self::tx_commit). Confirms are faster.
+    ///
+    /// ```no_run
+    /// # let channel = leveret::Connection::open_default()?.open_channel()?;
+    /// channel.tx_select()?;
+    /// channel.basic_publish("", "tasks", "both")?;
+    /// channel.basic_publish("", "tasks", "or none")?;
+    /// channel.tx_commit()?;
+    /// # Ok::<(), leveret::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// 406 on a channel in confirm mode.
+    ///
+    /// See <https://www.rabbitmq.com/docs/semantics#tx>.
+    pub fn tx_select(&self) -> Result<()> {
+        self.call("", &TxSelect {})?;
+        Ok(())
+    }
+
+    /// Makes what was done since the last commit take effect.
+    ///
+    /// # Errors
+    /// 406 on a channel without [`tx_select`](Self::tx_select).
+    pub fn tx_commit(&self) -> Result<()> {
+        self.call("", &TxCommit {})?;
+        Ok(())
+    }
+
+    /// Undoes what was done since the last commit.
+    ///
+    /// # Errors
+    /// 406 on a channel without [`tx_select`](Self::tx_select).
+    pub fn tx_rollback(&self) -> Result<()> {
+        self.call("", &TxRollback {})?;
+        Ok(())
+    }
+}

@@ -1,0 +1,144 @@
+//! Declaring, binding, purging and deleting queues.
+
+use std::borrow::Cow;
+
+use super::Channel;
+use crate::error::{Error, Result};
+use crate::options::{BindOptions, QueueDeclareOptions, QueueDeleteOptions};
+use crate::queue::Queue;
+use crate::request::Asked;
+use crate::wire::method::{Encode, QueueBind, QueueDeclare, QueueDelete, QueuePurge, QueueUnbind};
+
+impl Channel {
+    /// Declares a queue: makes it, or checks that it is as described. With the name `""` the broker makes one up:
+    /// see [`Queue::name`].
+    ///
+    /// ```no_run
+    /// use leveret::{Connection, QueueDeclareOptions};
+    ///
+    /// let channel = Connection::open_default()?.open_channel()?;
+    /// let queue = channel.queue_declare("tasks", QueueDeclareOptions::durable())?;
+    /// println!("{} messages, {} consumers", queue.message_count(), queue.consumer_count());
+    /// queue.publish("work")?;
+    /// # Ok::<(), leveret::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// 406 if it exists otherwise, 405 if it is exclusive to another connection, 404 if asked for passively and
+    /// missing, 403 without permission.
+    pub fn queue_declare(&self, name: &str, options: QueueDeclareOptions) -> Result<Queue> {
+        if options.no_wait && name.is_empty() {
+            let asked = Asked::about(QueueDeclare::ID, name);
+            return Err(asked.failed(Error::invalid(
+                "with no_wait the name that the broker makes up would stay unknown",
+            )));
+        }
+        let declare = QueueDeclare {
+            ticket: 0,
+            queue: name.into(),
+            passive: options.passive,
+            durable: options.durable,
+            exclusive: options.exclusive,
+            auto_delete: options.auto_delete,
+            no_wait: options.no_wait,
+            arguments: Cow::Borrowed(&options.arguments),
+        };
+        let channel = self.clone();
+        Ok(match self.call_unless(options.no_wait, name, &declare)? {
+            Some(ok) => Queue::new(channel, &ok.queue, ok.message_count, ok.consumer_count),
+            None => Queue::new(channel, name, 0, 0),
+        })
+    }
+
+    /// A handle of a queue that exists, without asking the broker; its counts are not known.
+    pub fn queue(&self, name: &str) -> Queue {
+        Queue::new(self.clone(), name, 0, 0)
+    }
+
+    /// Binds a queue to an exchange: what is published there with a matching routing key goes into the queue.
+    ///
+    /// ```no_run
+    /// use leveret::{BindOptions, Connection, QueueDeclareOptions};
+    ///
+    /// let channel = Connection::open_default()?.open_channel()?;
+    /// let queue = channel.queue_declare("", QueueDeclareOptions::exclusive())?;
+    /// channel.queue_bind(queue.name(), "amq.topic", "sensors.#", BindOptions::default())?;
+    /// # Ok::<(), leveret::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// 404 if one of them is missing.
+    pub fn queue_bind(
+        &self,
+        queue: &str,
+        exchange: &str,
+        routing_key: &str,
+        options: BindOptions,
+    ) -> Result<()> {
+        let bind = QueueBind {
+            ticket: 0,
+            queue: queue.into(),
+            exchange: exchange.into(),
+            routing_key: routing_key.into(),
+            no_wait: options.no_wait,
+            arguments: Cow::Borrowed(&options.arguments),
+        };
+        self.call_unless(options.no_wait, queue, &bind)?;
+        Ok(())
+    }
+
+    /// Undoes [`queue_bind`](Self::queue_bind) with the same routing key and arguments.
+    pub fn queue_unbind(
+        &self,
+        queue: &str,
+        exchange: &str,
+        routing_key: &str,
+        options: BindOptions,
+    ) -> Result<()> {
+        let unbind = QueueUnbind {
+            ticket: 0,
+            queue: queue.into(),
+            exchange: exchange.into(),
+            routing_key: routing_key.into(),
+            arguments: Cow::Borrowed(&options.arguments),
+        };
+        self.call(queue, &unbind)?;
+        Ok(())
+    }
+
+    /// Drops all messages of a queue that are ready, and returns how many. Unacknowledged ones stay.
+    pub fn queue_purge(&self, name: &str) -> Result<u32> {
+        let purge = QueuePurge {
+            ticket: 0,
+            queue: name.into(),
+            no_wait: false,
+        };
+        Ok(self.call(name, &purge)?.message_count)
+    }
+
+    /// [`queue_purge`](Self::queue_purge) without waiting for the broker.
+    pub fn queue_purge_no_wait(&self, name: &str) -> Result<()> {
+        let purge = QueuePurge {
+            ticket: 0,
+            queue: name.into(),
+            no_wait: true,
+        };
+        self.send(name, &purge)
+    }
+
+    /// Deletes a queue and returns how many messages went with it. It is no error if there is none.
+    ///
+    /// # Errors
+    /// 406 if asked for only if unused or empty, and it is not; 405 if it is exclusive to another connection.
+    pub fn queue_delete(&self, name: &str, options: QueueDeleteOptions) -> Result<u32> {
+        let delete = QueueDelete {
+            ticket: 0,
+            queue: name.into(),
+            if_unused: options.if_unused,
+            if_empty: options.if_empty,
+            no_wait: options.no_wait,
+        };
+        let ok = self.call_unless(options.no_wait, name, &delete)?;
+        Ok(ok.map_or(0, |ok| ok.message_count))
+    }
+}

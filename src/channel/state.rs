@@ -1,0 +1,215 @@
+//! What all handles of a channel share with the IO thread.
+
+use std::borrow::Cow;
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender};
+use parking_lot::Mutex;
+
+use crate::confirm::Confirms;
+use crate::delivery::Delivery;
+use crate::error::{CloseReason, ClosedBy, Error, ErrorKind, ReplyCode, Result};
+use crate::io_thread::Link;
+use crate::mailbox::{Call, ChannelMailbox, Command};
+use crate::message::ReturnedMessage;
+use crate::outbox::{Admission, Frames, Gate};
+use crate::proto::{Expected, Returned};
+use crate::wire::method::{BasicCancel, BasicNack, ChannelClose};
+
+/// How many returned messages wait for `Channel::returned_messages`; beyond it the oldest is dropped, since nothing
+/// that a program forgets to read may hold up the connection.
+const RETURNED_LIMIT: usize = 1024;
+
+/// What the handles share with the IO thread.
+pub(crate) struct ChannelState {
+    pub(super) number: u16,
+    pub(super) link: Arc<Link>,
+    /// Why nothing can be sent any more. Set under the outbox's lock, like everything that decides what may follow
+    /// what on the channel.
+    pub(super) end: OnceLock<Error>,
+    /// The broker asked to stop publishing with `channel.flow`.
+    flow_stopped: AtomicBool,
+    pub(super) confirms: Confirms,
+    returned: Mutex<Option<ReturnedQueue>>,
+    pub(crate) consumer_tags: Mutex<HashSet<Arc<str>>>,
+    /// For making up consumer tags.
+    pub(super) consumers: AtomicU64,
+}
+
+struct ReturnedQueue {
+    sender: Sender<ReturnedMessage>,
+    receiver: Receiver<ReturnedMessage>,
+}
+
+impl ChannelMailbox for ChannelState {
+    fn ended(&self, error: &Error) {
+        match error.close_reason() {
+            Some(reason) if reason.by == ClosedBy::Broker => log::warn!("{error}"),
+            _ => log::debug!("{error}"),
+        }
+        self.link.outbox.change(|| {
+            // Not set if this program closed it first.
+            let _ = self.end.set(error.clone());
+        });
+        self.confirms.end(error);
+        *self.returned.lock() = None;
+    }
+
+    fn flow(&self, active: bool) {
+        self.link
+            .outbox
+            .change(|| self.flow_stopped.store(!active, Ordering::Release));
+    }
+
+    fn confirm(&self, sequence_number: u64, multiple: bool, nack: bool) {
+        self.confirms.settle(sequence_number, multiple, nack);
+    }
+
+    fn returned(&self, returned: Returned) {
+        let message = ReturnedMessage::new(returned);
+        let returned = self.returned.lock();
+        let Some(queue) = &*returned else {
+            log::warn!("channel {}: nobody reads {message:?}", self.number);
+            return;
+        };
+        if let Err(full) = queue.sender.try_send(message) {
+            let oldest = queue.receiver.try_recv();
+            log::warn!("channel {}: dropped unread {oldest:?}", self.number);
+            let _ = queue.sender.try_send(full.into_inner());
+        }
+    }
+
+    fn message_too_large(&self, size: u64) {
+        let text = format!("a message of {size} bytes is more than max_message_size");
+        let reason = CloseReason {
+            code: ReplyCode::CONTENT_TOO_LARGE,
+            ..CloseReason::program(&text)
+        };
+        // It fails only if the channel has ended.
+        let _ = self.write_now(|frames| self.append_close(frames, reason, None));
+    }
+
+    fn requeue(&self, delivery_tag: u64) {
+        let nack = BasicNack {
+            delivery_tag,
+            multiple: false,
+            requeue: true,
+        };
+        // It fails only if the channel has ended: then the broker requeues by itself.
+        let _ = self.write_now(|frames| frames.method(self.number, &nack));
+    }
+}
+
+impl ChannelState {
+    pub(super) fn new(number: u16, link: Arc<Link>) -> Self {
+        Self {
+            number,
+            link,
+            end: OnceLock::new(),
+            flow_stopped: AtomicBool::new(false),
+            confirms: Confirms::default(),
+            returned: Mutex::new(None),
+            consumer_tags: Mutex::new(HashSet::new()),
+            consumers: AtomicU64::new(0),
+        }
+    }
+
+    /// The messages that came back; the receiver is disconnected when the channel has ended.
+    pub(super) fn returned_messages(&self) -> Receiver<ReturnedMessage> {
+        let mut returned = self.returned.lock();
+        let queue = returned.get_or_insert_with(|| {
+            let (sender, receiver) = crossbeam_channel::bounded(RETURNED_LIMIT);
+            ReturnedQueue { sender, receiver }
+        });
+        let receiver = queue.receiver.clone();
+        if self.end.get().is_some() {
+            *returned = None;
+        }
+        receiver
+    }
+
+    pub(super) fn gate(&self) -> Result<Gate> {
+        match self.end.get() {
+            Some(error) => Err(error.clone()),
+            None => Ok(Gate::Open),
+        }
+    }
+
+    pub(super) fn publish_gate(&self) -> Result<Gate> {
+        match self.gate()? {
+            Gate::Open if self.flow_stopped.load(Ordering::Acquire) => Ok(Gate::Shut),
+            gate => Ok(gate),
+        }
+    }
+
+    /// Sends without waiting for room: little, and from places that must not wait.
+    pub(super) fn write_now(
+        &self,
+        append: impl FnOnce(&mut Frames<'_>) -> Result<()>,
+    ) -> Result<()> {
+        let outbox = &self.link.outbox;
+        outbox.write(Admission::Always, Duration::ZERO, || self.gate(), append)
+    }
+
+    pub(crate) fn requeue_unread(&self, delivery: &Delivery) {
+        if delivery.is_unsettled() {
+            self.requeue(delivery.delivery_tag());
+        }
+    }
+
+    pub(crate) fn cancel_in_background(&self, consumer_tag: &Arc<str>) {
+        let (call, _nobody) = crossbeam_channel::bounded(1);
+        // It fails only if the channel has ended, and with it the consumer.
+        let _ = self.write_now(|frames| self.append_cancel(frames, consumer_tag, call));
+    }
+
+    /// Always with a reply, so that the IO thread knows when the last message has come.
+    pub(super) fn append_cancel(
+        &self,
+        frames: &mut Frames<'_>,
+        consumer_tag: &Arc<str>,
+        call: Call,
+    ) -> Result<()> {
+        let cancel = BasicCancel {
+            consumer_tag: Cow::Borrowed(consumer_tag),
+            no_wait: false,
+        };
+        frames.method(self.number, &cancel)?;
+        frames.command(Command::Call {
+            channel: self.number,
+            expected: Expected::CancelOk(Arc::clone(consumer_tag)),
+            call,
+        });
+        Ok(())
+    }
+
+    /// The last thing that is sent on the channel.
+    pub(super) fn append_close(
+        &self,
+        frames: &mut Frames<'_>,
+        reason: CloseReason,
+        call: Option<Call>,
+    ) -> Result<()> {
+        let close = ChannelClose {
+            reply_code: reason.code.0,
+            reply_text: reason.text.as_str().into(),
+            ..ChannelClose::default()
+        };
+        frames.method(self.number, &close)?;
+        let channel = self.number;
+        let kind = ErrorKind::ChannelClosed {
+            channel,
+            reason: reason.clone(),
+        };
+        let _ = self.end.set(Error::new(kind));
+        frames.command(Command::CloseChannel {
+            channel,
+            reason,
+            call,
+        });
+        Ok(())
+    }
+}

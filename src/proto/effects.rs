@@ -1,0 +1,46 @@
+//! What the core wants to have done: bytes to send, and events to tell.
+
+use std::collections::VecDeque;
+
+use super::event::{Event, Mailboxes};
+use crate::error::Error;
+use crate::wire::codec::WireResult;
+use crate::wire::frame;
+use crate::wire::method::{Encode, Method};
+
+pub(super) struct Effects<M: Mailboxes> {
+    pub(super) output: Vec<u8>,
+    pub(super) events: VecDeque<Event<M>>,
+    /// The largest payload of a frame.
+    pub(super) payload_limit: usize,
+}
+
+impl<M: Mailboxes> Effects<M> {
+    pub(super) fn event(&mut self, event: Event<M>) {
+        self.events.push_back(event);
+    }
+
+    pub(super) fn reply(&mut self, call: Option<M::Call>, reply: Method<'_>) {
+        if let Some(call) = call {
+            let reply = reply.into_owned();
+            self.event(Event::Reply { call, reply });
+        }
+    }
+
+    pub(super) fn fail(&mut self, call: Option<M::Call>, error: &Error) {
+        if let Some(call) = call {
+            let error = error.clone();
+            self.event(Event::Failed { call, error });
+        }
+    }
+
+    /// Sends one of the core's own methods, which are so small that they fit into any frame.
+    pub(super) fn send(&mut self, channel: u16, method: &impl Encode) {
+        let sent = self.try_send(channel, method);
+        debug_assert!(sent.is_ok(), "{sent:?}");
+    }
+
+    pub(super) fn try_send(&mut self, channel: u16, method: &impl Encode) -> WireResult<()> {
+        frame::write_method(&mut self.output, channel, method, self.payload_limit)
+    }
+}

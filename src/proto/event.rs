@@ -1,0 +1,110 @@
+//! What the core is told and what it tells.
+
+use std::sync::Arc;
+
+use super::channel::Expected;
+use super::content::{Delivered, Fetched, Returned};
+use crate::error::{CloseReason, Error};
+use crate::wire::method::Method;
+
+/// What the driver wants to get back in events. The core keeps these and never looks inside.
+pub(crate) trait Mailboxes {
+    /// One caller who waits for a reply.
+    type Call;
+    /// A channel's handle.
+    type Channel: Clone;
+    /// A consumer.
+    type Consumer: Clone;
+}
+
+/// What the handles did. Where it says "was sent", the bytes are on their way by another road: the handles encode
+/// their methods themselves, and the core only has to know what will come back.
+pub(crate) enum Command<M: Mailboxes> {
+    /// `channel.open` was sent.
+    OpenChannel {
+        channel: u16,
+        mailbox: M::Channel,
+        call: M::Call,
+    },
+    /// A method was sent that has a reply. Channel 0 is the connection.
+    Call {
+        channel: u16,
+        expected: Expected,
+        call: M::Call,
+    },
+    /// `basic.consume` was sent; without a call it was sent with no-wait.
+    Consume {
+        channel: u16,
+        consumer_tag: Arc<str>,
+        consumer: M::Consumer,
+        call: Option<M::Call>,
+    },
+    /// `channel.close` was sent.
+    CloseChannel {
+        channel: u16,
+        reason: CloseReason,
+        call: Option<M::Call>,
+    },
+    /// `connection.close` was sent.
+    CloseConnection { reason: CloseReason },
+    /// Whoever closes has waited long enough.
+    Abort,
+}
+
+/// What happened. Every mailbox that was handed over comes back in just one answer, whatever happens.
+pub(crate) enum Event<M: Mailboxes> {
+    /// The handshake is over.
+    Opened,
+    /// The reply to a call.
+    Reply {
+        call: M::Call,
+        reply: Method<'static>,
+    },
+    /// The message that `basic.get` asked for.
+    Fetched {
+        call: M::Call,
+        channel: M::Channel,
+        no_ack: bool,
+        message: Fetched,
+    },
+    /// A call that gets no reply any more.
+    Failed { call: M::Call, error: Error },
+    /// A message for a consumer.
+    Delivery {
+        consumer: M::Consumer,
+        delivery: Delivered,
+    },
+    /// The broker has agreed to a consumer.
+    ConsumerStarted { consumer: M::Consumer },
+    /// A consumer gets nothing any more: cancelled by us, or with an error.
+    ConsumerEnded {
+        consumer: M::Consumer,
+        error: Option<Error>,
+    },
+    /// A message came back as unroutable.
+    Returned {
+        channel: M::Channel,
+        message: Returned,
+    },
+    /// The broker confirmed (or refused) messages.
+    Confirm {
+        channel: M::Channel,
+        sequence_number: u64,
+        multiple: bool,
+        nack: bool,
+    },
+    /// A message came that is larger than we take. It is skipped, and its channel should be closed.
+    MessageTooLarge { channel: M::Channel, size: u64 },
+    /// The broker asks to stop (or go on) publishing on a channel.
+    Flow { channel: M::Channel, active: bool },
+    /// Nothing more can be sent on a channel, for this reason.
+    ChannelEnded { channel: M::Channel, error: Error },
+    /// The number can be used for a new channel.
+    ChannelFreed { channel: u16 },
+    /// The broker takes no messages for now.
+    Blocked { reason: String },
+    /// The broker takes messages again.
+    Unblocked,
+    /// It is over. What is left to send shall be sent, then the socket be closed.
+    Ended { error: Error },
+}
