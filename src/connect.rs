@@ -63,8 +63,14 @@ fn open_socket(options: &ConnectionOptions, deadline: Deadline) -> Result<(TcpSt
 fn failed(options: &ConnectionOptions, error: &io::Error) -> Error {
     let address = format!("{}:{}", options.host, options.port);
     let kind = error.kind();
-    let cause = io::Error::new(kind, error.to_string());
-    Error::new(Kind::ConnectFailed { address, kind }).caused_by(cause)
+    let text = error.to_string();
+    let cause = io::Error::new(kind, text.clone());
+    Error::new(Kind::ConnectFailed {
+        address,
+        kind,
+        text,
+    })
+    .caused_by(cause)
 }
 
 /// Drives the core over the blocking socket until the connection is open.

@@ -100,6 +100,7 @@ impl Connection {
             let kind = ErrorKind::ConnectFailed {
                 address: peer.to_string(),
                 kind: error.kind(),
+                text: error.to_string(),
             };
             Error::new(kind).caused_by(error).doing(doing())
         })?;

@@ -18,8 +18,8 @@ use crate::proto::Delivered;
 /// A consumer of a queue: blocks for the next message, one by one.
 ///
 /// The end is never silent. Cancelled by this program: what has already come can still be read, then the iteration
-/// ends. Cancelled by the broker, or the channel or the connection lost: the error is yielded once, then the
-/// iteration ends.
+/// ends. Cancelled by the broker, or the channel or the connection closed (also by this program) or lost: the error
+/// is yielded once, then the iteration ends.
 ///
 /// Dropping a consumer cancels it without waiting, and gives back to the queue what nobody has read.
 ///
@@ -34,6 +34,24 @@ use crate::proto::Delivered;
 ///     println!("{} {} {:?}", delivery.consumer_tag(), delivery.delivery_tag(), delivery.body());
 ///     delivery.ack()?;
 /// }
+/// # Ok::<(), leveret::Error>(())
+/// ```
+///
+/// A thread that consumes is stopped from another one by cancelling its consumer:
+///
+/// ```no_run
+/// use leveret::{Connection, ConsumeOptions};
+///
+/// let channel = Connection::open_default()?.open_channel()?;
+/// let consumer = channel.basic_consume("tasks", ConsumeOptions::default().consumer_tag("worker"))?;
+/// let worker = std::thread::spawn(move || {
+///     for delivery in consumer {
+///         delivery?.ack()?;
+///     }
+///     Ok::<_, leveret::Error>(())
+/// });
+/// channel.basic_cancel("worker")?;
+/// worker.join().expect("the worker does not panic")?;
 /// # Ok::<(), leveret::Error>(())
 /// ```
 pub struct Consumer {
@@ -189,7 +207,22 @@ impl Consumer {
     }
 
     /// Waits for the next message, at most so long. `None`: nothing came in time, or the consumer has ended as in
-    /// [`recv`](Self::recv).
+    /// [`recv`](Self::recv), and then at once. A loop that goes on after `None` has to ask
+    /// [`has_ended`](Self::has_ended), or it spins after the end:
+    ///
+    /// ```no_run
+    /// # let channel = leveret::Connection::open_default()?.open_channel()?;
+    /// # let consumer = channel.basic_consume("tasks", Default::default())?;
+    /// # let tick = || ();
+    /// loop {
+    ///     match consumer.recv_timeout(std::time::Duration::from_secs(1))? {
+    ///         Some(delivery) => delivery.ack()?,
+    ///         None if consumer.has_ended() => break,
+    ///         None => tick(),
+    ///     }
+    /// }
+    /// # Ok::<(), leveret::Error>(())
+    /// ```
     ///
     /// # Errors
     /// As [`recv`](Self::recv).
@@ -201,7 +234,7 @@ impl Consumer {
     }
 
     /// The next message if one has already come. `None`: none has, or the consumer has ended as in
-    /// [`recv`](Self::recv).
+    /// [`recv`](Self::recv); see [`has_ended`](Self::has_ended).
     ///
     /// # Errors
     /// As [`recv`](Self::recv).
@@ -212,13 +245,36 @@ impl Consumer {
         }
     }
 
-    /// Whether no more messages will come; some may still be there to be read.
+    /// Whether it is all over: no more messages will come, and neither a message nor an error is left to be read.
     pub fn has_ended(&self) -> bool {
-        matches!(*self.registration.life.lock(), Life::Ended)
+        // In this order: nothing is put there after the end.
+        matches!(*self.registration.life.lock(), Life::Ended) && self.receiver.is_empty()
     }
 
-    /// What [`recv`](Self::recv) reads from, for `crossbeam_channel::select!` over several consumers and other
-    /// channels.
+    /// What [`recv`](Self::recv) reads from, for [`select!`](crossbeam_channel::select) over several consumers and
+    /// other channels. It is disconnected after the end.
+    ///
+    /// ```no_run
+    /// use leveret::crossbeam_channel::{select, tick};
+    ///
+    /// # let channel = leveret::Connection::open_default()?.open_channel()?;
+    /// let (first, second) = (channel.queue("first"), channel.queue("second"));
+    /// let (first, second) = (first.consume(Default::default())?, second.consume(Default::default())?);
+    /// let ticks = tick(std::time::Duration::from_secs(1));
+    /// loop {
+    ///     let delivery = select! {
+    ///         recv(first.receiver()) -> delivery => delivery,
+    ///         recv(second.receiver()) -> delivery => delivery,
+    ///         recv(ticks) -> _ => continue,
+    ///     };
+    ///     match delivery {
+    ///         Ok(delivery) => delivery?.ack()?,
+    ///         // Without this arm the loop would spin after the end.
+    ///         Err(_ended) => break,
+    ///     }
+    /// }
+    /// # Ok::<(), leveret::Error>(())
+    /// ```
     pub fn receiver(&self) -> &Receiver<Result<Delivery>> {
         &self.receiver
     }
@@ -296,5 +352,28 @@ impl<'a> IntoIterator for &'a Consumer {
 
     fn into_iter(self) -> Iter<'a> {
         self.iter()
+    }
+}
+
+/// The messages of a [`Consumer`], until its end; it is dropped with them.
+#[derive(Debug)]
+pub struct IntoIter {
+    consumer: Consumer,
+}
+
+impl Iterator for IntoIter {
+    type Item = Result<Delivery>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.consumer.recv().transpose()
+    }
+}
+
+impl IntoIterator for Consumer {
+    type Item = Result<Delivery>;
+    type IntoIter = IntoIter;
+
+    fn into_iter(self) -> IntoIter {
+        IntoIter { consumer: self }
     }
 }

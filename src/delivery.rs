@@ -205,6 +205,11 @@ impl GetResponse {
     pub fn into_delivery(self) -> Delivery {
         self.delivery
     }
+
+    /// The body as a vector, without a new allocation.
+    pub fn into_body(self) -> Vec<u8> {
+        self.delivery.into_body()
+    }
 }
 
 impl Deref for GetResponse {

@@ -174,12 +174,14 @@ pub enum ErrorKind {
     ConnectFailed {
         /// Where to.
         address: String,
-        /// What the system says.
+        /// What the system says, as a kind.
         kind: io::ErrorKind,
+        /// What the system says, in words.
+        text: String,
     },
     /// The server speaks another version of AMQP, or no AMQP at all.
     ProtocolVersionMismatch {
-        /// The version it asks for.
+        /// What it speaks, such as `AMQP 1-0-0`.
         server: String,
     },
     /// The server does not offer the login mechanism.
@@ -231,6 +233,11 @@ pub enum ErrorKind {
         /// What the peer did.
         text: String,
     },
+    /// The outbox stayed full, because the socket takes no more bytes: the broker does not read. Nothing was sent.
+    OutboxFull {
+        /// How long was waited.
+        after: Duration,
+    },
     /// No answer within the time given. The answer may still come; it will be dropped.
     TimedOut {
         /// How long was waited.
@@ -270,13 +277,13 @@ impl fmt::Display for ErrorKind {
         match self {
             Self::InvalidUri(text) => write!(f, "invalid AMQP URI: {text}"),
             Self::InvalidArgument(text) => f.write_str(text),
-            Self::ConnectFailed { address, kind } => {
-                write!(f, "cannot connect to {address}: {kind}")
+            Self::ConnectFailed { address, text, .. } => {
+                write!(f, "cannot connect to {address}: {text}")
             }
             Self::ProtocolVersionMismatch { server } => {
                 write!(
                     f,
-                    "the server does not speak AMQP 0-9-1, it asks for {server}"
+                    "the server does not speak AMQP 0-9-1, but {server}"
                 )
             }
             Self::MechanismNotOffered { mechanism, offered } => write!(
@@ -295,7 +302,11 @@ impl fmt::Display for ErrorKind {
                 }
             }
             Self::VhostRefused { vhost, reason } => {
-                write!(f, "virtual host {vhost:?} was refused: {reason}")
+                write!(f, "virtual host {vhost:?} was refused: {reason}")?;
+                if vhost.is_empty() {
+                    f.write_str(" (a URI that ends in a slash names the virtual host of no name)")?;
+                }
+                Ok(())
             }
             Self::ConnectionClosed(reason) => write!(f, "the connection was {reason}"),
             Self::ChannelClosed { channel, reason } => write!(f, "channel {channel} was {reason}"),
@@ -310,6 +321,10 @@ impl fmt::Display for ErrorKind {
                     "the connection was closed because the peer broke the protocol: {code} - {text}"
                 )
             }
+            Self::OutboxFull { after } => write!(
+                f,
+                "nothing was sent, since the broker has read nothing for {after:?} and the outbox is full"
+            ),
             Self::TimedOut { after } => write!(f, "timed out after {after:?}"),
             Self::ConnectionBlocked { reason, after } => {
                 write!(
@@ -360,7 +375,7 @@ struct Inner {
 ///
 /// let channel = Connection::open_default()?.open_channel()?;
 /// match channel.queue_declare("tasks", QueueDeclareOptions::passive()) {
-///     Ok(queue) => println!("{} messages", queue.message_count()),
+///     Ok(queue) => println!("{:?} messages", queue.message_count()),
 ///     Err(error) if error.reply_code() == Some(ReplyCode::NOT_FOUND) => println!("no such queue"),
 ///     Err(error) => return Err(error),
 /// }
@@ -394,10 +409,15 @@ impl Error {
         self
     }
 
-    /// The same failure, told to one who was doing this.
+    /// The same failure, told to one who was doing this. What was done as a part of it is told behind it.
     pub(crate) fn doing(mut self, doing: impl Into<String>) -> Self {
         let inner = Arc::make_mut(&mut self.0);
-        inner.doing.get_or_insert_with(|| doing.into());
+        let mut whole = doing.into();
+        if let Some(part) = &inner.doing {
+            whole.push_str(": ");
+            whole.push_str(part);
+        }
+        inner.doing = Some(whole);
         self
     }
 
@@ -446,7 +466,9 @@ impl Error {
     pub fn is_timeout(&self) -> bool {
         matches!(
             self.kind(),
-            ErrorKind::TimedOut { .. } | ErrorKind::ConnectionBlocked { .. }
+            ErrorKind::TimedOut { .. }
+                | ErrorKind::OutboxFull { .. }
+                | ErrorKind::ConnectionBlocked { .. }
         )
     }
 }
@@ -460,17 +482,22 @@ impl fmt::Display for Error {
     }
 }
 
+/// The same line as `Display`, since that is what a `main` that returns an error prints; `{:#?}` shows the parts.
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut shown = f.debug_struct("Error");
-        if let Some(doing) = &self.0.doing {
-            shown.field("doing", doing);
+        if !f.alternate() {
+            return fmt::Display::fmt(self, f);
         }
-        shown.field("kind", &self.0.kind);
-        if let Some(source) = &self.0.source {
-            shown.field("source", source);
-        }
-        shown.finish()
+        let Inner {
+            doing,
+            kind,
+            source,
+        } = &*self.0;
+        f.debug_struct("Error")
+            .field("doing", doing)
+            .field("kind", kind)
+            .field("source", source)
+            .finish()
     }
 }
 

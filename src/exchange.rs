@@ -40,6 +40,19 @@ impl ExchangeKind {
     }
 }
 
+/// By its name in AMQP, as it may stand in a configuration.
+impl From<&str> for ExchangeKind {
+    fn from(name: &str) -> Self {
+        match name {
+            "direct" => Self::Direct,
+            "fanout" => Self::Fanout,
+            "topic" => Self::Topic,
+            "headers" => Self::Headers,
+            other => Self::Other(other.to_owned().into()),
+        }
+    }
+}
+
 impl fmt::Display for ExchangeKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
@@ -98,7 +111,14 @@ impl Exchange {
     /// # Errors
     /// As [`Channel::exchange_bind`].
     pub fn bind(&self, source: &Self, routing_key: &str) -> Result<()> {
-        let options = BindOptions::default();
+        self.bind_with(source, routing_key, BindOptions::default())
+    }
+
+    /// [`bind`](Self::bind) with arguments, as headers exchanges need them.
+    ///
+    /// # Errors
+    /// As [`Channel::exchange_bind`].
+    pub fn bind_with(&self, source: &Self, routing_key: &str, options: BindOptions) -> Result<()> {
         self.channel
             .exchange_bind(&self.name, &source.name, routing_key, options)
     }
@@ -108,7 +128,19 @@ impl Exchange {
     /// # Errors
     /// As [`Channel::exchange_unbind`].
     pub fn unbind(&self, source: &Self, routing_key: &str) -> Result<()> {
-        let options = BindOptions::default();
+        self.unbind_with(source, routing_key, BindOptions::default())
+    }
+
+    /// Undoes [`bind_with`](Self::bind_with) of the same arguments.
+    ///
+    /// # Errors
+    /// As [`Channel::exchange_unbind`].
+    pub fn unbind_with(
+        &self,
+        source: &Self,
+        routing_key: &str,
+        options: BindOptions,
+    ) -> Result<()> {
         self.channel
             .exchange_unbind(&self.name, &source.name, routing_key, options)
     }

@@ -6,7 +6,8 @@
 //! callbacks, no lifetimes in handles, and no runtime.
 //!
 //! ```no_run
-//! use leveret::{Connection, ConsumeOptions, ExchangeDeclareOptions, ExchangeKind, Message, QueueDeclareOptions, Result};
+//! use leveret::{Connection, ConsumeOptions, ExchangeDeclareOptions, ExchangeKind, Message};
+//! use leveret::{QueueDeclareOptions, Result};
 //! use std::time::Duration;
 //!
 //! fn main() -> Result<()> {
@@ -39,6 +40,8 @@
 //! - [`Consumer`], [`Delivery`]: what comes back, and acknowledging it.
 //! - [`Error`]: what went wrong, and who says so.
 //!
+//! Receivers are those of `crossbeam-channel`, which is re-exported for its `select!`.
+//!
 //! # Logging
 //! Through the `log` crate: the life of connections at `info` and `warn`, each frame's method at `trace`; never
 //! bodies or passwords.
@@ -68,7 +71,8 @@ mod wire;
 
 pub use channel::Channel;
 pub use connection::Connection;
-pub use consumer::{Consumer, Iter};
+pub use consumer::{Consumer, IntoIter, Iter};
+pub use crossbeam_channel;
 pub use delivery::{Delivery, GetResponse};
 pub use error::{CloseReason, ClosedBy, Error, ErrorKind, ReplyCode, Result};
 pub use exchange::{Exchange, ExchangeKind};

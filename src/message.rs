@@ -2,11 +2,62 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::time::SystemTime;
 
 use crate::error::{Error, ReplyCode, Result};
 use crate::proto::{Content, Returned};
 use crate::wire::properties::Properties;
-use crate::wire::value::FieldValue;
+use crate::wire::value::{FieldTable, FieldValue};
+
+/// The setters of [`Properties`], for the message.
+macro_rules! setters {
+    ($($(#[$doc:meta])* $name:ident($($value:ident: $type:ty),*);)*) => {
+        impl Message<'_> {
+            $(
+                $(#[$doc])*
+                #[must_use]
+                pub fn $name(self, $($value: $type),*) -> Self {
+                    self.change(|properties| properties.$name($($value),*))
+                }
+            )*
+        }
+    };
+}
+
+setters! {
+    /// Delivery mode 2: a durable queue writes the message to disk.
+    persistent();
+    /// One more header.
+    header(name: impl Into<String>, value: impl Into<FieldValue>);
+    /// All headers at once.
+    headers(headers: FieldTable);
+    /// The MIME type of the body.
+    content_type(value: impl Into<String>);
+    /// How the body is encoded on top of its type.
+    content_encoding(value: impl Into<String>);
+    /// 1: kept in memory. 2: written to disk if the queue is durable.
+    delivery_mode(value: u8);
+    /// The priority in a queue that has priorities; 0 is the lowest.
+    priority(value: u8);
+    /// Which request this message answers.
+    correlation_id(value: impl Into<String>);
+    /// The queue that an answer shall go to.
+    reply_to(value: impl Into<String>);
+    /// After how many milliseconds in a queue the message expires, as a text of digits.
+    expiration(value: impl Into<String>);
+    /// A name for this message.
+    message_id(value: impl Into<String>);
+    /// Seconds since 1970-01-01 00:00 UTC.
+    timestamp(value: u64);
+    /// The timestamp of that time, in whole seconds.
+    sent_at(time: SystemTime);
+    /// What kind of message this is, to the programs at both ends.
+    message_type(value: impl Into<String>);
+    /// The user who publishes; RabbitMQ refuses any other name than the connection's user.
+    user_id(value: impl Into<String>);
+    /// The program that publishes.
+    app_id(value: impl Into<String>);
+}
 
 #[derive(Clone)]
 enum MessageProperties<'a> {
@@ -60,7 +111,7 @@ impl<'a> Message<'a> {
         }
     }
 
-    /// These properties instead of those set before.
+    /// These properties instead of all that were set before.
     #[must_use]
     pub fn with_properties(mut self, properties: Properties) -> Self {
         self.properties = MessageProperties::Owned(Box::new(properties));
@@ -79,40 +130,17 @@ impl<'a> Message<'a> {
         }
     }
 
-    /// Delivery mode 2: a durable queue writes the message to disk.
-    #[must_use]
-    pub fn persistent(self) -> Self {
-        self.change(Properties::persistent)
-    }
-
-    /// The MIME type of the body.
-    #[must_use]
-    pub fn content_type(self, value: impl Into<String>) -> Self {
-        self.change(|properties| properties.content_type(value))
-    }
-
-    /// Which request this message answers.
-    #[must_use]
-    pub fn correlation_id(self, value: impl Into<String>) -> Self {
-        self.change(|properties| properties.correlation_id(value))
-    }
-
-    /// The queue that an answer shall go to.
-    #[must_use]
-    pub fn reply_to(self, value: impl Into<String>) -> Self {
-        self.change(|properties| properties.reply_to(value))
-    }
-
-    /// A name for this message.
-    #[must_use]
-    pub fn message_id(self, value: impl Into<String>) -> Self {
-        self.change(|properties| properties.message_id(value))
-    }
-
-    /// One more header.
-    #[must_use]
-    pub fn header(self, name: impl Into<String>, value: impl Into<FieldValue>) -> Self {
-        self.change(|properties| properties.header(name, value))
+    /// This message with a body and properties of its own, to be kept or sent to another thread.
+    pub fn into_owned(self) -> Message<'static> {
+        Message {
+            properties: match self.properties() {
+                Some(properties) => MessageProperties::Owned(Box::new(properties.clone())),
+                None => MessageProperties::None,
+            },
+            body: Cow::Owned(self.body.into_owned()),
+            mandatory: self.mandatory,
+            immediate: self.immediate,
+        }
     }
 
     /// The broker returns the message if no queue is bound for it; see

@@ -331,12 +331,20 @@ impl QueueDeclareOptions {
         }
     }
 
-    /// Declares nothing: the call fails if there is no such queue, and tells its counts if there is.
+    /// Declares nothing: the call fails, and the channel is closed, if there is no such queue. If there is, it tells
+    /// the counts.
     pub fn passive() -> Self {
         Self {
             passive: true,
             ..Self::default()
         }
+    }
+
+    /// For this connection alone, on top of what else it is.
+    #[must_use]
+    pub fn and_exclusive(mut self) -> Self {
+        self.exclusive = true;
+        self
     }
 
     flags! {

@@ -195,7 +195,7 @@ impl Outbox {
                 let reason = reason.clone();
                 Error::new(ErrorKind::ConnectionBlocked { reason, after })
             }
-            _ => Error::timed_out(after),
+            _ => Error::new(ErrorKind::OutboxFull { after }),
         }
     }
 

@@ -29,22 +29,16 @@ use crate::options::{BindOptions, ConsumeOptions, QueueDeleteOptions};
 pub struct Queue {
     channel: Channel,
     name: Arc<str>,
-    message_count: u32,
-    consumer_count: u32,
+    counts: Option<(u32, u32)>,
 }
 
 impl Queue {
-    pub(crate) fn new(
-        channel: Channel,
-        name: &str,
-        message_count: u32,
-        consumer_count: u32,
-    ) -> Self {
+    /// `counts`: messages and consumers, if the broker has told them.
+    pub(crate) fn new(channel: Channel, name: &str, counts: Option<(u32, u32)>) -> Self {
         Self {
             channel,
             name: name.into(),
-            message_count,
-            consumer_count,
+            counts,
         }
     }
 
@@ -58,14 +52,16 @@ impl Queue {
         &self.channel
     }
 
-    /// How many messages were ready when the queue was declared; 0 if it was not declared through this handle.
-    pub fn message_count(&self) -> u32 {
-        self.message_count
+    /// How many messages were ready when the queue was declared. `None` if the broker was not asked: the handle was
+    /// made by [`Channel::queue`], or the queue was declared without waiting.
+    pub fn message_count(&self) -> Option<u32> {
+        self.counts.map(|(messages, _)| messages)
     }
 
-    /// How many consumers there were when the queue was declared; 0 if it was not declared through this handle.
-    pub fn consumer_count(&self) -> u32 {
-        self.consumer_count
+    /// How many consumers there were when the queue was declared; `None` as for
+    /// [`message_count`](Self::message_count).
+    pub fn consumer_count(&self) -> Option<u32> {
+        self.counts.map(|(_, consumers)| consumers)
     }
 
     /// Binds the queue to an exchange: see [`Channel::queue_bind`].

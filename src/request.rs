@@ -14,6 +14,9 @@ use crate::outbox::{Admission, Frames, Gate};
 use crate::proto::Expected;
 use crate::wire::method::{MethodId, Request};
 
+/// How much of a name is shown, in characters.
+const SHOWN: usize = 80;
+
 /// What was asked, for errors: `queue.declare "tasks"`.
 #[derive(Clone, Copy)]
 pub(crate) struct Asked<'a> {
@@ -35,6 +38,10 @@ impl fmt::Display for Asked<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.subject {
             "" => self.method.fmt(f),
+            subject if subject.chars().count() > SHOWN => {
+                let shown: String = subject.chars().take(SHOWN).collect();
+                write!(f, "{} {shown:?}…", self.method)
+            }
             subject => write!(f, "{} {subject:?}", self.method),
         }
     }

@@ -22,6 +22,15 @@ pub(crate) fn parse(uri: &str) -> Result<ConnectionOptions> {
     if rest.contains('#') {
         return Err(invalid("it must have no fragment (#)"));
     }
+    // Checked first, since what is taken for a port or a virtual host below would then be a part of the password.
+    if let Some((_, behind)) = rest.split_once(['/', '?']) {
+        if behind.contains('@') {
+            return Err(invalid(
+                "there is a @ behind the first / or ?; in user name and password these must be written as %40, %2f \
+                 and %3f",
+            ));
+        }
+    }
     let (rest, query) = split_before(rest, '?');
     let (authority, path) = split_before(rest, '/');
     read_authority(authority, &mut options)?;
@@ -100,8 +109,7 @@ fn read_authority(authority: &str, options: &mut ConnectionOptions) -> Result<()
     }
     if let Some(port) = port.filter(|port| !port.is_empty()) {
         let number = port.parse().ok().filter(|&number| number != 0);
-        options.port = number
-            .ok_or_else(|| invalid(format!("the port is no number from 1 to 65535: {port:?}")))?;
+        options.port = number.ok_or_else(|| invalid("the port is no number from 1 to 65535"))?;
     }
     Ok(())
 }
@@ -138,11 +146,7 @@ fn read_parameter(pair: &str, options: &mut ConnectionOptions) -> Result<()> {
 
 fn number<N: std::str::FromStr>(name: &str, value: &str) -> Result<N> {
     let parsed = value.parse();
-    parsed.map_err(|_| {
-        invalid(format!(
-            "{name} is no number in the possible range: {value:?}"
-        ))
-    })
+    parsed.map_err(|_| invalid(format!("{name} is no number in the possible range")))
 }
 
 #[cfg(test)]
@@ -240,6 +244,10 @@ mod tests {
             ("amqp://u:secret@h:0", "the port is no number"),
             ("amqp://u:secret@h:70000", "the port is no number"),
             ("amqp://u:secret@h:1x", "the port is no number"),
+            ("amqp://u:secret", "the port is no number"),
+            ("amqp://u:secret/x@h/v", "there is a @ behind"),
+            ("amqp://u:5672?heartbeat=secret@h", "there is a @ behind"),
+            ("amqp://u:5672/secret@h", "there is a @ behind"),
             ("amqp://u:secret@h/a/b", "a slash inside the virtual host"),
             ("amqp://u:secret%zz@h", "the password has a %"),
             ("amqp://u:secret%ff@h", "the password is not UTF-8"),

@@ -77,7 +77,7 @@ fn cancelling_leaves_what_has_come_and_ends_the_iteration() {
     let consumer = queue.consume(ConsumeOptions::default()).unwrap();
     eventually("all have come", || consumer.receiver().len() == 3);
     channel.basic_cancel(consumer.consumer_tag()).unwrap();
-    assert!(consumer.has_ended());
+    assert!(!consumer.has_ended(), "three are left to be read");
     queue.publish("4").unwrap();
     let mut bodies = Vec::new();
     for delivery in &consumer {
@@ -87,6 +87,7 @@ fn cancelling_leaves_what_has_come_and_ends_the_iteration() {
     }
     assert_eq!(bodies, [b"1", b"2", b"3"]);
     assert!(consumer.recv().unwrap().is_none());
+    assert!(consumer.has_ended());
     // Unknown tags are fine.
     channel.basic_cancel(consumer.consumer_tag()).unwrap();
     channel.basic_cancel_no_wait("never heard of").unwrap();

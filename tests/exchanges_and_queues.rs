@@ -184,7 +184,7 @@ fn queues_are_named_by_us_or_by_the_broker_and_counted() {
         .unwrap();
     assert_eq!(
         (queue.name(), queue.message_count(), queue.consumer_count()),
-        (name.as_str(), 0, 0)
+        (name.as_str(), Some(0), Some(0))
     );
     for body in ["one", "two", "three"] {
         queue.publish(body).unwrap();

@@ -21,7 +21,7 @@ impl Channel {
     /// ```
     ///
     /// # Errors
-    /// 406 if it exists otherwise, 404 if asked for passively and missing, 403 without permission, 530 (which closes
+    /// 406 if it exists otherwise, 404 if asked for passively and missing, 403 without permission, 503 (which closes
     /// the connection) for a kind that the broker does not know.
     pub fn exchange_declare(
         &self,

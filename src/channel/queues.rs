@@ -18,7 +18,7 @@ impl Channel {
     ///
     /// let channel = Connection::open_default()?.open_channel()?;
     /// let queue = channel.queue_declare("tasks", QueueDeclareOptions::durable())?;
-    /// println!("{} messages, {} consumers", queue.message_count(), queue.consumer_count());
+    /// println!("{:?} messages, {:?} consumers", queue.message_count(), queue.consumer_count());
     /// queue.publish("work")?;
     /// # Ok::<(), leveret::Error>(())
     /// ```
@@ -45,14 +45,17 @@ impl Channel {
         };
         let channel = self.clone();
         Ok(match self.call_unless(options.no_wait, name, &declare)? {
-            Some(ok) => Queue::new(channel, &ok.queue, ok.message_count, ok.consumer_count),
-            None => Queue::new(channel, name, 0, 0),
+            Some(ok) => {
+                let counts = (ok.message_count, ok.consumer_count);
+                Queue::new(channel, &ok.queue, Some(counts))
+            }
+            None => Queue::new(channel, name, None),
         })
     }
 
     /// A handle of a queue that exists, without asking the broker; its counts are not known.
     pub fn queue(&self, name: &str) -> Queue {
-        Queue::new(self.clone(), name, 0, 0)
+        Queue::new(self.clone(), name, None)
     }
 
     /// Binds a queue to an exchange: what is published there with a matching routing key goes into the queue.

@@ -197,8 +197,13 @@ impl<M: Mailboxes> Connection<M> {
     }
 
     fn receive_frame(&mut self, input: &[u8], now: Instant) -> Checked<usize> {
-        if matches!(self.state, State::Handshake(Step::Start)) && input.starts_with(b"A") {
-            return self.receive_header(input);
+        let is_frame = input.first().map_or(true, |&kind| kind == frame::METHOD);
+        if matches!(self.state, State::Handshake(Step::Start)) && !is_frame {
+            let Some(error) = handshake::version_mismatch(input) else {
+                return Ok(0);
+            };
+            self.end(error);
+            return Ok(input.len());
         }
         match frame::cut(input, self.effects.payload_limit)? {
             Cut::Incomplete => Ok(0),
@@ -207,17 +212,6 @@ impl<M: Mailboxes> Connection<M> {
                 Ok(length)
             }
         }
-    }
-
-    fn receive_header(&mut self, input: &[u8]) -> Checked<usize> {
-        if let Some(error) = handshake::version_mismatch(input) {
-            self.end(error);
-            return Ok(input.len());
-        }
-        if input.len() >= 4 && !input.starts_with(b"AMQP") {
-            return Err(violation(ReplyCode::FRAME_ERROR, "this is not AMQP"));
-        }
-        Ok(0)
     }
 
     fn handle_frame(&mut self, frame: Frame<'_>, now: Instant) -> Checked<()> {

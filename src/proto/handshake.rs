@@ -107,13 +107,23 @@ fn refused_login(config: &Config, text: &str) -> Error {
     })
 }
 
-/// A server that speaks another version answers with the header of its own.
+/// A server that speaks another version answers with the header of its own instead of a method frame; one that speaks
+/// another protocol answers with anything else. `None` if that cannot be told yet.
 pub(crate) fn version_mismatch(input: &[u8]) -> Option<Error> {
-    let version = input.strip_prefix(b"AMQP")?.get(..4)?;
-    let server = match version {
-        [0, major, minor, revision] => format!("AMQP {major}-{minor}-{revision}"),
-        [3, major, minor, revision] => format!("SASL and AMQP {major}.{minor}.{revision}"),
-        other => format!("AMQP {other:?}"),
+    const HEADER: usize = 8;
+    let server = match input {
+        [b'A', b'M', b'Q', b'P', 0, major, minor, revision, ..] => {
+            format!("AMQP {major}-{minor}-{revision}")
+        }
+        [b'A', b'M', b'Q', b'P', 3, major, minor, revision, ..] => {
+            format!("SASL and AMQP {major}.{minor}.{revision}")
+        }
+        [b'A', b'M', b'Q', b'P', a, b, c, d, ..] => format!("AMQP {a}.{b}.{c}.{d}"),
+        // The rest may still come.
+        begun if begun.len() < HEADER && begun.iter().zip(b"AMQP").all(|(a, b)| a == b) => {
+            return None
+        }
+        _ => "another protocol".to_owned(),
     };
     Some(Error::new(ErrorKind::ProtocolVersionMismatch { server }))
 }

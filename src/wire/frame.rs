@@ -17,7 +17,7 @@ pub(crate) const BASIC_CLASS: u16 = 60;
 const HEAD: usize = 7;
 const END: u8 = 0xce;
 
-const METHOD: u8 = 1;
+pub(crate) const METHOD: u8 = 1;
 const HEADER: u8 = 2;
 const BODY: u8 = 3;
 const HEARTBEAT: u8 = 8;
@@ -51,10 +51,10 @@ pub(crate) enum Cut<'a> {
 #[inline]
 pub(crate) fn cut(input: &[u8], limit: usize) -> WireResult<Cut<'_>> {
     let Some((head, rest)) = split_at(input, HEAD) else {
-        return match input.first() {
-            Some(&kind) => frame_kind(kind).map(|_| Cut::Incomplete),
-            None => Ok(Cut::Incomplete),
-        };
+        if let Some(&kind) = input.first() {
+            frame_kind(kind)?;
+        }
+        return Ok(Cut::Incomplete);
     };
     let mut reader = Reader::new(head);
     let kind = frame_kind(reader.u8("a frame")?)?;

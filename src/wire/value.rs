@@ -13,7 +13,7 @@ pub(crate) const MAX_DEPTH: usize = 32;
 ///
 /// Integers keep the width they are given, because RabbitMQ compares arguments by value, but some plugins and
 /// clients by type. `From` picks the type that fits the Rust value: `i32` becomes a signed 32-bit integer, `&str` a
-/// long string.
+/// long string. There is no unsigned 64-bit integer in AMQP.
 ///
 /// See the [errata](https://www.rabbitmq.com/amqp-0-9-1-errata#section_3) for the type table.
 #[derive(Clone, PartialEq)]
@@ -99,6 +99,23 @@ impl FieldValue {
         }
     }
 
+    /// The value of a float of any width.
+    pub fn as_f64(&self) -> Option<f64> {
+        match *self {
+            Self::F32(value) => Some(value.into()),
+            Self::F64(value) => Some(value),
+            _ => None,
+        }
+    }
+
+    /// The seconds of a [`FieldValue::Timestamp`].
+    pub fn as_timestamp(&self) -> Option<u64> {
+        match *self {
+            Self::Timestamp(seconds) => Some(seconds),
+            _ => None,
+        }
+    }
+
     /// The table of a [`FieldValue::Table`].
     pub fn as_table(&self) -> Option<&FieldTable> {
         match self {
@@ -174,6 +191,19 @@ from! {
     SystemTime => |value| Self::Timestamp(
         value.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs()
     );
+}
+
+impl<const N: usize> From<&[u8; N]> for FieldValue {
+    fn from(value: &[u8; N]) -> Self {
+        Self::ByteArray(value.to_vec())
+    }
+}
+
+/// An array of what the iterator gives.
+impl<V: Into<Self>> FromIterator<V> for FieldValue {
+    fn from_iter<I: IntoIterator<Item = V>>(values: I) -> Self {
+        Self::Array(values.into_iter().map(Into::into).collect())
+    }
 }
 
 /// Named values: the `arguments` of declarations and the `headers` of messages.
@@ -258,6 +288,21 @@ impl<N: Into<String>, V: Into<FieldValue>> FromIterator<(N, V)> for FieldTable {
         Self {
             values: values.collect(),
         }
+    }
+}
+
+impl<N: Into<String>, V: Into<FieldValue>, const L: usize> From<[(N, V); L]> for FieldTable {
+    fn from(values: [(N, V); L]) -> Self {
+        values.into_iter().collect()
+    }
+}
+
+impl<'a> IntoIterator for &'a FieldTable {
+    type Item = (&'a String, &'a FieldValue);
+    type IntoIter = btree_map::Iter<'a, String, FieldValue>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.values.iter()
     }
 }
 

@@ -54,6 +54,7 @@ pub(crate) fn ready(channel: &Channel, queue: &str) -> u32 {
         .queue_declare(queue, options)
         .unwrap()
         .message_count()
+        .unwrap()
 }
 
 /// Waits until the condition holds.
