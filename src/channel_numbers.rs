@@ -1,21 +1,42 @@
 //! Which channel numbers are free.
 
+use std::collections::HashSet;
+
+use parking_lot::{Condvar, Mutex};
+
+use crate::deadline::Deadline;
+
 /// Numbers from 1 to the agreed `channel_max`, both inclusive.
 #[derive(Debug)]
 pub(crate) struct ChannelNumbers {
     highest: u16,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug)]
+struct State {
     /// The lowest that was never used; `None` when all were.
     fresh: Option<u16>,
     /// Used before, and closed by both sides.
     released: Vec<u16>,
+    /// Closed by us; the broker has not agreed yet.
+    closing: HashSet<u16>,
+    /// The connection has ended: nothing will be released any more.
+    ended: bool,
 }
 
 impl ChannelNumbers {
     pub(crate) fn new(highest: u16) -> Self {
         Self {
             highest,
-            fresh: Some(1),
-            released: Vec::new(),
+            state: Mutex::new(State {
+                fresh: Some(1),
+                released: Vec::new(),
+                closing: HashSet::new(),
+                ended: false,
+            }),
+            changed: Condvar::new(),
         }
     }
 
@@ -23,37 +44,87 @@ impl ChannelNumbers {
         self.highest
     }
 
-    pub(crate) fn take(&mut self) -> Option<u16> {
-        if let Some(number) = self.released.pop() {
-            return Some(number);
+    /// A free number. If there is none, but the broker has yet to agree to the close of some channel, that is waited
+    /// for.
+    pub(crate) fn take(&self, deadline: Deadline) -> Option<u16> {
+        let mut state = self.state.lock();
+        loop {
+            if let Some(number) = state.released.pop() {
+                return Some(number);
+            }
+            if let Some(number) = state.fresh {
+                state.fresh = (number < self.highest).then(|| number + 1);
+                return Some(number);
+            }
+            if state.closing.is_empty() || state.ended {
+                return None;
+            }
+            let result = self.changed.wait_until(&mut state, deadline.at());
+            if result.timed_out() {
+                return state.released.pop();
+            }
         }
-        let number = self.fresh?;
-        self.fresh = (number < self.highest).then(|| number + 1);
-        Some(number)
     }
 
-    pub(crate) fn release(&mut self, number: u16) {
-        self.released.push(number);
+    pub(crate) fn closing(&self, number: u16) {
+        self.state.lock().closing.insert(number);
+    }
+
+    pub(crate) fn release(&self, number: u16) {
+        let mut state = self.state.lock();
+        state.closing.remove(&number);
+        state.released.push(number);
+        self.changed.notify_one();
+    }
+
+    pub(crate) fn end(&self) {
+        self.state.lock().ended = true;
+        self.changed.notify_all();
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::ChannelNumbers;
+    use std::time::Duration;
+
+    use super::{ChannelNumbers, Deadline};
+
+    fn now() -> Deadline {
+        Deadline::after(Duration::ZERO)
+    }
 
     #[test]
     fn runs_to_channel_max_inclusive_and_reuses_what_was_released() {
-        let mut numbers = ChannelNumbers::new(3);
-        assert_eq!([1, 2, 3].map(Some), [(); 3].map(|()| numbers.take()));
-        assert_eq!(numbers.take(), None);
+        let numbers = ChannelNumbers::new(3);
+        assert_eq!([1, 2, 3].map(Some), [(); 3].map(|()| numbers.take(now())));
+        assert_eq!(numbers.take(now()), None);
         numbers.release(2);
-        assert_eq!(numbers.take(), Some(2));
-        assert_eq!(numbers.take(), None);
+        assert_eq!(numbers.take(now()), Some(2));
+        assert_eq!(numbers.take(now()), None);
     }
 
     #[test]
     fn does_not_overflow_without_a_limit() {
-        let mut numbers = ChannelNumbers::new(u16::MAX);
-        assert_eq!(std::iter::from_fn(|| numbers.take()).count(), 65_535);
+        let numbers = ChannelNumbers::new(u16::MAX);
+        assert_eq!(std::iter::from_fn(|| numbers.take(now())).count(), 65_535);
+    }
+
+    #[test]
+    fn waits_for_a_number_that_is_being_released() {
+        let numbers = ChannelNumbers::new(1);
+        let soon = Deadline::after(Duration::from_secs(20));
+        numbers.take(now());
+        // None is: no need to wait.
+        assert_eq!(numbers.take(soon), None);
+        numbers.closing(1);
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| numbers.take(soon));
+            numbers.release(1);
+            assert_eq!(waiting.join().unwrap(), Some(1));
+            numbers.closing(1);
+            let waiting = scope.spawn(|| numbers.take(soon));
+            numbers.end();
+            assert_eq!(waiting.join().unwrap(), None);
+        });
     }
 }

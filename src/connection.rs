@@ -233,7 +233,7 @@ impl Connection {
         let asked = Asked::about(ConnectionUpdateSecret::ID, "");
         let reply = request::call(
             &self.inner.link,
-            self.request_timeout(),
+            Deadline::after(self.request_timeout()),
             || Ok(Gate::Open),
             |frames, call| request::append(frames, 0, &update, call),
         );

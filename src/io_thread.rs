@@ -35,7 +35,7 @@ const LINGER: Duration = Duration::from_secs(1);
 /// What the IO thread and the handles of one connection share.
 pub(crate) struct Link {
     pub(crate) outbox: Outbox,
-    pub(crate) channel_numbers: Mutex<ChannelNumbers>,
+    pub(crate) channel_numbers: ChannelNumbers,
     finished: Mutex<bool>,
     on_finished: Condvar,
 }
@@ -72,7 +72,7 @@ pub(crate) fn spawn(
     let tuning = core.tuning();
     let link = Arc::new(Link {
         outbox: Outbox::new(sender, waker, tuning.payload_limit()),
-        channel_numbers: Mutex::new(ChannelNumbers::new(tuning.highest_channel())),
+        channel_numbers: ChannelNumbers::new(tuning.highest_channel()),
         finished: Mutex::new(false),
         on_finished: Condvar::new(),
     });
@@ -350,7 +350,7 @@ impl IoThread {
     /// The close-ok has to be in the outbox before anyone can reuse the number and put a channel.open there.
     fn free_channel(&mut self, number: u16) {
         self.take_core_output();
-        self.link.channel_numbers.lock().release(number);
+        self.link.channel_numbers.release(number);
     }
 
     fn ended(&mut self, error: Error) {
@@ -361,6 +361,7 @@ impl IoThread {
             _ => log::warn!("{error}"),
         }
         self.link.outbox.set_end(error);
+        self.link.channel_numbers.end();
         // Commands that were given just before are answered now, with the same cause.
         while let Ok(command) = self.commands.try_recv() {
             self.core.handle(command);

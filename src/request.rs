@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
 
 use crossbeam_channel::RecvTimeoutError;
 
@@ -67,11 +66,10 @@ pub(crate) fn append<R: Request>(
 /// Sends what `append` writes and waits for the reply.
 pub(crate) fn call(
     link: &Arc<Link>,
-    timeout: Duration,
+    deadline: Deadline,
     gate: impl Fn() -> Result<Gate>,
     append: impl FnOnce(&mut Frames<'_>, Call) -> Result<()>,
 ) -> Result<Reply> {
-    let deadline = Deadline::after(timeout);
     let (call, reply) = crossbeam_channel::bounded(1);
     link.outbox
         .write(Admission::Room, deadline, gate, |frames| {
@@ -79,7 +77,7 @@ pub(crate) fn call(
         })?;
     match reply.recv_timeout(deadline.remaining()) {
         Ok(reply) => reply,
-        Err(RecvTimeoutError::Timeout) => Err(Error::timed_out(timeout)),
+        Err(RecvTimeoutError::Timeout) => Err(Error::timed_out(deadline.duration())),
         // Only if the IO thread has panicked.
         Err(RecvTimeoutError::Disconnected) => Err(link.outbox.end_cause().unwrap_or_else(|| {
             Error::new(ErrorKind::ConnectionClosed(CloseReason::program(

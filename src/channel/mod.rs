@@ -13,6 +13,7 @@ use std::sync::{Arc, Weak};
 pub(crate) use state::ChannelState;
 
 use crate::connection::Connection;
+use crate::deadline::Deadline;
 use crate::error::{CloseReason, ClosedBy, Error, ErrorKind, ReplyCode, Result};
 use crate::mailbox::{Call, Command, Reply};
 use crate::outbox::{Admission, Frames, Gate};
@@ -60,21 +61,18 @@ impl Drop for Inner {
 impl Channel {
     pub(crate) fn open(connection: &Connection) -> Result<Self> {
         let link = connection.link();
-        let mut numbers = link.channel_numbers.lock();
-        let channel_max = numbers.highest();
-        let number = numbers.take();
-        drop(numbers);
-        let Some(number) = number else {
-            return Err(link
-                .outbox
-                .end_cause()
-                .unwrap_or_else(|| Error::new(ErrorKind::ChannelsExhausted { channel_max })));
+        let asked = Asked::about(ChannelOpen::ID, "");
+        let deadline = Deadline::after(connection.request_timeout());
+        let Some(number) = link.channel_numbers.take(deadline) else {
+            let channel_max = link.channel_numbers.highest();
+            let exhausted = || Error::new(ErrorKind::ChannelsExhausted { channel_max });
+            return Err(asked.failed(link.outbox.end_cause().unwrap_or_else(exhausted)));
         };
         let state = Arc::new(ChannelState::new(number, Arc::clone(link)));
         let mut sent = false;
         let reply = request::call(
             link,
-            connection.request_timeout(),
+            deadline,
             || Ok(Gate::Open),
             |frames, call| {
                 frames.method(number, &ChannelOpen::default())?;
@@ -87,9 +85,8 @@ impl Channel {
                 Ok(())
             },
         );
-        let asked = Asked::about(ChannelOpen::ID, "");
         if let (Err(error), false) = (&reply, sent) {
-            link.channel_numbers.lock().release(number);
+            link.channel_numbers.release(number);
             return Err(asked.failed(error.clone()));
         }
         // After a timeout, the number stays in use until the broker has answered the close that dropping sends.
@@ -156,8 +153,8 @@ impl Channel {
         append: impl FnOnce(&mut Frames<'_>, Call) -> Result<()>,
     ) -> Result<Reply> {
         let state = self.state();
-        let timeout = self.connection().request_timeout();
-        let reply = request::call(&state.link, timeout, || state.gate(), append);
+        let deadline = Deadline::after(self.connection().request_timeout());
+        let reply = request::call(&state.link, deadline, || state.gate(), append);
         reply.map_err(|error| asked.failed(error))
     }
 

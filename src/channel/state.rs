@@ -205,6 +205,7 @@ impl ChannelState {
             reason: reason.clone(),
         };
         let _ = self.end.set(Error::new(kind));
+        self.link.channel_numbers.closing(channel);
         frames.command(Command::CloseChannel {
             channel,
             reason,
