@@ -149,6 +149,8 @@ impl IoThread {
         while self.closing != Closing::Done {
             self.write();
             self.wait(&mut events);
+            // Before reading: what comes now may answer what `write` has sent, and whoever asked for it has told the
+            // core before.
             self.take_commands();
             self.read();
             self.handle_time();
@@ -208,9 +210,7 @@ impl IoThread {
         }
     }
 
-    /// Gives the core what was read, after the commands that it may be the answer to.
     fn receive(&mut self, now: Instant) {
-        self.take_commands();
         let consumed = self.core.receive(self.inbox.bytes(), now);
         self.inbox.consume(consumed);
         self.answer();
