@@ -1,5 +1,6 @@
 //! No call waits for ever, and one that gave up does not poison the next.
 
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use leveret::{Connection, ConnectionOptions, ConsumeOptions, ErrorKind, QueueDeclareOptions};
@@ -7,6 +8,15 @@ use leveret::{Connection, ConnectionOptions, ConsumeOptions, ErrorKind, QueueDec
 use crate::support::{eventually, exclusive_queue, ready, scripted_server, short, Node, SOON};
 
 const SHORT: Duration = Duration::from_millis(300);
+
+/// A connection to a scripted server, whose calls wait but shortly.
+fn connect_to(address: SocketAddr) -> Connection {
+    let options = ConnectionOptions::default()
+        .host(address.ip().to_string())
+        .port(address.port())
+        .request_timeout(SHORT);
+    Connection::open_with(&options).unwrap()
+}
 
 #[test]
 fn a_late_reply_is_swallowed_and_the_next_caller_gets_its_own() {
@@ -22,11 +32,7 @@ fn a_late_reply_is_swallowed_and_the_next_caller_gets_its_own() {
         }
         server.wait_for_end();
     });
-    let options = ConnectionOptions::default()
-        .host("127.0.0.1")
-        .port(address.port())
-        .request_timeout(SHORT);
-    let connection = Connection::open_with(&options).unwrap();
+    let connection = connect_to(address);
     let channel = connection.open_channel().unwrap();
     let error = channel
         .queue_declare("first", QueueDeclareOptions::durable())
@@ -60,11 +66,7 @@ fn a_consumer_that_was_given_up_is_cancelled_when_the_broker_has_agreed_and_not_
         server.send_method(1, 60, 31, &short("c"));
         server.wait_for_end();
     });
-    let options = ConnectionOptions::default()
-        .host("127.0.0.1")
-        .port(address.port())
-        .request_timeout(SHORT);
-    let connection = Connection::open_with(&options).unwrap();
+    let connection = connect_to(address);
     let channel = connection.open_channel().unwrap();
     let consume = ConsumeOptions::default().consumer_tag("c");
     assert!(channel
@@ -73,6 +75,28 @@ fn a_consumer_that_was_given_up_is_cancelled_when_the_broker_has_agreed_and_not_
         .is_timeout());
     channel.basic_qos(1).unwrap();
     channel.basic_qos(2).unwrap();
+    drop((channel, connection));
+    server.join().unwrap();
+}
+
+#[test]
+fn a_message_that_is_fetched_too_late_goes_back_to_its_queue() {
+    let (address, server) = scripted_server(|server| {
+        server.handshake(0);
+        server.open_channel();
+        server.expect(60, 70);
+        server.expect(60, 10);
+        let get_ok = [&[0; 7], &[9, 0], &short("x")[..], &short("k"), &[0; 4]].concat();
+        server.send_method(1, 60, 71, &get_ok);
+        server.send_content(1, b"too late");
+        server.send_method(1, 60, 11, b"");
+        server.expect(60, 120);
+        server.wait_for_end();
+    });
+    let connection = connect_to(address);
+    let channel = connection.open_channel().unwrap();
+    assert!(channel.basic_get("q", false).unwrap_err().is_timeout());
+    channel.basic_qos(1).unwrap();
     drop((channel, connection));
     server.join().unwrap();
 }

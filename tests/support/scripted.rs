@@ -51,6 +51,17 @@ impl Script {
         self.send(&frame(1, channel, &[&ids, arguments].concat()));
     }
 
+    /// A header without properties and a body in one frame.
+    pub(crate) fn send_content(&mut self, channel: u16, body: &[u8]) {
+        let size = (body.len() as u64).to_be_bytes();
+        self.send(&frame(
+            2,
+            channel,
+            &[&[0, 60, 0, 0], &size[..], &[0, 0]].concat(),
+        ));
+        self.send(&frame(3, channel, body));
+    }
+
     pub(crate) fn expect_header(&mut self) {
         let mut header = [0; 8];
         self.socket.read_exact(&mut header).unwrap();
