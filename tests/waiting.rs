@@ -86,7 +86,13 @@ fn a_message_that_is_fetched_too_late_goes_back_to_its_queue() {
         server.open_channel();
         server.expect(60, 70);
         server.expect(60, 10);
-        let get_ok = [&[0; 7], &[9, 0], &short("x")[..], &short("k"), &[0; 4]].concat();
+        let get_ok = [
+            b"\0\0\0\0\0\0\0\x09\0".to_vec(),
+            short("x"),
+            short("k"),
+            vec![0; 4],
+        ]
+        .concat();
         server.send_method(1, 60, 71, &get_ok);
         server.send_content(1, b"too late");
         server.send_method(1, 60, 11, b"");
