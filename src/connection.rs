@@ -95,7 +95,8 @@ impl Connection {
         } = connected;
         let server = core.server().clone();
         let tuning = core.tuning().clone();
-        let name = format!("leveret {peer}");
+        // Linux shows 15 bytes of a thread's name.
+        let name = format!("leveret:{}", peer.port());
         let (link, io_thread) = io_thread::spawn(stream, core, inbox, &name).map_err(|error| {
             let kind = ErrorKind::ConnectFailed {
                 address: peer.to_string(),

@@ -282,9 +282,8 @@ fn default_name() -> String {
 
 /// How to declare a queue.
 ///
-/// The default is a queue that lives as long as nobody deletes it but loses its messages when the broker restarts;
-/// [`durable`](Self::durable), [`quorum`](Self::quorum) and [`exclusive`](Self::exclusive) are what programs mostly
-/// want. RabbitMQ 4 advises against queues that are neither durable nor exclusive.
+/// The default is [`durable`](Self::durable): a queue that survives a restart of the broker.
+/// [`quorum`](Self::quorum) and [`exclusive`](Self::exclusive) are what programs want else.
 ///
 /// ```
 /// use leveret::QueueDeclareOptions;
@@ -293,7 +292,7 @@ fn default_name() -> String {
 /// ```
 ///
 /// See <https://www.rabbitmq.com/docs/queues#properties>.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct QueueDeclareOptions {
     pub(crate) passive: bool,
@@ -304,12 +303,22 @@ pub struct QueueDeclareOptions {
     pub(crate) arguments: FieldTable,
 }
 
+impl Default for QueueDeclareOptions {
+    fn default() -> Self {
+        Self::durable()
+    }
+}
+
 impl QueueDeclareOptions {
     /// A classic queue that survives a restart of the broker.
     pub fn durable() -> Self {
         Self {
+            passive: false,
             durable: true,
-            ..Self::default()
+            exclusive: false,
+            auto_delete: false,
+            no_wait: false,
+            arguments: FieldTable::new(),
         }
     }
 
@@ -325,10 +334,7 @@ impl QueueDeclareOptions {
 
     /// A queue for this connection alone; it is deleted with the connection.
     pub fn exclusive() -> Self {
-        Self {
-            exclusive: true,
-            ..Self::default()
-        }
+        Self::durable().transient().and_exclusive()
     }
 
     /// Declares nothing: the call fails, and the channel is closed, if there is no such queue. If there is, it tells
@@ -338,6 +344,13 @@ impl QueueDeclareOptions {
             passive: true,
             ..Self::default()
         }
+    }
+
+    /// Gone after a restart of the broker. RabbitMQ 4 advises against queues that are neither durable nor exclusive.
+    #[must_use]
+    pub fn transient(mut self) -> Self {
+        self.durable = false;
+        self
     }
 
     /// For this connection alone, on top of what else it is.

@@ -339,3 +339,47 @@ fn the_uri_is_shown_without_its_password() {
         options.to_string()
     );
 }
+
+/// How often a thread of that name has gone to sleep so far.
+#[cfg(target_os = "linux")]
+fn sleeps_of_thread(name: &str) -> Option<u64> {
+    let threads = std::fs::read_dir("/proc/self/task").unwrap();
+    threads.flatten().find_map(|thread| {
+        let comm = std::fs::read_to_string(thread.path().join("comm")).ok()?;
+        let status = std::fs::read_to_string(thread.path().join("status")).ok()?;
+        let sleeps = status
+            .lines()
+            .find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+        (comm.trim() == name).then(|| sleeps?.trim().parse().ok())?
+    })
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn an_idle_connection_wakes_for_nothing() {
+    let (address, server) = scripted_server(|server| {
+        server.handshake(0);
+        server.open_channel();
+        server.expect(20, 40);
+        server.send_method(1, 20, 41, b"");
+        server.expect(10, 50);
+        server.send_method(0, 10, 51, b"");
+        server.wait_for_end();
+    });
+    let connection = Connection::open_with(&at(address)).unwrap();
+    let channel = connection.open_channel().unwrap();
+    let name = format!("leveret:{}", address.port());
+    let mut before = sleeps_of_thread(&name);
+    assert!(before.is_some());
+    // It may still be on its way to sleep when the look begins.
+    let mut looks = 0;
+    crate::support::eventually("nothing wakes it for a second", || {
+        std::thread::sleep(Duration::from_secs(1));
+        looks += 1;
+        std::mem::replace(&mut before, sleeps_of_thread(&name)) == before
+    });
+    assert!(looks <= 2, "it woke in {looks} seconds in a row");
+    drop(channel);
+    drop(connection);
+    server.join().unwrap();
+}
