@@ -5,7 +5,7 @@ use leveret::{
     QueueDeclareOptions, QueueDeleteOptions, ReplyCode,
 };
 
-use crate::support::{connect, eventually, exclusive_queue, unique};
+use crate::support::{connect, eventually, exclusive_queue, options, unique};
 
 /// Refused with this code and text, on a channel of a connection that goes on.
 #[track_caller]
@@ -187,9 +187,9 @@ fn some_refusals_cost_the_connection() {
 }
 
 #[test]
-fn not_allowed_530_costs_the_connection() {
-    // Two consumers of one name, behind this crate's back: a queue's consumers are told apart by the broker.
-    let error = Connection::open_with(&crate::support::options().vhost("nope")).unwrap_err();
+fn not_allowed_530() {
+    // What else is not allowed, such as a consumer tag twice, is refused before the broker sees it.
+    let error = Connection::open_with(&options().vhost("nope")).unwrap_err();
     assert_eq!(error.reply_code(), Some(ReplyCode::NOT_ALLOWED));
 }
 

@@ -106,3 +106,19 @@ fn calls_of_many_threads_on_one_channel_get_their_own_replies() {
         thread.join().unwrap();
     }
 }
+
+#[test]
+fn handles_can_be_shared_and_sent() {
+    fn shared<T: Send + Sync + 'static>() {}
+    shared::<leveret::Connection>();
+    shared::<Channel>();
+    shared::<leveret::Exchange>();
+    shared::<leveret::Queue>();
+    shared::<leveret::Consumer>();
+    shared::<leveret::Delivery>();
+    shared::<leveret::Error>();
+    assert_eq!(
+        std::mem::size_of::<leveret::Error>(),
+        std::mem::size_of::<usize>()
+    );
+}
