@@ -364,13 +364,17 @@ impl<M: Mailboxes> Connection<M> {
     }
 
     /// The one end of a connection: everyone who waits is told.
+    /// The connection's end is told first: whoever hears of it by his call or channel may ask the connection.
     fn end(&mut self, error: Error) {
+        self.state = State::Ended(error.clone());
+        let ended = Event::Ended {
+            error: error.clone(),
+        };
+        self.effects.event(ended);
         self.channels.end_all(&error, &mut self.effects);
         for call in std::mem::replace(&mut self.calls, Calls::new()).into_all() {
             self.effects.fail(Some(call), &error);
         }
-        self.state = State::Ended(error.clone());
-        self.effects.event(Event::Ended { error });
     }
 
     // ---- commands ----

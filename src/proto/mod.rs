@@ -7,7 +7,8 @@
 //! 3. hand over input with [`Connection::receive`], keep what it does not consume;
 //! 4. take every [`Event`] and answer the mailboxes in it;
 //! 5. call [`Connection::handle_timeout`] when [`Connection::deadline`] has come;
-//! 6. tell [`Connection::socket_closed`] when the socket has ended. After [`Event::Ended`] it is over.
+//! 6. tell [`Connection::socket_closed`] when the socket has ended. [`Event::Ended`] is followed only by the answers
+//!    to everyone who waits.
 
 mod channel;
 mod channels;

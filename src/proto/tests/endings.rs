@@ -134,6 +134,19 @@ fn everything_after_the_end_is_answered_with_its_cause() {
     }
 }
 
+#[test]
+fn the_connections_end_is_known_before_anyone_hears_of_it() {
+    for ending in ENDINGS {
+        let mut scenario = Scenario::with_channels([1]);
+        scenario.call::<BasicQos>(1);
+        scenario.call::<ConnectionUpdateSecret<'_>>(0);
+        end(&mut scenario, ending);
+        let events = scenario.events();
+        assert_eq!(events.len(), 4, "{events:?}");
+        assert!(events[0].starts_with("ended "), "{ending:?}: {events:?}");
+    }
+}
+
 /// One step of a random conversation on one of three channels.
 #[derive(Debug, Clone, Copy)]
 enum Step {
