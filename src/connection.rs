@@ -234,6 +234,7 @@ impl Connection {
         let asked = Asked::about(ConnectionUpdateSecret::ID, "");
         let reply = request::call(
             &self.inner.link,
+            0,
             Deadline::after(self.request_timeout()),
             || Ok(Gate::Open),
             |frames, call| request::append(frames, 0, &update, call),
@@ -282,8 +283,8 @@ impl Inner {
         };
         let gate = || Ok(Gate::Open);
         let outbox = &self.link.outbox;
-        outbox.write(Admission::Always, Duration::ZERO, gate, |frames| {
-            frames.method(0, &close)?;
+        outbox.write(0, Admission::Always, Duration::ZERO, gate, |frames| {
+            frames.last_method(&close)?;
             frames.command(Command::CloseConnection {
                 reason: reason.clone(),
             });

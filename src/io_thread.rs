@@ -16,6 +16,7 @@ use crate::error::{CloseReason, Error, ErrorKind as Kind};
 use crate::inbox::Inbox;
 use crate::mailbox::{Command, Mailboxes, Reply, Unclaimed};
 use crate::outbox::Outbox;
+use crate::outgoing::Outgoing;
 use crate::proto::{self, Event};
 use crate::stream::Stream;
 
@@ -27,8 +28,6 @@ const READS_IN_A_ROW: usize = 16;
 /// How many writes are made before reading gets its turn: publishers who never stop must not keep confirms and
 /// heartbeats from being read.
 const WRITES_IN_A_ROW: usize = 16;
-/// A write buffer that has grown beyond this is given back, in bytes.
-const KEPT_CAPACITY: usize = 2 << 20;
 /// After its end a connection waits so long for its last words to go out, and for the peer to hear them.
 const LINGER: Duration = Duration::from_secs(1);
 
@@ -81,8 +80,7 @@ pub(crate) fn spawn(
         stream,
         core,
         inbox,
-        writing: Vec::new(),
-        written: 0,
+        outgoing: Outgoing::default(),
         commands,
         link: Arc::clone(&link),
         readable: true,
@@ -112,9 +110,7 @@ struct IoThread {
     stream: Stream,
     core: proto::Connection<Mailboxes>,
     inbox: Inbox,
-    /// What was taken from the outbox; the first `written` bytes of it are already gone.
-    writing: Vec<u8>,
-    written: usize,
+    outgoing: Outgoing,
     commands: Receiver<Command>,
     link: Arc<Link>,
     /// What the socket last allowed; edge-triggered, so it holds until a call would block.
@@ -239,15 +235,14 @@ impl IoThread {
                 self.write_again = false;
                 break;
             }
-            if self.written == self.writing.len() && !self.refill() {
+            if self.outgoing.is_empty() && !self.refill() {
                 self.all_written();
                 self.write_again = false;
                 break;
             }
-            let rest = self.writing.get(self.written..).unwrap_or_default();
-            match self.stream.write(rest) {
+            match self.stream.write(self.outgoing.front()) {
                 Ok(count) => {
-                    self.written += count;
+                    self.outgoing.wrote(count);
                     wrote = true;
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => self.writable = false,
@@ -267,14 +262,9 @@ impl IoThread {
 
     /// Takes what has come together in the outbox. False if that is nothing; then the IO thread may sleep.
     fn refill(&mut self) -> bool {
-        self.writing.clear();
-        self.written = 0;
-        if self.writing.capacity() > KEPT_CAPACITY {
-            self.writing = Vec::new();
-        }
         self.take_core_output();
-        self.link.outbox.take(&mut self.writing);
-        !self.writing.is_empty()
+        self.link.outbox.take(&mut self.outgoing);
+        !self.outgoing.is_empty()
     }
 
     fn take_core_output(&mut self) {

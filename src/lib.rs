@@ -62,6 +62,7 @@ mod mailbox;
 mod message;
 mod options;
 mod outbox;
+mod outgoing;
 mod proto;
 mod queue;
 mod request;

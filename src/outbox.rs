@@ -3,6 +3,9 @@
 //! One buffer of encoded bytes under one lock: what is appended in one go leaves in one go, so messages of several
 //! threads never mix. What depends on the order of frames (sequence numbers, the end of a channel, the commands that
 //! announce replies) changes under the same lock.
+//!
+//! A large message gets a lane of its own beside that buffer, and so does what follows it on its channel: the IO
+//! thread sends it a few frames at a time, so that it does not hold up heartbeats and other channels.
 
 use crossbeam_channel::Sender;
 use mio::Waker;
@@ -11,6 +14,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use crate::deadline::Deadline;
 use crate::error::{Error, ErrorKind, Result};
 use crate::mailbox::Command;
+use crate::outgoing::Outgoing;
 use crate::wire::codec::WireError;
 use crate::wire::frame;
 use crate::wire::method::Encode;
@@ -18,6 +22,10 @@ use crate::wire::properties::Properties;
 
 /// From here on a caller waits before it appends, in bytes. One message may go beyond it.
 const HIGH_WATER: usize = 512 << 10;
+/// The same for all lanes together.
+const LANES_HIGH_WATER: usize = 4 << 20;
+/// A message whose body is larger goes in a lane, in bytes.
+pub(crate) const LARGE: usize = 256 << 10;
 
 /// Who may append when.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,7 +35,7 @@ pub(crate) enum Admission {
     /// When there is room.
     Room,
     /// When there is room and the broker takes messages.
-    Publish,
+    Publish { large: bool },
 }
 
 /// Whether a caller may go on, as far as it knows itself.
@@ -37,8 +45,20 @@ pub(crate) enum Gate {
     Shut,
 }
 
+/// What goes out on a channel from a large message on, until all of it is written.
+struct Lane {
+    channel: u16,
+    /// What the IO thread has not taken.
+    bytes: Vec<u8>,
+    /// How much of what the IO thread has taken is not written, in bytes; as it was at the last look.
+    writing: usize,
+}
+
 struct State {
     buffer: Vec<u8>,
+    lanes: Vec<Lane>,
+    /// The last words of the connection, which wait for the lanes to end.
+    last: Vec<u8>,
     /// The IO thread has nothing to do and sleeps, or is about to.
     asleep: bool,
     /// `connection.blocked`, with the broker's reason.
@@ -56,28 +76,65 @@ pub(crate) struct Outbox {
     payload_limit: usize,
 }
 
-/// What a caller can put into the outbox while it holds the lock.
+impl State {
+    /// Where the frames of this channel go.
+    fn target(&mut self, channel: u16) -> &mut Vec<u8> {
+        match self.lanes.iter_mut().find(|it| it.channel == channel) {
+            Some(lane) => &mut lane.bytes,
+            None => &mut self.buffer,
+        }
+    }
+
+    fn has_room(&self, channel: u16, large: bool) -> bool {
+        if !large && self.lanes.iter().all(|it| it.channel != channel) {
+            return self.buffer.len() < HIGH_WATER;
+        }
+        let unwritten = self.lanes.iter().map(|it| it.bytes.len() + it.writing);
+        unwritten.sum::<usize>() < LANES_HIGH_WATER
+    }
+}
+
+/// What a caller can put into the outbox while it holds the lock. All of it is about one channel.
 pub(crate) struct Frames<'a> {
     state: &'a mut State,
+    channel: u16,
     commands: &'a Sender<Command>,
     payload_limit: usize,
 }
 
 impl Frames<'_> {
-    pub(crate) fn method(&mut self, channel: u16, method: &impl Encode) -> Result<()> {
-        let written =
-            frame::write_method(&mut self.state.buffer, channel, method, self.payload_limit);
+    pub(crate) fn method(&mut self, method: &impl Encode) -> Result<()> {
+        let (channel, limit) = (self.channel, self.payload_limit);
+        let written = frame::write_method(self.state.target(channel), channel, method, limit);
         written.map_err(unsendable)
     }
 
-    pub(crate) fn content(
-        &mut self,
-        channel: u16,
-        properties: Option<&Properties>,
-        body: &[u8],
-    ) -> Result<()> {
-        let buffer = &mut self.state.buffer;
-        let written = frame::write_content(buffer, channel, properties, body, self.payload_limit);
+    pub(crate) fn content(&mut self, properties: Option<&Properties>, body: &[u8]) -> Result<()> {
+        let (channel, limit) = (self.channel, self.payload_limit);
+        let target = self.state.target(channel);
+        frame::write_content(target, channel, properties, body, limit).map_err(unsendable)
+    }
+
+    /// A message that was encoded before. It goes in a lane.
+    pub(crate) fn large(&mut self, frames: Vec<u8>) {
+        let channel = self.channel;
+        match self.state.lanes.iter_mut().find(|it| it.channel == channel) {
+            Some(lane) if lane.bytes.is_empty() => lane.bytes = frames,
+            Some(lane) => lane.bytes.extend_from_slice(&frames),
+            None => self.state.lanes.push(Lane {
+                channel,
+                bytes: frames,
+                writing: 0,
+            }),
+        }
+    }
+
+    /// The last method of the connection: behind all that was appended before.
+    pub(crate) fn last_method(&mut self, method: &impl Encode) -> Result<()> {
+        if self.state.lanes.is_empty() {
+            return self.method(method);
+        }
+        let written = frame::write_method(&mut self.state.last, 0, method, self.payload_limit);
         written.map_err(unsendable)
     }
 
@@ -108,6 +165,8 @@ impl Outbox {
         Self {
             state: Mutex::new(State {
                 buffer: Vec::new(),
+                lanes: Vec::new(),
+                last: Vec::new(),
                 asleep: false,
                 blocked: None,
                 end: None,
@@ -119,30 +178,49 @@ impl Outbox {
         }
     }
 
-    /// Appends what `append` writes, all or nothing, when the caller is admitted and `gate` is open. Wakes the IO
-    /// thread only if it sleeps.
+    /// The frames of a large message, to be appended later: copying it would hold the lock for too long.
+    pub(crate) fn encode_large(
+        &self,
+        channel: u16,
+        method: &impl Encode,
+        properties: Option<&Properties>,
+        body: &[u8],
+    ) -> Result<Vec<u8>> {
+        let limit = self.payload_limit;
+        let frames = body.len() / limit + 3;
+        let mut bytes = Vec::with_capacity(body.len() + frames * frame::OVERHEAD + 1024);
+        frame::write_method(&mut bytes, channel, method, limit)
+            .and_then(|()| frame::write_content(&mut bytes, channel, properties, body, limit))
+            .map_err(unsendable)?;
+        Ok(bytes)
+    }
+
+    /// Appends what `append` writes on a channel, all or nothing, when the caller is admitted and `gate` is open.
+    /// Wakes the IO thread only if it sleeps.
     #[inline]
     pub(crate) fn write<T>(
         &self,
+        channel: u16,
         admission: Admission,
         patience: impl Into<Patience>,
         gate: impl Fn() -> Result<Gate>,
         append: impl FnOnce(&mut Frames<'_>) -> Result<T>,
     ) -> Result<T> {
         let mut state = self.state.lock();
-        if !Self::admits(&state, admission, &gate)? {
+        if !Self::admits(&state, channel, admission, &gate)? {
             let deadline = patience.into().deadline();
-            self.wait(&mut state, admission, &gate, deadline)?;
+            self.wait(&mut state, channel, admission, &gate, deadline)?;
         }
-        let start = state.buffer.len();
+        let start = state.target(channel).len();
         let mut frames = Frames {
             state: &mut state,
+            channel,
             commands: &self.commands,
             payload_limit: self.payload_limit,
         };
         let appended = append(&mut frames);
         if appended.is_err() {
-            state.buffer.truncate(start);
+            state.target(channel).truncate(start);
         }
         let wake = std::mem::take(&mut state.asleep);
         drop(state);
@@ -155,6 +233,7 @@ impl Outbox {
     #[inline]
     fn admits(
         state: &State,
+        channel: u16,
         admission: Admission,
         gate: &impl Fn() -> Result<Gate>,
     ) -> Result<bool> {
@@ -164,9 +243,9 @@ impl Outbox {
         let gate_open = matches!(gate()?, Gate::Open);
         Ok(match admission {
             Admission::Always => true,
-            Admission::Room => state.buffer.len() < HIGH_WATER && gate_open,
-            Admission::Publish => {
-                state.buffer.len() < HIGH_WATER && gate_open && state.blocked.is_none()
+            Admission::Room => gate_open && state.has_room(channel, false),
+            Admission::Publish { large } => {
+                gate_open && state.blocked.is_none() && state.has_room(channel, large)
             }
         })
     }
@@ -175,13 +254,14 @@ impl Outbox {
     fn wait(
         &self,
         state: &mut MutexGuard<'_, State>,
+        channel: u16,
         admission: Admission,
         gate: &impl Fn() -> Result<Gate>,
         deadline: Deadline,
     ) -> Result<()> {
-        while !Self::admits(state, admission, gate)? {
+        while !Self::admits(state, channel, admission, gate)? {
             let timed_out = self.changed.wait_until(state, deadline.at()).timed_out();
-            if timed_out && !Self::admits(state, admission, gate)? {
+            if timed_out && !Self::admits(state, channel, admission, gate)? {
                 return Err(Self::no_room(state, admission, deadline));
             }
         }
@@ -191,7 +271,7 @@ impl Outbox {
     fn no_room(state: &State, admission: Admission, deadline: Deadline) -> Error {
         let after = deadline.duration();
         match &state.blocked {
-            Some(reason) if admission == Admission::Publish => {
+            Some(reason) if matches!(admission, Admission::Publish { .. }) => {
                 let reason = reason.clone();
                 Error::new(ErrorKind::ConnectionBlocked { reason, after })
             }
@@ -243,15 +323,36 @@ impl Outbox {
 
     /// Appends what the core has to say.
     pub(crate) fn append(&self, take_output: impl FnOnce(&mut Vec<u8>)) {
-        take_output(&mut self.state.lock().buffer);
+        let mut state = self.state.lock();
+        if state.lanes.is_empty() {
+            return take_output(&mut state.buffer);
+        }
+        let mut output = Vec::new();
+        take_output(&mut output);
+        for (channel, frame) in frame::whole(&output) {
+            state.target(channel).extend_from_slice(frame);
+        }
     }
 
-    /// Exchanges the empty `taken` for all that was appended. If that is nothing, the next one who appends wakes the
-    /// IO thread.
-    pub(crate) fn take(&self, taken: &mut Vec<u8>) {
+    /// Takes all that was appended. If nothing is left to write, the next one who appends wakes the IO thread.
+    pub(crate) fn take(&self, outgoing: &mut Outgoing) {
         let mut state = self.state.lock();
-        std::mem::swap(&mut state.buffer, taken);
-        state.asleep = taken.is_empty();
+        let State {
+            buffer,
+            lanes,
+            last,
+            asleep,
+            ..
+        } = &mut *state;
+        outgoing.take_buffer(buffer);
+        lanes.retain_mut(|lane| {
+            lane.writing = outgoing.take_lane(lane.channel, &mut lane.bytes);
+            lane.writing > 0
+        });
+        if lanes.is_empty() {
+            outgoing.append(last);
+        }
+        *asleep = outgoing.is_empty();
         drop(state);
         self.changed.notify_all();
     }

@@ -53,7 +53,7 @@ pub(crate) fn append<R: Request>(
     method: &R,
     call: Call,
 ) -> Result<()> {
-    frames.method(channel, method)?;
+    frames.method(method)?;
     let expected = Expected::Method(R::REPLY);
     frames.command(Command::Call {
         channel,
@@ -66,13 +66,14 @@ pub(crate) fn append<R: Request>(
 /// Sends what `append` writes and waits for the reply.
 pub(crate) fn call(
     link: &Arc<Link>,
+    channel: u16,
     deadline: Deadline,
     gate: impl Fn() -> Result<Gate>,
     append: impl FnOnce(&mut Frames<'_>, Call) -> Result<()>,
 ) -> Result<Reply> {
     let (call, reply) = crossbeam_channel::bounded(1);
     link.outbox
-        .write(Admission::Room, deadline, gate, |frames| {
+        .write(channel, Admission::Room, deadline, gate, |frames| {
             append(frames, call)
         })?;
     match reply.recv_timeout(deadline.remaining()) {

@@ -14,6 +14,7 @@ mod connecting;
 mod consuming;
 mod exchanges_and_queues;
 mod guide;
+mod large_messages;
 mod losing;
 mod publishing;
 mod refusals;

@@ -63,7 +63,7 @@ impl Channel {
             arguments: Cow::Borrowed(&options.arguments),
         };
         let append = |frames: &mut Frames<'_>, call| {
-            frames.method(channel, &consume)?;
+            frames.method(&consume)?;
             frames.command(Command::Consume {
                 channel,
                 consumer_tag: Arc::clone(&consumer_tag),
@@ -149,7 +149,7 @@ impl Channel {
             no_ack,
         };
         let reply = self.call_with(Asked::about(BasicGet::ID, queue), |frames, call| {
-            frames.method(channel, &get)?;
+            frames.method(&get)?;
             frames.command(Command::Call {
                 channel,
                 expected: Expected::Message { no_ack },

@@ -72,10 +72,11 @@ impl Channel {
         let mut sent = false;
         let reply = request::call(
             link,
+            number,
             deadline,
             || Ok(Gate::Open),
             |frames, call| {
-                frames.method(number, &ChannelOpen::default())?;
+                frames.method(&ChannelOpen::default())?;
                 frames.command(Command::OpenChannel {
                     channel: number,
                     mailbox: Arc::<ChannelState>::clone(&state),
@@ -142,7 +143,13 @@ impl Channel {
         let state = self.state();
         let outbox = &state.link.outbox;
         let patience = self.connection().publish_timeout();
-        let written = outbox.write(Admission::Room, patience, || state.gate(), append);
+        let written = outbox.write(
+            state.number,
+            Admission::Room,
+            patience,
+            || state.gate(),
+            append,
+        );
         written.map_err(|error| asked.failed(error))
     }
 
@@ -154,7 +161,7 @@ impl Channel {
     ) -> Result<Reply> {
         let state = self.state();
         let deadline = Deadline::after(self.connection().request_timeout());
-        let reply = request::call(&state.link, deadline, || state.gate(), append);
+        let reply = request::call(&state.link, state.number, deadline, || state.gate(), append);
         reply.map_err(|error| asked.failed(error))
     }
 
@@ -182,10 +189,7 @@ impl Channel {
     }
 
     fn send<M: Encode>(&self, subject: &str, method: &M) -> Result<()> {
-        let channel = self.number();
-        self.write(Asked::about(M::ID, subject), |frames| {
-            frames.method(channel, method)
-        })
+        self.write(Asked::about(M::ID, subject), |frames| frames.method(method))
     }
 
     // ---- channel ----

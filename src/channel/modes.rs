@@ -43,7 +43,7 @@ impl Channel {
     pub fn confirm_select_no_wait(&self) -> Result<()> {
         let state = self.state();
         self.write(Asked::about(ConfirmSelect::ID, ""), |frames| {
-            frames.method(state.number, &ConfirmSelect { no_wait: true })?;
+            frames.method(&ConfirmSelect { no_wait: true })?;
             state.confirms.select();
             Ok(())
         })

@@ -7,7 +7,7 @@ use crossbeam_channel::Receiver;
 use super::Channel;
 use crate::error::{Error, Result};
 use crate::message::{Message, ReturnedMessage};
-use crate::outbox::Admission;
+use crate::outbox::{Admission, LARGE};
 use crate::request::Asked;
 use crate::wire::method::{BasicPublish, Encode};
 
@@ -65,13 +65,28 @@ impl Channel {
             mandatory: message.is_mandatory(),
             immediate: message.is_immediate(),
         };
-        state.link.outbox.write(
-            Admission::Publish,
+        let outbox = &state.link.outbox;
+        let (properties, body) = (message.properties(), message.body());
+        let large = if body.len() > LARGE {
+            Some(outbox.encode_large(state.number, &method, properties, body)?)
+        } else {
+            None
+        };
+        outbox.write(
+            state.number,
+            Admission::Publish {
+                large: large.is_some(),
+            },
             self.connection().publish_timeout(),
             || state.publish_gate(),
             |frames| {
-                frames.method(state.number, &method)?;
-                frames.content(state.number, message.properties(), message.body())?;
+                match large {
+                    Some(large) => frames.large(large),
+                    None => {
+                        frames.method(&method)?;
+                        frames.content(properties, body)?;
+                    }
+                }
                 Ok(state.confirms.next())
             },
         )

@@ -99,7 +99,7 @@ impl ChannelMailbox for ChannelState {
             requeue: true,
         };
         // It fails only if the channel has ended: then the broker requeues by itself.
-        let _ = self.write_now(|frames| frames.method(self.number, &nack));
+        let _ = self.write_now(|frames| frames.method(&nack));
     }
 }
 
@@ -151,7 +151,13 @@ impl ChannelState {
         append: impl FnOnce(&mut Frames<'_>) -> Result<()>,
     ) -> Result<()> {
         let outbox = &self.link.outbox;
-        outbox.write(Admission::Always, Duration::ZERO, || self.gate(), append)
+        outbox.write(
+            self.number,
+            Admission::Always,
+            Duration::ZERO,
+            || self.gate(),
+            append,
+        )
     }
 
     pub(crate) fn requeue_unread(&self, delivery: &Delivery) {
@@ -177,7 +183,7 @@ impl ChannelState {
             consumer_tag: Cow::Borrowed(consumer_tag),
             no_wait: false,
         };
-        frames.method(self.number, &cancel)?;
+        frames.method(&cancel)?;
         frames.command(Command::Call {
             channel: self.number,
             expected: Expected::CancelOk(Arc::clone(consumer_tag)),
@@ -198,7 +204,7 @@ impl ChannelState {
             reply_text: reason.text.as_str().into(),
             ..ChannelClose::default()
         };
-        frames.method(self.number, &close)?;
+        frames.method(&close)?;
         let channel = self.number;
         let kind = ErrorKind::ChannelClosed {
             channel,

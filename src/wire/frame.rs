@@ -14,6 +14,9 @@ pub(crate) const OVERHEAD: usize = 8;
 pub(crate) const MIN_SIZE: u32 = 4096;
 
 pub(crate) const BASIC_CLASS: u16 = 60;
+/// A body is cut into pieces of at most this size, in bytes, also where a frame could be larger: between two frames
+/// others have their turn.
+const BODY_PIECE: usize = 128 << 10;
 const HEAD: usize = 7;
 const END: u8 = 0xce;
 
@@ -81,6 +84,18 @@ pub(crate) fn cut(input: &[u8], limit: usize) -> WireResult<Cut<'_>> {
         }
         Some(&other) => Err(WireError::WrongFrameEnd(other)),
     }
+}
+
+/// The whole frames at the front of `bytes`, which were written here, each with its channel.
+pub(crate) fn whole(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    std::iter::from_fn(move || {
+        let Ok(Cut::Frame(frame, length)) = cut(bytes, usize::MAX) else {
+            return None;
+        };
+        let (frame_bytes, rest) = split_at(bytes, length)?;
+        bytes = rest;
+        Some((frame.channel, frame_bytes))
+    })
 }
 
 fn split_at(bytes: &[u8], at: usize) -> Option<(&[u8], &[u8])> {
@@ -175,7 +190,7 @@ pub(crate) fn write_method<M: Encode>(
 }
 
 /// Appends content: the header frame and as many body frames as the body needs, each at most `limit` bytes of
-/// payload. Appends nothing if the header does not fit one frame.
+/// payload and [`BODY_PIECE`]. Appends nothing if the header does not fit one frame.
 #[inline]
 pub(crate) fn write_content(
     buffer: &mut Vec<u8>,
@@ -197,7 +212,7 @@ pub(crate) fn write_content(
             }
         }
     })?;
-    for piece in body.chunks(limit) {
+    for piece in body.chunks(limit.min(BODY_PIECE)) {
         write_frame(buffer, BODY, channel, limit, |buffer| {
             buffer.extend_from_slice(piece);
             Ok(())

@@ -26,6 +26,21 @@ pub(crate) fn scripted_server(
     (address, thread)
 }
 
+/// A frame from the client.
+pub(crate) struct Frame {
+    pub(crate) kind: u8,
+    pub(crate) channel: u16,
+    pub(crate) payload: Vec<u8>,
+}
+
+impl Frame {
+    /// Class and method, if it is one.
+    pub(crate) fn method(&self) -> Option<(u16, u16)> {
+        let id = |at| u16::from_be_bytes([self.payload[at], self.payload[at + 1]]);
+        (self.kind == 1).then(|| (id(0), id(2)))
+    }
+}
+
 /// A frame around a payload.
 fn frame(kind: u8, channel: u16, payload: &[u8]) -> Vec<u8> {
     let mut bytes = vec![kind];
@@ -68,19 +83,25 @@ impl Script {
         assert_eq!(&header, b"AMQP\0\0\x09\x01");
     }
 
-    /// The ids of the next method; heartbeats are passed over.
+    pub(crate) fn next_frame(&mut self) -> Frame {
+        let mut head = [0; 7];
+        self.socket.read_exact(&mut head).unwrap();
+        let size = u32::from_be_bytes([head[3], head[4], head[5], head[6]]) as usize;
+        let mut payload = vec![0; size + 1];
+        self.socket.read_exact(&mut payload).unwrap();
+        assert_eq!(payload.pop(), Some(0xce));
+        Frame {
+            kind: head[0],
+            channel: u16::from_be_bytes([head[1], head[2]]),
+            payload,
+        }
+    }
+
+    /// The ids of the next method; all else is passed over.
     pub(crate) fn next_method(&mut self) -> (u16, u16) {
         loop {
-            let mut head = [0; 7];
-            self.socket.read_exact(&mut head).unwrap();
-            let size = u32::from_be_bytes([head[3], head[4], head[5], head[6]]) as usize;
-            let mut rest = vec![0; size + 1];
-            self.socket.read_exact(&mut rest).unwrap();
-            if head[0] == 1 {
-                return (
-                    u16::from_be_bytes([rest[0], rest[1]]),
-                    u16::from_be_bytes([rest[2], rest[3]]),
-                );
+            if let Some(ids) = self.next_frame().method() {
+                return ids;
             }
         }
     }
@@ -107,8 +128,9 @@ impl Script {
     }
 
     pub(crate) fn open_channel(&mut self) {
-        self.expect(20, 10);
-        self.send_method(1, 20, 11, b"\0\0\0\0");
+        let open = self.next_frame();
+        assert_eq!(open.method(), Some((20, 10)));
+        self.send_method(open.channel, 20, 11, b"\0\0\0\0");
     }
 
     /// Waits until the client has ended, reading what it still says.

@@ -1,0 +1,134 @@
+//! Messages of many frames: they arrive whole, in order, and hold up nobody.
+
+use std::thread;
+
+use leveret::{Connection, ConnectionOptions, ConsumeOptions, ErrorKind, ReplyCode};
+
+use crate::support::{connect, exclusive_queue, options, scripted_server, SOON};
+
+const MIB: usize = 1 << 20;
+
+#[test]
+fn one_huge_message_does_not_hold_up_the_calls_of_another_channel() {
+    const HUGE: usize = 64 * MIB;
+    let (address, server) = scripted_server(|server| {
+        server.handshake(0);
+        server.open_channel();
+        server.open_channel();
+        // The body comes on channel 1, and between its frames the call on channel 2.
+        let mut body = 0;
+        loop {
+            let frame = server.next_frame();
+            match (frame.channel, frame.kind) {
+                (1, 3) => body += frame.payload.len(),
+                (2, _) => break assert_eq!(frame.method(), Some((60, 10))),
+                (channel, _) => assert_eq!(channel, 1),
+            }
+        }
+        assert!(body < HUGE / 2, "{body} bytes of the body came before");
+        server.send_method(2, 60, 11, b"");
+        // What follows on channel 1 does so when the body is over.
+        while body < HUGE {
+            let frame = server.next_frame();
+            assert_eq!((frame.channel, frame.kind), (1, 3));
+            body += frame.payload.len();
+        }
+        let frame = server.next_frame();
+        assert_eq!((frame.channel, frame.method()), (1, Some((60, 10))));
+        server.send_method(1, 60, 11, b"");
+        server.wait_for_end();
+    });
+    let options = ConnectionOptions::default()
+        .host(address.ip().to_string())
+        .port(address.port());
+    let connection = Connection::open_with(&options).unwrap();
+    let publishing = connection.open_channel().unwrap();
+    let calling = connection.open_channel().unwrap();
+    publishing.basic_publish("", "q", vec![1; HUGE]).unwrap();
+    let behind = thread::spawn(move || publishing.basic_qos(1).unwrap());
+    calling.basic_qos(1).unwrap();
+    behind.join().unwrap();
+    drop((calling, connection));
+    server.join().unwrap();
+}
+
+#[test]
+fn messages_of_all_sizes_keep_their_order_on_their_channel() {
+    const SIZES: [usize; 8] = [1, 300_000, 2, 5 * MIB, 0, 200_000, 3 * MIB, 3];
+    let connection = connect();
+    // Two channels at once, so that their large messages take turns.
+    let threads = [3_u8, 5].map(|seed| {
+        let channel = connection.open_channel().unwrap();
+        let queue = exclusive_queue(&channel);
+        thread::spawn(move || {
+            let consumer = queue.consume(ConsumeOptions::default().no_ack()).unwrap();
+            let bodies = SIZES.map(|size| {
+                let body: Vec<u8> = (0..size).map(|at| (at % 251) as u8 ^ seed).collect();
+                queue.publish(&body).unwrap();
+                body
+            });
+            for body in bodies {
+                let delivery = consumer.recv_timeout(SOON).unwrap().unwrap();
+                assert!(delivery.body() == body, "{} bytes", body.len());
+            }
+        })
+    });
+    for thread in threads {
+        thread.join().unwrap();
+    }
+}
+
+#[test]
+fn closing_waits_for_a_large_message_to_go_out() {
+    let keeper = connect().open_channel().unwrap();
+    for whole_connection in [false, true] {
+        let name = crate::support::unique("large");
+        let auto_delete = leveret::QueueDeclareOptions::default().auto_delete();
+        let queue = keeper.queue_declare(&name, auto_delete).unwrap();
+        let consumer = queue.consume(ConsumeOptions::default().no_ack()).unwrap();
+        let connection = connect();
+        let channel = connection.open_channel().unwrap();
+        channel.basic_publish("", &name, vec![9; 20 * MIB]).unwrap();
+        if whole_connection {
+            connection.close().unwrap();
+        } else {
+            channel.close().unwrap();
+        }
+        let delivery = consumer.recv_timeout(SOON).unwrap().unwrap();
+        assert_eq!(delivery.body().len(), 20 * MIB);
+    }
+}
+
+#[test]
+fn the_largest_message_that_the_broker_takes_arrives_and_a_larger_one_is_refused_readably() {
+    let connection = Connection::open_with(&options().max_message_size(1 << 40)).unwrap();
+    // Unless configured otherwise.
+    let version = connection.server_properties().get("version");
+    let limit = match version.and_then(|version| version.as_str()) {
+        Some(version) if version.starts_with('3') => 128 * MIB,
+        _ => 16 * MIB,
+    };
+    let channel = connection.open_channel().unwrap();
+    let queue = exclusive_queue(&channel);
+    channel.confirm_select().unwrap();
+    queue.publish(vec![7; limit]).unwrap();
+    channel.wait_for_confirms().unwrap();
+    let message = queue.get(true).unwrap().unwrap();
+    assert!(message.body().len() == limit && message.body().iter().all(|&byte| byte == 7));
+    drop(message);
+
+    queue.publish(vec![7; limit + 1]).unwrap();
+    let error = channel.wait_for_confirms().unwrap_err();
+    assert!(
+        matches!(error.kind(), ErrorKind::ChannelClosed { .. }),
+        "{error}"
+    );
+    assert_eq!(error.reply_code(), Some(ReplyCode::PRECONDITION_FAILED));
+    let text = format!(
+        "message size {} is larger than configured max size {limit}",
+        limit + 1
+    );
+    assert!(error.to_string().contains(&text), "{error}");
+    // That cost the channel and nothing else.
+    exclusive_queue(&connection.open_channel().unwrap());
+}
