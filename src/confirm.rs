@@ -1,198 +1,254 @@
-//! Which published messages the broker has answered for.
+//! The broker's answer to one published message.
 
-use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
+use crate::channel::Channel;
 use crate::deadline::Deadline;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, FailedPublish, Result};
+use crate::mailbox::ConfirmMailbox;
+use crate::message::ReturnedMessage;
+use crate::proto::Outcome;
+use crate::window::{Weight, Window};
 
-/// The confirms of one channel.
-#[derive(Debug, Default)]
-pub(crate) struct Confirms {
-    /// Whether `confirm.select` was sent. Changes, as `published`, only under the outbox's lock, where the order of
-    /// publishes is decided.
-    selected: AtomicBool,
-    /// The sequence number of the last message.
-    published: AtomicU64,
-    settled: Mutex<Settled>,
-    changed: Condvar,
+/// How many failures are kept for a publisher's report.
+const FAILURES_LIMIT: usize = 65_536;
+
+/// What becomes of one message that a [`Publisher`](crate::Publisher) has published.
+///
+/// It can be waited for at once, later, by another thread, or not at all: dropping it costs nothing, and
+/// [`Publisher::wait_for_confirms`](crate::Publisher::wait_for_confirms) then reports a failure. It keeps its channel open. The table in
+/// [`Publisher`](crate::Publisher) says what to do about each outcome.
+///
+/// ```no_run
+/// use leveret::{Connection, ErrorKind};
+///
+/// let publisher = Connection::open_default()?.open_channel()?.publisher()?;
+/// let confirm = publisher.publish("", "tasks", "work")?;
+/// match confirm.wait() {
+///     Ok(()) => println!("the broker has message {}", confirm.sequence_number()),
+///     Err(error) => match error.kind() {
+///         ErrorKind::Returned(message) => println!("no queue for {:?}", message.routing_key()),
+///         ErrorKind::Nacked { .. } => println!("the queue would not take it"),
+///         _ => println!("it may have been lost: {error}"),
+///     },
+/// }
+/// # Ok::<(), leveret::Error>(())
+/// ```
+pub struct Confirm {
+    sequence_number: u64,
+    awaited: Arc<Awaited>,
+    channel: Channel,
 }
 
-#[derive(Debug, Default)]
-struct Settled {
-    /// All numbers up to this are answered.
-    all_to: u64,
-    /// Answered numbers beyond it.
-    beyond: BTreeSet<u64>,
-    /// Refused ones that nobody was told of.
-    nacked: Vec<u64>,
-    /// No more answers will come.
-    end: Option<Error>,
-}
-
-impl Settled {
-    fn settle(&mut self, number: u64, multiple: bool, nack: bool) {
-        let first = if multiple { self.all_to + 1 } else { number };
-        if number < first || number <= self.all_to {
-            return;
-        }
-        if nack {
-            let beyond = &self.beyond;
-            let fresh = (first..=number).filter(|it| !beyond.contains(it));
-            self.nacked.extend(fresh);
-        }
-        if multiple {
-            self.all_to = number;
-            self.beyond = self.beyond.split_off(&number);
-        } else {
-            self.beyond.insert(number);
-        }
-        self.beyond.remove(&self.all_to);
-        while self.beyond.remove(&(self.all_to + 1)) {
-            self.all_to += 1;
+impl Confirm {
+    pub(crate) fn new(sequence_number: u64, awaited: Arc<Awaited>, channel: Channel) -> Self {
+        Self {
+            sequence_number,
+            awaited,
+            channel,
         }
     }
-}
 
-impl Confirms {
-    pub(crate) fn select(&self) {
-        self.selected.store(true, Ordering::Release);
+    /// The number of the message on its channel, counted from 1.
+    pub fn sequence_number(&self) -> u64 {
+        self.sequence_number
     }
 
-    pub(crate) fn is_selected(&self) -> bool {
-        self.selected.load(Ordering::Acquire)
+    /// The channel it was published on.
+    pub fn channel(&self) -> &Channel {
+        &self.channel
     }
 
-    /// The sequence number of the message that is just being published.
-    #[inline]
-    pub(crate) fn next(&self) -> Option<u64> {
-        if !self.is_selected() {
-            return None;
+    /// Waits for the broker's answer, at most the publisher's `confirm_timeout`. `Ok` means that the broker has taken
+    /// charge of the message: on all queues that it belongs to, and on disk if it is persistent and they are durable.
+    ///
+    /// It can be called again, and then says the same.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Nacked`], [`ErrorKind::Returned`]; the end of the channel or the connection, if the answer had not
+    /// come before: [`Error::may_have_been_sent`] tells whether the broker can have the message. A timeout changes
+    /// nothing: the answer can still come.
+    ///
+    /// See <https://www.rabbitmq.com/docs/confirms#when-publishes-are-confirmed>.
+    pub fn wait(&self) -> Result<()> {
+        self.wait_timeout(self.awaited.publisher.confirm_timeout)
+    }
+
+    /// [`wait`](Self::wait), at most so long.
+    ///
+    /// # Errors
+    /// As [`wait`](Self::wait).
+    pub fn wait_timeout(&self, timeout: Duration) -> Result<()> {
+        let outcome = self.try_wait();
+        if let Some(outcome) = outcome {
+            return outcome;
         }
-        let number = self.published.load(Ordering::Relaxed) + 1;
-        self.published.store(number, Ordering::Release);
-        Some(number)
-    }
-
-    /// Takes an answer of the broker. Numbers that were never published are ignored.
-    pub(crate) fn settle(&self, number: u64, multiple: bool, nack: bool) {
-        let published = self.published.load(Ordering::Acquire);
-        // "Zero, multiple" means all that are outstanding.
-        let all = number == 0 && multiple;
-        let number = if all { published } else { number };
-        if number > published {
-            log::warn!("the broker confirmed message {number}, {published} were published");
-            return;
-        }
-        self.settled.lock().settle(number, multiple, nack);
-        self.changed.notify_all();
-    }
-
-    pub(crate) fn end(&self, error: &Error) {
-        self.settled.lock().end = Some(error.clone());
-        self.changed.notify_all();
-    }
-
-    /// Waits until all that was published before this call is answered.
-    pub(crate) fn wait(&self, deadline: Deadline) -> Result<()> {
-        let published = self.published.load(Ordering::Acquire);
-        let mut settled = self.settled.lock();
-        while settled.all_to < published {
-            if let Some(error) = &settled.end {
-                return Err(error.clone());
-            }
-            let result = self.changed.wait_until(&mut settled, deadline.at());
-            if result.timed_out() && settled.all_to < published && settled.end.is_none() {
-                return Err(Error::timed_out(deadline.duration()));
+        let deadline = Deadline::after(timeout);
+        let mut outcome = self.awaited.outcome.lock();
+        while outcome.is_none() {
+            let waited = self
+                .awaited
+                .answered
+                .wait_until(&mut outcome, deadline.at());
+            if waited.timed_out() && outcome.is_none() {
+                let doing = format!(
+                    "waiting for the confirm of message {}",
+                    self.sequence_number
+                );
+                return Err(Error::timed_out(timeout).doing(doing));
             }
         }
-        let sequence_numbers = std::mem::take(&mut settled.nacked);
-        if sequence_numbers.is_empty() {
+        drop(outcome);
+        self.try_wait().unwrap_or(Ok(()))
+    }
+
+    /// The broker's answer, if it has come; as [`wait`](Self::wait) would return it.
+    pub fn try_wait(&self) -> Option<Result<()>> {
+        let outcome = self.awaited.outcome.lock().clone()?;
+        if outcome.is_err() {
+            self.awaited
+                .publisher
+                .failures
+                .lock()
+                .told(self.sequence_number);
+        }
+        Some(outcome)
+    }
+}
+
+impl fmt::Debug for Confirm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Confirm")
+            .field("sequence_number", &self.sequence_number)
+            .field("outcome", &*self.awaited.outcome.lock())
+            .finish_non_exhaustive()
+    }
+}
+
+/// A message whose answer is awaited. The IO thread has it until the answer comes.
+pub(crate) struct Awaited {
+    publisher: Arc<Unconfirmed>,
+    weight: Weight,
+    outcome: Mutex<Option<Result<()>>>,
+    answered: Condvar,
+}
+
+impl Awaited {
+    pub(crate) fn new(publisher: Arc<Unconfirmed>, weight: Weight) -> Self {
+        Self {
+            publisher,
+            weight,
+            outcome: Mutex::new(None),
+            answered: Condvar::new(),
+        }
+    }
+}
+
+impl ConfirmMailbox for Awaited {
+    fn answered(&self, sequence_number: u64, outcome: Outcome) {
+        let outcome = result_of(sequence_number, outcome);
+        if let Err(error) = &outcome {
+            // Before the window is seen to be empty, and so before anyone reports.
+            self.publisher
+                .failures
+                .lock()
+                .push(sequence_number, error.clone(), self.weight);
+        }
+        *self.outcome.lock() = Some(outcome);
+        self.answered.notify_all();
+        self.publisher.window.give_back(self.weight);
+    }
+}
+
+fn result_of(sequence_number: u64, outcome: Outcome) -> Result<()> {
+    let (error, what) = match outcome {
+        Outcome::Confirmed => return Ok(()),
+        Outcome::Nacked => {
+            let sequence_numbers = vec![sequence_number];
+            (Error::new(ErrorKind::Nacked { sequence_numbers }), "")
+        }
+        Outcome::Returned(returned) => {
+            let message = ReturnedMessage::new(*returned, Some(sequence_number));
+            (Error::new(ErrorKind::Returned(message)), "")
+        }
+        Outcome::Lost {
+            cause,
+            may_have_been_sent: true,
+        } => (cause, ", which may have been sent"),
+        Outcome::Lost { cause, .. } => (cause.unsent(), ", which was not sent"),
+    };
+    Err(error.doing(format!("message {sequence_number}{what}")))
+}
+
+/// What a publisher shares with the messages that it waits for.
+#[derive(Debug)]
+pub(crate) struct Unconfirmed {
+    pub(crate) window: Window,
+    pub(crate) failures: Mutex<Failures>,
+    pub(crate) confirm_timeout: Duration,
+}
+
+/// The messages that failed and of which nobody has been told.
+#[derive(Debug)]
+pub(crate) struct Failures {
+    failed: BTreeMap<u64, (Error, Weight)>,
+    /// What their messages weigh, in bytes: a returned one is kept whole.
+    bytes: u64,
+    bytes_limit: u64,
+    /// How many more there were than can be kept.
+    forgotten: u64,
+}
+
+impl Failures {
+    pub(crate) fn new(bytes_limit: u64) -> Self {
+        Self {
+            failed: BTreeMap::new(),
+            bytes: 0,
+            bytes_limit,
+            forgotten: 0,
+        }
+    }
+
+    fn push(&mut self, sequence_number: u64, error: Error, weight: Weight) {
+        self.bytes += weight.bytes();
+        self.failed.insert(sequence_number, (error, weight));
+        while self.failed.len() > FAILURES_LIMIT
+            || (self.bytes > self.bytes_limit && self.failed.len() > 1)
+        {
+            let Some((_, (error, weight))) = self.failed.pop_first() else {
+                return;
+            };
+            self.bytes -= weight.bytes();
+            self.forgotten += 1;
+            log::warn!("nobody asked for the failure of a publish: {error}");
+        }
+    }
+
+    fn told(&mut self, sequence_number: u64) {
+        if let Some((_, weight)) = self.failed.remove(&sequence_number) {
+            self.bytes -= weight.bytes();
+        }
+    }
+
+    /// All failures since the last report.
+    pub(crate) fn report(&mut self) -> Result<()> {
+        let forgotten = std::mem::take(&mut self.forgotten);
+        self.bytes = 0;
+        let failed: Vec<_> = std::mem::take(&mut self.failed)
+            .into_iter()
+            .map(|(sequence_number, (error, _))| FailedPublish {
+                sequence_number,
+                error,
+            })
+            .collect();
+        if failed.is_empty() {
             return Ok(());
         }
-        Err(Error::new(ErrorKind::Nacked { sequence_numbers }))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::time::Duration;
-
-    fn published(count: u64) -> Confirms {
-        let confirms = Confirms::default();
-        assert_eq!(confirms.next(), None);
-        confirms.select();
-        let numbers: Vec<_> = (0..count).filter_map(|_| confirms.next()).collect();
-        assert_eq!(numbers, (1..=count).collect::<Vec<_>>());
-        confirms
-    }
-
-    fn wait(confirms: &Confirms) -> Result<()> {
-        confirms.wait(Deadline::after(Duration::ZERO))
-    }
-
-    #[test]
-    fn counts_answers_in_any_order() {
-        let confirms = published(5);
-        for number in [3, 1, 5, 2] {
-            confirms.settle(number, false, false);
-            assert!(wait(&confirms).unwrap_err().is_timeout());
-        }
-        confirms.settle(4, false, false);
-        wait(&confirms).unwrap();
-        assert!(confirms.settled.lock().beyond.is_empty());
-    }
-
-    #[test]
-    fn multiple_answers_for_all_up_to_it() {
-        let confirms = published(5);
-        confirms.settle(5, false, false);
-        confirms.settle(4, true, false);
-        wait(&confirms).unwrap();
-
-        let confirms = published(5);
-        confirms.settle(2, true, false);
-        confirms.settle(0, true, false);
-        wait(&confirms).unwrap();
-    }
-
-    #[test]
-    fn tells_once_which_were_refused() {
-        let confirms = published(6);
-        confirms.settle(2, false, false);
-        confirms.settle(3, true, true);
-        confirms.settle(6, false, true);
-        confirms.settle(5, true, false);
-        let sequence_numbers = vec![1, 3, 6];
-        assert_eq!(
-            *wait(&confirms).unwrap_err().kind(),
-            ErrorKind::Nacked { sequence_numbers }
-        );
-        wait(&confirms).unwrap();
-    }
-
-    #[test]
-    fn ignores_answers_that_nobody_asked_for() {
-        let confirms = published(2);
-        confirms.settle(u64::MAX, false, false);
-        confirms.settle(u64::MAX, true, false);
-        confirms.settle(0, false, false);
-        assert!(wait(&confirms).unwrap_err().is_timeout());
-        confirms.settle(2, true, false);
-        confirms.settle(1, false, true);
-        wait(&confirms).unwrap();
-    }
-
-    #[test]
-    fn what_is_confirmed_stays_confirmed_after_the_end() {
-        let confirms = published(1);
-        confirms.settle(1, false, false);
-        confirms.end(&Error::invalid("gone"));
-        wait(&confirms).unwrap();
-        confirms.next();
-        assert_eq!(wait(&confirms).unwrap_err().to_string(), "gone");
+        Err(Error::new(ErrorKind::PublishesFailed { failed, forgotten }))
     }
 }

@@ -7,10 +7,13 @@ use std::sync::Arc;
 use std::thread::{self, ThreadId};
 use std::time::Duration;
 
+use crossbeam_channel::Receiver;
+
 use crate::channel::Channel;
 use crate::connect::{connect, Connected};
 use crate::deadline::Deadline;
 use crate::error::{CloseReason, Error, ErrorKind, ReplyCode, Result};
+use crate::events::ConnectionEvent;
 use crate::io_thread::{self, Link};
 use crate::mailbox::{Command, Mailboxes};
 use crate::options::ConnectionOptions;
@@ -173,6 +176,29 @@ impl Connection {
     /// See <https://www.rabbitmq.com/docs/connection-blocked>.
     pub fn blocked_reason(&self) -> Option<String> {
         self.inner.link.outbox.blocked_reason()
+    }
+
+    /// What happens to the connection from now on: blocked, unblocked, closed. The receiver keeps the newest 64; all
+    /// receivers of a connection share them. It is disconnected when the connection has ended.
+    ///
+    /// ```no_run
+    /// use leveret::{Connection, ConnectionEvent};
+    ///
+    /// let connection = Connection::open_default()?;
+    /// let events = connection.events();
+    /// std::thread::spawn(move || {
+    ///     for event in events {
+    ///         match event {
+    ///             ConnectionEvent::Blocked { reason } => println!("publishing waits: {reason}"),
+    ///             ConnectionEvent::Unblocked => println!("publishing goes on"),
+    ///             other => println!("{other:?}"),
+    ///         }
+    ///     }
+    /// });
+    /// # Ok::<(), leveret::Error>(())
+    /// ```
+    pub fn events(&self) -> Receiver<ConnectionEvent> {
+        self.inner.link.events.receiver()
     }
 
     /// What the broker tells about itself: product, version, capabilities, …

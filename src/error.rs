@@ -5,6 +5,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::message::ReturnedMessage;
 use crate::wire::method::MethodId;
 
 /// `Result` with this crate's [`Error`].
@@ -260,10 +261,27 @@ pub enum ErrorKind {
         /// The consumer's tag.
         consumer_tag: String,
     },
+    /// The window of a publisher stayed full: the broker does not answer for what was published before. Nothing was
+    /// sent.
+    WindowFull {
+        /// How many messages are unconfirmed.
+        unconfirmed: usize,
+        /// How long was waited.
+        after: Duration,
+    },
     /// The broker refused messages (`basic.nack`).
     Nacked {
         /// The sequence numbers of the refused messages.
         sequence_numbers: Vec<u64>,
+    },
+    /// The broker could not route the message, and gave it back.
+    Returned(ReturnedMessage),
+    /// Messages failed, each with its own error.
+    PublishesFailed {
+        /// In the order in which they were published.
+        failed: Vec<FailedPublish>,
+        /// How many more there were before them, too many to be kept.
+        forgotten: u64,
     },
     /// The delivery was acknowledged or rejected before.
     AlreadySettled {
@@ -321,16 +339,30 @@ impl fmt::Display for ErrorKind {
                     "the connection was closed because the peer broke the protocol: {code} - {text}"
                 )
             }
+            Self::OutboxFull {
+                after: Duration::ZERO,
+            } => f.write_str("nothing was sent, since the outbox is full"),
             Self::OutboxFull { after } => write!(
                 f,
                 "nothing was sent, since the broker has read nothing for {after:?} and the outbox is full"
             ),
             Self::TimedOut { after } => write!(f, "timed out after {after:?}"),
             Self::ConnectionBlocked { reason, after } => {
+                write!(f, "the broker has blocked the connection ({reason})")?;
+                match *after {
+                    Duration::ZERO => Ok(()),
+                    after => write!(f, "; timed out after {after:?}"),
+                }
+            }
+            Self::WindowFull { unconfirmed, after } => {
                 write!(
                     f,
-                    "the broker has blocked the connection ({reason}); timed out after {after:?}"
-                )
+                    "nothing was sent, since the window is full: {unconfirmed} messages are unconfirmed"
+                )?;
+                match *after {
+                    Duration::ZERO => Ok(()),
+                    after => write!(f, "; timed out after {after:?}"),
+                }
             }
             Self::ChannelsExhausted { channel_max } => {
                 write!(
@@ -348,6 +380,21 @@ impl fmt::Display for ErrorKind {
                     sequence_numbers.len()
                 )
             }
+            Self::Returned(message) => write!(
+                f,
+                "returned by the broker: {} - exchange {:?}, routing key {:?}",
+                message.reply_code(),
+                message.exchange(),
+                message.routing_key()
+            ),
+            Self::PublishesFailed { failed, forgotten } => {
+                let count = failed.len() as u64 + forgotten;
+                write!(f, "{count} messages failed")?;
+                match failed.first() {
+                    Some(first) => write!(f, ", the first of them: {}", first.error),
+                    None => Ok(()),
+                }
+            }
             Self::AlreadySettled { delivery_tag } => {
                 write!(
                     f,
@@ -358,10 +405,30 @@ impl fmt::Display for ErrorKind {
     }
 }
 
+/// A message of which the broker has not taken charge.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct FailedPublish {
+    /// Its number on its channel.
+    pub sequence_number: u64,
+    /// What became of it.
+    pub error: Error,
+}
+
+impl PartialEq for FailedPublish {
+    fn eq(&self, other: &Self) -> bool {
+        self.sequence_number == other.sequence_number && self.error.kind() == other.error.kind()
+    }
+}
+
+impl Eq for FailedPublish {}
+
 #[derive(Clone)]
 struct Inner {
     doing: Option<String>,
     kind: ErrorKind,
+    /// Set where the kind alone does not say so: nothing of what was asked has left this program.
+    unsent: bool,
     source: Option<Arc<dyn std::error::Error + Send + Sync>>,
 }
 
@@ -389,6 +456,7 @@ impl Error {
         Self(Arc::new(Inner {
             doing: None,
             kind,
+            unsent: false,
             source: None,
         }))
     }
@@ -406,6 +474,12 @@ impl Error {
         source: impl std::error::Error + Send + Sync + 'static,
     ) -> Self {
         Arc::make_mut(&mut self.0).source = Some(Arc::new(source));
+        self
+    }
+
+    /// The same failure, told to one whose request was not sent.
+    pub(crate) fn unsent(mut self) -> Self {
+        Arc::make_mut(&mut self.0).unsent = true;
         self
     }
 
@@ -462,12 +536,58 @@ impl Error {
         )
     }
 
+    /// Whether the broker can have received what was asked of it, be it a message or a call. If not, it is safe to
+    /// ask again. Otherwise nobody can tell, and doing it again may do it twice.
+    ///
+    /// ```no_run
+    /// use leveret::{Connection, ConnectionOptions};
+    ///
+    /// let channel = Connection::open_default()?.open_channel()?;
+    /// while let Err(error) = channel.basic_publish("", "tasks", "charge the customer") {
+    ///     if error.may_have_been_sent() || !error.is_timeout() {
+    ///         return Err(error);
+    ///     }
+    /// }
+    /// # Ok::<(), leveret::Error>(())
+    /// ```
+    pub fn may_have_been_sent(&self) -> bool {
+        let never = matches!(
+            self.kind(),
+            ErrorKind::InvalidUri(_)
+                | ErrorKind::InvalidArgument(_)
+                | ErrorKind::ConnectFailed { .. }
+                | ErrorKind::OutboxFull { .. }
+                | ErrorKind::WindowFull { .. }
+                | ErrorKind::ConnectionBlocked { .. }
+                | ErrorKind::ChannelsExhausted { .. }
+                | ErrorKind::AlreadySettled { .. }
+        );
+        !never && !self.0.unsent
+    }
+
+    /// The message that the broker gave back, if that is the failure.
+    pub fn returned_message(&self) -> Option<&ReturnedMessage> {
+        match self.kind() {
+            ErrorKind::Returned(message) => Some(message),
+            _ => None,
+        }
+    }
+
+    /// Each of the messages that failed, if these are the failure.
+    pub fn failed_publishes(&self) -> &[FailedPublish] {
+        match self.kind() {
+            ErrorKind::PublishesFailed { failed, .. } => failed,
+            _ => &[],
+        }
+    }
+
     /// Whether a time limit was reached.
     pub fn is_timeout(&self) -> bool {
         matches!(
             self.kind(),
             ErrorKind::TimedOut { .. }
                 | ErrorKind::OutboxFull { .. }
+                | ErrorKind::WindowFull { .. }
                 | ErrorKind::ConnectionBlocked { .. }
         )
     }
@@ -491,11 +611,13 @@ impl fmt::Debug for Error {
         let Inner {
             doing,
             kind,
+            unsent: _,
             source,
         } = &*self.0;
         f.debug_struct("Error")
             .field("doing", doing)
             .field("kind", kind)
+            .field("may_have_been_sent", &self.may_have_been_sent())
             .field("source", source)
             .finish()
     }

@@ -13,8 +13,10 @@ use parking_lot::{Condvar, Mutex};
 use crate::channel_numbers::ChannelNumbers;
 use crate::deadline::Deadline;
 use crate::error::{CloseReason, Error, ErrorKind as Kind};
+use crate::events::ConnectionEvent;
+use crate::feed::Feed;
 use crate::inbox::Inbox;
-use crate::mailbox::{Command, Mailboxes, Reply, Unclaimed};
+use crate::mailbox::{Command, Mailboxes, Published, Reply, Unclaimed};
 use crate::outbox::Outbox;
 use crate::outgoing::Outgoing;
 use crate::proto::{self, Event};
@@ -28,6 +30,8 @@ const READS_IN_A_ROW: usize = 16;
 /// How many writes are made before reading gets its turn: publishers who never stop must not keep confirms and
 /// heartbeats from being read.
 const WRITES_IN_A_ROW: usize = 16;
+/// How many events are kept for a program that does not read them.
+const EVENTS_LIMIT: usize = 64;
 /// After its end a connection waits so long for its last words to go out, and for the peer to hear them.
 const LINGER: Duration = Duration::from_secs(1);
 
@@ -35,6 +39,7 @@ const LINGER: Duration = Duration::from_secs(1);
 pub(crate) struct Link {
     pub(crate) outbox: Outbox,
     pub(crate) channel_numbers: ChannelNumbers,
+    pub(crate) events: Feed<ConnectionEvent>,
     finished: Mutex<bool>,
     on_finished: Condvar,
 }
@@ -72,6 +77,7 @@ pub(crate) fn spawn(
     let link = Arc::new(Link {
         outbox: Outbox::new(sender, waker, tuning.payload_limit()),
         channel_numbers: ChannelNumbers::new(tuning.highest_channel()),
+        events: Feed::new(EVENTS_LIMIT),
         finished: Mutex::new(false),
         on_finished: Condvar::new(),
     });
@@ -81,6 +87,7 @@ pub(crate) fn spawn(
         core,
         inbox,
         outgoing: Outgoing::default(),
+        published: Vec::new(),
         commands,
         link: Arc::clone(&link),
         readable: true,
@@ -111,6 +118,8 @@ struct IoThread {
     core: proto::Connection<Mailboxes>,
     inbox: Inbox,
     outgoing: Outgoing,
+    /// Empty but for a moment; kept for its memory.
+    published: Vec<Published>,
     commands: Receiver<Command>,
     link: Arc<Link>,
     /// What the socket last allowed; edge-triggered, so it holds until a call would block.
@@ -128,6 +137,7 @@ impl Drop for Finish {
     fn drop(&mut self) {
         // Without effect unless the thread panicked: otherwise the cause stands there already.
         let reason = CloseReason::program("the IO thread has ended");
+        self.0.events.end();
         self.0
             .outbox
             .set_end(Error::new(Kind::ConnectionClosed(reason)));
@@ -263,8 +273,18 @@ impl IoThread {
     /// Takes what has come together in the outbox. False if that is nothing; then the IO thread may sleep.
     fn refill(&mut self) -> bool {
         self.take_core_output();
-        self.link.outbox.take(&mut self.outgoing);
+        self.link
+            .outbox
+            .take(&mut self.outgoing, &mut self.published);
+        self.tell_published();
         !self.outgoing.is_empty()
+    }
+
+    /// Tells the core of messages, before any byte of them is written.
+    fn tell_published(&mut self) {
+        for published in self.published.drain(..) {
+            self.core.published(published);
+        }
     }
 
     fn take_core_output(&mut self) {
@@ -313,34 +333,56 @@ impl IoThread {
                 Event::Delivery { consumer, delivery } => consumer.deliver(delivery),
                 Event::ConsumerStarted { consumer } => consumer.started(),
                 Event::ConsumerEnded { consumer, error } => consumer.ended(error),
-                Event::Returned { channel, message } => channel.returned(message),
-                Event::Confirm {
+                Event::Returned {
                     channel,
                     sequence_number,
-                    multiple,
-                    nack,
-                } => channel.confirm(sequence_number, multiple, nack),
+                    message,
+                } => channel.returned(message, sequence_number),
+                Event::Answered {
+                    confirm,
+                    sequence_number,
+                    outcome,
+                } => confirm.answered(sequence_number, outcome),
+                Event::Nacked {
+                    channel,
+                    sequence_number,
+                } => channel.nacked(sequence_number),
+                Event::Confirm {
+                    channel,
+                    answer,
+                    answered_to,
+                } => channel.confirm(answer, answered_to),
                 Event::MessageTooLarge { channel, size } => channel.message_too_large(size),
                 Event::Flow { channel, active } => channel.flow(active),
                 Event::ChannelEnded { channel, error } => channel.ended(&error),
                 Event::ChannelFreed { channel } => self.free_channel(channel),
                 Event::Blocked { reason } => {
                     log::warn!("the broker has blocked the connection: {reason}");
-                    self.link.outbox.set_blocked(Some(reason));
+                    self.link.outbox.set_blocked(Some(reason.clone()));
+                    self.tell(ConnectionEvent::Blocked { reason });
                 }
                 Event::Unblocked => {
                     log::info!("the broker has unblocked the connection");
                     self.link.outbox.set_blocked(None);
+                    self.tell(ConnectionEvent::Unblocked);
                 }
                 Event::Ended { error } => self.ended(error),
             }
         }
     }
 
-    /// The close-ok has to be in the outbox before anyone can reuse the number and put a channel.open there.
+    /// The close-ok has to be in the outbox before anyone can reuse the number and put a channel.open there; and what
+    /// was published under the number must not be taken for the next channel's.
     fn free_channel(&mut self, number: u16) {
         self.take_core_output();
+        self.link.outbox.take_published(&mut self.published);
+        self.tell_published();
         self.link.channel_numbers.release(number);
+    }
+
+    fn tell(&self, event: ConnectionEvent) {
+        // What nobody reads has been logged.
+        let _ = self.link.events.send(event);
     }
 
     fn ended(&mut self, error: Error) {
@@ -350,12 +392,16 @@ impl IoThread {
             }
             _ => log::warn!("{error}"),
         }
-        self.link.outbox.set_end(error);
+        self.link.outbox.set_end(error.clone());
+        self.tell(ConnectionEvent::Closed { cause: error });
+        self.link.events.end();
         self.link.channel_numbers.end();
         // Commands that were given just before are answered now, with the same cause.
         while let Ok(command) = self.commands.try_recv() {
             self.core.handle(command);
         }
+        self.link.outbox.take_published(&mut self.published);
+        self.tell_published();
         self.closing = if self.core.has_output() {
             Closing::Flushing(now() + LINGER)
         } else {

@@ -55,7 +55,9 @@ mod consumer;
 mod deadline;
 mod delivery;
 mod error;
+mod events;
 mod exchange;
+mod feed;
 mod inbox;
 mod io_thread;
 mod mailbox;
@@ -64,24 +66,30 @@ mod options;
 mod outbox;
 mod outgoing;
 mod proto;
+mod publisher;
 mod queue;
 mod request;
 mod stream;
 mod uri;
+mod window;
 mod wire;
 
-pub use channel::Channel;
+pub use channel::{Channel, Confirmation};
+pub use confirm::Confirm;
 pub use connection::Connection;
 pub use consumer::{Consumer, IntoIter, Iter};
 pub use crossbeam_channel;
 pub use delivery::{Delivery, GetResponse};
-pub use error::{CloseReason, ClosedBy, Error, ErrorKind, ReplyCode, Result};
+pub use error::{CloseReason, ClosedBy, Error, ErrorKind, FailedPublish, ReplyCode, Result};
+pub use events::ConnectionEvent;
 pub use exchange::{Exchange, ExchangeKind};
 pub use message::{Body, Message, ReturnedMessage};
 pub use options::{
     BindOptions, ConnectionOptions, ConsumeOptions, ExchangeDeclareOptions, ExchangeDeleteOptions,
-    LoginMethod, NackOptions, QosOptions, QueueDeclareOptions, QueueDeleteOptions,
+    LoginMethod, NackOptions, PublisherOptions, QosOptions, QueueDeclareOptions,
+    QueueDeleteOptions,
 };
+pub use publisher::Publisher;
 pub use queue::Queue;
 pub use wire::properties::Properties;
 pub use wire::value::{FieldTable, FieldValue};

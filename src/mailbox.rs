@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crossbeam_channel::Sender;
 
 use crate::error::{Error, Result};
-use crate::proto::{self, Delivered, Fetched, Returned};
+use crate::proto::{self, Answer, Delivered, Fetched, Outcome, Returned};
 use crate::wire::method::Method;
 
 /// A caller who waits for a reply. Sending never blocks: there is room for the one answer.
@@ -52,12 +52,14 @@ pub(crate) trait ChannelMailbox: Send + Sync {
     fn ended(&self, error: &Error);
     /// The broker asks to stop or go on publishing.
     fn flow(&self, active: bool);
-    /// The broker confirmed or refused a message, or all up to it.
-    fn confirm(&self, sequence_number: u64, multiple: bool, nack: bool);
+    /// The broker has answered for messages; all numbers up to `answered_to` are answered now.
+    fn confirm(&self, answer: Answer, answered_to: u64);
+    /// The broker refused a message.
+    fn nacked(&self, sequence_number: u64);
     /// A message came that is larger than we take: the channel has to be closed.
     fn message_too_large(&self, size: u64);
     /// A message came back.
-    fn returned(&self, message: Returned);
+    fn returned(&self, message: Returned, sequence_number: Option<u64>);
     /// Nobody wants this message any more.
     fn requeue(&self, delivery_tag: u64);
 }
@@ -71,12 +73,21 @@ pub(crate) trait ConsumerMailbox: Send + Sync {
     fn ended(&self, error: Option<Error>);
 }
 
+/// What the IO thread tells the one who waits for the answer to a message. It runs on the IO thread and must not
+/// block.
+pub(crate) trait ConfirmMailbox: Send + Sync {
+    /// Once, whatever happens.
+    fn answered(&self, sequence_number: u64, outcome: Outcome);
+}
+
 pub(crate) struct Mailboxes;
 
 impl proto::Mailboxes for Mailboxes {
     type Call = Call;
     type Channel = Arc<dyn ChannelMailbox>;
     type Consumer = Arc<dyn ConsumerMailbox>;
+    type Confirm = Arc<dyn ConfirmMailbox>;
 }
 
 pub(crate) type Command = proto::Command<Mailboxes>;
+pub(crate) type Published = proto::Published<Mailboxes>;

@@ -232,15 +232,16 @@ impl<'a> From<&'a Message<'_>> for Message<'a> {
 }
 
 /// A message that the broker could not route and gave back.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct ReturnedMessage {
     code: ReplyCode,
     text: String,
+    sequence_number: Option<u64>,
     content: Content,
 }
 
 impl ReturnedMessage {
-    pub(crate) fn new(returned: Returned) -> Self {
+    pub(crate) fn new(returned: Returned, sequence_number: Option<u64>) -> Self {
         let Returned {
             code,
             text,
@@ -249,8 +250,18 @@ impl ReturnedMessage {
         Self {
             code,
             text,
+            sequence_number,
             content,
         }
+    }
+
+    /// The number under which it was published, if its channel is in confirm mode.
+    ///
+    /// Messages that are equal in every byte, to the same exchange with the same routing key, can be taken for one
+    /// another if the broker routes one of them and not the other, and answers for both at once; a
+    /// [`message_id`](Message::message_id) tells them apart.
+    pub fn sequence_number(&self) -> Option<u64> {
+        self.sequence_number
     }
 
     /// Why: [`ReplyCode::NO_ROUTE`] for a mandatory message.
@@ -299,6 +310,7 @@ impl fmt::Debug for ReturnedMessage {
             .field("reply_text", &self.text)
             .field("exchange", &self.exchange())
             .field("routing_key", &self.routing_key())
+            .field("sequence_number", &self.sequence_number)
             .field("body", &format_args!("{} bytes", self.body().len()))
             .finish_non_exhaustive()
     }

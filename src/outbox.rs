@@ -7,13 +7,15 @@
 //! A large message gets a lane of its own beside that buffer, and so does what follows it on its channel: the IO
 //! thread sends it a few frames at a time, so that it does not hold up heartbeats and other channels.
 
+use std::ops::Range;
+
 use crossbeam_channel::Sender;
 use mio::Waker;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::deadline::Deadline;
 use crate::error::{Error, ErrorKind, Result};
-use crate::mailbox::Command;
+use crate::mailbox::{Command, Published};
 use crate::outgoing::Outgoing;
 use crate::wire::codec::WireError;
 use crate::wire::frame;
@@ -59,6 +61,8 @@ struct State {
     lanes: Vec<Lane>,
     /// The last words of the connection, which wait for the lanes to end.
     last: Vec<u8>,
+    /// The messages of which the core has not been told.
+    published: Vec<Published>,
     /// The IO thread has nothing to do and sleeps, or is about to.
     asleep: bool,
     /// `connection.blocked`, with the broker's reason.
@@ -74,6 +78,18 @@ pub(crate) struct Outbox {
     commands: Sender<Command>,
     waker: Waker,
     payload_limit: usize,
+}
+
+/// A large message as it is sent.
+pub(crate) struct Large {
+    frames: Vec<u8>,
+    properties: Range<usize>,
+}
+
+impl Large {
+    pub(crate) fn properties(&self) -> &[u8] {
+        self.frames.get(self.properties.clone()).unwrap_or_default()
+    }
 }
 
 impl State {
@@ -109,14 +125,21 @@ impl Frames<'_> {
         written.map_err(unsendable)
     }
 
-    pub(crate) fn content(&mut self, properties: Option<&Properties>, body: &[u8]) -> Result<()> {
+    /// Returns the properties as they are sent.
+    pub(crate) fn content(
+        &mut self,
+        properties: Option<&Properties>,
+        body: &[u8],
+    ) -> Result<&[u8]> {
         let (channel, limit) = (self.channel, self.payload_limit);
         let target = self.state.target(channel);
-        frame::write_content(target, channel, properties, body, limit).map_err(unsendable)
+        let written = frame::write_content(target, channel, properties, body, limit);
+        let properties = written.map_err(unsendable)?;
+        Ok(target.get(properties).unwrap_or_default())
     }
 
     /// A message that was encoded before. It goes in a lane.
-    pub(crate) fn large(&mut self, frames: Vec<u8>) {
+    pub(crate) fn large(&mut self, Large { frames, .. }: Large) {
         let channel = self.channel;
         match self.state.lanes.iter_mut().find(|it| it.channel == channel) {
             Some(lane) if lane.bytes.is_empty() => lane.bytes = frames,
@@ -127,6 +150,12 @@ impl Frames<'_> {
                 writing: 0,
             }),
         }
+    }
+
+    /// Tells the core of a message in confirm mode: before the answer can come, and in order.
+    #[inline]
+    pub(crate) fn published(&mut self, published: Published) {
+        self.state.published.push(published);
     }
 
     /// The last method of the connection: behind all that was appended before.
@@ -167,6 +196,7 @@ impl Outbox {
                 buffer: Vec::new(),
                 lanes: Vec::new(),
                 last: Vec::new(),
+                published: Vec::new(),
                 asleep: false,
                 blocked: None,
                 end: None,
@@ -185,20 +215,32 @@ impl Outbox {
         method: &impl Encode,
         properties: Option<&Properties>,
         body: &[u8],
-    ) -> Result<Vec<u8>> {
+    ) -> Result<Large> {
         let limit = self.payload_limit;
-        let frames = body.len() / limit + 3;
-        let mut bytes = Vec::with_capacity(body.len() + frames * frame::OVERHEAD + 1024);
-        frame::write_method(&mut bytes, channel, method, limit)
-            .and_then(|()| frame::write_content(&mut bytes, channel, properties, body, limit))
-            .map_err(unsendable)?;
-        Ok(bytes)
+        let mut frames = Vec::with_capacity(body.len() + body.len() / 64 + 1024);
+        let written = frame::write_method(&mut frames, channel, method, limit)
+            .and_then(|()| frame::write_content(&mut frames, channel, properties, body, limit));
+        let properties = written.map_err(unsendable)?;
+        Ok(Large { frames, properties })
     }
 
     /// Appends what `append` writes on a channel, all or nothing, when the caller is admitted and `gate` is open.
     /// Wakes the IO thread only if it sleeps.
     #[inline]
     pub(crate) fn write<T>(
+        &self,
+        channel: u16,
+        admission: Admission,
+        patience: impl Into<Patience>,
+        gate: impl Fn() -> Result<Gate>,
+        append: impl FnOnce(&mut Frames<'_>) -> Result<T>,
+    ) -> Result<T> {
+        self.try_write(channel, admission, patience, gate, append)
+            .map_err(Error::unsent)
+    }
+
+    #[inline]
+    fn try_write<T>(
         &self,
         channel: u16,
         admission: Admission,
@@ -334,16 +376,24 @@ impl Outbox {
         }
     }
 
-    /// Takes all that was appended. If nothing is left to write, the next one who appends wakes the IO thread.
-    pub(crate) fn take(&self, outgoing: &mut Outgoing) {
+    /// Takes the messages of which the core has not been told, in exchange for an empty `published`.
+    pub(crate) fn take_published(&self, published: &mut Vec<Published>) {
+        std::mem::swap(&mut self.state.lock().published, published);
+    }
+
+    /// Takes all that was appended, and the messages in it. If nothing is left to write, the next one who appends
+    /// wakes the IO thread.
+    pub(crate) fn take(&self, outgoing: &mut Outgoing, published: &mut Vec<Published>) {
         let mut state = self.state.lock();
         let State {
             buffer,
             lanes,
             last,
+            published: new_published,
             asleep,
             ..
         } = &mut *state;
+        std::mem::swap(new_published, published);
         outgoing.take_buffer(buffer);
         lanes.retain_mut(|lane| {
             lane.writing = outgoing.take_lane(lane.channel, &mut lane.bytes);

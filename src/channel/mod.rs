@@ -1,5 +1,6 @@
 //! Channels: where nearly everything is asked of the broker.
 
+mod confirms;
 mod consuming;
 mod exchanges;
 mod modes;
@@ -10,6 +11,7 @@ mod state;
 use std::fmt;
 use std::sync::{Arc, Weak};
 
+pub use confirms::Confirmation;
 pub(crate) use state::ChannelState;
 
 use crate::connection::Connection;

@@ -2,9 +2,13 @@
 
 use std::time::Duration;
 
-use super::Channel;
+use crossbeam_channel::Receiver;
+
+use super::{Channel, Confirmation};
 use crate::deadline::Deadline;
 use crate::error::{Error, Result};
+use crate::options::PublisherOptions;
+use crate::publisher::Publisher;
 use crate::request::{self, Asked};
 use crate::wire::method::{ConfirmSelect, Encode, TxCommit, TxRollback, TxSelect};
 
@@ -65,14 +69,72 @@ impl Channel {
     /// # Errors
     /// As [`wait_for_confirms`](Self::wait_for_confirms).
     pub fn wait_for_confirms_timeout(&self, timeout: Duration) -> Result<()> {
-        const DOING: &str = "waiting for confirms";
         let confirms = &self.state().confirms;
-        if !confirms.is_selected() {
-            let error = Error::invalid("the channel is not in confirm mode (confirm_select)");
-            return Err(error.doing(DOING));
+        let answered = match confirms.is_selected() {
+            true => self.wait_until_answered(Deadline::after(timeout)),
+            false => Err(Error::invalid(
+                "the channel is not in confirm mode (confirm_select)",
+            )),
+        };
+        answered
+            .and_then(|()| confirms.report())
+            .map_err(|error| error.doing("waiting for confirms"))
+    }
+
+    /// Waits until the broker has answered for all messages published on this channel so far.
+    pub(crate) fn wait_until_answered(&self, deadline: Deadline) -> Result<()> {
+        self.state().confirms.wait(deadline)
+    }
+
+    /// The broker's answers to the messages of this channel in confirm mode, from now on, for a program that keeps its
+    /// own accounts of sequence numbers. The receiver keeps the newest 65,536; all receivers of a channel share them.
+    /// It is disconnected when the channel ends. A [`Publisher`] does all this by itself.
+    ///
+    /// ```no_run
+    /// use leveret::Connection;
+    /// use std::collections::BTreeMap;
+    ///
+    /// let channel = Connection::open_default()?.open_channel()?;
+    /// channel.confirm_select()?;
+    /// let confirmations = channel.confirmations();
+    /// let mut open = BTreeMap::new();
+    /// for number in 0..100 {
+    ///     let task = format!("task {number}");
+    ///     if let Some(sequence_number) = channel.basic_publish("", "tasks", &task)? {
+    ///         open.insert(sequence_number, task);
+    ///     }
+    /// }
+    /// while let (false, Ok(answer)) = (open.is_empty(), confirmations.recv()) {
+    ///     match answer.multiple {
+    ///         true => open.retain(|&number, _| number > answer.sequence_number),
+    ///         false => drop(open.remove(&answer.sequence_number)),
+    ///     }
+    /// }
+    /// # Ok::<(), leveret::Error>(())
+    /// ```
+    pub fn confirmations(&self) -> Receiver<Confirmation> {
+        self.state().confirmations.receiver()
+    }
+
+    /// Puts the channel into confirm mode, if it is not, and publishes with a window of unconfirmed messages and a
+    /// [`Confirm`](crate::Confirm) for each: the way to lose nothing. See [`Publisher`].
+    ///
+    /// # Errors
+    /// As [`confirm_select`](Self::confirm_select).
+    pub fn publisher(&self) -> Result<Publisher> {
+        self.publisher_with(PublisherOptions::default())
+    }
+
+    /// [`publisher`](Self::publisher) with another window or other timeouts.
+    ///
+    /// # Errors
+    /// As [`publisher`](Self::publisher); [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument) for a window of 0 or more than 65,536.
+    pub fn publisher_with(&self, options: PublisherOptions) -> Result<Publisher> {
+        options.check()?;
+        if !self.state().confirms.is_selected() {
+            self.confirm_select()?;
         }
-        let answered = confirms.wait(Deadline::after(timeout));
-        answered.map_err(|error| error.doing(DOING))
+        Ok(Publisher::new(self.clone(), options))
     }
 
     /// Begins transactions on this channel: what is published and acknowledged takes effect at

@@ -1,13 +1,18 @@
 //! Publishing messages, and getting back what cannot be routed.
 
 use std::borrow::Cow;
+use std::sync::Arc;
+use std::time::Duration;
 
 use crossbeam_channel::Receiver;
 
 use super::Channel;
+use crate::confirm::Awaited;
 use crate::error::{Error, Result};
+use crate::mailbox::{ConfirmMailbox, Published};
 use crate::message::{Message, ReturnedMessage};
 use crate::outbox::{Admission, LARGE};
+use crate::proto::Identity;
 use crate::request::Asked;
 use crate::wire::method::{BasicPublish, Encode};
 
@@ -39,63 +44,110 @@ impl Channel {
         routing_key: &str,
         message: impl Into<Message<'m>>,
     ) -> Result<Option<u64>> {
-        let message = message.into();
-        let published = self.publish(exchange, routing_key, &message);
-        published.map_err(|error| Asked::about(BasicPublish::ID, exchange).failed(error))
+        let timeout = self.connection().publish_timeout();
+        self.publish_plainly(exchange, routing_key, &message.into(), timeout)
     }
 
-    fn publish(
+    /// [`basic_publish`](Self::basic_publish) without waiting: if the outbox is full, or the broker has blocked the
+    /// connection, it fails at once.
+    ///
+    /// # Errors
+    /// As [`basic_publish`](Self::basic_publish).
+    pub fn try_basic_publish<'m>(
+        &self,
+        exchange: &str,
+        routing_key: &str,
+        message: impl Into<Message<'m>>,
+    ) -> Result<Option<u64>> {
+        self.publish_plainly(exchange, routing_key, &message.into(), Duration::ZERO)
+    }
+
+    fn publish_plainly(
         &self,
         exchange: &str,
         routing_key: &str,
         message: &Message<'_>,
+        timeout: Duration,
     ) -> Result<Option<u64>> {
-        let size = message.body().len() as u64;
-        let limit = self.connection().max_message_size();
-        if size > limit {
-            return Err(Error::invalid(format!(
-                "the body has {size} bytes, at most {limit} are allowed (max_message_size)"
-            )));
-        }
+        let mandatory = message.is_mandatory();
+        let published = self.publish(exchange, routing_key, message, mandatory, None, timeout);
+        published.map_err(|error| Asked::about(BasicPublish::ID, exchange).failed(error))
+    }
+
+    /// Hands a message over. In confirm mode, `awaited` is told what becomes of it.
+    pub(crate) fn publish(
+        &self,
+        exchange: &str,
+        routing_key: &str,
+        message: &Message<'_>,
+        mandatory: bool,
+        awaited: Option<&Arc<Awaited>>,
+        timeout: Duration,
+    ) -> Result<Option<u64>> {
+        self.check_size(message)?;
         let state = self.state();
+        let outbox = &state.link.outbox;
         let method = BasicPublish {
             ticket: 0,
             exchange: Cow::Borrowed(exchange),
             routing_key: Cow::Borrowed(routing_key),
-            mandatory: message.is_mandatory(),
+            mandatory,
             immediate: message.is_immediate(),
         };
-        let outbox = &state.link.outbox;
         let (properties, body) = (message.properties(), message.body());
-        let large = if body.len() > LARGE {
-            Some(outbox.encode_large(state.number, &method, properties, body)?)
-        } else {
-            None
+        // What costs more the larger the message is happens before the lock is taken.
+        let identity = (mandatory && state.confirms.is_selected())
+            .then(|| Identity::new(exchange, routing_key, body));
+        let large = (body.len() > LARGE)
+            .then(|| outbox.encode_large(state.number, &method, properties, body))
+            .transpose()?;
+        let admission = Admission::Publish {
+            large: large.is_some(),
         };
-        outbox.write(
-            state.number,
-            Admission::Publish {
-                large: large.is_some(),
-            },
-            self.connection().publish_timeout(),
-            || state.publish_gate(),
-            |frames| {
-                match large {
-                    Some(large) => frames.large(large),
-                    None => {
-                        frames.method(&method)?;
-                        frames.content(properties, body)?;
-                    }
+        let gate = || state.publish_gate();
+        outbox.write(state.number, admission, timeout, gate, |frames| {
+            let identify = |properties: &[u8]| identity.map(|it| it.with_properties(properties));
+            let identity = match large {
+                Some(large) => {
+                    let identity = identify(large.properties());
+                    frames.large(large);
+                    identity
                 }
-                Ok(state.confirms.next())
-            },
-        )
+                None => {
+                    frames.method(&method)?;
+                    identify(frames.content(properties, body)?)
+                }
+            };
+            let Some(sequence_number) = state.confirms.next() else {
+                return Ok(None);
+            };
+            frames.published(Published {
+                channel: state.number,
+                sequence_number,
+                confirm: awaited.map(|it| Arc::<Awaited>::clone(it) as Arc<dyn ConfirmMailbox>),
+                identity,
+            });
+            Ok(Some(sequence_number))
+        })
+    }
+
+    fn check_size(&self, message: &Message<'_>) -> Result<()> {
+        let size = message.body().len() as u64;
+        let limit = self.connection().max_message_size();
+        if size <= limit {
+            return Ok(());
+        }
+        Err(Error::invalid(format!(
+            "the body has {size} bytes, at most {limit} are allowed (max_message_size)"
+        )))
     }
 
     /// Messages that this channel published as mandatory and that came back as unroutable, from now on. The receiver
     /// keeps the newest 1024; all receivers of a channel share them. It is disconnected when the channel ends.
     ///
-    /// In confirm mode a message is returned before it is confirmed.
+    /// In confirm mode a message is returned before it is confirmed, and has its
+    /// [`sequence_number`](ReturnedMessage::sequence_number). What a [`Publisher`](crate::Publisher) has published is told to its
+    /// [`Confirm`](crate::Confirm) instead.
     ///
     /// ```no_run
     /// use leveret::{Connection, Message};
@@ -110,6 +162,6 @@ impl Channel {
     /// # Ok::<(), leveret::Error>(())
     /// ```
     pub fn returned_messages(&self) -> Receiver<ReturnedMessage> {
-        self.state().returned_messages()
+        self.state().returned.receiver()
     }
 }

@@ -6,22 +6,23 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender};
 use parking_lot::Mutex;
 
-use crate::confirm::Confirms;
+use super::confirms::{Confirmation, Confirms};
 use crate::delivery::Delivery;
 use crate::error::{CloseReason, ClosedBy, Error, ErrorKind, ReplyCode, Result};
+use crate::feed::Feed;
 use crate::io_thread::Link;
 use crate::mailbox::{Call, ChannelMailbox, Command};
 use crate::message::ReturnedMessage;
 use crate::outbox::{Admission, Frames, Gate};
-use crate::proto::{Expected, Returned};
+use crate::proto::{Answer, Expected, Returned};
 use crate::wire::method::{BasicCancel, BasicNack, ChannelClose};
 
-/// How many returned messages wait for `Channel::returned_messages`; beyond it the oldest is dropped, since nothing
-/// that a program forgets to read may hold up the connection.
+/// How many returned messages are kept for `Channel::returned_messages`.
 const RETURNED_LIMIT: usize = 1024;
+/// How many answers are kept for `Channel::confirmations`.
+const CONFIRMATIONS_LIMIT: usize = 65_536;
 
 /// What the handles share with the IO thread.
 pub(crate) struct ChannelState {
@@ -33,15 +34,11 @@ pub(crate) struct ChannelState {
     /// The broker asked to stop publishing with `channel.flow`.
     flow_stopped: AtomicBool,
     pub(super) confirms: Confirms,
-    returned: Mutex<Option<ReturnedQueue>>,
+    pub(super) returned: Feed<ReturnedMessage>,
+    pub(super) confirmations: Feed<Confirmation>,
     pub(crate) consumer_tags: Mutex<HashSet<Arc<str>>>,
     /// For making up consumer tags.
     pub(super) consumers: AtomicU64,
-}
-
-struct ReturnedQueue {
-    sender: Sender<ReturnedMessage>,
-    receiver: Receiver<ReturnedMessage>,
 }
 
 impl ChannelMailbox for ChannelState {
@@ -55,7 +52,8 @@ impl ChannelMailbox for ChannelState {
             let _ = self.end.set(error.clone());
         });
         self.confirms.end(error);
-        *self.returned.lock() = None;
+        self.returned.end();
+        self.confirmations.end();
     }
 
     fn flow(&self, active: bool) {
@@ -64,21 +62,30 @@ impl ChannelMailbox for ChannelState {
             .change(|| self.flow_stopped.store(!active, Ordering::Release));
     }
 
-    fn confirm(&self, sequence_number: u64, multiple: bool, nack: bool) {
-        self.confirms.settle(sequence_number, multiple, nack);
+    fn confirm(&self, answer: Answer, answered_to: u64) {
+        let Answer {
+            sequence_number,
+            multiple,
+            nack,
+        } = answer;
+        let confirmation = Confirmation {
+            sequence_number,
+            multiple,
+            nack,
+        };
+        // Most programs do not read these.
+        let _ = self.confirmations.send(confirmation);
+        self.confirms.answered_to(answered_to);
     }
 
-    fn returned(&self, returned: Returned) {
-        let message = ReturnedMessage::new(returned);
-        let returned = self.returned.lock();
-        let Some(queue) = &*returned else {
-            log::warn!("channel {}: nobody reads {message:?}", self.number);
-            return;
-        };
-        if let Err(full) = queue.sender.try_send(message) {
-            let oldest = queue.receiver.try_recv();
-            log::warn!("channel {}: dropped unread {oldest:?}", self.number);
-            let _ = queue.sender.try_send(full.into_inner());
+    fn nacked(&self, sequence_number: u64) {
+        self.confirms.nacked(sequence_number);
+    }
+
+    fn returned(&self, returned: Returned, sequence_number: Option<u64>) {
+        let message = ReturnedMessage::new(returned, sequence_number);
+        if let Some(unread) = self.returned.send(message) {
+            log::warn!("channel {}: nobody reads {unread:?}", self.number);
         }
     }
 
@@ -111,24 +118,11 @@ impl ChannelState {
             end: OnceLock::new(),
             flow_stopped: AtomicBool::new(false),
             confirms: Confirms::default(),
-            returned: Mutex::new(None),
+            returned: Feed::new(RETURNED_LIMIT),
+            confirmations: Feed::new(CONFIRMATIONS_LIMIT),
             consumer_tags: Mutex::new(HashSet::new()),
             consumers: AtomicU64::new(0),
         }
-    }
-
-    /// The messages that came back; the receiver is disconnected when the channel has ended.
-    pub(super) fn returned_messages(&self) -> Receiver<ReturnedMessage> {
-        let mut returned = self.returned.lock();
-        let queue = returned.get_or_insert_with(|| {
-            let (sender, receiver) = crossbeam_channel::bounded(RETURNED_LIMIT);
-            ReturnedQueue { sender, receiver }
-        });
-        let receiver = queue.receiver.clone();
-        if self.end.get().is_some() {
-            *returned = None;
-        }
-        receiver
     }
 
     pub(super) fn gate(&self) -> Result<Gate> {

@@ -4,6 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::sync::Arc;
 
+use super::confirms::Confirms;
 use super::content::{Assembly, Names};
 use super::event::Mailboxes;
 use crate::error::{Error, ReplyCode};
@@ -164,6 +165,7 @@ pub(crate) struct Channel<M: Mailboxes> {
     pub(crate) consumers: HashMap<Arc<str>, M::Consumer>,
     pub(crate) names: Names,
     pub(crate) assembly: Assembly<Incoming<M>>,
+    pub(super) confirms: Confirms<M>,
 }
 
 impl<M: Mailboxes> Channel<M> {
@@ -175,6 +177,7 @@ impl<M: Mailboxes> Channel<M> {
             consumers: HashMap::new(),
             names: Names::default(),
             assembly: Assembly::Idle,
+            confirms: Confirms::new(),
         }
     }
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::channel::{Channel, Expected, Incoming, Pending, State};
+use super::confirms::{Answer, Published};
 use super::content::{Content, Delivered, Fetched, Misfit, Returned};
 use super::effects::Effects;
 use super::event::{Event, Mailboxes};
@@ -92,18 +93,24 @@ impl<M: Mailboxes> Channels<M> {
     ) -> Checked<()> {
         let mailbox = channel.mailbox.clone();
         let event = match method {
-            Method::BasicAck(ack) => Event::Confirm {
-                channel: mailbox,
-                sequence_number: ack.delivery_tag,
-                multiple: ack.multiple,
-                nack: false,
-            },
-            Method::BasicNack(nack) => Event::Confirm {
-                channel: mailbox,
-                sequence_number: nack.delivery_tag,
-                multiple: nack.multiple,
-                nack: true,
-            },
+            Method::BasicAck(ack) => {
+                let answer = Answer {
+                    sequence_number: ack.delivery_tag,
+                    multiple: ack.multiple,
+                    nack: false,
+                };
+                channel.confirms.answer(answer, &mailbox, effects);
+                return Ok(());
+            }
+            Method::BasicNack(nack) => {
+                let answer = Answer {
+                    sequence_number: nack.delivery_tag,
+                    multiple: nack.multiple,
+                    nack: true,
+                };
+                channel.confirms.answer(answer, &mailbox, effects);
+                return Ok(());
+            }
             Method::ChannelFlow(flow) => {
                 let active = flow.active;
                 effects.send(number, &ChannelFlowOk { active });
@@ -184,7 +191,7 @@ impl<M: Mailboxes> Channels<M> {
     }
 
     fn message(
-        channel: &Channel<M>,
+        channel: &mut Channel<M>,
         incoming: Incoming<M>,
         content: Content,
         effects: &mut Effects<M>,
@@ -223,14 +230,21 @@ impl<M: Mailboxes> Channels<M> {
                     },
                 }
             }
-            Incoming::Return { code, text } => Event::Returned {
-                channel: channel.mailbox.clone(),
-                message: Returned {
+            Incoming::Return { code, text } => {
+                let returned = Returned {
                     code,
                     text,
                     content,
-                },
-            },
+                };
+                let Some(message) = channel.confirms.take_returned(returned) else {
+                    return;
+                };
+                Event::Returned {
+                    channel: channel.mailbox.clone(),
+                    sequence_number: None,
+                    message,
+                }
+            }
         };
         effects.event(event);
     }
@@ -297,12 +311,14 @@ impl<M: Mailboxes> Channels<M> {
             calls,
             consumers,
             assembly,
+            confirms,
             ..
         } = channel;
         effects.event(Event::ChannelEnded {
-            channel: mailbox,
+            channel: mailbox.clone(),
             error: cause.clone(),
         });
+        confirms.end(cause, &mailbox, effects);
         for (_, consumer) in consumers {
             let error = Some(cause.clone());
             effects.event(Event::ConsumerEnded { consumer, error });
@@ -346,6 +362,16 @@ impl<M: Mailboxes> Channels<M> {
             Ok(channel) => channel.calls.push(expected, call),
             Err(cause) => effects.fail(call, &cause),
         }
+    }
+
+    /// A message was published in confirm mode.
+    pub(super) fn published(&mut self, published: Published<M>, effects: &mut Effects<M>) {
+        let cause = match self.slots.get_mut(usize::from(published.channel)) {
+            Some(Slot::InUse(channel)) => return channel.confirms.publish(published),
+            Some(Slot::Closed(cause)) => cause.clone(),
+            Some(Slot::Unused) | None => never_opened(published.channel),
+        };
+        effects.lose(published, cause, true);
     }
 
     pub(super) fn consuming(
@@ -399,11 +425,13 @@ impl<M: Mailboxes> Channels<M> {
                 State::Closing { cause } => Err(cause.clone()),
             },
             Some(Slot::Closed(cause)) => Err(cause.clone()),
-            Some(Slot::Unused) | None => {
-                Err(Error::invalid(format!("channel {number} was never opened")))
-            }
+            Some(Slot::Unused) | None => Err(never_opened(number)),
         }
     }
+}
+
+fn never_opened(channel: u16) -> Error {
+    Error::invalid(format!("channel {channel} was never opened"))
 }
 
 fn channel_closed(channel: u16, reason: CloseReason) -> Error {

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::channel::Calls;
 use super::channels::Channels;
+use super::confirms::Published;
 use super::effects::Effects;
 use super::event::{Command, Event, Mailboxes};
 use super::handshake::{self, Login, Step};
@@ -377,7 +378,16 @@ impl<M: Mailboxes> Connection<M> {
         }
     }
 
-    // ---- commands ----
+    // ---- what the handles have done ----
+
+    /// A message was published in confirm mode. To be told before its bytes are written.
+    pub(crate) fn published(&mut self, published: Published<M>) {
+        match &self.state {
+            // What is told only now was never written.
+            State::Ended(cause) => self.effects.lose(published, cause.clone(), false),
+            _ => self.channels.published(published, &mut self.effects),
+        }
+    }
 
     pub(crate) fn handle(&mut self, command: Command<M>) {
         if let State::Ended(cause) = &self.state {

@@ -48,8 +48,12 @@ impl Content {
     }
 
     pub(crate) fn properties(&self) -> WireResult<Properties> {
+        Properties::decode(self.encoded_properties())
+    }
+
+    pub(crate) fn encoded_properties(&self) -> &[u8] {
         let bytes = self.bytes.get(self.routing_key_end..self.properties_end);
-        Properties::decode(bytes.unwrap_or_default())
+        bytes.unwrap_or_default()
     }
 
     pub(crate) fn body(&self) -> &[u8] {

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use super::confirms::{Outcome, Published};
 use super::event::{Event, Mailboxes};
 use crate::error::Error;
 use crate::wire::codec::WireResult;
@@ -31,6 +32,20 @@ impl<M: Mailboxes> Effects<M> {
         if let Some(call) = call {
             let error = error.clone();
             self.event(Event::Failed { call, error });
+        }
+    }
+
+    /// Answers for a published message that no answer will come.
+    pub(super) fn lose(&mut self, published: Published<M>, cause: Error, may_have_been_sent: bool) {
+        if let Some(confirm) = published.confirm {
+            self.event(Event::Answered {
+                confirm,
+                sequence_number: published.sequence_number,
+                outcome: Outcome::Lost {
+                    cause,
+                    may_have_been_sent,
+                },
+            });
         }
     }
 

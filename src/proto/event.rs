@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::channel::Expected;
+use super::confirms::{Answer, Outcome};
 use super::content::{Delivered, Fetched, Returned};
 use crate::error::{CloseReason, Error};
 use crate::wire::method::Method;
@@ -15,6 +16,8 @@ pub(crate) trait Mailboxes {
     type Channel: Clone;
     /// A consumer.
     type Consumer: Clone;
+    /// Someone who waits for the broker's answer to one published message.
+    type Confirm;
 }
 
 /// What the handles did. Where it says "was sent", the bytes are on their way by another road: the handles encode
@@ -81,17 +84,29 @@ pub(crate) enum Event<M: Mailboxes> {
         consumer: M::Consumer,
         error: Option<Error>,
     },
-    /// A message came back as unroutable.
+    /// A message came back as unroutable. Its number is known in confirm mode.
     Returned {
         channel: M::Channel,
+        sequence_number: Option<u64>,
         message: Returned,
     },
-    /// The broker confirmed (or refused) messages.
-    Confirm {
+    /// What became of a message that someone waits for.
+    Answered {
+        confirm: M::Confirm,
+        sequence_number: u64,
+        outcome: Outcome,
+    },
+    /// The broker refused a message that nobody waits for by itself.
+    Nacked {
         channel: M::Channel,
         sequence_number: u64,
-        multiple: bool,
-        nack: bool,
+    },
+    /// The broker has answered for messages. Comes behind what it means for each of them.
+    Confirm {
+        channel: M::Channel,
+        answer: Answer,
+        /// All numbers up to this are answered.
+        answered_to: u64,
     },
     /// A message came that is larger than we take. It is skipped, and its channel should be closed.
     MessageTooLarge { channel: M::Channel, size: u64 },

@@ -12,19 +12,23 @@
 
 mod channel;
 mod channels;
+mod confirms;
 mod connection;
 mod content;
 mod effects;
 mod event;
 mod handshake;
 mod heartbeat;
+mod identity;
 mod violation;
 
 #[cfg(test)]
 mod tests;
 
 pub(crate) use channel::Expected;
+pub(crate) use confirms::{Answer, Outcome, Published};
 pub(crate) use connection::{Config, Connection, Server, Tuning};
 pub(crate) use content::{Content, Delivered, Fetched, Returned};
 pub(crate) use event::{Command, Event, Mailboxes};
 pub(crate) use handshake::Login;
+pub(crate) use identity::Identity;

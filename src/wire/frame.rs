@@ -1,5 +1,7 @@
 //! Frames: how methods, content headers and bodies are cut out of the stream of bytes.
 
+use std::ops::Range;
+
 use byteorder::{BigEndian, ByteOrder};
 
 use super::codec::{Reader, WireError, WireResult, Writer};
@@ -190,7 +192,7 @@ pub(crate) fn write_method<M: Encode>(
 }
 
 /// Appends content: the header frame and as many body frames as the body needs, each at most `limit` bytes of
-/// payload and [`BODY_PIECE`]. Appends nothing if the header does not fit one frame.
+/// payload and [`BODY_PIECE`]. Returns where the properties stand in the buffer. Appends nothing if the header does not fit one frame.
 #[inline]
 pub(crate) fn write_content(
     buffer: &mut Vec<u8>,
@@ -198,7 +200,8 @@ pub(crate) fn write_content(
     properties: Option<&Properties>,
     body: &[u8],
     limit: usize,
-) -> WireResult<()> {
+) -> WireResult<Range<usize>> {
+    let start = buffer.len() + HEAD + 12;
     write_frame(buffer, HEADER, channel, limit, |buffer| {
         let mut writer = Writer::new(buffer);
         writer.u16(BASIC_CLASS);
@@ -212,13 +215,14 @@ pub(crate) fn write_content(
             }
         }
     })?;
+    let properties = start..buffer.len() - 1;
     for piece in body.chunks(limit.min(BODY_PIECE)) {
         write_frame(buffer, BODY, channel, limit, |buffer| {
             buffer.extend_from_slice(piece);
             Ok(())
         })?;
     }
-    Ok(())
+    Ok(properties)
 }
 
 pub(crate) fn write_heartbeat(buffer: &mut Vec<u8>) {

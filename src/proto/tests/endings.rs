@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::error::ErrorKind;
 use crate::wire::method::{
-    BasicCancelOk, BasicConsumeOk, BasicGetEmpty, BasicQos, BasicQosOk, ChannelClose,
+    BasicAck, BasicCancelOk, BasicConsumeOk, BasicGetEmpty, BasicQos, BasicQosOk, ChannelClose,
     ChannelCloseOk, ConnectionClose, ConnectionCloseOk, ConnectionUpdateSecret,
 };
 
@@ -109,6 +109,7 @@ fn everything_after_the_end_is_answered_with_its_cause() {
         let secret = scenario.call::<ConnectionUpdateSecret<'_>>(0);
         let consume = scenario.consume(1, "c");
         let close = scenario.close_channel(1);
+        let confirm = scenario.publish(1, 1);
         scenario.close();
         scenario.core.handle(Command::Abort);
         let open = scenario.next_call();
@@ -126,6 +127,8 @@ fn everything_after_the_end_is_answered_with_its_cause() {
                 format!("consumer c ended {cause}"),
                 format!("failed {consume} {cause}"),
                 format!("failed {close} {cause}"),
+                // What is told only now was never written.
+                format!("{confirm} lost sent=false {cause}"),
                 format!("channel 2 ended {cause}"),
                 format!("failed {open} {cause}"),
             ],
@@ -160,9 +163,12 @@ enum Step {
     HalfAFetch,
     HugeMessage,
     ChannelClose,
+    Publish,
+    Confirm,
+    ConfirmAll,
 }
 
-const STEPS: [Step; 10] = [
+const STEPS: [Step; 13] = [
     Step::Call,
     Step::Get,
     Step::Consume,
@@ -173,6 +179,9 @@ const STEPS: [Step; 10] = [
     Step::HalfAFetch,
     Step::HugeMessage,
     Step::ChannelClose,
+    Step::Publish,
+    Step::Confirm,
+    Step::ConfirmAll,
 ];
 
 /// A broker that behaves, as far as it comes, and a count of what everyone was told.
@@ -185,6 +194,8 @@ struct Conversation {
     answers: BTreeMap<u32, usize>,
     consumers: BTreeMap<&'static str, usize>,
     registered: Vec<&'static str>,
+    /// How many messages were published, by channel.
+    published: BTreeMap<u16, u64>,
     channel_ends: usize,
     opened: usize,
 }
@@ -199,6 +210,7 @@ impl Conversation {
             answers: BTreeMap::new(),
             consumers: BTreeMap::new(),
             registered: Vec::new(),
+            published: BTreeMap::new(),
             channel_ends: 0,
             opened: 3,
         }
@@ -293,7 +305,28 @@ impl Conversation {
                 *owed = crossed.then(|| vec![close_ok]);
                 self.half_a_message.insert(channel, false);
             }
-            Step::HalfAMessage | Step::HalfAFetch | Step::HugeMessage | Step::ChannelClose => {}
+            Step::Publish => {
+                let published = self.published.entry(channel).or_default();
+                *published += 1;
+                self.scenario.publish(channel, *published);
+            }
+            // The last one, or all of them.
+            Step::Confirm | Step::ConfirmAll
+                if open && self.half_a_message.get(&channel) != Some(&true) =>
+            {
+                let published = self.published.get(&channel).copied().unwrap_or_default();
+                let ack = BasicAck {
+                    delivery_tag: published,
+                    multiple: matches!(step, Step::ConfirmAll),
+                };
+                self.scenario.receive(channel, &ack);
+            }
+            Step::HalfAMessage
+            | Step::HalfAFetch
+            | Step::HugeMessage
+            | Step::ChannelClose
+            | Step::Confirm
+            | Step::ConfirmAll => {}
         }
         self.count();
     }
@@ -301,7 +334,8 @@ impl Conversation {
     fn count(&mut self) {
         while let Some(event) = self.scenario.core.next_event() {
             match event {
-                Event::Reply { call, .. }
+                Event::Answered { confirm: call, .. }
+                | Event::Reply { call, .. }
                 | Event::Fetched { call, .. }
                 | Event::Failed { call, .. } => {
                     *self.answers.entry(call).or_default() += 1;

@@ -1,6 +1,7 @@
 //! The core against a scripted broker, under a clock that the test turns.
 
 mod channels;
+mod confirms;
 mod content;
 mod endings;
 mod handshake;
@@ -11,9 +12,11 @@ use std::io::ErrorKind as IoErrorKind;
 use std::time::{Duration, Instant};
 
 use super::channel::Expected;
+use super::confirms::{Answer, Outcome, Published};
 use super::connection::{Config, Connection};
 use super::event::{Command, Event, Mailboxes};
 use super::handshake::Login;
+use super::identity::Identity;
 use crate::error::{CloseReason, Error};
 use crate::wire::frame::{self, Cut, FrameKind};
 use crate::wire::method::{
@@ -30,6 +33,7 @@ impl Mailboxes for Names {
     type Call = u32;
     type Channel = u16;
     type Consumer = &'static str;
+    type Confirm = u32;
 }
 
 /// The core, what it has sent, and the time.
@@ -208,6 +212,18 @@ impl Scenario {
         self.receive(channel, &deliver(consumer_tag, delivery_tag));
     }
 
+    /// A message in confirm mode that someone waits for.
+    fn publish(&mut self, channel: u16, sequence_number: u64) -> u32 {
+        let confirm = self.next_call();
+        self.core.published(Published {
+            channel,
+            sequence_number,
+            confirm: Some(confirm),
+            identity: Some(Identity::new("x", "key", b"").with_properties(&[0, 0])),
+        });
+        confirm
+    }
+
     fn socket_closed(&mut self) {
         self.core.socket_closed(IoErrorKind::UnexpectedEof);
     }
@@ -330,20 +346,46 @@ fn described(event: Event<Names>) -> String {
         } => {
             format!("consumer {consumer} ended {error}")
         }
-        Event::Returned { channel, message } => {
+        Event::Returned {
+            channel,
+            sequence_number,
+            message,
+        } => {
+            let number = sequence_number.map_or(String::new(), |number| format!(" as {number}"));
             format!(
-                "returned on {channel} {} {}",
+                "returned on {channel}{number} {} {}",
                 message.code,
                 text(&message.content)
             )
         }
-        Event::Confirm {
+        Event::Answered {
+            confirm, outcome, ..
+        } => match outcome {
+            Outcome::Confirmed => format!("{confirm} confirmed"),
+            Outcome::Nacked => format!("{confirm} nacked"),
+            Outcome::Returned(message) => format!("{confirm} returned {}", text(&message.content)),
+            Outcome::Lost {
+                cause,
+                may_have_been_sent,
+            } => format!("{confirm} lost sent={may_have_been_sent} {cause}"),
+        },
+        Event::Nacked {
             channel,
             sequence_number,
-            multiple,
-            nack,
+        } => format!("nacked on {channel} {sequence_number}"),
+        Event::Confirm {
+            channel,
+            answer,
+            answered_to,
         } => {
-            format!("confirm on {channel} {sequence_number} multiple={multiple} nack={nack}")
+            let Answer {
+                sequence_number,
+                multiple,
+                nack,
+            } = answer;
+            let answer = if nack { "nack" } else { "ack" };
+            let multiple = if multiple { " multiple" } else { "" };
+            format!("{answer} on {channel} {sequence_number}{multiple}, answered to {answered_to}")
         }
         Event::MessageTooLarge { channel, size } => format!("too large on {channel} {size}"),
         Event::Flow { channel, active } => format!("flow on {channel} {active}"),

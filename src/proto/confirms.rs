@@ -1,0 +1,309 @@
+//! Which published messages the broker has not answered for, and which it has returned.
+//!
+//! In confirm mode the broker counts the messages of a channel and answers for each number, in any order, and for many
+//! at once. A message that it cannot route it returns first, without its number, and then confirms it.
+
+use std::collections::VecDeque;
+
+use super::content::Returned;
+use super::effects::Effects;
+use super::event::{Event, Mailboxes};
+use super::identity::{Identity, Likeness};
+use crate::error::Error;
+
+/// A message that was published in confirm mode.
+pub(crate) struct Published<M: Mailboxes> {
+    pub(crate) channel: u16,
+    /// Counted from 1 on each channel.
+    pub(crate) sequence_number: u64,
+    /// Who wants to know what becomes of just this message. Without, the channel is told.
+    pub(crate) confirm: Option<M::Confirm>,
+    /// Of a mandatory message, which can be returned.
+    pub(crate) identity: Option<Identity>,
+}
+
+/// What became of a message.
+#[derive(Debug)]
+pub(crate) enum Outcome {
+    Confirmed,
+    /// The broker could not take charge of it.
+    Nacked,
+    /// No queue was bound for it.
+    Returned(Box<Returned>),
+    /// No answer will come.
+    Lost {
+        cause: Error,
+        may_have_been_sent: bool,
+    },
+}
+
+/// An answer of the broker, `basic.ack` or `basic.nack`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Answer {
+    pub(crate) sequence_number: u64,
+    /// It is for all earlier messages, too.
+    pub(crate) multiple: bool,
+    pub(crate) nack: bool,
+}
+
+struct Unanswered<M: Mailboxes> {
+    confirm: Option<M::Confirm>,
+    identity: Option<Identity>,
+    returned: Option<Box<Returned>>,
+}
+
+/// The messages of one channel, by their numbers.
+pub(super) struct Confirms<M: Mailboxes> {
+    /// The sequence number of the last message.
+    published: u64,
+    /// In the order of their numbers. An answered one leaves a hole, unless it stands at the front.
+    waiting: VecDeque<(u64, Option<Unanswered<M>>)>,
+    holes: usize,
+    /// Returned messages that look like a waiting one of this identity. Their answer tells which of them it was.
+    returned: Vec<(Identity, Box<Returned>)>,
+    /// The last message of which one came back. The broker works in order, so the next one is likely behind it.
+    last_returned: u64,
+}
+
+impl<M: Mailboxes> Confirms<M> {
+    pub(super) fn new() -> Self {
+        Self {
+            published: 0,
+            waiting: VecDeque::new(),
+            holes: 0,
+            returned: Vec::new(),
+            last_returned: 0,
+        }
+    }
+
+    pub(super) fn publish(&mut self, published: Published<M>) {
+        let number = published.sequence_number;
+        self.published = number;
+        let unanswered = Unanswered {
+            confirm: published.confirm,
+            identity: published.identity,
+            returned: None,
+        };
+        self.waiting.push_back((number, Some(unanswered)));
+    }
+
+    /// Takes in a returned message; gives it back if it is none of these.
+    pub(super) fn take_returned(&mut self, returned: Returned) -> Option<Returned> {
+        let identity = Identity::of(&returned.content);
+        let next = self.place_of(self.last_returned + 1);
+        let found = self
+            .most_like(identity, next)
+            .filter(|&(_, _, likeness)| likeness == Likeness::Whole)
+            .or_else(|| self.most_like(identity, 0));
+        let Some((number, identity, _)) = found else {
+            return Some(returned);
+        };
+        self.last_returned = number;
+        self.returned.push((identity, Box::new(returned)));
+        None
+    }
+
+    /// The first of those from `place` on that are most like the returned one.
+    fn most_like(&self, returned: Identity, place: usize) -> Option<(u64, Identity, Likeness)> {
+        let mut best: Option<(u64, Identity, Likeness)> = None;
+        for (number, unanswered) in self.waiting.range(place..) {
+            let identity = unanswered.as_ref().and_then(|it| it.identity);
+            let Some((identity, likeness)) =
+                identity.and_then(|it| Some((it, it.likeness(returned)?)))
+            else {
+                continue;
+            };
+            if best.map_or(true, |(_, _, best)| likeness > best) {
+                best = Some((*number, identity, likeness));
+            }
+            if likeness == Likeness::Whole {
+                break;
+            }
+        }
+        best
+    }
+
+    /// Takes in an answer. Numbers that were never published, or were answered before, are ignored.
+    pub(super) fn answer(
+        &mut self,
+        answer: Answer,
+        channel: &M::Channel,
+        effects: &mut Effects<M>,
+    ) {
+        let Answer {
+            sequence_number,
+            multiple,
+            nack,
+        } = answer;
+        // "Zero, multiple" means all that are waiting.
+        let number = match sequence_number {
+            0 if multiple => self.published,
+            number => number,
+        };
+        if number > self.published {
+            log::warn!(
+                "the broker answers for message {number}, {} were published",
+                self.published
+            );
+            return;
+        }
+        self.assign_returned(number, multiple);
+        let outcome = || match nack {
+            true => Outcome::Nacked,
+            false => Outcome::Confirmed,
+        };
+        if multiple {
+            while self
+                .waiting
+                .front()
+                .is_some_and(|&(front, _)| front <= number)
+            {
+                self.take_at(0, channel, outcome, effects);
+            }
+        } else if let Some(place) = self.find(number) {
+            self.take_at(place, channel, outcome, effects);
+        }
+        self.forget_answered();
+        effects.event(Event::Confirm {
+            channel: channel.clone(),
+            answer,
+            answered_to: self.answered_to(),
+        });
+    }
+
+    /// All numbers up to this are answered.
+    fn answered_to(&self) -> u64 {
+        let front = self.waiting.front();
+        front.map_or(self.published, |&(number, _)| number - 1)
+    }
+
+    /// Finds out which messages have come back, among those that are answered now. The broker returns a message when
+    /// it works on it, and then answers for it at once: earlier ones that it has finished meanwhile can be answered in
+    /// the same go, later ones cannot.
+    fn assign_returned(&mut self, number: u64, multiple: bool) {
+        for (identity, returned) in std::mem::take(&mut self.returned).into_iter().rev() {
+            let first = if multiple { 0 } else { self.place_of(number) };
+            let end = self.place_of(number + 1);
+            let answered = self.waiting.range_mut(first..end);
+            match answered
+                .rev()
+                .find_map(|(_, unanswered)| returnable(unanswered, identity))
+            {
+                Some(unanswered) => unanswered.returned = Some(returned),
+                None => self.returned.insert(0, (identity, returned)),
+            }
+        }
+    }
+
+    /// Where this number stands, or the first one behind it.
+    fn place_of(&self, number: u64) -> usize {
+        match self.waiting.front() {
+            Some(&(front, _)) if number <= front => 0,
+            _ => self.waiting.partition_point(|&(it, _)| it < number),
+        }
+    }
+
+    fn find(&self, number: u64) -> Option<usize> {
+        let place = self.place_of(number);
+        let &(found, _) = self.waiting.get(place)?;
+        (found == number).then_some(place)
+    }
+
+    /// Answers the message at this place.
+    fn take_at(
+        &mut self,
+        place: usize,
+        channel: &M::Channel,
+        outcome: impl Fn() -> Outcome,
+        effects: &mut Effects<M>,
+    ) {
+        let Some((number, slot)) = self.waiting.get_mut(place) else {
+            return;
+        };
+        let number = *number;
+        let unanswered = slot.take();
+        if place == 0 {
+            self.waiting.pop_front();
+            self.holes -= usize::from(unanswered.is_none());
+        } else {
+            self.holes += usize::from(unanswered.is_some());
+        }
+        if let Some(unanswered) = unanswered {
+            tell(unanswered, number, channel, outcome(), effects);
+        }
+    }
+
+    /// Drops the holes at the front, and all of them when they are most of what is kept.
+    fn forget_answered(&mut self) {
+        while let Some((_, None)) = self.waiting.front() {
+            self.waiting.pop_front();
+            self.holes -= 1;
+        }
+        if self.holes > 32 && self.holes > self.waiting.len() / 2 {
+            self.waiting.retain(|(_, unanswered)| unanswered.is_some());
+            self.holes = 0;
+        }
+    }
+
+    /// No more answers will come.
+    pub(super) fn end(mut self, cause: &Error, channel: &M::Channel, effects: &mut Effects<M>) {
+        for (identity, returned) in std::mem::take(&mut self.returned) {
+            let mut waiting = self.waiting.iter_mut();
+            let first = waiting.find_map(|(_, unanswered)| returnable(unanswered, identity));
+            if let Some(unanswered) = first {
+                unanswered.returned = Some(returned);
+            }
+        }
+        for (number, unanswered) in self.waiting {
+            if let Some(unanswered) = unanswered {
+                let outcome = Outcome::Lost {
+                    cause: cause.clone(),
+                    may_have_been_sent: true,
+                };
+                tell(unanswered, number, channel, outcome, effects);
+            }
+        }
+    }
+}
+
+fn returnable<M: Mailboxes>(
+    unanswered: &mut Option<Unanswered<M>>,
+    identity: Identity,
+) -> Option<&mut Unanswered<M>> {
+    unanswered
+        .as_mut()
+        .filter(|it| it.identity == Some(identity) && it.returned.is_none())
+}
+
+/// Tells what became of a message: to whoever wants to know just that, or to its channel what it has to know.
+fn tell<M: Mailboxes>(
+    unanswered: Unanswered<M>,
+    sequence_number: u64,
+    channel: &M::Channel,
+    outcome: Outcome,
+    effects: &mut Effects<M>,
+) {
+    let Unanswered {
+        confirm, returned, ..
+    } = unanswered;
+    let outcome = returned.map_or(outcome, Outcome::Returned);
+    let channel = channel.clone();
+    match (confirm, outcome) {
+        (Some(confirm), outcome) => effects.event(Event::Answered {
+            confirm,
+            sequence_number,
+            outcome,
+        }),
+        (None, Outcome::Returned(message)) => effects.event(Event::Returned {
+            channel,
+            sequence_number: Some(sequence_number),
+            message: *message,
+        }),
+        (None, Outcome::Nacked) => effects.event(Event::Nacked {
+            channel,
+            sequence_number,
+        }),
+        // It learns the count of the confirmed ones, and its own end.
+        (None, Outcome::Confirmed | Outcome::Lost { .. }) => {}
+    }
+}
