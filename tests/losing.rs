@@ -1,11 +1,14 @@
 //! The broker is killed: everyone who waits is told, and the same.
 
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Barrier};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use leveret::{Connection, ConsumeOptions, Error, ErrorKind, QueueDeclareOptions};
+use leveret::{
+    Connection, ConsumeOptions, Error, ErrorKind, Message, PublisherOptions, QueueDeclareOptions,
+};
 
 use crate::support::{eventually, exclusive_queue, Node, SOON};
 
@@ -129,5 +132,99 @@ fn a_killed_broker_ends_every_wait_with_the_same_cause() {
     ];
     for error in later {
         assert_eq!(error.kind(), cause.kind(), "{error}");
+    }
+}
+
+/// Publishes numbers until the connection is lost, and returns those that were confirmed, and how many were not.
+fn publish_until_lost(
+    connection: &Connection,
+    queue: &str,
+    first: u32,
+    confirmed: &AtomicU32,
+) -> (Vec<u32>, u32) {
+    let channel = connection.open_channel().unwrap();
+    let publisher = channel
+        .publisher_with(PublisherOptions::default().window(1000))
+        .unwrap();
+    let mut open = std::collections::VecDeque::new();
+    let (mut answered, mut lost) = (Vec::new(), 0);
+    let mut number = first;
+    loop {
+        let body = number.to_be_bytes();
+        let message = Message::new(&body).persistent();
+        match publisher.publish("", queue, message) {
+            Ok(confirm) => open.push_back((number, confirm)),
+            Err(error) => {
+                assert!(!error.may_have_been_sent(), "{error}");
+                assert!(error.is_connection_end(), "{error}");
+                break;
+            }
+        }
+        number += 1;
+        while let Some(Ok(())) = open.front().and_then(|(_, confirm)| confirm.try_wait()) {
+            answered.push(open.pop_front().unwrap().0);
+            confirmed.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+    // Nobody has to wait any more: each is answered with the end.
+    for (number, confirm) in open {
+        match confirm.wait_timeout(SOON) {
+            Ok(()) => answered.push(number),
+            Err(error) => {
+                assert!(error.is_connection_end(), "{error}");
+                lost += 1;
+            }
+        }
+    }
+    assert_eq!(publisher.unconfirmed(), 0);
+    (answered, lost)
+}
+
+#[test]
+fn what_was_confirmed_before_the_broker_was_killed_is_there_after_its_restart() {
+    const THREADS: u32 = 2;
+    let mut node = Node::start();
+    let connection = Connection::open_with(&node.options()).unwrap();
+    let channel = connection.open_channel().unwrap();
+    let queue = channel
+        .queue_declare("durable", QueueDeclareOptions::durable())
+        .unwrap();
+    let confirmed = Arc::new(AtomicU32::new(0));
+    let publishers: Vec<_> = (0..THREADS)
+        .map(|thread| {
+            let (connection, confirmed) = (connection.clone(), Arc::clone(&confirmed));
+            let queue = queue.name().to_owned();
+            thread::spawn(move || publish_until_lost(&connection, &queue, thread << 24, &confirmed))
+        })
+        .collect();
+    eventually("thousands are confirmed", || {
+        confirmed.load(Ordering::Relaxed) > 10_000
+    });
+    node.signal("KILL");
+    let (mut confirmed, mut lost) = (HashSet::new(), 0);
+    for publisher in publishers {
+        let (theirs, lost_theirs) = publisher.join().unwrap();
+        confirmed.extend(theirs);
+        lost += lost_theirs;
+    }
+    assert!(lost > 0, "it was killed in the middle");
+
+    node.restart();
+    let connection = Connection::open_with(&node.options()).unwrap();
+    let channel = connection.open_channel().unwrap();
+    let queue = channel.queue("durable");
+    let consumer = queue.consume(ConsumeOptions::default().no_ack()).unwrap();
+    let mut found = HashSet::new();
+    while !confirmed.is_subset(&found) {
+        let delivery = consumer.recv_timeout(SOON).unwrap();
+        let delivery = delivery.unwrap_or_else(|| {
+            let missing = confirmed.difference(&found).count();
+            panic!(
+                "{missing} of {} confirmed messages are missing",
+                confirmed.len()
+            )
+        });
+        let number = u32::from_be_bytes(delivery.body().try_into().unwrap());
+        assert!(found.insert(number), "{number} is there twice");
     }
 }

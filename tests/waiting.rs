@@ -3,7 +3,10 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use leveret::{Connection, ConnectionOptions, ConsumeOptions, ErrorKind, QueueDeclareOptions};
+use leveret::{
+    ClosedBy, Connection, ConnectionEvent, ConnectionOptions, ConsumeOptions, ErrorKind,
+    PublisherOptions, QueueDeclareOptions,
+};
 
 use crate::support::{eventually, exclusive_queue, ready, scripted_server, short, Node, SOON};
 
@@ -179,12 +182,22 @@ fn a_broker_that_stops_costs_timeouts_and_nothing_more() {
 #[test]
 fn a_blocked_connection_says_why_and_goes_on_when_unblocked() {
     let node = Node::start();
-    let options = node.options().publish_timeout(SHORT);
+    let options = node
+        .options()
+        .publish_timeout(SHORT)
+        .request_timeout(Duration::from_secs(2));
     let connection = Connection::open_with(&options).unwrap();
     let channel = connection.open_channel().unwrap();
     let queue = exclusive_queue(&channel);
     let consumer = queue.consume(ConsumeOptions::default()).unwrap();
     assert_eq!(connection.blocked_reason(), None);
+    let events = connection.events();
+    let publisher = channel
+        .publisher_with(PublisherOptions::default().window(1).confirm_timeout(SHORT))
+        .unwrap();
+
+    queue.publish("acknowledged in between").unwrap();
+    let delivery = consumer.recv_timeout(SOON).unwrap().unwrap();
 
     node.ctl(&["set_vm_memory_high_watermark", "0.00001"]);
     // The broker blocks those who publish.
@@ -197,7 +210,38 @@ fn a_blocked_connection_says_why_and_goes_on_when_unblocked() {
         panic!("{error}");
     };
     assert_eq!((reason.as_str(), *after), ("low on memory", SHORT));
-    assert!(error.is_timeout());
+    assert!(error.is_timeout() && !error.may_have_been_sent());
+    let event = events.recv_timeout(SOON).unwrap();
+    assert!(
+        matches!(&event, ConnectionEvent::Blocked { reason } if reason == "low on memory"),
+        "{event:?}"
+    );
+    // Those who do not wait are told at once.
+    let begin = Instant::now();
+    let errors = [
+        channel
+            .try_basic_publish("", queue.name(), "m")
+            .unwrap_err(),
+        publisher.try_publish("", queue.name(), "m").unwrap_err(),
+    ];
+    assert!(begin.elapsed() < SHORT);
+    for error in errors {
+        assert!(
+            error
+                .to_string()
+                .ends_with("the broker has blocked the connection (low on memory)"),
+            "{error}"
+        );
+    }
+    let error = publisher.publish("", queue.name(), "m").unwrap_err();
+    assert!(
+        matches!(error.kind(), ErrorKind::ConnectionBlocked { .. }),
+        "{error}"
+    );
+    // All else is sent: the broker reads nothing from a connection that it has blocked, and answers afterwards.
+    let calling = connection.open_channel();
+    assert!(calling.unwrap_err().is_timeout());
+    delivery.ack().unwrap();
 
     // One who waits longer gets through.
     let waiting = std::thread::spawn({
@@ -227,9 +271,22 @@ fn a_blocked_connection_says_why_and_goes_on_when_unblocked() {
     eventually("the connection is unblocked", || {
         connection.blocked_reason().is_none()
     });
-    queue.publish("goes on").unwrap();
+    let event = events.recv_timeout(SOON).unwrap();
+    assert!(matches!(event, ConnectionEvent::Unblocked), "{event:?}");
+    assert!(channel.channel_flow(true).unwrap());
+    publisher
+        .publish("", queue.name(), "goes on")
+        .unwrap()
+        .wait_timeout(SOON)
+        .unwrap();
     for _ in 0..4 {
         consumer.recv_timeout(SOON).unwrap().unwrap().ack().unwrap();
     }
     connection.close().unwrap();
+    let event = events.recv_timeout(SOON).unwrap();
+    assert!(
+        matches!(&event, ConnectionEvent::Closed { cause } if cause.closed_by() == Some(ClosedBy::Program)),
+        "{event:?}"
+    );
+    assert!(events.recv().is_err());
 }

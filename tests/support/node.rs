@@ -3,13 +3,15 @@
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 
-use leveret::ConnectionOptions;
+use leveret::{Connection, ConnectionOptions};
 
 use super::eventually;
 
 /// A private RabbitMQ node; it ends with this value. `tests/with-rabbitmq` starts and stops it, as it does for all.
 pub(crate) struct Node {
     script: Child,
+    /// Servers that were started again; the script ends them, too.
+    restarted: Vec<Child>,
     /// The environment in which rabbitmqctl finds the node.
     environment: Vec<(String, String)>,
 }
@@ -18,7 +20,7 @@ impl Node {
     pub(crate) fn start() -> Self {
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/with-rabbitmq");
         // It holds the node until its standard input ends.
-        let hold = "env | grep -E '^(AMQP_URL|RABBITMQ_[A-Z]+|ERL_EPMD_[A-Z]+|RABBITMQ_BEAM_PID)='; echo; cat";
+        let hold = "env | grep -E '^(AMQP_URL|RABBITMQ_[A-Z]+|ERL_EPMD_[A-Z]+)='; echo; cat";
         let mut child = Command::new(script)
             .args(["sh", "-c", hold])
             .env_remove("AMQP_URL")
@@ -38,6 +40,7 @@ impl Node {
             .collect();
         Self {
             script: child,
+            restarted: Vec::new(),
             environment,
         }
     }
@@ -71,15 +74,35 @@ impl Node {
 
     /// Sends a signal to the node itself: KILL, STOP, CONT.
     pub(crate) fn signal(&self, signal: &str) {
-        let pid = self.variable("RABBITMQ_BEAM_PID");
+        let pid = self.pid();
         let sent = Command::new("kill")
-            .args(["-s", signal, pid])
+            .args(["-s", signal, &pid])
             .status()
             .unwrap();
         assert!(sent.success());
         if signal == "STOP" {
-            eventually("all its threads have stopped", || Self::has_stopped(pid));
+            eventually("all its threads have stopped", || Self::has_stopped(&pid));
         }
+    }
+
+    fn pid(&self) -> String {
+        let path = format!("{}/pid", self.variable("RABBITMQ_HOME"));
+        std::fs::read_to_string(path).unwrap().trim().to_owned()
+    }
+
+    /// Starts a node that was killed again, with what it had on disk, and waits until it takes connections.
+    pub(crate) fn restart(&mut self) {
+        let start = format!("{}/start", self.variable("RABBITMQ_HOME"));
+        let server = Command::new("sh")
+            .arg(start)
+            .envs(self.environment.iter().cloned())
+            .spawn()
+            .unwrap();
+        self.restarted.push(server);
+        let options = self.options();
+        eventually("the node is back", || {
+            Connection::open_with(&options).is_ok()
+        });
     }
 
     /// The signal is sent to the process, but its threads stop one by one.
@@ -105,5 +128,8 @@ impl Drop for Node {
     fn drop(&mut self) {
         drop(self.script.stdin.take());
         let _ = self.script.wait();
+        for server in &mut self.restarted {
+            let _ = server.wait();
+        }
     }
 }

@@ -1,0 +1,520 @@
+//! A publisher knows what became of every message.
+
+use std::collections::BTreeMap;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use leveret::{
+    Confirm, Connection, ConnectionOptions, ConsumeOptions, Error, ErrorKind, Message,
+    PublisherOptions, QueueDeclareOptions, ReplyCode, Result,
+};
+
+use crate::support::{
+    channel, connect, eventually, exclusive_queue, logged, ready, scripted_server, unique, Script,
+    SOON,
+};
+
+const SHORT: Duration = Duration::from_millis(300);
+
+fn kinds(error: &Error) -> BTreeMap<u64, ErrorKind> {
+    let failed = error.failed_publishes().iter();
+    failed
+        .map(|it| (it.sequence_number, it.error.kind().clone()))
+        .collect()
+}
+
+#[test]
+fn every_message_has_its_own_outcome() {
+    let channel = channel();
+    let queue = exclusive_queue(&channel);
+    let full = QueueDeclareOptions::exclusive()
+        .argument("x-max-length", 1)
+        .argument("x-overflow", "reject-publish");
+    let full = channel.queue_declare("", full).unwrap();
+    let publisher = channel.publisher().unwrap();
+
+    let confirmed = publisher.publish("", queue.name(), "confirmed").unwrap();
+    confirmed.wait().unwrap();
+    assert_eq!(confirmed.sequence_number(), 1);
+    assert_eq!(ready(&channel, queue.name()), 1);
+    // Again, in any way: it stays so.
+    confirmed.wait_timeout(Duration::ZERO).unwrap();
+    confirmed.try_wait().unwrap().unwrap();
+
+    publisher
+        .publish("", full.name(), "fits")
+        .unwrap()
+        .wait()
+        .unwrap();
+    let nacked = publisher.publish("", full.name(), "nacked").unwrap();
+    let error = nacked.wait().unwrap_err();
+    let sequence_numbers = vec![3];
+    assert_eq!(*error.kind(), ErrorKind::Nacked { sequence_numbers });
+    assert!(error.may_have_been_sent());
+    assert!(error.to_string().starts_with("message 3: "), "{error}");
+
+    let message = Message::new("back")
+        .content_type("text/plain")
+        .header("h", 1);
+    let returned = publisher
+        .publish("amq.direct", "nowhere", &message)
+        .unwrap();
+    let error = returned.wait().unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "message 4: returned by the broker: 312 NO_ROUTE - exchange \"amq.direct\", routing key \"nowhere\""
+    );
+    let back = error.returned_message().unwrap();
+    assert_eq!(back.reply_code(), ReplyCode::NO_ROUTE);
+    assert_eq!(back.reply_text(), "NO_ROUTE");
+    assert_eq!(
+        (back.exchange(), back.routing_key()),
+        ("amq.direct", "nowhere")
+    );
+    assert_eq!(back.body(), b"back");
+    assert_eq!(back.sequence_number(), Some(4));
+    assert_eq!(back.properties().unwrap(), *message.properties().unwrap());
+    assert_eq!(
+        returned.try_wait().unwrap().unwrap_err().kind(),
+        error.kind()
+    );
+
+    // A queue that does not exist is no exchange that does not exist: that costs the channel.
+    let lost = publisher
+        .publish("no such exchange", "key", "lost")
+        .unwrap();
+    let error = lost.wait().unwrap_err();
+    assert_eq!(error.reply_code(), Some(ReplyCode::NOT_FOUND));
+    assert!(error.may_have_been_sent());
+    assert!(
+        error.to_string().starts_with("message 5, which may have been sent: channel 1 was closed by the broker because of basic.publish: 404"),
+        "{error}"
+    );
+    let error = publisher.publish("", queue.name(), "too late").unwrap_err();
+    assert_eq!(error.reply_code(), Some(ReplyCode::NOT_FOUND));
+    assert!(!error.may_have_been_sent());
+}
+
+#[test]
+fn the_report_lists_every_failure_that_no_confirm_has_told() {
+    let channel = channel();
+    let queue = exclusive_queue(&channel);
+    let publisher = channel.publisher().unwrap();
+    publisher.wait_for_confirms().unwrap();
+    let mut confirms: Vec<Confirm> = (1..=300)
+        .map(|number| {
+            let key = if number % 3 == 0 {
+                "nowhere"
+            } else {
+                queue.name()
+            };
+            publisher.publish("", key, number.to_string()).unwrap()
+        })
+        .collect();
+    // One is told by its handle. The handles of the others may be dropped or not.
+    let third = confirms.remove(2);
+    assert!(third.wait().is_err());
+    confirms.truncate(100);
+    let error = publisher.wait_for_confirms().unwrap_err();
+    let failed = error.failed_publishes();
+    let numbers: Vec<_> = failed.iter().map(|it| it.sequence_number).collect();
+    assert_eq!(numbers, (2..=100).map(|it| it * 3).collect::<Vec<_>>());
+    for failure in failed {
+        let message = failure.error.returned_message().unwrap();
+        assert_eq!(
+            message.body(),
+            failure.sequence_number.to_string().as_bytes()
+        );
+    }
+    assert!(
+        error
+            .to_string()
+            .contains("99 messages failed, the first of them: message 6: returned"),
+        "{error}"
+    );
+    for (number, confirm) in [1, 2, 4, 5, 6].into_iter().zip(confirms) {
+        assert_eq!(confirm.wait().is_ok(), number % 3 != 0);
+    }
+    publisher.wait_for_confirms().unwrap();
+
+    // The end of the channel is an answer to all.
+    publisher.publish("", queue.name(), "before").unwrap();
+    publisher.publish("no such exchange", "", "why").unwrap();
+    let error = publisher.wait_for_confirms().unwrap_err();
+    let kinds = kinds(&error);
+    assert!(
+        matches!(kinds[&302], ErrorKind::ChannelClosed { .. }),
+        "{error}"
+    );
+    publisher.wait_for_confirms().unwrap();
+}
+
+#[test]
+fn several_threads_with_routed_and_unroutable_messages_learn_each_its_own() {
+    const THREADS: u32 = 4;
+    const MESSAGES: u32 = 5_000;
+    let channel = channel();
+    let queue = exclusive_queue(&channel);
+    let publisher = channel.publisher().unwrap();
+    let returned = channel.returned_messages();
+    let threads: Vec<_> = (0..THREADS)
+        .map(|thread| {
+            let (publisher, queue) = (publisher.clone(), queue.clone());
+            thread::spawn(move || {
+                let mut unroutable = 0;
+                let confirms: Vec<_> = (0..MESSAGES)
+                    .map(|number| {
+                        // A pattern of its own for each thread; many messages have equal bodies.
+                        let routed = (number * 7 + thread) % (thread + 2) != 0;
+                        let key = if routed { queue.name() } else { "nowhere" };
+                        let body = format!("{}", (number / 2) * 10 + thread);
+                        unroutable += u32::from(!routed);
+                        let confirm = publisher.publish("", key, &body).unwrap();
+                        (routed, body, confirm)
+                    })
+                    .collect();
+                for (routed, body, confirm) in confirms {
+                    match confirm.wait() {
+                        Ok(()) => assert!(routed, "{body} was not returned"),
+                        Err(error) => {
+                            assert!(!routed, "{body}: {error}");
+                            let message = error.returned_message().unwrap();
+                            assert_eq!(message.body(), body.as_bytes());
+                            assert_eq!(message.sequence_number(), Some(confirm.sequence_number()));
+                        }
+                    }
+                }
+                MESSAGES - unroutable
+            })
+        })
+        .collect();
+    // Others may use the same channel in the plain way.
+    let plain = (0..MESSAGES).filter_map(|number| {
+        let message = Message::new(number.to_string()).mandatory();
+        let key = if number % 50 == 0 {
+            "nowhere"
+        } else {
+            queue.name()
+        };
+        channel.basic_publish("", key, message).unwrap()
+    });
+    let plain = plain.count() as u32;
+    channel.wait_for_confirms().unwrap();
+    let routed: u32 = threads.into_iter().map(|it| it.join().unwrap()).sum();
+    publisher.wait_for_confirms().unwrap();
+    let returned: Vec<_> = returned.try_iter().collect();
+    assert_eq!(returned.len() as u32, MESSAGES / 50);
+    for (at, message) in returned.iter().enumerate() {
+        assert_eq!(message.body(), (at * 50).to_string().as_bytes());
+        assert!(message.sequence_number().is_some());
+    }
+    assert_eq!(
+        ready(&channel, queue.name()),
+        routed + plain - MESSAGES / 50
+    );
+    assert_eq!(publisher.unconfirmed(), 0);
+}
+
+#[test]
+fn of_equal_messages_the_one_that_was_not_routed_comes_back() {
+    let channel = channel();
+    let publisher = channel.publisher().unwrap();
+    let key = unique("comes and goes");
+    for _ in 0..20 {
+        let queue = channel
+            .queue_declare(&key, QueueDeclareOptions::durable())
+            .unwrap();
+        let routed = publisher
+            .publish("", &key, Message::new("m").persistent())
+            .unwrap();
+        queue.delete(Default::default()).unwrap();
+        let unroutable = publisher
+            .publish("", &key, Message::new("m").persistent())
+            .unwrap();
+        assert!(unroutable.wait().unwrap_err().returned_message().is_some());
+        routed.wait().unwrap();
+    }
+}
+
+/// A connection to a server that answers for messages only as the script says.
+fn publish_to(
+    script: impl FnOnce(&mut Script) + Send + 'static,
+) -> (Connection, thread::JoinHandle<()>) {
+    let (address, server) = scripted_server(|server| {
+        server.handshake(0);
+        server.open_channel();
+        server.expect(85, 10);
+        server.send_method(1, 85, 11, b"");
+        script(server);
+    });
+    let options = ConnectionOptions::default()
+        .host(address.ip().to_string())
+        .port(address.port())
+        .request_timeout(SHORT);
+    (Connection::open_with(&options).unwrap(), server)
+}
+
+fn ack(server: &mut Script, delivery_tag: u8, multiple: bool) {
+    let arguments = [0, 0, 0, 0, 0, 0, 0, delivery_tag, u8::from(multiple)];
+    server.send_method(1, 60, 80, &arguments);
+}
+
+fn window_full(after: Duration, unconfirmed: usize) -> ErrorKind {
+    ErrorKind::WindowFull { unconfirmed, after }
+}
+
+#[test]
+fn publishing_blocks_only_while_the_window_is_full() {
+    let (go, went) = std::sync::mpsc::channel();
+    let (connection, server) = publish_to(move |server| {
+        for _ in 0..3 {
+            server.expect(60, 40);
+        }
+        went.recv().unwrap();
+        // Out of order: the window has room, though the first message is still open.
+        ack(server, 2, false);
+        server.expect(60, 40);
+        went.recv().unwrap();
+        ack(server, 0, true);
+        server.wait_for_end();
+    });
+    let channel = connection.open_channel().unwrap();
+    let options = PublisherOptions::default().window(3).confirm_timeout(SHORT);
+    let publisher = channel.publisher_with(options).unwrap();
+    let confirms: Vec<_> = (1..=3)
+        .map(|_| publisher.publish("", "q", "m").unwrap())
+        .collect();
+    assert_eq!(publisher.unconfirmed(), 3);
+    assert!(confirms[0].try_wait().is_none());
+    let error = confirms[0].wait().unwrap_err();
+    assert_eq!(*error.kind(), ErrorKind::TimedOut { after: SHORT });
+    assert_eq!(
+        error.to_string(),
+        "waiting for the confirm of message 1: timed out after 300ms"
+    );
+
+    let begin = Instant::now();
+    let error = publisher.try_publish("", "q", "m").unwrap_err();
+    assert!(begin.elapsed() < SHORT);
+    assert_eq!(*error.kind(), window_full(Duration::ZERO, 3));
+    let error = publisher.publish("", "q", "m").unwrap_err();
+    assert_eq!(*error.kind(), window_full(SHORT, 3));
+    assert!(error.is_timeout() && !error.may_have_been_sent());
+    assert!(publisher.wait_for_confirms().unwrap_err().is_timeout());
+
+    let blocked = thread::spawn({
+        let publisher = publisher.clone();
+        move || loop {
+            match publisher.publish("", "q", "m") {
+                Err(error) if error.is_timeout() => {}
+                published => break published.unwrap(),
+            }
+        }
+    });
+    go.send(()).unwrap();
+    let fourth = blocked.join().unwrap();
+    assert_eq!(fourth.sequence_number(), 4);
+    confirms[1].wait().unwrap();
+    assert!(confirms[0].try_wait().is_none());
+    go.send(()).unwrap();
+    fourth.wait_timeout(SOON).unwrap();
+    publisher.wait_for_confirms().unwrap();
+    drop((publisher, channel, confirms, fourth, connection));
+    server.join().unwrap();
+}
+
+#[test]
+fn the_window_is_also_full_by_bytes_but_a_single_message_always_fits() {
+    let (connection, server) = publish_to(|server| {
+        for answer in [1, 3] {
+            server.expect(60, 40);
+            if answer == 3 {
+                server.expect(60, 40);
+            }
+            ack(server, answer, true);
+        }
+        server.wait_for_end();
+    });
+    let channel = connection.open_channel().unwrap();
+    let options = PublisherOptions::default()
+        .window_bytes(1000)
+        .confirm_timeout(SOON);
+    let publisher = channel.publisher_with(options).unwrap();
+    publisher
+        .publish("", "q", vec![0; 5000])
+        .unwrap()
+        .wait()
+        .unwrap();
+    let confirm = publisher.publish("", "q", vec![0; 600]).unwrap();
+    let error = publisher.try_publish("", "q", vec![0; 401]).unwrap_err();
+    assert_eq!(*error.kind(), window_full(Duration::ZERO, 1));
+    publisher
+        .try_publish("", "q", vec![0; 400])
+        .unwrap()
+        .wait()
+        .unwrap();
+    confirm.wait().unwrap();
+    drop((publisher, channel, confirm, connection));
+    server.join().unwrap();
+}
+
+#[test]
+fn a_confirm_keeps_its_channel_and_a_publisher_that_goes_too_early_is_logged() {
+    logged::begin();
+    let (go, went) = std::sync::mpsc::channel();
+    let (connection, server) = publish_to(move |server| {
+        for _ in 0..7 {
+            server.expect(60, 40);
+        }
+        went.recv().unwrap();
+        ack(server, 7, true);
+        // Only now the channel is closed.
+        server.expect(20, 40);
+        server.send_method(1, 20, 41, b"");
+        server.wait_for_end();
+    });
+    let channel = connection.open_channel().unwrap();
+    let publisher = channel.publisher().unwrap();
+    drop(channel);
+    for _ in 0..6 {
+        publisher.publish("", "q", "m").unwrap();
+    }
+    let confirm = publisher.publish("", "q", "m").unwrap();
+    let warning = "a publisher of channel 1 was dropped with 7 unconfirmed messages";
+    assert!(!logged::warned(warning));
+    drop(publisher);
+    assert!(logged::warned(warning));
+    go.send(()).unwrap();
+    confirm.wait().unwrap();
+    drop((confirm, connection));
+    server.join().unwrap();
+}
+
+#[test]
+fn mandatory_is_the_default_and_can_be_switched_off() {
+    let channel = channel();
+    let lenient = PublisherOptions::default().mandatory(false);
+    let lenient = channel.publisher_with(lenient).unwrap();
+    let strict = channel.publisher().unwrap();
+    strict
+        .publish("", "nowhere", "m")
+        .unwrap()
+        .wait()
+        .unwrap_err();
+    lenient.publish("", "nowhere", "m").unwrap().wait().unwrap();
+    let mandatory = Message::new("m").mandatory();
+    lenient
+        .publish("", "nowhere", mandatory)
+        .unwrap()
+        .wait()
+        .unwrap_err();
+}
+
+#[test]
+fn options_that_make_no_sense_are_refused() {
+    let channel = channel();
+    for window in [0, 65_537] {
+        let options = PublisherOptions::default().window(window);
+        let error = channel.publisher_with(options).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            format!("the window is {window} messages, possible are 1 to 65536")
+        );
+    }
+    assert!(channel.is_open());
+    channel.tx_select().unwrap();
+    let error = channel.publisher().unwrap_err();
+    assert_eq!(error.reply_code(), Some(ReplyCode::PRECONDITION_FAILED));
+}
+
+#[test]
+fn windows_of_one_and_of_the_most_possible() {
+    for window in [1, 65_536] {
+        let channel = channel();
+        let queue = exclusive_queue(&channel);
+        let options = PublisherOptions::default().window(window);
+        let publisher = channel.publisher_with(options).unwrap();
+        for _ in 0..2_000 {
+            publisher.publish("", queue.name(), "m").unwrap();
+            assert!(publisher.unconfirmed() <= window as usize);
+        }
+        publisher.wait_for_confirms().unwrap();
+        assert_eq!(ready(&channel, queue.name()), 2_000);
+    }
+}
+
+#[test]
+fn a_large_message_is_confirmed_or_returned_like_any_other() {
+    let channel = channel();
+    let queue = exclusive_queue(&channel);
+    let publisher = channel.publisher().unwrap();
+    let body = vec![7; 3 << 20];
+    let confirmed = publisher.publish("", queue.name(), &body).unwrap();
+    let returned = publisher.publish("", "nowhere", &body).unwrap();
+    confirmed.wait().unwrap();
+    let error = returned.wait().unwrap_err();
+    assert!(error.returned_message().unwrap().body() == body);
+}
+
+#[test]
+fn plain_confirms_can_be_read_as_they_come() {
+    let channel = channel();
+    let queue = exclusive_queue(&channel);
+    channel.confirm_select().unwrap();
+    let confirmations = channel.confirmations();
+    for _ in 0..1000 {
+        queue.publish("m").unwrap();
+    }
+    channel.wait_for_confirms().unwrap();
+    let mut open: Vec<u64> = (1..=1000).collect();
+    for answer in confirmations.try_iter() {
+        assert!(!answer.nack);
+        let number = answer.sequence_number;
+        open.retain(|&it| {
+            if answer.multiple {
+                it > number
+            } else {
+                it != number
+            }
+        });
+    }
+    assert_eq!(open, [0_u64; 0]);
+    channel.close().unwrap();
+    eventually("it is disconnected", || {
+        confirmations.recv_timeout(Duration::ZERO).is_err()
+            && channel.confirmations().recv().is_err()
+    });
+}
+
+#[test]
+fn a_million_messages_are_confirmed_and_counted_again() -> Result<()> {
+    const COUNT: u32 = 1_000_000;
+    let connection = connect();
+    let channel = connection.open_channel()?;
+    // The broker need not keep them all in memory.
+    let lazy = QueueDeclareOptions::durable().argument("x-queue-mode", "lazy");
+    let queue = channel.queue_declare(&unique("million"), lazy)?;
+    let options = PublisherOptions::default().window(1000);
+    let publisher = channel.publisher_with(options)?;
+    let mut body = [b'.'; 1024];
+    for number in 0..COUNT {
+        body[..4].copy_from_slice(&number.to_be_bytes());
+        publisher.publish("", queue.name(), Message::new(&body).persistent())?;
+    }
+    publisher.wait_for_confirms()?;
+    assert_eq!(ready(&channel, queue.name()), COUNT);
+
+    let consuming = connection.open_channel()?;
+    consuming.basic_qos(2000)?;
+    let consumer = consuming.basic_consume(queue.name(), ConsumeOptions::default())?;
+    for number in 0..COUNT {
+        let delivery = consumer.recv_timeout(SOON)?.expect("they all come");
+        assert_eq!(delivery.body()[..4], number.to_be_bytes());
+        assert_eq!(delivery.body().len(), 1024);
+        if number % 500 == 499 {
+            delivery.ack_multiple()?;
+        }
+    }
+    queue.delete(Default::default())?;
+    Ok(())
+}
