@@ -46,6 +46,7 @@
 //! Through the `log` crate: the life of connections at `info` and `warn`, each frame's method at `trace`; never
 //! bodies or passwords.
 
+mod backlog;
 mod channel;
 mod channel_numbers;
 mod confirm;

@@ -1,11 +1,11 @@
 //! Where all threads put their frames, and the IO thread takes them.
 //!
-//! One buffer of encoded bytes under one lock: what is appended in one go leaves in one go, so messages of several
+//! Encoded bytes under one lock: what is appended in one go leaves in one go, so messages of several
 //! threads never mix. What depends on the order of frames (sequence numbers, the end of a channel, the commands that
 //! announce replies) changes under the same lock.
 //!
-//! A large message gets a lane of its own beside that buffer, and so does what follows it on its channel: the IO
-//! thread sends it a few frames at a time, so that it does not hold up heartbeats and other channels.
+//! A large message gets a lane of its own beside all others, and so does what follows it on its channel: the IO thread
+//! sends it a few frames at a time, so that it does not hold up heartbeats and other channels.
 
 use std::ops::Range;
 
@@ -13,19 +13,16 @@ use crossbeam_channel::Sender;
 use mio::Waker;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
+use crate::backlog::Backlog;
 use crate::deadline::Deadline;
 use crate::error::{Error, ErrorKind, Result};
 use crate::mailbox::{Command, Published};
 use crate::outgoing::Outgoing;
-use crate::wire::codec::WireError;
+use crate::wire::codec::{WireError, WireResult};
 use crate::wire::frame;
-use crate::wire::method::Encode;
+use crate::wire::method::{BasicPublish, Encode};
 use crate::wire::properties::Properties;
 
-/// From here on a caller waits before it appends, in bytes. One message may go beyond it.
-const HIGH_WATER: usize = 512 << 10;
-/// The same for all lanes together.
-const LANES_HIGH_WATER: usize = 4 << 20;
 /// A message whose body is larger goes in a lane, in bytes.
 pub(crate) const LARGE: usize = 256 << 10;
 
@@ -47,20 +44,8 @@ pub(crate) enum Gate {
     Shut,
 }
 
-/// What goes out on a channel from a large message on, until all of it is written.
-struct Lane {
-    channel: u16,
-    /// What the IO thread has not taken.
-    bytes: Vec<u8>,
-    /// How much of what the IO thread has taken is not written, in bytes; as it was at the last look.
-    writing: usize,
-}
-
 struct State {
-    buffer: Vec<u8>,
-    lanes: Vec<Lane>,
-    /// The last words of the connection, which wait for the lanes to end.
-    last: Vec<u8>,
+    backlog: Backlog,
     /// The messages of which the core has not been told.
     published: Vec<Published>,
     /// The IO thread has nothing to do and sleeps, or is about to.
@@ -92,24 +77,6 @@ impl Large {
     }
 }
 
-impl State {
-    /// Where the frames of this channel go.
-    fn target(&mut self, channel: u16) -> &mut Vec<u8> {
-        match self.lanes.iter_mut().find(|it| it.channel == channel) {
-            Some(lane) => &mut lane.bytes,
-            None => &mut self.buffer,
-        }
-    }
-
-    fn has_room(&self, channel: u16, large: bool) -> bool {
-        if !large && self.lanes.iter().all(|it| it.channel != channel) {
-            return self.buffer.len() < HIGH_WATER;
-        }
-        let unwritten = self.lanes.iter().map(|it| it.bytes.len() + it.writing);
-        unwritten.sum::<usize>() < LANES_HIGH_WATER
-    }
-}
-
 /// What a caller can put into the outbox while it holds the lock. All of it is about one channel.
 pub(crate) struct Frames<'a> {
     state: &'a mut State,
@@ -119,37 +86,31 @@ pub(crate) struct Frames<'a> {
 }
 
 impl Frames<'_> {
+    #[inline]
     pub(crate) fn method(&mut self, method: &impl Encode) -> Result<()> {
-        let (channel, limit) = (self.channel, self.payload_limit);
-        let written = frame::write_method(self.state.target(channel), channel, method, limit);
+        let target = self.state.backlog.target(self.channel);
+        let written = frame::write_method(target, self.channel, method, self.payload_limit);
         written.map_err(unsendable)
     }
 
-    /// Returns the properties as they are sent.
-    pub(crate) fn content(
+    /// A message. Returns its properties as they are sent.
+    #[inline]
+    pub(crate) fn message(
         &mut self,
+        publish: &BasicPublish<'_>,
         properties: Option<&Properties>,
         body: &[u8],
     ) -> Result<&[u8]> {
-        let (channel, limit) = (self.channel, self.payload_limit);
-        let target = self.state.target(channel);
-        let written = frame::write_content(target, channel, properties, body, limit);
+        let target = self.state.backlog.target(self.channel);
+        let limit = self.payload_limit;
+        let written = write_message(target, self.channel, publish, properties, body, limit);
         let properties = written.map_err(unsendable)?;
         Ok(target.get(properties).unwrap_or_default())
     }
 
     /// A message that was encoded before. It goes in a lane.
-    pub(crate) fn large(&mut self, Large { frames, .. }: Large) {
-        let channel = self.channel;
-        match self.state.lanes.iter_mut().find(|it| it.channel == channel) {
-            Some(lane) if lane.bytes.is_empty() => lane.bytes = frames,
-            Some(lane) => lane.bytes.extend_from_slice(&frames),
-            None => self.state.lanes.push(Lane {
-                channel,
-                bytes: frames,
-                writing: 0,
-            }),
-        }
+    pub(crate) fn large(&mut self, large: Large) {
+        self.state.backlog.push_large(self.channel, large.frames);
     }
 
     /// Tells the core of a message in confirm mode: before the answer can come, and in order.
@@ -160,10 +121,8 @@ impl Frames<'_> {
 
     /// The last method of the connection: behind all that was appended before.
     pub(crate) fn last_method(&mut self, method: &impl Encode) -> Result<()> {
-        if self.state.lanes.is_empty() {
-            return self.method(method);
-        }
-        let written = frame::write_method(&mut self.state.last, 0, method, self.payload_limit);
+        let target = self.state.backlog.last_target();
+        let written = frame::write_method(target, self.channel, method, self.payload_limit);
         written.map_err(unsendable)
     }
 
@@ -177,6 +136,20 @@ impl Frames<'_> {
     pub(crate) fn end(&mut self, error: Error) {
         self.state.end.get_or_insert(error);
     }
+}
+
+/// Appends a message or nothing, and returns where its properties stand.
+#[inline]
+fn write_message(
+    buffer: &mut Vec<u8>,
+    channel: u16,
+    publish: &BasicPublish<'_>,
+    properties: Option<&Properties>,
+    body: &[u8],
+    limit: usize,
+) -> WireResult<Range<usize>> {
+    frame::write_method(buffer, channel, publish, limit)?;
+    frame::write_content(buffer, channel, properties, body, limit)
 }
 
 fn unsendable(error: WireError) -> Error {
@@ -193,9 +166,7 @@ impl Outbox {
     pub(crate) fn new(commands: Sender<Command>, waker: Waker, payload_limit: usize) -> Self {
         Self {
             state: Mutex::new(State {
-                buffer: Vec::new(),
-                lanes: Vec::new(),
-                last: Vec::new(),
+                backlog: Backlog::default(),
                 published: Vec::new(),
                 asleep: false,
                 blocked: None,
@@ -208,18 +179,20 @@ impl Outbox {
         }
     }
 
-    /// The frames of a large message, to be appended later: copying it would hold the lock for too long.
+    /// Encodes a large message that is to be appended later: doing so under the lock would hold up all others.
+    #[cold]
     pub(crate) fn encode_large(
         &self,
         channel: u16,
-        method: &impl Encode,
+        publish: &BasicPublish<'_>,
         properties: Option<&Properties>,
         body: &[u8],
     ) -> Result<Large> {
+        let mut frames = self.state.lock().backlog.take_spare();
+        // Around each piece of the body, a piece being 4 KiB at least; and names and properties.
+        frames.reserve(body.len() + body.len() / 256 + 1024);
         let limit = self.payload_limit;
-        let mut frames = Vec::with_capacity(body.len() + body.len() / 64 + 1024);
-        let written = frame::write_method(&mut frames, channel, method, limit)
-            .and_then(|()| frame::write_content(&mut frames, channel, properties, body, limit));
+        let written = write_message(&mut frames, channel, publish, properties, body, limit);
         let properties = written.map_err(unsendable)?;
         Ok(Large { frames, properties })
     }
@@ -253,7 +226,7 @@ impl Outbox {
             let deadline = patience.into().deadline();
             self.wait(&mut state, channel, admission, &gate, deadline)?;
         }
-        let start = state.target(channel).len();
+        let start = state.backlog.target(channel).len();
         let mut frames = Frames {
             state: &mut state,
             channel,
@@ -262,7 +235,7 @@ impl Outbox {
         };
         let appended = append(&mut frames);
         if appended.is_err() {
-            state.target(channel).truncate(start);
+            state.backlog.target(channel).truncate(start);
         }
         let wake = std::mem::take(&mut state.asleep);
         drop(state);
@@ -285,9 +258,9 @@ impl Outbox {
         let gate_open = matches!(gate()?, Gate::Open);
         Ok(match admission {
             Admission::Always => true,
-            Admission::Room => gate_open && state.has_room(channel, false),
+            Admission::Room => gate_open && state.backlog.has_room(channel, false),
             Admission::Publish { large } => {
-                gate_open && state.blocked.is_none() && state.has_room(channel, large)
+                gate_open && state.blocked.is_none() && state.backlog.has_room(channel, large)
             }
         })
     }
@@ -365,15 +338,7 @@ impl Outbox {
 
     /// Appends what the core has to say.
     pub(crate) fn append(&self, take_output: impl FnOnce(&mut Vec<u8>)) {
-        let mut state = self.state.lock();
-        if state.lanes.is_empty() {
-            return take_output(&mut state.buffer);
-        }
-        let mut output = Vec::new();
-        take_output(&mut output);
-        for (channel, frame) in frame::whole(&output) {
-            state.target(channel).extend_from_slice(frame);
-        }
+        self.state.lock().backlog.append(take_output);
     }
 
     /// Takes the messages of which the core has not been told, in exchange for an empty `published`.
@@ -385,24 +350,9 @@ impl Outbox {
     /// wakes the IO thread.
     pub(crate) fn take(&self, outgoing: &mut Outgoing, published: &mut Vec<Published>) {
         let mut state = self.state.lock();
-        let State {
-            buffer,
-            lanes,
-            last,
-            published: new_published,
-            asleep,
-            ..
-        } = &mut *state;
-        std::mem::swap(new_published, published);
-        outgoing.take_buffer(buffer);
-        lanes.retain_mut(|lane| {
-            lane.writing = outgoing.take_lane(lane.channel, &mut lane.bytes);
-            lane.writing > 0
-        });
-        if lanes.is_empty() {
-            outgoing.append(last);
-        }
-        *asleep = outgoing.is_empty();
+        std::mem::swap(&mut state.published, published);
+        state.backlog.move_to(outgoing);
+        state.asleep = outgoing.is_empty();
         drop(state);
         self.changed.notify_all();
     }

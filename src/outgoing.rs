@@ -13,61 +13,79 @@ const TURN: usize = 256 << 10;
 /// take again.
 #[derive(Debug, Default)]
 pub(crate) struct Outgoing {
-    buffer: Part,
+    in_order: Piece,
     /// The first one has its turn.
     lanes: VecDeque<Lane>,
     /// What is left of that turn, in bytes. It ends between two frames.
     turn: usize,
+    /// The buffer of a piece that is written.
+    spare: Vec<u8>,
 }
 
+/// Never without a piece, and never with an empty one.
 #[derive(Debug)]
 struct Lane {
     channel: u16,
-    part: Part,
+    pieces: VecDeque<Piece>,
 }
 
 #[derive(Debug, Default)]
-struct Part {
+struct Piece {
     bytes: Vec<u8>,
     written: usize,
 }
 
-impl Part {
+impl Piece {
     fn rest(&self) -> &[u8] {
         self.bytes.get(self.written..).unwrap_or_default()
     }
 }
 
+/// Empties a buffer, and gives its memory back if that is much.
+fn cleared(mut bytes: Vec<u8>) -> Vec<u8> {
+    bytes.clear();
+    if bytes.capacity() > KEPT_CAPACITY {
+        return Vec::new();
+    }
+    bytes
+}
+
 impl Outgoing {
     /// What is to be written next; empty when it is time to take again.
     pub(crate) fn front(&self) -> &[u8] {
-        let buffer = self.buffer.rest();
-        if !buffer.is_empty() {
-            return buffer;
+        let in_order = self.in_order.rest();
+        if !in_order.is_empty() {
+            return in_order;
         }
-        let lane = self.lanes.front().map(|lane| lane.part.rest());
-        let lane = lane.unwrap_or_default();
-        lane.get(..self.turn).unwrap_or(lane)
+        self.first_of_lanes().get(..self.turn).unwrap_or_default()
+    }
+
+    fn first_of_lanes(&self) -> &[u8] {
+        let piece = self.lanes.front().and_then(|lane| lane.pieces.front());
+        piece.map(Piece::rest).unwrap_or_default()
     }
 
     /// So many bytes of `front` were written.
     pub(crate) fn wrote(&mut self, count: usize) {
-        if !self.buffer.rest().is_empty() {
-            self.buffer.written += count;
+        if !self.in_order.rest().is_empty() {
+            self.in_order.written += count;
             return;
         }
-        self.turn = self.turn.saturating_sub(count);
-        let Some(lane) = self.lanes.front_mut() else {
+        let Some(mut lane) = self.lanes.pop_front() else {
             return;
         };
-        lane.part.written += count;
-        if self.turn > 0 {
-            return;
+        if let Some(piece) = lane.pieces.front_mut() {
+            piece.written += count;
+            if piece.rest().is_empty() {
+                self.spare = cleared(std::mem::take(&mut piece.bytes));
+                lane.pieces.pop_front();
+            }
         }
-        if lane.part.rest().is_empty() {
-            self.lanes.pop_front();
-        } else {
-            self.lanes.rotate_left(1);
+        self.turn = self.turn.saturating_sub(count);
+        if self.turn > 0 {
+            self.lanes.push_front(lane);
+        } else if !lane.pieces.is_empty() {
+            self.lanes.push_back(lane);
         }
     }
 
@@ -78,42 +96,49 @@ impl Outgoing {
     // ---- taking: only when `front` is empty ----
 
     /// Exchanges what has come in order for an empty buffer.
-    pub(crate) fn take_buffer(&mut self, buffer: &mut Vec<u8>) {
-        let Part { bytes, written } = &mut self.buffer;
+    pub(crate) fn take_in_order(&mut self, frames: &mut Vec<u8>) {
+        let Piece { bytes, written } = &mut self.in_order;
         *written = 0;
-        bytes.clear();
-        if bytes.capacity() > KEPT_CAPACITY {
-            *bytes = Vec::new();
-        }
-        std::mem::swap(bytes, buffer);
+        *bytes = cleared(std::mem::take(bytes));
+        std::mem::swap(bytes, frames);
         self.begin_turn();
     }
 
-    /// Takes what has come in a channel's lane, if nothing of it is left here. Returns how much is left to write.
-    pub(crate) fn take_lane(&mut self, channel: u16, bytes: &mut Vec<u8>) -> usize {
-        if let Some(lane) = self.lanes.iter().find(|it| it.channel == channel) {
-            return lane.part.rest().len();
-        }
-        let part = Part {
-            bytes: std::mem::take(bytes),
-            written: 0,
+    /// Takes what has come in a channel's lane. Returns how much of the lane is left to write.
+    pub(crate) fn take_lane(&mut self, channel: u16, pieces: &mut Vec<Vec<u8>>) -> usize {
+        let new = pieces.drain(..).map(|bytes| Piece { bytes, written: 0 });
+        let mut new = new.peekable();
+        let lane = match self.lanes.iter_mut().find(|it| it.channel == channel) {
+            Some(lane) => {
+                lane.pieces.extend(new);
+                lane
+            }
+            None if new.peek().is_none() => return 0,
+            None => {
+                let pieces = new.collect();
+                self.lanes.push_back(Lane { channel, pieces });
+                self.begin_turn();
+                match self.lanes.back_mut() {
+                    Some(lane) => lane,
+                    None => return 0,
+                }
+            }
         };
-        let left = part.bytes.len();
-        if left > 0 {
-            self.lanes.push_back(Lane { channel, part });
-            self.begin_turn();
-        }
-        left
+        lane.pieces.iter().map(|piece| piece.rest().len()).sum()
     }
 
     /// Appends behind what has come in order.
     pub(crate) fn append(&mut self, bytes: &mut Vec<u8>) {
-        self.buffer.bytes.append(bytes);
+        self.in_order.bytes.append(bytes);
+    }
+
+    /// An empty buffer that has its memory already.
+    pub(crate) fn take_spare(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.spare)
     }
 
     fn begin_turn(&mut self) {
-        let lane = self.lanes.front().map(|lane| lane.part.rest());
-        self.turn = frame::whole(lane.unwrap_or_default())
+        self.turn = frame::whole(self.first_of_lanes())
             .scan(0, |turn, (_, frame)| {
                 let begun = *turn < TURN;
                 *turn += frame.len();
@@ -160,10 +185,13 @@ mod tests {
         let a_turn = TURN.div_ceil(one);
         for at_once in [1, 1000, usize::MAX] {
             let mut outgoing = Outgoing::default();
-            let take = |outgoing: &mut Outgoing, mut buffer, mut lanes: [Vec<u8>; 2]| {
-                outgoing.take_buffer(&mut buffer);
-                let left = [(1, 0), (2, 1)]
-                    .map(|(channel, at)| outgoing.take_lane(channel, &mut lanes[at]));
+            let take = |outgoing: &mut Outgoing, mut in_order, [one, two]: [Vec<u8>; 2]| {
+                outgoing.take_in_order(&mut in_order);
+                let left = [(1, one), (2, two)].map(|(channel, bytes)| {
+                    let mut pieces = vec![bytes];
+                    pieces.retain(|bytes| !bytes.is_empty());
+                    outgoing.take_lane(channel, &mut pieces)
+                });
                 (left, write(outgoing, at_once))
             };
             let (left, order) = take(
@@ -177,12 +205,16 @@ mod tests {
             let (left, order) = take(&mut outgoing, frames(3, 1), [frames(1, 5), Vec::new()]);
             assert_eq!(
                 left,
-                [one, one],
-                "what follows in a lane waits for its rest"
+                [6 * one, one],
+                "what follows in a lane is behind its rest"
             );
             assert_eq!(order, [3, 2]);
-            let (left, order) = take(&mut outgoing, Vec::new(), [Vec::new(), Vec::new()]);
-            assert_eq!((left, order), ([one, 0], vec![1]));
+            let nothing = || (Vec::new(), [Vec::new(), Vec::new()]);
+            for rest in [vec![1], vec![1; 5]] {
+                let (in_order, lanes) = nothing();
+                let (left, order) = take(&mut outgoing, in_order, lanes);
+                assert_eq!((left[1], order), (0, rest));
+            }
             assert!(outgoing.is_empty() && outgoing.lanes.is_empty());
         }
     }

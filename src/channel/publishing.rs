@@ -113,10 +113,7 @@ impl Channel {
                     frames.large(large);
                     identity
                 }
-                None => {
-                    frames.method(&method)?;
-                    identify(frames.content(properties, body)?)
-                }
+                None => identify(frames.message(&method, properties, body)?),
             };
             let Some(sequence_number) = state.confirms.next() else {
                 return Ok(None);

@@ -2,13 +2,13 @@
 
 use super::content::Content;
 
-/// A message in three fingerprints. A returned message carries no number, but it is, byte for byte, what was
+/// A message in three fingerprints, together of 96 bits. A returned message carries no number, but it is, byte for byte, what was
 /// published; unless something on its way changed its properties.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Identity {
-    names: u64,
-    properties: u64,
-    body: u64,
+    names: u32,
+    properties: u32,
+    body: u32,
 }
 
 /// How much of two identities is equal; ordered.
@@ -23,9 +23,9 @@ pub(super) enum Likeness {
 impl Identity {
     /// Without properties, which are encoded last.
     pub(crate) fn new(exchange: &str, routing_key: &str, body: &[u8]) -> Self {
-        let exchange = fingerprint(exchange.as_bytes());
+        let names = fingerprint(exchange.as_bytes()).rotate_left(1);
         Self {
-            names: exchange.rotate_left(1) ^ fingerprint(routing_key.as_bytes()),
+            names: names ^ fingerprint(routing_key.as_bytes()),
             properties: 0,
             body: fingerprint(body),
         }
@@ -60,9 +60,9 @@ impl Identity {
     }
 }
 
-/// A hash of 64 bits, for what the program itself has made: it need not resist attacks, but it is taken of every
+/// A hash of 32 bits, for what the program itself has made: it need not resist attacks, but it is taken of every
 /// mandatory message, so it has to be about as fast as copying. Four words at a time keep the multiplier busy.
-fn fingerprint(bytes: &[u8]) -> u64 {
+fn fingerprint(bytes: &[u8]) -> u32 {
     // Both halves of the product, so that high bits count as much as low ones.
     let mix = |hash: u64, word: u64| {
         let product = u128::from(hash ^ word) * 0x9e37_79b9_7f4a_7c15;
@@ -77,7 +77,7 @@ fn fingerprint(bytes: &[u8]) -> u64 {
     }
     let rest = blocks.remainder().chunks(8).map(word);
     let all = lanes.into_iter().chain(rest).fold(0, mix);
-    mix(all, bytes.len() as u64)
+    mix(all, bytes.len() as u64) as u32
 }
 
 /// Up to eight bytes; what is missing is zero.

@@ -108,6 +108,7 @@ impl<'a> Reader<'a> {
         Ok(head)
     }
 
+    #[inline]
     pub(crate) fn bit(&mut self, what: &'static str) -> WireResult<bool> {
         let (octet, used) = match self.bits {
             Some((octet, used)) if used < 8 => (octet, used),
@@ -172,6 +173,7 @@ impl<'b> Writer<'b> {
         }
     }
 
+    #[inline]
     pub(crate) fn bit(&mut self, value: bool) {
         if self.bits_used == 0 || self.bits_used == 8 {
             self.buffer.push(0);
