@@ -276,15 +276,10 @@ impl IoThread {
         self.link
             .outbox
             .take(&mut self.outgoing, &mut self.published);
-        self.tell_published();
-        !self.outgoing.is_empty()
-    }
-
-    /// Tells the core of messages, before any byte of them is written.
-    fn tell_published(&mut self) {
         for published in self.published.drain(..) {
             self.core.published(published);
         }
+        !self.outgoing.is_empty()
     }
 
     fn take_core_output(&mut self) {
@@ -375,8 +370,9 @@ impl IoThread {
     /// was published under the number must not be taken for the next channel's.
     fn free_channel(&mut self, number: u16) {
         self.take_core_output();
-        self.link.outbox.take_published(&mut self.published);
-        self.tell_published();
+        for published in self.link.outbox.take_published_on(number) {
+            self.core.published(published);
+        }
         self.link.channel_numbers.release(number);
     }
 
@@ -400,8 +396,9 @@ impl IoThread {
         while let Ok(command) = self.commands.try_recv() {
             self.core.handle(command);
         }
-        self.link.outbox.take_published(&mut self.published);
-        self.tell_published();
+        for published in self.link.outbox.take_published() {
+            self.core.published(published);
+        }
         self.closing = if self.core.has_output() {
             Closing::Flushing(now() + LINGER)
         } else {

@@ -341,9 +341,18 @@ impl Outbox {
         self.state.lock().backlog.append(take_output);
     }
 
-    /// Takes the messages of which the core has not been told, in exchange for an empty `published`.
-    pub(crate) fn take_published(&self, published: &mut Vec<Published>) {
-        std::mem::swap(&mut self.state.lock().published, published);
+    /// Takes the messages of which the core has not been told. None of their bytes was taken.
+    pub(crate) fn take_published(&self) -> Vec<Published> {
+        std::mem::take(&mut self.state.lock().published)
+    }
+
+    /// Takes those of one channel.
+    pub(crate) fn take_published_on(&self, channel: u16) -> Vec<Published> {
+        let mut state = self.state.lock();
+        let published = std::mem::take(&mut state.published);
+        let (theirs, others) = published.into_iter().partition(|it| it.channel == channel);
+        state.published = others;
+        theirs
     }
 
     /// Takes all that was appended, and the messages in it. If nothing is left to write, the next one who appends

@@ -189,6 +189,8 @@ fn what_was_confirmed_before_the_broker_was_killed_is_there_after_its_restart() 
     let queue = channel
         .queue_declare("durable", QueueDeclareOptions::durable())
         .unwrap();
+    // Declare-ok does not mean that the declaration is on disk: that can take RabbitMQ two seconds more.
+    node.ctl(&["eval", "mnesia:sync_log()."]);
     let confirmed = Arc::new(AtomicU32::new(0));
     let publishers: Vec<_> = (0..THREADS)
         .map(|thread| {

@@ -10,8 +10,8 @@ use leveret::{
 };
 
 use crate::support::{
-    channel, connect, eventually, exclusive_queue, logged, ready, scripted_server, unique, Script,
-    SOON,
+    channel, connect, eventually, exclusive_queue, logged, ready, scripted_server, short, unique,
+    Script, SOON,
 };
 
 const SHORT: Duration = Duration::from_millis(300);
@@ -387,6 +387,67 @@ fn a_confirm_keeps_its_channel_and_a_publisher_that_goes_too_early_is_logged() {
     go.send(()).unwrap();
     confirm.wait().unwrap();
     drop((confirm, connection));
+    server.join().unwrap();
+}
+
+#[test]
+fn what_the_socket_does_not_take_is_answered_when_its_channel_ends_and_known_to_be_unsent() {
+    let (go, went) = std::sync::mpsc::channel();
+    let (address, server) = scripted_server(move |server| {
+        server.handshake(0);
+        for channel in 1..=3 {
+            server.open_channel();
+            if channel != 2 {
+                server.expect(85, 10);
+                server.send_method(channel, 85, 11, b"");
+            }
+        }
+        // From now on it reads nothing.
+        went.recv().unwrap();
+        let close = [&404_u16.to_be_bytes()[..], &short("NOT_FOUND"), &[0; 4]].concat();
+        server.send_method(1, 20, 40, &close);
+        went.recv().unwrap();
+    });
+    let options = ConnectionOptions::default()
+        .host(address.ip().to_string())
+        .port(address.port());
+    let connection = Connection::open_with(&options).unwrap();
+    let closed = connection.open_channel().unwrap();
+    let on_closed = closed.publisher().unwrap();
+    let flooding = connection.open_channel().unwrap();
+    let on_open = connection.open_channel().unwrap().publisher().unwrap();
+    flooding.basic_publish("", "q", vec![0; 64 << 20]).unwrap();
+    // The first may still go out; at the end, the socket has long been full.
+    let publish = |publisher: &leveret::Publisher| {
+        let confirms = (0..20).map(|_| {
+            thread::sleep(Duration::from_millis(10));
+            publisher.publish("", "q", "m").unwrap()
+        });
+        confirms.collect::<Vec<_>>()
+    };
+    let (first, second) = (publish(&on_closed), publish(&on_open));
+    go.send(()).unwrap();
+    for confirm in first {
+        let error = confirm.wait_timeout(SOON).unwrap_err();
+        assert_eq!(error.reply_code(), Some(ReplyCode::NOT_FOUND), "{error}");
+    }
+    assert_eq!(on_closed.unconfirmed(), 0);
+    assert!(second.iter().all(|confirm| confirm.try_wait().is_none()));
+    go.send(()).unwrap();
+    let errors = second
+        .iter()
+        .map(|confirm| confirm.wait_timeout(SOON).unwrap_err());
+    let errors: Vec<_> = errors.collect();
+    let last = &errors[19];
+    assert!(
+        last.is_connection_end() && !last.may_have_been_sent(),
+        "{last}"
+    );
+    assert!(
+        last.to_string()
+            .starts_with("message 20, which was not sent: the connection was lost"),
+        "{last}"
+    );
     server.join().unwrap();
 }
 

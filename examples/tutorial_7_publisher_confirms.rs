@@ -1,0 +1,112 @@
+//! RabbitMQ's tutorial 7: three ways to know that the broker has every message, and what they cost.
+//!
+//!     tests/with-rabbitmq cargo run --release --example tutorial_7_publisher_confirms [MESSAGES]
+//!
+//! Uses the broker at `AMQP_URL`, or RabbitMQ on this machine with its defaults. Without an argument it publishes
+//! 50,000 messages each way.
+//!
+//! See <https://www.rabbitmq.com/tutorials/tutorial-seven-java>.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use leveret::{Confirm, Connection, ErrorKind, Publisher, QueueDeclareOptions, Result};
+
+fn main() -> Result<()> {
+    let count = std::env::args().nth(1).map_or(50_000, |argument| {
+        argument.parse().unwrap_or_else(|_| {
+            eprintln!("usage: tutorial_7_publisher_confirms [MESSAGES]");
+            std::process::exit(2)
+        })
+    });
+    let connection = match std::env::var("AMQP_URL") {
+        Ok(uri) => Connection::open(&uri)?,
+        Err(_) => Connection::open_default()?,
+    };
+    for (how, publish) in [
+        ("individually", publish_individually as Way),
+        ("in batches", publish_in_batches),
+        (
+            "with a window, handling confirms as they come",
+            publish_with_a_window,
+        ),
+    ] {
+        // A channel and a queue of its own for each way.
+        let channel = connection.open_channel()?;
+        let queue = channel.queue_declare("", QueueDeclareOptions::exclusive())?;
+        let publisher = channel.publisher()?;
+        let begin = begin();
+        publish(&publisher, queue.name(), count)?;
+        println!(
+            "published {count} messages {how} in {} ms",
+            begin.elapsed().as_millis()
+        );
+
+        let arrived = channel.queue_declare(queue.name(), QueueDeclareOptions::passive())?;
+        assert_eq!(arrived.message_count(), Some(count));
+        channel.close()?;
+    }
+    connection.close()
+}
+
+type Way = fn(&Publisher, &str, u32) -> Result<()>;
+
+/// Waits for each message before the next one: simple, and as slow as the way to the broker's disk and back.
+fn publish_individually(publisher: &Publisher, queue: &str, count: u32) -> Result<()> {
+    for number in 0..count {
+        publisher.publish("", queue, number.to_string())?.wait()?;
+    }
+    Ok(())
+}
+
+/// Waits after each hundred messages: much faster; a failure is reported at the end of its batch.
+fn publish_in_batches(publisher: &Publisher, queue: &str, count: u32) -> Result<()> {
+    const BATCH: u32 = 100;
+    for number in 0..count {
+        publisher.publish("", queue, number.to_string())?;
+        if number % BATCH == BATCH - 1 {
+            publisher.wait_for_confirms_timeout(Duration::from_secs(5))?;
+        }
+    }
+    publisher.wait_for_confirms_timeout(Duration::from_secs(5))
+}
+
+/// Never waits while the window has room, and looks at the answers as they come: the fastest way, which also knows of
+/// each message what became of it.
+fn publish_with_a_window(publisher: &Publisher, queue: &str, count: u32) -> Result<()> {
+    let mut open = VecDeque::new();
+    for number in 0..count {
+        let body = number.to_string();
+        open.push_back((publisher.publish("", queue, &body)?, body));
+        while let Some(outcome) = open.front().and_then(|(confirm, _)| confirm.try_wait()) {
+            let answered = open.pop_front();
+            open.extend(again(publisher, queue, outcome, answered)?);
+        }
+    }
+    while let Some((confirm, body)) = open.pop_front() {
+        let outcome = confirm.wait();
+        open.extend(again(publisher, queue, outcome, Some((confirm, body)))?);
+    }
+    Ok(())
+}
+
+/// Publishes a message again if its queue refused it.
+fn again(
+    publisher: &Publisher,
+    queue: &str,
+    outcome: Result<()>,
+    answered: Option<(Confirm, String)>,
+) -> Result<Option<(Confirm, String)>> {
+    match (outcome, answered) {
+        (Err(error), Some((_, body))) if matches!(error.kind(), ErrorKind::Nacked { .. }) => {
+            eprintln!("{error}; once more");
+            Ok(Some((publisher.publish("", queue, &body)?, body)))
+        }
+        (outcome, _) => outcome.map(|()| None),
+    }
+}
+
+#[allow(clippy::disallowed_methods)] // It measures.
+fn begin() -> Instant {
+    Instant::now()
+}
