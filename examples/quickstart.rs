@@ -18,15 +18,18 @@ fn main() -> Result<()> {
     let channel = connection.open_channel()?;
     let queue = channel.queue_declare("", QueueDeclareOptions::exclusive())?;
 
-    channel.confirm_select()?;
-    let mut published = 0;
+    let publisher = channel.publisher()?;
+    let mut confirms = Vec::new();
     for number in 0..COUNT {
-        queue.publish(Message::new(format!("task {number}")).persistent())?;
-        published += 1;
+        let task = Message::new(format!("task {number}")).persistent();
+        confirms.push(publisher.publish("", queue.name(), task)?);
     }
-    channel.wait_for_confirms()?;
-    // It returns without an error only when the broker has confirmed them all.
-    let confirmed = published;
+    let published = confirms.len();
+    let mut confirmed = 0;
+    for confirm in confirms {
+        confirm.wait()?;
+        confirmed += 1;
+    }
 
     channel.basic_qos(200)?;
     let consumer = queue.consume(ConsumeOptions::default())?;

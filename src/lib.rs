@@ -18,10 +18,12 @@
 //!     let queue = channel.queue_declare("tasks", QueueDeclareOptions::durable())?;
 //!     queue.bind(&logs, "")?;
 //!
-//!     channel.confirm_select()?;
 //!     queue.publish("to the default exchange, routed by the queue's name")?;
 //!     logs.publish("", Message::new(b"bytes").persistent().content_type("text/plain"))?;
-//!     channel.wait_for_confirms()?;
+//!
+//!     let publisher = channel.publisher()?; // confirm mode, with a window of unconfirmed messages
+//!     let confirm = publisher.publish("logs", "", "tracked")?; // waits only while the window is full
+//!     confirm.wait()?; // the broker has it, or an error says what became of it
 //!
 //!     channel.basic_qos(200)?;
 //!     let consumer = queue.consume(ConsumeOptions::default())?;
@@ -36,9 +38,9 @@
 //! # Where to look
 //! - [`Connection`] and [`ConnectionOptions`]: connecting, timeouts, the end of a connection.
 //! - [`Channel`]: every method of AMQP, under AMQP's own name. [`Exchange`] and [`Queue`] are shorthands for one name.
-//! - [`Message`] and [`Properties`]: what is published. [`Channel::confirm_select`]: knowing that it arrived.
+//! - [`Message`] and [`Properties`]: what is published. [`Publisher`] and [`Confirm`]: knowing what became of it.
 //! - [`Consumer`], [`Delivery`]: what comes back, and acknowledging it.
-//! - [`Error`]: what went wrong, and who says so.
+//! - [`Error`]: what went wrong, who says so, and whether it is safe to try again.
 //!
 //! Receivers are those of `crossbeam-channel`, which is re-exported for its `select!`.
 //!

@@ -35,7 +35,8 @@ impl Channel {
     /// # Errors
     /// [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument) for a message larger than `max_message_size`, a name of more than 255 bytes, or
     /// headers that do not fit into one frame. A timeout (`publish_timeout`) if the outbox stays full, and
-    /// [`ErrorKind::ConnectionBlocked`](crate::ErrorKind::ConnectionBlocked) if the broker has blocked the connection. In all these cases nothing was sent.
+    /// [`ErrorKind::ConnectionBlocked`](crate::ErrorKind::ConnectionBlocked) if the broker has blocked the connection. In all these cases nothing was sent; otherwise
+    /// [`Error::may_have_been_sent`] tells.
     ///
     /// An exchange that does not exist is told later: the broker closes the channel (404).
     pub fn basic_publish<'m>(

@@ -1,0 +1,31 @@
+//! Publishes a message that no queue is bound for, and gets it back.
+//!
+//!     tests/with-rabbitmq cargo run --example send_with_return
+//!
+//! Uses the broker at `AMQP_URL`, or RabbitMQ on this machine with its defaults.
+
+use leveret::{Connection, Message, Result};
+
+fn main() -> Result<()> {
+    let connection = match std::env::var("AMQP_URL") {
+        Ok(uri) => Connection::open(&uri)?,
+        Err(_) => Connection::open_default()?,
+    };
+    let publisher = connection.open_channel()?.publisher()?;
+    let message = Message::new("hello").content_type("text/plain");
+    match publisher.publish("", "no such queue", message)?.wait() {
+        Ok(()) => println!("some queue has it"),
+        Err(error) => {
+            let Some(returned) = error.returned_message() else {
+                return Err(error);
+            };
+            let body = String::from_utf8_lossy(returned.body());
+            println!(
+                "{body:?} came back: {} for {:?}",
+                returned.reply_text(),
+                returned.routing_key()
+            );
+        }
+    }
+    connection.close()
+}
