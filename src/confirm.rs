@@ -157,7 +157,7 @@ impl ConfirmMailbox for Awaited {
             self.publisher
                 .failures
                 .lock()
-                .push(sequence_number, error.clone(), self.weight);
+                .push(sequence_number, error.clone());
         }
         *self.outcome.lock() = Some(outcome);
         self.answered.notify_all();
@@ -196,8 +196,8 @@ pub(crate) struct Unconfirmed {
 /// The messages that failed and of which nobody has been told.
 #[derive(Debug)]
 pub(crate) struct Failures {
-    failed: BTreeMap<u64, (Error, Weight)>,
-    /// What their messages weigh, in bytes: a returned one is kept whole.
+    failed: BTreeMap<u64, Error>,
+    /// The sum of the bodies that came back, in bytes.
     bytes: u64,
     bytes_limit: u64,
     /// How many more there were than can be kept.
@@ -214,24 +214,24 @@ impl Failures {
         }
     }
 
-    fn push(&mut self, sequence_number: u64, error: Error, weight: Weight) {
-        self.bytes += weight.bytes();
-        self.failed.insert(sequence_number, (error, weight));
+    fn push(&mut self, sequence_number: u64, error: Error) {
+        self.bytes += returned_bytes(&error);
+        self.failed.insert(sequence_number, error);
         while self.failed.len() > FAILURES_LIMIT
             || (self.bytes > self.bytes_limit && self.failed.len() > 1)
         {
-            let Some((_, (error, weight))) = self.failed.pop_first() else {
+            let Some((_, error)) = self.failed.pop_first() else {
                 return;
             };
-            self.bytes -= weight.bytes();
+            self.bytes -= returned_bytes(&error);
             self.forgotten += 1;
             log::warn!("nobody asked for the failure of a publish: {error}");
         }
     }
 
     fn told(&mut self, sequence_number: u64) {
-        if let Some((_, weight)) = self.failed.remove(&sequence_number) {
-            self.bytes -= weight.bytes();
+        if let Some(error) = self.failed.remove(&sequence_number) {
+            self.bytes -= returned_bytes(&error);
         }
     }
 
@@ -241,7 +241,7 @@ impl Failures {
         self.bytes = 0;
         let failed: Vec<_> = std::mem::take(&mut self.failed)
             .into_iter()
-            .map(|(sequence_number, (error, _))| FailedPublish {
+            .map(|(sequence_number, error)| FailedPublish {
                 sequence_number,
                 error,
             })
@@ -251,4 +251,9 @@ impl Failures {
         }
         Err(Error::new(ErrorKind::PublishesFailed { failed, forgotten }))
     }
+}
+
+fn returned_bytes(error: &Error) -> u64 {
+    let message = error.returned_message();
+    message.map_or(0, |message| message.body().len() as u64)
 }

@@ -251,6 +251,11 @@ pub enum ErrorKind {
         /// How long was waited.
         after: Duration,
     },
+    /// The broker has asked to stop publishing on the channel (`channel.flow`). RabbitMQ never does.
+    FlowStopped {
+        /// How long was waited.
+        after: Duration,
+    },
     /// All channel numbers are in use.
     ChannelsExhausted {
         /// The highest channel number that was agreed.
@@ -339,30 +344,24 @@ impl fmt::Display for ErrorKind {
                     "the connection was closed because the peer broke the protocol: {code} - {text}"
                 )
             }
-            Self::OutboxFull {
-                after: Duration::ZERO,
-            } => f.write_str("nothing was sent, since the outbox is full"),
-            Self::OutboxFull { after } => write!(
-                f,
-                "nothing was sent, since the broker has read nothing for {after:?} and the outbox is full"
-            ),
+            Self::OutboxFull { after } => {
+                let text = "nothing was sent, since the broker does not read and the outbox is full";
+                write_given_up(f, text, *after)
+            }
             Self::TimedOut { after } => write!(f, "timed out after {after:?}"),
             Self::ConnectionBlocked { reason, after } => {
-                write!(f, "the broker has blocked the connection ({reason})")?;
-                match *after {
-                    Duration::ZERO => Ok(()),
-                    after => write!(f, "; timed out after {after:?}"),
-                }
+                let text = format!("the broker has blocked the connection ({reason})");
+                write_given_up(f, &text, *after)
+            }
+            Self::FlowStopped { after } => {
+                let text = "the broker has stopped publishing on the channel (channel.flow)";
+                write_given_up(f, text, *after)
             }
             Self::WindowFull { unconfirmed, after } => {
-                write!(
-                    f,
+                let text = format!(
                     "nothing was sent, since the window is full: {unconfirmed} messages are unconfirmed"
-                )?;
-                match *after {
-                    Duration::ZERO => Ok(()),
-                    after => write!(f, "; timed out after {after:?}"),
-                }
+                );
+                write_given_up(f, &text, *after)
             }
             Self::ChannelsExhausted { channel_max } => {
                 write!(
@@ -402,6 +401,15 @@ impl fmt::Display for ErrorKind {
                 )
             }
         }
+    }
+}
+
+/// What hindered, and how long it was waited for, if at all.
+fn write_given_up(f: &mut fmt::Formatter<'_>, hindrance: &str, after: Duration) -> fmt::Result {
+    f.write_str(hindrance)?;
+    match after {
+        Duration::ZERO => Ok(()),
+        after => write!(f, "; timed out after {after:?}"),
     }
 }
 
@@ -559,6 +567,7 @@ impl Error {
                 | ErrorKind::OutboxFull { .. }
                 | ErrorKind::WindowFull { .. }
                 | ErrorKind::ConnectionBlocked { .. }
+                | ErrorKind::FlowStopped { .. }
                 | ErrorKind::ChannelsExhausted { .. }
                 | ErrorKind::AlreadySettled { .. }
         );
@@ -589,6 +598,7 @@ impl Error {
                 | ErrorKind::OutboxFull { .. }
                 | ErrorKind::WindowFull { .. }
                 | ErrorKind::ConnectionBlocked { .. }
+                | ErrorKind::FlowStopped { .. }
         )
     }
 }

@@ -277,15 +277,17 @@ impl Outbox {
         while !Self::admits(state, channel, admission, gate)? {
             let timed_out = self.changed.wait_until(state, deadline.at()).timed_out();
             if timed_out && !Self::admits(state, channel, admission, gate)? {
-                return Err(Self::no_room(state, admission, deadline));
+                let stopped = matches!(gate()?, Gate::Shut);
+                return Err(Self::no_room(state, admission, stopped, deadline));
             }
         }
         Ok(())
     }
 
-    fn no_room(state: &State, admission: Admission, deadline: Deadline) -> Error {
+    fn no_room(state: &State, admission: Admission, stopped: bool, deadline: Deadline) -> Error {
         let after = deadline.duration();
         match &state.blocked {
+            _ if stopped => Error::new(ErrorKind::FlowStopped { after }),
             Some(reason) if matches!(admission, Admission::Publish { .. }) => {
                 let reason = reason.clone();
                 Error::new(ErrorKind::ConnectionBlocked { reason, after })

@@ -359,6 +359,37 @@ fn the_window_is_also_full_by_bytes_but_a_single_message_always_fits() {
 }
 
 #[test]
+fn publishing_waits_while_the_broker_has_stopped_the_flow() {
+    let (go, went) = std::sync::mpsc::channel();
+    let (tell, told) = std::sync::mpsc::channel();
+    let (connection, server) = publish_to(move |server| {
+        for active in [0, 1] {
+            server.send_method(1, 20, 20, &[active]);
+            server.expect(20, 21);
+            tell.send(()).unwrap();
+            went.recv().unwrap();
+        }
+        server.expect(60, 40);
+        ack(server, 1, false);
+        server.wait_for_end();
+    });
+    let channel = connection.open_channel().unwrap();
+    let publisher = channel.publisher().unwrap();
+    told.recv().unwrap();
+    let error = publisher.try_publish("", "q", "m").unwrap_err();
+    let after = Duration::ZERO;
+    assert_eq!(*error.kind(), ErrorKind::FlowStopped { after });
+    assert_eq!(publisher.unconfirmed(), 0);
+    go.send(()).unwrap();
+    told.recv().unwrap();
+    go.send(()).unwrap();
+    let confirm = publisher.publish("", "q", "m").unwrap();
+    confirm.wait_timeout(SOON).unwrap();
+    drop((confirm, publisher, channel, connection));
+    server.join().unwrap();
+}
+
+#[test]
 fn a_confirm_keeps_its_channel_and_a_publisher_that_goes_too_early_is_logged() {
     logged::begin();
     let (go, went) = std::sync::mpsc::channel();

@@ -8,10 +8,11 @@ use crossbeam_channel::Receiver;
 
 use super::Channel;
 use crate::confirm::Awaited;
+use crate::deadline::Deadline;
 use crate::error::{Error, Result};
 use crate::mailbox::{ConfirmMailbox, Published};
 use crate::message::{Message, ReturnedMessage};
-use crate::outbox::{Admission, LARGE};
+use crate::outbox::{Admission, Patience, LARGE};
 use crate::proto::Identity;
 use crate::request::Asked;
 use crate::wire::method::{BasicPublish, Encode};
@@ -35,8 +36,8 @@ impl Channel {
     /// # Errors
     /// [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument) for a message larger than `max_message_size`, a name of more than 255 bytes, or
     /// headers that do not fit into one frame. A timeout (`publish_timeout`) if the outbox stays full, and
-    /// [`ErrorKind::ConnectionBlocked`](crate::ErrorKind::ConnectionBlocked) if the broker has blocked the connection. In all these cases nothing was sent; otherwise
-    /// [`Error::may_have_been_sent`] tells.
+    /// [`ErrorKind::ConnectionBlocked`](crate::ErrorKind::ConnectionBlocked) if the broker has blocked the connection. Whatever the error, nothing
+    /// of this message was sent.
     ///
     /// An exchange that does not exist is told later: the broker closes the channel (404).
     pub fn basic_publish<'m>(
@@ -99,14 +100,19 @@ impl Channel {
         // What costs more the larger the message is happens before the lock is taken.
         let identity = (mandatory && state.confirms.is_selected())
             .then(|| Identity::new(exchange, routing_key, body));
-        let large = (body.len() > LARGE)
-            .then(|| outbox.encode_large(state.number, &method, properties, body))
-            .transpose()?;
-        let admission = Admission::Publish {
-            large: large.is_some(),
-        };
         let gate = || state.publish_gate();
-        outbox.write(state.number, admission, timeout, gate, |frames| {
+        let is_large = body.len() > LARGE;
+        let admission = Admission::Publish { large: is_large };
+        let (large, patience) = if is_large {
+            // Nothing is encoded before there is room, or whoever waits would hold a copy of the body.
+            let deadline = Deadline::after(timeout);
+            outbox.write(state.number, admission, deadline, gate, |_| Ok(()))?;
+            let large = outbox.encode_large(state.number, &method, properties, body)?;
+            (Some(large), Patience::from(deadline))
+        } else {
+            (None, Patience::from(timeout))
+        };
+        outbox.write(state.number, admission, patience, gate, |frames| {
             let identify = |properties: &[u8]| identity.map(|it| it.with_properties(properties));
             let identity = match large {
                 Some(large) => {
