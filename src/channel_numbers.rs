@@ -70,11 +70,16 @@ impl ChannelNumbers {
         self.state.lock().closing.insert(number);
     }
 
+    pub(crate) fn is_closing(&self, number: u16) -> bool {
+        self.state.lock().closing.contains(&number)
+    }
+
     pub(crate) fn release(&self, number: u16) {
         let mut state = self.state.lock();
         state.closing.remove(&number);
         state.released.push(number);
-        self.changed.notify_one();
+        // All: one who waits for this number gets it, one who now waits for nothing is told so.
+        self.changed.notify_all();
     }
 
     pub(crate) fn end(&self) {

@@ -350,7 +350,10 @@ impl IoThread {
                 Event::MessageTooLarge { channel, size } => channel.message_too_large(size),
                 Event::Flow { channel, active } => channel.flow(active),
                 Event::ChannelEnded { channel, error } => channel.ended(&error),
-                Event::ChannelFreed { channel } => self.free_channel(channel),
+                Event::ChannelFreed {
+                    channel,
+                    unless_closing,
+                } => self.free_channel(channel, unless_closing),
                 Event::Blocked { reason } => {
                     log::warn!("the broker has blocked the connection: {reason}");
                     self.link.outbox.set_blocked(Some(reason.clone()));
@@ -368,12 +371,15 @@ impl IoThread {
 
     /// The close-ok has to be in the outbox before anyone can reuse the number and put a channel.open there; and what
     /// was published under the number must not be taken for the next channel's.
-    fn free_channel(&mut self, number: u16) {
+    fn free_channel(&mut self, number: u16, unless_closing: bool) {
         self.take_core_output();
         for published in self.link.outbox.take_published_on(number) {
             self.core.published(published);
         }
-        self.link.channel_numbers.release(number);
+        // The handles know by now that the channel has ended: whatever they have sent is in the outbox.
+        if !(unless_closing && self.link.channel_numbers.is_closing(number)) {
+            self.link.channel_numbers.release(number);
+        }
     }
 
     fn tell(&self, event: ConnectionEvent) {

@@ -84,6 +84,33 @@ fn an_error_of_one_channel_is_its_own() {
 }
 
 #[test]
+fn closes_of_both_sides_that_cross_cost_nobody_else() {
+    let connection = connect();
+    let other = connection.open_channel().unwrap();
+    for round in 0..500_u32 {
+        let channel = connection.open_channel().unwrap();
+        channel.basic_publish("no such exchange", "", "m").unwrap();
+        // The broker closes the channel about now, and so do we.
+        let begin = std::time::Instant::now();
+        let pause = std::time::Duration::from_micros(u64::from(round * 7 % 600));
+        while begin.elapsed() < pause {
+            std::hint::spin_loop();
+        }
+        if round % 2 == 0 {
+            drop(channel);
+        } else if let Err(error) = channel.close() {
+            assert!(error.reply_code() == Some(ReplyCode::NOT_FOUND), "{error}");
+        }
+        assert!(
+            connection.is_open(),
+            "{round}: {:?}",
+            connection.close_cause()
+        );
+    }
+    other.basic_qos(1).unwrap();
+}
+
+#[test]
 fn flow_can_be_asked_to_go_on_but_not_to_stop() {
     let connection = connect();
     let channel = connection.open_channel().unwrap();

@@ -64,6 +64,46 @@ impl fmt::Display for Expected {
 pub(crate) struct Pending<M: Mailboxes> {
     pub(crate) expected: Expected,
     pub(crate) call: Option<M::Call>,
+    /// The number of the consumer that is cancelled. Its tag can be another's when the reply comes.
+    pub(crate) cancels: Option<u64>,
+}
+
+/// The consumers of a channel by their tags, numbered as they come.
+pub(crate) struct Consumers<M: Mailboxes> {
+    by_tag: HashMap<Arc<str>, (u64, M::Consumer)>,
+    count: u64,
+}
+
+impl<M: Mailboxes> Consumers<M> {
+    pub(crate) fn insert(&mut self, consumer_tag: Arc<str>, consumer: M::Consumer) {
+        self.count += 1;
+        self.by_tag.insert(consumer_tag, (self.count, consumer));
+    }
+
+    pub(crate) fn get(&self, consumer_tag: &str) -> Option<&M::Consumer> {
+        self.by_tag.get(consumer_tag).map(|(_, consumer)| consumer)
+    }
+
+    pub(crate) fn number_of(&self, consumer_tag: &str) -> Option<u64> {
+        self.by_tag.get(consumer_tag).map(|(number, _)| *number)
+    }
+
+    pub(crate) fn remove(&mut self, consumer_tag: &str) -> Option<M::Consumer> {
+        self.by_tag
+            .remove(consumer_tag)
+            .map(|(_, consumer)| consumer)
+    }
+
+    /// Removes the consumer if it is still this one.
+    pub(crate) fn remove_if(&mut self, tag: &str, number: Option<u64>) -> Option<M::Consumer> {
+        (self.number_of(tag) == number)
+            .then(|| self.remove(tag))
+            .flatten()
+    }
+
+    pub(crate) fn into_all(self) -> impl Iterator<Item = M::Consumer> {
+        self.by_tag.into_values().map(|(_, consumer)| consumer)
+    }
 }
 
 /// The calls of a channel whose replies have not come, oldest first. A call keeps its place even if nobody waits any
@@ -80,7 +120,21 @@ impl<M: Mailboxes> Calls<M> {
     }
 
     pub(crate) fn push(&mut self, expected: Expected, call: Option<M::Call>) {
-        self.pending.push_back(Pending { expected, call });
+        self.push_cancel(expected, call, None);
+    }
+
+    /// With the consumer that is cancelled, if it is that.
+    pub(crate) fn push_cancel(
+        &mut self,
+        expected: Expected,
+        call: Option<M::Call>,
+        cancels: Option<u64>,
+    ) {
+        self.pending.push_back(Pending {
+            expected,
+            call,
+            cancels,
+        });
     }
 
     /// Takes the call that `reply` answers: the oldest, but for those that can be overtaken.
@@ -162,7 +216,7 @@ pub(crate) struct Channel<M: Mailboxes> {
     pub(crate) mailbox: M::Channel,
     pub(crate) state: State,
     pub(crate) calls: Calls<M>,
-    pub(crate) consumers: HashMap<Arc<str>, M::Consumer>,
+    pub(crate) consumers: Consumers<M>,
     pub(crate) names: Names,
     pub(crate) assembly: Assembly<Incoming<M>>,
     pub(super) confirms: Confirms<M>,
@@ -174,7 +228,10 @@ impl<M: Mailboxes> Channel<M> {
             mailbox,
             state: State::Open,
             calls: Calls::new(),
-            consumers: HashMap::new(),
+            consumers: Consumers {
+                by_tag: HashMap::new(),
+                count: 0,
+            },
             names: Names::default(),
             assembly: Assembly::Idle,
             confirms: Confirms::new(),

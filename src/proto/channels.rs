@@ -20,6 +20,8 @@ enum Slot<M: Mailboxes> {
     InUse(Box<Channel<M>>),
     /// Closed with this cause, which answers calls that were on their way when it closed.
     Closed(Error),
+    /// The same, but our own close was among what was on its way: its answer is yet to come.
+    Closing(Error),
 }
 
 pub(super) struct Channels<M: Mailboxes> {
@@ -54,6 +56,13 @@ impl<M: Mailboxes> Channels<M> {
         method: Method<'_>,
         effects: &mut Effects<M>,
     ) -> Checked<()> {
+        if let Some(Slot::Closing(cause)) = self.slots.get(usize::from(number)) {
+            let cause = cause.clone();
+            if let Method::ChannelCloseOk(_) = method {
+                self.free(number, cause, effects);
+            }
+            return Ok(());
+        }
         let channel = self.get(number)?;
         match (&channel.state, method) {
             (_, Method::ChannelClose(close)) => {
@@ -147,7 +156,8 @@ impl<M: Mailboxes> Channels<M> {
                 consumer.map(|consumer| Event::ConsumerStarted { consumer })
             }
             Expected::CancelOk(consumer_tag) => {
-                let (consumer, error) = (consumers.remove(consumer_tag), None);
+                let consumer = consumers.remove_if(consumer_tag, pending.cancels);
+                let error = None;
                 consumer.map(|consumer| Event::ConsumerEnded { consumer, error })
             }
             Expected::Method(_) | Expected::Message { .. } => None,
@@ -165,6 +175,9 @@ impl<M: Mailboxes> Channels<M> {
         effects: &mut Effects<M>,
     ) -> Checked<()> {
         let max_size = self.max_message_size;
+        if let Some(Slot::Closing(_)) = self.slots.get(usize::from(number)) {
+            return Ok(());
+        }
         let channel = self.get(number)?;
         if let State::Closing { .. } = channel.state {
             return Ok(());
@@ -210,7 +223,7 @@ impl<M: Mailboxes> Channels<M> {
                 },
             },
             Incoming::Fetch {
-                pending: Pending { expected, call },
+                pending: Pending { expected, call, .. },
                 delivery_tag,
                 redelivered,
                 message_count,
@@ -283,17 +296,28 @@ impl<M: Mailboxes> Channels<M> {
                 return;
             }
         }
-        self.free(number, cause, effects);
+        self.close(number, cause, effects);
+        effects.event(Event::ChannelFreed {
+            channel: number,
+            unless_closing: true,
+        });
     }
 
     fn free(&mut self, number: u16, cause: Error, effects: &mut Effects<M>) {
+        self.close(number, cause, effects);
+        effects.event(Event::ChannelFreed {
+            channel: number,
+            unless_closing: false,
+        });
+    }
+
+    fn close(&mut self, number: u16, cause: Error, effects: &mut Effects<M>) {
         let Some(slot) = self.slots.get_mut(usize::from(number)) else {
             return;
         };
         if let Slot::InUse(channel) = std::mem::replace(slot, Slot::Closed(cause.clone())) {
             Self::end(*channel, &cause, effects);
         }
-        effects.event(Event::ChannelFreed { channel: number });
     }
 
     pub(super) fn end_all(&mut self, cause: &Error, effects: &mut Effects<M>) {
@@ -319,7 +343,7 @@ impl<M: Mailboxes> Channels<M> {
             error: cause.clone(),
         });
         confirms.end(cause, &mailbox, effects);
-        for (_, consumer) in consumers {
+        for consumer in consumers.into_all() {
             let error = Some(cause.clone());
             effects.event(Event::ConsumerEnded { consumer, error });
         }
@@ -359,7 +383,13 @@ impl<M: Mailboxes> Channels<M> {
         effects: &mut Effects<M>,
     ) {
         match self.get_sendable(number) {
-            Ok(channel) => channel.calls.push(expected, call),
+            Ok(channel) => {
+                let cancels = match &expected {
+                    Expected::CancelOk(consumer_tag) => channel.consumers.number_of(consumer_tag),
+                    _ => None,
+                };
+                channel.calls.push_cancel(expected, call, cancels);
+            }
             Err(cause) => effects.fail(call, &cause),
         }
     }
@@ -368,7 +398,7 @@ impl<M: Mailboxes> Channels<M> {
     pub(super) fn published(&mut self, published: Published<M>, effects: &mut Effects<M>) {
         let cause = match self.slots.get_mut(usize::from(published.channel)) {
             Some(Slot::InUse(channel)) => return channel.confirms.publish(published),
-            Some(Slot::Closed(cause)) => cause.clone(),
+            Some(Slot::Closed(cause) | Slot::Closing(cause)) => cause.clone(),
             Some(Slot::Unused) | None => never_opened(published.channel),
         };
         effects.lose(published, cause, true);
@@ -413,7 +443,13 @@ impl<M: Mailboxes> Channels<M> {
                 let cause = channel_closed(number, reason);
                 channel.state = State::Closing { cause };
             }
-            Err(cause) => effects.fail(call, &cause),
+            Err(cause) => {
+                effects.fail(call, &cause);
+                // The broker closed it when our close was on its way. It answers that, too.
+                if let Some(slot @ Slot::Closed(_)) = self.slots.get_mut(usize::from(number)) {
+                    *slot = Slot::Closing(cause);
+                }
+            }
         }
     }
 
@@ -424,7 +460,7 @@ impl<M: Mailboxes> Channels<M> {
                 State::Open => Ok(channel),
                 State::Closing { cause } => Err(cause.clone()),
             },
-            Some(Slot::Closed(cause)) => Err(cause.clone()),
+            Some(Slot::Closed(cause) | Slot::Closing(cause)) => Err(cause.clone()),
             Some(Slot::Unused) | None => Err(never_opened(number)),
         }
     }

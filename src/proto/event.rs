@@ -114,8 +114,9 @@ pub(crate) enum Event<M: Mailboxes> {
     Flow { channel: M::Channel, active: bool },
     /// Nothing more can be sent on a channel, for this reason.
     ChannelEnded { channel: M::Channel, error: Error },
-    /// The number can be used for a new channel.
-    ChannelFreed { channel: u16 },
+    /// The number can be used for a new channel. With `unless_closing`, the broker has closed the channel: if the
+    /// handles have sent a close meanwhile, the number is not free before that is answered.
+    ChannelFreed { channel: u16, unless_closing: bool },
     /// The broker takes no messages for now.
     Blocked { reason: String },
     /// The broker takes messages again.

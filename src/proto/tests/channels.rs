@@ -159,7 +159,7 @@ fn a_channel_closed_by_the_broker_ends_alone_and_is_free_at_once() {
             format!("consumer c ended {CLOSED_BY_BROKER}"),
             format!("failed {first} {CLOSED_BY_BROKER}"),
             format!("failed {second} {CLOSED_BY_BROKER}"),
-            "channel 1 freed".to_owned(),
+            "channel 1 freed unless closing".to_owned(),
         ]
     );
     // What was on its way when it closed gets the same answer.
@@ -204,6 +204,62 @@ fn closes_that_cross_are_both_answered() {
             format!("reply {close} channel.close-ok"),
         ]
     );
+}
+
+#[test]
+fn a_close_that_was_on_its_way_when_the_broker_closed_is_still_answered() {
+    let mut scenario = Scenario::with_channels([1]);
+    scenario.receive(1, &not_found());
+    assert_eq!(scenario.sent(), ["1 channel.close-ok"]);
+    let close = scenario.close_channel(1);
+    assert_eq!(
+        scenario.events(),
+        [
+            format!("channel 1 ended {CLOSED_BY_BROKER}"),
+            "channel 1 freed unless closing".to_owned(),
+            format!("failed {close} {CLOSED_BY_BROKER}"),
+        ]
+    );
+    // What else was on its way gets no other cause, and only the answer to our close frees the number.
+    let late = scenario.call::<QueueDeclare<'_>>(1);
+    let failed = format!("failed {late} {CLOSED_BY_BROKER}");
+    assert_eq!(scenario.events(), [failed]);
+    scenario.receive(1, &ChannelCloseOk {});
+    assert_eq!(scenario.events(), ["channel 1 freed"]);
+    scenario.open_channel(1);
+    assert_eq!(scenario.sent(), [""; 0]);
+}
+
+#[test]
+fn a_cancel_is_for_the_consumer_that_had_the_tag_then() {
+    let cancel_ok = BasicCancelOk {
+        consumer_tag: "c".into(),
+    };
+    let consume_ok = BasicConsumeOk {
+        consumer_tag: "c".into(),
+    };
+    let mut scenario = Scenario::with_channels([1]);
+    // The first was for nobody; of the others, the second finds the consumer gone.
+    let mut cancels = vec![scenario.cancel(1, "c")];
+    scenario.consume(1, "c");
+    scenario.receive(1, &cancel_ok);
+    scenario.receive(1, &consume_ok);
+    cancels.extend([scenario.cancel(1, "c"), scenario.cancel(1, "c")]);
+    scenario.receive(1, &cancel_ok);
+    scenario.consume(1, "c");
+    scenario.receive(1, &cancel_ok);
+    scenario.receive(1, &consume_ok);
+    let mut events = scenario.events();
+    events.retain(|event| event.starts_with("consumer"));
+    let expected = [
+        "consumer c started",
+        "consumer c ended",
+        "consumer c started",
+    ];
+    assert_eq!(events, expected);
+    scenario.deliver(1, "c", 1);
+    scenario.receive_content(1, b"");
+    assert_eq!(scenario.events(), ["delivery c 1 x/key "]);
 }
 
 #[test]

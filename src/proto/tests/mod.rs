@@ -390,7 +390,17 @@ fn described(event: Event<Names>) -> String {
         Event::MessageTooLarge { channel, size } => format!("too large on {channel} {size}"),
         Event::Flow { channel, active } => format!("flow on {channel} {active}"),
         Event::ChannelEnded { channel, error } => format!("channel {channel} ended {error}"),
-        Event::ChannelFreed { channel } => format!("channel {channel} freed"),
+        Event::ChannelFreed {
+            channel,
+            unless_closing,
+        } => {
+            let unless_closing = if unless_closing {
+                " unless closing"
+            } else {
+                ""
+            };
+            format!("channel {channel} freed{unless_closing}")
+        }
         Event::Blocked { reason } => format!("blocked {reason}"),
         Event::Unblocked => "unblocked".to_owned(),
         Event::Ended { error } => format!("ended {error}"),
