@@ -1,6 +1,5 @@
 //! The broker's answer to one published message.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,6 +12,7 @@ use crate::error::{Error, ErrorKind, FailedPublish, Result};
 use crate::mailbox::ConfirmMailbox;
 use crate::message::ReturnedMessage;
 use crate::proto::Outcome;
+use crate::report::{Report, Since};
 use crate::window::{Weight, Window};
 
 /// How many failures are kept for a publisher's report.
@@ -196,7 +196,7 @@ pub(crate) struct Unconfirmed {
 /// The messages that failed and of which nobody has been told.
 #[derive(Debug)]
 pub(crate) struct Failures {
-    failed: BTreeMap<u64, Error>,
+    failed: Report<Error>,
     /// The sum of the bodies that came back, in bytes.
     bytes: u64,
     bytes_limit: u64,
@@ -207,7 +207,7 @@ pub(crate) struct Failures {
 impl Failures {
     pub(crate) fn new(bytes_limit: u64) -> Self {
         Self {
-            failed: BTreeMap::new(),
+            failed: Report::new(),
             bytes: 0,
             bytes_limit,
             forgotten: 0,
@@ -220,7 +220,7 @@ impl Failures {
         while self.failed.len() > FAILURES_LIMIT
             || (self.bytes > self.bytes_limit && self.failed.len() > 1)
         {
-            let Some((_, error)) = self.failed.pop_first() else {
+            let Some(error) = self.failed.remove_first() else {
                 return;
             };
             self.bytes -= returned_bytes(&error);
@@ -230,22 +230,37 @@ impl Failures {
     }
 
     fn told(&mut self, sequence_number: u64) {
-        if let Some(error) = self.failed.remove(&sequence_number) {
+        if let Some(error) = self.failed.remove(sequence_number) {
             self.bytes -= returned_bytes(&error);
         }
     }
 
+    pub(crate) fn wait(&mut self) -> Since {
+        self.failed.wait()
+    }
+
+    pub(crate) fn give_up(&mut self) {
+        self.failed.give_up();
+        self.weigh();
+    }
+
+    fn weigh(&mut self) {
+        self.bytes = self.failed.values().map(returned_bytes).sum();
+    }
+
     /// All failures since the last report.
-    pub(crate) fn report(&mut self) -> Result<()> {
+    pub(crate) fn report(&mut self, since: Since) -> Result<()> {
         let forgotten = std::mem::take(&mut self.forgotten);
-        self.bytes = 0;
-        let failed: Vec<_> = std::mem::take(&mut self.failed)
+        let failed: Vec<_> = self
+            .failed
+            .take(since)
             .into_iter()
             .map(|(sequence_number, error)| FailedPublish {
                 sequence_number,
                 error,
             })
             .collect();
+        self.weigh();
         if failed.is_empty() {
             return Ok(());
         }

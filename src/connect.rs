@@ -3,6 +3,7 @@
 
 use std::io::{self, ErrorKind, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::thread;
 use std::time::Instant;
 
 use crate::deadline::Deadline;
@@ -36,28 +37,43 @@ pub(crate) fn connect<M: Mailboxes>(options: &ConnectionOptions) -> Result<Conne
     })
 }
 
-/// Tries the addresses behind the name one after the other.
+/// Tries the addresses behind the name one after the other, each with its share of the time that is left.
 fn open_socket(options: &ConnectionOptions, deadline: Deadline) -> Result<(TcpStream, SocketAddr)> {
-    let addresses = (options.host.as_str(), options.port)
-        .to_socket_addrs()
-        .map_err(|error| failed(options, &error))?;
+    let addresses = look_up(options, deadline).map_err(|error| failed(options, &error))?;
     let mut last_error = io::Error::from(ErrorKind::AddrNotAvailable);
-    for address in addresses {
-        let remaining = deadline.remaining();
-        if remaining.is_zero() {
+    for (address, left) in addresses.iter().zip((1..=addresses.len()).rev()) {
+        let share = deadline.remaining() / u32::try_from(left).unwrap_or(u32::MAX);
+        if share.is_zero() {
             last_error = ErrorKind::TimedOut.into();
             break;
         }
-        let connected = TcpStream::connect_timeout(&address, remaining).and_then(|socket| {
+        let connected = TcpStream::connect_timeout(address, share).and_then(|socket| {
             socket.set_nodelay(true)?;
             Ok(socket)
         });
         match connected {
-            Ok(socket) => return Ok((socket, address)),
+            Ok(socket) => return Ok((socket, *address)),
             Err(error) => last_error = error,
         }
     }
     Err(failed(options, &last_error))
+}
+
+/// The addresses behind the name. The system's look-up has no time limit; so if it takes too long, it is left to end by
+/// itself, in a thread of its own.
+fn look_up(options: &ConnectionOptions, deadline: Deadline) -> io::Result<Vec<SocketAddr>> {
+    if let Ok(address) = options.host.parse() {
+        return Ok(vec![SocketAddr::new(address, options.port)]);
+    }
+    let name = (options.host.clone(), options.port);
+    let (sender, receiver) = crossbeam_channel::bounded(1);
+    thread::Builder::new()
+        .name("leveret look-up".to_owned())
+        .spawn(move || sender.send(name.to_socket_addrs().map(Vec::from_iter)))?;
+    match receiver.recv_timeout(deadline.remaining()) {
+        Ok(addresses) => addresses,
+        Err(_) => Err(ErrorKind::TimedOut.into()),
+    }
 }
 
 fn failed(options: &ConnectionOptions, error: &io::Error) -> Error {

@@ -11,9 +11,10 @@ use parking_lot::Mutex;
 use crate::channel::{Channel, ChannelState, Inner};
 use crate::delivery::Delivery;
 use crate::error::{Error, Result};
-use crate::mailbox::{ChannelMailbox, ConsumerMailbox};
+use crate::mailbox::{Call, ChannelMailbox, ConsumerMailbox, Reply};
 use crate::options::ConsumeOptions;
 use crate::proto::Delivered;
+use crate::wire::method::{BasicCancelOk, Method};
 
 /// A consumer of a queue: blocks for the next message, one by one.
 ///
@@ -70,18 +71,45 @@ pub(crate) struct Registration {
 }
 
 enum Life {
-    /// The broker has not agreed yet.
-    Starting,
+    /// The broker has not agreed yet. Whoever wants the consumer cancelled has to wait for that: a cancel that overtakes
+    /// the broker's own consume-ok crashes RabbitMQ's channel (541), or is answered as if there were no consumer.
+    Starting { cancels: Vec<Call> },
     /// Messages may come.
     Live,
-    /// Dropped before the broker agreed. It is cancelled as soon as that comes: a cancel that overtakes the broker's
-    /// own consume-ok crashes RabbitMQ's channel (541), and with it the connection.
-    AbandonedStarting(Receiver<Result<Delivery>>),
+    /// Dropped before the broker agreed. It is cancelled as soon as that comes.
+    AbandonedStarting {
+        receiver: Receiver<Result<Delivery>>,
+        cancels: Vec<Call>,
+    },
     /// Dropped, but messages may still come until the broker has answered the cancel; the receiver is kept so that
     /// none of them is lost between the two threads.
     Abandoned(Receiver<Result<Delivery>>),
     /// No message will come.
     Ended,
+}
+
+impl Registration {
+    /// Keeps a cancel until the broker has agreed; gives it back if it has.
+    pub(crate) fn cancel_when_started(&self, call: Call) -> Option<Call> {
+        match &mut *self.life.lock() {
+            Life::Starting { cancels } | Life::AbandonedStarting { cancels, .. } => {
+                cancels.push(call);
+                None
+            }
+            Life::Live | Life::Abandoned(_) | Life::Ended => Some(call),
+        }
+    }
+
+    /// No message will come. Returns the receiver if the consumer was dropped, and those who wanted it cancelled before
+    /// it began.
+    fn end(&self) -> (Option<Receiver<Result<Delivery>>>, Vec<Call>) {
+        match std::mem::replace(&mut *self.life.lock(), Life::Ended) {
+            Life::Starting { cancels } => (None, cancels),
+            Life::AbandonedStarting { receiver, cancels } => (Some(receiver), cancels),
+            Life::Abandoned(receiver) => (Some(receiver), Vec::new()),
+            Life::Live | Life::Ended => (None, Vec::new()),
+        }
+    }
 }
 
 /// The consumer as the IO thread sees it. It does not keep the channel open, but the sender in it keeps the iteration
@@ -95,6 +123,7 @@ pub(crate) struct Mailbox {
 
 impl ConsumerMailbox for Mailbox {
     fn deliver(&self, delivered: Delivered) {
+        self.state.settled.received(delivered.delivery_tag);
         let Registration {
             consumer_tag,
             no_ack,
@@ -119,22 +148,47 @@ impl ConsumerMailbox for Mailbox {
 
     fn started(&self) {
         let mut life = self.registration.life.lock();
-        if let Life::AbandonedStarting(receiver) = std::mem::replace(&mut *life, Life::Live) {
-            *life = Life::Abandoned(receiver);
-            drop(life);
-            self.state
-                .cancel_in_background(&self.registration.consumer_tag);
+        let cancels = match std::mem::replace(&mut *life, Life::Live) {
+            Life::Starting { cancels } => cancels,
+            Life::AbandonedStarting {
+                receiver,
+                mut cancels,
+            } => {
+                *life = Life::Abandoned(receiver);
+                cancels.push(crossbeam_channel::bounded(1).0);
+                cancels
+            }
+            other => {
+                *life = other;
+                return;
+            }
+        };
+        drop(life);
+        for call in cancels {
+            self.state.cancel_for(&self.registration.consumer_tag, call);
         }
     }
 
     fn ended(&self, error: Option<Error>) {
-        if let Some(error) = error {
-            let _ = self.sender.send(Err(error));
+        if let Some(error) = &error {
+            let _ = self.sender.send(Err(error.clone()));
         }
-        let life = std::mem::replace(&mut *self.registration.life.lock(), Life::Ended);
-        if let Life::Abandoned(receiver) | Life::AbandonedStarting(receiver) = life {
+        let (receiver, cancels) = self.registration.end();
+        if let Some(receiver) = receiver {
             requeue_unread(&self.state, &receiver);
         }
+        for call in cancels {
+            let reply = error.clone().map_or_else(|| Ok(self.cancelled()), Err);
+            let _ = call.send(reply);
+        }
+    }
+}
+
+impl Mailbox {
+    /// As the broker says that a consumer is cancelled, or unknown.
+    fn cancelled(&self) -> Reply {
+        let consumer_tag = self.registration.consumer_tag.to_string().into();
+        Reply::Method(Method::BasicCancelOk(BasicCancelOk { consumer_tag }))
     }
 }
 
@@ -143,6 +197,11 @@ impl Drop for Mailbox {
     fn drop(&mut self) {
         let mut taken = self.state.consumer_tags.lock();
         taken.remove(&self.registration.consumer_tag);
+        drop(taken);
+        let (_, cancels) = self.registration.end();
+        for call in cancels {
+            let _ = call.send(Ok(self.cancelled()));
+        }
     }
 }
 
@@ -169,9 +228,15 @@ impl Consumer {
             life: Mutex::new(if options.no_wait {
                 Life::Live
             } else {
-                Life::Starting
+                Life::Starting {
+                    cancels: Vec::new(),
+                }
             }),
         });
+        let mut tags = channel.state().consumer_tags.lock();
+        let consumer_tag = Arc::clone(&registration.consumer_tag);
+        tags.insert(consumer_tag, Arc::downgrade(&registration));
+        drop(tags);
         let mailbox = Mailbox {
             sender,
             channel: channel.downgrade(),
@@ -298,13 +363,17 @@ impl Consumer {
     /// Leaves the receiver with the mailbox if messages may still come, and says whether to cancel now.
     fn abandon(&self) -> bool {
         let mut life = self.registration.life.lock();
-        match *life {
-            Life::Starting => *life = Life::AbandonedStarting(self.receiver.clone()),
+        let receiver = self.receiver.clone();
+        match &mut *life {
+            Life::Starting { cancels } => {
+                let cancels = std::mem::take(cancels);
+                *life = Life::AbandonedStarting { receiver, cancels };
+            }
             Life::Live => {
-                *life = Life::Abandoned(self.receiver.clone());
+                *life = Life::Abandoned(receiver);
                 return true;
             }
-            Life::AbandonedStarting(_) | Life::Abandoned(_) | Life::Ended => {}
+            Life::AbandonedStarting { .. } | Life::Abandoned(_) | Life::Ended => {}
         }
         false
     }

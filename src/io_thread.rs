@@ -2,6 +2,7 @@
 //! the core says into the mailboxes. Only here the clock is read for the core.
 
 use std::io::{self, ErrorKind, Write};
+use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -12,7 +13,7 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::channel_numbers::ChannelNumbers;
 use crate::deadline::Deadline;
-use crate::error::{CloseReason, Error, ErrorKind as Kind};
+use crate::error::{Error, ErrorKind as Kind};
 use crate::events::ConnectionEvent;
 use crate::feed::Feed;
 use crate::inbox::Inbox;
@@ -130,17 +131,11 @@ struct IoThread {
     closing: Closing,
 }
 
-/// Tells everyone that the thread is gone, also if it panics.
+/// Tells everyone that the thread is gone, whatever happens.
 struct Finish(Arc<Link>);
 
 impl Drop for Finish {
     fn drop(&mut self) {
-        // Without effect unless the thread panicked: otherwise the cause stands there already.
-        let reason = CloseReason::program("the IO thread has ended");
-        self.0.events.end();
-        self.0
-            .outbox
-            .set_end(Error::new(Kind::ConnectionClosed(reason)));
         *self.0.finished.lock() = true;
         self.0.on_finished.notify_all();
     }
@@ -149,6 +144,16 @@ impl Drop for Finish {
 impl IoThread {
     fn run(mut self) {
         let finish = Finish(Arc::clone(&self.link));
+        if catch_unwind(AssertUnwindSafe(|| self.drive())).is_err() {
+            // A fault of this crate, or of the program's logger, which runs here, too. Nobody shall wait for ever.
+            let _ = catch_unwind(AssertUnwindSafe(|| self.lose(ErrorKind::Other)));
+        }
+        // The socket and what waits in `commands` go before the news that all is over.
+        drop(self);
+        drop(finish);
+    }
+
+    fn drive(&mut self) {
         let mut events = Events::with_capacity(8);
         // Input that came right behind the handshake waits in the inbox.
         self.receive(now());
@@ -161,9 +166,6 @@ impl IoThread {
             self.read();
             self.handle_time();
         }
-        // The socket and what waits in `commands` go before the news that all is over.
-        drop(self);
-        drop(finish);
     }
 
     /// Sleeps until the socket, the outbox or the time has something to do.
@@ -303,7 +305,11 @@ impl IoThread {
             self.closing = Closing::Done;
             return;
         }
-        self.core.socket_closed(error.kind());
+        self.lose(error.kind());
+    }
+
+    fn lose(&mut self, kind: ErrorKind) {
+        self.core.socket_closed(kind);
         self.answer();
         self.closing = Closing::Done;
     }
@@ -321,6 +327,7 @@ impl IoThread {
                     no_ack,
                     message,
                 } => {
+                    channel.received(message.delivery_tag);
                     let message = Unclaimed::new(message, no_ack, channel);
                     drop(call.send(Ok(Reply::Message(message))));
                 }

@@ -71,6 +71,7 @@ mod outgoing;
 mod proto;
 mod publisher;
 mod queue;
+mod report;
 mod request;
 mod stream;
 mod uri;

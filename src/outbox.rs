@@ -83,6 +83,7 @@ pub(crate) struct Frames<'a> {
     channel: u16,
     commands: &'a Sender<Command>,
     payload_limit: usize,
+    wake_all: bool,
 }
 
 impl Frames<'_> {
@@ -135,6 +136,12 @@ impl Frames<'_> {
     /// Nothing can be appended from now on.
     pub(crate) fn end(&mut self, error: Error) {
         self.state.end.get_or_insert(error);
+        self.wake_all();
+    }
+
+    /// Whoever waits shall look again.
+    pub(crate) fn wake_all(&mut self) {
+        self.wake_all = true;
     }
 }
 
@@ -232,8 +239,10 @@ impl Outbox {
             channel,
             commands: &self.commands,
             payload_limit: self.payload_limit,
+            wake_all: false,
         };
         let appended = append(&mut frames);
+        let wake_all = frames.wake_all;
         if appended.is_err() {
             state.backlog.target(channel).truncate(start);
         }
@@ -241,6 +250,9 @@ impl Outbox {
         drop(state);
         if wake {
             self.wake();
+        }
+        if wake_all {
+            self.changed.notify_all();
         }
         appended
     }
@@ -333,8 +345,9 @@ impl Outbox {
         self.changed.notify_all();
     }
 
+    /// This is what everyone who waits is told. When closes cross, it takes the place of our own reason.
     pub(crate) fn set_end(&self, error: Error) {
-        self.state.lock().end.get_or_insert(error);
+        self.state.lock().end = Some(error);
         self.changed.notify_all();
     }
 

@@ -196,7 +196,8 @@ impl Publisher {
     ///
     /// # Errors
     /// [`ErrorKind::PublishesFailed`] lists every message that failed since the last report, but for those whose
-    /// [`Confirm`] has already told of it. A timeout if answers are missing.
+    /// [`Confirm`] has already told of it. Threads that wait at the same time are all told. A timeout if answers are
+    /// missing.
     pub fn wait_for_confirms(&self) -> Result<()> {
         self.wait_for_confirms_timeout(self.inner.options.confirm_timeout)
     }
@@ -207,13 +208,21 @@ impl Publisher {
     /// As [`wait_for_confirms`](Self::wait_for_confirms).
     pub fn wait_for_confirms_timeout(&self, timeout: Duration) -> Result<()> {
         let deadline = Deadline::after(timeout);
-        let answered = self.channel().wait_until_answered(deadline);
         let unconfirmed = &self.inner.unconfirmed;
-        let result = match answered {
+        let since = unconfirmed.failures.lock().wait();
+        let answered = match self.channel().wait_until_answered(deadline) {
             Err(error) if error.is_timeout() => Err(error),
             // The channel has ended: each message is told so now, those that were just being handed over last.
             Err(_) if !unconfirmed.window.wait_empty(deadline) => Err(Error::timed_out(timeout)),
-            _ => unconfirmed.failures.lock().report(),
+            _ => Ok(()),
+        };
+        let failures = &mut unconfirmed.failures.lock();
+        let result = match answered {
+            Ok(()) => failures.report(since),
+            Err(error) => {
+                failures.give_up();
+                Err(error)
+            }
         };
         result.map_err(|error| error.doing("waiting for confirms"))
     }

@@ -387,3 +387,84 @@ fn a_message_beyond_the_limit_costs_its_channel_alone() {
     other.basic_qos(1).unwrap();
     queue.delete(QueueDeleteOptions::default()).unwrap();
 }
+
+#[test]
+fn dropping_a_consumer_gives_back_only_what_nobody_has_answered_for() {
+    let connection = connect();
+    let watching = connection.open_channel().unwrap();
+    let queue = exclusive_queue(&watching);
+    type Answer = fn(&leveret::Channel, u64);
+    let answers: [(Answer, u32); 4] = [
+        (|channel, _| channel.basic_ack_multiple(0).unwrap(), 0),
+        (
+            |channel, last| channel.basic_ack_multiple(last - 1).unwrap(),
+            1,
+        ),
+        (|channel, _| channel.basic_recover(true).unwrap(), 3),
+        (
+            |channel, last| {
+                let options = NackOptions::requeue().multiple();
+                channel.basic_nack(last, options).unwrap();
+            },
+            3,
+        ),
+    ];
+    for (answer, left) in answers {
+        let channel = connection.open_channel().unwrap();
+        channel.basic_qos(3).unwrap();
+        let consumer = channel
+            .basic_consume(queue.name(), ConsumeOptions::default())
+            .unwrap();
+        for _ in 0..3 {
+            queue.publish("m").unwrap();
+        }
+        eventually("they are here", || consumer.receiver().len() == 3);
+        answer(&channel, 3);
+        drop(consumer);
+        eventually("the rest is back", || {
+            ready(&watching, queue.name()) == left
+        });
+        channel.basic_qos(1).unwrap();
+        queue.purge().unwrap();
+    }
+}
+
+#[test]
+fn a_consumer_can_be_cancelled_by_its_tag_at_any_time() {
+    let channel = channel();
+    let queue = exclusive_queue(&channel);
+    for round in 0..200_u64 {
+        let tag = format!("w{round}");
+        let consuming = std::thread::spawn({
+            let (queue, tag) = (queue.clone(), tag.clone());
+            move || {
+                let consume = ConsumeOptions::default().consumer_tag(tag);
+                let consumer = queue.consume(consume).unwrap();
+                consumer.recv_timeout(Duration::from_millis(20)).unwrap();
+            }
+        });
+        let begin = std::time::Instant::now();
+        while begin.elapsed() < Duration::from_micros(round * 13 % 400) {
+            std::hint::spin_loop();
+        }
+        channel.basic_cancel(&tag).unwrap();
+        consuming.join().unwrap();
+    }
+    // A tag that is free again belongs to whoever takes it next, whatever cancels are on their way.
+    for _ in 0..50 {
+        channel.basic_cancel_no_wait("w").unwrap();
+        let consume = ConsumeOptions::default().consumer_tag("w");
+        let Ok(consumer) = queue.consume(consume) else {
+            // The last consumer's cancel is not answered yet.
+            channel.basic_qos(0).unwrap();
+            continue;
+        };
+        queue.publish("m").unwrap();
+        consumer
+            .recv_timeout(Duration::from_secs(20))
+            .unwrap()
+            .expect("it comes")
+            .ack()
+            .unwrap();
+    }
+}

@@ -8,7 +8,9 @@ use leveret::{
     PublisherOptions, QueueDeclareOptions,
 };
 
-use crate::support::{eventually, exclusive_queue, ready, scripted_server, short, Node, SOON};
+use crate::support::{
+    eventually, exclusive_queue, logged, ready, scripted_server, short, Node, SOON,
+};
 
 const SHORT: Duration = Duration::from_millis(300);
 
@@ -79,6 +81,115 @@ fn a_consumer_that_was_given_up_is_cancelled_when_the_broker_has_agreed_and_not_
     channel.basic_qos(1).unwrap();
     channel.basic_qos(2).unwrap();
     drop((channel, connection));
+    server.join().unwrap();
+}
+
+#[test]
+fn a_cancel_by_tag_waits_for_the_broker_to_agree_to_the_consumer() {
+    let (go, went) = std::sync::mpsc::channel();
+    let (tell, told) = std::sync::mpsc::channel();
+    let (address, server) = scripted_server(move |server| {
+        server.handshake(0);
+        server.open_channel();
+        server.expect(60, 20);
+        tell.send(()).unwrap();
+        went.recv().unwrap();
+        // The cancel was asked for long before this call, and is still not here.
+        server.expect(60, 10);
+        server.send_method(1, 60, 11, b"");
+        server.send_method(1, 60, 21, &short("c"));
+        server.expect(60, 30);
+        server.send_method(1, 60, 31, &short("c"));
+    });
+    let options = ConnectionOptions::default()
+        .host(address.ip().to_string())
+        .port(address.port())
+        .request_timeout(SOON);
+    let connection = Connection::open_with(&options).unwrap();
+    let channel = connection.open_channel().unwrap();
+    let consuming = std::thread::spawn({
+        let channel = channel.clone();
+        move || {
+            let consume = ConsumeOptions::default().consumer_tag("c");
+            let consumer = channel.basic_consume("q", consume).unwrap();
+            assert!(consumer.recv().unwrap().is_none());
+        }
+    });
+    told.recv().unwrap();
+    channel.basic_cancel_no_wait("c").unwrap();
+    go.send(()).unwrap();
+    channel.basic_qos(1).unwrap();
+    consuming.join().unwrap();
+    drop((channel, connection));
+    server.join().unwrap();
+}
+
+#[test]
+fn closing_its_channel_wakes_a_publisher_that_waits() {
+    let (tell, told) = std::sync::mpsc::channel();
+    let (address, server) = scripted_server(move |server| {
+        server.handshake(0);
+        server.open_channel();
+        server.send_method(0, 10, 60, &short("no memory"));
+        tell.send(()).unwrap();
+        server.expect(20, 40);
+        server.wait_for_end();
+    });
+    let options = ConnectionOptions::default()
+        .host(address.ip().to_string())
+        .port(address.port())
+        .request_timeout(SHORT)
+        .publish_timeout(10 * SOON);
+    let connection = Connection::open_with(&options).unwrap();
+    let channel = connection.open_channel().unwrap();
+    told.recv().unwrap();
+    eventually("it is blocked", || connection.blocked_reason().is_some());
+    let publisher = std::thread::spawn({
+        let channel = channel.clone();
+        move || channel.basic_publish("", "q", "m").unwrap_err()
+    });
+    // The broker does not answer, but that is none of the publisher's business.
+    assert!(channel.close().unwrap_err().is_timeout());
+    eventually("the publisher is told", || publisher.is_finished());
+    let error = publisher.join().unwrap();
+    assert_eq!(error.closed_by(), Some(ClosedBy::Program), "{error}");
+    drop((channel, connection));
+    server.join().unwrap();
+}
+
+#[test]
+fn a_panic_of_the_programs_logger_leaves_nobody_waiting() {
+    logged::begin();
+    let (address, server) = scripted_server(|server| {
+        server.handshake(0);
+        server.open_channel();
+        server.expect(60, 20);
+        server.send_method(1, 60, 21, &short("c"));
+        server.expect(60, 10);
+        server.send_method(0, 10, 60, &short(logged::PANIC));
+        server.wait_for_end();
+    });
+    let options = ConnectionOptions::default()
+        .host(address.ip().to_string())
+        .port(address.port())
+        .request_timeout(10 * SOON);
+    let connection = Connection::open_with(&options).unwrap();
+    let channel = connection.open_channel().unwrap();
+    let consume = ConsumeOptions::default().consumer_tag("c");
+    let consumer = channel.basic_consume("q", consume).unwrap();
+    let errors = [
+        channel.basic_qos(1).unwrap_err(),
+        consumer.recv().unwrap_err(),
+        connection.open_channel().unwrap_err(),
+        connection.close_cause().unwrap(),
+    ];
+    for error in errors {
+        assert!(
+            matches!(error.kind(), ErrorKind::SocketClosed { .. }),
+            "{error}"
+        );
+    }
+    connection.wait_closed(SOON).unwrap();
     server.join().unwrap();
 }
 

@@ -6,6 +6,7 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::deadline::Deadline;
 use crate::error::{Error, ErrorKind, Result};
+use crate::report::Report;
 
 /// An answer of the broker to messages of a channel in confirm mode, just as it came: for programs that keep their own
 /// accounts.
@@ -34,14 +35,23 @@ pub(crate) struct Confirms {
     changed: Condvar,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Answers {
     /// All numbers up to this are answered.
     answered_to: u64,
-    /// Refused ones that nobody was told of.
-    nacked: Vec<u64>,
+    nacked: Report<()>,
     /// No more answers will come.
     end: Option<Error>,
+}
+
+impl Default for Answers {
+    fn default() -> Self {
+        Self {
+            answered_to: 0,
+            nacked: Report::new(),
+            end: None,
+        }
+    }
 }
 
 impl Confirms {
@@ -65,7 +75,7 @@ impl Confirms {
     }
 
     pub(super) fn nacked(&self, sequence_number: u64) {
-        self.answers.lock().nacked.push(sequence_number);
+        self.answers.lock().nacked.insert(sequence_number, ());
     }
 
     pub(super) fn answered_to(&self, number: u64) {
@@ -94,12 +104,20 @@ impl Confirms {
         Ok(())
     }
 
-    /// Tells which messages were refused, once.
-    pub(super) fn report(&self) -> Result<()> {
-        let sequence_numbers = std::mem::take(&mut self.answers.lock().nacked);
-        if sequence_numbers.is_empty() {
+    /// Waits as [`wait`](Self::wait) does, and tells which messages were refused.
+    pub(super) fn wait_and_report(&self, deadline: Deadline) -> Result<()> {
+        let since = self.answers.lock().nacked.wait();
+        let answered = self.wait(deadline);
+        let nacked = &mut self.answers.lock().nacked;
+        if answered.is_err() {
+            nacked.give_up();
+            return answered;
+        }
+        let nacked = nacked.take(since);
+        if nacked.is_empty() {
             return Ok(());
         }
+        let sequence_numbers = nacked.into_iter().map(|(number, ())| number).collect();
         Err(Error::new(ErrorKind::Nacked { sequence_numbers }))
     }
 }

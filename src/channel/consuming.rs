@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::sync::atomic::Ordering;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use super::Channel;
 use crate::consumer::Consumer;
@@ -12,7 +12,7 @@ use crate::mailbox::{Command, Reply};
 use crate::options::{ConsumeOptions, NackOptions, QosOptions};
 use crate::outbox::Frames;
 use crate::proto::Expected;
-use crate::request::Asked;
+use crate::request::{self, Asked};
 use crate::wire::method::{
     BasicAck, BasicCancel, BasicConsume, BasicGet, BasicNack, BasicQos, BasicRecover,
     BasicRecoverAsync, BasicReject, Encode,
@@ -91,18 +91,19 @@ impl Channel {
                 let count = state.consumers.fetch_add(1, Ordering::Relaxed) + 1;
                 format!("leveret-{}.{count}", state.number)
             })
-            .find(|made_up| !taken.contains(made_up.as_str()))
+            .find(|made_up| !taken.contains_key(made_up.as_str()))
             .unwrap_or_default()
             .into()
         } else {
             wanted.into()
         };
-        if !taken.insert(Arc::clone(&consumer_tag)) {
+        if taken.contains_key(&consumer_tag) {
             return Err(Error::invalid(format!(
                 "consumer tag {consumer_tag:?} is in use on channel {}",
                 state.number
             )));
         }
+        taken.insert(Arc::clone(&consumer_tag), Weak::new());
         Ok(consumer_tag)
     }
 
@@ -117,7 +118,8 @@ impl Channel {
         Ok(())
     }
 
-    /// [`basic_cancel`](Self::basic_cancel) without waiting for the broker.
+    /// [`basic_cancel`](Self::basic_cancel) without waiting for the broker. (The broker answers nevertheless: only that
+    /// tells this crate when the last message has come.)
     pub fn basic_cancel_no_wait(&self, consumer_tag: &str) -> Result<()> {
         let asked = Asked::about(BasicCancel::ID, consumer_tag);
         let consumer_tag = consumer_tag.into();
@@ -186,7 +188,18 @@ impl Channel {
             delivery_tag,
             multiple,
         };
-        self.send("", &ack)
+        self.answer(&ack, multiple.then_some(delivery_tag))
+    }
+
+    /// Sends an answer to deliveries, perhaps to all up to a tag.
+    fn answer<M: Encode>(&self, answer: &M, up_to: Option<u64>) -> Result<()> {
+        self.write(Asked::about(M::ID, ""), |frames| {
+            frames.method(answer)?;
+            if let Some(delivery_tag) = up_to {
+                self.state().settled.up_to(delivery_tag);
+            }
+            Ok(())
+        })
     }
 
     /// Gives messages back: to their queue, or to be dropped or dead-lettered. An extension of RabbitMQ.
@@ -199,7 +212,7 @@ impl Channel {
             multiple: options.multiple,
             requeue: options.requeue,
         };
-        self.send("", &nack)
+        self.answer(&nack, options.multiple.then_some(delivery_tag))
     }
 
     /// Gives one message back: to its queue if `requeue`, or to be dropped or dead-lettered.
@@ -219,12 +232,17 @@ impl Channel {
     /// # Errors
     /// 540, which closes the connection, without `requeue`: RabbitMQ does not implement it.
     pub fn basic_recover(&self, requeue: bool) -> Result<()> {
-        self.call("", &BasicRecover { requeue })?;
+        let channel = self.number();
+        self.call_with(Asked::about(BasicRecover::ID, ""), |frames, call| {
+            request::append(frames, channel, &BasicRecover { requeue }, call)?;
+            self.state().settled.up_to(0);
+            Ok(())
+        })?;
         Ok(())
     }
 
     /// [`basic_recover`](Self::basic_recover) without a reply. Deprecated in AMQP.
     pub fn basic_recover_async(&self, requeue: bool) -> Result<()> {
-        self.send("", &BasicRecoverAsync { requeue })
+        self.answer(&BasicRecoverAsync { requeue }, Some(0))
     }
 }

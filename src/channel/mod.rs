@@ -6,6 +6,7 @@ mod exchanges;
 mod modes;
 mod publishing;
 mod queues;
+mod settled;
 mod state;
 
 use std::fmt;
@@ -131,7 +132,7 @@ impl Channel {
 
     /// Why no calls are possible any more: the first cause, which every later call fails with.
     pub fn close_cause(&self) -> Option<Error> {
-        let ended = self.inner.state.end.get().cloned();
+        let ended = self.inner.state.end.cause();
         ended.or_else(|| self.inner.state.link.outbox.end_cause())
     }
 
@@ -164,6 +165,9 @@ impl Channel {
         let state = self.state();
         let deadline = Deadline::after(self.connection().request_timeout());
         let reply = request::call(&state.link, state.number, deadline, || state.gate(), append);
+        if reply.is_ok() {
+            state.settled.broker_replied();
+        }
         reply.map_err(|error| asked.failed(error))
     }
 

@@ -57,7 +57,8 @@ impl Channel {
     /// connection's `request_timeout`. A timeout changes nothing: it can be called again.
     ///
     /// # Errors
-    /// [`ErrorKind::Nacked`](crate::ErrorKind::Nacked) with the sequence numbers that the broker refused since the last call; the channel's or
+    /// [`ErrorKind::Nacked`](crate::ErrorKind::Nacked) with the sequence numbers that the broker refused since the last report (threads that
+    /// wait at the same time are all told); the channel's or
     /// the connection's end, if answers are missing; [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument) without
     /// [`confirm_select`](Self::confirm_select).
     pub fn wait_for_confirms(&self) -> Result<()> {
@@ -71,14 +72,12 @@ impl Channel {
     pub fn wait_for_confirms_timeout(&self, timeout: Duration) -> Result<()> {
         let confirms = &self.state().confirms;
         let answered = match confirms.is_selected() {
-            true => self.wait_until_answered(Deadline::after(timeout)),
+            true => confirms.wait_and_report(Deadline::after(timeout)),
             false => Err(Error::invalid(
                 "the channel is not in confirm mode (confirm_select)",
             )),
         };
-        answered
-            .and_then(|()| confirms.report())
-            .map_err(|error| error.doing("waiting for confirms"))
+        answered.map_err(|error| error.doing("waiting for confirms"))
     }
 
     /// Waits until the broker has answered for all messages published on this channel so far.

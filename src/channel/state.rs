@@ -1,14 +1,16 @@
 //! What all handles of a channel share with the IO thread.
 
 use std::borrow::Cow;
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 
 use super::confirms::{Confirmation, Confirms};
+use super::settled::Settled;
+use crate::consumer::Registration;
 use crate::delivery::Delivery;
 use crate::error::{CloseReason, ClosedBy, Error, ErrorKind, ReplyCode, Result};
 use crate::feed::Feed;
@@ -28,17 +30,40 @@ const CONFIRMATIONS_LIMIT: usize = 65_536;
 pub(crate) struct ChannelState {
     pub(super) number: u16,
     pub(super) link: Arc<Link>,
-    /// Why nothing can be sent any more. Set under the outbox's lock, like everything that decides what may follow
-    /// what on the channel.
-    pub(super) end: OnceLock<Error>,
+    pub(super) end: End,
     /// The broker asked to stop publishing with `channel.flow`.
     flow_stopped: AtomicBool,
     pub(super) confirms: Confirms,
     pub(super) returned: Feed<ReturnedMessage>,
     pub(super) confirmations: Feed<Confirmation>,
-    pub(crate) consumer_tags: Mutex<HashSet<Arc<str>>>,
+    pub(crate) settled: Settled,
+    /// The tags that are in use, and by whom.
+    pub(crate) consumer_tags: Mutex<HashMap<Arc<str>, Weak<Registration>>>,
     /// For making up consumer tags.
     pub(super) consumers: AtomicU64,
+}
+
+/// Why nothing can be sent any more. Set under the outbox's lock, like everything that decides what may follow what on
+/// the channel.
+#[derive(Default)]
+pub(super) struct End {
+    is_set: AtomicBool,
+    cause: Mutex<Option<Error>>,
+}
+
+impl End {
+    #[inline]
+    pub(super) fn cause(&self) -> Option<Error> {
+        if !self.is_set.load(Ordering::Acquire) {
+            return None;
+        }
+        self.cause.lock().clone()
+    }
+
+    fn set(&self, cause: Error) {
+        *self.cause.lock() = Some(cause);
+        self.is_set.store(true, Ordering::Release);
+    }
 }
 
 impl ChannelMailbox for ChannelState {
@@ -47,10 +72,8 @@ impl ChannelMailbox for ChannelState {
             Some(reason) if reason.by == ClosedBy::Broker => log::warn!("{error}"),
             _ => log::debug!("{error}"),
         }
-        self.link.outbox.change(|| {
-            // Not set if this program closed it first.
-            let _ = self.end.set(error.clone());
-        });
+        // When closes cross, this is what those who wait are told; so everyone is told it from now on.
+        self.link.outbox.change(|| self.end.set(error.clone()));
         self.confirms.end(error);
         self.returned.end();
         self.confirmations.end();
@@ -106,7 +129,16 @@ impl ChannelMailbox for ChannelState {
             requeue: true,
         };
         // It fails only if the channel has ended: then the broker requeues by itself.
-        let _ = self.write_now(|frames| frames.method(&nack));
+        let _ = self.write_now(|frames| {
+            if self.settled.contains(delivery_tag) {
+                return Ok(());
+            }
+            frames.method(&nack)
+        });
+    }
+
+    fn received(&self, delivery_tag: u64) {
+        self.settled.received(delivery_tag);
     }
 }
 
@@ -115,19 +147,20 @@ impl ChannelState {
         Self {
             number,
             link,
-            end: OnceLock::new(),
+            end: End::default(),
             flow_stopped: AtomicBool::new(false),
             confirms: Confirms::default(),
             returned: Feed::new(RETURNED_LIMIT),
             confirmations: Feed::new(CONFIRMATIONS_LIMIT),
-            consumer_tags: Mutex::new(HashSet::new()),
+            settled: Settled::default(),
+            consumer_tags: Mutex::new(HashMap::new()),
             consumers: AtomicU64::new(0),
         }
     }
 
     pub(super) fn gate(&self) -> Result<Gate> {
-        match self.end.get() {
-            Some(error) => Err(error.clone()),
+        match self.end.cause() {
+            Some(error) => Err(error),
             None => Ok(Gate::Open),
         }
     }
@@ -162,8 +195,17 @@ impl ChannelState {
 
     pub(crate) fn cancel_in_background(&self, consumer_tag: &Arc<str>) {
         let (call, _nobody) = crossbeam_channel::bounded(1);
+        self.cancel_for(consumer_tag, call);
+    }
+
+    /// Cancels for one who already waits.
+    pub(crate) fn cancel_for(&self, consumer_tag: &Arc<str>, call: Call) {
+        let caller = call.clone();
         // It fails only if the channel has ended, and with it the consumer.
-        let _ = self.write_now(|frames| self.append_cancel(frames, consumer_tag, call));
+        if let Err(error) = self.write_now(|frames| self.append_cancel(frames, consumer_tag, call))
+        {
+            let _ = caller.send(Err(error));
+        }
     }
 
     /// Always with a reply, so that the IO thread knows when the last message has come.
@@ -173,6 +215,18 @@ impl ChannelState {
         consumer_tag: &Arc<str>,
         call: Call,
     ) -> Result<()> {
+        let consumer = self
+            .consumer_tags
+            .lock()
+            .get(consumer_tag)
+            .and_then(Weak::upgrade);
+        let call = match consumer {
+            Some(consumer) => match consumer.cancel_when_started(call) {
+                None => return Ok(()),
+                Some(call) => call,
+            },
+            None => call,
+        };
         let cancel = BasicCancel {
             consumer_tag: Cow::Borrowed(consumer_tag),
             no_wait: false,
@@ -204,7 +258,9 @@ impl ChannelState {
             channel,
             reason: reason.clone(),
         };
-        let _ = self.end.set(Error::new(kind));
+        self.end.set(Error::new(kind));
+        // Publishers who wait for room have nothing to wait for any more.
+        frames.wake_all();
         self.link.channel_numbers.closing(channel);
         frames.command(Command::CloseChannel {
             channel,

@@ -201,7 +201,8 @@ impl Tuning {
     /// The largest payload of a frame. Without a limit of either side, frames are still bounded, so that neither side
     /// has to take gigabytes at once.
     pub(crate) fn payload_limit(&self) -> usize {
-        const UNLIMITED: u32 = 128 << 20;
+        // A peer may send a message of RabbitMQ's own limit, 128 MiB, in one frame.
+        const UNLIMITED: u32 = 129 << 20;
         let frame_max = match self.frame_max {
             0 => UNLIMITED,
             limit => limit,
