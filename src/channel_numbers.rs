@@ -70,10 +70,6 @@ impl ChannelNumbers {
         self.state.lock().closing.insert(number);
     }
 
-    pub(crate) fn is_closing(&self, number: u16) -> bool {
-        self.state.lock().closing.contains(&number)
-    }
-
     pub(crate) fn release(&self, number: u16) {
         let mut state = self.state.lock();
         state.closing.remove(&number);

@@ -320,13 +320,23 @@ impl IoThread {
             match event {
                 Event::Opened => {}
                 // Whoever has given up waiting has dropped the receiver; a late reply is for nobody.
-                Event::Reply { call, reply } => drop(call.send(Ok(Reply::Method(reply)))),
+                Event::Reply {
+                    channel,
+                    call,
+                    reply,
+                } => {
+                    if let Some(channel) = channel {
+                        channel.broker_replied();
+                    }
+                    drop(call.send(Ok(Reply::Method(reply))));
+                }
                 Event::Fetched {
                     call,
                     channel,
                     no_ack,
                     message,
                 } => {
+                    channel.broker_replied();
                     channel.received(message.delivery_tag);
                     let message = Unclaimed::new(message, no_ack, channel);
                     drop(call.send(Ok(Reply::Message(message))));
@@ -357,10 +367,7 @@ impl IoThread {
                 Event::MessageTooLarge { channel, size } => channel.message_too_large(size),
                 Event::Flow { channel, active } => channel.flow(active),
                 Event::ChannelEnded { channel, error } => channel.ended(&error),
-                Event::ChannelFreed {
-                    channel,
-                    unless_closing,
-                } => self.free_channel(channel, unless_closing),
+                Event::ChannelFreed { channel } => self.free_channel(channel),
                 Event::Blocked { reason } => {
                     log::warn!("the broker has blocked the connection: {reason}");
                     self.link.outbox.set_blocked(Some(reason.clone()));
@@ -378,15 +385,12 @@ impl IoThread {
 
     /// The close-ok has to be in the outbox before anyone can reuse the number and put a channel.open there; and what
     /// was published under the number must not be taken for the next channel's.
-    fn free_channel(&mut self, number: u16, unless_closing: bool) {
+    fn free_channel(&mut self, number: u16) {
         self.take_core_output();
         for published in self.link.outbox.take_published_on(number) {
             self.core.published(published);
         }
-        // The handles know by now that the channel has ended: whatever they have sent is in the outbox.
-        if !(unless_closing && self.link.channel_numbers.is_closing(number)) {
-            self.link.channel_numbers.release(number);
-        }
+        self.link.channel_numbers.release(number);
     }
 
     fn tell(&self, event: ConnectionEvent) {

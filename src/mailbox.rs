@@ -60,6 +60,8 @@ pub(crate) trait ChannelMailbox: Send + Sync {
     fn message_too_large(&self, size: u64);
     /// A message came back.
     fn returned(&self, message: Returned, sequence_number: Option<u64>);
+    /// The broker has replied to a call: it has read all that was sent before that.
+    fn broker_replied(&self);
     /// A fetched message came.
     fn received(&self, delivery_tag: u64);
     /// Nobody wants this message any more.

@@ -165,9 +165,6 @@ impl Channel {
         let state = self.state();
         let deadline = Deadline::after(self.connection().request_timeout());
         let reply = request::call(&state.link, state.number, deadline, || state.gate(), append);
-        if reply.is_ok() {
-            state.settled.broker_replied();
-        }
         reply.map_err(|error| asked.failed(error))
     }
 

@@ -31,7 +31,8 @@ impl Settled {
         self.to.fetch_max(to, Ordering::AcqRel);
     }
 
-    /// The broker has replied to a call, and so has read all that was sent before it.
+    /// The broker has replied to a call, and so has read all that was sent before it. On the IO thread, since what comes
+    /// behind the reply is not settled.
     #[inline]
     pub(super) fn broker_replied(&self) {
         if self.to.load(Ordering::Acquire) == UNCERTAIN {

@@ -137,6 +137,10 @@ impl ChannelMailbox for ChannelState {
         });
     }
 
+    fn broker_replied(&self) {
+        self.settled.broker_replied();
+    }
+
     fn received(&self, delivery_tag: u64) {
         self.settled.received(delivery_tag);
     }

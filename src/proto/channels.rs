@@ -1,5 +1,6 @@
 //! All channels of a connection, by their numbers.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::channel::{Channel, Expected, Incoming, Pending, State};
@@ -20,12 +21,13 @@ enum Slot<M: Mailboxes> {
     InUse(Box<Channel<M>>),
     /// Closed with this cause, which answers calls that were on their way when it closed.
     Closed(Error),
-    /// The same, but our own close was among what was on its way: its answer is yet to come.
-    Closing(Error),
 }
 
 pub(super) struct Channels<M: Mailboxes> {
     slots: Vec<Slot<M>>,
+    /// Channels that both sides have closed at the same time. RabbitMQ answers our close if it comes after its own, and
+    /// never if it came before; so an answer is possible up to the next open-ok, and is not waited for.
+    closed_by_both: HashSet<u16>,
     /// A larger message is not taken.
     max_message_size: u64,
 }
@@ -34,6 +36,7 @@ impl<M: Mailboxes> Channels<M> {
     pub(super) fn new(max_message_size: u64) -> Self {
         Self {
             slots: Vec::new(),
+            closed_by_both: HashSet::new(),
             max_message_size,
         }
     }
@@ -56,17 +59,18 @@ impl<M: Mailboxes> Channels<M> {
         method: Method<'_>,
         effects: &mut Effects<M>,
     ) -> Checked<()> {
-        if let Some(Slot::Closing(cause)) = self.slots.get(usize::from(number)) {
-            let cause = cause.clone();
-            if let Method::ChannelCloseOk(_) = method {
-                self.free(number, cause, effects);
-            }
-            return Ok(());
+        match method {
+            Method::ChannelCloseOk(_) if self.closed_by_both.remove(&number) => return Ok(()),
+            Method::ChannelOpenOk(_) => drop(self.closed_by_both.remove(&number)),
+            _ => {}
         }
         let channel = self.get(number)?;
         match (&channel.state, method) {
             (_, Method::ChannelClose(close)) => {
                 effects.send(number, &ChannelCloseOk {});
+                if let State::Closing { .. } = channel.state {
+                    self.closed_by_both.insert(number);
+                }
                 self.closed_by_broker(number, &close, effects);
                 Ok(())
             }
@@ -76,7 +80,7 @@ impl<M: Mailboxes> Channels<M> {
                 let closer = channel.calls.take_closer();
                 self.free(number, cause, effects);
                 if let Some(closer) = closer {
-                    effects.reply(closer.call, Method::ChannelCloseOk(ok));
+                    effects.reply(None, closer.call, Method::ChannelCloseOk(ok));
                 }
                 Ok(())
             }
@@ -163,7 +167,7 @@ impl<M: Mailboxes> Channels<M> {
             Expected::Method(_) | Expected::Message { .. } => None,
         };
         effects.events.extend(event);
-        effects.reply(pending.call, reply);
+        effects.reply(Some(channel.mailbox.clone()), pending.call, reply);
         Ok(())
     }
 
@@ -175,9 +179,6 @@ impl<M: Mailboxes> Channels<M> {
         effects: &mut Effects<M>,
     ) -> Checked<()> {
         let max_size = self.max_message_size;
-        if let Some(Slot::Closing(_)) = self.slots.get(usize::from(number)) {
-            return Ok(());
-        }
         let channel = self.get(number)?;
         if let State::Closing { .. } = channel.state {
             return Ok(());
@@ -288,36 +289,17 @@ impl<M: Mailboxes> Channels<M> {
         let (class, method) = (close.class_id, close.method_id);
         let reason = CloseReason::broker(close.reply_code, &close.reply_text, class, method);
         let cause = channel_closed(number, reason);
-        if let Ok(channel) = self.get(number) {
-            if let State::Closing { .. } = channel.state {
-                // Both sides closed at once. The broker's reason is what those who wait want to know; the number is
-                // free only after the answer to our own close.
-                channel.state = State::Closing { cause };
-                return;
-            }
-        }
-        self.close(number, cause, effects);
-        effects.event(Event::ChannelFreed {
-            channel: number,
-            unless_closing: true,
-        });
+        self.free(number, cause, effects);
     }
 
     fn free(&mut self, number: u16, cause: Error, effects: &mut Effects<M>) {
-        self.close(number, cause, effects);
-        effects.event(Event::ChannelFreed {
-            channel: number,
-            unless_closing: false,
-        });
-    }
-
-    fn close(&mut self, number: u16, cause: Error, effects: &mut Effects<M>) {
         let Some(slot) = self.slots.get_mut(usize::from(number)) else {
             return;
         };
         if let Slot::InUse(channel) = std::mem::replace(slot, Slot::Closed(cause.clone())) {
             Self::end(*channel, &cause, effects);
         }
+        effects.event(Event::ChannelFreed { channel: number });
     }
 
     pub(super) fn end_all(&mut self, cause: &Error, effects: &mut Effects<M>) {
@@ -398,7 +380,7 @@ impl<M: Mailboxes> Channels<M> {
     pub(super) fn published(&mut self, published: Published<M>, effects: &mut Effects<M>) {
         let cause = match self.slots.get_mut(usize::from(published.channel)) {
             Some(Slot::InUse(channel)) => return channel.confirms.publish(published),
-            Some(Slot::Closed(cause) | Slot::Closing(cause)) => cause.clone(),
+            Some(Slot::Closed(cause)) => cause.clone(),
             Some(Slot::Unused) | None => never_opened(published.channel),
         };
         effects.lose(published, cause, true);
@@ -445,10 +427,8 @@ impl<M: Mailboxes> Channels<M> {
             }
             Err(cause) => {
                 effects.fail(call, &cause);
-                // The broker closed it when our close was on its way. It answers that, too.
-                if let Some(slot @ Slot::Closed(_)) = self.slots.get_mut(usize::from(number)) {
-                    *slot = Slot::Closing(cause);
-                }
+                // The broker closed it when our close was on its way.
+                self.closed_by_both.insert(number);
             }
         }
     }
@@ -460,7 +440,7 @@ impl<M: Mailboxes> Channels<M> {
                 State::Open => Ok(channel),
                 State::Closing { cause } => Err(cause.clone()),
             },
-            Some(Slot::Closed(cause) | Slot::Closing(cause)) => Err(cause.clone()),
+            Some(Slot::Closed(cause)) => Err(cause.clone()),
             Some(Slot::Unused) | None => Err(never_opened(number)),
         }
     }

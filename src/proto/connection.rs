@@ -288,7 +288,7 @@ impl<M: Mailboxes> Connection<M> {
             }
             (State::Open | State::Closing(_), reply) => {
                 let pending = self.calls.answered_by(&reply).map_err(invalid)?;
-                self.effects.reply(pending.call, reply);
+                self.effects.reply(None, pending.call, reply);
                 Ok(())
             }
             (State::Handshake(step), other) => Err(invalid(format!(

@@ -21,10 +21,19 @@ impl<M: Mailboxes> Effects<M> {
         self.events.push_back(event);
     }
 
-    pub(super) fn reply(&mut self, call: Option<M::Call>, reply: Method<'_>) {
+    pub(super) fn reply(
+        &mut self,
+        channel: Option<M::Channel>,
+        call: Option<M::Call>,
+        reply: Method<'_>,
+    ) {
         if let Some(call) = call {
             let reply = reply.into_owned();
-            self.event(Event::Reply { call, reply });
+            self.event(Event::Reply {
+                channel,
+                call,
+                reply,
+            });
         }
     }
 

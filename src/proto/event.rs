@@ -58,8 +58,9 @@ pub(crate) enum Command<M: Mailboxes> {
 pub(crate) enum Event<M: Mailboxes> {
     /// The handshake is over.
     Opened,
-    /// The reply to a call.
+    /// The reply to a call; with its channel, if that goes on.
     Reply {
+        channel: Option<M::Channel>,
         call: M::Call,
         reply: Method<'static>,
     },
@@ -114,9 +115,8 @@ pub(crate) enum Event<M: Mailboxes> {
     Flow { channel: M::Channel, active: bool },
     /// Nothing more can be sent on a channel, for this reason.
     ChannelEnded { channel: M::Channel, error: Error },
-    /// The number can be used for a new channel. With `unless_closing`, the broker has closed the channel: if the
-    /// handles have sent a close meanwhile, the number is not free before that is answered.
-    ChannelFreed { channel: u16, unless_closing: bool },
+    /// The number can be used for a new channel, as soon as what the core has to send is sent.
+    ChannelFreed { channel: u16 },
     /// The broker takes no messages for now.
     Blocked { reason: String },
     /// The broker takes messages again.

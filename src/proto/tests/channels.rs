@@ -1,4 +1,5 @@
 use super::*;
+use crate::error::ErrorKind;
 use crate::wire::method::{
     BasicCancel, BasicCancelOk, BasicConsumeOk, BasicGetEmpty, BasicQos, BasicQosOk, ChannelClose,
     ChannelCloseOk, ChannelFlow, ConnectionBlocked, ConnectionUnblocked, ConnectionUpdateSecret,
@@ -159,7 +160,7 @@ fn a_channel_closed_by_the_broker_ends_alone_and_is_free_at_once() {
             format!("consumer c ended {CLOSED_BY_BROKER}"),
             format!("failed {first} {CLOSED_BY_BROKER}"),
             format!("failed {second} {CLOSED_BY_BROKER}"),
-            "channel 1 freed unless closing".to_owned(),
+            "channel 1 freed".to_owned(),
         ]
     );
     // What was on its way when it closed gets the same answer.
@@ -186,48 +187,51 @@ fn a_channel_closed_by_the_broker_ends_alone_and_is_free_at_once() {
 }
 
 #[test]
-fn closes_that_cross_are_both_answered() {
-    let mut scenario = Scenario::with_channels([1]);
-    let waiting = scenario.call::<QueueDeclare<'_>>(1);
-    let close = scenario.close_channel(1);
-    scenario.receive(1, &not_found());
-    assert_eq!(scenario.sent(), ["1 channel.close-ok"]);
-    // The number is not free before our own close is answered.
-    assert_eq!(scenario.events(), [""; 0]);
-    scenario.receive(1, &ChannelCloseOk {});
-    assert_eq!(
-        scenario.events(),
-        [
+fn closes_that_cross_are_both_good_whether_or_not_ours_is_answered() {
+    for (answered, ours_first) in [(false, false), (false, true), (true, false), (true, true)] {
+        let mut scenario = Scenario::with_channels([1]);
+        let waiting = scenario.call::<QueueDeclare<'_>>(1);
+        let mut events = vec![
             format!("channel 1 ended {CLOSED_BY_BROKER}"),
             format!("failed {waiting} {CLOSED_BY_BROKER}"),
-            "channel 1 freed".to_owned(),
-            format!("reply {close} channel.close-ok"),
-        ]
-    );
-}
-
-#[test]
-fn a_close_that_was_on_its_way_when_the_broker_closed_is_still_answered() {
-    let mut scenario = Scenario::with_channels([1]);
-    scenario.receive(1, &not_found());
-    assert_eq!(scenario.sent(), ["1 channel.close-ok"]);
-    let close = scenario.close_channel(1);
-    assert_eq!(
-        scenario.events(),
-        [
-            format!("channel 1 ended {CLOSED_BY_BROKER}"),
-            "channel 1 freed unless closing".to_owned(),
-            format!("failed {close} {CLOSED_BY_BROKER}"),
-        ]
-    );
-    // What else was on its way gets no other cause, and only the answer to our close frees the number.
-    let late = scenario.call::<QueueDeclare<'_>>(1);
-    let failed = format!("failed {late} {CLOSED_BY_BROKER}");
-    assert_eq!(scenario.events(), [failed]);
-    scenario.receive(1, &ChannelCloseOk {});
-    assert_eq!(scenario.events(), ["channel 1 freed"]);
-    scenario.open_channel(1);
-    assert_eq!(scenario.sent(), [""; 0]);
+        ];
+        let freed = "channel 1 freed".to_owned();
+        if ours_first {
+            let close = scenario.close_channel(1);
+            scenario.receive(1, &not_found());
+            events.extend([format!("failed {close} {CLOSED_BY_BROKER}"), freed]);
+        } else {
+            // It was sent before we read the broker's, but the core learns of it only now.
+            scenario.receive(1, &not_found());
+            let close = scenario.close_channel(1);
+            events.extend([freed, format!("failed {close} {CLOSED_BY_BROKER}")]);
+        }
+        assert_eq!(scenario.events(), events);
+        assert_eq!(scenario.sent(), ["1 channel.close-ok"]);
+        // What else was on its way gets the same cause.
+        let late = scenario.call::<QueueDeclare<'_>>(1);
+        assert_eq!(
+            scenario.events(),
+            [format!("failed {late} {CLOSED_BY_BROKER}")]
+        );
+        // The number is used again; the answer can come up to the next open-ok, and only once.
+        let open = scenario.next_call();
+        scenario.core.handle(Command::OpenChannel {
+            channel: 1,
+            mailbox: 1,
+            call: open,
+        });
+        if answered {
+            scenario.receive(1, &ChannelCloseOk {});
+        }
+        scenario.receive(1, &ChannelOpenOk::default());
+        assert_eq!(scenario.events(), [format!("reply {open} channel.open-ok")]);
+        scenario.receive(1, &ChannelCloseOk {});
+        assert!(matches!(
+            scenario.end().kind(),
+            ErrorKind::ProtocolViolation { .. }
+        ));
+    }
 }
 
 #[test]
@@ -387,6 +391,7 @@ fn a_call_that_nobody_waits_for_any_more_still_takes_its_reply() {
     while let Some(Event::Reply {
         call,
         reply: Method::QueuePurgeOk(ok),
+        ..
     }) = scenario.core.next_event()
     {
         counts.push((call, ok.message_count));

@@ -323,7 +323,7 @@ fn described(event: Event<Names>) -> String {
     };
     match event {
         Event::Opened => "opened".to_owned(),
-        Event::Reply { call, reply } => format!("reply {call} {}", shown(&reply)),
+        Event::Reply { call, reply, .. } => format!("reply {call} {}", shown(&reply)),
         Event::Fetched { call, message, .. } => format!(
             "fetched {call} {} left {}",
             text(&message.content),
@@ -390,17 +390,7 @@ fn described(event: Event<Names>) -> String {
         Event::MessageTooLarge { channel, size } => format!("too large on {channel} {size}"),
         Event::Flow { channel, active } => format!("flow on {channel} {active}"),
         Event::ChannelEnded { channel, error } => format!("channel {channel} ended {error}"),
-        Event::ChannelFreed {
-            channel,
-            unless_closing,
-        } => {
-            let unless_closing = if unless_closing {
-                " unless closing"
-            } else {
-                ""
-            };
-            format!("channel {channel} freed{unless_closing}")
-        }
+        Event::ChannelFreed { channel } => format!("channel {channel} freed"),
         Event::Blocked { reason } => format!("blocked {reason}"),
         Event::Unblocked => "unblocked".to_owned(),
         Event::Ended { error } => format!("ended {error}"),
