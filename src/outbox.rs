@@ -215,24 +215,9 @@ impl Outbox {
         gate: impl Fn() -> Result<Gate>,
         append: impl FnOnce(&mut Frames<'_>) -> Result<T>,
     ) -> Result<T> {
-        self.try_write(channel, admission, patience, gate, append)
-            .map_err(Error::unsent)
-    }
-
-    #[inline]
-    fn try_write<T>(
-        &self,
-        channel: u16,
-        admission: Admission,
-        patience: impl Into<Patience>,
-        gate: impl Fn() -> Result<Gate>,
-        append: impl FnOnce(&mut Frames<'_>) -> Result<T>,
-    ) -> Result<T> {
         let mut state = self.state.lock();
-        if !Self::admits(&state, channel, admission, &gate)? {
-            let deadline = patience.into().deadline();
-            self.wait(&mut state, channel, admission, &gate, deadline)?;
-        }
+        self.admit(&mut state, channel, admission, patience, &gate)
+            .map_err(Error::unsent)?;
         let start = state.backlog.target(channel).len();
         let mut frames = Frames {
             state: &mut state,
@@ -254,7 +239,22 @@ impl Outbox {
         if wake_all {
             self.changed.notify_all();
         }
-        appended
+        appended.map_err(Error::unsent)
+    }
+
+    #[inline]
+    fn admit(
+        &self,
+        state: &mut MutexGuard<'_, State>,
+        channel: u16,
+        admission: Admission,
+        patience: impl Into<Patience>,
+        gate: &impl Fn() -> Result<Gate>,
+    ) -> Result<()> {
+        if Self::admits(state, channel, admission, gate)? {
+            return Ok(());
+        }
+        self.wait(state, channel, admission, gate, patience.into().deadline())
     }
 
     #[inline]

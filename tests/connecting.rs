@@ -7,13 +7,7 @@ use leveret::{
     ClosedBy, Connection, ConnectionOptions, ErrorKind, FieldTable, LoginMethod, ReplyCode,
 };
 
-use crate::support::{connect, options, scripted_server, url};
-
-fn at(address: std::net::SocketAddr) -> ConnectionOptions {
-    ConnectionOptions::default()
-        .host(address.ip().to_string())
-        .port(address.port())
-}
+use crate::support::{at, connect, options, scripted_server, url};
 
 #[test]
 fn opens_with_both_login_methods_and_knows_the_server() {

@@ -2,9 +2,9 @@
 
 use std::thread;
 
-use leveret::{Connection, ConnectionOptions, ConsumeOptions, ErrorKind, ReplyCode};
+use leveret::{Connection, ConsumeOptions, ErrorKind, ReplyCode};
 
-use crate::support::{connect, exclusive_queue, options, scripted_server, SOON};
+use crate::support::{at, connect, exclusive_queue, options, scripted_server, SOON};
 
 const MIB: usize = 1 << 20;
 
@@ -37,9 +37,7 @@ fn one_huge_message_does_not_hold_up_the_calls_of_another_channel() {
         assert_eq!((frame.channel, frame.method()), (1, Some((60, 10))));
         server.send_method(1, 60, 11, b"");
     });
-    let options = ConnectionOptions::default()
-        .host(address.ip().to_string())
-        .port(address.port());
+    let options = at(address);
     let connection = Connection::open_with(&options).unwrap();
     let publishing = connection.open_channel().unwrap();
     let calling = connection.open_channel().unwrap();

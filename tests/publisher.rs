@@ -5,13 +5,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use leveret::{
-    Confirm, Connection, ConnectionOptions, ConsumeOptions, Error, ErrorKind, Message,
-    PublisherOptions, QueueDeclareOptions, ReplyCode, Result,
+    Confirm, Connection, ConsumeOptions, Error, ErrorKind, Message, PublisherOptions,
+    QueueDeclareOptions, ReplyCode, Result,
 };
 
 use crate::support::{
-    channel, connect, eventually, exclusive_queue, logged, ready, scripted_server, short, unique,
-    Script, SOON,
+    at, channel, connect, eventually, exclusive_queue, logged, ready, scripted_server, short,
+    unique, Script, SOON,
 };
 
 const SHORT: Duration = Duration::from_millis(300);
@@ -247,10 +247,7 @@ fn publish_to(
         server.send_method(1, 85, 11, b"");
         script(server);
     });
-    let options = ConnectionOptions::default()
-        .host(address.ip().to_string())
-        .port(address.port())
-        .request_timeout(SHORT);
+    let options = at(address).request_timeout(SHORT);
     (Connection::open_with(&options).unwrap(), server)
 }
 
@@ -439,9 +436,7 @@ fn what_the_socket_does_not_take_is_answered_when_its_channel_ends_and_known_to_
         server.send_method(1, 20, 40, &close);
         went.recv().unwrap();
     });
-    let options = ConnectionOptions::default()
-        .host(address.ip().to_string())
-        .port(address.port());
+    let options = at(address);
     let connection = Connection::open_with(&options).unwrap();
     let closed = connection.open_channel().unwrap();
     let on_closed = closed.publisher().unwrap();

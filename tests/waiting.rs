@@ -4,22 +4,19 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use leveret::{
-    ClosedBy, Connection, ConnectionEvent, ConnectionOptions, ConsumeOptions, ErrorKind,
-    PublisherOptions, QueueDeclareOptions,
+    ClosedBy, Connection, ConnectionEvent, ConsumeOptions, ErrorKind, PublisherOptions,
+    QueueDeclareOptions,
 };
 
 use crate::support::{
-    eventually, exclusive_queue, logged, ready, scripted_server, short, Node, SOON,
+    at, eventually, exclusive_queue, logged, ready, scripted_server, short, Node, SOON,
 };
 
 const SHORT: Duration = Duration::from_millis(300);
 
 /// A connection to a scripted server, whose calls wait but shortly.
 fn connect_to(address: SocketAddr) -> Connection {
-    let options = ConnectionOptions::default()
-        .host(address.ip().to_string())
-        .port(address.port())
-        .request_timeout(SHORT);
+    let options = at(address).request_timeout(SHORT);
     Connection::open_with(&options).unwrap()
 }
 
@@ -101,10 +98,7 @@ fn a_cancel_by_tag_waits_for_the_broker_to_agree_to_the_consumer() {
         server.expect(60, 30);
         server.send_method(1, 60, 31, &short("c"));
     });
-    let options = ConnectionOptions::default()
-        .host(address.ip().to_string())
-        .port(address.port())
-        .request_timeout(SOON);
+    let options = at(address).request_timeout(SOON);
     let connection = Connection::open_with(&options).unwrap();
     let channel = connection.open_channel().unwrap();
     let consuming = std::thread::spawn({
@@ -135,9 +129,7 @@ fn closing_its_channel_wakes_a_publisher_that_waits() {
         server.expect(20, 40);
         server.wait_for_end();
     });
-    let options = ConnectionOptions::default()
-        .host(address.ip().to_string())
-        .port(address.port())
+    let options = at(address)
         .request_timeout(SHORT)
         .publish_timeout(10 * SOON);
     let connection = Connection::open_with(&options).unwrap();
@@ -169,10 +161,7 @@ fn a_panic_of_the_programs_logger_leaves_nobody_waiting() {
         server.send_method(0, 10, 60, &short(logged::PANIC));
         server.wait_for_end();
     });
-    let options = ConnectionOptions::default()
-        .host(address.ip().to_string())
-        .port(address.port())
-        .request_timeout(10 * SOON);
+    let options = at(address).request_timeout(10 * SOON);
     let connection = Connection::open_with(&options).unwrap();
     let channel = connection.open_channel().unwrap();
     let consume = ConsumeOptions::default().consumer_tag("c");

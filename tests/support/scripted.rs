@@ -5,6 +5,8 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use leveret::ConnectionOptions;
+
 /// The server's side of one connection, written down byte by byte.
 pub(crate) struct Script {
     socket: TcpStream,
@@ -24,6 +26,13 @@ pub(crate) fn scripted_server(
         script(&mut Script { socket });
     });
     (address, thread)
+}
+
+/// How to connect to a scripted server.
+pub(crate) fn at(address: SocketAddr) -> ConnectionOptions {
+    ConnectionOptions::default()
+        .host(address.ip().to_string())
+        .port(address.port())
 }
 
 /// A frame from the client.
