@@ -10,9 +10,9 @@ use crate::channel::Channel;
 use crate::deadline::Deadline;
 use crate::error::{Error, ErrorKind, FailedPublish, Result};
 use crate::mailbox::ConfirmMailbox;
-use crate::message::ReturnedMessage;
-use crate::proto::Outcome;
+use crate::proto::{Outcome, Returned};
 use crate::report::{Report, Since};
+use crate::returned::ReturnedMessage;
 use crate::window::{Weight, Window};
 
 /// How many failures are kept for a publisher's report.
@@ -173,7 +173,12 @@ fn result_of(sequence_number: u64, outcome: Outcome) -> Result<()> {
             (Error::new(ErrorKind::Nacked { sequence_numbers }), "")
         }
         Outcome::Returned(returned) => {
-            let message = ReturnedMessage::new(*returned, Some(sequence_number));
+            let Returned {
+                code,
+                text,
+                content,
+            } = *returned;
+            let message = ReturnedMessage::new(code, text, Some(sequence_number), content);
             (Error::new(ErrorKind::Returned(message)), "")
         }
         Outcome::Lost {

@@ -7,9 +7,10 @@ use std::sync::Arc;
 
 use crate::channel::Channel;
 use crate::error::{Error, ErrorKind, Result};
-use crate::message::read_properties;
 use crate::options::NackOptions;
-use crate::proto::{Content, Delivered, Fetched};
+use crate::proto::{Delivered, Fetched};
+use crate::returned::read_properties;
+use crate::wire::content::Content;
 use crate::wire::properties::Properties;
 
 /// A message from a queue, and the duty to acknowledge it.

@@ -5,7 +5,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::message::ReturnedMessage;
+use crate::returned::ReturnedMessage;
 use crate::wire::method::MethodId;
 
 /// `Result` with this crate's [`Error`].

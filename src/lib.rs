@@ -73,6 +73,7 @@ mod publisher;
 mod queue;
 mod report;
 mod request;
+mod returned;
 mod stream;
 mod uri;
 mod window;
@@ -87,7 +88,7 @@ pub use delivery::{Delivery, GetResponse};
 pub use error::{CloseReason, ClosedBy, Error, ErrorKind, FailedPublish, ReplyCode, Result};
 pub use events::ConnectionEvent;
 pub use exchange::{Exchange, ExchangeKind};
-pub use message::{Body, Message, ReturnedMessage};
+pub use message::{Body, Message};
 pub use options::{
     BindOptions, ConnectionOptions, ConsumeOptions, ExchangeDeclareOptions, ExchangeDeleteOptions,
     LoginMethod, NackOptions, PublisherOptions, QosOptions, QueueDeclareOptions,
@@ -95,5 +96,6 @@ pub use options::{
 };
 pub use publisher::Publisher;
 pub use queue::Queue;
+pub use returned::ReturnedMessage;
 pub use wire::properties::Properties;
 pub use wire::value::{FieldTable, FieldValue};

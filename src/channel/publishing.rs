@@ -11,10 +11,11 @@ use crate::confirm::Awaited;
 use crate::deadline::Deadline;
 use crate::error::{Error, Result};
 use crate::mailbox::{ConfirmMailbox, Published};
-use crate::message::{Message, ReturnedMessage};
+use crate::message::Message;
 use crate::outbox::{Admission, Patience, LARGE};
 use crate::proto::Identity;
 use crate::request::Asked;
+use crate::returned::ReturnedMessage;
 use crate::wire::method::{BasicPublish, Encode};
 
 impl Channel {

@@ -16,9 +16,9 @@ use crate::error::{CloseReason, ClosedBy, Error, ErrorKind, ReplyCode, Result};
 use crate::feed::Feed;
 use crate::io_thread::Link;
 use crate::mailbox::{Call, ChannelMailbox, Command};
-use crate::message::ReturnedMessage;
 use crate::outbox::{Admission, Frames, Gate};
 use crate::proto::{Answer, Expected, Returned};
+use crate::returned::ReturnedMessage;
 use crate::wire::method::{BasicCancel, BasicNack, ChannelClose};
 
 /// How many returned messages are kept for `Channel::returned_messages`.
@@ -106,7 +106,12 @@ impl ChannelMailbox for ChannelState {
     }
 
     fn returned(&self, returned: Returned, sequence_number: Option<u64>) {
-        let message = ReturnedMessage::new(returned, sequence_number);
+        let Returned {
+            code,
+            text,
+            content,
+        } = returned;
+        let message = ReturnedMessage::new(code, text, sequence_number, content);
         if let Some(unread) = self.returned.send(message) {
             log::warn!("channel {}: nobody reads {unread:?}", self.number);
         }

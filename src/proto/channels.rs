@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use super::channel::{Channel, Expected, Incoming, Pending, State};
 use super::confirms::{Answer, Published};
-use super::content::{Content, Delivered, Fetched, Misfit, Returned};
+use super::content::{Delivered, Fetched, Misfit, Returned};
 use super::effects::Effects;
 use super::event::{Event, Mailboxes};
 use super::violation::{invalid, violation, Checked};
 use crate::error::{CloseReason, Error, ErrorKind, ReplyCode};
+use crate::wire::content::Content;
 use crate::wire::frame::{ContentHeader, Frame, FrameKind};
 use crate::wire::method::{
     BasicCancelOk, ChannelClose, ChannelCloseOk, ChannelFlowOk, ChannelOpenOk, Encode, Method,

@@ -3,68 +3,8 @@
 use std::fmt;
 
 use crate::error::ReplyCode;
-use crate::wire::codec::WireResult;
+use crate::wire::content::Content;
 use crate::wire::frame::ContentHeader;
-use crate::wire::properties::Properties;
-
-/// How much is reserved for a body on the word of its header alone; beyond it, memory follows what arrives.
-const RESERVE: usize = 1 << 20;
-
-/// A message's bytes in one allocation: exchange, routing key, properties, body.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Content {
-    bytes: Vec<u8>,
-    exchange_end: usize,
-    routing_key_end: usize,
-    properties_end: usize,
-}
-
-impl Content {
-    fn new(names: &Names, header: ContentHeader<'_>, body_size: usize) -> Self {
-        let head = names.bytes.len() + header.properties.len();
-        let mut bytes = Vec::with_capacity(head + body_size.min(RESERVE));
-        bytes.extend_from_slice(&names.bytes);
-        bytes.extend_from_slice(header.properties);
-        Self {
-            exchange_end: names.exchange_end,
-            routing_key_end: names.bytes.len(),
-            properties_end: head,
-            bytes,
-        }
-    }
-
-    pub(crate) fn exchange(&self) -> &str {
-        self.text(0, self.exchange_end)
-    }
-
-    pub(crate) fn routing_key(&self) -> &str {
-        self.text(self.exchange_end, self.routing_key_end)
-    }
-
-    /// The names were valid UTF-8 when they were put here.
-    fn text(&self, start: usize, end: usize) -> &str {
-        let bytes = self.bytes.get(start..end).unwrap_or_default();
-        std::str::from_utf8(bytes).unwrap_or_default()
-    }
-
-    pub(crate) fn properties(&self) -> WireResult<Properties> {
-        Properties::decode(self.encoded_properties())
-    }
-
-    pub(crate) fn encoded_properties(&self) -> &[u8] {
-        let bytes = self.bytes.get(self.routing_key_end..self.properties_end);
-        bytes.unwrap_or_default()
-    }
-
-    pub(crate) fn body(&self) -> &[u8] {
-        self.bytes.get(self.properties_end..).unwrap_or_default()
-    }
-
-    pub(crate) fn into_body(mut self) -> Vec<u8> {
-        self.bytes.drain(..self.properties_end);
-        self.bytes
-    }
-}
 
 /// The names of the message that is coming, kept until its size is known. The buffer is used again and again.
 #[derive(Debug, Default)]
@@ -179,7 +119,7 @@ impl<K> Assembly<K> {
             *self = Self::Skip { missing: size };
             return Err(Misfit::MessageTooLarge { kind, size });
         };
-        let content = Content::new(names, header, body_size);
+        let content = Content::new(&names.bytes, names.exchange_end, header, body_size);
         if size == 0 {
             return Ok(Some((kind, content)));
         }
@@ -206,7 +146,7 @@ impl<K> Assembly<K> {
             return Err(Misfit::BodyTooLong { excess });
         }
         if let Some(content) = content {
-            content.bytes.extend_from_slice(piece);
+            content.push(piece);
         }
         *missing -= length;
         if *missing > 0 {

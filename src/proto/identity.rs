@@ -1,6 +1,6 @@
 //! How a message is recognised when the broker returns it.
 
-use super::content::Content;
+use crate::wire::content::Content;
 
 /// A message in three fingerprints, together of 96 bits. A returned message carries no number, but it is, byte for byte, what was
 /// published; unless something on its way changed its properties.

@@ -28,7 +28,7 @@ mod tests;
 pub(crate) use channel::Expected;
 pub(crate) use confirms::{Answer, Outcome, Published};
 pub(crate) use connection::{Config, Connection, Server, Tuning};
-pub(crate) use content::{Content, Delivered, Fetched, Returned};
+pub(crate) use content::{Delivered, Fetched, Returned};
 pub(crate) use event::{Command, Event, Mailboxes};
 pub(crate) use handshake::Login;
 pub(crate) use identity::Identity;

@@ -1,6 +1,7 @@
 //! Bytes and what they mean: primitives, field tables, methods, properties, frames. No state.
 
 pub(crate) mod codec;
+pub(crate) mod content;
 pub(crate) mod frame;
 pub(crate) mod method;
 pub(crate) mod properties;

@@ -18,6 +18,7 @@ use super::event::{Command, Event, Mailboxes};
 use super::handshake::Login;
 use super::identity::Identity;
 use crate::error::{CloseReason, Error};
+use crate::wire::content::Content;
 use crate::wire::frame::{self, Cut, FrameKind};
 use crate::wire::method::{
     BasicDeliver, BasicGetOk, BasicReturn, ChannelOpenOk, ConnectionOpenOk, ConnectionStart,
@@ -314,7 +315,7 @@ fn shown(method: &Method<'_>) -> String {
 }
 
 fn described(event: Event<Names>) -> String {
-    let text = |content: &super::Content| {
+    let text = |content: &Content| {
         let (exchange, key) = (content.exchange(), content.routing_key());
         format!(
             "{exchange}/{key} {}",

@@ -1,0 +1,75 @@
+//! A message as it came: names, properties and body.
+
+use super::codec::WireResult;
+use super::frame::ContentHeader;
+use super::properties::Properties;
+
+/// How much is reserved for a body on the word of its header alone; beyond it, memory follows what arrives.
+const RESERVE: usize = 1 << 20;
+
+/// A message's bytes in one allocation: exchange, routing key, properties, body.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Content {
+    bytes: Vec<u8>,
+    exchange_end: usize,
+    routing_key_end: usize,
+    properties_end: usize,
+}
+
+impl Content {
+    /// A message whose body is yet to come. `names` are exchange and routing key, the first up to `exchange_end`.
+    pub(crate) fn new(
+        names: &[u8],
+        exchange_end: usize,
+        header: ContentHeader<'_>,
+        body_size: usize,
+    ) -> Self {
+        let head = names.len() + header.properties.len();
+        let mut bytes = Vec::with_capacity(head + body_size.min(RESERVE));
+        bytes.extend_from_slice(names);
+        bytes.extend_from_slice(header.properties);
+        Self {
+            exchange_end,
+            routing_key_end: names.len(),
+            properties_end: head,
+            bytes,
+        }
+    }
+
+    /// A piece of the body has come.
+    pub(crate) fn push(&mut self, piece: &[u8]) {
+        self.bytes.extend_from_slice(piece);
+    }
+
+    pub(crate) fn exchange(&self) -> &str {
+        self.text(0, self.exchange_end)
+    }
+
+    pub(crate) fn routing_key(&self) -> &str {
+        self.text(self.exchange_end, self.routing_key_end)
+    }
+
+    /// The names were valid UTF-8 when they were put here.
+    fn text(&self, start: usize, end: usize) -> &str {
+        let bytes = self.bytes.get(start..end).unwrap_or_default();
+        std::str::from_utf8(bytes).unwrap_or_default()
+    }
+
+    pub(crate) fn properties(&self) -> WireResult<Properties> {
+        Properties::decode(self.encoded_properties())
+    }
+
+    pub(crate) fn encoded_properties(&self) -> &[u8] {
+        let bytes = self.bytes.get(self.routing_key_end..self.properties_end);
+        bytes.unwrap_or_default()
+    }
+
+    pub(crate) fn body(&self) -> &[u8] {
+        self.bytes.get(self.properties_end..).unwrap_or_default()
+    }
+
+    pub(crate) fn into_body(mut self) -> Vec<u8> {
+        self.bytes.drain(..self.properties_end);
+        self.bytes
+    }
+}
