@@ -76,6 +76,45 @@ fn messages_of_all_sizes_keep_their_order_on_their_channel() {
 }
 
 #[test]
+fn threads_that_share_a_channel_do_not_mix_their_messages_whatever_their_size() {
+    const THREADS: usize = 4;
+    const MESSAGES: usize = 60;
+    let connection = connect();
+    let channel = connection.open_channel().unwrap();
+    let queue = exclusive_queue(&channel);
+    let consuming = connection.open_channel().unwrap();
+    let consumer = consuming
+        .basic_consume(queue.name(), ConsumeOptions::default().no_ack())
+        .unwrap();
+    let threads: Vec<_> = (0..THREADS)
+        .map(|thread| {
+            let queue = queue.clone();
+            thread::spawn(move || {
+                for number in 0..MESSAGES {
+                    let mut body = vec![thread as u8; 2 + number * 37_777 % 900_000];
+                    body[1] = number as u8;
+                    queue.publish(body).unwrap();
+                }
+            })
+        })
+        .collect();
+    let mut next = [0; THREADS];
+    for _ in 0..THREADS * MESSAGES {
+        let delivery = consumer.recv_timeout(SOON).unwrap().unwrap();
+        let body = delivery.body();
+        let thread = usize::from(body[0]);
+        let number = next[thread];
+        assert_eq!(usize::from(body[1]), number, "thread {thread}");
+        assert_eq!(body.len(), 2 + number * 37_777 % 900_000);
+        assert!(body[2..].iter().all(|&byte| byte == body[0]));
+        next[thread] += 1;
+    }
+    for thread in threads {
+        thread.join().unwrap();
+    }
+}
+
+#[test]
 fn closing_waits_for_a_large_message_to_go_out() {
     let keeper = connect().open_channel().unwrap();
     for whole_connection in [false, true] {
