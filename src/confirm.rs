@@ -159,9 +159,12 @@ impl ConfirmMailbox for Awaited {
                 .lock()
                 .push(sequence_number, error.clone());
         }
-        *self.outcome.lock() = Some(outcome);
-        self.answered.notify_all();
+        // Under the lock, so that whoever reads the outcome finds the room given back, and the other way round.
+        let mut slot = self.outcome.lock();
+        *slot = Some(outcome);
         self.publisher.window.give_back(self.weight);
+        drop(slot);
+        self.answered.notify_all();
     }
 }
 
