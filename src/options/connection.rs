@@ -1,0 +1,236 @@
+//! How to connect.
+
+use std::fmt;
+use std::time::Duration;
+
+use crate::error::{Error, Result};
+use crate::proto::{Config, Login};
+use crate::uri;
+use crate::wire::frame::MIN_SIZE;
+use crate::wire::value::FieldTable;
+
+/// How user name and password are sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum LoginMethod {
+    /// As SASL PLAIN. Every RabbitMQ offers it.
+    #[default]
+    Plain,
+    /// As a field table; an older way to say the same.
+    AmqPlain,
+}
+
+/// Where and how to connect.
+///
+/// The default is RabbitMQ on this machine: `guest` with password `guest` on `localhost:5672`, virtual host `/`.
+///
+/// ```no_run
+/// use leveret::{Connection, ConnectionOptions};
+/// use std::time::Duration;
+///
+/// let options = ConnectionOptions::from_uri("amqp://guest:guest@localhost/%2f")?
+///     .connection_name("billing worker")
+///     .heartbeat(Duration::from_secs(10));
+/// let connection = Connection::open_with(&options)?;
+/// # Ok::<(), leveret::Error>(())
+/// ```
+#[derive(Clone)]
+#[non_exhaustive]
+pub struct ConnectionOptions {
+    pub(crate) host: String,
+    pub(crate) port: u16,
+    pub(crate) vhost: String,
+    pub(crate) username: String,
+    pub(crate) password: String,
+    pub(crate) login_method: LoginMethod,
+    pub(crate) connect_timeout: Duration,
+    pub(crate) request_timeout: Duration,
+    pub(crate) publish_timeout: Duration,
+    pub(crate) heartbeat: Duration,
+    pub(crate) channel_max: u16,
+    pub(crate) frame_max: u32,
+    pub(crate) max_message_size: u64,
+    pub(crate) connection_name: String,
+    pub(crate) client_properties: FieldTable,
+}
+
+impl Default for ConnectionOptions {
+    fn default() -> Self {
+        Self {
+            host: "localhost".to_owned(),
+            port: 5672,
+            vhost: "/".to_owned(),
+            username: "guest".to_owned(),
+            password: "guest".to_owned(),
+            login_method: LoginMethod::default(),
+            connect_timeout: Duration::from_secs(30),
+            request_timeout: Duration::from_secs(30),
+            publish_timeout: Duration::from_secs(30),
+            heartbeat: Duration::from_secs(60),
+            channel_max: 2047,
+            frame_max: 128 << 10,
+            max_message_size: 128 << 20,
+            connection_name: default_name(),
+            client_properties: FieldTable::new(),
+        }
+    }
+}
+
+/// Without the password.
+impl fmt::Debug for ConnectionOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ConnectionOptions")
+            .field("host", &self.host)
+            .field("port", &self.port)
+            .field("vhost", &self.vhost)
+            .field("username", &self.username)
+            .field("login_method", &self.login_method)
+            .field("connect_timeout", &self.connect_timeout)
+            .field("request_timeout", &self.request_timeout)
+            .field("publish_timeout", &self.publish_timeout)
+            .field("heartbeat", &self.heartbeat)
+            .field("channel_max", &self.channel_max)
+            .field("frame_max", &self.frame_max)
+            .field("max_message_size", &self.max_message_size)
+            .field("connection_name", &self.connection_name)
+            .field("client_properties", &self.client_properties)
+            .finish()
+    }
+}
+
+/// As a URI, without the password.
+impl fmt::Display for ConnectionOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        uri::write(self, f)
+    }
+}
+
+impl ConnectionOptions {
+    /// What the URI says, and the defaults for what it does not say.
+    ///
+    /// The query can set `heartbeat` (seconds), `connection_timeout` (milliseconds), `channel_max` and `frame_max`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidUri`](crate::ErrorKind::InvalidUri) names the part that is wrong, never the password.
+    ///
+    /// See <https://www.rabbitmq.com/docs/uri-spec>.
+    pub fn from_uri(uri: &str) -> Result<Self> {
+        uri::parse(uri)
+    }
+
+    setters! {
+        /// A name or an address, IPv6 without brackets. Default: `localhost`.
+        host: impl Into<String>;
+        /// Default: 5672.
+        port: u16;
+        /// The virtual host. Default: `/`.
+        vhost: impl Into<String>;
+        /// Default: `guest`.
+        username: impl Into<String>;
+        /// Default: `guest`. Never shown in errors, logs or `Debug`.
+        password: impl Into<String>;
+        /// How to log in. Default: PLAIN.
+        login_method: LoginMethod;
+        /// How long opening may take in all: TCP and the AMQP handshake. Default: 30 seconds.
+        connect_timeout: Duration;
+        /// How long a call waits for the broker's reply. Default: 30 seconds.
+        request_timeout: Duration;
+        /// How long a publish waits while the socket takes nothing or the broker has blocked the connection.
+        /// Default: 30 seconds.
+        publish_timeout: Duration;
+        /// After two intervals without a byte from the broker the connection is given up. Whole seconds; zero turns
+        /// heartbeats off. The broker may ask for less. Default: 60 seconds.
+        ///
+        /// See <https://www.rabbitmq.com/docs/heartbeats>.
+        heartbeat: Duration;
+        /// How many channels can be open at once. Zero: as many as the broker allows. The broker may allow fewer.
+        /// Default: 2047.
+        channel_max: u16;
+        /// The size of the largest frame, in bytes; messages are cut into as many frames as they need. Zero: as the
+        /// broker wants it. At least 4096; RabbitMQ 4 wants at least 8192. Default: 131072.
+        frame_max: u32;
+        /// The largest message body that is sent or taken, in bytes. Default: 128 MiB, which is RabbitMQ's own limit
+        /// up to 3.x; RabbitMQ 4 allows 16 MiB unless configured.
+        max_message_size: u64;
+        /// Shown in RabbitMQ's management pages and `rabbitmqctl list_connections`. Default: the program's name and
+        /// process id.
+        connection_name: impl Into<String>;
+        /// Told to the broker at login, over those that this crate tells itself (product, version, capabilities, …).
+        client_properties: FieldTable;
+    }
+
+    /// Refuses what no server would take.
+    pub(crate) fn check(&self) -> Result<()> {
+        if self.frame_max != 0 && self.frame_max < MIN_SIZE {
+            return Err(Error::invalid(format!(
+                "frame_max is {}, the least is {MIN_SIZE} (or 0 for no limit)",
+                self.frame_max
+            )));
+        }
+        if self.vhost.len() > 255 {
+            return Err(Error::invalid(format!(
+                "vhost has {} bytes, at most 255 are possible",
+                self.vhost.len()
+            )));
+        }
+        // The broker takes user name and password apart at the NUL between them.
+        if self.login_method == LoginMethod::Plain
+            && (self.username.contains('\0') || self.password.contains('\0'))
+        {
+            return Err(Error::invalid(
+                "user name and password must not contain a NUL character",
+            ));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn config(&self) -> Config {
+        let login = match self.login_method {
+            LoginMethod::Plain => Login::plain(&self.username, &self.password),
+            LoginMethod::AmqPlain => Login::amqplain(&self.username, &self.password),
+        };
+        // A part of a second is rounded up: nobody who asks for heartbeats means none.
+        let partial = u64::from(self.heartbeat.subsec_nanos() > 0);
+        let heartbeat = self.heartbeat.as_secs().saturating_add(partial);
+        Config {
+            login,
+            vhost: self.vhost.clone(),
+            client_properties: self.all_client_properties(),
+            channel_max: self.channel_max,
+            frame_max: self.frame_max,
+            heartbeat: heartbeat.try_into().unwrap_or(u16::MAX),
+            max_message_size: self.max_message_size,
+        }
+    }
+
+    fn all_client_properties(&self) -> FieldTable {
+        let capabilities = [
+            "authentication_failure_close",
+            "basic.nack",
+            "connection.blocked",
+            "consumer_cancel_notify",
+            "exchange_exchange_bindings",
+            "publisher_confirms",
+        ];
+        let mut properties = FieldTable::new()
+            .with("product", "leveret")
+            .with("version", env!("CARGO_PKG_VERSION"))
+            .with("platform", "Rust")
+            .with("connection_name", self.connection_name.as_str())
+            .with(
+                "capabilities",
+                FieldTable::from_iter(capabilities.map(|it| (it, true))),
+            );
+        for (name, value) in self.client_properties.clone() {
+            properties.insert(name, value);
+        }
+        properties
+    }
+}
+
+fn default_name() -> String {
+    let program = std::env::current_exe().ok();
+    let program = program.as_deref().and_then(|path| path.file_name());
+    let program = program.map_or_else(|| "leveret".into(), |name| name.to_string_lossy());
+    format!("{program} {}", std::process::id())
+}

@@ -1,0 +1,95 @@
+//! How to consume, and to give messages back.
+
+use crate::wire::value::{FieldTable, FieldValue};
+
+/// How to consume. The default leaves it to the program to acknowledge each message, and the tag to this crate.
+///
+/// See <https://www.rabbitmq.com/docs/consumers>.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct ConsumeOptions {
+    pub(crate) consumer_tag: String,
+    pub(crate) no_local: bool,
+    pub(crate) no_ack: bool,
+    pub(crate) exclusive: bool,
+    pub(crate) no_wait: bool,
+    pub(crate) arguments: FieldTable,
+}
+
+impl ConsumeOptions {
+    flags! {
+        /// Not to be sent what was published on the same connection. RabbitMQ ignores it.
+        no_local;
+        /// The broker forgets a message as soon as it has sent it: nothing is to be acknowledged, and what this
+        /// program has not yet handled is lost when it dies.
+        no_ack;
+        /// Nobody else may consume from the queue.
+        exclusive;
+        /// Does not wait for the broker. If it refuses, the consumer yields the channel's error.
+        no_wait;
+    }
+
+    setters! {
+        /// The consumer's name on its channel. Default: made up.
+        consumer_tag: impl Into<String>;
+    }
+
+    arguments! {
+        /// All arguments at once, such as `x-priority` or `x-stream-offset`.
+    }
+}
+
+/// How many unacknowledged messages the broker may send ahead.
+///
+/// See <https://www.rabbitmq.com/docs/consumer-prefetch>.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct QosOptions {
+    pub(crate) prefetch_count: u16,
+    pub(crate) prefetch_size: u32,
+    pub(crate) global: bool,
+}
+
+impl QosOptions {
+    flags! {
+        /// The limit is for all consumers of the channel together. Quorum queues and RabbitMQ 4 refuse it.
+        global;
+    }
+
+    setters! {
+        /// In messages. Zero: no limit.
+        prefetch_count: u16;
+        /// In bytes. RabbitMQ refuses any but zero (540).
+        prefetch_size: u32;
+    }
+}
+
+/// What happens to messages that are given back with `basic.nack`.
+///
+/// See <https://www.rabbitmq.com/docs/nack>.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct NackOptions {
+    pub(crate) multiple: bool,
+    pub(crate) requeue: bool,
+}
+
+impl NackOptions {
+    /// The message goes back to its queue.
+    pub fn requeue() -> Self {
+        Self {
+            requeue: true,
+            ..Self::default()
+        }
+    }
+
+    /// The message is dropped, or dead-lettered if its queue is declared so.
+    pub fn discard() -> Self {
+        Self::default()
+    }
+
+    flags! {
+        /// Also all earlier messages of the channel that are not yet acknowledged.
+        multiple;
+    }
+}
