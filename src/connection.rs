@@ -14,9 +14,10 @@ use crate::connect::{connect, Connected};
 use crate::deadline::Deadline;
 use crate::error::{CloseReason, Error, ErrorKind, ReplyCode, Result};
 use crate::events::ConnectionEvent;
+use crate::exchange::ExchangeKind;
 use crate::io_thread::{self, Link};
 use crate::mailbox::{Command, Mailboxes};
-use crate::options::ConnectionOptions;
+use crate::options::{ConnectionOptions, ExchangeDeclareOptions, QueueDeclareOptions};
 use crate::outbox::{Admission, Gate};
 use crate::proto::{Server, Tuning};
 use crate::request::{self, Asked};
@@ -127,6 +128,27 @@ impl Connection {
     /// [`ErrorKind::ChannelsExhausted`] beyond [`channel_max`](Self::channel_max); a timeout; the connection's end.
     pub fn open_channel(&self) -> Result<Channel> {
         Channel::open(self)
+    }
+
+    /// Whether there is such a queue. Asked on a channel of its own, so that "no" costs the program none. The question
+    /// counts as use of a queue that [`expires`](QueueDeclareOptions::expires).
+    ///
+    /// # Errors
+    /// 403 without permission; as [`open_channel`](Self::open_channel).
+    pub fn queue_exists(&self, name: &str) -> Result<bool> {
+        let channel = self.open_channel()?;
+        existence(channel.queue_declare(name, QueueDeclareOptions::passive()))
+    }
+
+    /// Whether there is such an exchange. Asked on a channel of its own, so that "no" costs the program none.
+    ///
+    /// # Errors
+    /// 403 without permission; as [`open_channel`](Self::open_channel).
+    pub fn exchange_exists(&self, name: &str) -> Result<bool> {
+        let channel = self.open_channel()?;
+        // Asked passively, the kind does not matter.
+        let options = ExchangeDeclareOptions::passive();
+        existence(channel.exchange_declare(name, ExchangeKind::Direct, options))
     }
 
     /// Closes the connection, for all handles, and waits until the broker has agreed. What was published before is
@@ -282,6 +304,18 @@ impl Connection {
 
     pub(crate) fn max_message_size(&self) -> u64 {
         self.inner.options.max_message_size
+    }
+}
+
+fn existence<T>(asked: Result<T>) -> Result<bool> {
+    match asked {
+        Ok(_) => Ok(true),
+        Err(error) => match error.reply_code() {
+            Some(ReplyCode::NOT_FOUND) => Ok(false),
+            // It is there, and another connection's own.
+            Some(ReplyCode::RESOURCE_LOCKED) => Ok(true),
+            _ => Err(error),
+        },
     }
 }
 

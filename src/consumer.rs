@@ -9,7 +9,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError};
 use parking_lot::Mutex;
 
 use crate::channel::{Channel, ChannelState, Inner};
-use crate::delivery::Delivery;
+use crate::delivery::{is_from_stream, Delivery};
 use crate::error::{Error, Result};
 use crate::mailbox::{Call, ChannelMailbox, ConsumerMailbox, Reply};
 use crate::options::ConsumeOptions;
@@ -131,7 +131,7 @@ impl ConsumerMailbox for Mailbox {
             ..
         } = &*self.registration;
         if abandoned.load(Ordering::Acquire) {
-            if !no_ack {
+            if !no_ack && !is_from_stream(&delivered.content) {
                 self.state.requeue(delivered.delivery_tag);
             }
             return;

@@ -87,6 +87,16 @@ impl Delivery {
         read_properties(&self.content)
     }
 
+    /// How often the message was delivered before, if its queue counts that (`x-delivery-count`): quorum queues do, from
+    /// the second delivery on.
+    ///
+    /// See <https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling>.
+    pub fn delivery_count(&self) -> Option<u64> {
+        let properties = self.properties().ok()?;
+        let count = properties.headers?.get("x-delivery-count")?.as_i64()?;
+        u64::try_from(count).ok()
+    }
+
     /// The body.
     pub fn body(&self) -> &[u8] {
         self.content.body()
@@ -150,15 +160,22 @@ impl Delivery {
         answered
     }
 
-    /// Whether the broker still waits for an answer.
-    pub(crate) fn is_unsettled(&self) -> bool {
-        !self.no_ack && !self.settled.load(Ordering::Relaxed)
+    /// Whether the broker still waits for an answer, and the message can be given back.
+    pub(crate) fn can_be_requeued(&self) -> bool {
+        !self.no_ack && !self.settled.load(Ordering::Relaxed) && !is_from_stream(&self.content)
     }
 
     /// The body as a vector, without a new allocation.
     pub fn into_body(self) -> Vec<u8> {
         self.content.into_body()
     }
+}
+
+/// A stream keeps its messages anyway, and `basic.nack` for one of them costs the connection (540).
+pub(crate) fn is_from_stream(content: &Content) -> bool {
+    let properties = content.properties().ok();
+    let headers = properties.and_then(|properties| properties.headers);
+    headers.is_some_and(|headers| headers.get("x-stream-offset").is_some())
 }
 
 impl fmt::Debug for Delivery {

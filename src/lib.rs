@@ -91,8 +91,8 @@ pub use exchange::{Exchange, ExchangeKind};
 pub use message::{Body, Message};
 pub use options::{
     BindOptions, ConnectionOptions, ConsumeOptions, ExchangeDeclareOptions, ExchangeDeleteOptions,
-    LoginMethod, NackOptions, PublisherOptions, QosOptions, QueueDeclareOptions,
-    QueueDeleteOptions,
+    LoginMethod, NackOptions, Overflow, PublisherOptions, QosOptions, QueueDeclareOptions,
+    QueueDeleteOptions, QueueType, StreamOffset,
 };
 pub use publisher::Publisher;
 pub use queue::Queue;

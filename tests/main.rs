@@ -21,4 +21,5 @@ mod publishing;
 mod refusals;
 mod support;
 mod threads;
+mod typed_arguments;
 mod waiting;

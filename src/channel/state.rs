@@ -197,7 +197,7 @@ impl ChannelState {
     }
 
     pub(crate) fn requeue_unread(&self, delivery: &Delivery) {
-        if delivery.is_unsettled() {
+        if delivery.can_be_requeued() {
             self.requeue(delivery.delivery_tag());
         }
     }

@@ -1,6 +1,42 @@
 //! How to consume, and to give messages back.
 
+use std::time::SystemTime;
+
+use super::number;
 use crate::wire::value::{FieldTable, FieldValue};
+
+/// Where reading a stream begins.
+///
+/// See <https://www.rabbitmq.com/docs/streams#consuming>.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum StreamOffset {
+    /// With the oldest message that is kept.
+    First,
+    /// With the last chunk of messages that was written.
+    Last,
+    /// With what comes from now on.
+    Next,
+    /// With this message, counted from 0.
+    Offset(u64),
+    /// With the chunk of messages that was written at this time.
+    Time(SystemTime),
+}
+
+impl From<StreamOffset> for FieldValue {
+    fn from(offset: StreamOffset) -> Self {
+        match offset {
+            StreamOffset::First => Self::from("first"),
+            StreamOffset::Last => Self::from("last"),
+            StreamOffset::Next => Self::from("next"),
+            StreamOffset::Offset(offset) => Self::from(number(offset)),
+            StreamOffset::Time(time) => {
+                let since = time.duration_since(SystemTime::UNIX_EPOCH);
+                Self::Timestamp(since.map_or(0, |since| since.as_secs()))
+            }
+        }
+    }
+}
 
 /// How to consume. The default leaves it to the program to acknowledge each message, and the tag to this crate.
 ///
@@ -34,8 +70,15 @@ impl ConsumeOptions {
         consumer_tag: impl Into<String>;
     }
 
+    typed_arguments! {
+        /// Consumers of a higher priority get messages as long as they can take them (`x-priority`). Default: 0.
+        priority(priority: i32) => "x-priority": priority;
+        /// Where reading a stream begins (`x-stream-offset`). Default: next.
+        stream_offset(offset: StreamOffset) => "x-stream-offset": offset;
+    }
+
     arguments! {
-        /// All arguments at once, such as `x-priority` or `x-stream-offset`.
+        /// All arguments at once, instead of those that were set before.
     }
 }
 

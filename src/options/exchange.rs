@@ -44,8 +44,13 @@ impl ExchangeDeclareOptions {
         no_wait;
     }
 
+    typed_arguments! {
+        /// Where messages go for which this exchange has no route (`alternate-exchange`).
+        alternate_exchange(exchange: &str) => "alternate-exchange": exchange;
+    }
+
     arguments! {
-        /// All arguments at once, such as `alternate-exchange`.
+        /// All arguments at once, instead of those that were set before.
     }
 }
 

@@ -1,5 +1,7 @@
 //! Options of connections, declarations and calls: structs with defaults and chained setters.
 
+use std::time::Duration;
+
 macro_rules! setters {
     ($($(#[$doc:meta])* $name:ident: $type:ty;)*) => {
         $(
@@ -32,6 +34,28 @@ macro_rules! arguments {
     };
 }
 
+/// Arguments that RabbitMQ knows, by names of our own: nobody has to spell `x-…`, or to know in which type a value goes.
+macro_rules! typed_arguments {
+    ($($(#[$doc:meta])* $name:ident($value:ident: $type:ty) => $argument:literal: $sent:expr;)*) => {
+        $(
+            $(#[$doc])*
+            #[must_use]
+            pub fn $name(self, $value: $type) -> Self {
+                self.argument($argument, $sent)
+            }
+        )*
+    };
+}
+
+/// RabbitMQ's numbers are signed; more than fit are as good as no limit.
+fn number(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+fn milliseconds(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}
+
 macro_rules! flags {
     ($($(#[$doc:meta])* $name:ident;)*) => {
         $(
@@ -54,7 +78,7 @@ mod queue;
 
 pub use bind::BindOptions;
 pub use connection::{ConnectionOptions, LoginMethod};
-pub use consume::{ConsumeOptions, NackOptions, QosOptions};
+pub use consume::{ConsumeOptions, NackOptions, QosOptions, StreamOffset};
 pub use exchange::{ExchangeDeclareOptions, ExchangeDeleteOptions};
 pub use publisher::PublisherOptions;
-pub use queue::{QueueDeclareOptions, QueueDeleteOptions};
+pub use queue::{Overflow, QueueDeclareOptions, QueueDeleteOptions, QueueType};

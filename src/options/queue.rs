@@ -1,6 +1,57 @@
 //! How to declare and delete queues.
 
+use std::time::Duration;
+
+use super::{milliseconds, number};
 use crate::wire::value::{FieldTable, FieldValue};
+
+/// What a queue is made for.
+///
+/// See <https://www.rabbitmq.com/docs/queues#optional-arguments>.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum QueueType {
+    /// On one node. The only type that can be transient, exclusive or have priorities.
+    Classic,
+    /// Replicated, for data that must not be lost.
+    Quorum,
+    /// A replicated log: reading takes nothing out of it.
+    Stream,
+}
+
+impl From<QueueType> for FieldValue {
+    fn from(queue_type: QueueType) -> Self {
+        Self::from(match queue_type {
+            QueueType::Classic => "classic",
+            QueueType::Quorum => "quorum",
+            QueueType::Stream => "stream",
+        })
+    }
+}
+
+/// What a full queue does.
+///
+/// See <https://www.rabbitmq.com/docs/maxlength#overflow-behaviour>.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Overflow {
+    /// Drops (or dead-letters) the oldest messages. The broker's default.
+    DropHead,
+    /// Refuses new ones: their publisher gets a nack.
+    RejectPublish,
+    /// The same, and dead-letters the refused ones. Not for quorum queues.
+    RejectPublishDlx,
+}
+
+impl From<Overflow> for FieldValue {
+    fn from(overflow: Overflow) -> Self {
+        Self::from(match overflow {
+            Overflow::DropHead => "drop-head",
+            Overflow::RejectPublish => "reject-publish",
+            Overflow::RejectPublishDlx => "reject-publish-dlx",
+        })
+    }
+}
 
 /// How to declare a queue.
 ///
@@ -10,8 +61,11 @@ use crate::wire::value::{FieldTable, FieldValue};
 /// ```
 /// use leveret::QueueDeclareOptions;
 ///
-/// let options = QueueDeclareOptions::durable().argument("x-message-ttl", 60_000);
+/// let options = QueueDeclareOptions::quorum().delivery_limit(5).dead_letter_exchange("failed");
 /// ```
+///
+/// What the broker is not told when a queue is first declared can be set by its policies instead; what it is told has to
+/// be the same at every declaration (406).
 ///
 /// See <https://www.rabbitmq.com/docs/queues#properties>.
 #[derive(Debug, Clone)]
@@ -46,12 +100,12 @@ impl QueueDeclareOptions {
 
     /// A replicated, durable queue (`x-queue-type: quorum`).
     pub fn quorum() -> Self {
-        Self::durable().argument("x-queue-type", "quorum")
+        Self::durable().queue_type(QueueType::Quorum)
     }
 
     /// A replicated, durable log that can be read many times (`x-queue-type: stream`).
     pub fn stream() -> Self {
-        Self::durable().argument("x-queue-type", "stream")
+        Self::durable().queue_type(QueueType::Stream)
     }
 
     /// A queue for this connection alone; it is deleted with the connection.
@@ -90,8 +144,48 @@ impl QueueDeclareOptions {
         no_wait;
     }
 
+    typed_arguments! {
+        /// What kind of queue (`x-queue-type`). Default: the virtual host's, mostly classic.
+        queue_type(queue_type: QueueType) => "x-queue-type": queue_type;
+        /// Messages older than this are dropped or dead-lettered (`x-message-ttl`), in whole milliseconds.
+        message_ttl(ttl: Duration) => "x-message-ttl": milliseconds(ttl);
+        /// The queue is deleted when nobody has used it for so long (`x-expires`), in whole milliseconds, at least one.
+        expires(after: Duration) => "x-expires": milliseconds(after);
+        /// How many messages can be ready (`x-max-length`).
+        max_length(messages: u64) => "x-max-length": number(messages);
+        /// How many bytes of bodies can be ready (`x-max-length-bytes`); the size of a stream.
+        max_length_bytes(bytes: u64) => "x-max-length-bytes": number(bytes);
+        /// What happens when one of these is reached (`x-overflow`).
+        overflow(overflow: Overflow) => "x-overflow": overflow;
+        /// Where messages go that expire, overflow or are rejected (`x-dead-letter-exchange`); empty: the default
+        /// exchange.
+        dead_letter_exchange(exchange: &str) => "x-dead-letter-exchange": exchange;
+        /// With which routing key they go there (`x-dead-letter-routing-key`). Default: the one they came with.
+        dead_letter_routing_key(routing_key: &str) => "x-dead-letter-routing-key": routing_key;
+        /// How many priorities the queue has, up to 255 (`x-max-priority`); up to 10 are advised.
+        max_priority(priority: u8) => "x-max-priority": priority;
+        /// How often a quorum queue delivers a message again before it drops or dead-letters it
+        /// (`x-delivery-limit`). RabbitMQ 4 has a default of 20.
+        delivery_limit(times: u32) => "x-delivery-limit": i64::from(times);
+        /// How long a stream keeps messages (`x-max-age`), in whole seconds.
+        max_age(age: Duration) => "x-max-age": format!("{}s", age.as_secs());
+    }
+
+    /// One consumer at a time gets messages; when it goes, the next one does (`x-single-active-consumer`).
+    #[must_use]
+    pub fn single_active_consumer(self) -> Self {
+        self.argument("x-single-active-consumer", true)
+    }
+
+    /// Keeps messages on disk and few in memory (`x-queue-mode`). For classic queues up to RabbitMQ 3.11; later ones do
+    /// so anyway.
+    #[must_use]
+    pub fn lazy(self) -> Self {
+        self.argument("x-queue-mode", "lazy")
+    }
+
     arguments! {
-        /// All arguments at once, such as `x-message-ttl`.
+        /// All arguments at once, instead of those that were set before.
     }
 }
 
