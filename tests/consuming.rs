@@ -7,7 +7,9 @@ use leveret::{
     QueueDeleteOptions, ReplyCode,
 };
 
-use crate::support::{channel, connect, eventually, exclusive_queue, options, ready, unique, SOON};
+use crate::support::{
+    channel, connect, eventually, exclusive_queue, options, ready, unique, Node, SOON,
+};
 
 #[test]
 fn consumers_get_messages_with_all_that_belongs_to_them() {
@@ -467,4 +469,45 @@ fn a_consumer_can_be_cancelled_by_its_tag_at_any_time() {
             .ack()
             .unwrap();
     }
+}
+
+#[test]
+fn a_message_that_is_kept_too_long_ends_the_consumer_with_the_brokers_words() {
+    let node = Node::start();
+    for limit in ["consumer_timeout, 1000", "channel_tick_interval, 500"] {
+        node.ctl(&["eval", &format!("application:set_env(rabbit, {limit}).")]);
+    }
+    let connection = Connection::open_with(&node.options()).unwrap();
+    let channel = connection.open_channel().unwrap();
+    let queue = exclusive_queue(&channel);
+    let consumer = queue.consume(ConsumeOptions::default()).unwrap();
+    queue.publish("kept").unwrap();
+    let kept = consumer.recv_timeout(SOON).unwrap().unwrap();
+    let error = consumer.recv_timeout(SOON).unwrap_err();
+    assert_eq!(error.reply_code(), Some(ReplyCode::PRECONDITION_FAILED));
+    assert!(
+        error
+            .to_string()
+            .contains("delivery acknowledgement on channel 1 timed out"),
+        "{error}"
+    );
+    assert!(error.to_string().contains("1000 ms"), "{error}");
+    assert!(consumer.recv().unwrap().is_none(), "it is told once");
+    assert_eq!(kept.ack().unwrap_err().kind(), error.kind());
+    assert!(connection.is_open());
+}
+
+#[test]
+fn a_consumer_that_is_busy_for_longer_than_any_heartbeat_keeps_its_connection() {
+    let options = options().heartbeat(Duration::from_secs(1));
+    let connection = Connection::open_with(&options).unwrap();
+    let channel = connection.open_channel().unwrap();
+    let queue = exclusive_queue(&channel);
+    queue.publish("hard work").unwrap();
+    let consumer = queue.consume(ConsumeOptions::default()).unwrap();
+    let delivery = consumer.recv_timeout(SOON).unwrap().unwrap();
+    std::thread::sleep(Duration::from_secs(4));
+    delivery.ack().unwrap();
+    channel.basic_qos(1).unwrap();
+    assert_eq!(connection.heartbeat(), Duration::from_secs(1));
 }
