@@ -269,7 +269,7 @@ impl Failures {
             })
             .collect();
         self.weigh();
-        if failed.is_empty() {
+        if failed.is_empty() && forgotten == 0 {
             return Ok(());
         }
         Err(Error::new(ErrorKind::PublishesFailed { failed, forgotten }))

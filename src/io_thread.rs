@@ -413,7 +413,7 @@ impl IoThread {
         while let Ok(command) = self.commands.try_recv() {
             self.core.handle(command);
         }
-        for published in self.link.outbox.take_published() {
+        for published in self.link.outbox.discard() {
             self.core.published(published);
         }
         self.closing = if self.core.has_output() {

@@ -356,9 +356,11 @@ impl Outbox {
         self.state.lock().backlog.append(take_output);
     }
 
-    /// Takes the messages of which the core has not been told. None of their bytes was taken.
-    pub(crate) fn take_published(&self) -> Vec<Published> {
-        std::mem::take(&mut self.state.lock().published)
+    /// Drops all that was not taken, and returns the messages in it: they will never be sent.
+    pub(crate) fn discard(&self) -> Vec<Published> {
+        let mut state = self.state.lock();
+        state.backlog = Backlog::default();
+        std::mem::take(&mut state.published)
     }
 
     /// Takes those of one channel.

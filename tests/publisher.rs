@@ -478,6 +478,81 @@ fn what_the_socket_does_not_take_is_answered_when_its_channel_ends_and_known_to_
 }
 
 #[test]
+fn what_is_said_to_be_unsent_is_not_sent_with_the_last_words() {
+    let (go, went) = std::sync::mpsc::channel();
+    let (address, server) = scripted_server(move |server| {
+        server.handshake(0);
+        for channel in 1..=2 {
+            server.open_channel();
+            if channel == 1 {
+                server.expect(85, 10);
+                server.send_method(1, 85, 11, b"");
+            }
+        }
+        went.recv().unwrap();
+        // A violation: the client closes the connection, and says so.
+        server.send_method(1, 20, 11, &[0; 4]);
+        went.recv().unwrap();
+        let mut published = 0_usize;
+        loop {
+            let frame = server.next_frame();
+            match (frame.channel, frame.method()) {
+                (1, Some((60, 40))) => published += 1,
+                (0, Some((10, 50))) => return published,
+                _ => {}
+            }
+        }
+    });
+    let connection = Connection::open_with(&at(address)).unwrap();
+    let publisher = connection.open_channel().unwrap().publisher().unwrap();
+    let flooding = connection.open_channel().unwrap();
+    flooding.basic_publish("", "q", vec![0; 64 << 20]).unwrap();
+    // The first may still go out; at the end, the socket has long been full.
+    let confirms = (0..20).map(|_| {
+        thread::sleep(Duration::from_millis(10));
+        publisher.publish("", "q", "m").unwrap()
+    });
+    let confirms: Vec<_> = confirms.collect();
+    go.send(()).unwrap();
+    let unsent = confirms.iter().filter(|confirm| {
+        let error = confirm.wait_timeout(SOON).unwrap_err();
+        !error.may_have_been_sent()
+    });
+    let unsent = unsent.count();
+    assert!(unsent > 0);
+    go.send(()).unwrap();
+    let published = server.join().unwrap();
+    assert!(
+        published + unsent <= confirms.len(),
+        "{published} sent, {unsent} said to be unsent"
+    );
+}
+
+#[test]
+fn failures_that_were_too_many_to_be_kept_are_counted() {
+    let channel = channel();
+    let options = PublisherOptions::default().window_bytes(100);
+    let publisher = channel.publisher_with(options).unwrap();
+    publisher
+        .publish("", "nowhere", [1; 80].as_slice())
+        .unwrap();
+    let second = publisher
+        .publish("", "nowhere", [2; 80].as_slice())
+        .unwrap();
+    second.wait().unwrap_err();
+    let error = publisher.wait_for_confirms().unwrap_err();
+    let failed = Vec::new();
+    assert_eq!(
+        *error.kind(),
+        ErrorKind::PublishesFailed {
+            failed,
+            forgotten: 1
+        }
+    );
+    publisher.wait_for_confirms().unwrap();
+}
+
+#[test]
 fn mandatory_is_the_default_and_can_be_switched_off() {
     let channel = channel();
     let lenient = PublisherOptions::default().mandatory(false);

@@ -130,9 +130,9 @@ impl Channel {
     /// As [`publisher`](Self::publisher); [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument) for a window of 0 or more than 65,536.
     pub fn publisher_with(&self, options: PublisherOptions) -> Result<Publisher> {
         options.check()?;
-        if !self.state().confirms.is_selected() {
-            self.confirm_select()?;
-        }
+        // Also if it was done without waiting: messages from before confirm mode, which nobody counts, come back before
+        // its reply, and so are not taken for ones of this publisher.
+        self.confirm_select()?;
         Ok(Publisher::new(self.clone(), options))
     }
 

@@ -3,7 +3,7 @@
 //! In confirm mode the broker counts the messages of a channel and answers for each number, in any order, and for many
 //! at once. A message that it cannot route it returns first, without its number, and then confirms it.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 
 use super::content::Returned;
 use super::effects::Effects;
@@ -60,7 +60,7 @@ pub(super) struct Confirms<M: Mailboxes> {
     waiting: VecDeque<(u64, Option<Unanswered<M>>)>,
     holes: usize,
     /// Returned messages that look like a waiting one of this identity. Their answer tells which of them it was.
-    returned: Vec<(Identity, Box<Returned>)>,
+    returned: HashMap<Identity, Vec<Returned>>,
     /// The last message of which one came back. The broker works in order, so the next one is likely behind it.
     last_returned: u64,
 }
@@ -71,7 +71,7 @@ impl<M: Mailboxes> Confirms<M> {
             published: 0,
             waiting: VecDeque::new(),
             holes: 0,
-            returned: Vec::new(),
+            returned: HashMap::new(),
             last_returned: 0,
         }
     }
@@ -90,16 +90,21 @@ impl<M: Mailboxes> Confirms<M> {
     /// Takes in a returned message; gives it back if it is none of these.
     pub(super) fn take_returned(&mut self, returned: Returned) -> Option<Returned> {
         let identity = Identity::of(&returned.content);
-        let next = self.place_of(self.last_returned + 1);
-        let found = self
-            .most_like(identity, next)
-            .filter(|&(_, _, likeness)| likeness == Likeness::Whole)
-            .or_else(|| self.most_like(identity, 0));
+        let next = self.most_like(identity, self.place_of(self.last_returned + 1));
+        let found = match next {
+            Some((_, _, Likeness::Whole)) => next,
+            // If nothing is more like it, then rather one of which none came back.
+            _ => match (next, self.most_like(identity, 0)) {
+                (Some(next), Some(any)) if next.2 >= any.2 => Some(next),
+                (_, any) => any,
+            },
+        };
         let Some((number, identity, _)) = found else {
             return Some(returned);
         };
         self.last_returned = number;
-        self.returned.push((identity, Box::new(returned)));
+        let returned_like_it = self.returned.entry(identity).or_default();
+        returned_like_it.push(returned);
         None
     }
 
@@ -181,17 +186,13 @@ impl<M: Mailboxes> Confirms<M> {
     /// it works on it, and then answers for it at once: earlier ones that it has finished meanwhile can be answered in
     /// the same go, later ones cannot.
     fn assign_returned(&mut self, number: u64, multiple: bool) {
-        for (identity, returned) in std::mem::take(&mut self.returned).into_iter().rev() {
-            let first = if multiple { 0 } else { self.place_of(number) };
-            let end = self.place_of(number + 1);
-            let answered = self.waiting.range_mut(first..end);
-            match answered
-                .rev()
-                .find_map(|(_, unanswered)| returnable(unanswered, identity))
-            {
-                Some(unanswered) => unanswered.returned = Some(returned),
-                None => self.returned.insert(0, (identity, returned)),
-            }
+        if self.returned.is_empty() {
+            return;
+        }
+        let first = if multiple { 0 } else { self.place_of(number) };
+        let end = self.place_of(number + 1);
+        for (_, unanswered) in self.waiting.range_mut(first..end).rev() {
+            take_back(&mut self.returned, unanswered);
         }
     }
 
@@ -247,12 +248,8 @@ impl<M: Mailboxes> Confirms<M> {
 
     /// No more answers will come.
     pub(super) fn end(mut self, cause: &Error, channel: &M::Channel, effects: &mut Effects<M>) {
-        for (identity, returned) in std::mem::take(&mut self.returned) {
-            let mut waiting = self.waiting.iter_mut();
-            let first = waiting.find_map(|(_, unanswered)| returnable(unanswered, identity));
-            if let Some(unanswered) = first {
-                unanswered.returned = Some(returned);
-            }
+        for (_, unanswered) in &mut self.waiting {
+            take_back(&mut self.returned, unanswered);
         }
         for (number, unanswered) in self.waiting {
             if let Some(unanswered) = unanswered {
@@ -266,13 +263,22 @@ impl<M: Mailboxes> Confirms<M> {
     }
 }
 
-fn returnable<M: Mailboxes>(
+/// Gives a message that looks like this one back to it.
+fn take_back<M: Mailboxes>(
+    returned: &mut HashMap<Identity, Vec<Returned>>,
     unanswered: &mut Option<Unanswered<M>>,
-    identity: Identity,
-) -> Option<&mut Unanswered<M>> {
-    unanswered
-        .as_mut()
-        .filter(|it| it.identity == Some(identity) && it.returned.is_none())
+) {
+    let Some(unanswered) = unanswered else { return };
+    let Some(identity) = unanswered.identity else {
+        return;
+    };
+    let Some(like_it) = returned.get_mut(&identity) else {
+        return;
+    };
+    unanswered.returned = like_it.pop().map(Box::new);
+    if like_it.is_empty() {
+        returned.remove(&identity);
+    }
 }
 
 /// Tells what became of a message: to whoever wants to know just that, or to its channel what it has to know.

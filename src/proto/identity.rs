@@ -4,7 +4,7 @@ use crate::wire::content::Content;
 
 /// A message in three fingerprints, together of 96 bits. A returned message carries no number, but it is, byte for byte, what was
 /// published; unless something on its way changed its properties.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Identity {
     names: u32,
     properties: u32,
@@ -14,8 +14,7 @@ pub(crate) struct Identity {
 /// How much of two identities is equal; ordered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Likeness {
-    Names,
-    NamesAndProperties,
+    /// All but the properties, which a broker or its plugins may change.
     NamesAndBody,
     Whole,
 }
@@ -44,19 +43,15 @@ impl Identity {
             .with_properties(content.encoded_properties())
     }
 
-    /// Nothing if not even the names are equal.
+    /// Nothing if it cannot be the same message.
     pub(super) fn likeness(self, other: Self) -> Option<Likeness> {
-        if self.names != other.names {
+        if self.names != other.names || self.body != other.body {
             return None;
         }
-        Some(
-            match (self.body == other.body, self.properties == other.properties) {
-                (true, true) => Likeness::Whole,
-                (true, false) => Likeness::NamesAndBody,
-                (false, true) => Likeness::NamesAndProperties,
-                (false, false) => Likeness::Names,
-            },
-        )
+        Some(match self.properties == other.properties {
+            true => Likeness::Whole,
+            false => Likeness::NamesAndBody,
+        })
     }
 }
 

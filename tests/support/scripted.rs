@@ -13,9 +13,9 @@ pub(crate) struct Script {
 }
 
 /// A server on a free port that takes one connection and follows the script.
-pub(crate) fn scripted_server(
-    script: impl FnOnce(&mut Script) + Send + 'static,
-) -> (SocketAddr, JoinHandle<()>) {
+pub(crate) fn scripted_server<T: Send + 'static>(
+    script: impl FnOnce(&mut Script) -> T + Send + 'static,
+) -> (SocketAddr, JoinHandle<T>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let thread = std::thread::spawn(move || {
@@ -23,7 +23,7 @@ pub(crate) fn scripted_server(
         socket
             .set_read_timeout(Some(Duration::from_secs(20)))
             .unwrap();
-        script(&mut Script { socket });
+        script(&mut Script { socket })
     });
     (address, thread)
 }

@@ -229,6 +229,37 @@ fn a_message_that_something_has_changed_on_its_way_is_still_recognised() {
 }
 
 #[test]
+fn changed_messages_that_come_back_together_are_told_apart_by_their_order() {
+    let mut scenario = Scenario::with_channels([1]);
+    let ids = ["1", "2", "3"];
+    let confirms: Vec<_> = (1..)
+        .zip(ids)
+        .map(|(number, id)| scenario.publish_mandatory(number, true, sent("key", id, "m")))
+        .collect();
+    for _ in ids {
+        scenario.return_message(sent("key", "changed", "m"));
+    }
+    scenario.ack(3, true);
+    let returned = confirms.iter().map(|it| format!("{it} returned x/key m"));
+    assert_eq!(scenario.outcomes(), returned.collect::<Vec<_>>());
+}
+
+#[test]
+fn a_returned_message_with_another_body_is_none_of_these() {
+    let mut scenario = Scenario::with_channels([1]);
+    let confirm = scenario.publish_mandatory(1, true, sent("key", "", "new"));
+    scenario.return_message(sent("key", "", "old, from before confirm mode"));
+    scenario.ack(1, false);
+    assert_eq!(
+        scenario.outcomes(),
+        [
+            "returned on 1 312 NO_ROUTE x/key old, from before confirm mode".to_owned(),
+            format!("{confirm} confirmed"),
+        ]
+    );
+}
+
+#[test]
 fn a_message_that_came_back_before_the_end_is_known_to_have_come_back() {
     let mut scenario = Scenario::with_channels([1]);
     let messages = [sent("key", "1", "m"), sent("nowhere", "2", "m")];

@@ -176,7 +176,7 @@ fn events_of(bytes: &[u8], cuts: &[usize]) -> (Vec<String>, Vec<String>) {
 fn every_split_in_two_gives_the_same_events() {
     let bytes = conversation();
     let whole = events_of(&bytes, &[]);
-    assert_eq!(whole.0.len(), 15, "{whole:#?}");
+    assert_eq!(whole.0.len(), 16, "{whole:#?}");
     for cut in 0..bytes.len() {
         assert_eq!(events_of(&bytes, &[cut]), whole, "cut at {cut}");
     }
