@@ -89,6 +89,7 @@ impl Confirm {
             return outcome;
         }
         let deadline = Deadline::after(timeout);
+        let _waits = self.channel.connection().link().waiting.begin();
         let mut outcome = self.awaited.outcome.lock();
         while outcome.is_none() {
             let waited = self

@@ -101,14 +101,17 @@ impl Connection {
         let tuning = core.tuning().clone();
         // Linux shows 15 bytes of a thread's name.
         let name = format!("leveret:{}", peer.port());
-        let (link, io_thread) = io_thread::spawn(stream, core, inbox, &name).map_err(|error| {
-            let kind = ErrorKind::ConnectFailed {
-                address: peer.to_string(),
-                kind: error.kind(),
-                text: error.to_string(),
-            };
-            Error::new(kind).caused_by(error).doing(doing())
-        })?;
+        let (link, io_thread) =
+            io_thread::spawn(stream, core, inbox, options.max_unread_bytes, &name).map_err(
+                |error| {
+                    let kind = ErrorKind::ConnectFailed {
+                        address: peer.to_string(),
+                        kind: error.kind(),
+                        text: error.to_string(),
+                    };
+                    Error::new(kind).caused_by(error).doing(doing())
+                },
+            )?;
         log::info!("connected to {options} at {peer}: {tuning:?}");
         Ok(Self {
             inner: Arc::new(Inner {

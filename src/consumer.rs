@@ -1,6 +1,7 @@
 //! Consumers: messages from a queue, as they come.
 
 use std::fmt;
+use std::mem::size_of;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -14,7 +15,11 @@ use crate::error::{Error, Result};
 use crate::mailbox::{Call, ChannelMailbox, ConsumerMailbox, Reply};
 use crate::options::ConsumeOptions;
 use crate::proto::Delivered;
+use crate::unread::Unread;
 use crate::wire::method::{BasicCancelOk, Method};
+
+/// What a message in a consumer's channel takes beside its own bytes: its place there, and what an allocation costs.
+const OVERHEAD: usize = size_of::<Result<Delivery>>() + 32;
 
 /// A consumer of a queue: blocks for the next message, one by one.
 ///
@@ -119,10 +124,11 @@ pub(crate) struct Mailbox {
     channel: Weak<Inner>,
     state: Arc<ChannelState>,
     registration: Arc<Registration>,
+    unread: Unread,
 }
 
 impl ConsumerMailbox for Mailbox {
-    fn deliver(&self, delivered: Delivered) {
+    fn deliver(&self, delivered: Delivered) -> u64 {
         self.state.settled.received(delivered.delivery_tag);
         let Registration {
             consumer_tag,
@@ -134,16 +140,23 @@ impl ConsumerMailbox for Mailbox {
             if !no_ack && !is_from_stream(&delivered.content) {
                 self.state.requeue(delivered.delivery_tag);
             }
-            return;
+            return 0;
         }
         // Without handles the channel is being closed, and the broker will requeue the message.
         let Some(inner) = self.channel.upgrade() else {
-            return;
+            return 0;
         };
         let channel = Channel::from_inner(inner);
+        let bytes = delivered.content.capacity() + OVERHEAD;
+        self.unread.push(bytes, || self.sender.len());
         let delivery = Delivery::new(channel, Arc::clone(consumer_tag), *no_ack, delivered);
         // The receiver lives as long as messages can come: in the consumer, or in `Life::Abandoned`.
         let _ = self.sender.send(Ok(delivery));
+        bytes as u64
+    }
+
+    fn unread(&self) -> u64 {
+        self.unread.bytes(self.sender.len())
     }
 
     fn started(&self) {
@@ -242,6 +255,7 @@ impl Consumer {
             channel: channel.downgrade(),
             state: Arc::clone(channel.state()),
             registration: Arc::clone(&registration),
+            unread: Unread::default(),
         };
         let consumer = Self {
             channel,

@@ -21,6 +21,7 @@ use crate::mailbox::{Command, Mailboxes, Published, Reply, Unclaimed};
 use crate::outbox::Outbox;
 use crate::outgoing::Outgoing;
 use crate::proto::{self, Event};
+use crate::reading::{Reading, Waiting};
 use crate::stream::Stream;
 
 const SOCKET: Token = Token(0);
@@ -41,6 +42,8 @@ pub(crate) struct Link {
     pub(crate) outbox: Outbox,
     pub(crate) channel_numbers: ChannelNumbers,
     pub(crate) events: Feed<ConnectionEvent>,
+    /// Threads that wait for confirms.
+    pub(crate) waiting: Waiting,
     finished: Mutex<bool>,
     on_finished: Condvar,
 }
@@ -65,6 +68,7 @@ pub(crate) fn spawn(
     mut stream: Stream,
     core: proto::Connection<Mailboxes>,
     inbox: Inbox,
+    max_unread_bytes: u64,
     name: &str,
 ) -> io::Result<(Arc<Link>, thread::ThreadId)> {
     let poll = Poll::new()?;
@@ -79,6 +83,7 @@ pub(crate) fn spawn(
         outbox: Outbox::new(sender, waker, tuning.payload_limit()),
         channel_numbers: ChannelNumbers::new(tuning.highest_channel()),
         events: Feed::new(EVENTS_LIMIT),
+        waiting: Waiting::default(),
         finished: Mutex::new(false),
         on_finished: Condvar::new(),
     });
@@ -94,6 +99,8 @@ pub(crate) fn spawn(
         readable: true,
         writable: true,
         write_again: false,
+        failed: false,
+        reading: Reading::new(max_unread_bytes),
         closing: Closing::No,
     };
     let handle = thread::Builder::new()
@@ -128,6 +135,9 @@ struct IoThread {
     writable: bool,
     /// There may be more to write, and the socket would take it.
     write_again: bool,
+    /// The socket is broken: what is left in it ends with the reason.
+    failed: bool,
+    reading: Reading,
     closing: Closing,
 }
 
@@ -170,12 +180,9 @@ impl IoThread {
 
     /// Sleeps until the socket, the outbox or the time has something to do.
     fn wait(&mut self, events: &mut Events) {
-        let timeout = if self.readable || self.write_again {
-            Some(Duration::ZERO)
-        } else {
-            self.deadline()
-                .map(|deadline| deadline.saturating_duration_since(now()))
-        };
+        let timeout = self
+            .wake_up_at()
+            .map(|time| time.saturating_duration_since(now()));
         if let Err(error) = self.poll.poll(events, timeout) {
             if error.kind() != ErrorKind::Interrupted {
                 return self.socket_failed(&error);
@@ -184,8 +191,19 @@ impl IoThread {
         for event in events.iter().filter(|event| event.token() == SOCKET) {
             // A closed or broken socket is found by reading it.
             self.readable |= event.is_readable() || event.is_read_closed() || event.is_error();
+            self.failed |= event.is_error();
             self.writable |= event.is_writable();
         }
+    }
+
+    /// `None`: only the socket or the outbox can wake it up.
+    fn wake_up_at(&self) -> Option<Instant> {
+        let pauses_until = self.reading.pauses_until().filter(|_| self.may_pause());
+        if self.write_again || (self.readable && pauses_until.is_none()) {
+            return Some(now());
+        }
+        let look = pauses_until.filter(|_| self.readable);
+        self.deadline().into_iter().chain(look).min()
     }
 
     fn deadline(&self) -> Option<Instant> {
@@ -205,7 +223,7 @@ impl IoThread {
 
     fn read(&mut self) {
         for _ in 0..READS_IN_A_ROW {
-            if !self.readable || self.closing == Closing::Done {
+            if !self.readable || self.closing == Closing::Done || !self.may_read() {
                 return;
             }
             match self.inbox.read_from(&mut self.stream) {
@@ -218,6 +236,28 @@ impl IoThread {
         }
     }
 
+    /// At the end all is read, so that it comes.
+    fn may_pause(&self) -> bool {
+        !self.failed && self.closing == Closing::No
+    }
+
+    /// Whether to go on, with as much as the program has not taken yet.
+    fn may_read(&mut self) -> bool {
+        if self.reading.is_free() || !self.may_pause() {
+            return true;
+        }
+        let Self {
+            reading,
+            core,
+            link,
+            ..
+        } = self;
+        let count_unread = || core.consumers().map(|consumer| consumer.unread()).sum();
+        let someone_waits =
+            || core.awaits_reply() || link.waiting.any() || link.outbox.stops_publishers();
+        reading.may_read(now(), count_unread, someone_waits)
+    }
+
     fn receive(&mut self, now: Instant) {
         let consumed = self.core.receive(self.inbox.bytes(), now);
         self.inbox.consume(consumed);
@@ -228,6 +268,9 @@ impl IoThread {
         let now = now();
         match self.closing {
             Closing::No => {
+                if self.readable {
+                    self.core.input_waits(now);
+                }
                 self.core.handle_timeout(now);
                 self.answer();
             }
@@ -264,6 +307,7 @@ impl IoThread {
                     log::debug!("write failed: {error}");
                     self.writable = false;
                     self.readable = true;
+                    self.failed = true;
                 }
             }
         }
@@ -342,7 +386,9 @@ impl IoThread {
                     drop(call.send(Ok(Reply::Message(message))));
                 }
                 Event::Failed { call, error } => drop(call.send(Err(error))),
-                Event::Delivery { consumer, delivery } => consumer.deliver(delivery),
+                Event::Delivery { consumer, delivery } => {
+                    self.reading.delivered(consumer.deliver(delivery));
+                }
                 Event::ConsumerStarted { consumer } => consumer.started(),
                 Event::ConsumerEnded { consumer, error } => consumer.ended(error),
                 Event::Returned {

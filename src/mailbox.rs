@@ -72,7 +72,10 @@ pub(crate) trait ChannelMailbox: Send + Sync {
 pub(crate) trait ConsumerMailbox: Send + Sync {
     /// The broker has agreed.
     fn started(&self);
-    fn deliver(&self, delivery: Delivered);
+    /// Returns how many bytes more are unread now.
+    fn deliver(&self, delivery: Delivered) -> u64;
+    /// How many bytes of messages nobody has taken.
+    fn unread(&self) -> u64;
     /// Nothing more comes; with an error unless the consumer was cancelled by this program.
     fn ended(&self, error: Option<Error>);
 }

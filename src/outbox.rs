@@ -18,6 +18,7 @@ use crate::deadline::Deadline;
 use crate::error::{Error, ErrorKind, Result};
 use crate::mailbox::{Command, Published};
 use crate::outgoing::Outgoing;
+use crate::reading::Waiting;
 use crate::wire::codec::{WireError, WireResult};
 use crate::wire::frame;
 use crate::wire::method::{BasicPublish, Encode};
@@ -60,6 +61,8 @@ pub(crate) struct Outbox {
     state: Mutex<State>,
     /// Notified when there may be room, or nothing to wait for any more.
     changed: Condvar,
+    /// Publishers who wait for the broker to say that it takes messages again.
+    stopped: Waiting,
     commands: Sender<Command>,
     waker: Waker,
     payload_limit: usize,
@@ -180,6 +183,7 @@ impl Outbox {
                 end: None,
             }),
             changed: Condvar::new(),
+            stopped: Waiting::default(),
             commands,
             waker,
             payload_limit,
@@ -287,6 +291,8 @@ impl Outbox {
         deadline: Deadline,
     ) -> Result<()> {
         while !Self::admits(state, channel, admission, gate)? {
+            let stopped = state.blocked.is_some() || matches!(gate()?, Gate::Shut);
+            let _waits = stopped.then(|| self.stopped.begin());
             let timed_out = self.changed.wait_until(state, deadline.at()).timed_out();
             if timed_out && !Self::admits(state, channel, admission, gate)? {
                 let stopped = matches!(gate()?, Gate::Shut);
@@ -330,6 +336,11 @@ impl Outbox {
     }
 
     // ---- the IO thread's side ----
+
+    /// Whether someone waits for the broker to say that it takes messages again.
+    pub(crate) fn stops_publishers(&self) -> bool {
+        self.stopped.any()
+    }
 
     /// Runs `change` under the lock, then lets everyone who waits look again.
     pub(crate) fn change<T>(&self, change: impl FnOnce() -> T) -> T {

@@ -180,6 +180,7 @@ impl Publisher {
     #[cold]
     fn wait_for_room(&self, weight: Weight, after: Duration) -> Result<()> {
         let window = &self.inner.unconfirmed.window;
+        let _waits = self.channel().connection().link().waiting.begin();
         if window.take(weight, Deadline::after(after)) {
             return Ok(());
         }
@@ -209,6 +210,7 @@ impl Publisher {
     pub fn wait_for_confirms_timeout(&self, timeout: Duration) -> Result<()> {
         let deadline = Deadline::after(timeout);
         let unconfirmed = &self.inner.unconfirmed;
+        let _waits = self.channel().connection().link().waiting.begin();
         let since = unconfirmed.failures.lock().wait();
         let answered = match self.channel().wait_until_answered(deadline) {
             Err(error) if error.is_timeout() => Err(error),

@@ -16,6 +16,7 @@ mod exchanges_and_queues;
 mod guide;
 mod large_messages;
 mod losing;
+mod memory;
 mod publisher;
 mod publishing;
 mod refusals;

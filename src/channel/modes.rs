@@ -71,6 +71,7 @@ impl Channel {
     /// As [`wait_for_confirms`](Self::wait_for_confirms).
     pub fn wait_for_confirms_timeout(&self, timeout: Duration) -> Result<()> {
         let confirms = &self.state().confirms;
+        let _waits = self.connection().link().waiting.begin();
         let answered = match confirms.is_selected() {
             true => confirms.wait_and_report(Deadline::after(timeout)),
             false => Err(Error::invalid(

@@ -50,6 +50,7 @@ pub struct ConnectionOptions {
     pub(crate) channel_max: u16,
     pub(crate) frame_max: u32,
     pub(crate) max_message_size: u64,
+    pub(crate) max_unread_bytes: u64,
     pub(crate) connection_name: String,
     pub(crate) client_properties: FieldTable,
 }
@@ -70,6 +71,7 @@ impl Default for ConnectionOptions {
             channel_max: 2047,
             frame_max: 128 << 10,
             max_message_size: 128 << 20,
+            max_unread_bytes: 64 << 20,
             connection_name: default_name(),
             client_properties: FieldTable::new(),
         }
@@ -92,6 +94,7 @@ impl fmt::Debug for ConnectionOptions {
             .field("channel_max", &self.channel_max)
             .field("frame_max", &self.frame_max)
             .field("max_message_size", &self.max_message_size)
+            .field("max_unread_bytes", &self.max_unread_bytes)
             .field("connection_name", &self.connection_name)
             .field("client_properties", &self.client_properties)
             .finish()
@@ -152,6 +155,13 @@ impl ConnectionOptions {
         /// The largest message body that is sent or taken, in bytes. Default: 128 MiB, which is RabbitMQ's own limit
         /// up to 3.x; RabbitMQ 4 allows 16 MiB unless configured.
         max_message_size: u64;
+        /// How many bytes of messages may wait in this program for its consumers to take them, all consumers of the
+        /// connection together. With acknowledgements the broker waits by itself, as [`basic_qos`](crate::Channel::basic_qos)
+        /// says; this is for consumers with `no_ack`, or without `basic_qos`, to which it sends all it has. At half of
+        /// this the connection reads no more until they have caught up, but for a thread that waits for an answer of
+        /// the broker; beyond it also for that one only slowly, some 3 MB a second. Heartbeats are sent meanwhile, and
+        /// missing ones are not counted. `u64::MAX`: no limit. Default: 64 MiB.
+        max_unread_bytes: u64;
         /// Shown in RabbitMQ's management pages and `rabbitmqctl list_connections`. Default: the program's name and
         /// process id.
         connection_name: impl Into<String>;

@@ -57,7 +57,8 @@ impl ConsumeOptions {
         /// Not to be sent what was published on the same connection. RabbitMQ ignores it.
         no_local;
         /// The broker forgets a message as soon as it has sent it: nothing is to be acknowledged, and what this
-        /// program has not yet handled is lost when it dies.
+        /// program has not yet handled is lost when it dies. The broker sends as fast as it can; what the program does
+        /// not keep up with is limited by [`max_unread_bytes`](crate::ConnectionOptions::max_unread_bytes).
         no_ack;
         /// Nobody else may consume from the queue.
         exclusive;

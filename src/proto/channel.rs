@@ -101,6 +101,10 @@ impl<M: Mailboxes> Consumers<M> {
             .flatten()
     }
 
+    pub(crate) fn all(&self) -> impl Iterator<Item = &M::Consumer> {
+        self.by_tag.values().map(|(_, consumer)| consumer)
+    }
+
     pub(crate) fn into_all(self) -> impl Iterator<Item = M::Consumer> {
         self.by_tag.into_values().map(|(_, consumer)| consumer)
     }
@@ -157,6 +161,10 @@ impl<M: Mailboxes> Calls<M> {
             }
         }
         Err(format!("{} without a request", reply.id()))
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.pending.is_empty()
     }
 
     pub(crate) fn put_back(&mut self, pending: Pending<M>) {
@@ -236,6 +244,11 @@ impl<M: Mailboxes> Channel<M> {
             assembly: Assembly::Idle,
             confirms: Confirms::new(),
         }
+    }
+
+    /// Whether the broker owes an answer, or a part of it.
+    pub(crate) fn awaits_reply(&self) -> bool {
+        !self.calls.is_empty() || matches!(self.assembly.kind(), Some(Incoming::Fetch { .. }))
     }
 
     /// Takes in the method that begins a message.

@@ -52,6 +52,22 @@ impl<M: Mailboxes> Channels<M> {
         }
     }
 
+    fn in_use(&self) -> impl Iterator<Item = &Channel<M>> {
+        self.slots.iter().filter_map(|slot| match slot {
+            Slot::InUse(channel) => Some(&**channel),
+            Slot::Unused | Slot::Closed(_) => None,
+        })
+    }
+
+    pub(super) fn consumers(&self) -> impl Iterator<Item = &M::Consumer> {
+        self.in_use().flat_map(|channel| channel.consumers.all())
+    }
+
+    /// Whether the broker owes an answer on any of them.
+    pub(super) fn await_reply(&self) -> bool {
+        self.in_use().any(Channel::awaits_reply)
+    }
+
     // ---- what the broker says ----
 
     pub(super) fn method(

@@ -167,6 +167,24 @@ impl<M: Mailboxes> Connection<M> {
         }
     }
 
+    /// There is input that was not read: the peer is not silent, whatever the time.
+    pub(crate) fn input_waits(&mut self, now: Instant) {
+        if let Some(heartbeat) = &mut self.heartbeat {
+            heartbeat.input(now);
+        }
+    }
+
+    /// Whether the broker owes an answer, also to one who has given up waiting for it.
+    pub(crate) fn awaits_reply(&self) -> bool {
+        let closing = matches!(self.state, State::Closing(_));
+        closing || !self.calls.is_empty() || self.channels.await_reply()
+    }
+
+    /// All consumers that messages can come for.
+    pub(crate) fn consumers(&self) -> impl Iterator<Item = &M::Consumer> {
+        self.channels.consumers()
+    }
+
     /// The socket has ended, or cannot be used.
     pub(crate) fn socket_closed(&mut self, kind: io::ErrorKind) {
         let error = match &self.state {
@@ -181,9 +199,7 @@ impl<M: Mailboxes> Connection<M> {
     /// Takes in all whole frames at the front of `input` and returns how many bytes they were. What is left is the
     /// beginning of a frame and must be handed over again, with more behind it.
     pub(crate) fn receive(&mut self, input: &[u8], now: Instant) -> usize {
-        if let Some(heartbeat) = &mut self.heartbeat {
-            heartbeat.input(now);
-        }
+        self.input_waits(now);
         let mut consumed = 0;
         while !matches!(self.state, State::Ended(_)) {
             let rest = input.get(consumed..).unwrap_or_default();

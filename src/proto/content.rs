@@ -92,6 +92,14 @@ impl<K> Assembly<K> {
         matches!(self, Self::Idle)
     }
 
+    /// What the message will be, if one is coming.
+    pub(crate) fn kind(&self) -> Option<&K> {
+        match self {
+            Self::Idle | Self::Skip { .. } => None,
+            Self::Header(kind) | Self::Body { kind, .. } => Some(kind),
+        }
+    }
+
     /// What the message would have been, if one was coming.
     pub(crate) fn into_kind(self) -> Option<K> {
         match self {

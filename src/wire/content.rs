@@ -41,6 +41,11 @@ impl Content {
         self.bytes.extend_from_slice(piece);
     }
 
+    /// How much memory it takes, in bytes.
+    pub(crate) fn capacity(&self) -> usize {
+        self.bytes.capacity()
+    }
+
     pub(crate) fn exchange(&self) -> &str {
         self.text(0, self.exchange_end)
     }

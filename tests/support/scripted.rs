@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use leveret::ConnectionOptions;
 
+const FRAME_MAX: u32 = 128 << 10;
+
 /// The server's side of one connection, written down byte by byte.
 pub(crate) struct Script {
     socket: TcpStream,
@@ -60,30 +62,49 @@ fn frame(kind: u8, channel: u16, payload: &[u8]) -> Vec<u8> {
     bytes
 }
 
+pub(crate) fn method_frame(channel: u16, class: u16, method: u16, arguments: &[u8]) -> Vec<u8> {
+    let ids = [class.to_be_bytes(), method.to_be_bytes()].concat();
+    frame(1, channel, &[&ids, arguments].concat())
+}
+
+/// A header without properties and a body, in frames as small as the handshake's `frame_max` wants them.
+pub(crate) fn content_frames(channel: u16, body: &[u8]) -> Vec<u8> {
+    let size = (body.len() as u64).to_be_bytes();
+    let header = [&[0, 60, 0, 0], &size[..], &[0, 0]].concat();
+    let mut frames = frame(2, channel, &header);
+    for piece in body.chunks(FRAME_MAX as usize - 8) {
+        frames.extend(frame(3, channel, piece));
+    }
+    frames
+}
+
 /// A short string.
 pub(crate) fn short(text: &str) -> Vec<u8> {
     [&[text.len() as u8], text.as_bytes()].concat()
 }
 
 impl Script {
+    /// The same connection, for another thread.
+    pub(crate) fn another(&self) -> Self {
+        let socket = self.socket.try_clone().unwrap();
+        Self { socket }
+    }
+
+    /// Reading fails if nothing comes for so long.
+    pub(crate) fn set_patience(&self, patience: Duration) {
+        self.socket.set_read_timeout(Some(patience)).unwrap();
+    }
+
     pub(crate) fn send(&mut self, bytes: &[u8]) {
         self.socket.write_all(bytes).unwrap();
     }
 
     pub(crate) fn send_method(&mut self, channel: u16, class: u16, method: u16, arguments: &[u8]) {
-        let ids = [class.to_be_bytes(), method.to_be_bytes()].concat();
-        self.send(&frame(1, channel, &[&ids, arguments].concat()));
+        self.send(&method_frame(channel, class, method, arguments));
     }
 
-    /// A header without properties and a body in one frame.
     pub(crate) fn send_content(&mut self, channel: u16, body: &[u8]) {
-        let size = (body.len() as u64).to_be_bytes();
-        self.send(&frame(
-            2,
-            channel,
-            &[&[0, 60, 0, 0], &size[..], &[0, 0]].concat(),
-        ));
-        self.send(&frame(3, channel, body));
+        self.send(&content_frames(channel, body));
     }
 
     pub(crate) fn expect_header(&mut self) {
@@ -130,7 +151,12 @@ impl Script {
         self.expect_header();
         self.send_start();
         self.expect(10, 11);
-        self.send_method(0, 10, 30, &[0, 10, 0, 0, 16, 0, 0, heartbeat]);
+        let tune = [
+            &10_u16.to_be_bytes()[..],
+            &FRAME_MAX.to_be_bytes(),
+            &[0, heartbeat],
+        ];
+        self.send_method(0, 10, 30, &tune.concat());
         self.expect(10, 31);
         self.expect(10, 40);
         self.send_method(0, 10, 41, b"\0");

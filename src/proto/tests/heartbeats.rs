@@ -84,3 +84,19 @@ fn zero_means_none_at_all() {
     assert_eq!(scenario.sent(), [""; 0]);
     assert_eq!(scenario.events(), [""; 0]);
 }
+
+#[test]
+fn a_peer_whose_bytes_are_left_unread_is_not_silent() {
+    let mut scenario = with_heartbeat(10);
+    for _ in 0..10 {
+        scenario.pass(10 * SECOND);
+        scenario.core.input_waits(scenario.now);
+    }
+    assert_eq!(scenario.events(), [""; 0]);
+    assert!(scenario.sent().len() > 9, "ours are sent all the same");
+    scenario.pass(20 * SECOND);
+    assert!(matches!(
+        scenario.end().kind(),
+        ErrorKind::HeartbeatMissed { .. }
+    ));
+}

@@ -1,0 +1,72 @@
+//! What was put into a consumer's channel and nobody has taken, in bytes.
+
+use std::collections::VecDeque;
+
+use parking_lot::Mutex;
+
+/// The unread messages of one consumer. The program takes them from a channel that does not tell; so this keeps the
+/// sizes of all that went in, and forgets as many as are not in there any more.
+#[derive(Debug, Default)]
+pub(crate) struct Unread {
+    sizes: Mutex<Sizes>,
+}
+
+#[derive(Debug, Default)]
+struct Sizes {
+    queue: VecDeque<u32>,
+    sum: u64,
+}
+
+impl Sizes {
+    fn keep(&mut self, messages: usize) {
+        while self.queue.len() > messages {
+            let size = self.queue.pop_front().unwrap_or_default();
+            self.sum -= u64::from(size);
+        }
+    }
+}
+
+impl Unread {
+    /// A message is about to follow those in the channel.
+    pub(crate) fn push(&self, bytes: usize, in_channel: impl FnOnce() -> usize) {
+        let size = u32::try_from(bytes).unwrap_or(u32::MAX);
+        let mut sizes = self.sizes.lock();
+        if sizes.queue.len() == sizes.queue.capacity() {
+            sizes.keep(in_channel());
+        }
+        sizes.queue.push_back(size);
+        sizes.sum += u64::from(size);
+    }
+
+    pub(crate) fn bytes(&self, in_channel: usize) -> u64 {
+        let mut sizes = self.sizes.lock();
+        sizes.keep(in_channel);
+        sizes.sum
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_in_the_channel_any_more_is_read() {
+        let unread = Unread::default();
+        for size in [1, 20, 300] {
+            unread.push(size, || 0);
+        }
+        assert_eq!(unread.bytes(3), 321);
+        assert_eq!(unread.bytes(1), 300);
+        assert_eq!(unread.bytes(0), 0);
+    }
+
+    #[test]
+    fn sizes_do_not_pile_up_while_a_consumer_keeps_up() {
+        let unread = Unread::default();
+        for _ in 0..100_000 {
+            unread.push(1, || 2);
+        }
+        assert!(unread.sizes.lock().queue.capacity() < 100);
+        assert_eq!(unread.bytes(2), 2);
+    }
+}

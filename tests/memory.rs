@@ -1,0 +1,230 @@
+//! Programs whose consumers do not keep up: how much memory they take, and what goes on meanwhile.
+
+use std::io::Read;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::unbounded;
+use leveret::{
+    Connection, ConnectionOptions, ConsumeOptions, PublisherOptions, QueueDeclareOptions,
+    QueueDeleteOptions,
+};
+
+use crate::support::{
+    connect, content_frames, eventually, exclusive_queue, method_frame, options, ready,
+    scripted_server, short, unique, url, Script, SOON,
+};
+
+const MIB: usize = 1 << 20;
+const BODY: usize = 120 << 10;
+/// In seconds.
+const HEARTBEAT: u8 = 1;
+/// More than ten intervals in all.
+const QUIET_FOR: Duration = Duration::from_secs(6);
+const CALLING_FOR: Duration = Duration::from_secs(6);
+/// The limit of unread bytes, what comes beyond it for the callers who always wait, and the program itself.
+const MAX_MEMORY: usize = (64 + 40 + 16) * MIB;
+
+#[test]
+fn a_slow_consumer_of_a_gigabyte_takes_little_memory_and_its_connection_lives() {
+    const COUNT: usize = (1 << 30) / BODY;
+    let channel = connect().open_channel().unwrap();
+    let name = unique("gigabyte");
+    // On disk, so that the broker needs no gigabyte of memory.
+    let queue = channel
+        .queue_declare(&name, QueueDeclareOptions::durable().lazy())
+        .unwrap();
+    let publisher = channel.publisher().unwrap();
+    for number in 0..COUNT {
+        publisher.publish("", &name, body(number)).unwrap();
+    }
+    publisher.wait_for_confirms().unwrap();
+    watch_slow_consumer(&url(), &name, COUNT);
+    queue.delete(QueueDeleteOptions::default()).unwrap();
+}
+
+#[test]
+fn a_slow_consumer_of_ten_gigabytes_from_a_server_that_waits_for_nobody() {
+    const COUNT: usize = (10 << 30) / BODY;
+    let (address, server) = scripted_server(|server| send_without_end(server, COUNT));
+    watch_slow_consumer(&format!("amqp://{address}"), "endless", COUNT);
+    server.join().unwrap();
+}
+
+/// Sends so many messages as fast as the socket takes them, with answers to the client's calls in between. Fails if the
+/// client is silent for two heartbeat intervals.
+fn send_without_end(server: &mut Script, count: usize) {
+    server.handshake(HEARTBEAT);
+    server.open_channel();
+    server.open_channel();
+    let mut reading = server.another();
+    reading.set_patience(2 * Duration::from_secs(HEARTBEAT.into()));
+    let (answers, to_be_sent) = unbounded();
+    let reader = thread::spawn(move || loop {
+        let frame = reading.next_frame();
+        let answer = match frame.method() {
+            None => continue,
+            Some((50, 10)) => {
+                let answer = [&short("endless")[..], &[0; 8]].concat();
+                method_frame(frame.channel, 50, 11, &answer)
+            }
+            Some((20, 40)) => method_frame(frame.channel, 20, 41, b""),
+            Some((60, 20)) => method_frame(frame.channel, 60, 21, &short("slow")),
+            Some((10, 50)) => return reading.send_method(0, 10, 51, b""),
+            Some(other) => panic!("{other:?}"),
+        };
+        answers.send(answer).unwrap();
+    });
+    server.send(&to_be_sent.recv().unwrap());
+    for number in 0..count {
+        let tag = (number as u64 + 1).to_be_bytes();
+        let deliver = [
+            &short("slow")[..],
+            &tag,
+            &[0],
+            &short(""),
+            &short("endless"),
+        ]
+        .concat();
+        server.send(&method_frame(1, 60, 60, &deliver));
+        server.send(&content_frames(1, &body(number)));
+        for answer in to_be_sent.try_iter() {
+            server.send(&answer);
+        }
+    }
+    for answer in to_be_sent {
+        server.send(&answer);
+    }
+    reader.join().unwrap();
+}
+
+fn body(number: usize) -> Vec<u8> {
+    let mut body = vec![0; BODY];
+    body[..8].copy_from_slice(&number.to_be_bytes());
+    body
+}
+
+/// Runs [`slow_consumer`] in a process of its own, and looks how much memory that takes.
+fn watch_slow_consumer(url: &str, queue: &str, count: usize) {
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args([
+            "--exact",
+            "memory::slow_consumer",
+            "--ignored",
+            "--nocapture",
+        ])
+        .env("SLOW_CONSUMER", format!("{url} {queue} {count}"))
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let pid = child.id().to_string();
+    let mut most = 0;
+    let status = loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            break status;
+        }
+        let ps = Command::new("ps").args(["-o", "rss=", "-p", &pid]).output();
+        let kib = String::from_utf8(ps.unwrap().stdout).unwrap();
+        most = most.max(kib.trim().parse().unwrap_or(0) << 10);
+        thread::sleep(Duration::from_millis(20));
+    };
+    let mut said = String::new();
+    child.stdout.unwrap().read_to_string(&mut said).unwrap();
+    assert!(status.success(), "{said}");
+    println!("{said}at most {} MiB", most / MIB);
+    assert!(most > 32 * MIB, "{most} bytes cannot be right");
+    assert!(most < MAX_MEMORY, "{} MiB", most / MIB);
+}
+
+/// Takes one message and is quiet for a while. Takes few messages, and makes one call after the other. Takes the rest.
+#[test]
+#[ignore = "the program that the other tests of this module run"]
+fn slow_consumer() {
+    let task = std::env::var("SLOW_CONSUMER").unwrap();
+    let [url, queue, count] = task.split(' ').collect::<Vec<_>>()[..] else {
+        panic!("{task}");
+    };
+    let options = ConnectionOptions::from_uri(url)
+        .unwrap()
+        .heartbeat(Duration::from_secs(HEARTBEAT.into()));
+    let connection = Connection::open_with(&options).unwrap();
+    let consuming = connection.open_channel().unwrap();
+    let calling = connection.open_channel().unwrap();
+    let options = ConsumeOptions::default().no_ack().consumer_tag("slow");
+    let consumer = consuming.basic_consume(queue, options).unwrap();
+    let mut next = 0;
+    let mut take = || {
+        let delivery = consumer.recv().unwrap().unwrap();
+        assert_eq!(delivery.body(), body(next), "all come, in order");
+        next += 1;
+        next
+    };
+    take();
+    thread::sleep(QUIET_FOR);
+    let begin = Instant::now();
+    let calls = thread::spawn({
+        let queue = queue.to_owned();
+        move || {
+            let mut latencies = Vec::new();
+            while begin.elapsed() < CALLING_FOR {
+                let begin = Instant::now();
+                calling
+                    .queue_declare(&queue, QueueDeclareOptions::passive())
+                    .unwrap();
+                latencies.push(begin.elapsed());
+                thread::sleep(Duration::from_millis(100));
+            }
+            latencies
+        }
+    });
+    while begin.elapsed() < CALLING_FOR {
+        take();
+        thread::sleep(Duration::from_millis(50));
+    }
+    let latencies = calls.join().unwrap();
+    println!("calls were answered in {latencies:.1?}");
+    assert!(connection.is_open());
+    while take() < count.parse().unwrap() {}
+    connection.close().unwrap();
+}
+
+#[test]
+fn whoever_waits_is_answered_though_nobody_takes_messages() {
+    const COUNT: u32 = 1000;
+    let options = options().max_unread_bytes(1 << 20);
+    let connection = Connection::open_with(&options).unwrap();
+    let channel = connection.open_channel().unwrap();
+    let queue = exclusive_queue(&channel);
+    for number in 0..COUNT {
+        queue.publish(body(number as usize)).unwrap();
+    }
+    eventually("all are there", || ready(&channel, queue.name()) == COUNT);
+    let consumer = queue.consume(ConsumeOptions::default().no_ack()).unwrap();
+    let mut others = connection.open_channel().unwrap();
+    let other = exclusive_queue(&others);
+    // A confirm, a window without room, all confirms, a message, a closed channel.
+    let publisher = others
+        .publisher_with(PublisherOptions::default().window(1))
+        .unwrap();
+    publisher
+        .publish("", other.name(), "1")
+        .unwrap()
+        .wait()
+        .unwrap();
+    publisher.publish("", other.name(), "2").unwrap();
+    publisher.publish("", other.name(), "3").unwrap();
+    publisher.wait_for_confirms().unwrap();
+    others.wait_for_confirms().unwrap();
+    assert_eq!(other.get(true).unwrap().unwrap().body(), b"1");
+    others.close().unwrap();
+    others = connection.open_channel().unwrap();
+    assert!(others.is_open());
+    let unread = consumer.receiver().len();
+    assert!((1..COUNT as usize).contains(&unread), "{unread} were read");
+    for number in 0..COUNT {
+        let delivery = consumer.recv_timeout(SOON).unwrap().unwrap();
+        assert_eq!(delivery.body(), body(number as usize));
+    }
+    connection.close().unwrap();
+}
