@@ -124,8 +124,10 @@ impl Delivery {
     /// Gives the message back: to its queue, or to be dropped or dead-lettered.
     ///
     /// # Errors
-    /// As [`ack`](Self::ack).
+    /// As [`ack`](Self::ack). [`ErrorKind::InvalidArgument`] for a message from a stream, which keeps it anyway: the broker
+    /// would close the connection (540).
     pub fn nack(&self, options: NackOptions) -> Result<()> {
+        self.check_can_be_given_back("basic.nack")?;
         self.settle("basic.nack", || {
             self.channel.basic_nack(self.delivery_tag, options)
         })
@@ -136,9 +138,21 @@ impl Delivery {
     /// # Errors
     /// As [`ack`](Self::ack).
     pub fn reject(&self, requeue: bool) -> Result<()> {
+        self.check_can_be_given_back("basic.reject")?;
         self.settle("basic.reject", || {
             self.channel.basic_reject(self.delivery_tag, requeue)
         })
+    }
+
+    fn check_can_be_given_back(&self, doing: &str) -> Result<()> {
+        if !self.is_from_stream() {
+            return Ok(());
+        }
+        let text = format!(
+            "{doing} {}: a stream takes no messages back",
+            self.delivery_tag
+        );
+        Err(Error::invalid(text))
     }
 
     /// Answers once: a second answer would cost the channel (406).
@@ -160,9 +174,13 @@ impl Delivery {
         answered
     }
 
+    pub(crate) fn is_from_stream(&self) -> bool {
+        is_from_stream(&self.content)
+    }
+
     /// Whether the broker still waits for an answer, and the message can be given back.
     pub(crate) fn can_be_requeued(&self) -> bool {
-        !self.no_ack && !self.settled.load(Ordering::Relaxed) && !is_from_stream(&self.content)
+        !self.no_ack && !self.settled.load(Ordering::Relaxed) && !self.is_from_stream()
     }
 
     /// The body as a vector, without a new allocation.

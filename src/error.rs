@@ -293,6 +293,11 @@ pub enum ErrorKind {
         /// Its delivery tag.
         delivery_tag: u64,
     },
+    /// The system does not start another thread.
+    ThreadNotStarted {
+        /// What the system says.
+        kind: io::ErrorKind,
+    },
 }
 
 impl fmt::Display for ErrorKind {
@@ -394,6 +399,7 @@ impl fmt::Display for ErrorKind {
                     None => Ok(()),
                 }
             }
+            Self::ThreadNotStarted { kind } => write!(f, "cannot start a thread: {kind}"),
             Self::AlreadySettled { delivery_tag } => {
                 write!(
                     f,

@@ -39,7 +39,8 @@
 //! - [`Connection`] and [`ConnectionOptions`]: connecting, timeouts, the end of a connection.
 //! - [`Channel`]: every method of AMQP, under AMQP's own name. [`Exchange`] and [`Queue`] are shorthands for one name.
 //! - [`Message`] and [`Properties`]: what is published. [`Publisher`] and [`Confirm`]: knowing what became of it.
-//! - [`Consumer`], [`Delivery`]: what comes back, and acknowledging it.
+//! - [`Consumer`], [`Delivery`]: what comes back, and acknowledging it. [`Workers`]: threads that do so, and stop in good
+//!   order.
 //! - [`Error`]: what went wrong, who says so, and whether it is safe to try again.
 //!
 //! Receivers are those of `crossbeam-channel`, which is re-exported for its `select!`.
@@ -80,6 +81,7 @@ mod unread;
 mod uri;
 mod window;
 mod wire;
+mod workers;
 
 pub use channel::{Channel, Confirmation};
 pub use confirm::Confirm;
@@ -94,10 +96,11 @@ pub use message::{Body, Message};
 pub use options::{
     BindOptions, ConnectionOptions, ConsumeOptions, ExchangeDeclareOptions, ExchangeDeleteOptions,
     LoginMethod, NackOptions, Overflow, PublisherOptions, QosOptions, QueueDeclareOptions,
-    QueueDeleteOptions, QueueType, StreamOffset,
+    QueueDeleteOptions, QueueType, StreamOffset, WorkerOptions,
 };
 pub use publisher::Publisher;
 pub use queue::Queue;
 pub use returned::ReturnedMessage;
 pub use wire::properties::Properties;
 pub use wire::value::{FieldTable, FieldValue};
+pub use workers::{Settlement, Workers};

@@ -24,3 +24,4 @@ mod support;
 mod threads;
 mod typed_arguments;
 mod waiting;
+mod workers;

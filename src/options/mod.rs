@@ -75,6 +75,7 @@ mod consume;
 mod exchange;
 mod publisher;
 mod queue;
+mod worker;
 
 pub use bind::BindOptions;
 pub use connection::{ConnectionOptions, LoginMethod};
@@ -82,3 +83,4 @@ pub use consume::{ConsumeOptions, NackOptions, QosOptions, StreamOffset};
 pub use exchange::{ExchangeDeclareOptions, ExchangeDeleteOptions};
 pub use publisher::PublisherOptions;
 pub use queue::{Overflow, QueueDeclareOptions, QueueDeleteOptions, QueueType};
+pub use worker::WorkerOptions;

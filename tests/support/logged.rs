@@ -36,7 +36,7 @@ pub(crate) fn begin() {
     });
 }
 
-/// Whether this warning was written.
-pub(crate) fn warned(text: &str) -> bool {
-    WARNINGS.lock().unwrap().iter().any(|it| it == text)
+/// Whether such a warning, or an error, was written.
+pub(crate) fn warned(is_it: impl Fn(&str) -> bool) -> bool {
+    WARNINGS.lock().unwrap().iter().any(|it| is_it(it))
 }

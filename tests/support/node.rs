@@ -52,8 +52,12 @@ impl Node {
             .expect("the node has started")
     }
 
+    pub(crate) fn uri(&self) -> String {
+        self.variable("AMQP_URL").to_owned()
+    }
+
     pub(crate) fn options(&self) -> ConnectionOptions {
-        ConnectionOptions::from_uri(self.variable("AMQP_URL")).unwrap()
+        ConnectionOptions::from_uri(&self.uri()).unwrap()
     }
 
     /// Runs rabbitmqctl on this node and returns what it prints.

@@ -1,0 +1,66 @@
+//! A worker process: handles the messages of some queues with two threads each, and stops in good order at SIGINT (Ctrl+C)
+//! and SIGTERM. A message of "Hello..." takes three seconds, one for each dot.
+//!
+//!     tests/with-rabbitmq cargo run --example worker [QUEUE ...]
+//!
+//! Uses the broker at `AMQP_URL`, or RabbitMQ on this machine with its defaults. Without an argument it consumes
+//! `task_queue`, which the example `tutorial_2_new_task` fills.
+
+use std::thread;
+use std::time::Duration;
+
+use leveret::{
+    Connection, Delivery, QueueDeclareOptions, Result, Settlement, WorkerOptions, Workers,
+};
+
+/// How long running handlers have to finish.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn main() -> Result<()> {
+    env_logger::init();
+    let mut queues: Vec<String> = std::env::args().skip(1).collect();
+    if queues.is_empty() {
+        queues.push("task_queue".to_owned());
+    }
+    let connection = match std::env::var("AMQP_URL") {
+        Ok(uri) => Connection::open(&uri)?,
+        Err(_) => Connection::open_default()?,
+    };
+    let channel = connection.open_channel()?;
+    let workers = Workers::new(&connection);
+    let stopping = workers.clone();
+    let stop = move || {
+        eprintln!("stopping");
+        if let Err(error) = stopping.shutdown(PATIENCE) {
+            eprintln!("{error}");
+            std::process::exit(1);
+        }
+    };
+    if let Err(error) = ctrlc::set_handler(stop) {
+        eprintln!("cannot wait for signals: {error}");
+        std::process::exit(1);
+    }
+    for name in &queues {
+        channel.queue_declare(name, QueueDeclareOptions::durable())?;
+        workers.consume(name, WorkerOptions::default().threads(2), handle)?;
+    }
+    println!("waiting for messages; to exit press Ctrl+C");
+    workers.join()?;
+    connection.close()
+}
+
+fn handle(delivery: &Delivery) -> Settlement {
+    let Ok(text) = std::str::from_utf8(delivery.body()) else {
+        eprintln!("no text: {delivery:?}");
+        return Settlement::Reject;
+    };
+    println!("received {text:?}");
+    work(Duration::from_secs(text.matches('.').count() as u64));
+    println!("done {text:?}");
+    Settlement::Ack
+}
+
+#[allow(clippy::disallowed_methods)] // It pretends to work.
+fn work(time: Duration) {
+    thread::sleep(time);
+}

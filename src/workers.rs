@@ -1,0 +1,357 @@
+//! Threads that handle messages, and stop in good order.
+
+use std::any::Any;
+use std::convert::Infallible;
+use std::fmt;
+use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use crossbeam_channel::{bounded, select, Receiver, Sender, TryRecvError};
+use parking_lot::{Condvar, Mutex};
+
+use crate::channel::Channel;
+use crate::connection::Connection;
+use crate::consumer::Consumer;
+use crate::deadline::Deadline;
+use crate::delivery::Delivery;
+use crate::error::{Error, ErrorKind, Result};
+use crate::options::{NackOptions, WorkerOptions};
+
+/// What becomes of a message that was handled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[must_use]
+pub enum Settlement {
+    /// It is done: the broker forgets it.
+    Ack,
+    /// It goes back to its queue, and to the next one who takes it; perhaps at once to the same.
+    Requeue,
+    /// It is not to be handled again: dropped, or dead-lettered if its queue is declared so.
+    Reject,
+}
+
+type Handler = dyn Fn(&Delivery) -> Settlement + Send + Sync;
+
+/// Threads that take messages from queues, one by one, and call a handler for each.
+///
+/// Each thread has a channel of its own on the same connection, and acknowledges what its handler has done. The handler
+/// says what becomes of the message; one that has acknowledged it itself may return anything.
+///
+/// A handler that panics takes nothing with it: the panic is logged at `error` with the message's ids, and the message
+/// goes back to its queue; if it had been delivered before, it is rejected, so that a message that no handler survives is
+/// dead-lettered and does not go round for ever.
+///
+/// When one thread cannot go on (its queue was deleted, its channel was closed, the connection was lost), all stop as in
+/// [`shutdown`](Self::shutdown), and [`join`](Self::join) says why: so the program can end, and be started again.
+///
+/// ```no_run
+/// use leveret::{Connection, Settlement, WorkerOptions, Workers};
+///
+/// let connection = Connection::open_default()?;
+/// let workers = Workers::new(&connection);
+/// workers.consume("mails", WorkerOptions::default().threads(4), |delivery| {
+///     println!("sending {} bytes", delivery.body().len());
+///     Settlement::Ack
+/// })?;
+/// workers.consume("thumbnails", WorkerOptions::default().prefetch(10), |delivery| {
+///     match delivery.body() {
+///         b"" => Settlement::Reject,
+///         _ => Settlement::Ack,
+///     }
+/// })?;
+/// workers.join()?; // until another thread calls `shutdown`; the example `worker` does so at SIGINT and SIGTERM
+/// # Ok::<(), leveret::Error>(())
+/// ```
+///
+/// Cheap to clone. Dropping the last clone stops the threads without waiting for them.
+#[derive(Clone)]
+pub struct Workers {
+    handle: Arc<Handle>,
+}
+
+/// What the threads do not have, so that they know when nobody can stop them any more.
+struct Handle {
+    connection: Connection,
+    crew: Arc<Crew>,
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.crew.stop();
+    }
+}
+
+/// What all threads share.
+struct Crew {
+    state: Mutex<State>,
+    /// Notified when a thread has ended.
+    ended: Condvar,
+    /// Disconnected when it is time to stop.
+    stopped: Receiver<Infallible>,
+}
+
+struct State {
+    /// Gone when it is time to stop.
+    go_on: Option<Sender<Infallible>>,
+    /// Here, so that whoever stops can give back what waits behind a long message.
+    consumers: Vec<Consumer>,
+    /// The queues of the threads that run.
+    running: Vec<Arc<str>>,
+    failure: Option<Error>,
+}
+
+impl Workers {
+    /// Without threads, until [`consume`](Self::consume) starts some.
+    pub fn new(connection: &Connection) -> Self {
+        let (go_on, stopped) = bounded(0);
+        let crew = Crew {
+            state: Mutex::new(State {
+                go_on: Some(go_on),
+                consumers: Vec::new(),
+                running: Vec::new(),
+                failure: None,
+            }),
+            ended: Condvar::new(),
+            stopped,
+        };
+        Self {
+            handle: Arc::new(Handle {
+                connection: connection.clone(),
+                crew: Arc::new(crew),
+            }),
+        }
+    }
+
+    /// Begins to consume from a queue, with as many threads as the options say. Several queues, each with its own handler,
+    /// can be consumed at the same time.
+    ///
+    /// # Errors
+    /// As [`Channel::basic_consume`]: 404 if there is no such queue. [`ErrorKind::InvalidArgument`] for no threads, for
+    /// `no_ack`, and after [`shutdown`](Self::shutdown). Then no thread was started. [`ErrorKind::ThreadNotStarted`]; then
+    /// all stop.
+    pub fn consume(
+        &self,
+        queue: &str,
+        options: WorkerOptions,
+        handler: impl Fn(&Delivery) -> Settlement + Send + Sync + 'static,
+    ) -> Result<()> {
+        options.check()?;
+        let handler: Arc<Handler> = Arc::new(handler);
+        let queue: Arc<str> = queue.into();
+        let consumers = (0..options.threads)
+            .map(|_| self.begin(&queue, &options))
+            .collect::<Result<Vec<_>>>()?;
+        let crew = &self.handle.crew;
+        let workers = crew.enlist(&queue, &handler, consumers)?;
+        for worker in workers {
+            // Linux shows 15 bytes of it; a NUL is not possible in it.
+            let name = queue.replace('\0', "");
+            thread::Builder::new()
+                .name(name)
+                .spawn(move || worker.run())
+                .map_err(|error| {
+                    crew.stop();
+                    let kind = error.kind();
+                    Error::new(ErrorKind::ThreadNotStarted { kind }).caused_by(error)
+                })?;
+        }
+        Ok(())
+    }
+
+    fn begin(&self, queue: &str, options: &WorkerOptions) -> Result<Consumer> {
+        let channel = self.handle.connection.open_channel()?;
+        channel.basic_qos(options.prefetch)?;
+        channel.basic_consume(queue, options.consume.clone())
+    }
+
+    /// Stops: no more messages are taken, and what was sent ahead goes back to its queue at once. Handlers that are
+    /// running finish their message and settle it; waits for them, at most so long.
+    ///
+    /// When it returns `Ok`, the broker has every acknowledgement.
+    ///
+    /// # Errors
+    /// As [`join`](Self::join). A timeout names the queues whose handlers are still running; they go on and settle their
+    /// messages nevertheless, as long as the program and its connection live, and [`join`](Self::join) waits for them.
+    pub fn shutdown(&self, timeout: Duration) -> Result<()> {
+        self.handle.crew.stop();
+        self.handle.crew.wait(Some(Deadline::after(timeout)))
+    }
+
+    /// Waits until all threads have ended, as long as it takes: after [`shutdown`](Self::shutdown), or because one could
+    /// not go on.
+    ///
+    /// # Errors
+    /// Why the first thread could not go on: [`ErrorKind::ConsumerCancelled`], or the end of its channel or of the
+    /// connection.
+    pub fn join(&self) -> Result<()> {
+        self.handle.crew.wait(None)
+    }
+}
+
+impl fmt::Debug for Workers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = self.handle.crew.state.lock();
+        f.debug_struct("Workers")
+            .field("running", &state.running)
+            .field("stopped", &state.go_on.is_none())
+            .field("failure", &state.failure)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Crew {
+    fn enlist(
+        self: &Arc<Self>,
+        queue: &Arc<str>,
+        handler: &Arc<Handler>,
+        consumers: Vec<Consumer>,
+    ) -> Result<Vec<Worker>> {
+        let mut state = self.state.lock();
+        if state.go_on.is_none() {
+            return Err(Error::invalid("the workers were shut down"));
+        }
+        let workers = consumers.into_iter().map(|consumer| {
+            let worker = Worker {
+                channel: consumer.channel().clone(),
+                deliveries: consumer.receiver().clone(),
+                handler: Arc::clone(handler),
+                queue: Arc::clone(queue),
+                crew: Arc::clone(self),
+            };
+            state.consumers.push(consumer);
+            state.running.push(Arc::clone(queue));
+            worker
+        });
+        Ok(workers.collect())
+    }
+
+    fn stop(&self) {
+        let mut state = self.state.lock();
+        state.go_on = None;
+        let consumers = std::mem::take(&mut state.consumers);
+        // Dropping them sends, and that must not happen under the lock.
+        drop(state);
+        drop(consumers);
+    }
+
+    fn wait(&self, deadline: Option<Deadline>) -> Result<()> {
+        let mut state = self.state.lock();
+        while !state.running.is_empty() {
+            let Some(deadline) = deadline else {
+                self.ended.wait(&mut state);
+                continue;
+            };
+            let waited = self.ended.wait_until(&mut state, deadline.at());
+            if waited.timed_out() && !state.running.is_empty() {
+                let doing = format!("waiting for handlers of {:?}", state.running);
+                return Err(Error::timed_out(deadline.duration()).doing(doing));
+            }
+        }
+        state.failure.clone().map_or(Ok(()), Err)
+    }
+
+    fn fail(&self, error: Error) {
+        self.state.lock().failure.get_or_insert(error);
+        self.stop();
+    }
+}
+
+/// One thread's work.
+struct Worker {
+    channel: Channel,
+    deliveries: Receiver<Result<Delivery>>,
+    handler: Arc<Handler>,
+    queue: Arc<str>,
+    crew: Arc<Crew>,
+}
+
+/// Also for a thread that could not be started.
+impl Drop for Worker {
+    fn drop(&mut self) {
+        let mut state = self.crew.state.lock();
+        let own = state.running.iter().position(|it| *it == self.queue);
+        own.map(|place| state.running.swap_remove(place));
+        drop(state);
+        self.crew.ended.notify_all();
+    }
+}
+
+impl Worker {
+    fn run(self) {
+        // Only when the channel is closed the broker has read every acknowledgement.
+        let ended = self.handle_all().and_then(|()| self.channel.close());
+        if let Err(error) = ended {
+            let error = error.doing(format!("worker of queue {:?}", self.queue));
+            log::error!("{error}");
+            self.crew.fail(error);
+        }
+    }
+
+    fn handle_all(&self) -> Result<()> {
+        while let Some(delivery) = self.next()? {
+            let settlement = self.handle(&delivery);
+            match settle(&delivery, settlement) {
+                // The handler has done it itself.
+                Err(error) if matches!(error.kind(), ErrorKind::AlreadySettled { .. }) => {}
+                settled => settled?,
+            }
+        }
+        Ok(())
+    }
+
+    /// `None` when it is time to stop.
+    fn next(&self) -> Result<Option<Delivery>> {
+        let stopped = &self.crew.stopped;
+        if stopped.try_recv() == Err(TryRecvError::Disconnected) {
+            return Ok(None);
+        }
+        let delivery = select! {
+            recv(stopped) -> _ => return Ok(None),
+            recv(self.deliveries) -> delivery => delivery,
+        };
+        // Without a sender the consumer was cancelled by this program.
+        delivery.ok().transpose()
+    }
+
+    fn handle(&self, delivery: &Delivery) -> Settlement {
+        let handled = catch_unwind(AssertUnwindSafe(|| (self.handler)(delivery)));
+        handled.unwrap_or_else(|panic| {
+            let settlement = match delivery.redelivered() || delivery.is_from_stream() {
+                true => Settlement::Reject,
+                false => Settlement::Requeue,
+            };
+            let properties = delivery.properties().unwrap_or_default();
+            log::error!(
+                "the handler of queue {:?} panicked: {}; delivery tag {}, message id {:?}, correlation id {:?}: {}",
+                self.queue,
+                text_of(&*panic),
+                delivery.delivery_tag(),
+                properties.message_id.unwrap_or_default(),
+                properties.correlation_id.unwrap_or_default(),
+                match settlement {
+                    Settlement::Requeue => "requeued",
+                    _ => "rejected",
+                }
+            );
+            settlement
+        })
+    }
+}
+
+fn settle(delivery: &Delivery, settlement: Settlement) -> Result<()> {
+    match settlement {
+        Settlement::Ack => delivery.ack(),
+        // It stays in the stream anyway.
+        Settlement::Reject if delivery.is_from_stream() => delivery.ack(),
+        Settlement::Requeue => delivery.nack(NackOptions::requeue()),
+        Settlement::Reject => delivery.nack(NackOptions::discard()),
+    }
+}
+
+/// What a panic says, if it says something.
+fn text_of(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no text")
+}

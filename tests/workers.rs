@@ -1,0 +1,382 @@
+//! Threads that handle messages, and processes of them.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader};
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Barrier};
+use std::time::Duration;
+
+use crossbeam_channel::{bounded, unbounded};
+use leveret::{
+    Channel, ConsumeOptions, ErrorKind, Message, Queue, QueueDeclareOptions, QueueDeleteOptions,
+    Settlement, StreamOffset, WorkerOptions, Workers,
+};
+
+use crate::support::{
+    channel, eventually, example, exclusive_queue, logged, ready, unique, Node, SOON,
+};
+
+/// A queue, and the one that gets what it rejects.
+fn queue_with_dead_letters(channel: &Channel) -> (Queue, Queue) {
+    let dead = exclusive_queue(channel);
+    let options = QueueDeclareOptions::exclusive()
+        .dead_letter_exchange("")
+        .dead_letter_routing_key(dead.name());
+    (channel.queue_declare("", options).unwrap(), dead)
+}
+
+#[test]
+fn the_handler_says_what_becomes_of_each_message() {
+    let channel = channel();
+    let (queue, dead) = queue_with_dead_letters(&channel);
+    for body in ["done", "again", "never"] {
+        queue.publish(body).unwrap();
+    }
+    let (tell, told) = unbounded();
+    let workers = Workers::new(channel.connection());
+    let handler = move |delivery: &leveret::Delivery| {
+        let body = String::from_utf8_lossy(delivery.body()).into_owned();
+        tell.send((body, delivery.redelivered())).unwrap();
+        match delivery.body() {
+            b"never" => Settlement::Reject,
+            b"again" if !delivery.redelivered() => Settlement::Requeue,
+            // It may also do it itself.
+            b"again" => delivery.ack().map(|()| Settlement::Reject).unwrap(),
+            _ => Settlement::Ack,
+        }
+    };
+    workers
+        .consume(queue.name(), WorkerOptions::default(), handler)
+        .unwrap();
+    let handled: BTreeMap<_, _> = (0..4).map(|_| told.recv_timeout(SOON).unwrap()).collect();
+    let expected = [("again", true), ("done", false), ("never", false)];
+    assert_eq!(
+        handled,
+        expected.map(|(body, it)| (body.to_owned(), it)).into()
+    );
+    workers.shutdown(SOON).unwrap();
+    workers.join().unwrap();
+    assert_eq!(dead.get(true).unwrap().unwrap().body(), b"never");
+    assert!(dead.get(true).unwrap().is_none());
+    assert!(queue.get(true).unwrap().is_none(), "all else is done");
+}
+
+#[test]
+fn a_panic_costs_one_message_which_is_tried_once_more() {
+    logged::begin();
+    let channel = channel();
+    let (queue, dead) = queue_with_dead_letters(&channel);
+    let id = unique("id");
+    queue
+        .publish(Message::new("fatal").message_id(&id).correlation_id("c"))
+        .unwrap();
+    queue.publish("harmless").unwrap();
+    let (tell, told) = unbounded();
+    let workers = Workers::new(channel.connection());
+    workers
+        .consume(queue.name(), WorkerOptions::default(), move |delivery| {
+            assert_ne!(delivery.body(), b"fatal", "no handler survives this");
+            tell.send(()).unwrap();
+            Settlement::Ack
+        })
+        .unwrap();
+    told.recv_timeout(SOON).unwrap();
+    eventually("the dead letter is there", || {
+        ready(&channel, dead.name()) == 1
+    });
+    workers.shutdown(SOON).unwrap();
+    let letter = dead.get(true).unwrap().unwrap();
+    assert_eq!(letter.properties().unwrap().message_id, Some(id.clone()));
+    for (end, tag) in [
+        ("requeued", "delivery tag 1,"),
+        ("rejected", "delivery tag "),
+    ] {
+        let says_all = |text: &str| {
+            [
+                "panicked",
+                "no handler survives this",
+                &id,
+                "\"c\"",
+                queue.name(),
+                tag,
+            ]
+            .iter()
+            .all(|part| text.contains(part))
+                && text.ends_with(end)
+        };
+        assert!(logged::warned(says_all), "{end}");
+    }
+}
+
+#[test]
+fn each_thread_has_a_channel_and_takes_a_message_of_its_own() {
+    const THREADS: usize = 4;
+    let channel = channel();
+    let (first, second) = (exclusive_queue(&channel), exclusive_queue(&channel));
+    let workers = Workers::new(channel.connection());
+    let barrier = Arc::new(Barrier::new(THREADS + 1));
+    let channels = Arc::new(parking_lot::Mutex::new(Vec::new()));
+    let options = WorkerOptions::default().threads(THREADS);
+    let handler = {
+        let (barrier, channels) = (Arc::clone(&barrier), Arc::clone(&channels));
+        move |delivery: &leveret::Delivery| {
+            channels.lock().push(delivery.channel().number());
+            barrier.wait();
+            Settlement::Ack
+        }
+    };
+    workers.consume(first.name(), options, handler).unwrap();
+    let (tell, told) = unbounded();
+    workers
+        .consume(second.name(), WorkerOptions::default(), move |_| {
+            tell.send(()).unwrap();
+            Settlement::Ack
+        })
+        .unwrap();
+    for _ in 0..THREADS {
+        first.publish("").unwrap();
+    }
+    // All of them at once, while the other queue has its own.
+    barrier.wait();
+    second.publish("").unwrap();
+    told.recv_timeout(SOON).unwrap();
+    workers.shutdown(SOON).unwrap();
+    let mut channels = std::mem::take(&mut *channels.lock());
+    channels.sort_unstable();
+    channels.dedup();
+    assert_eq!(channels.len(), THREADS);
+    let declared = channel.queue_declare(first.name(), QueueDeclareOptions::passive());
+    assert_eq!(declared.unwrap().consumer_count(), Some(0));
+}
+
+#[test]
+fn shutting_down_gives_back_at_once_what_waits_behind_a_running_handler() {
+    let channel = channel();
+    let queue = exclusive_queue(&channel);
+    for number in 0..50 {
+        queue.publish(number.to_string()).unwrap();
+    }
+    let (begun, has_begun) = unbounded();
+    let (go_on, may_go_on) = bounded(0);
+    let workers = Workers::new(channel.connection());
+    let options = WorkerOptions::default().threads(2).prefetch(20);
+    workers
+        .consume(queue.name(), options, move |_| {
+            begun.send(()).unwrap();
+            may_go_on.recv().unwrap();
+            Settlement::Ack
+        })
+        .unwrap();
+    for _ in 0..2 {
+        has_begun.recv_timeout(SOON).unwrap();
+    }
+    eventually("some are sent ahead", || {
+        ready(&channel, queue.name()) == 10
+    });
+    let error = workers.shutdown(Duration::from_millis(50)).unwrap_err();
+    assert!(error.is_timeout(), "{error}");
+    assert!(error.to_string().contains(queue.name()), "{error}");
+    eventually("others can take them", || {
+        ready(&channel, queue.name()) == 48
+    });
+    for _ in 0..2 {
+        go_on.send_timeout((), SOON).unwrap();
+    }
+    workers.join().unwrap();
+    assert!(has_begun.try_recv().is_err(), "no handler began after that");
+    assert_eq!(ready(&channel, queue.name()), 48);
+    let error = workers
+        .consume(queue.name(), WorkerOptions::default(), |_| Settlement::Ack)
+        .unwrap_err();
+    assert!(
+        matches!(error.kind(), ErrorKind::InvalidArgument(_)),
+        "{error}"
+    );
+}
+
+#[test]
+fn when_one_cannot_go_on_all_stop_and_say_why() {
+    let channel = channel();
+    let (first, second) = (exclusive_queue(&channel), exclusive_queue(&channel));
+    let workers = Workers::new(channel.connection());
+    for queue in [&first, &second] {
+        workers
+            .consume(queue.name(), WorkerOptions::default(), |_| Settlement::Ack)
+            .unwrap();
+    }
+    first.delete(QueueDeleteOptions::default()).unwrap();
+    let error = workers.join().unwrap_err();
+    assert!(
+        matches!(error.kind(), ErrorKind::ConsumerCancelled { .. }),
+        "{error}"
+    );
+    assert!(error.to_string().contains(first.name()), "{error}");
+    assert_eq!(workers.shutdown(SOON).unwrap_err().kind(), error.kind());
+    assert!(channel.is_open());
+
+    let workers = Workers::new(channel.connection());
+    workers
+        .consume(second.name(), WorkerOptions::default(), |_| Settlement::Ack)
+        .unwrap();
+    channel.connection().close().unwrap();
+    assert!(workers.join().unwrap_err().is_connection_end());
+}
+
+#[test]
+fn what_cannot_be_is_refused_before_a_thread_starts() {
+    let channel = channel();
+    let queue = exclusive_queue(&channel);
+    let workers = Workers::new(channel.connection());
+    let no_ack = WorkerOptions::default().consume(ConsumeOptions::default().no_ack());
+    for options in [
+        WorkerOptions::default().threads(0),
+        WorkerOptions::default().prefetch(0),
+        no_ack,
+    ] {
+        let error = workers
+            .consume(queue.name(), options, |_| Settlement::Ack)
+            .unwrap_err();
+        assert!(
+            matches!(error.kind(), ErrorKind::InvalidArgument(_)),
+            "{error}"
+        );
+    }
+    let error = workers
+        .consume("no such queue", WorkerOptions::default(), |_| {
+            Settlement::Ack
+        })
+        .unwrap_err();
+    assert_eq!(error.reply_code(), Some(leveret::ReplyCode::NOT_FOUND));
+    // Nothing runs.
+    workers.join().unwrap();
+    workers.shutdown(Duration::ZERO).unwrap();
+}
+
+#[test]
+fn dropping_the_last_handle_stops_the_threads() {
+    let channel = channel();
+    let queue = exclusive_queue(&channel);
+    let workers = Workers::new(channel.connection());
+    workers
+        .consume(queue.name(), WorkerOptions::default().threads(3), |_| {
+            Settlement::Ack
+        })
+        .unwrap();
+    drop(workers);
+    eventually("nobody consumes", || {
+        let declared = channel.queue_declare(queue.name(), QueueDeclareOptions::passive());
+        declared.unwrap().consumer_count() == Some(0)
+    });
+}
+
+#[test]
+fn a_stream_is_worked_through_whatever_the_handler_says() {
+    let channel = channel();
+    let name = unique("stream");
+    let stream = channel
+        .queue_declare(&name, QueueDeclareOptions::stream())
+        .unwrap();
+    let publisher = channel.publisher().unwrap();
+    for body in ["reject", "panic", "ack"] {
+        publisher.publish("", &name, body).unwrap();
+    }
+    publisher.wait_for_confirms().unwrap();
+    let count = Arc::new(AtomicUsize::new(0));
+    let options = WorkerOptions::default()
+        .consume(ConsumeOptions::default().stream_offset(StreamOffset::First));
+    let workers = Workers::new(channel.connection());
+    let handled = Arc::clone(&count);
+    workers
+        .consume(&name, options, move |delivery| {
+            handled.fetch_add(1, Ordering::SeqCst);
+            assert_ne!(delivery.body(), b"panic", "it wanted to");
+            assert!(delivery.nack(leveret::NackOptions::requeue()).is_err());
+            match delivery.body() {
+                b"reject" => Settlement::Reject,
+                _ => Settlement::Ack,
+            }
+        })
+        .unwrap();
+    eventually("all are handled", || count.load(Ordering::SeqCst) == 3);
+    workers.shutdown(SOON).unwrap();
+    assert!(channel.is_open());
+    stream.delete(QueueDeleteOptions::default()).unwrap();
+}
+
+/// The example `worker`, as a process.
+struct Process {
+    child: Child,
+    lines: std::io::Lines<BufReader<ChildStdout>>,
+}
+
+impl Process {
+    fn start(uri: &str, queue: &str) -> Self {
+        let mut child = example("worker")
+            .arg(queue)
+            .env("AMQP_URL", uri)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        Self { child, lines }
+    }
+
+    /// The next message that is done.
+    fn done(&mut self) -> Option<String> {
+        let lines = self.lines.by_ref().map(Result::unwrap);
+        lines
+            .filter_map(|line| line.strip_prefix("done ").map(str::to_owned))
+            .next()
+    }
+
+    /// Sends a signal, and returns what is still done.
+    fn stop(mut self, signal: &str) -> Vec<String> {
+        let pid = self.child.id().to_string();
+        let sent = Command::new("kill").args(["-s", signal, &pid]).status();
+        assert!(sent.unwrap().success());
+        let done = std::iter::from_fn(|| self.done()).collect();
+        let status = self.child.wait().unwrap();
+        assert!(status.success(), "{status}");
+        done
+    }
+}
+
+#[test]
+fn a_worker_process_stops_at_signals_without_losing_or_repeating_anything() {
+    const MESSAGES: usize = 10;
+    let node = Node::start();
+    let connection = leveret::Connection::open_with(&node.options()).unwrap();
+    let channel = connection.open_channel().unwrap();
+    channel
+        .queue_declare("tasks", QueueDeclareOptions::durable())
+        .unwrap();
+    for number in 0..MESSAGES {
+        let text = format!("task {number}.");
+        channel
+            .basic_publish("", "tasks", Message::new(text).persistent())
+            .unwrap();
+    }
+    let mut done = Vec::new();
+    for signal in ["TERM", "INT"] {
+        let mut process = Process::start(&node.uri(), "tasks");
+        done.extend(process.done());
+        done.extend(process.stop(signal));
+        assert!(done.len() < MESSAGES, "in the middle of it");
+        let left = MESSAGES - done.len();
+        let counts = node.ctl(&["list_queues", "messages_ready", "messages_unacknowledged"]);
+        let counts = counts.split_whitespace().rev().take(2).collect::<Vec<_>>();
+        assert_eq!(counts, ["0", &left.to_string()], "none is unacknowledged");
+    }
+    let mut process = Process::start(&node.uri(), "tasks");
+    while done.len() < MESSAGES {
+        done.extend(process.done());
+    }
+    assert_eq!(process.stop("TERM"), [""; 0]);
+    done.sort();
+    let expected: Vec<_> = (0..MESSAGES)
+        .map(|number| format!("\"task {number}.\""))
+        .collect();
+    assert_eq!(done, expected, "each once");
+    assert_eq!(ready(&channel, "tasks"), 0);
+}
