@@ -169,7 +169,8 @@ impl ConfirmMailbox for Awaited {
     }
 }
 
-fn result_of(sequence_number: u64, outcome: Outcome) -> Result<()> {
+/// What the program is told.
+pub(crate) fn result_of(sequence_number: u64, outcome: Outcome) -> Result<()> {
     let (error, what) = match outcome {
         Outcome::Confirmed => return Ok(()),
         Outcome::Nacked => {

@@ -40,7 +40,7 @@
 //! - [`Channel`]: every method of AMQP, under AMQP's own name. [`Exchange`] and [`Queue`] are shorthands for one name.
 //! - [`Message`] and [`Properties`]: what is published. [`Publisher`] and [`Confirm`]: knowing what became of it.
 //! - [`Consumer`], [`Delivery`]: what comes back, and acknowledging it. [`Workers`]: threads that do so, and stop in good
-//!   order.
+//!   order. [`RpcClient`], [`RpcServer`]: requests and answers.
 //! - [`Error`]: what went wrong, who says so, and whether it is safe to try again.
 //!
 //! Receivers are those of `crossbeam-channel`, which is re-exported for its `select!`.
@@ -76,6 +76,7 @@ mod reading;
 mod report;
 mod request;
 mod returned;
+mod rpc;
 mod stream;
 mod unread;
 mod uri;
@@ -101,6 +102,7 @@ pub use options::{
 pub use publisher::Publisher;
 pub use queue::Queue;
 pub use returned::ReturnedMessage;
+pub use rpc::{RpcClient, RpcServer};
 pub use wire::properties::Properties;
 pub use wire::value::{FieldTable, FieldValue};
 pub use workers::{Settlement, Workers};

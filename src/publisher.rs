@@ -161,7 +161,7 @@ impl Publisher {
             routing_key,
             message,
             mandatory,
-            Some(&awaited),
+            Some(Arc::<Awaited>::clone(&awaited)),
             outbox_patience,
         );
         match published {

@@ -20,6 +20,7 @@ mod memory;
 mod publisher;
 mod publishing;
 mod refusals;
+mod rpc;
 mod support;
 mod threads;
 mod typed_arguments;

@@ -8,7 +8,7 @@ use super::Channel;
 use crate::consumer::Consumer;
 use crate::delivery::GetResponse;
 use crate::error::{Error, Result};
-use crate::mailbox::{Command, Reply};
+use crate::mailbox::{Command, ConsumerMailbox, Reply};
 use crate::options::{ConsumeOptions, NackOptions, QosOptions};
 use crate::outbox::Frames;
 use crate::proto::Expected;
@@ -46,12 +46,25 @@ impl Channel {
     /// [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument) if the consumer tag is in use on this channel: the broker would close the
     /// whole connection for it.
     pub fn basic_consume(&self, queue: &str, options: ConsumeOptions) -> Result<Consumer> {
+        self.consume(queue, &options, |consumer_tag| {
+            let (consumer, mailbox) = Consumer::new(self.clone(), consumer_tag, &options);
+            (consumer, Arc::new(mailbox))
+        })
+    }
+
+    /// Begins to consume into a mailbox that `begin` makes, beside what is returned.
+    pub(crate) fn consume<C>(
+        &self,
+        queue: &str,
+        options: &ConsumeOptions,
+        begin: impl FnOnce(Arc<str>) -> (C, Arc<dyn ConsumerMailbox>),
+    ) -> Result<C> {
         let asked = Asked::about(BasicConsume::ID, queue);
         let consumer_tag = self
             .take_consumer_tag(&options.consumer_tag)
             .map_err(|error| asked.failed(error))?;
         let channel = self.number();
-        let (consumer, mailbox) = Consumer::new(self.clone(), Arc::clone(&consumer_tag), &options);
+        let (consumer, mailbox) = begin(Arc::clone(&consumer_tag));
         let consume = BasicConsume {
             ticket: 0,
             queue: queue.into(),
@@ -67,7 +80,7 @@ impl Channel {
             frames.command(Command::Consume {
                 channel,
                 consumer_tag: Arc::clone(&consumer_tag),
-                consumer: Arc::new(mailbox),
+                consumer: mailbox,
                 call,
             });
             Ok(())

@@ -7,7 +7,6 @@ use std::time::Duration;
 use crossbeam_channel::Receiver;
 
 use super::Channel;
-use crate::confirm::Awaited;
 use crate::deadline::Deadline;
 use crate::error::{Error, Result};
 use crate::mailbox::{ConfirmMailbox, Published};
@@ -77,14 +76,14 @@ impl Channel {
         published.map_err(|error| Asked::about(BasicPublish::ID, exchange).failed(error))
     }
 
-    /// Hands a message over. In confirm mode, `awaited` is told what becomes of it.
+    /// Hands a message over. In confirm mode, `confirm` is told what becomes of it.
     pub(crate) fn publish(
         &self,
         exchange: &str,
         routing_key: &str,
         message: &Message<'_>,
         mandatory: bool,
-        awaited: Option<&Arc<Awaited>>,
+        confirm: Option<Arc<dyn ConfirmMailbox>>,
         timeout: Duration,
     ) -> Result<Option<u64>> {
         self.check_size(message)?;
@@ -129,7 +128,7 @@ impl Channel {
             frames.published(Published {
                 channel: state.number,
                 sequence_number,
-                confirm: awaited.map(|it| Arc::<Awaited>::clone(it) as Arc<dyn ConfirmMailbox>),
+                confirm,
                 identity,
             });
             Ok(Some(sequence_number))

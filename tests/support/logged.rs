@@ -7,36 +7,36 @@ use log::{Level, LevelFilter, Log, Metadata, Record};
 /// Logging this text panics.
 pub(crate) const PANIC: &str = "the logger panics";
 
-static WARNINGS: Mutex<Vec<String>> = Mutex::new(Vec::new());
+static LINES: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
 struct Logger;
 
 impl Log for Logger {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        metadata.level() <= Level::Warn
+        metadata.level() <= Level::Debug
     }
 
     fn log(&self, record: &Record<'_>) {
         let text = record.args().to_string();
         assert!(!text.contains(PANIC), "the test wanted it");
         if self.enabled(record.metadata()) {
-            WARNINGS.lock().unwrap().push(text);
+            LINES.lock().unwrap().push(text);
         }
     }
 
     fn flush(&self) {}
 }
 
-/// From now on warnings are kept, those of all tests.
+/// From now on all is kept but the frames, that of all tests.
 pub(crate) fn begin() {
     static BEGIN: Once = Once::new();
     BEGIN.call_once(|| {
         log::set_logger(&Logger).unwrap();
-        log::set_max_level(LevelFilter::Warn);
+        log::set_max_level(LevelFilter::Debug);
     });
 }
 
-/// Whether such a warning, or an error, was written.
-pub(crate) fn warned(is_it: impl Fn(&str) -> bool) -> bool {
-    WARNINGS.lock().unwrap().iter().any(|it| is_it(it))
+/// Whether such a line was written.
+pub(crate) fn has(is_it: impl Fn(&str) -> bool) -> bool {
+    LINES.lock().unwrap().iter().any(|it| is_it(it))
 }
