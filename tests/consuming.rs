@@ -472,6 +472,81 @@ fn a_consumer_can_be_cancelled_by_its_tag_at_any_time() {
 }
 
 #[test]
+fn the_broker_counts_as_unacknowledged_only_what_was_read() {
+    let node = Node::start();
+    let connection = Connection::open_with(&node.options()).unwrap();
+    let channel = connection.open_channel().unwrap();
+    let queue = channel
+        .queue_declare("tasks", QueueDeclareOptions::durable())
+        .unwrap();
+    for number in 0..500 {
+        queue.publish(number.to_string()).unwrap();
+    }
+    channel.basic_qos(100).unwrap();
+    let consumer = queue.consume(ConsumeOptions::default()).unwrap();
+    let read = [(); 3].map(|()| consumer.recv_timeout(SOON).unwrap().unwrap());
+    read[0].ack().unwrap();
+    eventually("a hundred are sent ahead", || node.counts() == (399, 100));
+    drop(consumer);
+    eventually("the unread are back", || node.counts() == (497, 2));
+    read[1].ack().unwrap();
+    // A delivery that is dropped without an answer stays so until the channel closes.
+    drop(read);
+    eventually("one is left", || node.counts() == (497, 1));
+    channel.close().unwrap();
+    eventually("all are back", || node.counts() == (498, 0));
+}
+
+#[test]
+fn fetching_counts_down_and_gives_each_message_to_one_thread() {
+    const COUNT: u32 = 400;
+    let channel = channel();
+    let queue = exclusive_queue(&channel);
+    let fill = || {
+        for number in 0..COUNT {
+            queue.publish(number.to_string()).unwrap();
+        }
+        eventually("all are there", || ready(&channel, queue.name()) == COUNT);
+    };
+    fill();
+    let mut left = COUNT;
+    while let Some(message) = queue.get(false).unwrap() {
+        assert_eq!(message.body(), (COUNT - left).to_string().as_bytes());
+        left -= 1;
+        assert_eq!(message.message_count(), left);
+        message.ack().unwrap();
+    }
+    assert_eq!(left, 0);
+    fill();
+    // Two threads share a channel, two have their own.
+    let connection = channel.connection();
+    let shared = connection.open_channel().unwrap();
+    let own = [(); 2].map(|()| connection.open_channel().unwrap());
+    let threads: Vec<_> = [shared.clone(), shared]
+        .into_iter()
+        .chain(own)
+        .map(|channel| {
+            let name = queue.name().to_owned();
+            std::thread::spawn(move || {
+                let mut bodies = Vec::new();
+                while let Some(message) = channel.basic_get(&name, false).unwrap() {
+                    message.ack().unwrap();
+                    bodies.push(String::from_utf8(message.into_body()).unwrap());
+                }
+                bodies
+            })
+        })
+        .collect();
+    let mut numbers: Vec<u32> = threads
+        .into_iter()
+        .flat_map(|thread| thread.join().unwrap())
+        .map(|body| body.parse().unwrap())
+        .collect();
+    numbers.sort_unstable();
+    assert_eq!(numbers, (0..COUNT).collect::<Vec<_>>());
+}
+
+#[test]
 fn a_message_that_is_kept_too_long_ends_the_consumer_with_the_brokers_words() {
     let node = Node::start();
     for limit in ["consumer_timeout, 1000", "channel_tick_interval, 500"] {

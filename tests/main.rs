@@ -23,6 +23,7 @@ mod refusals;
 mod rpc;
 mod support;
 mod threads;
+mod tutorials;
 mod typed_arguments;
 mod waiting;
 mod workers;

@@ -1,8 +1,6 @@
 //! Threads that handle messages, and processes of them.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader};
-use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier};
 use std::time::Duration;
@@ -14,8 +12,8 @@ use leveret::{
 };
 
 use crate::support::{
-    at, channel, eventually, example, exclusive_queue, logged, ready, scripted_server, short,
-    unique, Node, SOON,
+    at, channel, eventually, exclusive_queue, logged, ready, scripted_server, short, unique, Node,
+    Program, SOON,
 };
 
 /// A queue, and the one that gets what it rejects.
@@ -345,44 +343,6 @@ fn shutting_down_returns_when_the_broker_has_read_the_last_acknowledgement() {
     server.join().unwrap();
 }
 
-/// The example `worker`, as a process.
-struct Process {
-    child: Child,
-    lines: std::io::Lines<BufReader<ChildStdout>>,
-}
-
-impl Process {
-    fn start(uri: &str, queue: &str) -> Self {
-        let mut child = example("worker")
-            .arg(queue)
-            .env("AMQP_URL", uri)
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        Self { child, lines }
-    }
-
-    /// The next message that is done.
-    fn done(&mut self) -> Option<String> {
-        let lines = self.lines.by_ref().map(Result::unwrap);
-        lines
-            .filter_map(|line| line.strip_prefix("done ").map(str::to_owned))
-            .next()
-    }
-
-    /// Sends a signal, and returns what is still done.
-    fn stop(mut self, signal: &str) -> Vec<String> {
-        let pid = self.child.id().to_string();
-        let sent = Command::new("kill").args(["-s", signal, &pid]).status();
-        assert!(sent.unwrap().success());
-        let done = std::iter::from_fn(|| self.done()).collect();
-        let status = self.child.wait().unwrap();
-        assert!(status.success(), "{status}");
-        done
-    }
-}
-
 #[test]
 fn a_worker_process_stops_at_signals_without_losing_or_repeating_anything() {
     const MESSAGES: usize = 10;
@@ -398,22 +358,29 @@ fn a_worker_process_stops_at_signals_without_losing_or_repeating_anything() {
             .basic_publish("", "tasks", Message::new(text).persistent())
             .unwrap();
     }
+    let start = || Program::start("worker", &["tasks"], &node.uri());
+    let done_in = |line: &str| line.strip_prefix("done ").map(str::to_owned);
     let mut done = Vec::new();
     for signal in ["TERM", "INT"] {
-        let mut process = Process::start(&node.uri(), "tasks");
-        done.extend(process.done());
-        done.extend(process.stop(signal));
+        let mut worker = start();
+        let before = done.len();
+        while done.len() == before {
+            done.extend(done_in(&worker.line()));
+        }
+        worker.signal(signal);
+        assert!(worker.wait().success());
+        done.extend(worker.rest().iter().filter_map(|line| done_in(line)));
         assert!(done.len() < MESSAGES, "in the middle of it");
         let left = MESSAGES - done.len();
-        let counts = node.ctl(&["list_queues", "messages_ready", "messages_unacknowledged"]);
-        let counts = counts.split_whitespace().rev().take(2).collect::<Vec<_>>();
-        assert_eq!(counts, ["0", &left.to_string()], "none is unacknowledged");
+        assert_eq!(node.counts(), (left as u32, 0));
     }
-    let mut process = Process::start(&node.uri(), "tasks");
+    let mut worker = start();
     while done.len() < MESSAGES {
-        done.extend(process.done());
+        done.extend(done_in(&worker.line()));
     }
-    assert_eq!(process.stop("TERM"), [""; 0]);
+    worker.signal("TERM");
+    assert!(worker.wait().success());
+    assert_eq!(worker.rest(), [""; 0]);
     done.sort();
     let expected: Vec<_> = (0..MESSAGES)
         .map(|number| format!("\"task {number}.\""))

@@ -2,16 +2,16 @@
 
 pub(crate) mod logged;
 mod node;
+pub(crate) mod program;
 mod scripted;
 
-use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use leveret::{Channel, Connection, ConnectionOptions, Queue, QueueDeclareOptions};
 
 pub(crate) use node::Node;
+pub(crate) use program::Program;
 pub(crate) use scripted::{at, content_frames, method_frame, scripted_server, short, Script};
 
 /// What a test waits at most for something that should happen soon.
@@ -58,23 +58,6 @@ pub(crate) fn ready(channel: &Channel, queue: &str) -> u32 {
         .unwrap()
         .message_count()
         .unwrap()
-}
-
-/// An example of this crate, as a command. It is built when it is missing: `cargo test --test` does not.
-pub(crate) fn example(name: &str) -> Command {
-    static BUILD: Mutex<()> = Mutex::new(());
-    let guard = BUILD.lock().unwrap();
-    let built = Command::new(env!("CARGO"))
-        .args(["build", "--quiet", "--locked", "--example", name])
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .status();
-    assert!(built.unwrap().success());
-    drop(guard);
-    // The tests are in `deps`, beside `examples`.
-    let mut path = std::env::current_exe().unwrap();
-    path.pop();
-    path.set_file_name("examples");
-    Command::new(path.join(name))
 }
 
 /// Waits until the condition holds.

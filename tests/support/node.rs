@@ -76,6 +76,14 @@ impl Node {
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
+    /// How many messages of its only queue are ready, and how many unacknowledged, as the broker counts them.
+    pub(crate) fn counts(&self) -> (u32, u32) {
+        let counts = self.ctl(&["list_queues", "messages_ready", "messages_unacknowledged"]);
+        let last = counts.lines().last().unwrap();
+        let (ready, unacknowledged) = last.split_once('\t').unwrap();
+        (ready.parse().unwrap(), unacknowledged.parse().unwrap())
+    }
+
     /// Sends a signal to the node itself: KILL, STOP, CONT.
     pub(crate) fn signal(&self, signal: &str) {
         let pid = self.pid();

@@ -1,0 +1,28 @@
+//! RabbitMQ's tutorial 3: a program that listens to all that is sent from now on, until it is stopped with Ctrl+C.
+//!
+//!     cargo run --example tutorial_3_receive_logs
+//!     cargo run --example tutorial_3_receive_logs > logs_from_rabbit.log
+//!
+//! Uses the broker at `AMQP_URL`, or RabbitMQ on this machine with its defaults.
+//!
+//! See <https://www.rabbitmq.com/tutorials/tutorial-three-python>.
+
+use leveret::{
+    Connection, ConsumeOptions, ExchangeDeclareOptions, ExchangeKind, QueueDeclareOptions, Result,
+};
+
+fn main() -> Result<()> {
+    let uri = std::env::var("AMQP_URL").unwrap_or_else(|_| "amqp://localhost".to_owned());
+    let connection = Connection::open(&uri)?;
+    let channel = connection.open_channel()?;
+    let options = ExchangeDeclareOptions::default();
+    let logs = channel.exchange_declare("logs", ExchangeKind::Fanout, options)?;
+    let queue = channel.queue_declare("", QueueDeclareOptions::exclusive())?;
+    queue.bind(&logs, "")?;
+    let consumer = queue.consume(ConsumeOptions::default().no_ack())?;
+    println!(" [*] Waiting for logs. To exit press CTRL+C");
+    for delivery in consumer {
+        println!(" [x] {}", String::from_utf8_lossy(delivery?.body()));
+    }
+    Ok(())
+}

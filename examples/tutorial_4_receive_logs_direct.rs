@@ -1,0 +1,38 @@
+//! RabbitMQ's tutorial 4: a program that listens to some severities, until it is stopped with Ctrl+C.
+//!
+//!     cargo run --example tutorial_4_receive_logs_direct SEVERITY ...
+//!     cargo run --example tutorial_4_receive_logs_direct warning error > logs_from_rabbit.log
+//!     cargo run --example tutorial_4_receive_logs_direct info warning error
+//!
+//! Uses the broker at `AMQP_URL`, or RabbitMQ on this machine with its defaults.
+//!
+//! See <https://www.rabbitmq.com/tutorials/tutorial-four-python>.
+
+use leveret::{
+    Connection, ConsumeOptions, ExchangeDeclareOptions, ExchangeKind, QueueDeclareOptions, Result,
+};
+
+fn main() -> Result<()> {
+    let keys: Vec<_> = std::env::args().skip(1).collect();
+    if keys.is_empty() {
+        eprintln!("usage: tutorial_4_receive_logs_direct [info] [warning] [error]");
+        std::process::exit(1);
+    }
+    let uri = std::env::var("AMQP_URL").unwrap_or_else(|_| "amqp://localhost".to_owned());
+    let connection = Connection::open(&uri)?;
+    let channel = connection.open_channel()?;
+    let options = ExchangeDeclareOptions::default();
+    let logs = channel.exchange_declare("direct_logs", ExchangeKind::Direct, options)?;
+    let queue = channel.queue_declare("", QueueDeclareOptions::exclusive())?;
+    for key in &keys {
+        queue.bind(&logs, key)?;
+    }
+    let consumer = queue.consume(ConsumeOptions::default().no_ack())?;
+    println!(" [*] Waiting for logs. To exit press CTRL+C");
+    for delivery in consumer {
+        let delivery = delivery?;
+        let text = String::from_utf8_lossy(delivery.body());
+        println!(" [x] {}:{text}", delivery.routing_key());
+    }
+    Ok(())
+}

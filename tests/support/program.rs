@@ -1,0 +1,97 @@
+//! The examples, run as the programs that they are.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Mutex;
+use std::thread;
+
+use crossbeam_channel::Receiver;
+
+use super::SOON;
+
+/// A running example. It is killed with this value.
+pub(crate) struct Program {
+    child: Child,
+    /// What it prints, line by line.
+    lines: Receiver<String>,
+}
+
+impl Program {
+    pub(crate) fn start(example: &str, arguments: &[&str], uri: &str) -> Self {
+        let mut child = command(example)
+            .args(arguments)
+            .env("AMQP_URL", uri)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        let (sender, lines) = crossbeam_channel::unbounded();
+        thread::spawn(move || {
+            for line in stdout.lines().map_while(Result::ok) {
+                let _ = sender.send(line);
+            }
+        });
+        Self { child, lines }
+    }
+
+    /// Runs it to its end, in good order, and returns what it has printed.
+    pub(crate) fn run(example: &str, arguments: &[&str], uri: &str) -> String {
+        let output = command(example)
+            .args(arguments)
+            .env("AMQP_URL", uri)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Waits for the next line.
+    #[track_caller]
+    pub(crate) fn line(&self) -> String {
+        self.lines.recv_timeout(SOON).unwrap()
+    }
+
+    #[track_caller]
+    pub(crate) fn expect(&self, line: &str) {
+        assert_eq!(self.line(), line);
+    }
+
+    /// What it prints until its end.
+    pub(crate) fn rest(&self) -> Vec<String> {
+        self.lines.iter().collect()
+    }
+
+    pub(crate) fn signal(&self, signal: &str) {
+        let pid = self.child.id().to_string();
+        let sent = Command::new("kill").args(["-s", signal, &pid]).status();
+        assert!(sent.unwrap().success());
+    }
+
+    pub(crate) fn wait(&mut self) -> ExitStatus {
+        self.child.wait().unwrap()
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// It is built when it is missing: `cargo test --test` does not build examples.
+pub(crate) fn command(example: &str) -> Command {
+    static BUILD: Mutex<()> = Mutex::new(());
+    let guard = BUILD.lock();
+    let built = Command::new(env!("CARGO"))
+        .args(["build", "--quiet", "--locked", "--example", example])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .status();
+    assert!(built.unwrap().success());
+    drop(guard);
+    // The tests are in `deps`, beside `examples`.
+    let mut path = std::env::current_exe().unwrap();
+    path.pop();
+    path.set_file_name("examples");
+    Command::new(path.join(example))
+}

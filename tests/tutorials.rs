@@ -1,0 +1,133 @@
+//! RabbitMQ's tutorials, and other examples, with the command lines that their pages show.
+
+use leveret::QueueDeleteOptions;
+
+use crate::support::{channel, connect, eventually, program, ready, unique, url, Program};
+
+fn run(example: &str, arguments: &[&str]) -> String {
+    Program::run(example, arguments, &url())
+}
+
+fn start(example: &str, arguments: &[&str], first_line: &str) -> Program {
+    let program = Program::start(example, arguments, &url());
+    program.expect(first_line);
+    program
+}
+
+const WAITING: &str = " [*] Waiting for messages. To exit press CTRL+C";
+const WAITING_FOR_LOGS: &str = " [*] Waiting for logs. To exit press CTRL+C";
+
+#[test]
+fn tutorial_1_hello_world() {
+    assert_eq!(run("tutorial_1_send", &[]), " [x] Sent 'Hello World!'\n");
+    let receiver = start("tutorial_1_receive", &[], WAITING);
+    receiver.expect(" [x] Received 'Hello World!'");
+    run("tutorial_1_send", &[]);
+    receiver.expect(" [x] Received 'Hello World!'");
+}
+
+#[test]
+fn tutorial_2_a_task_of_a_worker_that_dies_goes_to_another() {
+    let queue = channel().queue("task_queue");
+    let first = start("tutorial_2_worker", &[], WAITING);
+    let sent = run("tutorial_2_new_task", &["A", "very", "hard", "task.."]);
+    assert_eq!(sent, " [x] Sent 'A very hard task..'\n");
+    first.expect(" [x] Received 'A very hard task..'");
+    let second = start("tutorial_2_worker", &[], WAITING);
+    first.signal("KILL");
+    second.expect(" [x] Received 'A very hard task..'");
+    second.expect(" [x] Done");
+    run("tutorial_2_new_task", &[]);
+    second.expect(" [x] Received 'Hello World!'");
+    second.expect(" [x] Done");
+    drop((first, second));
+    eventually("the workers' connections are gone", || {
+        queue
+            .delete(QueueDeleteOptions::default().if_unused())
+            .is_ok()
+    });
+}
+
+#[test]
+fn tutorial_3_every_listener_gets_every_line() {
+    let listeners = [(); 2].map(|()| start("tutorial_3_receive_logs", &[], WAITING_FOR_LOGS));
+    let sent = run("tutorial_3_emit_log", &[]);
+    assert_eq!(sent, " [x] Sent 'info: Hello World!'\n");
+    run("tutorial_3_emit_log", &["warning:", "low", "battery"]);
+    for listener in listeners {
+        listener.expect(" [x] info: Hello World!");
+        listener.expect(" [x] warning: low battery");
+    }
+}
+
+#[test]
+fn tutorial_4_listeners_choose_severities() {
+    let example = "tutorial_4_receive_logs_direct";
+    let some = start(example, &["warning", "error"], WAITING_FOR_LOGS);
+    let all = start(example, &["info", "warning", "error"], WAITING_FOR_LOGS);
+    let emit = "tutorial_4_emit_log_direct";
+    assert_eq!(run(emit, &[]), " [x] Sent 'info':'Hello World!'\n");
+    run(emit, &["error", "Run. Run. Or it will explode."]);
+    some.expect(" [x] error:Run. Run. Or it will explode.");
+    all.expect(" [x] info:Hello World!");
+    all.expect(" [x] error:Run. Run. Or it will explode.");
+    let usage = program::command(example).output().unwrap();
+    assert_eq!(usage.status.code(), Some(1));
+}
+
+#[test]
+fn tutorial_5_listeners_choose_patterns() {
+    let example = "tutorial_5_receive_logs_topic";
+    let all = start(example, &["#"], WAITING_FOR_LOGS);
+    let some = start(example, &["kern.*", "*.critical"], WAITING_FOR_LOGS);
+    let emit = "tutorial_5_emit_log_topic";
+    assert_eq!(
+        run(emit, &[]),
+        " [x] Sent 'anonymous.info':'Hello World!'\n"
+    );
+    run(emit, &["kern.critical", "A critical kernel error"]);
+    all.expect(" [x] anonymous.info:Hello World!");
+    for listener in [all, some] {
+        listener.expect(" [x] kern.critical:A critical kernel error");
+    }
+    let usage = program::command(example).output().unwrap();
+    assert_eq!(usage.status.code(), Some(1));
+}
+
+#[test]
+fn tutorial_6_asks_and_answers() {
+    let server = start("tutorial_6_rpc_server", &[], " [x] Awaiting RPC requests");
+    let asked = run("tutorial_6_rpc_client", &[]);
+    assert_eq!(asked, " [x] Requesting fib(30)\n [.] Got 832040\n");
+    server.expect(" [.] fib(30)");
+    run("tutorial_6_rpc_client", &["0"]);
+    server.expect(" [.] fib(0)");
+}
+
+#[test]
+fn select_reads_several_queues_until_it_is_stopped() {
+    let channel = connect().open_channel().unwrap();
+    let names = [unique("first"), unique("second")];
+    let arguments = names.each_ref().map(String::as_str);
+    let first_line = "waiting for messages; to exit press Ctrl+C";
+    let mut program = start("select", &arguments, first_line);
+    for name in &names {
+        channel.basic_publish("", name, "hello").unwrap();
+    }
+    let mut lines = Vec::new();
+    while lines.len() < 2 {
+        lines.extend(Some(program.line()).filter(|line| line.ends_with(": hello")));
+    }
+    lines.sort();
+    assert_eq!(lines, names.each_ref().map(|name| format!("{name}: hello")));
+    while program.line() != "2 messages so far" {}
+    program.signal("INT");
+    assert!(program.wait().success());
+    assert_eq!(program.rest().last().unwrap(), "2 messages in all");
+    for name in &names {
+        assert_eq!(ready(&channel, name), 0);
+        channel
+            .queue_delete(name, QueueDeleteOptions::default())
+            .unwrap();
+    }
+}
