@@ -2,7 +2,7 @@
 
 use leveret::QueueDeleteOptions;
 
-use crate::support::{channel, connect, eventually, program, ready, unique, url, Program};
+use crate::support::{connect, eventually, program, ready, unique, url, Program};
 
 fn run(example: &str, arguments: &[&str]) -> String {
     Program::run(example, arguments, &url())
@@ -28,7 +28,7 @@ fn tutorial_1_hello_world() {
 
 #[test]
 fn tutorial_2_a_task_of_a_worker_that_dies_goes_to_another() {
-    let queue = channel().queue("task_queue");
+    let connection = connect();
     let first = start("tutorial_2_worker", &[], WAITING);
     let sent = run("tutorial_2_new_task", &["A", "very", "hard", "task.."]);
     assert_eq!(sent, " [x] Sent 'A very hard task..'\n");
@@ -42,9 +42,10 @@ fn tutorial_2_a_task_of_a_worker_that_dies_goes_to_another() {
     second.expect(" [x] Done");
     drop((first, second));
     eventually("the workers' connections are gone", || {
-        queue
-            .delete(QueueDeleteOptions::default().if_unused())
-            .is_ok()
+        // Where it is in use, this costs the channel.
+        let channel = connection.open_channel().unwrap();
+        let options = QueueDeleteOptions::default().if_unused();
+        channel.queue_delete("task_queue", options).is_ok()
     });
 }
 
