@@ -1,17 +1,22 @@
-//! From options to an open connection: name look-up, TCP, handshake, all on the caller's thread and before one
+//! From options to an open connection: name look-up, TCP, TLS, handshake, all on the caller's thread and before one
 //! deadline.
 
+use std::collections::hash_map::RandomState;
+use std::hash::{BuildHasher, Hasher};
 use std::io::{self, ErrorKind, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::thread;
 use std::time::Instant;
 
+use socket2::{SockRef, TcpKeepalive};
+
 use crate::deadline::Deadline;
-use crate::error::{Error, ErrorKind as Kind, Result};
+use crate::error::{Error, ErrorKind as Kind, FailedEndpoint, Result};
 use crate::inbox::Inbox;
-use crate::options::ConnectionOptions;
+use crate::options::{ConnectionOptions, Endpoint};
 use crate::proto::{self, Event, Mailboxes};
-use crate::stream::Stream;
+use crate::stream::{Socket, Stream};
+use crate::tls;
 
 /// A connection whose handshake is over.
 pub(crate) struct Connected<M: Mailboxes> {
@@ -22,50 +27,102 @@ pub(crate) struct Connected<M: Mailboxes> {
     pub(crate) peer: SocketAddr,
 }
 
+/// Tries the endpoints one after the other, each with its share of the time that is left.
 pub(crate) fn connect<M: Mailboxes>(options: &ConnectionOptions) -> Result<Connected<M>> {
     let deadline = Deadline::after(options.connect_timeout);
-    let (socket, peer) = open_socket(options, deadline)?;
-    let mut core = proto::Connection::new(options.config());
-    let mut inbox = Inbox::default();
-    handshake(&socket, &mut core, &mut inbox, deadline)?;
-    let stream = Stream::from_blocking(socket).map_err(|error| failed(options, &error))?;
-    Ok(Connected {
-        stream,
-        core,
-        inbox,
-        peer,
-    })
-}
-
-/// Tries the addresses behind the name one after the other, each with its share of the time that is left.
-fn open_socket(options: &ConnectionOptions, deadline: Deadline) -> Result<(TcpStream, SocketAddr)> {
-    let addresses = look_up(options, deadline).map_err(|error| failed(options, &error))?;
-    let mut last_error = io::Error::from(ErrorKind::AddrNotAvailable);
-    for (address, left) in addresses.iter().zip((1..=addresses.len()).rev()) {
-        let share = deadline.remaining() / u32::try_from(left).unwrap_or(u32::MAX);
-        if share.is_zero() {
-            last_error = ErrorKind::TimedOut.into();
-            break;
-        }
-        let connected = TcpStream::connect_timeout(address, share).and_then(|socket| {
-            socket.set_nodelay(true)?;
-            Ok(socket)
-        });
-        match connected {
-            Ok(socket) => return Ok((socket, *address)),
-            Err(error) => last_error = error,
+    let mut endpoints = options.endpoints();
+    if options.shuffle_endpoints {
+        shuffle(&mut endpoints);
+    }
+    let mut failed = Vec::new();
+    for (endpoint, left) in endpoints.iter().zip((1..=endpoints.len()).rev()) {
+        match connect_to(endpoint, options, deadline.share(left)) {
+            Ok(connected) => return Ok(connected),
+            Err(error) => failed.push(FailedEndpoint {
+                endpoint: endpoint.to_string(),
+                error,
+            }),
         }
     }
-    Err(failed(options, &last_error))
+    match <[FailedEndpoint; 1]>::try_from(failed) {
+        Ok([FailedEndpoint { error, .. }]) => Err(error),
+        Err(failed) => Err(Error::new(Kind::EndpointsFailed(failed))),
+    }
+}
+
+/// Each order is as likely as any other. The seed of the standard library's hash maps is the randomness at hand.
+fn shuffle(endpoints: &mut [Endpoint]) {
+    for end in (2..=endpoints.len()).rev() {
+        let random = RandomState::new().build_hasher().finish();
+        let chosen = usize::try_from(random % end as u64).unwrap_or_default();
+        endpoints.swap(chosen, end - 1);
+    }
+}
+
+/// Tries the addresses behind the name, until a server has answered.
+fn connect_to<M: Mailboxes>(
+    endpoint: &Endpoint,
+    options: &ConnectionOptions,
+    deadline: Deadline,
+) -> Result<Connected<M>> {
+    let addresses = look_up(endpoint, deadline).map_err(|error| failed(endpoint, &error))?;
+    let mut unreachable = Vec::new();
+    let mut last_error = None;
+    for (address, left) in addresses.iter().zip((1..=addresses.len()).rev()) {
+        let deadline = deadline.share(left);
+        let socket = match open_socket(*address, options, deadline) {
+            Ok(socket) => Socket::blocking(socket, deadline),
+            Err(error) => {
+                unreachable.push((address, error));
+                continue;
+            }
+        };
+        match open(socket, *address, endpoint, options, deadline) {
+            Ok(connected) => return Ok(connected),
+            // Something is there that is no broker, or not well; another address may lead to one.
+            Err(error) if error.is_timeout() || error.is_connection_end() => {
+                last_error = Some(error)
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Err(last_error.unwrap_or_else(|| all_failed(endpoint, &unreachable)))
+}
+
+/// The one error, or those of all addresses.
+fn all_failed(endpoint: &Endpoint, unreachable: &[(&SocketAddr, io::Error)]) -> Error {
+    match unreachable {
+        [] => failed(endpoint, &ErrorKind::AddrNotAvailable.into()),
+        [(_, error)] => failed(endpoint, error),
+        [.., (_, last)] => {
+            let texts: Vec<_> = unreachable
+                .iter()
+                .map(|(address, error)| format!("{}: {error}", address.ip()))
+                .collect();
+            failed(endpoint, &io::Error::new(last.kind(), texts.join("; ")))
+        }
+    }
+}
+
+fn failed(endpoint: &Endpoint, error: &io::Error) -> Error {
+    let kind = error.kind();
+    let text = error.to_string();
+    let cause = io::Error::new(kind, text.clone());
+    Error::new(Kind::ConnectFailed {
+        address: endpoint.to_string(),
+        kind,
+        text,
+    })
+    .caused_by(cause)
 }
 
 /// The addresses behind the name. The system's look-up has no time limit; so if it takes too long, it is left to end by
 /// itself, in a thread of its own.
-fn look_up(options: &ConnectionOptions, deadline: Deadline) -> io::Result<Vec<SocketAddr>> {
-    if let Ok(address) = options.host.parse() {
-        return Ok(vec![SocketAddr::new(address, options.port)]);
+fn look_up(endpoint: &Endpoint, deadline: Deadline) -> io::Result<Vec<SocketAddr>> {
+    if let Ok(address) = endpoint.host.parse() {
+        return Ok(vec![SocketAddr::new(address, endpoint.port)]);
     }
-    let name = (options.host.clone(), options.port);
+    let name = (endpoint.host.clone(), endpoint.port);
     let (sender, receiver) = crossbeam_channel::bounded(1);
     thread::Builder::new()
         .name("leveret look-up".to_owned())
@@ -76,22 +133,57 @@ fn look_up(options: &ConnectionOptions, deadline: Deadline) -> io::Result<Vec<So
     }
 }
 
-fn failed(options: &ConnectionOptions, error: &io::Error) -> Error {
-    let address = format!("{}:{}", options.host, options.port);
-    let kind = error.kind();
-    let text = error.to_string();
-    let cause = io::Error::new(kind, text.clone());
-    Error::new(Kind::ConnectFailed {
-        address,
-        kind,
-        text,
-    })
-    .caused_by(cause)
+fn open_socket(
+    address: SocketAddr,
+    options: &ConnectionOptions,
+    deadline: Deadline,
+) -> io::Result<TcpStream> {
+    let time = deadline.remaining();
+    if time.is_zero() {
+        return Err(ErrorKind::TimedOut.into());
+    }
+    let socket = TcpStream::connect_timeout(&address, time)?;
+    socket.set_nodelay(true)?;
+    let settings = SockRef::from(&socket);
+    if !options.tcp_keepalive.is_zero() {
+        settings.set_tcp_keepalive(&TcpKeepalive::new().with_time(options.tcp_keepalive))?;
+    }
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    if !options.tcp_user_timeout.is_zero() {
+        settings.set_tcp_user_timeout(Some(options.tcp_user_timeout))?;
+    }
+    Ok(socket)
 }
 
-/// Drives the core over the blocking socket until the connection is open.
+/// TLS, if it is wanted, and AMQP's handshake.
+fn open<M: Mailboxes>(
+    socket: Socket,
+    peer: SocketAddr,
+    endpoint: &Endpoint,
+    options: &ConnectionOptions,
+    deadline: Deadline,
+) -> Result<Connected<M>> {
+    let mut stream = match &options.tls {
+        Some(tls) => tls::handshake(socket, tls, &endpoint.host, deadline)?,
+        None => Stream::Tcp(socket),
+    };
+    let mut core = proto::Connection::new(options.config());
+    let mut inbox = Inbox::default();
+    handshake(&mut stream, &mut core, &mut inbox, deadline)?;
+    stream
+        .poll_from_now_on()
+        .map_err(|error| failed(endpoint, &error))?;
+    Ok(Connected {
+        stream,
+        core,
+        inbox,
+        peer,
+    })
+}
+
+/// Drives the core over the blocking stream until the connection is open.
 fn handshake<M: Mailboxes>(
-    mut socket: &TcpStream,
+    stream: &mut Stream,
     core: &mut proto::Connection<M>,
     inbox: &mut Inbox,
     deadline: Deadline,
@@ -99,18 +191,14 @@ fn handshake<M: Mailboxes>(
     let mut output = Vec::new();
     loop {
         core.take_output(&mut output);
-        let written = write_before(socket, &output, deadline);
+        let written = stream.write_all(&output);
         output.clear();
         match opened(core) {
             Some(Ok(())) => return Ok(()),
             Some(Err(error)) => return Err(error),
             None => {}
         }
-        let read = written.and_then(|()| {
-            socket.set_read_timeout(Some(remaining(deadline)?))?;
-            inbox.read_from(&mut socket)
-        });
-        match read {
+        match written.and_then(|()| inbox.read_from(stream)) {
             Ok(0) => core.socket_closed(ErrorKind::UnexpectedEof),
             Ok(_) => {
                 let consumed = core.receive(inbox.bytes(), now());
@@ -118,7 +206,10 @@ fn handshake<M: Mailboxes>(
             }
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) if is_timeout(&error) => return Err(timed_out(core, deadline)),
-            Err(error) => core.socket_closed(error.kind()),
+            Err(error) => match tls::failure_of(stream, &error) {
+                Some(failure) => return Err(failure),
+                None => core.socket_closed(error.kind()),
+            },
         }
     }
 }
@@ -129,22 +220,6 @@ fn opened<M: Mailboxes>(core: &mut proto::Connection<M>) -> Option<Result<()>> {
         Event::Ended { error } => Some(Err(error)),
         _ => Some(Ok(())),
     }
-}
-
-fn write_before(mut socket: &TcpStream, bytes: &[u8], deadline: Deadline) -> io::Result<()> {
-    if bytes.is_empty() {
-        return Ok(());
-    }
-    socket.set_write_timeout(Some(remaining(deadline)?))?;
-    socket.write_all(bytes)
-}
-
-fn remaining(deadline: Deadline) -> io::Result<std::time::Duration> {
-    let remaining = deadline.remaining();
-    if remaining.is_zero() {
-        return Err(ErrorKind::TimedOut.into());
-    }
-    Ok(remaining)
 }
 
 /// A read that times out says "would block" on Unix.

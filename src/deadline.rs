@@ -18,6 +18,15 @@ impl Deadline {
         Self { at, after }
     }
 
+    /// What each of so many gets of the time that is left.
+    pub(crate) fn share(&self, among: usize) -> Self {
+        match u32::try_from(among) {
+            Ok(among @ 2..) => Self::after(self.remaining() / among),
+            // Alone it has all, and is said to have had all.
+            _ => *self,
+        }
+    }
+
     pub(crate) fn at(&self) -> Instant {
         self.at
     }

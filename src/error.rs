@@ -180,6 +180,14 @@ pub enum ErrorKind {
         /// What the system says, in words.
         text: String,
     },
+    /// TLS could not be agreed on, or failed: the certificate is of an unknown authority, expired, or for another host;
+    /// the broker wants a client certificate; the server speaks no TLS at this port.
+    TlsFailed {
+        /// What is wrong, in the words of the system's TLS.
+        text: String,
+    },
+    /// None of several endpoints could be used.
+    EndpointsFailed(Vec<FailedEndpoint>),
     /// The server speaks another version of AMQP, or no AMQP at all.
     ProtocolVersionMismatch {
         /// What it speaks, such as `AMQP 1-0-0`.
@@ -219,7 +227,8 @@ pub enum ErrorKind {
     },
     /// The socket ended without a word of AMQP: the broker was killed, or the network broke.
     SocketClosed {
-        /// What the system says; `UnexpectedEof` if the peer just closed.
+        /// What the system says; `UnexpectedEof` if the peer just closed, `ConnectionAborted` if a TLS connection ended
+        /// without TLS's goodbye (`close_notify`): cut on the way, or by the peer's death.
         kind: io::ErrorKind,
     },
     /// Nothing was heard from the broker for two heartbeat intervals.
@@ -307,6 +316,15 @@ impl fmt::Display for ErrorKind {
             Self::InvalidArgument(text) => f.write_str(text),
             Self::ConnectFailed { address, text, .. } => {
                 write!(f, "cannot connect to {address}: {text}")
+            }
+            Self::TlsFailed { text } => write!(f, "TLS failed: {text}"),
+            Self::EndpointsFailed(failed) => {
+                f.write_str("no endpoint could be used")?;
+                for (at, FailedEndpoint { endpoint, error }) in failed.iter().enumerate() {
+                    let separator = if at == 0 { ": " } else { "; " };
+                    write!(f, "{separator}{endpoint}: {error}")?;
+                }
+                Ok(())
             }
             Self::ProtocolVersionMismatch { server } => {
                 write!(
@@ -419,6 +437,24 @@ fn write_given_up(f: &mut fmt::Formatter<'_>, hindrance: &str, after: Duration) 
     }
 }
 
+/// A place to connect to, and why that failed.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct FailedEndpoint {
+    /// Host and port.
+    pub endpoint: String,
+    /// What went wrong there.
+    pub error: Error,
+}
+
+impl PartialEq for FailedEndpoint {
+    fn eq(&self, other: &Self) -> bool {
+        self.endpoint == other.endpoint && self.error.kind() == other.error.kind()
+    }
+}
+
+impl Eq for FailedEndpoint {}
+
 /// A message of which the broker has not taken charge.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
@@ -477,6 +513,11 @@ impl Error {
 
     pub(crate) fn invalid(text: impl Into<String>) -> Self {
         Self::new(ErrorKind::InvalidArgument(text.into()))
+    }
+
+    pub(crate) fn tls(text: impl Into<String>) -> Self {
+        let text = text.into();
+        Self::new(ErrorKind::TlsFailed { text })
     }
 
     pub(crate) fn timed_out(after: Duration) -> Self {

@@ -190,9 +190,12 @@ impl IoThread {
         }
         for event in events.iter().filter(|event| event.token() == SOCKET) {
             // A closed or broken socket is found by reading it.
-            self.readable |= event.is_readable() || event.is_read_closed() || event.is_error();
+            // In TLS either way can wait for the other.
+            let both = self.stream.is_tls() && (event.is_readable() || event.is_writable());
+            self.readable |=
+                both || event.is_readable() || event.is_read_closed() || event.is_error();
             self.failed |= event.is_error();
-            self.writable |= event.is_writable();
+            self.writable |= both || event.is_writable();
         }
     }
 

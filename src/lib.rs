@@ -77,7 +77,9 @@ mod report;
 mod request;
 mod returned;
 mod rpc;
+mod sasl;
 mod stream;
+mod tls;
 mod unread;
 mod uri;
 mod window;
@@ -90,19 +92,22 @@ pub use connection::Connection;
 pub use consumer::{Consumer, IntoIter, Iter};
 pub use crossbeam_channel;
 pub use delivery::{Delivery, GetResponse};
-pub use error::{CloseReason, ClosedBy, Error, ErrorKind, FailedPublish, ReplyCode, Result};
+pub use error::{
+    CloseReason, ClosedBy, Error, ErrorKind, FailedEndpoint, FailedPublish, ReplyCode, Result,
+};
 pub use events::ConnectionEvent;
 pub use exchange::{Exchange, ExchangeKind};
 pub use message::{Body, Message};
 pub use options::{
     BindOptions, ConnectionOptions, ConsumeOptions, ExchangeDeclareOptions, ExchangeDeleteOptions,
     LoginMethod, NackOptions, Overflow, PublisherOptions, QosOptions, QueueDeclareOptions,
-    QueueDeleteOptions, QueueType, StreamOffset, WorkerOptions,
+    QueueDeleteOptions, QueueType, StreamOffset, TlsOptions, WorkerOptions,
 };
 pub use publisher::Publisher;
 pub use queue::Queue;
 pub use returned::ReturnedMessage;
 pub use rpc::{RpcClient, RpcServer};
+pub use sasl::{SaslConversation, SaslMechanism};
 pub use wire::properties::Properties;
 pub use wire::value::{FieldTable, FieldValue};
 pub use workers::{Settlement, Workers};

@@ -1,23 +1,25 @@
 //! AMQP URIs, after <https://www.rabbitmq.com/docs/uri-spec>.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use percent_encoding::{percent_decode_str, utf8_percent_encode, NON_ALPHANUMERIC};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::options::ConnectionOptions;
+use crate::options::{ConnectionOptions, Endpoint, LoginMethod, TlsOptions};
 
 /// Reads `amqp://user:password@host:port/vhost?query` over the defaults.
 pub(crate) fn parse(uri: &str) -> Result<ConnectionOptions> {
     let mut options = ConnectionOptions::default();
     let rest = match uri.split_once("://") {
         Some((scheme, rest)) if scheme.eq_ignore_ascii_case("amqp") => rest,
-        Some((scheme, _)) if scheme.eq_ignore_ascii_case("amqps") => {
-            return Err(invalid("amqps needs TLS, which is not available yet"))
+        Some((scheme, rest)) if scheme.eq_ignore_ascii_case("amqps") => {
+            options.tls = Some(TlsOptions::default());
+            rest
         }
         // What is wrong here may be a password, so it is not repeated.
-        _ => return Err(invalid("it must begin with amqp://")),
+        _ => return Err(invalid("it must begin with amqp:// or amqps://")),
     };
     if rest.contains('#') {
         return Err(invalid("it must have no fragment (#)"));
@@ -42,25 +44,24 @@ pub(crate) fn parse(uri: &str) -> Result<ConnectionOptions> {
         }
         options.vhost = decode(vhost, "the virtual host")?;
     }
-    for pair in query
-        .unwrap_or_default()
-        .split('&')
-        .filter(|it| !it.is_empty())
-    {
-        read_parameter(pair, &mut options)?;
-    }
+    read_query(query.unwrap_or_default(), &mut options)?;
     Ok(options)
 }
 
 /// Writes the options as a URI that could be read again, but for the password.
 pub(crate) fn write(options: &ConnectionOptions, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     let encode = |text| utf8_percent_encode(text, NON_ALPHANUMERIC);
-    let (user, vhost) = (encode(&options.username), encode(&options.vhost));
-    let (host, port) = (&options.host, options.port);
-    match host.contains(':') {
-        true => write!(f, "amqp://{user}@[{host}]:{port}/{vhost}"),
-        false => write!(f, "amqp://{user}@{host}:{port}/{vhost}"),
+    let scheme = if options.tls.is_some() {
+        "amqps"
+    } else {
+        "amqp"
+    };
+    write!(f, "{scheme}://{}@", encode(&options.username))?;
+    for (at, endpoint) in options.endpoints().iter().enumerate() {
+        let separator = if at == 0 { "" } else { "," };
+        write!(f, "{separator}{endpoint}")?;
     }
+    write!(f, "/{}", encode(&options.vhost))
 }
 
 fn invalid(text: impl Into<String>) -> Error {
@@ -92,7 +93,7 @@ fn decode(text: &str, what: &str) -> Result<String> {
 }
 
 fn read_authority(authority: &str, options: &mut ConnectionOptions) -> Result<()> {
-    let (login, host_and_port) = match authority.rsplit_once('@') {
+    let (login, endpoints) = match authority.rsplit_once('@') {
         Some((login, host)) => (Some(login), host),
         None => (None, authority),
     };
@@ -103,15 +104,36 @@ fn read_authority(authority: &str, options: &mut ConnectionOptions) -> Result<()
             options.password = decode(password, "the password")?;
         }
     }
-    let (host, port) = split_host(host_and_port)?;
-    if !host.is_empty() {
-        options.host = decode(host, "the host")?;
+    let mut endpoints = endpoints.split(',');
+    let (host, port) = read_endpoint(endpoints.next().unwrap_or_default())?;
+    if let Some(host) = host {
+        options.host = host;
     }
-    if let Some(port) = port.filter(|port| !port.is_empty()) {
-        let number = port.parse().ok().filter(|&number| number != 0);
-        options.port = number.ok_or_else(|| invalid("the port is no number from 1 to 65535"))?;
+    options.port = port;
+    for endpoint in endpoints {
+        let (host, port) = read_endpoint(endpoint)?;
+        let host = host.ok_or_else(|| invalid("a host is missing between commas"))?;
+        let port = port.unwrap_or_else(|| options.default_port());
+        options.more_endpoints.push(Endpoint { host, port });
     }
     Ok(())
+}
+
+/// Host and port, as far as they are there.
+fn read_endpoint(text: &str) -> Result<(Option<String>, Option<u16>)> {
+    let (host, port) = split_host(text)?;
+    let host = match host {
+        "" => None,
+        host => Some(decode(host, "the host")?),
+    };
+    let port = match port {
+        None | Some("") => None,
+        Some(port) => {
+            let number = port.parse().ok().filter(|&number| number != 0);
+            Some(number.ok_or_else(|| invalid("the port is no number from 1 to 65535"))?)
+        }
+    };
+    Ok((host, port))
 }
 
 /// An IPv6 address stands in brackets, since it has colons of its own.
@@ -129,16 +151,81 @@ fn split_host(text: &str) -> Result<(&str, Option<&str>)> {
     }
 }
 
-fn read_parameter(pair: &str, options: &mut ConnectionOptions) -> Result<()> {
+/// Where the client's certificate and its key are; one is useless without the other.
+#[derive(Default)]
+struct IdentityFiles {
+    certificates: Option<PathBuf>,
+    key: Option<PathBuf>,
+}
+
+fn read_query(query: &str, options: &mut ConnectionOptions) -> Result<()> {
+    let mut files = IdentityFiles::default();
+    for pair in query.split('&').filter(|it| !it.is_empty()) {
+        read_parameter(pair, options, &mut files)?;
+    }
+    match (files.certificates, files.key) {
+        (None, None) => Ok(()),
+        (Some(certificates), Some(key)) => change_tls("certfile", options, |tls| {
+            tls.identity_files(certificates, key)
+        }),
+        _ => Err(invalid("certfile and keyfile need each other")),
+    }
+}
+
+fn change_tls(
+    name: &str,
+    options: &mut ConnectionOptions,
+    change: impl FnOnce(TlsOptions) -> TlsOptions,
+) -> Result<()> {
+    let Some(tls) = options.tls.take() else {
+        return Err(invalid(format!("{name} is for amqps:// only")));
+    };
+    options.tls = Some(change(tls));
+    Ok(())
+}
+
+fn login_method(value: &str) -> Result<LoginMethod> {
+    match value.to_ascii_lowercase().as_str() {
+        "plain" => Ok(LoginMethod::Plain),
+        "amqplain" => Ok(LoginMethod::AmqPlain),
+        "external" => Ok(LoginMethod::External),
+        _ => Err(invalid(
+            "auth_mechanism must be plain, amqplain or external",
+        )),
+    }
+}
+
+fn read_parameter(
+    pair: &str,
+    options: &mut ConnectionOptions,
+    files: &mut IdentityFiles,
+) -> Result<()> {
     let (name, value) = split_before(pair, '=');
     let value = decode(value.unwrap_or_default(), name)?;
     match name {
+        "auth_mechanism" => options.login_method = login_method(&value)?,
         "heartbeat" => options.heartbeat = Duration::from_secs(number::<u16>(name, &value)?.into()),
         "connection_timeout" => {
             options.connect_timeout = Duration::from_millis(number(name, &value)?);
         }
         "channel_max" => options.channel_max = number(name, &value)?,
         "frame_max" => options.frame_max = number(name, &value)?,
+        "cacertfile" => change_tls(name, options, |tls| tls.ca_certificate_file(value))?,
+        "certfile" | "keyfile" => {
+            let path = Some(value.into());
+            match name {
+                "certfile" => files.certificates = path,
+                _ => files.key = path,
+            }
+        }
+        "server_name_indication" => change_tls(name, options, |tls| tls.server_name(value))?,
+        "verify" => match value.as_str() {
+            "verify_peer" => change_tls(name, options, |tls| tls)?,
+            "verify_none" => change_tls(name, options, TlsOptions::danger_accept_invalid_certs)?,
+            _ => return Err(invalid("verify must be verify_peer or verify_none")),
+        },
+        // Settings of servers, which RabbitMQ's own clients take and ignore.
+        "depth" | "fail_if_no_peer_cert" => {}
         unknown => return Err(invalid(format!("unknown query parameter {unknown:?}"))),
     }
     Ok(())
@@ -152,6 +239,7 @@ fn number<N: std::str::FromStr>(name: &str, value: &str) -> Result<N> {
 #[cfg(test)]
 mod tests {
     use super::parse;
+    use crate::options::LoginMethod;
     use std::time::Duration;
 
     /// (URI, user, password, host, port, vhost): the appendix of RabbitMQ's URI specification, with our defaults
@@ -216,7 +304,7 @@ mod tests {
                     options.username.as_str(),
                     options.password.as_str(),
                     options.host.as_str(),
-                    options.port,
+                    options.endpoints()[0].port,
                     options.vhost.as_str()
                 ),
                 (username, password, host, port, vhost),
@@ -236,11 +324,49 @@ mod tests {
     }
 
     #[test]
+    fn reads_what_concerns_tls_and_login() {
+        let uri = "amqps://h/v?cacertfile=/ca%20dir/ca.pem&certfile=c.pem&keyfile=k.pem&verify=verify_none\
+                   &server_name_indication=other&auth_mechanism=EXTERNAL&depth=3";
+        let options = parse(uri).unwrap();
+        assert!(matches!(options.login_method, LoginMethod::External));
+        assert_eq!(options.endpoints()[0].port, 5671);
+        let tls = options.tls.unwrap();
+        assert!(tls.danger_accept_invalid_certs);
+        assert_eq!(tls.server_name.as_deref(), Some("other"));
+        let shown = format!("{:?} {:?}", tls.ca_certificates, tls.identity);
+        assert!(
+            shown.contains("/ca dir/ca.pem") && shown.contains("c.pem"),
+            "{shown}"
+        );
+        assert!(
+            !parse("amqps://h?verify=verify_peer")
+                .unwrap()
+                .tls
+                .unwrap()
+                .danger_accept_invalid_certs
+        );
+        assert!(parse("amqp://h").unwrap().tls.is_none());
+    }
+
+    #[test]
+    fn reads_and_writes_several_endpoints() {
+        for uri in [
+            "amqp://guest@a:5672,b:5673,[::1]:5674/%2F",
+            "amqps://guest@a:5671,b:5671/v",
+        ] {
+            assert_eq!(parse(uri).unwrap().to_string(), uri);
+        }
+        let options = parse("amqp://a,b").unwrap();
+        let ports: Vec<_> = options.endpoints().iter().map(|it| it.port).collect();
+        assert_eq!(ports, [5672, 5672]);
+    }
+
+    #[test]
     fn names_what_is_wrong_and_never_the_password() {
         let table = [
-            ("localhost", "it must begin with amqp://"),
+            ("localhost", "it must begin with amqp:// or amqps://"),
             ("http://u:secret@h", "it must begin with amqp://"),
-            ("amqps://u:secret@h", "amqps needs TLS"),
+            ("amqp://u:secret@h,,i", "a host is missing"),
             ("amqp://u:secret@h:0", "the port is no number"),
             ("amqp://u:secret@h:70000", "the port is no number"),
             ("amqp://u:secret@h:1x", "the port is no number"),
@@ -262,6 +388,19 @@ mod tests {
                 "unknown query parameter \"heartbeet\"",
             ),
             ("amqp://u:secret@h#f", "it must have no fragment"),
+            (
+                "amqp://u:secret@h?cacertfile=x",
+                "cacertfile is for amqps:// only",
+            ),
+            (
+                "amqps://u:secret@h?certfile=x",
+                "certfile and keyfile need each other",
+            ),
+            ("amqps://u:secret@h?verify=maybe", "verify must be"),
+            (
+                "amqp://u:secret@h?auth_mechanism=magic",
+                "auth_mechanism must be",
+            ),
         ];
         for (uri, expected) in table {
             let error = parse(uri).unwrap_err().to_string();

@@ -23,6 +23,8 @@ mod refusals;
 mod rpc;
 mod support;
 mod threads;
+#[cfg(feature = "native-tls")]
+mod tls;
 mod tutorials;
 mod typed_arguments;
 mod waiting;

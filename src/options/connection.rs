@@ -1,23 +1,50 @@
 //! How to connect.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
+use super::TlsOptions;
 use crate::error::{Error, Result};
 use crate::proto::{Config, Login};
+use crate::sasl::SaslMechanism;
+use crate::tls;
 use crate::uri;
 use crate::wire::frame::MIN_SIZE;
 use crate::wire::value::FieldTable;
 
-/// How user name and password are sent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+/// How to log in: the SASL mechanism.
+#[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub enum LoginMethod {
-    /// As SASL PLAIN. Every RabbitMQ offers it.
+    /// With user name and password, as SASL PLAIN. Every RabbitMQ offers it. OAuth 2 tokens go in the place of the password.
     #[default]
     Plain,
-    /// As a field table; an older way to say the same.
+    /// With user name and password, as a field table; an older way to say the same.
     AmqPlain,
+    /// With the client's certificate ([`TlsOptions`]); user name and password are not sent. RabbitMQ needs the plugin
+    /// `rabbitmq_auth_mechanism_ssl`.
+    External,
+    /// In a way of one's own.
+    Sasl(Arc<dyn SaslMechanism>),
+}
+
+/// A place to connect to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Endpoint {
+    pub(crate) host: String,
+    pub(crate) port: u16,
+}
+
+/// As it stands in a URI.
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { host, port } = self;
+        match host.contains(':') {
+            true => write!(f, "[{host}]:{port}"),
+            false => write!(f, "{host}:{port}"),
+        }
+    }
 }
 
 /// Where and how to connect.
@@ -38,7 +65,12 @@ pub enum LoginMethod {
 #[non_exhaustive]
 pub struct ConnectionOptions {
     pub(crate) host: String,
-    pub(crate) port: u16,
+    pub(crate) port: Option<u16>,
+    pub(crate) more_endpoints: Vec<Endpoint>,
+    pub(crate) shuffle_endpoints: bool,
+    pub(crate) tls: Option<TlsOptions>,
+    pub(crate) tcp_keepalive: Duration,
+    pub(crate) tcp_user_timeout: Duration,
     pub(crate) vhost: String,
     pub(crate) username: String,
     pub(crate) password: String,
@@ -59,7 +91,12 @@ impl Default for ConnectionOptions {
     fn default() -> Self {
         Self {
             host: "localhost".to_owned(),
-            port: 5672,
+            port: None,
+            more_endpoints: Vec::new(),
+            shuffle_endpoints: false,
+            tls: None,
+            tcp_keepalive: Duration::from_secs(60),
+            tcp_user_timeout: Duration::ZERO,
             vhost: "/".to_owned(),
             username: "guest".to_owned(),
             password: "guest".to_owned(),
@@ -84,6 +121,11 @@ impl fmt::Debug for ConnectionOptions {
         f.debug_struct("ConnectionOptions")
             .field("host", &self.host)
             .field("port", &self.port)
+            .field("more_endpoints", &self.more_endpoints)
+            .field("shuffle_endpoints", &self.shuffle_endpoints)
+            .field("tls", &self.tls)
+            .field("tcp_keepalive", &self.tcp_keepalive)
+            .field("tcp_user_timeout", &self.tcp_user_timeout)
             .field("vhost", &self.vhost)
             .field("username", &self.username)
             .field("login_method", &self.login_method)
@@ -111,12 +153,23 @@ impl fmt::Display for ConnectionOptions {
 impl ConnectionOptions {
     /// What the URI says, and the defaults for what it does not say.
     ///
-    /// The query can set `heartbeat` (seconds), `connection_timeout` (milliseconds), `channel_max` and `frame_max`.
+    /// Several hosts are separated by commas, as [`endpoint`](Self::endpoint) adds them. The query can set `heartbeat` (seconds),
+    /// `connection_timeout` (milliseconds), `channel_max`, `frame_max`, `auth_mechanism` (`plain`, `amqplain`, `external`),
+    /// and for `amqps` `cacertfile`, `certfile` and `keyfile` (paths of PEM files), `verify` (`verify_peer` or `verify_none`) and
+    /// `server_name_indication`.
+    ///
+    /// ```
+    /// use leveret::ConnectionOptions;
+    ///
+    /// let options = ConnectionOptions::from_uri("amqps://me:secret@rabbit.example.com/prod?cacertfile=ca.pem")?;
+    /// assert_eq!(options.to_string(), "amqps://me@rabbit.example.com:5671/prod");
+    /// # Ok::<(), leveret::Error>(())
+    /// ```
     ///
     /// # Errors
     /// [`ErrorKind::InvalidUri`](crate::ErrorKind::InvalidUri) names the part that is wrong, never the password.
     ///
-    /// See <https://www.rabbitmq.com/docs/uri-spec>.
+    /// See <https://www.rabbitmq.com/docs/uri-spec> and <https://www.rabbitmq.com/docs/uri-query-parameters>.
     pub fn from_uri(uri: &str) -> Result<Self> {
         uri::parse(uri)
     }
@@ -124,8 +177,17 @@ impl ConnectionOptions {
     setters! {
         /// A name or an address, IPv6 without brackets. Default: `localhost`.
         host: impl Into<String>;
-        /// Default: 5672.
+        /// Default: 5672, or 5671 with TLS.
         port: u16;
+        /// TLS, with these options. Default: none.
+        tls: TlsOptions;
+        /// After so long without a byte either way, the system asks whether the peer is still there. Zero: never.
+        /// Heartbeats do the same, and are told to the broker. Default: 60 seconds.
+        tcp_keepalive: Duration;
+        /// The system gives the connection up when what was sent is not acknowledged by the peer's system for so long
+        /// (`TCP_USER_TIMEOUT`, on Linux). It also does so when the broker reads nothing for so long, as RabbitMQ does when
+        /// it has blocked the connection. Default: zero, which leaves it to the system, often some 15 minutes.
+        tcp_user_timeout: Duration;
         /// The virtual host. Default: `/`.
         vhost: impl Into<String>;
         /// Default: `guest`.
@@ -169,8 +231,52 @@ impl ConnectionOptions {
         client_properties: FieldTable;
     }
 
+    flags! {
+        /// Tries the endpoints in random order, so that many programs do not all connect to the same one.
+        shuffle_endpoints;
+    }
+
+    /// One more place to connect to, if `host` and the endpoints before cannot be used: a node of the same cluster. Every
+    /// endpoint, and every address behind its name, has its share of `connect_timeout`.
+    ///
+    /// ```
+    /// use leveret::ConnectionOptions;
+    ///
+    /// let options = ConnectionOptions::default()
+    ///     .host("rabbit-1.example.com")
+    ///     .endpoint("rabbit-2.example.com", 5672)
+    ///     .shuffle_endpoints();
+    /// assert_eq!(options.to_string(), "amqp://guest@rabbit-1.example.com:5672,rabbit-2.example.com:5672/%2F");
+    /// ```
+    #[must_use]
+    pub fn endpoint(mut self, host: impl Into<String>, port: u16) -> Self {
+        let host = host.into();
+        self.more_endpoints.push(Endpoint { host, port });
+        self
+    }
+
+    pub(crate) fn endpoints(&self) -> Vec<Endpoint> {
+        let first = Endpoint {
+            host: self.host.clone(),
+            port: self.port.unwrap_or_else(|| self.default_port()),
+        };
+        let mut endpoints = vec![first];
+        endpoints.extend(self.more_endpoints.iter().cloned());
+        endpoints
+    }
+
+    pub(crate) fn default_port(&self) -> u16 {
+        match self.tls {
+            Some(_) => 5671,
+            None => 5672,
+        }
+    }
+
     /// Refuses what no server would take.
     pub(crate) fn check(&self) -> Result<()> {
+        if self.tls.is_some() {
+            tls::check_available()?;
+        }
         if self.frame_max != 0 && self.frame_max < MIN_SIZE {
             return Err(Error::invalid(format!(
                 "frame_max is {}, the least is {MIN_SIZE} (or 0 for no limit)",
@@ -184,7 +290,7 @@ impl ConnectionOptions {
             )));
         }
         // The broker takes user name and password apart at the NUL between them.
-        if self.login_method == LoginMethod::Plain
+        if matches!(self.login_method, LoginMethod::Plain)
             && (self.username.contains('\0') || self.password.contains('\0'))
         {
             return Err(Error::invalid(
@@ -195,9 +301,13 @@ impl ConnectionOptions {
     }
 
     pub(crate) fn config(&self) -> Config {
-        let login = match self.login_method {
+        let login = match &self.login_method {
             LoginMethod::Plain => Login::plain(&self.username, &self.password),
             LoginMethod::AmqPlain => Login::amqplain(&self.username, &self.password),
+            LoginMethod::External => Login::external(&self.username),
+            LoginMethod::Sasl(mechanism) => {
+                Login::new(mechanism.name(), &self.username, mechanism.begin())
+            }
         };
         // A part of a second is rounded up: nobody who asks for heartbeats means none.
         let partial = u64::from(self.heartbeat.subsec_nanos() > 0);

@@ -75,12 +75,17 @@ mod consume;
 mod exchange;
 mod publisher;
 mod queue;
+mod tls;
 mod worker;
 
 pub use bind::BindOptions;
+pub(crate) use connection::Endpoint;
 pub use connection::{ConnectionOptions, LoginMethod};
 pub use consume::{ConsumeOptions, NackOptions, QosOptions, StreamOffset};
 pub use exchange::{ExchangeDeclareOptions, ExchangeDeleteOptions};
 pub use publisher::PublisherOptions;
 pub use queue::{Overflow, QueueDeclareOptions, QueueDeleteOptions, QueueType};
+pub use tls::TlsOptions;
+#[cfg(feature = "native-tls")]
+pub(crate) use tls::{Identity, Source};
 pub use worker::WorkerOptions;

@@ -1,5 +1,6 @@
 //! The state machine itself.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::io;
 use std::time::{Duration, Instant};
@@ -15,12 +16,13 @@ use super::violation::{invalid, violation, Checked, Violation};
 use crate::error::{CloseReason, Error, ErrorKind, ReplyCode};
 use crate::wire::frame::{self, Cut, Frame, FrameKind};
 use crate::wire::method::{
-    ConnectionClose, ConnectionCloseOk, ConnectionStart, ConnectionTune, Method, MethodId,
+    ConnectionClose, ConnectionCloseOk, ConnectionSecure, ConnectionSecureOk, ConnectionStart,
+    ConnectionTune, LongString, Method, MethodId,
 };
 use crate::wire::value::FieldTable;
 
 /// What the core has to know from the start.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct Config {
     pub(crate) login: Login,
     pub(crate) vhost: String,
@@ -276,11 +278,9 @@ impl<M: Mailboxes> Connection<M> {
                 self.started(start);
                 Ok(())
             }
-            (State::Handshake(Step::Tune), Method::ConnectionSecure(_)) => {
-                let mechanism = &self.config.login.mechanism;
-                Err(invalid(format!(
-                    "connection.secure, but {mechanism} has no challenges"
-                )))
+            (State::Handshake(Step::Tune), Method::ConnectionSecure(secure)) => {
+                self.challenged(&secure);
+                Ok(())
             }
             (State::Handshake(Step::Tune), Method::ConnectionTune(tune)) => self.tuned(tune, now),
             (State::Handshake(Step::OpenOk), Method::ConnectionOpenOk(_)) => {
@@ -318,7 +318,7 @@ impl<M: Mailboxes> Connection<M> {
 
     fn started(&mut self, start: ConnectionStart<'_>) {
         // Client properties are the user's, so they may be too large for any frame.
-        let answered = handshake::start_ok(&self.config, &start).and_then(|start_ok| {
+        let answered = handshake::start_ok(&mut self.config, &start).and_then(|start_ok| {
             let sent = self.effects.try_send(0, &start_ok);
             sent.map_err(|error| Error::invalid(format!("client properties: {error}")))
         });
@@ -332,6 +332,18 @@ impl<M: Mailboxes> Connection<M> {
             properties: start.server_properties.into_owned(),
             tune: ConnectionTune::default(),
         };
+    }
+
+    fn challenged(&mut self, secure: &ConnectionSecure<'_>) {
+        let answered = self.config.login.respond(&secure.challenge.0);
+        let sent = answered.and_then(|response| {
+            let response = LongString(Cow::Owned(response));
+            let sent = self.effects.try_send(0, &ConnectionSecureOk { response });
+            sent.map_err(|error| Error::invalid(format!("SASL response: {error}")))
+        });
+        if let Err(error) = sent {
+            self.end(error);
+        }
     }
 
     fn tuned(&mut self, tune: ConnectionTune, now: Instant) -> Checked<()> {

@@ -14,13 +14,15 @@ use crate::wire::method::{
 };
 use crate::wire::value::FieldTable;
 
+/// What the client says to the server's offer (an empty challenge) and to each challenge, or why it has nothing to say.
+pub(crate) type Conversation = Box<dyn FnMut(&[u8]) -> Result<Vec<u8>, String> + Send>;
+
 /// Who logs in, and how.
-#[derive(Clone)]
 pub(crate) struct Login {
     pub(crate) mechanism: String,
     pub(crate) user: String,
-    /// What the mechanism answers to the server's offer. A secret.
-    response: Vec<u8>,
+    /// What it says is secret.
+    conversation: Conversation,
 }
 
 impl fmt::Debug for Login {
@@ -30,12 +32,45 @@ impl fmt::Debug for Login {
 }
 
 impl Login {
-    pub(crate) fn plain(user: &str, password: &str) -> Self {
+    pub(crate) fn new(mechanism: &str, user: &str, conversation: Conversation) -> Self {
         Self {
-            mechanism: "PLAIN".to_owned(),
+            mechanism: mechanism.to_owned(),
             user: user.to_owned(),
-            response: format!("\0{user}\0{password}").into_bytes(),
+            conversation,
         }
+    }
+
+    /// A mechanism that says all at once, and has no answer to any challenge.
+    fn in_one(mechanism: &str, user: &str, response: Vec<u8>) -> Self {
+        let mut response = Some(response);
+        let conversation = move |_: &[u8]| {
+            let response = response.take();
+            response.ok_or_else(|| "this mechanism has no challenges".to_owned())
+        };
+        Self::new(mechanism, user, Box::new(conversation))
+    }
+
+    pub(crate) fn plain(user: &str, password: &str) -> Self {
+        let response = format!("\0{user}\0{password}");
+        Self::in_one("PLAIN", user, response.into_bytes())
+    }
+
+    /// Who it is stands in the client's certificate.
+    pub(crate) fn external(user: &str) -> Self {
+        Self::in_one("EXTERNAL", user, Vec::new())
+    }
+
+    /// Answers a challenge, or the server's offer.
+    pub(crate) fn respond(&mut self, challenge: &[u8]) -> Result<Vec<u8>, Error> {
+        (self.conversation)(challenge).map_err(|text| self.failed(&text))
+    }
+
+    fn failed(&self, text: &str) -> Error {
+        Error::new(ErrorKind::LoginRefused {
+            user: self.user.clone(),
+            mechanism: self.mechanism.clone(),
+            text: text.to_owned(),
+        })
     }
 
     /// PLAIN's content as a field table, without the table's length.
@@ -47,11 +82,7 @@ impl Login {
         // The names are short and known, and a Vec takes everything.
         let _ = Writer::new(&mut response).table(&table, "response");
         response.drain(..4);
-        Self {
-            mechanism: "AMQPLAIN".to_owned(),
-            user: user.to_owned(),
-            response,
-        }
+        Self::in_one("AMQPLAIN", user, response)
     }
 }
 
@@ -75,7 +106,7 @@ impl Step {
     /// What a socket that ended at this step means.
     pub(crate) fn socket_closed(self, config: &Config, kind: std::io::ErrorKind) -> Error {
         let error = match self {
-            Self::Tune => refused_login(config, ""),
+            Self::Tune => config.login.failed(""),
             Self::Start | Self::OpenOk => Error::new(ErrorKind::SocketClosed { kind }),
         };
         error.doing(format!("waiting for {}", self.name()))
@@ -84,7 +115,7 @@ impl Step {
     /// What a `connection.close` at this step means.
     pub(crate) fn closed(self, config: &Config, reason: CloseReason) -> Error {
         if reason.code == ReplyCode::ACCESS_REFUSED {
-            return refused_login(config, &reason.text);
+            return config.login.failed(&reason.text);
         }
         let about_vhost = matches!(
             reason.code,
@@ -99,14 +130,6 @@ impl Step {
     }
 }
 
-fn refused_login(config: &Config, text: &str) -> Error {
-    Error::new(ErrorKind::LoginRefused {
-        user: config.login.user.clone(),
-        mechanism: config.login.mechanism.clone(),
-        text: text.to_owned(),
-    })
-}
-
 /// A server that speaks another version answers with the header of its own instead of a method frame; one that speaks
 /// another protocol answers with anything else. `None` if that cannot be told yet.
 pub(crate) fn version_mismatch(input: &[u8]) -> Option<Error> {
@@ -119,6 +142,8 @@ pub(crate) fn version_mismatch(input: &[u8]) -> Option<Error> {
             format!("SASL and AMQP {major}.{minor}.{revision}")
         }
         [b'A', b'M', b'Q', b'P', a, b, c, d, ..] => format!("AMQP {a}.{b}.{c}.{d}"),
+        // A record of TLS: an alert, or a handshake.
+        [0x15 | 0x16, 3, ..] => "TLS (amqps)".to_owned(),
         // The rest may still come.
         begun if begun.len() < HEADER && begun.iter().zip(b"AMQP").all(|(a, b)| a == b) => {
             return None
@@ -130,22 +155,23 @@ pub(crate) fn version_mismatch(input: &[u8]) -> Option<Error> {
 
 /// Answers the server's offer, or says why it cannot be answered.
 pub(crate) fn start_ok<'a>(
-    config: &'a Config,
+    config: &'a mut Config,
     start: &ConnectionStart<'_>,
 ) -> Result<ConnectionStartOk<'a>, Error> {
     let offered = String::from_utf8_lossy(&start.mechanisms.0).into_owned();
-    let mechanism = config.login.mechanism.as_str();
+    let mechanism = &config.login.mechanism;
     if !offered.split_ascii_whitespace().any(|it| it == mechanism) {
-        let mechanism = mechanism.to_owned();
+        let mechanism = mechanism.clone();
         return Err(Error::new(ErrorKind::MechanismNotOffered {
             mechanism,
             offered,
         }));
     }
+    let response = config.login.respond(b"")?;
     Ok(ConnectionStartOk {
         client_properties: Cow::Borrowed(&config.client_properties),
-        mechanism: mechanism.into(),
-        response: LongString(Cow::Borrowed(&config.login.response)),
+        mechanism: config.login.mechanism.as_str().into(),
+        response: LongString(Cow::Owned(response)),
         locale: "en_US".into(),
     })
 }

@@ -1,5 +1,7 @@
 //! The broker under test, and waiting for conditions.
 
+#[cfg(feature = "native-tls")]
+pub(crate) mod certificates;
 pub(crate) mod logged;
 mod node;
 pub(crate) mod program;

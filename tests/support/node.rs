@@ -18,12 +18,19 @@ pub(crate) struct Node {
 
 impl Node {
     pub(crate) fn start() -> Self {
+        Self::start_with("", "")
+    }
+
+    /// With further lines for its rabbitmq.conf, and plugins.
+    pub(crate) fn start_with(config: &str, plugins: &str) -> Self {
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/with-rabbitmq");
         // It holds the node until its standard input ends.
         let hold = "env | grep -E '^(AMQP_URL|RABBITMQ_[A-Z]+|ERL_EPMD_[A-Z]+)='; echo; cat";
         let mut child = Command::new(script)
             .args(["sh", "-c", hold])
             .env_remove("AMQP_URL")
+            .env("RABBITMQ_EXTRA_CONFIG", config)
+            .env("RABBITMQ_EXTRA_PLUGINS", plugins)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()

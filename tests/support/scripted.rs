@@ -10,8 +10,8 @@ use leveret::ConnectionOptions;
 const FRAME_MAX: u32 = 128 << 10;
 
 /// The server's side of one connection, written down byte by byte.
-pub(crate) struct Script {
-    socket: TcpStream,
+pub(crate) struct Script<S = TcpStream> {
+    socket: S,
 }
 
 /// A server on a free port that takes one connection and follows the script.
@@ -83,7 +83,7 @@ pub(crate) fn short(text: &str) -> Vec<u8> {
     [&[text.len() as u8], text.as_bytes()].concat()
 }
 
-impl Script {
+impl Script<TcpStream> {
     /// The same connection, for another thread.
     pub(crate) fn another(&self) -> Self {
         let socket = self.socket.try_clone().unwrap();
@@ -93,6 +93,18 @@ impl Script {
     /// Reading fails if nothing comes for so long.
     pub(crate) fn set_patience(&self, patience: Duration) {
         self.socket.set_read_timeout(Some(patience)).unwrap();
+    }
+}
+
+impl<S: Read + Write> Script<S> {
+    #[cfg(feature = "native-tls")]
+    pub(crate) fn over(socket: S) -> Self {
+        Self { socket }
+    }
+
+    #[cfg(feature = "native-tls")]
+    pub(crate) fn into_socket(self) -> S {
+        self.socket
     }
 
     pub(crate) fn send(&mut self, bytes: &[u8]) {

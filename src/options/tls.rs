@@ -1,0 +1,152 @@
+//! How to secure a connection.
+
+use std::fmt;
+use std::path::PathBuf;
+
+/// Where a certificate or a key comes from. Files are read at each connect, so that renewed ones are found.
+#[derive(Clone)]
+pub(crate) enum Source {
+    Bytes(Vec<u8>),
+    File(PathBuf),
+}
+
+impl fmt::Debug for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Bytes(bytes) => write!(f, "{} bytes", bytes.len()),
+            Self::File(path) => path.fmt(f),
+        }
+    }
+}
+
+/// Who this program is.
+#[derive(Clone)]
+#[cfg_attr(not(feature = "native-tls"), allow(dead_code))]
+pub(crate) enum Identity {
+    Pkcs12 { archive: Source, password: String },
+    Pem { certificates: Source, key: Source },
+}
+
+impl fmt::Debug for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Pkcs12 { archive, .. } => write!(f, "PKCS#12 in {archive:?}"),
+            Self::Pem { certificates, .. } => write!(f, "PEM in {certificates:?}"),
+        }
+    }
+}
+
+/// TLS for a connection: whom to trust, and who this program is.
+///
+/// The default trusts what the system trusts, and checks that the certificate is for the host that was asked for.
+///
+/// ```no_run
+/// use leveret::{Connection, ConnectionOptions, TlsOptions};
+///
+/// let tls = TlsOptions::default()
+///     .ca_certificate_file("/etc/ssl/rabbitmq/ca.pem")
+///     .identity_files("/etc/ssl/rabbitmq/client.pem", "/etc/ssl/rabbitmq/client.key");
+/// let options = ConnectionOptions::default().host("rabbitmq.example.com").tls(tls);
+/// let connection = Connection::open_with(&options)?;
+/// # Ok::<(), leveret::Error>(())
+/// ```
+///
+/// It needs this crate's feature `native-tls`, which is on unless switched off, and with it the system's TLS: OpenSSL on
+/// Linux, SChannel on Windows, Secure Transport on macOS.
+///
+/// See <https://www.rabbitmq.com/docs/ssl>.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct TlsOptions {
+    pub(crate) ca_certificates: Vec<Source>,
+    pub(crate) identity: Option<Identity>,
+    pub(crate) server_name: Option<String>,
+    pub(crate) danger_accept_invalid_certs: bool,
+    pub(crate) danger_accept_invalid_hostnames: bool,
+}
+
+impl TlsOptions {
+    setters! {
+        /// The name that the broker's certificate must be for, and that is told to the broker (SNI). Default: the host.
+        server_name: impl Into<Option<String>>;
+    }
+
+    flags! {
+        /// Takes any certificate: an expired one, one of an unknown authority, one for another host. Whoever is on the way
+        /// can read and change everything, passwords too.
+        danger_accept_invalid_certs;
+        /// Takes a certificate for any host. Whoever has a valid certificate for anything can pose as the broker.
+        danger_accept_invalid_hostnames;
+    }
+
+    /// Trusts these certificates, in PEM, besides those that the system trusts. It can be called several times.
+    #[must_use]
+    pub fn ca_certificate(mut self, pem: impl Into<Vec<u8>>) -> Self {
+        self.ca_certificates.push(Source::Bytes(pem.into()));
+        self
+    }
+
+    /// [`ca_certificate`](Self::ca_certificate) from a file, which is read at each connect.
+    #[must_use]
+    pub fn ca_certificate_file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.ca_certificates.push(Source::File(path.into()));
+        self
+    }
+
+    /// A client certificate with its key, as a PKCS#12 archive (`.p12`, `.pfx`).
+    #[must_use]
+    pub fn identity_pkcs12(
+        mut self,
+        archive: impl Into<Vec<u8>>,
+        password: impl Into<String>,
+    ) -> Self {
+        self.identity = Some(Identity::Pkcs12 {
+            archive: Source::Bytes(archive.into()),
+            password: password.into(),
+        });
+        self
+    }
+
+    /// [`identity_pkcs12`](Self::identity_pkcs12) from a file, which is read at each connect.
+    #[must_use]
+    pub fn identity_pkcs12_file(
+        mut self,
+        path: impl Into<PathBuf>,
+        password: impl Into<String>,
+    ) -> Self {
+        self.identity = Some(Identity::Pkcs12 {
+            archive: Source::File(path.into()),
+            password: password.into(),
+        });
+        self
+    }
+
+    /// A client certificate, with those that lead to its authority, and its key, both in PEM. The key must be in PKCS#8
+    /// (`BEGIN PRIVATE KEY`) without a password; `openssl pkcs8 -topk8 -nocrypt` makes it so.
+    #[must_use]
+    pub fn identity_pem(
+        mut self,
+        certificates: impl Into<Vec<u8>>,
+        key: impl Into<Vec<u8>>,
+    ) -> Self {
+        self.identity = Some(Identity::Pem {
+            certificates: Source::Bytes(certificates.into()),
+            key: Source::Bytes(key.into()),
+        });
+        self
+    }
+
+    /// [`identity_pem`](Self::identity_pem) from files, which are read at each connect.
+    #[must_use]
+    pub fn identity_files(
+        mut self,
+        certificates: impl Into<PathBuf>,
+        key: impl Into<PathBuf>,
+    ) -> Self {
+        self.identity = Some(Identity::Pem {
+            certificates: Source::File(certificates.into()),
+            key: Source::File(key.into()),
+        });
+        self
+    }
+}

@@ -1,0 +1,185 @@
+//! From a TCP socket to a TLS stream.
+
+use crate::deadline::Deadline;
+use crate::error::{Error, Result};
+use crate::options::TlsOptions;
+use crate::stream::{Socket, Stream};
+
+/// Whether this build has TLS at all.
+pub(crate) fn check_available() -> Result<()> {
+    if cfg!(feature = "native-tls") {
+        return Ok(());
+    }
+    Err(Error::invalid(
+        "TLS (amqps) needs the feature \"native-tls\" of the crate leveret, which is switched off",
+    ))
+}
+
+#[cfg(not(feature = "native-tls"))]
+pub(crate) fn handshake(socket: Socket, _: &TlsOptions, _: &str, _: Deadline) -> Result<Stream> {
+    // Whoever asks has been refused before.
+    check_available().map(|()| Stream::Tcp(socket))
+}
+
+/// Shakes hands on a blocking socket. `host` is who the peer must be, unless the options say otherwise.
+#[cfg(feature = "native-tls")]
+pub(crate) fn handshake(
+    socket: Socket,
+    options: &TlsOptions,
+    host: &str,
+    deadline: Deadline,
+) -> Result<Stream> {
+    let connector = native::connector(options)?;
+    let name = options.server_name.as_deref().unwrap_or(host);
+    let first_words = socket.first_words();
+    let error = match connector.connect(name, socket) {
+        Ok(stream) => return Ok(Stream::Tls(Box::new(stream))),
+        Err(error) => error,
+    };
+    if deadline.remaining().is_zero() {
+        return Err(Error::timed_out(deadline.duration()).doing("waiting for the TLS handshake"));
+    }
+    Err(match error {
+        _ if first_words.are_amqp() => {
+            Error::tls("the server speaks AMQP without TLS at this port")
+        }
+        native_tls::HandshakeError::WouldBlock(_) => {
+            Error::timed_out(deadline.duration()).doing("waiting for the TLS handshake")
+        }
+        native_tls::HandshakeError::Failure(error) => {
+            Error::tls(readable(&error.to_string())).caused_by(error)
+        }
+    })
+}
+
+/// What went wrong, out of a line of OpenSSL's: `error:code:library:function:reason:file:line:data: (verification)`.
+/// Other systems' words are left as they are.
+fn readable(text: &str) -> String {
+    let Some((_, openssl)) = text.split_once("error:") else {
+        return text.to_owned();
+    };
+    let reason = openssl.split(':').nth(3).unwrap_or(openssl);
+    let verification = text
+        .rsplit_once('(')
+        .and_then(|(_, end)| end.strip_suffix(')'));
+    match verification {
+        Some(verification) => format!("{reason}: {verification}"),
+        None => reason.to_owned(),
+    }
+}
+
+/// What a failed read or write says about TLS, if it does: a peer can refuse our certificate after its own handshake.
+pub(crate) fn failure_of(stream: &Stream, error: &std::io::Error) -> Option<Error> {
+    let says_tls = stream.is_tls() && error.kind() == std::io::ErrorKind::Other;
+    says_tls.then(|| Error::tls(readable(&error.to_string())))
+}
+
+#[cfg(feature = "native-tls")]
+mod native {
+    use std::borrow::Cow;
+
+    use native_tls::{Certificate, TlsConnector};
+
+    use crate::error::{Error, Result};
+    use crate::options::{Identity, Source, TlsOptions};
+
+    pub(super) fn connector(options: &TlsOptions) -> Result<TlsConnector> {
+        let mut builder = TlsConnector::builder();
+        for source in &options.ca_certificates {
+            let pem = read(source, "CA certificates")?;
+            for certificate in certificates(&pem, source)? {
+                builder.add_root_certificate(certificate);
+            }
+        }
+        if let Some(identity) = &options.identity {
+            builder.identity(load(identity)?);
+        }
+        builder
+            .danger_accept_invalid_certs(options.danger_accept_invalid_certs)
+            .danger_accept_invalid_hostnames(
+                options.danger_accept_invalid_hostnames || options.danger_accept_invalid_certs,
+            );
+        builder
+            .build()
+            .map_err(|error| unusable("TLS options", &error))
+    }
+
+    fn read<'a>(source: &'a Source, what: &str) -> Result<Cow<'a, [u8]>> {
+        match source {
+            Source::Bytes(bytes) => Ok(Cow::Borrowed(bytes)),
+            Source::File(path) => std::fs::read(path).map(Cow::Owned).map_err(|error| {
+                let text = format!("cannot read {what} from {}: {error}", path.display());
+                Error::invalid(text).caused_by(error)
+            }),
+        }
+    }
+
+    /// A PEM text can hold several.
+    fn certificates(pem: &[u8], source: &Source) -> Result<Vec<Certificate>> {
+        let found = Certificate::stack_from_pem(pem)
+            .map_err(|error| unusable(&format!("CA certificates in {source:?}"), &error))?;
+        if found.is_empty() {
+            let text = format!("there is no certificate in {source:?} (PEM is expected)");
+            return Err(Error::invalid(text));
+        }
+        Ok(found)
+    }
+
+    fn load(identity: &Identity) -> Result<native_tls::Identity> {
+        let loaded = match identity {
+            Identity::Pkcs12 { archive, password } => {
+                let archive = read(archive, "the client's PKCS#12 archive")?;
+                native_tls::Identity::from_pkcs12(&archive, password)
+            }
+            Identity::Pem { certificates, key } => {
+                let certificates = read(certificates, "the client's certificates")?;
+                let key = read(key, "the client's key")?;
+                native_tls::Identity::from_pkcs8(&certificates, &key)
+            }
+        };
+        loaded.map_err(|error| {
+            unusable(
+                &format!("client certificate and key ({identity:?})"),
+                &error,
+            )
+        })
+    }
+
+    fn unusable(what: &str, error: &native_tls::Error) -> Error {
+        Error::invalid(format!(
+            "unusable {what}: {}",
+            super::readable(&error.to_string())
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{check_available, readable};
+
+    #[test]
+    fn without_tls_the_missing_feature_is_named() {
+        let options = crate::ConnectionOptions::from_uri("amqps://localhost:1").unwrap();
+        let error = crate::Connection::open_with(&options).unwrap_err();
+        let names_feature = error.to_string().contains("native-tls");
+        assert_eq!(names_feature, !cfg!(feature = "native-tls"), "{error}");
+        assert_eq!(check_available().is_err(), names_feature);
+    }
+
+    #[test]
+    fn openssls_lines_become_readable() {
+        let verify = "error:0A000086:SSL routines:tls_post_process_server_certificate:certificate verify failed:\
+                      ../ssl/statem/statem_clnt.c:1889:: (certificate has expired)";
+        assert_eq!(
+            readable(verify),
+            "certificate verify failed: certificate has expired"
+        );
+        let version =
+            "error:0A00010B:SSL routines:ssl3_get_record:wrong version number:../ssl/record.c:354:";
+        assert_eq!(readable(version), "wrong version number");
+        assert_eq!(
+            readable("The certificate was not trusted."),
+            "The certificate was not trusted."
+        );
+    }
+}

@@ -1,0 +1,107 @@
+//! Certificates for one run of the tests, made by the command `openssl`.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+/// A directory with an authority of its own (`ca.pem`) and certificates of it, each with its key (`NAME.pem`, `NAME.key`):
+/// `server` for localhost and 127.0.0.1, `expired` likewise, `client` for the user "worker" (also as `client.p12`, password
+/// "secret"). `other.pem` is another authority.
+pub(crate) struct Certificates {
+    directory: PathBuf,
+}
+
+const KEY: [&str; 5] = [
+    "-newkey",
+    "ec",
+    "-pkeyopt",
+    "ec_paramgen_curve:prime256v1",
+    "-nodes",
+];
+
+impl Certificates {
+    pub(crate) fn make() -> Self {
+        let name = super::unique("leveret-certificates");
+        let directory = std::env::temp_dir().join(name);
+        std::fs::create_dir(&directory).unwrap();
+        let made = Self { directory };
+        made.authority("ca");
+        made.authority("other");
+        let names = "subjectAltName=DNS:localhost,IP:127.0.0.1";
+        std::fs::write(made.path("names"), names).unwrap();
+        made.certificate("server", "localhost", "2");
+        made.certificate("expired", "localhost", "-1");
+        made.certificate("client", "worker", "2");
+        made.openssl(&[
+            "pkcs12",
+            "-export",
+            "-in",
+            "client.pem",
+            "-inkey",
+            "client.key",
+            "-out",
+            "client.p12",
+            "-passout",
+            "pass:secret",
+        ]);
+        made
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
+    }
+
+    pub(crate) fn read(&self, name: &str) -> Vec<u8> {
+        std::fs::read(self.path(name)).unwrap()
+    }
+
+    /// For RabbitMQ's configuration: the listener at this port wants a certificate of every client.
+    pub(crate) fn listener(&self, port: u16) -> String {
+        let directory = self.directory.display();
+        format!(
+            "listeners.ssl.1 = 127.0.0.1:{port}\n\
+             ssl_options.cacertfile = {directory}/ca.pem\n\
+             ssl_options.certfile = {directory}/server.pem\n\
+             ssl_options.keyfile = {directory}/server.key\n\
+             ssl_options.verify = verify_peer\n\
+             ssl_options.fail_if_no_peer_cert = true\n\
+             ssl_cert_login_from = common_name\n\
+             auth_mechanisms.1 = PLAIN\n\
+             auth_mechanisms.2 = EXTERNAL\n\
+             auth_mechanisms.3 = RABBIT-CR-DEMO\n"
+        )
+    }
+
+    fn authority(&self, name: &str) {
+        let (key, certificate) = (format!("{name}.key"), format!("{name}.pem"));
+        let subject = format!("/CN=leveret test {name}");
+        let files = ["-keyout", &key, "-out", &certificate];
+        let what = ["-subj", &subject, "-days", "2"];
+        self.openssl(&[&["req", "-x509"][..], &KEY, &files, &what].concat());
+    }
+
+    fn certificate(&self, name: &str, subject: &str, days: &str) {
+        let (key, request) = (format!("{name}.key"), format!("{name}.csr"));
+        let certificate = format!("{name}.pem");
+        let subject = format!("/CN={subject}");
+        let what = ["-keyout", &key, "-out", &request, "-subj", &subject];
+        self.openssl(&[&["req"][..], &KEY, &what].concat());
+        let authority = ["-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial"];
+        let what = ["-days", days, "-extfile", "names", "-out", &certificate];
+        self.openssl(&[&["x509", "-req", "-in", &request][..], &authority, &what].concat());
+    }
+
+    fn openssl(&self, arguments: &[&str]) {
+        let output = Command::new("openssl")
+            .args(arguments)
+            .current_dir(&self.directory)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "openssl {arguments:?}: {output:?}");
+    }
+}
+
+impl Drop for Certificates {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.directory);
+    }
+}

@@ -1,0 +1,316 @@
+//! TLS and the logins that go with it, against a real RabbitMQ with certificates made for it.
+
+use std::io::Read;
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use leveret::{
+    Connection, ConnectionOptions, ConsumeOptions, Error, ErrorKind, LoginMethod,
+    QueueDeclareOptions, SaslConversation, SaslMechanism, TlsOptions,
+};
+
+use crate::support::certificates::Certificates;
+use crate::support::{at, eventually, exclusive_queue, Node, Script, SOON};
+
+/// The node's configuration wants a number. Not one of those that the system gives to clients: somebody who just connects
+/// would take it.
+fn free_port() -> u16 {
+    let begin = 12_000 + (std::process::id() % 8_000) as u16;
+    let mut ports = begin..20_000;
+    ports
+        .find(|&port| TcpListener::bind(("127.0.0.1", port)).is_ok())
+        .unwrap()
+}
+
+/// A broker with TLS at one port and without at the other.
+struct Secured {
+    node: Node,
+    port: u16,
+    certificates: Certificates,
+}
+
+impl Secured {
+    fn start() -> Self {
+        let certificates = Certificates::make();
+        let port = free_port();
+        let node = Node::start_with(&certificates.listener(port), "rabbitmq_auth_mechanism_ssl");
+        eventually("it listens at the secured port, too", || {
+            TcpStream::connect(("127.0.0.1", port)).is_ok()
+        });
+        Self {
+            node,
+            port,
+            certificates,
+        }
+    }
+
+    fn trusting(&self) -> TlsOptions {
+        TlsOptions::default().ca_certificate_file(self.certificates.path("ca.pem"))
+    }
+
+    fn identified(&self, tls: TlsOptions) -> TlsOptions {
+        let path = |name| self.certificates.path(name);
+        tls.identity_files(path("client.pem"), path("client.key"))
+    }
+
+    fn options(&self, tls: TlsOptions) -> ConnectionOptions {
+        ConnectionOptions::default()
+            .host("localhost")
+            .port(self.port)
+            .tls(tls)
+            .connect_timeout(Duration::from_secs(10))
+    }
+
+    /// As all is well.
+    fn good(&self) -> ConnectionOptions {
+        self.options(self.identified(self.trusting()))
+    }
+}
+
+/// Opens a connection that cannot be, and returns what is wrong with it.
+#[track_caller]
+fn refused(options: &ConnectionOptions) -> Error {
+    let begin = Instant::now();
+    let error = Connection::open_with(options).unwrap_err();
+    assert!(begin.elapsed() < Duration::from_secs(8), "{error}");
+    assert!(!error.is_timeout(), "{error}");
+    error
+}
+
+#[track_caller]
+fn assert_tls_says(expected: &str, options: &ConnectionOptions) {
+    let error = refused(options);
+    let ErrorKind::TlsFailed { text } = error.kind() else {
+        panic!("{error}");
+    };
+    assert!(text.to_lowercase().contains(expected), "{text}");
+}
+
+#[track_caller]
+fn opens(options: &ConnectionOptions) {
+    Connection::open_with(options).unwrap().close().unwrap();
+}
+
+#[test]
+fn secured_connections_work_and_each_mistake_has_its_own_words() {
+    let broker = Secured::start();
+    carries_both_ways_under_load(&broker);
+    takes_certificates_from_files_and_memory(&broker);
+    each_mistake_has_its_own_words(&broker);
+    logs_in_with_a_certificate_and_with_challenges(&broker);
+}
+
+fn carries_both_ways_under_load(broker: &Secured) {
+    const COUNT: usize = 4000;
+    let connection = Connection::open_with(&broker.good()).unwrap();
+    let channel = connection.open_channel().unwrap();
+    let queue = exclusive_queue(&channel);
+    let body = |number: usize| vec![number as u8; number * 7919 % 60_000];
+    let consumer = queue.consume(ConsumeOptions::default()).unwrap();
+    let publishing = thread::spawn(move || {
+        let publisher = queue.channel().publisher().unwrap();
+        for number in 0..COUNT {
+            publisher.publish("", queue.name(), body(number)).unwrap();
+        }
+        publisher.wait_for_confirms().unwrap();
+    });
+    for number in 0..COUNT {
+        let delivery = consumer.recv_timeout(SOON).unwrap().unwrap();
+        assert!(delivery.body() == body(number), "message {number}");
+        delivery.ack().unwrap();
+    }
+    publishing.join().unwrap();
+    connection.close().unwrap();
+}
+
+fn takes_certificates_from_files_and_memory(broker: &Secured) {
+    let read = |name| broker.certificates.read(name);
+    let path = |name| broker.certificates.path(name);
+    let memory = TlsOptions::default().ca_certificate(read("ca.pem"));
+    // Several authorities in one text.
+    let several = [read("other.pem"), read("ca.pem")].concat();
+    let several = TlsOptions::default().ca_certificate(several);
+    let archive = read("client.p12");
+    for tls in [
+        memory
+            .clone()
+            .identity_pem(read("client.pem"), read("client.key")),
+        memory.clone().identity_pkcs12(archive.clone(), "secret"),
+        several.identity_pkcs12_file(path("client.p12"), "secret"),
+    ] {
+        assert!(!format!("{tls:?}").contains("secret"));
+        opens(&broker.options(tls));
+    }
+    let query = [
+        "cacertfile=ca.pem",
+        "certfile=client.pem",
+        "keyfile=client.key",
+    ]
+    .map(|it| it.replace('=', &format!("={}/", path("").display())));
+    let uri = format!(
+        "amqps://guest:guest@localhost:{}/%2f?verify=verify_peer&{}",
+        broker.port,
+        query.join("&")
+    );
+    opens(&ConnectionOptions::from_uri(&uri).unwrap());
+    for (tls, expected) in [
+        (
+            memory.clone().identity_pkcs12(archive, "wr0ng"),
+            "client certificate",
+        ),
+        (
+            memory.identity_files(path("client.pem"), path("missing")),
+            "missing",
+        ),
+        (
+            TlsOptions::default().ca_certificate("no PEM"),
+            "no certificate",
+        ),
+        (
+            TlsOptions::default().ca_certificate_file(path("missing")),
+            "missing",
+        ),
+    ] {
+        let error = refused(&broker.options(tls));
+        assert!(
+            matches!(error.kind(), ErrorKind::InvalidArgument(_)),
+            "{error}"
+        );
+        assert!(error.to_string().contains(expected), "{error}");
+        assert!(!error.to_string().contains("wr0ng"), "{error}");
+    }
+}
+
+fn each_mistake_has_its_own_words(broker: &Secured) {
+    let path = |name: &str| broker.certificates.path(name);
+    let options = |tls| broker.options(tls);
+    let other = TlsOptions::default().ca_certificate_file(path("other.pem"));
+    let other = broker.identified(other);
+    let nobody = broker.identified(TlsOptions::default());
+    let named = broker.identified(broker.trusting());
+    let named = named.server_name("rabbit.example.com".to_owned());
+    assert_tls_says("verify failed: self-signed", &options(other.clone()));
+    assert_tls_says("verify failed: self-signed", &options(nobody));
+    assert_tls_says("hostname mismatch", &options(named.clone()));
+    assert_tls_says("certificate required", &options(broker.trusting()));
+    // What only a name that says so allows.
+    opens(&options(other.danger_accept_invalid_certs()));
+    opens(&options(named.danger_accept_invalid_hostnames()));
+
+    // Each way at the other's port.
+    let error = refused(&ConnectionOptions::default().port(broker.port));
+    assert!(error.to_string().contains("TLS (amqps)"), "{error}");
+    let plain = broker.node.options();
+    assert_tls_says("amqp without tls", &plain.tls(broker.trusting()));
+
+    // The broker reads its certificate anew when its cache is empty.
+    let show = |name: &str| {
+        for kind in ["pem", "key"] {
+            let server = path(&format!("server.{kind}"));
+            std::fs::copy(path(&format!("{name}.{kind}")), server).unwrap();
+        }
+        broker.node.ctl(&["eval", "ssl:clear_pem_cache()."]);
+    };
+    for kind in ["pem", "key"] {
+        let good = path(&format!("good.{kind}"));
+        std::fs::copy(path(&format!("server.{kind}")), good).unwrap();
+    }
+    show("expired");
+    assert_tls_says("expired", &broker.good());
+    show("good");
+    opens(&broker.good());
+}
+
+/// RabbitMQ's demonstration of challenge and response.
+struct Demo(&'static str);
+
+impl SaslMechanism for Demo {
+    fn name(&self) -> &str {
+        "RABBIT-CR-DEMO"
+    }
+
+    fn begin(&self) -> SaslConversation {
+        let password = self.0;
+        Box::new(move |challenge| match challenge {
+            b"" => Ok(b"guest".to_vec()),
+            b"Please tell me your password" => Ok(format!("My password is {password}").into()),
+            other => Err(format!("unexpected: {}", String::from_utf8_lossy(other))),
+        })
+    }
+}
+
+fn logs_in_with_a_certificate_and_with_challenges(broker: &Secured) {
+    let node = &broker.node;
+    node.ctl(&["add_user", "worker", "unused"]);
+    node.ctl(&["set_permissions", "worker", ".*", ".*", ".*"]);
+    let external = broker.good().login_method(LoginMethod::External);
+    let connection = Connection::open_with(&external).unwrap();
+    let seen = node.ctl(&["list_connections", "user", "auth_mechanism", "ssl"]);
+    assert_eq!(seen.trim().lines().last(), Some("worker\tEXTERNAL\ttrue"));
+    connection.close().unwrap();
+
+    let demo = |password| {
+        let mechanism = Arc::new(Demo(password));
+        node.options().login_method(LoginMethod::Sasl(mechanism))
+    };
+    let connection = Connection::open_with(&demo("guest")).unwrap();
+    let channel = connection.open_channel().unwrap();
+    let options = QueueDeclareOptions::exclusive();
+    channel.queue_declare("", options).unwrap();
+    connection.close().unwrap();
+    let error = refused(&demo("wr0ng"));
+    let ErrorKind::LoginRefused { mechanism, .. } = error.kind() else {
+        panic!("{error}");
+    };
+    assert_eq!(mechanism, "RABBIT-CR-DEMO");
+    assert!(!error.to_string().contains("wr0ng"), "{error}");
+
+    // This broker was told not to offer it.
+    let error = refused(&node.options().login_method(LoginMethod::AmqPlain));
+    let ErrorKind::MechanismNotOffered { offered, .. } = error.kind() else {
+        panic!("{error}");
+    };
+    assert!(offered.contains("RABBIT-CR-DEMO"), "{offered}");
+}
+
+#[test]
+fn an_end_with_a_goodbye_is_told_apart_from_one_that_was_cut() {
+    let certificates = Certificates::make();
+    let (certificate, key) = (
+        certificates.read("server.pem"),
+        certificates.read("server.key"),
+    );
+    let identity = native_tls::Identity::from_pkcs8(&certificate, &key).unwrap();
+    let acceptor = native_tls::TlsAcceptor::new(identity).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let server = thread::spawn(move || {
+        for says_goodbye in [true, false] {
+            let (socket, _) = listener.accept().unwrap();
+            socket.set_read_timeout(Some(SOON)).unwrap();
+            let raw = socket.try_clone().unwrap();
+            let mut script = Script::over(acceptor.accept(socket).unwrap());
+            script.handshake(0);
+            let mut stream = script.into_socket();
+            if says_goodbye {
+                stream.shutdown().unwrap();
+            }
+            raw.shutdown(Shutdown::Write).unwrap();
+            let _ = stream.read_to_end(&mut Vec::new());
+        }
+    });
+    let tls = TlsOptions::default().ca_certificate(certificates.read("ca.pem"));
+    let options = at(address).tls(tls);
+    for kind in [
+        std::io::ErrorKind::UnexpectedEof,
+        std::io::ErrorKind::ConnectionAborted,
+    ] {
+        let connection = Connection::open_with(&options).unwrap();
+        connection.wait_closed(SOON).unwrap();
+        let cause = connection.close_cause().unwrap();
+        assert_eq!(*cause.kind(), ErrorKind::SocketClosed { kind });
+    }
+    server.join().unwrap();
+}
