@@ -12,8 +12,10 @@
 mod channels;
 mod connecting;
 mod consuming;
+mod endpoints;
 mod exchanges_and_queues;
 mod guide;
+mod handshake;
 mod large_messages;
 mod losing;
 mod memory;

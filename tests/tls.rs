@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use leveret::{
-    Connection, ConnectionOptions, ConsumeOptions, Error, ErrorKind, LoginMethod,
+    Connection, ConnectionOptions, ConsumeOptions, Error, ErrorKind, FieldTable, LoginMethod,
     QueueDeclareOptions, SaslConversation, SaslMechanism, TlsOptions,
 };
 
@@ -100,6 +100,39 @@ fn secured_connections_work_and_each_mistake_has_its_own_words() {
     takes_certificates_from_files_and_memory(&broker);
     each_mistake_has_its_own_words(&broker);
     logs_in_with_a_certificate_and_with_challenges(&broker);
+    is_known_to_the_broker_by_its_name(&broker);
+}
+
+fn is_known_to_the_broker_by_its_name(broker: &Secured) {
+    let own = FieldTable::new().with("team", "billing");
+    let named = broker
+        .good()
+        .connection_name("invoices")
+        .client_properties(own);
+    let connection = Connection::open_with(&named).unwrap();
+    let seen = broker.node.ctl(&[
+        "list_connections",
+        "user_provided_name",
+        "client_properties",
+    ]);
+    let seen = seen.trim().lines().last().unwrap();
+    for property in [
+        "{\"product\",\"leveret\"}",
+        "{\"platform\",\"Rust\"}",
+        "{\"version\",",
+        "{\"information\",",
+        "{\"team\",\"billing\"}",
+        "{\"connection_name\",\"invoices\"}",
+        "{\"publisher_confirms\",true}",
+        "{\"consumer_cancel_notify\",true}",
+        "{\"exchange_exchange_bindings\",true}",
+        "{\"basic.nack\",true}",
+        "{\"connection.blocked\",true}",
+        "{\"authentication_failure_close\",true}",
+    ] {
+        assert!(seen.contains(property), "{property} in {seen}");
+    }
+    connection.close().unwrap();
 }
 
 fn carries_both_ways_under_load(broker: &Secured) {

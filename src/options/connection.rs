@@ -336,6 +336,7 @@ impl ConnectionOptions {
             .with("product", "leveret")
             .with("version", env!("CARGO_PKG_VERSION"))
             .with("platform", "Rust")
+            .with("information", "https://docs.rs/leveret")
             .with("connection_name", self.connection_name.as_str())
             .with(
                 "capabilities",

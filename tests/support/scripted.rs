@@ -111,6 +111,11 @@ impl<S: Read + Write> Script<S> {
         self.socket.write_all(bytes).unwrap();
     }
 
+    /// Whether the client is still there.
+    pub(crate) fn try_send(&mut self, bytes: &[u8]) -> bool {
+        self.socket.write_all(bytes).is_ok()
+    }
+
     pub(crate) fn send_method(&mut self, channel: u16, class: u16, method: u16, arguments: &[u8]) {
         self.send(&method_frame(channel, class, method, arguments));
     }
