@@ -110,11 +110,9 @@ fn is_known_to_the_broker_by_its_name(broker: &Secured) {
         .connection_name("invoices")
         .client_properties(own);
     let connection = Connection::open_with(&named).unwrap();
-    let seen = broker.node.ctl(&[
-        "list_connections",
-        "user_provided_name",
-        "client_properties",
-    ]);
+    let seen = broker
+        .node
+        .ctl(&["list_connections", "user", "client_properties"]);
     let seen = seen.trim().lines().last().unwrap();
     for property in [
         "{\"product\",\"leveret\"}",
