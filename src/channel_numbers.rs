@@ -66,6 +66,16 @@ impl ChannelNumbers {
         }
     }
 
+    /// How many channels there are, also such as are being opened or closed.
+    pub(crate) fn in_use(&self) -> u16 {
+        let state = self.state.lock();
+        if state.ended {
+            return 0;
+        }
+        let ever = state.fresh.map_or(self.highest, |fresh| fresh - 1);
+        ever - u16::try_from(state.released.len()).unwrap_or(ever)
+    }
+
     pub(crate) fn closing(&self, number: u16) {
         self.state.lock().closing.insert(number);
     }

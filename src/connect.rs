@@ -198,7 +198,12 @@ fn handshake<M: Mailboxes>(
             Some(Err(error)) => return Err(error),
             None => {}
         }
-        match written.and_then(|()| inbox.read_from(stream)) {
+        // What the peer said before a write failed is still to be read: it tells why.
+        let read = match written {
+            Err(error) if is_timeout(&error) => Err(error),
+            _ => inbox.read_from(stream),
+        };
+        match read {
             Ok(0) => core.socket_closed(ErrorKind::UnexpectedEof),
             Ok(_) => {
                 let consumed = core.receive(inbox.bytes(), now());

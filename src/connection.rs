@@ -21,6 +21,7 @@ use crate::options::{ConnectionOptions, ExchangeDeclareOptions, QueueDeclareOpti
 use crate::outbox::{Admission, Gate};
 use crate::proto::{Server, Tuning};
 use crate::request::{self, Asked};
+use crate::stats::ConnectionStats;
 use crate::wire::method::{ConnectionClose, ConnectionUpdateSecret, Encode, LongString};
 use crate::wire::value::FieldTable;
 
@@ -102,16 +103,14 @@ impl Connection {
         // Linux shows 15 bytes of a thread's name.
         let name = format!("leveret:{}", peer.port());
         let (link, io_thread) =
-            io_thread::spawn(stream, core, inbox, options.max_unread_bytes, &name).map_err(
-                |error| {
-                    let kind = ErrorKind::ConnectFailed {
-                        address: peer.to_string(),
-                        kind: error.kind(),
-                        text: error.to_string(),
-                    };
-                    Error::new(kind).caused_by(error).doing(doing())
-                },
-            )?;
+            io_thread::spawn(stream, core, inbox, options, &name).map_err(|error| {
+                let kind = ErrorKind::ConnectFailed {
+                    address: peer.to_string(),
+                    kind: error.kind(),
+                    text: error.to_string(),
+                };
+                Error::new(kind).caused_by(error).doing(doing())
+            })?;
         log::info!("connected to {options} at {peer}: {tuning:?}");
         Ok(Self {
             inner: Arc::new(Inner {
@@ -224,6 +223,17 @@ impl Connection {
     /// ```
     pub fn events(&self) -> Receiver<ConnectionEvent> {
         self.inner.link.events.receiver()
+    }
+
+    /// What the connection has done so far: bytes, messages, confirms, calls, open channels.
+    pub fn stats(&self) -> ConnectionStats {
+        let Link {
+            outbox,
+            counters,
+            channel_numbers,
+            ..
+        } = &*self.inner.link;
+        counters.snapshot(outbox.messages_published(), channel_numbers.in_use())
     }
 
     /// What the broker tells about itself: product, version, capabilities, …

@@ -36,6 +36,11 @@ impl Deadline {
         self.after
     }
 
+    /// How much has passed since it was set.
+    pub(crate) fn elapsed(&self) -> Duration {
+        self.after.saturating_sub(self.remaining())
+    }
+
     /// What is left; zero if it has passed.
     #[allow(clippy::disallowed_methods)]
     pub(crate) fn remaining(&self) -> Duration {

@@ -18,10 +18,12 @@ use crate::events::ConnectionEvent;
 use crate::feed::Feed;
 use crate::inbox::Inbox;
 use crate::mailbox::{Command, Mailboxes, Published, Reply, Unclaimed};
+use crate::options::ConnectionOptions;
 use crate::outbox::Outbox;
 use crate::outgoing::Outgoing;
-use crate::proto::{self, Event};
+use crate::proto::{self, Event, Outcome};
 use crate::reading::{Reading, Waiting};
+use crate::stats::Counters;
 use crate::stream::Stream;
 
 const SOCKET: Token = Token(0);
@@ -44,6 +46,7 @@ pub(crate) struct Link {
     pub(crate) events: Feed<ConnectionEvent>,
     /// Threads that wait for confirms.
     pub(crate) waiting: Waiting,
+    pub(crate) counters: Counters,
     finished: Mutex<bool>,
     on_finished: Condvar,
 }
@@ -68,7 +71,7 @@ pub(crate) fn spawn(
     mut stream: Stream,
     core: proto::Connection<Mailboxes>,
     inbox: Inbox,
-    max_unread_bytes: u64,
+    options: &ConnectionOptions,
     name: &str,
 ) -> io::Result<(Arc<Link>, thread::ThreadId)> {
     let poll = Poll::new()?;
@@ -84,6 +87,7 @@ pub(crate) fn spawn(
         channel_numbers: ChannelNumbers::new(tuning.highest_channel()),
         events: Feed::new(EVENTS_LIMIT),
         waiting: Waiting::default(),
+        counters: Counters::new(options.metrics.clone()),
         finished: Mutex::new(false),
         on_finished: Condvar::new(),
     });
@@ -100,7 +104,7 @@ pub(crate) fn spawn(
         writable: true,
         write_again: false,
         failed: false,
-        reading: Reading::new(max_unread_bytes),
+        reading: Reading::new(options.max_unread_bytes),
         closing: Closing::No,
     };
     let handle = thread::Builder::new()
@@ -231,7 +235,10 @@ impl IoThread {
             }
             match self.inbox.read_from(&mut self.stream) {
                 Ok(0) => return self.socket_failed(&ErrorKind::UnexpectedEof.into()),
-                Ok(_) => self.receive(now()),
+                Ok(count) => {
+                    self.link.counters.received(count);
+                    self.receive(now());
+                }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => self.readable = false,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => return self.socket_failed(&error),
@@ -300,6 +307,7 @@ impl IoThread {
             }
             match self.stream.write(self.outgoing.front()) {
                 Ok(count) => {
+                    self.link.counters.sent(count);
                     self.outgoing.wrote(count);
                     wrote = true;
                 }
@@ -383,6 +391,7 @@ impl IoThread {
                     no_ack,
                     message,
                 } => {
+                    self.link.counters.delivered();
                     channel.broker_replied();
                     channel.received(message.delivery_tag);
                     let message = Unclaimed::new(message, no_ack, channel);
@@ -390,6 +399,7 @@ impl IoThread {
                 }
                 Event::Failed { call, error } => drop(call.send(Err(error))),
                 Event::Delivery { consumer, delivery } => {
+                    self.link.counters.delivered();
                     self.reading.delivered(consumer.deliver(delivery));
                 }
                 Event::ConsumerStarted { consumer } => consumer.started(),
@@ -398,12 +408,20 @@ impl IoThread {
                     channel,
                     sequence_number,
                     message,
-                } => channel.returned(message, sequence_number),
+                } => {
+                    self.link.counters.returned();
+                    channel.returned(message, sequence_number);
+                }
                 Event::Answered {
                     confirm,
                     sequence_number,
                     outcome,
-                } => confirm.answered(sequence_number, outcome),
+                } => {
+                    if let Outcome::Returned(_) = outcome {
+                        self.link.counters.returned();
+                    }
+                    confirm.answered(sequence_number, outcome);
+                }
                 Event::Nacked {
                     channel,
                     sequence_number,
@@ -411,8 +429,12 @@ impl IoThread {
                 Event::Confirm {
                     channel,
                     answer,
+                    answered,
                     answered_to,
-                } => channel.confirm(answer, answered_to),
+                } => {
+                    self.link.counters.confirmed(answered, answer.nack);
+                    channel.confirm(answer, answered_to);
+                }
                 Event::MessageTooLarge { channel, size } => channel.message_too_large(size),
                 Event::Flow { channel, active } => channel.flow(active),
                 Event::ChannelEnded { channel, error } => channel.ended(&error),

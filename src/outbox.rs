@@ -49,6 +49,8 @@ struct State {
     backlog: Backlog,
     /// The messages of which the core has not been told.
     published: Vec<Published>,
+    /// All messages that were appended, in any mode.
+    messages: u64,
     /// The IO thread has nothing to do and sleeps, or is about to.
     asleep: bool,
     /// `connection.blocked`, with the broker's reason.
@@ -109,11 +111,14 @@ impl Frames<'_> {
         let limit = self.payload_limit;
         let written = write_message(target, self.channel, publish, properties, body, limit);
         let properties = written.map_err(unsendable)?;
+        self.state.messages += 1;
+        let target = self.state.backlog.target(self.channel);
         Ok(target.get(properties).unwrap_or_default())
     }
 
     /// A message that was encoded before. It goes in a lane.
     pub(crate) fn large(&mut self, large: Large) {
+        self.state.messages += 1;
         self.state.backlog.push_large(self.channel, large.frames);
     }
 
@@ -178,6 +183,7 @@ impl Outbox {
             state: Mutex::new(State {
                 backlog: Backlog::default(),
                 published: Vec::new(),
+                messages: 0,
                 asleep: false,
                 blocked: None,
                 end: None,
@@ -323,6 +329,10 @@ impl Outbox {
     /// Why the connection has ended, if it has.
     pub(crate) fn end_cause(&self) -> Option<Error> {
         self.state.lock().end.clone()
+    }
+
+    pub(crate) fn messages_published(&self) -> u64 {
+        self.state.lock().messages
     }
 
     pub(crate) fn blocked_reason(&self) -> Option<String> {

@@ -77,7 +77,12 @@ pub(crate) fn call(
             append(frames, call)
         })?;
     match reply.recv_timeout(deadline.remaining()) {
-        Ok(reply) => reply,
+        Ok(reply) => {
+            if reply.is_ok() {
+                link.counters.call_answered(deadline.elapsed());
+            }
+            reply
+        }
         Err(RecvTimeoutError::Timeout) => Err(Error::timed_out(deadline.duration())),
         // Only if the IO thread has panicked.
         Err(RecvTimeoutError::Disconnected) => Err(link.outbox.end_cause().unwrap_or_else(|| {

@@ -23,6 +23,7 @@ mod publisher;
 mod publishing;
 mod refusals;
 mod rpc;
+mod stats;
 mod support;
 mod threads;
 #[cfg(feature = "native-tls")]

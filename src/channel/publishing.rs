@@ -112,7 +112,7 @@ impl Channel {
         } else {
             (None, Patience::from(timeout))
         };
-        outbox.write(state.number, admission, patience, gate, |frames| {
+        let published = outbox.write(state.number, admission, patience, gate, |frames| {
             let identify = |properties: &[u8]| identity.map(|it| it.with_properties(properties));
             let identity = match large {
                 Some(large) => {
@@ -132,7 +132,9 @@ impl Channel {
                 identity,
             });
             Ok(Some(sequence_number))
-        })
+        })?;
+        state.link.counters.published();
+        Ok(published)
     }
 
     fn check_size(&self, message: &Message<'_>) -> Result<()> {

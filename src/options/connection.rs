@@ -8,6 +8,7 @@ use super::TlsOptions;
 use crate::error::{Error, Result};
 use crate::proto::{Config, Login};
 use crate::sasl::SaslMechanism;
+use crate::stats::Metrics;
 use crate::tls;
 use crate::uri;
 use crate::wire::frame::MIN_SIZE;
@@ -83,6 +84,7 @@ pub struct ConnectionOptions {
     pub(crate) frame_max: u32,
     pub(crate) max_message_size: u64,
     pub(crate) max_unread_bytes: u64,
+    pub(crate) metrics: Option<Arc<dyn Metrics>>,
     pub(crate) connection_name: String,
     pub(crate) client_properties: FieldTable,
 }
@@ -109,6 +111,7 @@ impl Default for ConnectionOptions {
             frame_max: 128 << 10,
             max_message_size: 128 << 20,
             max_unread_bytes: 64 << 20,
+            metrics: None,
             connection_name: default_name(),
             client_properties: FieldTable::new(),
         }
@@ -137,6 +140,7 @@ impl fmt::Debug for ConnectionOptions {
             .field("frame_max", &self.frame_max)
             .field("max_message_size", &self.max_message_size)
             .field("max_unread_bytes", &self.max_unread_bytes)
+            .field("metrics", &self.metrics)
             .field("connection_name", &self.connection_name)
             .field("client_properties", &self.client_properties)
             .finish()
@@ -224,6 +228,8 @@ impl ConnectionOptions {
         /// the broker; beyond it also for that one only slowly, some 3 MB a second. Heartbeats are sent meanwhile, and
         /// missing ones are not counted. `u64::MAX`: no limit. Default: 64 MiB.
         max_unread_bytes: u64;
+        /// Told what the connection does while it does it. Default: nobody.
+        metrics: Arc<dyn Metrics>;
         /// Shown in RabbitMQ's management pages and `rabbitmqctl list_connections`. Default: the program's name and
         /// process id.
         connection_name: impl Into<String>;

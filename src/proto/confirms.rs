@@ -153,6 +153,7 @@ impl<M: Mailboxes> Confirms<M> {
             return;
         }
         self.assign_returned(number, multiple);
+        let before = self.unanswered();
         let outcome = || match nack {
             true => Outcome::Nacked,
             false => Outcome::Confirmed,
@@ -168,12 +169,18 @@ impl<M: Mailboxes> Confirms<M> {
         } else if let Some(place) = self.find(number) {
             self.take_at(place, channel, outcome, effects);
         }
+        let answered = (before - self.unanswered()) as u64;
         self.forget_answered();
         effects.event(Event::Confirm {
             channel: channel.clone(),
             answer,
+            answered,
             answered_to: self.answered_to(),
         });
+    }
+
+    fn unanswered(&self) -> usize {
+        self.waiting.len() - self.holes
     }
 
     /// All numbers up to this are answered.

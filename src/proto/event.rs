@@ -106,6 +106,8 @@ pub(crate) enum Event<M: Mailboxes> {
     Confirm {
         channel: M::Channel,
         answer: Answer,
+        /// How many messages it is the answer for.
+        answered: u64,
         /// All numbers up to this are answered.
         answered_to: u64,
     },

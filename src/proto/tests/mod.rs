@@ -378,6 +378,7 @@ fn described(event: Event<Names>) -> String {
             channel,
             answer,
             answered_to,
+            ..
         } => {
             let Answer {
                 sequence_number,

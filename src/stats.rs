@@ -1,0 +1,180 @@
+//! What a connection has done so far, in numbers.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What a connection has done so far, and its state: [`Connection::stats`](crate::Connection::stats).
+///
+/// The numbers are taken one after the other, while the connection goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct ConnectionStats {
+    /// Bytes that were read from the stream, since the connection is open.
+    pub bytes_received: u64,
+    /// Bytes that were written to the stream.
+    pub bytes_sent: u64,
+    /// Messages that came for consumers, or were fetched.
+    pub messages_delivered: u64,
+    /// Messages that were handed over to be published.
+    pub messages_published: u64,
+    /// Messages that came back as unroutable.
+    pub messages_returned: u64,
+    /// Messages that the broker has confirmed.
+    pub messages_confirmed: u64,
+    /// Messages that the broker has refused (`basic.nack`).
+    pub messages_nacked: u64,
+    /// Calls that the broker has answered.
+    pub calls: u64,
+    /// How long these calls have taken together, from the call to its return.
+    pub call_time: Duration,
+    /// How many channels are open.
+    pub channels: u16,
+}
+
+/// Told what a connection does while it does it, for a program's own metrics. Whatever is not implemented does nothing.
+/// [`Connection::stats`](crate::Connection::stats) needs none of this.
+///
+/// What comes in is told on the connection's IO thread, and what goes out partly on the thread that publishes or calls. So a
+/// method must be quick: count, and return. One that blocks stops the connection, its heartbeats too; one that panics on
+/// the IO thread ends it.
+///
+/// ```no_run
+/// use leveret::{Connection, ConnectionOptions, Metrics};
+/// use std::sync::atomic::{AtomicU64, Ordering};
+/// use std::sync::Arc;
+///
+/// #[derive(Default)]
+/// struct Delivered(AtomicU64);
+///
+/// impl Metrics for Delivered {
+///     fn message_delivered(&self) {
+///         self.0.fetch_add(1, Ordering::Relaxed);
+///     }
+/// }
+///
+/// let delivered = Arc::new(Delivered::default());
+/// let options = ConnectionOptions::default().metrics(Arc::<Delivered>::clone(&delivered));
+/// let connection = Connection::open_with(&options)?;
+/// # Ok::<(), leveret::Error>(())
+/// ```
+pub trait Metrics: Send + Sync {
+    /// So many bytes were read.
+    fn bytes_received(&self, _count: usize) {}
+    /// So many bytes were written.
+    fn bytes_sent(&self, _count: usize) {}
+    /// A message came for a consumer, or was fetched.
+    fn message_delivered(&self) {}
+    /// A message was handed over to be published.
+    fn message_published(&self) {}
+    /// A message came back as unroutable.
+    fn message_returned(&self) {}
+    /// The broker has answered for so many messages.
+    fn messages_confirmed(&self, _count: u64, _nacked: bool) {}
+    /// The broker has answered a call, after so long.
+    fn call_answered(&self, _time: Duration) {}
+}
+
+impl fmt::Debug for dyn Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Metrics")
+    }
+}
+
+/// The counters behind [`ConnectionStats`]. (Published messages are counted in the outbox, under its lock.)
+#[derive(Debug)]
+pub(crate) struct Counters {
+    metrics: Option<Arc<dyn Metrics>>,
+    bytes_received: AtomicU64,
+    bytes_sent: AtomicU64,
+    messages_delivered: AtomicU64,
+    messages_returned: AtomicU64,
+    messages_confirmed: AtomicU64,
+    messages_nacked: AtomicU64,
+    calls: AtomicU64,
+    call_nanoseconds: AtomicU64,
+}
+
+fn add(counter: &AtomicU64, count: u64) {
+    counter.fetch_add(count, Ordering::Relaxed);
+}
+
+impl Counters {
+    pub(crate) fn new(metrics: Option<Arc<dyn Metrics>>) -> Self {
+        Self {
+            metrics,
+            bytes_received: AtomicU64::new(0),
+            bytes_sent: AtomicU64::new(0),
+            messages_delivered: AtomicU64::new(0),
+            messages_returned: AtomicU64::new(0),
+            messages_confirmed: AtomicU64::new(0),
+            messages_nacked: AtomicU64::new(0),
+            calls: AtomicU64::new(0),
+            call_nanoseconds: AtomicU64::new(0),
+        }
+    }
+
+    fn tell(&self, tell: impl FnOnce(&dyn Metrics)) {
+        if let Some(metrics) = &self.metrics {
+            tell(&**metrics);
+        }
+    }
+
+    pub(crate) fn received(&self, count: usize) {
+        add(&self.bytes_received, count as u64);
+        self.tell(|metrics| metrics.bytes_received(count));
+    }
+
+    pub(crate) fn sent(&self, count: usize) {
+        add(&self.bytes_sent, count as u64);
+        self.tell(|metrics| metrics.bytes_sent(count));
+    }
+
+    pub(crate) fn delivered(&self) {
+        add(&self.messages_delivered, 1);
+        self.tell(|metrics| metrics.message_delivered());
+    }
+
+    /// It was counted before.
+    pub(crate) fn published(&self) {
+        self.tell(|metrics| metrics.message_published());
+    }
+
+    pub(crate) fn returned(&self) {
+        add(&self.messages_returned, 1);
+        self.tell(|metrics| metrics.message_returned());
+    }
+
+    pub(crate) fn confirmed(&self, count: u64, nacked: bool) {
+        let counter = match nacked {
+            true => &self.messages_nacked,
+            false => &self.messages_confirmed,
+        };
+        add(counter, count);
+        self.tell(|metrics| metrics.messages_confirmed(count, nacked));
+    }
+
+    pub(crate) fn call_answered(&self, time: Duration) {
+        add(&self.calls, 1);
+        let nanoseconds = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        add(&self.call_nanoseconds, nanoseconds);
+        self.tell(|metrics| metrics.call_answered(time));
+    }
+
+    pub(crate) fn snapshot(&self, messages_published: u64, channels: u16) -> ConnectionStats {
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        ConnectionStats {
+            bytes_received: get(&self.bytes_received),
+            bytes_sent: get(&self.bytes_sent),
+            messages_delivered: get(&self.messages_delivered),
+            messages_published,
+            messages_returned: get(&self.messages_returned),
+            messages_confirmed: get(&self.messages_confirmed),
+            messages_nacked: get(&self.messages_nacked),
+            calls: get(&self.calls),
+            call_time: Duration::from_nanos(get(&self.call_nanoseconds)),
+            channels,
+        }
+    }
+}
