@@ -161,7 +161,7 @@ impl Publisher {
             routing_key,
             message,
             mandatory,
-            Some(Arc::<Awaited>::clone(&awaited)),
+            Some(&awaited),
             outbox_patience,
         );
         match published {

@@ -107,19 +107,13 @@ impl RpcClient {
         let request = request
             .reply_to(DIRECT_REPLY_TO)
             .correlation_id(call.correlation_id.to_string());
-        let confirm = Request {
+        let confirm = Arc::new(Request {
             calls: Arc::clone(&self.calls),
             correlation_id: call.correlation_id,
-        };
+        });
         let left = deadline.remaining();
-        self.channel.publish(
-            exchange,
-            routing_key,
-            &request,
-            true,
-            Some(Arc::new(confirm)),
-            left,
-        )?;
+        self.channel
+            .publish(exchange, routing_key, &request, true, Some(&confirm), left)?;
         let _waits = self.channel.connection().link().waiting.begin();
         match answer.recv_timeout(deadline.remaining()) {
             Ok(answer) => answer,

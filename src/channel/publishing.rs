@@ -7,6 +7,7 @@ use std::time::Duration;
 use crossbeam_channel::Receiver;
 
 use super::Channel;
+use crate::confirm::Awaited;
 use crate::deadline::Deadline;
 use crate::error::{Error, Result};
 use crate::mailbox::{ConfirmMailbox, Published};
@@ -72,18 +73,26 @@ impl Channel {
         timeout: Duration,
     ) -> Result<Option<u64>> {
         let mandatory = message.is_mandatory();
-        let published = self.publish(exchange, routing_key, message, mandatory, None, timeout);
+        let published = self.publish(
+            exchange,
+            routing_key,
+            message,
+            mandatory,
+            None::<&Arc<Awaited>>,
+            timeout,
+        );
         published.map_err(|error| Asked::about(BasicPublish::ID, exchange).failed(error))
     }
 
-    /// Hands a message over. In confirm mode, `confirm` is told what becomes of it.
-    pub(crate) fn publish(
+    /// Hands a message over. In confirm mode, `confirm` is told what becomes of it. By reference: dropped here, it would cost
+    /// all other publishes half of their speed.
+    pub(crate) fn publish<C: ConfirmMailbox + 'static>(
         &self,
         exchange: &str,
         routing_key: &str,
         message: &Message<'_>,
         mandatory: bool,
-        confirm: Option<Arc<dyn ConfirmMailbox>>,
+        confirm: Option<&Arc<C>>,
         timeout: Duration,
     ) -> Result<Option<u64>> {
         self.check_size(message)?;
@@ -128,7 +137,7 @@ impl Channel {
             frames.published(Published {
                 channel: state.number,
                 sequence_number,
-                confirm,
+                confirm: confirm.map(|it| Arc::<C>::clone(it) as Arc<dyn ConfirmMailbox>),
                 identity,
             });
             Ok(Some(sequence_number))
