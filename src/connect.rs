@@ -59,13 +59,22 @@ fn shuffle(endpoints: &mut [Endpoint]) {
     }
 }
 
-/// Tries the addresses behind the name, until a server has answered.
 fn connect_to<M: Mailboxes>(
     endpoint: &Endpoint,
     options: &ConnectionOptions,
     deadline: Deadline,
 ) -> Result<Connected<M>> {
     let addresses = look_up(endpoint, deadline).map_err(|error| failed(endpoint, &error))?;
+    connect_to_any(&addresses, endpoint, options, deadline)
+}
+
+/// Tries the addresses behind the name, until a server has answered.
+fn connect_to_any<M: Mailboxes>(
+    addresses: &[SocketAddr],
+    endpoint: &Endpoint,
+    options: &ConnectionOptions,
+    deadline: Deadline,
+) -> Result<Connected<M>> {
     let mut unreachable = Vec::new();
     let mut last_error = None;
     for (address, left) in addresses.iter().zip((1..=addresses.len()).rev()) {
@@ -240,4 +249,101 @@ fn timed_out<M: Mailboxes>(core: &proto::Connection<M>, deadline: Deadline) -> E
 #[allow(clippy::disallowed_methods)] // The core is driven here until the IO thread takes over.
 fn now() -> Instant {
     Instant::now()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::net::TcpListener;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::mailbox;
+
+    fn listener() -> (TcpListener, SocketAddr) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        (listener, address)
+    }
+
+    /// As if all these addresses were behind one name.
+    fn error_of(addresses: &[SocketAddr]) -> Error {
+        let endpoint = Endpoint {
+            host: "rabbit".to_owned(),
+            port: 5672,
+        };
+        let deadline = Deadline::after(Duration::from_secs(2));
+        let options = ConnectionOptions::default();
+        let connected =
+            connect_to_any::<mailbox::Mailboxes>(addresses, &endpoint, &options, deadline);
+        connected.err().unwrap()
+    }
+
+    #[test]
+    fn every_address_behind_a_name_is_tried_until_a_server_answers() {
+        let closed = listener().1;
+        // Accepts, as the system does for it, and says nothing.
+        let (_silent, silent) = listener();
+        let (answers, answering) = listener();
+        let server = thread::spawn(move || {
+            let (mut socket, _) = answers.accept().unwrap();
+            socket.read_exact(&mut [0; 8]).unwrap();
+            socket.write_all(b"AMQP\0\x01\0\0").unwrap();
+        });
+        let error = error_of(&[closed, silent, answering, closed]);
+        assert!(
+            matches!(error.kind(), Kind::ProtocolVersionMismatch { .. }),
+            "{error}"
+        );
+        server.join().unwrap();
+        // One that was there says more than one that was not.
+        let error = error_of(&[silent, closed]);
+        assert!(error.is_timeout(), "{error}");
+    }
+
+    #[test]
+    fn the_error_says_what_happened_at_each_address() {
+        let (one, other) = (listener().1, listener().1);
+        let error = error_of(&[one, other]);
+        let Kind::ConnectFailed {
+            address,
+            kind,
+            text,
+        } = error.kind()
+        else {
+            panic!("{error}");
+        };
+        assert_eq!(
+            (address.as_str(), *kind),
+            ("rabbit:5672", ErrorKind::ConnectionRefused)
+        );
+        assert!(
+            text.starts_with("127.0.0.1: ") && text.contains("; 127.0.0.1: "),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn the_socket_is_set_as_the_options_say() {
+        let (_listener, address) = listener();
+        let deadline = Deadline::after(Duration::from_secs(5));
+        let options = ConnectionOptions::default()
+            .tcp_keepalive(Duration::from_secs(7))
+            .tcp_user_timeout(Duration::from_secs(8));
+        let socket = open_socket(address, &options, deadline).unwrap();
+        let settings = SockRef::from(&socket);
+        assert!(settings.keepalive().unwrap() && socket.nodelay().unwrap());
+        #[cfg(target_os = "linux")]
+        {
+            assert_eq!(
+                settings.tcp_keepalive_time().unwrap(),
+                Duration::from_secs(7)
+            );
+            let timeout = settings.tcp_user_timeout().unwrap();
+            assert_eq!(timeout, Some(Duration::from_secs(8)));
+        }
+        let options = ConnectionOptions::default().tcp_keepalive(Duration::ZERO);
+        let socket = open_socket(address, &options, deadline).unwrap();
+        assert!(!SockRef::from(&socket).keepalive().unwrap());
+    }
 }

@@ -200,7 +200,8 @@ impl ConnectionOptions {
         password: impl Into<String>;
         /// How to log in. Default: PLAIN.
         login_method: LoginMethod;
-        /// How long opening may take in all: TCP and the AMQP handshake. Default: 30 seconds.
+        /// How long opening may take in all, from the look-up of the name over TCP and TLS to AMQP's `open-ok`, and with
+        /// several endpoints for all of them. Default: 30 seconds.
         connect_timeout: Duration;
         /// How long a call waits for the broker's reply. Default: 30 seconds.
         request_timeout: Duration;
