@@ -15,7 +15,7 @@ use crate::error::{Error, ErrorKind as Kind, FailedEndpoint, Result};
 use crate::inbox::Inbox;
 use crate::options::{ConnectionOptions, Endpoint};
 use crate::proto::{self, Event, Mailboxes};
-use crate::stream::{Socket, Stream};
+use crate::stream::{remaining, Socket, Stream};
 use crate::tls;
 
 /// A connection whose handshake is over.
@@ -147,11 +147,7 @@ fn open_socket(
     options: &ConnectionOptions,
     deadline: Deadline,
 ) -> io::Result<TcpStream> {
-    let time = deadline.remaining();
-    if time.is_zero() {
-        return Err(ErrorKind::TimedOut.into());
-    }
-    let socket = TcpStream::connect_timeout(&address, time)?;
+    let socket = TcpStream::connect_timeout(&address, remaining(deadline)?)?;
     socket.set_nodelay(true)?;
     let settings = SockRef::from(&socket);
     if !options.tcp_keepalive.is_zero() {

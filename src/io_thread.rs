@@ -184,9 +184,7 @@ impl IoThread {
 
     /// Sleeps until the socket, the outbox or the time has something to do.
     fn wait(&mut self, events: &mut Events) {
-        let timeout = self
-            .wake_up_at()
-            .map(|time| time.saturating_duration_since(now()));
+        let timeout = self.timeout();
         if let Err(error) = self.poll.poll(events, timeout) {
             if error.kind() != ErrorKind::Interrupted {
                 return self.socket_failed(&error);
@@ -203,14 +201,15 @@ impl IoThread {
         }
     }
 
-    /// `None`: only the socket or the outbox can wake it up.
-    fn wake_up_at(&self) -> Option<Instant> {
+    /// How long to sleep. `None`: until the socket or the outbox has something.
+    fn timeout(&self) -> Option<Duration> {
         let pauses_until = self.reading.pauses_until().filter(|_| self.may_pause());
         if self.write_again || (self.readable && pauses_until.is_none()) {
-            return Some(now());
+            return Some(Duration::ZERO);
         }
         let look = pauses_until.filter(|_| self.readable);
-        self.deadline().into_iter().chain(look).min()
+        let wake_up_at = self.deadline().into_iter().chain(look).min()?;
+        Some(wake_up_at.saturating_duration_since(now()))
     }
 
     fn deadline(&self) -> Option<Instant> {

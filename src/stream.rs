@@ -78,7 +78,7 @@ impl Socket {
 }
 
 /// What is left until the deadline, for a socket, which takes zero for "no limit".
-fn remaining(deadline: Deadline) -> io::Result<std::time::Duration> {
+pub(crate) fn remaining(deadline: Deadline) -> io::Result<std::time::Duration> {
     let remaining = deadline.remaining();
     if remaining.is_zero() {
         return Err(ErrorKind::TimedOut.into());
