@@ -17,7 +17,7 @@ use crate::error::{Error, ErrorKind as Kind};
 use crate::events::ConnectionEvent;
 use crate::feed::Feed;
 use crate::inbox::Inbox;
-use crate::mailbox::{Command, Mailboxes, Published, Reply, Unclaimed};
+use crate::mailbox::{ChannelMailbox, Command, Mailboxes, Published, Reply, Unclaimed};
 use crate::options::ConnectionOptions;
 use crate::outbox::Outbox;
 use crate::outgoing::Outgoing;
@@ -174,9 +174,10 @@ impl IoThread {
         while self.closing != Closing::Done {
             self.write();
             self.wait(&mut events);
-            // Before reading: what comes now may answer what `write` has sent, and whoever asked for it has told the
-            // core before.
-            self.take_commands();
+            if self.link.outbox.is_aborted() {
+                self.core.abort();
+            }
+            self.answer();
             self.read();
             self.handle_time();
         }
@@ -204,7 +205,8 @@ impl IoThread {
     /// How long to sleep. `None`: until the socket or the outbox has something.
     fn timeout(&self) -> Option<Duration> {
         let pauses_until = self.reading.pauses_until().filter(|_| self.may_pause());
-        if self.write_again || (self.readable && pauses_until.is_none()) {
+        let busy = self.write_again || self.core.has_events();
+        if busy || (self.readable && pauses_until.is_none()) {
             return Some(Duration::ZERO);
         }
         let look = pauses_until.filter(|_| self.readable);
@@ -218,13 +220,6 @@ impl IoThread {
             Closing::Flushing(until) | Closing::Draining(until) => Some(until),
             Closing::Done => None,
         }
-    }
-
-    fn take_commands(&mut self) {
-        while let Ok(command) = self.commands.try_recv() {
-            self.core.handle(command);
-        }
-        self.answer();
     }
 
     fn read(&mut self) {
@@ -258,12 +253,17 @@ impl IoThread {
         let Self {
             reading,
             core,
+            commands,
             link,
             ..
         } = self;
         let count_unread = || core.consumers().map(|consumer| consumer.unread()).sum();
-        let someone_waits =
-            || core.awaits_reply() || link.waiting.any() || link.outbox.stops_publishers();
+        let someone_waits = || {
+            core.awaits_reply()
+                || !commands.is_empty()
+                || link.waiting.any()
+                || link.outbox.stops_publishers()
+        };
         reading.may_read(now(), count_unread, someone_waits)
     }
 
@@ -329,11 +329,13 @@ impl IoThread {
     /// Takes what has come together in the outbox. False if that is nothing; then the IO thread may sleep.
     fn refill(&mut self) -> bool {
         self.take_core_output();
-        self.link
-            .outbox
-            .take(&mut self.outgoing, &mut self.published);
+        let outbox = &self.link.outbox;
+        let commands = outbox.take(&mut self.outgoing, &mut self.published);
         for published in self.published.drain(..) {
             self.core.published(published);
+        }
+        for command in self.commands.try_iter().take(commands) {
+            self.core.handle(command);
         }
         !self.outgoing.is_empty()
     }
@@ -437,7 +439,7 @@ impl IoThread {
                 Event::MessageTooLarge { channel, size } => channel.message_too_large(size),
                 Event::Flow { channel, active } => channel.flow(active),
                 Event::ChannelEnded { channel, error } => channel.ended(&error),
-                Event::ChannelFreed { channel } => self.free_channel(channel),
+                Event::ChannelFreed { channel, number } => self.free_channel(&channel, number),
                 Event::Blocked { reason } => {
                     log::warn!("the broker has blocked the connection: {reason}");
                     self.link.outbox.set_blocked(Some(reason.clone()));
@@ -455,12 +457,12 @@ impl IoThread {
 
     /// The close-ok has to be in the outbox before anyone can reuse the number and put a channel.open there; and what
     /// was published under the number must not be taken for the next channel's.
-    fn free_channel(&mut self, number: u16) {
+    fn free_channel(&mut self, channel: &Arc<dyn ChannelMailbox>, number: u16) {
         self.take_core_output();
         for published in self.link.outbox.take_published_on(number) {
             self.core.published(published);
         }
-        self.link.channel_numbers.release(number);
+        channel.freed();
     }
 
     fn tell(&self, event: ConnectionEvent) {

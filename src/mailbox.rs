@@ -50,6 +50,8 @@ impl Drop for Unclaimed {
 pub(crate) trait ChannelMailbox: Send + Sync {
     /// Nothing more can be sent.
     fn ended(&self, error: &Error);
+    /// Its number can be used again.
+    fn freed(&self);
     /// The broker asks to stop or go on publishing.
     fn flow(&self, active: bool);
     /// The broker has answered for messages; all numbers up to `answered_to` are answered now.

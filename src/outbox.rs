@@ -8,6 +8,7 @@
 //! sends it a few frames at a time, so that it does not hold up heartbeats and other channels.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crossbeam_channel::Sender;
 use mio::Waker;
@@ -49,6 +50,8 @@ struct State {
     backlog: Backlog,
     /// The messages of which the core has not been told.
     published: Vec<Published>,
+    /// How many commands belong to what the IO thread has not taken.
+    commands: usize,
     /// All messages that were appended, in any mode.
     messages: u64,
     /// The IO thread has nothing to do and sleeps, or is about to.
@@ -67,6 +70,8 @@ pub(crate) struct Outbox {
     stopped: Waiting,
     commands: Sender<Command>,
     waker: Waker,
+    /// Whoever closes has waited long enough.
+    aborted: AtomicBool,
     payload_limit: usize,
 }
 
@@ -135,8 +140,9 @@ impl Frames<'_> {
         written.map_err(unsendable)
     }
 
-    /// Tells the core. Under the lock, so that it learns of a request before the reply can come.
-    pub(crate) fn command(&self, command: Command) {
+    /// Tells the core, as soon as what belongs to it is taken: before the reply can come.
+    pub(crate) fn command(&mut self, command: Command) {
+        self.state.commands += 1;
         // The receiver goes away only after `end` was set, which is checked before anything is appended.
         let _ = self.commands.send(command);
     }
@@ -183,6 +189,7 @@ impl Outbox {
             state: Mutex::new(State {
                 backlog: Backlog::default(),
                 published: Vec::new(),
+                commands: 0,
                 messages: 0,
                 asleep: false,
                 blocked: None,
@@ -192,6 +199,7 @@ impl Outbox {
             stopped: Waiting::default(),
             commands,
             waker,
+            aborted: AtomicBool::new(false),
             payload_limit,
         }
     }
@@ -341,11 +349,15 @@ impl Outbox {
 
     /// Ends the connection without another word, even if the socket takes nothing.
     pub(crate) fn abort(&self) {
-        let _ = self.commands.send(Command::Abort);
+        self.aborted.store(true, Ordering::Release);
         self.wake();
     }
 
     // ---- the IO thread's side ----
+
+    pub(crate) fn is_aborted(&self) -> bool {
+        self.aborted.load(Ordering::Acquire)
+    }
 
     /// Whether someone waits for the broker to say that it takes messages again.
     pub(crate) fn stops_publishers(&self) -> bool {
@@ -393,15 +405,17 @@ impl Outbox {
         theirs
     }
 
-    /// Takes all that was appended, and the messages in it. If nothing is left to write, the next one who appends
-    /// wakes the IO thread.
-    pub(crate) fn take(&self, outgoing: &mut Outgoing, published: &mut Vec<Published>) {
+    /// Takes all that was appended, and the messages in it, and returns how many commands belong to it. If nothing is
+    /// left to write, the next one who appends wakes the IO thread.
+    pub(crate) fn take(&self, outgoing: &mut Outgoing, published: &mut Vec<Published>) -> usize {
         let mut state = self.state.lock();
         std::mem::swap(&mut state.published, published);
+        let commands = std::mem::take(&mut state.commands);
         state.backlog.move_to(outgoing);
         state.asleep = outgoing.is_empty();
         drop(state);
         self.changed.notify_all();
+        commands
     }
 }
 

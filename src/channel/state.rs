@@ -79,6 +79,10 @@ impl ChannelMailbox for ChannelState {
         self.confirmations.end();
     }
 
+    fn freed(&self) {
+        self.link.channel_numbers.release(self.number);
+    }
+
     fn flow(&self, active: bool) {
         self.link
             .outbox

@@ -314,9 +314,13 @@ impl<M: Mailboxes> Channels<M> {
             return;
         };
         if let Slot::InUse(channel) = std::mem::replace(slot, Slot::Closed(cause.clone())) {
+            let mailbox = channel.mailbox.clone();
             Self::end(*channel, &cause, effects);
+            effects.event(Event::ChannelFreed {
+                channel: mailbox,
+                number,
+            });
         }
-        effects.event(Event::ChannelFreed { channel: number });
     }
 
     pub(super) fn end_all(&mut self, cause: &Error, effects: &mut Effects<M>) {

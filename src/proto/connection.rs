@@ -119,6 +119,10 @@ impl<M: Mailboxes> Connection<M> {
         }
     }
 
+    pub(crate) fn has_events(&self) -> bool {
+        !self.effects.events.is_empty()
+    }
+
     pub(crate) fn next_event(&mut self) -> Option<Event<M>> {
         self.effects.events.pop_front()
     }
@@ -417,6 +421,16 @@ impl<M: Mailboxes> Connection<M> {
         }
     }
 
+    /// Whoever closes has waited long enough.
+    pub(crate) fn abort(&mut self) {
+        let reason = match &self.state {
+            State::Ended(_) => return,
+            State::Closing(reason) => reason.clone(),
+            _ => CloseReason::program("aborted"),
+        };
+        self.end(Error::new(ErrorKind::ConnectionClosed(reason)));
+    }
+
     pub(crate) fn handle(&mut self, command: Command<M>) {
         if let State::Ended(cause) = &self.state {
             let cause = cause.clone();
@@ -453,13 +467,6 @@ impl<M: Mailboxes> Connection<M> {
                 call,
             } => channels.closing(channel, reason, call, effects),
             Command::CloseConnection { reason } => self.state = State::Closing(reason),
-            Command::Abort => {
-                let reason = match &self.state {
-                    State::Closing(reason) => reason.clone(),
-                    _ => CloseReason::program("aborted"),
-                };
-                self.end(Error::new(ErrorKind::ConnectionClosed(reason)));
-            }
         }
     }
 
@@ -483,7 +490,7 @@ impl<M: Mailboxes> Connection<M> {
             }
             Command::Call { call, .. } => effects.fail(Some(call), cause),
             Command::CloseChannel { call, .. } => effects.fail(call, cause),
-            Command::CloseConnection { .. } | Command::Abort => {}
+            Command::CloseConnection { .. } => {}
         }
     }
 }

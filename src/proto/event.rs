@@ -50,8 +50,6 @@ pub(crate) enum Command<M: Mailboxes> {
     },
     /// `connection.close` was sent.
     CloseConnection { reason: CloseReason },
-    /// Whoever closes has waited long enough.
-    Abort,
 }
 
 /// What happened. Every mailbox that was handed over comes back in just one answer, whatever happens.
@@ -118,7 +116,7 @@ pub(crate) enum Event<M: Mailboxes> {
     /// Nothing more can be sent on a channel, for this reason.
     ChannelEnded { channel: M::Channel, error: Error },
     /// The number can be used for a new channel, as soon as what the core has to send is sent.
-    ChannelFreed { channel: u16 },
+    ChannelFreed { channel: M::Channel, number: u16 },
     /// The broker takes no messages for now.
     Blocked { reason: String },
     /// The broker takes messages again.

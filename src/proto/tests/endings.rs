@@ -56,10 +56,10 @@ fn end(scenario: &mut Scenario, ending: Ending) {
             scenario.close();
             scenario.socket_closed();
         }
-        Ending::Aborted => scenario.core.handle(Command::Abort),
+        Ending::Aborted => scenario.core.abort(),
         Ending::AbortedWhileClosing => {
             scenario.close();
-            scenario.core.handle(Command::Abort);
+            scenario.core.abort();
         }
         Ending::SocketClosed => scenario.socket_closed(),
         Ending::HeartbeatMissed => scenario.pass(Duration::from_secs(120)),
@@ -111,7 +111,7 @@ fn everything_after_the_end_is_answered_with_its_cause() {
         let close = scenario.close_channel(1);
         let confirm = scenario.publish(1, 1);
         scenario.close();
-        scenario.core.handle(Command::Abort);
+        scenario.core.abort();
         let open = scenario.next_call();
         scenario.core.handle(Command::OpenChannel {
             channel: 2,

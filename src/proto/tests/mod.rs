@@ -392,7 +392,7 @@ fn described(event: Event<Names>) -> String {
         Event::MessageTooLarge { channel, size } => format!("too large on {channel} {size}"),
         Event::Flow { channel, active } => format!("flow on {channel} {active}"),
         Event::ChannelEnded { channel, error } => format!("channel {channel} ended {error}"),
-        Event::ChannelFreed { channel } => format!("channel {channel} freed"),
+        Event::ChannelFreed { number, .. } => format!("channel {number} freed"),
         Event::Blocked { reason } => format!("blocked {reason}"),
         Event::Unblocked => "unblocked".to_owned(),
         Event::Ended { error } => format!("ended {error}"),
