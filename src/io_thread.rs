@@ -423,6 +423,16 @@ impl IoThread {
                     }
                     confirm.answered(sequence_number, outcome);
                 }
+                Event::Lost {
+                    published,
+                    cause,
+                    may_have_been_sent,
+                } => {
+                    if let Some(confirm) = published.confirm {
+                        let outcome = Outcome::lost(cause, may_have_been_sent);
+                        confirm.answered(published.sequence_number, outcome);
+                    }
+                }
                 Event::Nacked {
                     channel,
                     sequence_number,
@@ -430,11 +440,12 @@ impl IoThread {
                 Event::Confirm {
                     channel,
                     answer,
+                    sequence_number,
                     answered,
                     answered_to,
                 } => {
                     self.link.counters.confirmed(answered, answer.nack);
-                    channel.confirm(answer, answered_to);
+                    channel.confirm(answer, sequence_number, answered_to);
                 }
                 Event::MessageTooLarge { channel, size } => channel.message_too_large(size),
                 Event::Flow { channel, active } => channel.flow(active),

@@ -54,8 +54,8 @@ pub(crate) trait ChannelMailbox: Send + Sync {
     fn freed(&self);
     /// The broker asks to stop or go on publishing.
     fn flow(&self, active: bool);
-    /// The broker has answered for messages; all numbers up to `answered_to` are answered now.
-    fn confirm(&self, answer: Answer, answered_to: u64);
+    /// The broker has answered for a message, or all up to it; all numbers up to `answered_to` are answered now.
+    fn confirm(&self, answer: Answer, sequence_number: u64, answered_to: u64);
     /// The broker refused a message.
     fn nacked(&self, sequence_number: u64);
     /// A message came that is larger than we take: the channel has to be closed.

@@ -139,6 +139,7 @@ impl Channel {
                 sequence_number,
                 confirm: confirm.map(|it| Arc::<C>::clone(it) as Arc<dyn ConfirmMailbox>),
                 identity,
+                kept: None,
             });
             Ok(Some(sequence_number))
         })?;

@@ -89,12 +89,8 @@ impl ChannelMailbox for ChannelState {
             .change(|| self.flow_stopped.store(!active, Ordering::Release));
     }
 
-    fn confirm(&self, answer: Answer, answered_to: u64) {
-        let Answer {
-            sequence_number,
-            multiple,
-            nack,
-        } = answer;
+    fn confirm(&self, answer: Answer, sequence_number: u64, answered_to: u64) {
+        let Answer { multiple, nack, .. } = answer;
         let confirmation = Confirmation {
             sequence_number,
             multiple,

@@ -125,7 +125,7 @@ impl<M: Mailboxes> Channels<M> {
         let event = match method {
             Method::BasicAck(ack) => {
                 let answer = Answer {
-                    sequence_number: ack.delivery_tag,
+                    tag: ack.delivery_tag,
                     multiple: ack.multiple,
                     nack: false,
                 };
@@ -134,7 +134,7 @@ impl<M: Mailboxes> Channels<M> {
             }
             Method::BasicNack(nack) => {
                 let answer = Answer {
-                    sequence_number: nack.delivery_tag,
+                    tag: nack.delivery_tag,
                     multiple: nack.multiple,
                     nack: true,
                 };

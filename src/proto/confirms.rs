@@ -5,6 +5,8 @@
 
 use std::collections::{HashMap, VecDeque};
 
+use bytes::Bytes;
+
 use super::content::Returned;
 use super::effects::Effects;
 use super::event::{Event, Mailboxes};
@@ -14,12 +16,14 @@ use crate::error::Error;
 /// A message that was published in confirm mode.
 pub(crate) struct Published<M: Mailboxes> {
     pub(crate) channel: u16,
-    /// Counted from 1 on each channel.
+    /// Counted from 1 on each channel, also over several connections.
     pub(crate) sequence_number: u64,
     /// Who wants to know what becomes of just this message. Without, the channel is told.
     pub(crate) confirm: Option<M::Confirm>,
     /// Of a mandatory message, which can be returned.
     pub(crate) identity: Option<Identity>,
+    /// Its frames, if it is to be published again when no answer came.
+    pub(crate) kept: Option<Bytes>,
 }
 
 /// What became of a message.
@@ -37,26 +41,38 @@ pub(crate) enum Outcome {
     },
 }
 
+impl Outcome {
+    pub(crate) fn lost(cause: Error, may_have_been_sent: bool) -> Self {
+        Self::Lost {
+            cause,
+            may_have_been_sent,
+        }
+    }
+}
+
 /// An answer of the broker, `basic.ack` or `basic.nack`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Answer {
-    pub(crate) sequence_number: u64,
+    /// Which message of the connection's channel, counted from 1. Zero for all, with `multiple`.
+    pub(crate) tag: u64,
     /// It is for all earlier messages, too.
     pub(crate) multiple: bool,
     pub(crate) nack: bool,
 }
 
 struct Unanswered<M: Mailboxes> {
-    confirm: Option<M::Confirm>,
-    identity: Option<Identity>,
+    published: Published<M>,
     returned: Option<Box<Returned>>,
 }
 
-/// The messages of one channel, by their numbers.
+/// The messages of one channel, by their tags: the broker counts what it gets on this connection from 1. The sequence
+/// numbers go on over several connections, and some of those published again may be missing in between.
 pub(super) struct Confirms<M: Mailboxes> {
-    /// The sequence number of the last message.
+    /// The tag of the last message.
     published: u64,
-    /// In the order of their numbers. An answered one leaves a hole, unless it stands at the front.
+    /// Its sequence number.
+    last: u64,
+    /// In the order of their tags. An answered one leaves a hole, unless it stands at the front.
     waiting: VecDeque<(u64, Option<Unanswered<M>>)>,
     holes: usize,
     /// Returned messages that look like a waiting one of this identity. Their answer tells which of them it was.
@@ -69,6 +85,7 @@ impl<M: Mailboxes> Confirms<M> {
     pub(super) fn new() -> Self {
         Self {
             published: 0,
+            last: 0,
             waiting: VecDeque::new(),
             holes: 0,
             returned: HashMap::new(),
@@ -77,14 +94,13 @@ impl<M: Mailboxes> Confirms<M> {
     }
 
     pub(super) fn publish(&mut self, published: Published<M>) {
-        let number = published.sequence_number;
-        self.published = number;
+        self.published += 1;
+        self.last = published.sequence_number;
         let unanswered = Unanswered {
-            confirm: published.confirm,
-            identity: published.identity,
+            published,
             returned: None,
         };
-        self.waiting.push_back((number, Some(unanswered)));
+        self.waiting.push_back((self.published, Some(unanswered)));
     }
 
     /// Takes in a returned message; gives it back if it is none of these.
@@ -99,10 +115,10 @@ impl<M: Mailboxes> Confirms<M> {
                 (_, any) => any,
             },
         };
-        let Some((number, identity, _)) = found else {
+        let Some((tag, identity, _)) = found else {
             return Some(returned);
         };
-        self.last_returned = number;
+        self.last_returned = tag;
         let returned_like_it = self.returned.entry(identity).or_default();
         returned_like_it.push(returned);
         None
@@ -111,15 +127,15 @@ impl<M: Mailboxes> Confirms<M> {
     /// The first of those from `place` on that are most like the returned one.
     fn most_like(&self, returned: Identity, place: usize) -> Option<(u64, Identity, Likeness)> {
         let mut best: Option<(u64, Identity, Likeness)> = None;
-        for (number, unanswered) in self.waiting.range(place..) {
-            let identity = unanswered.as_ref().and_then(|it| it.identity);
+        for (tag, unanswered) in self.waiting.range(place..) {
+            let identity = unanswered.as_ref().and_then(|it| it.published.identity);
             let Some((identity, likeness)) =
                 identity.and_then(|it| Some((it, it.likeness(returned)?)))
             else {
                 continue;
             };
             if best.map_or(true, |(_, _, best)| likeness > best) {
-                best = Some((*number, identity, likeness));
+                best = Some((*tag, identity, likeness));
             }
             if likeness == Likeness::Whole {
                 break;
@@ -136,37 +152,34 @@ impl<M: Mailboxes> Confirms<M> {
         effects: &mut Effects<M>,
     ) {
         let Answer {
-            sequence_number,
+            tag,
             multiple,
             nack,
         } = answer;
         // "Zero, multiple" means all that are waiting.
-        let number = match sequence_number {
+        let tag = match tag {
             0 if multiple => self.published,
-            number => number,
+            tag => tag,
         };
-        if number > self.published {
+        if tag > self.published {
             log::warn!(
-                "the broker answers for message {number}, {} were published",
+                "the broker answers for message {tag}, {} were published",
                 self.published
             );
             return;
         }
-        self.assign_returned(number, multiple);
+        let sequence_number = self.number_of(tag);
+        self.assign_returned(tag, multiple);
         let before = self.unanswered();
         let outcome = || match nack {
             true => Outcome::Nacked,
             false => Outcome::Confirmed,
         };
         if multiple {
-            while self
-                .waiting
-                .front()
-                .is_some_and(|&(front, _)| front <= number)
-            {
+            while self.waiting.front().is_some_and(|&(front, _)| front <= tag) {
                 self.take_at(0, channel, outcome, effects);
             }
-        } else if let Some(place) = self.find(number) {
+        } else if let Some(place) = self.find(tag) {
             self.take_at(place, channel, outcome, effects);
         }
         let answered = (before - self.unanswered()) as u64;
@@ -174,6 +187,7 @@ impl<M: Mailboxes> Confirms<M> {
         effects.event(Event::Confirm {
             channel: channel.clone(),
             answer,
+            sequence_number,
             answered,
             answered_to: self.answered_to(),
         });
@@ -183,38 +197,53 @@ impl<M: Mailboxes> Confirms<M> {
         self.waiting.len() - self.holes
     }
 
-    /// All numbers up to this are answered.
+    /// All sequence numbers up to this are answered.
     fn answered_to(&self) -> u64 {
-        let front = self.waiting.front();
-        front.map_or(self.published, |&(number, _)| number - 1)
+        let front = self
+            .waiting
+            .iter()
+            .find_map(|(_, waiting)| waiting.as_ref());
+        front.map_or(self.last, |it| it.published.sequence_number - 1)
+    }
+
+    /// The sequence number of the message with this tag; of an answered one it is only known from those behind it.
+    fn number_of(&self, tag: u64) -> u64 {
+        let next = self.waiting.range(self.place_of(tag)..);
+        let mut next = next.filter_map(|(tag, waiting)| Some((*tag, waiting.as_ref()?)));
+        let (known, number) = next
+            .next()
+            .map_or((self.published, self.last), |(tag, it)| {
+                (tag, it.published.sequence_number)
+            });
+        number.saturating_sub(known - tag)
     }
 
     /// Finds out which messages have come back, among those that are answered now. The broker returns a message when
     /// it works on it, and then answers for it at once: earlier ones that it has finished meanwhile can be answered in
     /// the same go, later ones cannot.
-    fn assign_returned(&mut self, number: u64, multiple: bool) {
+    fn assign_returned(&mut self, tag: u64, multiple: bool) {
         if self.returned.is_empty() {
             return;
         }
-        let first = if multiple { 0 } else { self.place_of(number) };
-        let end = self.place_of(number + 1);
+        let first = if multiple { 0 } else { self.place_of(tag) };
+        let end = self.place_of(tag + 1);
         for (_, unanswered) in self.waiting.range_mut(first..end).rev() {
             take_back(&mut self.returned, unanswered);
         }
     }
 
-    /// Where this number stands, or the first one behind it.
-    fn place_of(&self, number: u64) -> usize {
+    /// Where this tag stands, or the first one behind it.
+    fn place_of(&self, tag: u64) -> usize {
         match self.waiting.front() {
-            Some(&(front, _)) if number <= front => 0,
-            _ => self.waiting.partition_point(|&(it, _)| it < number),
+            Some(&(front, _)) if tag <= front => 0,
+            _ => self.waiting.partition_point(|&(it, _)| it < tag),
         }
     }
 
-    fn find(&self, number: u64) -> Option<usize> {
-        let place = self.place_of(number);
+    fn find(&self, tag: u64) -> Option<usize> {
+        let place = self.place_of(tag);
         let &(found, _) = self.waiting.get(place)?;
-        (found == number).then_some(place)
+        (found == tag).then_some(place)
     }
 
     /// Answers the message at this place.
@@ -225,10 +254,9 @@ impl<M: Mailboxes> Confirms<M> {
         outcome: impl Fn() -> Outcome,
         effects: &mut Effects<M>,
     ) {
-        let Some((number, slot)) = self.waiting.get_mut(place) else {
+        let Some((_, slot)) = self.waiting.get_mut(place) else {
             return;
         };
-        let number = *number;
         let unanswered = slot.take();
         if place == 0 {
             self.waiting.pop_front();
@@ -237,7 +265,7 @@ impl<M: Mailboxes> Confirms<M> {
             self.holes += usize::from(unanswered.is_some());
         }
         if let Some(unanswered) = unanswered {
-            tell(unanswered, number, channel, outcome(), effects);
+            tell(unanswered, channel, outcome(), effects);
         }
     }
 
@@ -258,13 +286,11 @@ impl<M: Mailboxes> Confirms<M> {
         for (_, unanswered) in &mut self.waiting {
             take_back(&mut self.returned, unanswered);
         }
-        for (number, unanswered) in self.waiting {
-            if let Some(unanswered) = unanswered {
-                let outcome = Outcome::Lost {
-                    cause: cause.clone(),
-                    may_have_been_sent: true,
-                };
-                tell(unanswered, number, channel, outcome, effects);
+        for (_, unanswered) in self.waiting {
+            match unanswered {
+                None => {}
+                Some(it) if it.returned.is_some() => tell(it, channel, Outcome::Confirmed, effects),
+                Some(it) => effects.lose(it.published, cause.clone(), true),
             }
         }
     }
@@ -276,7 +302,7 @@ fn take_back<M: Mailboxes>(
     unanswered: &mut Option<Unanswered<M>>,
 ) {
     let Some(unanswered) = unanswered else { return };
-    let Some(identity) = unanswered.identity else {
+    let Some(identity) = unanswered.published.identity else {
         return;
     };
     let Some(like_it) = returned.get_mut(&identity) else {
@@ -291,14 +317,19 @@ fn take_back<M: Mailboxes>(
 /// Tells what became of a message: to whoever wants to know just that, or to its channel what it has to know.
 fn tell<M: Mailboxes>(
     unanswered: Unanswered<M>,
-    sequence_number: u64,
     channel: &M::Channel,
     outcome: Outcome,
     effects: &mut Effects<M>,
 ) {
     let Unanswered {
-        confirm, returned, ..
+        published,
+        returned,
     } = unanswered;
+    let Published {
+        sequence_number,
+        confirm,
+        ..
+    } = published;
     let outcome = returned.map_or(outcome, Outcome::Returned);
     let channel = channel.clone();
     match (confirm, outcome) {
@@ -316,7 +347,7 @@ fn tell<M: Mailboxes>(
             channel,
             sequence_number,
         }),
-        // It learns the count of the confirmed ones, and its own end.
+        // It learns the count of the confirmed ones.
         (None, Outcome::Confirmed | Outcome::Lost { .. }) => {}
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::confirms::{Outcome, Published};
+use super::confirms::Published;
 use super::event::{Event, Mailboxes};
 use crate::error::Error;
 use crate::wire::codec::WireResult;
@@ -46,16 +46,11 @@ impl<M: Mailboxes> Effects<M> {
 
     /// Answers for a published message that no answer will come.
     pub(super) fn lose(&mut self, published: Published<M>, cause: Error, may_have_been_sent: bool) {
-        if let Some(confirm) = published.confirm {
-            self.event(Event::Answered {
-                confirm,
-                sequence_number: published.sequence_number,
-                outcome: Outcome::Lost {
-                    cause,
-                    may_have_been_sent,
-                },
-            });
-        }
+        self.event(Event::Lost {
+            published,
+            cause,
+            may_have_been_sent,
+        });
     }
 
     /// Sends one of the core's own methods, which are so small that they fit into any frame.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::channel::Expected;
-use super::confirms::{Answer, Outcome};
+use super::confirms::{Answer, Outcome, Published};
 use super::content::{Delivered, Fetched, Returned};
 use crate::error::{CloseReason, Error};
 use crate::wire::method::Method;
@@ -95,6 +95,12 @@ pub(crate) enum Event<M: Mailboxes> {
         sequence_number: u64,
         outcome: Outcome,
     },
+    /// No answer will come for a message, since its channel or the connection has ended.
+    Lost {
+        published: Published<M>,
+        cause: Error,
+        may_have_been_sent: bool,
+    },
     /// The broker refused a message that nobody waits for by itself.
     Nacked {
         channel: M::Channel,
@@ -104,6 +110,8 @@ pub(crate) enum Event<M: Mailboxes> {
     Confirm {
         channel: M::Channel,
         answer: Answer,
+        /// Which message it is for, or the last one of them.
+        sequence_number: u64,
         /// How many messages it is the answer for.
         answered: u64,
         /// All numbers up to this are answered.

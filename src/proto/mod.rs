@@ -20,6 +20,7 @@ mod event;
 mod handshake;
 mod heartbeat;
 mod identity;
+mod topology;
 mod violation;
 
 #[cfg(test)]
@@ -32,3 +33,4 @@ pub(crate) use content::{Delivered, Fetched, Returned};
 pub(crate) use event::{Command, Event, Mailboxes};
 pub(crate) use handshake::Login;
 pub(crate) use identity::Identity;
+pub(crate) use topology::{Redeclare, Topology};

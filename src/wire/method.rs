@@ -133,7 +133,7 @@ macro_rules! method {
         #[derive(Debug, Clone, Default, PartialEq)]
         pub(crate) struct $name { $(pub(crate) $field: $type,)* }
         impl $name {
-            fn into_owned(self) -> Self {
+            pub(crate) fn into_owned(self) -> Self {
                 self
             }
         }
@@ -151,7 +151,7 @@ macro_rules! method {
         #[derive(Debug, Clone, Default, PartialEq)]
         pub(crate) struct $name<'a> { $(pub(crate) $field: $type,)* }
         impl $name<'_> {
-            fn into_owned(self) -> $name<'static> {
+            pub(crate) fn into_owned(self) -> $name<'static> {
                 $name { $($field: Field::into_owned(self.$field),)* }
             }
         }

@@ -36,6 +36,7 @@ impl Scenario {
             sequence_number,
             confirm: awaited.then_some(confirm),
             identity: Some(identity.with_properties(&properties)),
+            kept: None,
         });
         confirm
     }
@@ -82,6 +83,28 @@ fn encoded(message_id: &str) -> Vec<u8> {
 }
 
 #[test]
+fn what_is_published_again_keeps_its_number() {
+    let mut scenario = Scenario::with_channels([1]);
+    // 4 was confirmed on the connection before; the broker begins to count at 1.
+    let confirms = [3, 5, 6, 7].map(|number| scenario.publish(1, number));
+    scenario.ack(3, false);
+    scenario.ack(2, true);
+    scenario.ack(4, false);
+    assert_eq!(
+        scenario.events(),
+        [
+            format!("{} confirmed", confirms[2]),
+            "ack on 1 6, answered to 2".to_owned(),
+            format!("{} confirmed", confirms[0]),
+            format!("{} confirmed", confirms[1]),
+            "ack on 1 5 multiple, answered to 6".to_owned(),
+            format!("{} confirmed", confirms[3]),
+            "ack on 1 7, answered to 7".to_owned(),
+        ]
+    );
+}
+
+#[test]
 fn answers_come_in_any_order_and_for_many_at_once() {
     let mut scenario = Scenario::with_channels([1]);
     let confirms: Vec<_> = (1..=7).map(|number| scenario.publish(1, number)).collect();
@@ -111,8 +134,8 @@ fn answers_come_in_any_order_and_for_many_at_once() {
             format!("{} confirmed", confirm(4)),
             format!("{} confirmed", confirm(6)),
             format!("{} confirmed", confirm(7)),
-            "ack on 1 0 multiple, answered to 7".to_owned(),
-            "ack on 1 0 multiple, answered to 7".to_owned(),
+            "ack on 1 7 multiple, answered to 7".to_owned(),
+            "ack on 1 7 multiple, answered to 7".to_owned(),
         ]
     );
 }

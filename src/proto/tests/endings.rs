@@ -340,6 +340,10 @@ impl Conversation {
                 | Event::Failed { call, .. } => {
                     *self.answers.entry(call).or_default() += 1;
                 }
+                Event::Lost { published, .. } => {
+                    let call = published.confirm.unwrap();
+                    *self.answers.entry(call).or_default() += 1;
+                }
                 Event::ConsumerEnded { consumer, .. } => {
                     *self.consumers.entry(consumer).or_default() += 1;
                 }

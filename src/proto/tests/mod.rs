@@ -221,6 +221,7 @@ impl Scenario {
             sequence_number,
             confirm: Some(confirm),
             identity: Some(Identity::new("x", "key", b"").with_properties(&[0, 0])),
+            kept: None,
         });
         confirm
     }
@@ -370,6 +371,14 @@ fn described(event: Event<Names>) -> String {
                 may_have_been_sent,
             } => format!("{confirm} lost sent={may_have_been_sent} {cause}"),
         },
+        Event::Lost {
+            published,
+            cause,
+            may_have_been_sent,
+        } => match published.confirm {
+            Some(confirm) => format!("{confirm} lost sent={may_have_been_sent} {cause}"),
+            None => format!("message {} lost", published.sequence_number),
+        },
         Event::Nacked {
             channel,
             sequence_number,
@@ -377,14 +386,11 @@ fn described(event: Event<Names>) -> String {
         Event::Confirm {
             channel,
             answer,
+            sequence_number,
             answered_to,
             ..
         } => {
-            let Answer {
-                sequence_number,
-                multiple,
-                nack,
-            } = answer;
+            let Answer { multiple, nack, .. } = answer;
             let answer = if nack { "nack" } else { "ack" };
             let multiple = if multiple { " multiple" } else { "" };
             format!("{answer} on {channel} {sequence_number}{multiple}, answered to {answered_to}")

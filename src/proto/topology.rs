@@ -1,0 +1,443 @@
+//! What was declared through a connection, so that it can be declared again on the next one.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use crate::wire::codec::Writer;
+use crate::wire::method::{ExchangeBind, ExchangeDeclare, Method, QueueBind, QueueDeclare};
+use crate::wire::value::FieldTable;
+
+/// Exchanges, queues and bindings, by what tells them apart.
+#[derive(Debug, Default)]
+pub(crate) struct Topology {
+    exchanges: BTreeMap<String, ExchangeDeclare<'static>>,
+    queues: BTreeMap<String, Queue>,
+    bindings: BTreeMap<BindingKey, FieldTable>,
+}
+
+#[derive(Debug)]
+struct Queue {
+    declare: QueueDeclare<'static>,
+    /// The broker made its name up, and will make up another.
+    named_by_server: bool,
+    /// How many consumers this connection has there.
+    consumers: usize,
+}
+
+/// One end of a binding: what gets the messages.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Destination {
+    Exchange(String),
+    Queue(String),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct BindingKey {
+    source: String,
+    destination: Destination,
+    routing_key: String,
+    /// As they are sent: tables have no order.
+    arguments: Vec<u8>,
+}
+
+impl BindingKey {
+    fn new(source: &str, destination: Destination, key: &str, arguments: &FieldTable) -> Self {
+        let mut encoded = Vec::new();
+        // What cannot be encoded was never sent.
+        let _ = Writer::new(&mut encoded).table(arguments, "arguments");
+        Self {
+            source: source.to_owned(),
+            destination,
+            routing_key: key.to_owned(),
+            arguments: encoded,
+        }
+    }
+}
+
+/// What has to be done to have all of it again. In this order, each finds what it needs.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Redeclare {
+    Exchange(ExchangeDeclare<'static>),
+    Queue {
+        declare: QueueDeclare<'static>,
+        named_by_server: bool,
+    },
+    BindExchange(ExchangeBind<'static>),
+    BindQueue(QueueBind<'static>),
+}
+
+impl Topology {
+    /// The broker has done what this method asks, and has answered so, or was asked not to answer.
+    pub(crate) fn done(&mut self, asked: Method<'static>, reply: Option<&Method<'_>>) {
+        match asked {
+            Method::ExchangeDeclare(declare) => self.exchange_declared(declare),
+            Method::ExchangeDelete(delete) => self.forget_exchange(&delete.exchange),
+            Method::ExchangeBind(bind) => {
+                let destination = Destination::Exchange(bind.destination.into_owned());
+                let key = BindingKey::new(
+                    &bind.source,
+                    destination,
+                    &bind.routing_key,
+                    &bind.arguments,
+                );
+                self.bindings.insert(key, bind.arguments.into_owned());
+            }
+            Method::ExchangeUnbind(unbind) => {
+                let destination = Destination::Exchange(unbind.destination.into_owned());
+                let key = &unbind.routing_key;
+                self.unbound(&BindingKey::new(
+                    &unbind.source,
+                    destination,
+                    key,
+                    &unbind.arguments,
+                ));
+            }
+            Method::QueueDeclare(declare) => self.queue_declared(declare, reply),
+            Method::QueueDelete(delete) => self.forget_queue(&delete.queue),
+            Method::QueueBind(bind) => {
+                let destination = Destination::Queue(bind.queue.into_owned());
+                let key = BindingKey::new(
+                    &bind.exchange,
+                    destination,
+                    &bind.routing_key,
+                    &bind.arguments,
+                );
+                self.bindings.insert(key, bind.arguments.into_owned());
+            }
+            Method::QueueUnbind(unbind) => {
+                let destination = Destination::Queue(unbind.queue.into_owned());
+                let key = &unbind.routing_key;
+                self.unbound(&BindingKey::new(
+                    &unbind.exchange,
+                    destination,
+                    key,
+                    &unbind.arguments,
+                ));
+            }
+            _ => {}
+        }
+    }
+
+    fn exchange_declared(&mut self, declare: ExchangeDeclare<'static>) {
+        // Those are always there.
+        let predeclared = declare.exchange.is_empty() || declare.exchange.starts_with("amq.");
+        if declare.passive || predeclared {
+            return;
+        }
+        self.exchanges.insert(declare.exchange.to_string(), declare);
+    }
+
+    fn queue_declared(&mut self, mut declare: QueueDeclare<'static>, reply: Option<&Method<'_>>) {
+        if declare.passive {
+            return;
+        }
+        let named_by_server = declare.queue.is_empty();
+        if let (true, Some(Method::QueueDeclareOk(ok))) = (named_by_server, reply) {
+            declare.queue = Cow::Owned(ok.queue.clone().into_owned());
+        }
+        let name = declare.queue.to_string();
+        let before = self.queues.get(&name);
+        let queue = Queue {
+            // Declared once more by its name, it is still the broker's.
+            named_by_server: named_by_server || before.is_some_and(|it| it.named_by_server),
+            consumers: before.map_or(0, |it| it.consumers),
+            declare,
+        };
+        self.queues.insert(name, queue);
+    }
+
+    fn forget_queue(&mut self, name: &str) {
+        self.queues.remove(name);
+        self.unbind_all(|key| matches!(&key.destination, Destination::Queue(it) if it == name));
+    }
+
+    fn forget_exchange(&mut self, name: &str) {
+        self.exchanges.remove(name);
+        self.bindings.retain(|key, _| key.source != name);
+        self.unbind_all(|key| matches!(&key.destination, Destination::Exchange(it) if it == name));
+    }
+
+    fn unbound(&mut self, key: &BindingKey) {
+        self.bindings.remove(key);
+        self.forget_unused(&key.source);
+    }
+
+    fn unbind_all(&mut self, is_gone: impl Fn(&BindingKey) -> bool) {
+        let gone = self.bindings.keys().filter(|key| is_gone(key));
+        let mut sources: Vec<_> = gone.map(|key| key.source.clone()).collect();
+        self.bindings.retain(|key, _| !is_gone(key));
+        sources.dedup();
+        for source in sources {
+            self.forget_unused(&source);
+        }
+    }
+
+    /// An auto-delete exchange goes with its last binding.
+    fn forget_unused(&mut self, source: &str) {
+        let auto_delete = self.exchanges.get(source).is_some_and(|it| it.auto_delete);
+        if auto_delete && self.bindings.keys().all(|key| key.source != source) {
+            self.forget_exchange(source);
+        }
+    }
+
+    pub(crate) fn consumer_started(&mut self, queue: &str) {
+        if let Some(queue) = self.queues.get_mut(queue) {
+            queue.consumers += 1;
+        }
+    }
+
+    /// An auto-delete queue goes with its last consumer.
+    pub(crate) fn consumer_ended(&mut self, name: &str) {
+        let Some(queue) = self.queues.get_mut(name) else {
+            return;
+        };
+        queue.consumers = queue.consumers.saturating_sub(1);
+        if queue.declare.auto_delete && queue.consumers == 0 {
+            self.forget_queue(name);
+        }
+    }
+
+    /// The broker has given a queue of its own naming another name.
+    pub(crate) fn queue_renamed(&mut self, old: &str, new: &str) {
+        if let Some(mut queue) = self.queues.remove(old) {
+            queue.declare.queue = Cow::Owned(new.to_owned());
+            self.queues.insert(new.to_owned(), queue);
+        }
+        let bindings = std::mem::take(&mut self.bindings);
+        self.bindings = bindings
+            .into_iter()
+            .map(|(mut key, arguments)| {
+                if matches!(&key.destination, Destination::Queue(it) if it == old) {
+                    key.destination = Destination::Queue(new.to_owned());
+                }
+                (key, arguments)
+            })
+            .collect();
+    }
+
+    pub(crate) fn has_queue(&self, name: &str) -> bool {
+        self.queues.contains_key(name)
+    }
+
+    /// All exchanges and queues, then all bindings.
+    pub(crate) fn redeclare(&self) -> Vec<Redeclare> {
+        let exchanges = self.exchanges.values().map(|declare| {
+            let no_wait = false;
+            Redeclare::Exchange(ExchangeDeclare {
+                no_wait,
+                ..declare.clone()
+            })
+        });
+        let queues = self.queues.values().map(|queue| Redeclare::Queue {
+            declare: QueueDeclare {
+                no_wait: false,
+                ..queue.declare.clone()
+            },
+            named_by_server: queue.named_by_server,
+        });
+        exchanges.chain(queues).chain(self.bind()).collect()
+    }
+
+    fn bind(&self) -> impl Iterator<Item = Redeclare> + '_ {
+        self.bindings.iter().map(|(key, arguments)| {
+            let routing_key = Cow::Owned(key.routing_key.clone());
+            let source = Cow::Owned(key.source.clone());
+            let arguments = Cow::Owned(arguments.clone());
+            match key.destination.clone() {
+                Destination::Queue(queue) => Redeclare::BindQueue(QueueBind {
+                    ticket: 0,
+                    queue: queue.into(),
+                    exchange: source,
+                    routing_key,
+                    no_wait: false,
+                    arguments,
+                }),
+                Destination::Exchange(destination) => Redeclare::BindExchange(ExchangeBind {
+                    ticket: 0,
+                    destination: destination.into(),
+                    source,
+                    routing_key,
+                    no_wait: false,
+                    arguments,
+                }),
+            }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::method::{
+        ExchangeDelete, ExchangeUnbind, QueueDeclareOk, QueueDelete, QueueUnbind,
+    };
+
+    impl Topology {
+        fn exchange(&mut self, name: &'static str, auto_delete: bool) {
+            let declare = ExchangeDeclare {
+                exchange: name.into(),
+                auto_delete,
+                no_wait: true,
+                ..ExchangeDeclare::default()
+            };
+            self.done(Method::ExchangeDeclare(declare), None);
+        }
+
+        fn queue(&mut self, name: &'static str, told: &'static str, auto_delete: bool) {
+            let declare = QueueDeclare {
+                queue: name.into(),
+                auto_delete,
+                ..QueueDeclare::default()
+            };
+            let ok = QueueDeclareOk {
+                queue: told.into(),
+                ..QueueDeclareOk::default()
+            };
+            let reply = Method::QueueDeclareOk(ok);
+            self.done(Method::QueueDeclare(declare), Some(&reply));
+        }
+
+        fn bind_queue(&mut self, queue: &'static str, exchange: &'static str, key: &'static str) {
+            let bind = QueueBind {
+                queue: queue.into(),
+                exchange: exchange.into(),
+                routing_key: key.into(),
+                ..QueueBind::default()
+            };
+            self.done(Method::QueueBind(bind), None);
+        }
+
+        fn bind_exchange(&mut self, destination: &'static str, source: &'static str) {
+            let bind = ExchangeBind {
+                destination: destination.into(),
+                source: source.into(),
+                ..ExchangeBind::default()
+            };
+            self.done(Method::ExchangeBind(bind), None);
+        }
+
+        fn words(&self) -> Vec<String> {
+            let words = self.redeclare().into_iter().map(|it| match it {
+                Redeclare::Exchange(declare) => declare.exchange.into_owned(),
+                Redeclare::Queue {
+                    declare,
+                    named_by_server: true,
+                } => format!("{} (server)", declare.queue),
+                Redeclare::Queue { declare, .. } => declare.queue.into_owned(),
+                Redeclare::BindQueue(bind) => {
+                    format!("{} -{}-> {}", bind.exchange, bind.routing_key, bind.queue)
+                }
+                Redeclare::BindExchange(bind) => {
+                    format!("{} --> {}", bind.source, bind.destination)
+                }
+            });
+            words.collect()
+        }
+    }
+
+    #[test]
+    fn what_was_declared_is_declared_again_in_an_order_that_works() {
+        let mut topology = Topology::default();
+        topology.exchange("x", false);
+        topology.exchange("amq.topic", false);
+        topology.bind_queue("q", "x", "a");
+        topology.bind_queue("q", "x", "b");
+        topology.bind_queue("q", "x", "a");
+        topology.queue("q", "q", false);
+        topology.queue("", "amq.gen-1", false);
+        topology.bind_queue("amq.gen-1", "x", "c");
+        topology.exchange("y", false);
+        topology.bind_exchange("y", "x");
+        let passive = QueueDeclare {
+            queue: "other".into(),
+            passive: true,
+            ..QueueDeclare::default()
+        };
+        topology.done(Method::QueueDeclare(passive), None);
+        let bindings = ["x --> y", "x -c-> amq.gen-1", "x -a-> q", "x -b-> q"];
+        let all = [&["x", "y", "amq.gen-1 (server)", "q"][..], &bindings].concat();
+        assert_eq!(topology.words(), all);
+        let again = topology.redeclare();
+        let waits = |it: &Redeclare| !matches!(it, Redeclare::Exchange(it) if it.no_wait);
+        assert!(again.iter().all(waits));
+
+        // Declared by its name, which only the broker can give.
+        topology.queue("amq.gen-1", "amq.gen-1", false);
+        topology.queue_renamed("amq.gen-1", "amq.gen-2");
+        assert!(topology.has_queue("amq.gen-2") && !topology.has_queue("amq.gen-1"));
+        let words = topology.words();
+        assert!(
+            words.contains(&"amq.gen-2 (server)".to_owned()),
+            "{words:?}"
+        );
+        assert!(words.contains(&"x -c-> amq.gen-2".to_owned()), "{words:?}");
+    }
+
+    #[test]
+    fn what_is_deleted_takes_with_it_what_depends_on_it() {
+        let mut topology = Topology::default();
+        topology.exchange("x", true);
+        topology.exchange("y", true);
+        topology.exchange("z", false);
+        topology.bind_exchange("x", "y");
+        topology.bind_exchange("y", "z");
+        topology.queue("q", "q", false);
+        topology.bind_queue("q", "x", "a");
+        topology.bind_queue("q", "x", "b");
+        let unbind = |key: &'static str| {
+            Method::QueueUnbind(QueueUnbind {
+                queue: "q".into(),
+                exchange: "x".into(),
+                routing_key: key.into(),
+                ..QueueUnbind::default()
+            })
+        };
+        topology.done(unbind("a"), None);
+        assert_eq!(topology.words().len(), 7);
+        // The last binding of x: x goes, and with its binding y.
+        topology.done(unbind("b"), None);
+        assert_eq!(topology.words(), ["z", "q"]);
+
+        topology.bind_queue("q", "z", "a");
+        topology.exchange("w", false);
+        topology.bind_exchange("z", "w");
+        let delete = ExchangeDelete {
+            exchange: "z".into(),
+            ..ExchangeDelete::default()
+        };
+        topology.done(Method::ExchangeDelete(delete), None);
+        assert_eq!(topology.words(), ["w", "q"]);
+        topology.bind_queue("q", "w", "a");
+        topology.bind_exchange("v", "w");
+        let unbind = ExchangeUnbind {
+            destination: "v".into(),
+            source: "w".into(),
+            ..ExchangeUnbind::default()
+        };
+        topology.done(Method::ExchangeUnbind(unbind), None);
+        let delete = QueueDelete {
+            queue: "q".into(),
+            ..QueueDelete::default()
+        };
+        topology.done(Method::QueueDelete(delete), None);
+        assert_eq!(topology.words(), ["w"]);
+    }
+
+    #[test]
+    fn an_auto_delete_queue_goes_with_its_last_consumer() {
+        let mut topology = Topology::default();
+        topology.queue("q", "q", true);
+        topology.queue("kept", "kept", false);
+        topology.exchange("x", true);
+        topology.bind_queue("q", "x", "a");
+        for queue in ["q", "q", "kept", "unknown"] {
+            topology.consumer_started(queue);
+        }
+        topology.consumer_ended("q");
+        assert_eq!(topology.words(), ["x", "kept", "q", "x -a-> q"]);
+        for queue in ["q", "kept", "unknown"] {
+            topology.consumer_ended(queue);
+        }
+        assert_eq!(topology.words(), ["kept"]);
+    }
+}
