@@ -9,13 +9,13 @@ use crate::deadline::Deadline;
 /// Numbers from 1 to the agreed `channel_max`, both inclusive.
 #[derive(Debug)]
 pub(crate) struct ChannelNumbers {
-    highest: u16,
     state: Mutex<State>,
     changed: Condvar,
 }
 
 #[derive(Debug)]
 struct State {
+    highest: u16,
     /// The lowest that was never used; `None` when all were.
     fresh: Option<u16>,
     /// Used before, and closed by both sides.
@@ -29,8 +29,8 @@ struct State {
 impl ChannelNumbers {
     pub(crate) fn new(highest: u16) -> Self {
         Self {
-            highest,
             state: Mutex::new(State {
+                highest,
                 fresh: Some(1),
                 released: Vec::new(),
                 closing: HashSet::new(),
@@ -41,7 +41,18 @@ impl ChannelNumbers {
     }
 
     pub(crate) fn highest(&self) -> u16 {
-        self.highest
+        self.state.lock().highest
+    }
+
+    /// Another connection may have another `channel_max`.
+    pub(crate) fn set_highest(&self, highest: u16) {
+        let mut state = self.state.lock();
+        let before = std::mem::replace(&mut state.highest, highest);
+        if state.fresh.is_none() && before < highest {
+            state.fresh = Some(before + 1);
+        }
+        state.fresh = state.fresh.filter(|fresh| *fresh <= highest);
+        state.released.retain(|number| *number <= highest);
     }
 
     /// A free number. If there is none, but the broker has yet to agree to the close of some channel, that is waited
@@ -53,7 +64,7 @@ impl ChannelNumbers {
                 return Some(number);
             }
             if let Some(number) = state.fresh {
-                state.fresh = (number < self.highest).then(|| number + 1);
+                state.fresh = (number < state.highest).then(|| number + 1);
                 return Some(number);
             }
             if state.closing.is_empty() || state.ended {
@@ -72,7 +83,7 @@ impl ChannelNumbers {
         if state.ended {
             return 0;
         }
-        let ever = state.fresh.map_or(self.highest, |fresh| fresh - 1);
+        let ever = state.fresh.map_or(state.highest, |fresh| fresh - 1);
         ever - u16::try_from(state.released.len()).unwrap_or(ever)
     }
 
@@ -83,7 +94,9 @@ impl ChannelNumbers {
     pub(crate) fn release(&self, number: u16) {
         let mut state = self.state.lock();
         state.closing.remove(&number);
-        state.released.push(number);
+        if number <= state.highest {
+            state.released.push(number);
+        }
         // All: one who waits for this number gets it, one who now waits for nothing is told so.
         self.changed.notify_all();
     }

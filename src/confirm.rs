@@ -167,6 +167,10 @@ impl ConfirmMailbox for Awaited {
         drop(slot);
         self.answered.notify_all();
     }
+
+    fn is_published_again(&self) -> bool {
+        self.publisher.recovers
+    }
 }
 
 /// What the program is told.
@@ -201,6 +205,8 @@ pub(crate) struct Unconfirmed {
     pub(crate) window: Window,
     pub(crate) failures: Mutex<Failures>,
     pub(crate) confirm_timeout: Duration,
+    /// Whether what was not answered is published again on the next connection.
+    pub(crate) recovers: bool,
 }
 
 /// The messages that failed and of which nobody has been told.

@@ -10,16 +10,16 @@ use std::time::Duration;
 use crossbeam_channel::Receiver;
 
 use crate::channel::Channel;
-use crate::connect::{connect, Connected};
+use crate::connect::connect;
 use crate::deadline::Deadline;
 use crate::error::{CloseReason, Error, ErrorKind, ReplyCode, Result};
 use crate::events::ConnectionEvent;
 use crate::exchange::ExchangeKind;
-use crate::io_thread::{self, Link};
+use crate::io_thread::{self, Link, Peer};
 use crate::mailbox::{Command, Mailboxes};
 use crate::options::{ConnectionOptions, ExchangeDeclareOptions, QueueDeclareOptions};
 use crate::outbox::{Admission, Gate};
-use crate::proto::{Server, Tuning};
+use crate::recovery::Recovery;
 use crate::request::{self, Asked};
 use crate::stats::ConnectionStats;
 use crate::wire::method::{ConnectionClose, ConnectionUpdateSecret, Encode, LongString};
@@ -61,9 +61,7 @@ struct Inner {
     link: Arc<Link>,
     io_thread: ThreadId,
     options: ConnectionOptions,
-    server: Server,
-    tuning: Tuning,
-    peer: SocketAddr,
+    recovery: Arc<Recovery>,
 }
 
 impl Connection {
@@ -92,18 +90,13 @@ impl Connection {
         let doing = || format!("opening {options}");
         options.check().map_err(|error| error.doing(doing()))?;
         let connected = connect::<Mailboxes>(options).map_err(|error| error.doing(doing()))?;
-        let Connected {
-            stream,
-            core,
-            inbox,
-            peer,
-        } = connected;
-        let server = core.server().clone();
-        let tuning = core.tuning().clone();
+        let peer = connected.peer;
         // Linux shows 15 bytes of a thread's name.
         let name = format!("leveret:{}", peer.port());
+        let recovery = Arc::new(Recovery::new(options));
+        let recover = Arc::<Recovery>::clone(&recovery);
         let (link, io_thread) =
-            io_thread::spawn(stream, core, inbox, options, &name).map_err(|error| {
+            io_thread::spawn(connected, options, recover, &name).map_err(|error| {
                 let kind = ErrorKind::ConnectFailed {
                     address: peer.to_string(),
                     kind: error.kind(),
@@ -111,15 +104,13 @@ impl Connection {
                 };
                 Error::new(kind).caused_by(error).doing(doing())
             })?;
-        log::info!("connected to {options} at {peer}: {tuning:?}");
+        log::info!("connected to {options} at {peer}: {:?}", link.peer().tuning);
         Ok(Self {
             inner: Arc::new(Inner {
                 link,
                 io_thread,
                 options: options.clone(),
-                server,
-                tuning,
-                peer,
+                recovery,
             }),
         })
     }
@@ -185,9 +176,20 @@ impl Connection {
         Err(Error::timed_out(timeout).doing("waiting until the connection is closed"))
     }
 
-    /// Whether calls are possible: the connection was neither closed nor lost.
+    /// Whether calls are possible: the connection was not closed, and not lost for good. While it is being recovered, calls
+    /// wait: see [`loss`](Self::loss).
     pub fn is_open(&self) -> bool {
         self.close_cause().is_none()
+    }
+
+    /// Why the connection was lost, while it is being recovered.
+    pub fn loss(&self) -> Option<Error> {
+        self.inner.link.outbox.loss()
+    }
+
+    /// How often the connection was lost so far.
+    pub fn epoch(&self) -> u64 {
+        self.inner.link.outbox.epoch()
     }
 
     /// Why no calls are possible any more: the first cause, which every handle of the connection fails with.
@@ -237,38 +239,38 @@ impl Connection {
     }
 
     /// What the broker tells about itself: product, version, capabilities, …
-    pub fn server_properties(&self) -> &FieldTable {
-        &self.inner.server.properties
+    pub fn server_properties(&self) -> FieldTable {
+        self.peer().server.properties.clone()
     }
 
     /// The login mechanisms that the broker offers.
-    pub fn server_mechanisms(&self) -> impl Iterator<Item = &str> {
-        self.inner.server.mechanisms.split_ascii_whitespace()
+    pub fn server_mechanisms(&self) -> Vec<String> {
+        words(&self.peer().server.mechanisms)
     }
 
     /// The languages of the broker's texts.
-    pub fn server_locales(&self) -> impl Iterator<Item = &str> {
-        self.inner.server.locales.split_ascii_whitespace()
+    pub fn server_locales(&self) -> Vec<String> {
+        words(&self.peer().server.locales)
     }
 
     /// How many channels can be open at once: the lower of both sides' limits.
     pub fn channel_max(&self) -> u16 {
-        self.inner.tuning.highest_channel()
+        self.peer().tuning.highest_channel()
     }
 
     /// The size of the largest frame in bytes: the lower of both sides' limits; 0 if neither has one.
     pub fn frame_max(&self) -> u32 {
-        self.inner.tuning.frame_max
+        self.peer().tuning.frame_max
     }
 
     /// The heartbeat interval that was agreed; zero if there are none.
     pub fn heartbeat(&self) -> Duration {
-        self.inner.tuning.heartbeat
+        self.peer().tuning.heartbeat
     }
 
     /// The heartbeat interval that the broker proposed.
     pub fn server_heartbeat(&self) -> Duration {
-        Duration::from_secs(self.inner.server.tune.heartbeat.into())
+        Duration::from_secs(self.peer().server.tune.heartbeat.into())
     }
 
     /// The options it was opened with.
@@ -276,9 +278,9 @@ impl Connection {
         &self.inner.options
     }
 
-    /// The broker's address.
+    /// The broker's address; after a recovery, the one that the connection is open to now.
     pub fn peer_addr(&self) -> SocketAddr {
-        self.inner.peer
+        self.peer().address
     }
 
     /// Gives the broker a new secret, such as a fresh OAuth 2 token, before the old one expires.
@@ -297,10 +299,19 @@ impl Connection {
             &self.inner.link,
             0,
             Deadline::after(self.request_timeout()),
+            Admission::Room,
             || Ok(Gate::Open),
             |frames, call| request::append(frames, 0, &update, call),
         );
         reply.map(drop).map_err(|error| asked.failed(error))
+    }
+
+    fn peer(&self) -> Arc<Peer> {
+        self.inner.link.peer()
+    }
+
+    pub(crate) fn recovery(&self) -> &Arc<Recovery> {
+        &self.inner.recovery
     }
 
     pub(crate) fn link(&self) -> &Arc<Link> {
@@ -318,6 +329,10 @@ impl Connection {
     pub(crate) fn max_message_size(&self) -> u64 {
         self.inner.options.max_message_size
     }
+}
+
+fn words(text: &str) -> Vec<String> {
+    text.split_ascii_whitespace().map(str::to_owned).collect()
 }
 
 fn existence<T>(asked: Result<T>) -> Result<bool> {
@@ -354,16 +369,17 @@ impl Inner {
             code,
             ..CloseReason::program(text)
         };
+        let closed = Error::new(ErrorKind::ConnectionClosed(reason.clone()));
         let gate = || Ok(Gate::Open);
         let outbox = &self.link.outbox;
         outbox.write(0, Admission::Always, Duration::ZERO, gate, |frames| {
             frames.last_method(&close)?;
-            frames.command(Command::CloseConnection {
-                reason: reason.clone(),
-            });
-            frames.end(Error::new(ErrorKind::ConnectionClosed(reason)));
+            frames.command(Command::CloseConnection { reason });
+            frames.end(closed.clone());
             Ok(())
-        })
+        })?;
+        self.link.closed(closed);
+        Ok(())
     }
 }
 
@@ -389,8 +405,8 @@ impl fmt::Debug for Connection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Connection")
             .field("options", &self.inner.options)
-            .field("peer", &self.inner.peer)
-            .field("tuning", &self.inner.tuning)
+            .field("peer", &self.peer_addr())
+            .field("tuning", &self.peer().tuning)
             .field("open", &self.is_open())
             .finish_non_exhaustive()
     }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::mem::size_of;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -10,13 +10,15 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError};
 use parking_lot::Mutex;
 
 use crate::channel::{Channel, ChannelState, Inner};
-use crate::delivery::{is_from_stream, Delivery};
+use crate::delivery::{is_from_stream, stream_offset, Delivery};
 use crate::error::{Error, Result};
 use crate::mailbox::{Call, ChannelMailbox, ConsumerMailbox, Reply};
 use crate::options::ConsumeOptions;
 use crate::proto::Delivered;
 use crate::unread::Unread;
+use crate::wire::content::Content;
 use crate::wire::method::{BasicCancelOk, Method};
+use crate::wire::value::FieldTable;
 
 /// What a message in a consumer's channel takes beside its own bytes: its place there, and what an allocation costs.
 const OVERHEAD: usize = size_of::<Result<Delivery>>() + 32;
@@ -72,48 +74,105 @@ pub(crate) struct Registration {
     pub(crate) no_ack: bool,
     /// The consumer was dropped: nobody will read what comes.
     abandoned: AtomicBool,
+    /// How often it was begun again on a new connection.
+    epoch: AtomicU64,
     life: Mutex<Life>,
+}
+
+/// What `Life::Starting` was.
+struct Started {
+    cancels: Vec<Call>,
+    again: bool,
 }
 
 enum Life {
     /// The broker has not agreed yet. Whoever wants the consumer cancelled has to wait for that: a cancel that overtakes
     /// the broker's own consume-ok crashes RabbitMQ's channel (541), or is answered as if there were no consumer.
-    Starting { cancels: Vec<Call> },
+    Starting {
+        cancels: Vec<Call>,
+        /// It was live before, on a connection that was lost.
+        again: bool,
+    },
     /// Messages may come.
     Live,
-    /// Dropped before the broker agreed. It is cancelled as soon as that comes.
-    AbandonedStarting {
-        receiver: Receiver<Result<Delivery>>,
-        cancels: Vec<Call>,
-    },
-    /// Dropped, but messages may still come until the broker has answered the cancel; the receiver is kept so that
-    /// none of them is lost between the two threads.
-    Abandoned(Receiver<Result<Delivery>>),
+    /// Messages may come until the broker has answered the cancel.
+    Cancelling,
+    /// The connection was lost: messages will come when the next one is there.
+    Interrupted,
     /// No message will come.
     Ended,
 }
 
 impl Registration {
-    /// Keeps a cancel until the broker has agreed; gives it back if it has.
-    pub(crate) fn cancel_when_started(&self, call: Call) -> Option<Call> {
-        match &mut *self.life.lock() {
-            Life::Starting { cancels } | Life::AbandonedStarting { cancels, .. } => {
-                cancels.push(call);
-                None
+    /// Notes that the consumer is cancelled. Gives the call back if that is to be said to the broker now; otherwise it is
+    /// answered, or will be when the broker has agreed to the consumer.
+    pub(crate) fn cancel(&self, call: Call) -> Option<Call> {
+        let mut life = self.life.lock();
+        match &mut *life {
+            Life::Starting { cancels, .. } => cancels.push(call),
+            Life::Live => {
+                *life = Life::Cancelling;
+                return Some(call);
             }
-            Life::Live | Life::Abandoned(_) | Life::Ended => Some(call),
+            Life::Cancelling | Life::Interrupted | Life::Ended => return Some(call),
+        }
+        None
+    }
+
+    pub(crate) fn is_interrupted(&self) -> bool {
+        matches!(*self.life.lock(), Life::Interrupted)
+    }
+
+    /// The broker has agreed.
+    fn start(&self) -> Option<Started> {
+        let mut life = self.life.lock();
+        let Life::Starting { cancels, again } = &mut *life else {
+            return None;
+        };
+        let (cancels, again) = (std::mem::take(cancels), *again);
+        *life = Life::Live;
+        if again {
+            self.epoch.fetch_add(1, Ordering::AcqRel);
+        }
+        Some(Started { cancels, again })
+    }
+
+    /// Nobody will read what comes. Says whether to cancel now.
+    fn abandon(&self) -> bool {
+        // Under the lock, so that either this or `start` sees to it.
+        let life = self.life.lock();
+        self.abandoned.store(true, Ordering::Release);
+        matches!(*life, Life::Live | Life::Interrupted)
+    }
+
+    /// No message will come. Returns whether it was ever live, and those who wanted it cancelled before it began; none
+    /// if it had ended before.
+    fn end(&self) -> Option<(bool, Vec<Call>)> {
+        match std::mem::replace(&mut *self.life.lock(), Life::Ended) {
+            Life::Starting { cancels, again } => Some((again, cancels)),
+            Life::Live | Life::Cancelling | Life::Interrupted => Some((true, Vec::new())),
+            Life::Ended => None,
         }
     }
 
-    /// No message will come. Returns the receiver if the consumer was dropped, and those who wanted it cancelled before
-    /// it began.
-    fn end(&self) -> (Option<Receiver<Result<Delivery>>>, Vec<Call>) {
-        match std::mem::replace(&mut *self.life.lock(), Life::Ended) {
-            Life::Starting { cancels } => (None, cancels),
-            Life::AbandonedStarting { receiver, cancels } => (Some(receiver), cancels),
-            Life::Abandoned(receiver) => (Some(receiver), Vec::new()),
-            Life::Live | Life::Ended => (None, Vec::new()),
+    /// The connection was lost. False if the consumer ends with it.
+    fn interrupt(&self) -> bool {
+        let mut life = self.life.lock();
+        let goes_on = match &*life {
+            Life::Starting { cancels, again } => *again && cancels.is_empty(),
+            Life::Live | Life::Interrupted => true,
+            Life::Cancelling | Life::Ended => false,
+        };
+        if goes_on {
+            *life = Life::Interrupted;
         }
+        goes_on
+    }
+
+    /// As the broker says that a consumer is cancelled, or unknown.
+    pub(crate) fn cancelled(&self) -> Reply {
+        let consumer_tag = self.consumer_tag.to_string().into();
+        Reply::Method(Method::BasicCancelOk(BasicCancelOk { consumer_tag }))
     }
 }
 
@@ -121,15 +180,51 @@ impl Registration {
 /// going: with it the iteration ends.
 pub(crate) struct Mailbox {
     sender: Sender<Result<Delivery>>,
+    /// Kept until the end: else a delivery that comes just when the consumer is dropped would be lost, unacknowledged.
+    receiver: Receiver<Result<Delivery>>,
     channel: Weak<Inner>,
     state: Arc<ChannelState>,
+    recovers: bool,
     registration: Arc<Registration>,
     unread: Unread,
+    place: Place,
+}
+
+/// Where a consumer goes on in its stream, if it reads one, on the next connection.
+struct Place(AtomicI64);
+
+impl Place {
+    /// Nothing has come.
+    const UNKNOWN: i64 = -1;
+    /// It reads no stream.
+    const NONE: i64 = -2;
+
+    #[inline]
+    fn came(&self, content: &Content) {
+        if self.0.load(Ordering::Relaxed) != Self::NONE {
+            let next = stream_offset(content).map_or(Self::NONE, |offset| offset + 1);
+            self.0.store(next, Ordering::Relaxed);
+        }
+    }
+
+    /// This message was not read: it shall come again.
+    fn go_back_to(&self, unread: &Delivery) {
+        if let Some(offset) = unread.stream_offset() {
+            self.0.store(offset, Ordering::Relaxed);
+        }
+    }
+
+    fn write_to(&self, arguments: &mut FieldTable) {
+        let next = self.0.load(Ordering::Relaxed);
+        if next >= 0 {
+            arguments.insert("x-stream-offset", next);
+        }
+    }
 }
 
 impl ConsumerMailbox for Mailbox {
-    fn deliver(&self, delivered: Delivered) -> u64 {
-        self.state.settled.received(delivered.delivery_tag);
+    fn deliver(&self, mut delivered: Delivered) -> u64 {
+        delivered.delivery_tag = self.state.settled.received(delivered.delivery_tag);
         let Registration {
             consumer_tag,
             no_ack,
@@ -147,10 +242,10 @@ impl ConsumerMailbox for Mailbox {
             return 0;
         };
         let channel = Channel::from_inner(inner);
+        self.place.came(&delivered.content);
         let bytes = delivered.content.capacity() + OVERHEAD;
         self.unread.push(bytes, || self.sender.len());
         let delivery = Delivery::new(channel, Arc::clone(consumer_tag), *no_ack, delivered);
-        // The receiver lives as long as messages can come: in the consumer, or in `Life::Abandoned`.
         let _ = self.sender.send(Ok(delivery));
         bytes as u64
     }
@@ -160,61 +255,73 @@ impl ConsumerMailbox for Mailbox {
     }
 
     fn started(&self) {
-        let mut life = self.registration.life.lock();
-        let cancels = match std::mem::replace(&mut *life, Life::Live) {
-            Life::Starting { cancels } => cancels,
-            Life::AbandonedStarting {
-                receiver,
-                mut cancels,
-            } => {
-                *life = Life::Abandoned(receiver);
-                cancels.push(crossbeam_channel::bounded(1).0);
-                cancels
-            }
-            other => {
-                *life = other;
-                return;
-            }
+        let Some(Started { mut cancels, again }) = self.registration.start() else {
+            return;
         };
-        drop(life);
+        let consumer_tag = &self.registration.consumer_tag;
+        if !again {
+            self.state.consumer_started(consumer_tag);
+        }
+        if self.registration.abandoned.load(Ordering::Acquire) {
+            cancels.push(Call::of_nobody());
+        }
         for call in cancels {
-            self.state.cancel_for(&self.registration.consumer_tag, call);
+            self.state.cancel_for(consumer_tag, call);
         }
     }
 
     fn ended(&self, error: Option<Error>) {
-        if let Some(error) = &error {
-            let _ = self.sender.send(Err(error.clone()));
+        match error {
+            Some(error) if self.state.outlives(&error) => self.interrupted(&error),
+            error => self.end(error),
         }
-        let (receiver, cancels) = self.registration.end();
-        if let Some(receiver) = receiver {
-            requeue_unread(&self.state, &receiver);
+    }
+
+    fn interrupted(&self, error: &Error) {
+        // The broker delivers them again.
+        let unread: Vec<_> = self.receiver.try_iter().collect();
+        if let Some(Ok(first)) = unread.first() {
+            self.place.go_back_to(first);
         }
-        for call in cancels {
-            let reply = error.clone().map_or_else(|| Ok(self.cancelled()), Err);
-            let _ = call.send(reply);
+        drop(unread);
+        if !self.recovers {
+            self.end(Some(error.clone()));
+        } else if !self.registration.interrupt() {
+            self.end(None);
         }
+    }
+
+    fn restart(&self, arguments: &mut FieldTable) -> bool {
+        self.place.write_to(arguments);
+        let mut life = self.registration.life.lock();
+        let wanted = matches!(*life, Life::Interrupted);
+        if wanted {
+            *life = Life::Starting {
+                cancels: Vec::new(),
+                again: true,
+            };
+        }
+        wanted
     }
 }
 
 impl Mailbox {
-    /// As the broker says that a consumer is cancelled, or unknown.
-    fn cancelled(&self) -> Reply {
-        let consumer_tag = self.registration.consumer_tag.to_string().into();
-        Reply::Method(Method::BasicCancelOk(BasicCancelOk { consumer_tag }))
-    }
-}
-
-/// The tag is free when nothing can come for it any more, or if the broker was never asked.
-impl Drop for Mailbox {
-    fn drop(&mut self) {
-        let mut taken = self.state.consumer_tags.lock();
-        taken.remove(&self.registration.consumer_tag);
-        drop(taken);
-        let (_, cancels) = self.registration.end();
-        for call in cancels {
-            let _ = call.send(Ok(self.cancelled()));
+    fn end(&self, error: Option<Error>) {
+        let Some((was_live, cancels)) = self.registration.end() else {
+            return;
+        };
+        let tag = &self.registration.consumer_tag;
+        if let Some(error) = &error {
+            let _ = self.sender.send(Err(error.clone()));
         }
+        if self.registration.abandoned.load(Ordering::Acquire) {
+            requeue_unread(&self.state, &self.receiver);
+        }
+        for call in cancels {
+            let cancelled = || Ok(self.registration.cancelled());
+            call.answer(error.clone().map_or_else(cancelled, Err));
+        }
+        self.state.consumer_ended(tag, was_live);
     }
 }
 
@@ -237,25 +344,30 @@ impl Consumer {
             consumer_tag,
             no_ack: options.no_ack,
             abandoned: AtomicBool::new(false),
+            epoch: AtomicU64::new(0),
             // Without waiting there is no consume-ok.
             life: Mutex::new(if options.no_wait {
                 Life::Live
             } else {
                 Life::Starting {
                     cancels: Vec::new(),
+                    again: false,
                 }
             }),
         });
-        let mut tags = channel.state().consumer_tags.lock();
-        let consumer_tag = Arc::clone(&registration.consumer_tag);
-        tags.insert(consumer_tag, Arc::downgrade(&registration));
-        drop(tags);
+        let mut consumers = channel.state().consumers.lock();
+        consumers.register(&registration);
+        drop(consumers);
+        let recovery = &channel.connection().options().recovery;
         let mailbox = Mailbox {
             sender,
+            receiver: receiver.clone(),
+            recovers: recovery.recovers_consumers(),
             channel: channel.downgrade(),
             state: Arc::clone(channel.state()),
             registration: Arc::clone(&registration),
             unread: Unread::default(),
+            place: Place(AtomicI64::new(Place::UNKNOWN)),
         };
         let consumer = Self {
             channel,
@@ -268,6 +380,12 @@ impl Consumer {
     /// The consumer's name on its channel.
     pub fn consumer_tag(&self) -> &str {
         &self.registration.consumer_tag
+    }
+
+    /// How often it was begun again on a new connection. When this has grown, there is a gap before the next message:
+    /// messages that were not acknowledged come again, to this consumer or another.
+    pub fn epoch(&self) -> u64 {
+        self.registration.epoch.load(Ordering::Acquire)
     }
 
     /// The channel it consumes on.
@@ -373,31 +491,10 @@ impl Consumer {
     }
 }
 
-impl Consumer {
-    /// Leaves the receiver with the mailbox if messages may still come, and says whether to cancel now.
-    fn abandon(&self) -> bool {
-        let mut life = self.registration.life.lock();
-        let receiver = self.receiver.clone();
-        match &mut *life {
-            Life::Starting { cancels } => {
-                let cancels = std::mem::take(cancels);
-                *life = Life::AbandonedStarting { receiver, cancels };
-            }
-            Life::Live => {
-                *life = Life::Abandoned(receiver);
-                return true;
-            }
-            Life::AbandonedStarting { .. } | Life::Abandoned(_) | Life::Ended => {}
-        }
-        false
-    }
-}
-
 impl Drop for Consumer {
     fn drop(&mut self) {
         let state = self.channel.state();
-        self.registration.abandoned.store(true, Ordering::Release);
-        if self.abandon() {
+        if self.registration.abandon() {
             state.cancel_in_background(&self.registration.consumer_tag);
         }
         // Not left to the IO thread alone: unread deliveries keep the channel open.

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 /// A point in time that several waits of one call share.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Deadline {
+    begun: Instant,
     at: Instant,
     after: Duration,
 }
@@ -14,8 +15,9 @@ impl Deadline {
     pub(crate) fn after(after: Duration) -> Self {
         // A duration that leads beyond the clock's end means "for ever"; a hundred years are enough.
         const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
-        let at = Instant::now() + after.min(FOREVER);
-        Self { at, after }
+        let begun = Instant::now();
+        let at = begun + after.min(FOREVER);
+        Self { begun, at, after }
     }
 
     /// What each of so many gets of the time that is left.
@@ -37,8 +39,9 @@ impl Deadline {
     }
 
     /// How much has passed since it was set.
+    #[allow(clippy::disallowed_methods)]
     pub(crate) fn elapsed(&self) -> Duration {
-        self.after.saturating_sub(self.remaining())
+        Instant::now().saturating_duration_since(self.begun)
     }
 
     /// What is left; zero if it has passed.

@@ -178,6 +178,10 @@ impl Delivery {
         is_from_stream(&self.content)
     }
 
+    pub(crate) fn stream_offset(&self) -> Option<i64> {
+        stream_offset(&self.content)
+    }
+
     /// Whether the broker still waits for an answer, and the message can be given back.
     pub(crate) fn can_be_requeued(&self) -> bool {
         !self.no_ack && !self.settled.load(Ordering::Relaxed) && !self.is_from_stream()
@@ -191,9 +195,13 @@ impl Delivery {
 
 /// A stream keeps its messages anyway, and `basic.nack` for one of them costs the connection (540).
 pub(crate) fn is_from_stream(content: &Content) -> bool {
-    let properties = content.properties().ok();
-    let headers = properties.and_then(|properties| properties.headers);
-    headers.is_some_and(|headers| headers.get("x-stream-offset").is_some())
+    stream_offset(content).is_some()
+}
+
+/// Where the message stands in its stream, if it comes from one.
+pub(crate) fn stream_offset(content: &Content) -> Option<i64> {
+    let headers = content.properties().ok()?.headers?;
+    headers.get("x-stream-offset")?.as_i64()
 }
 
 impl fmt::Debug for Delivery {

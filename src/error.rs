@@ -275,6 +275,25 @@ pub enum ErrorKind {
         /// The consumer's tag.
         consumer_tag: String,
     },
+    /// The connection was lost and is not back yet. Nothing was sent.
+    Recovering {
+        /// Why it was lost.
+        cause: Box<Self>,
+        /// How long was waited.
+        after: Duration,
+    },
+    /// The connection was lost, and did not come back within the limits of its
+    /// [`RecoveryOptions`](crate::RecoveryOptions), or the login is now refused.
+    RecoveryGivenUp {
+        /// Why it was lost.
+        cause: Box<Self>,
+        /// How many attempts were made to recover it.
+        attempts: u32,
+        /// How long it was away.
+        after: Duration,
+        /// Why the last attempt failed.
+        last: Box<Self>,
+    },
     /// The window of a publisher stayed full: the broker does not answer for what was published before. Nothing was
     /// sent.
     WindowFull {
@@ -386,6 +405,19 @@ impl fmt::Display for ErrorKind {
                 );
                 write_given_up(f, &text, *after)
             }
+            Self::Recovering { cause, after } => {
+                let text = format!("nothing was sent, since the connection is being recovered ({cause})");
+                write_given_up(f, &text, *after)
+            }
+            Self::RecoveryGivenUp {
+                cause,
+                attempts,
+                after,
+                last,
+            } => write!(
+                f,
+                "{cause}; after {attempts} attempts and {after:.1?} it was given up: {last}"
+            ),
             Self::ChannelsExhausted { channel_max } => {
                 write!(
                     f,
@@ -520,6 +552,11 @@ impl Error {
         Self::new(ErrorKind::TlsFailed { text })
     }
 
+    /// The message was requeued when its connection was lost; nobody is told.
+    pub(crate) fn stale(delivery_tag: u64) -> Self {
+        Self::new(ErrorKind::AlreadySettled { delivery_tag })
+    }
+
     pub(crate) fn timed_out(after: Duration) -> Self {
         Self::new(ErrorKind::TimedOut { after })
     }
@@ -580,7 +617,9 @@ impl Error {
         self.close_reason().map(|reason| reason.by)
     }
 
-    /// Whether the whole connection has ended, so that every further call on it will fail with this cause.
+    /// Whether the whole connection was lost, or has ended. If it comes back
+    /// ([`Connection::is_open`](crate::Connection::is_open) tells), it is worth another try; otherwise every further call fails
+    /// with this cause.
     pub fn is_connection_end(&self) -> bool {
         matches!(
             self.kind(),
@@ -588,6 +627,7 @@ impl Error {
                 | ErrorKind::SocketClosed { .. }
                 | ErrorKind::HeartbeatMissed { .. }
                 | ErrorKind::ProtocolViolation { .. }
+                | ErrorKind::RecoveryGivenUp { .. }
         )
     }
 
@@ -615,6 +655,7 @@ impl Error {
                 | ErrorKind::WindowFull { .. }
                 | ErrorKind::ConnectionBlocked { .. }
                 | ErrorKind::FlowStopped { .. }
+                | ErrorKind::Recovering { .. }
                 | ErrorKind::ChannelsExhausted { .. }
                 | ErrorKind::AlreadySettled { .. }
         );
@@ -646,6 +687,7 @@ impl Error {
                 | ErrorKind::WindowFull { .. }
                 | ErrorKind::ConnectionBlocked { .. }
                 | ErrorKind::FlowStopped { .. }
+                | ErrorKind::Recovering { .. }
         )
     }
 }

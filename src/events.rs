@@ -1,5 +1,8 @@
 //! What happens to a connection without anyone having asked.
 
+use std::fmt;
+use std::time::Duration;
+
 use crate::error::Error;
 
 /// What [`Connection::events`](crate::Connection::events) tells.
@@ -14,9 +17,103 @@ pub enum ConnectionEvent {
     },
     /// The broker takes messages again.
     Unblocked,
-    /// The connection has ended; the last event.
+    /// The connection was lost, and is being recovered.
+    Lost {
+        /// Why.
+        cause: Error,
+    },
+    /// An attempt to recover the connection has failed; there will be another.
+    RecoveryFailed {
+        /// Which attempt, counted from 1.
+        attempt: u32,
+        /// Why.
+        error: Error,
+        /// When the next one is made: so long from now.
+        next: Duration,
+    },
+    /// The broker has given a queue that it had named another name. Handles, bindings and consumers have it already.
+    QueueRenamed {
+        /// Its name on the connection that was lost.
+        old: String,
+        /// Its name now.
+        new: String,
+    },
+    /// Something could not be declared again. Unless it ends the connection each time, it is tried again until that
+    /// succeeds.
+    NotRecovered {
+        /// What.
+        entity: Entity,
+        /// What the broker says.
+        error: Error,
+    },
+    /// What could not be declared before is there again.
+    RecoveredLater {
+        /// What.
+        entity: Entity,
+    },
+    /// The connection is back, with all that could be recovered.
+    Recovered {
+        /// How many attempts were made.
+        attempts: u32,
+        /// How long it was away.
+        after: Duration,
+    },
+    /// The connection has ended for good; the last event.
     Closed {
         /// By whom and why: what everyone who waits is told.
         cause: Error,
     },
+}
+
+/// What is declared again when a connection is recovered.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Entity {
+    /// An exchange.
+    Exchange {
+        /// Its name.
+        name: String,
+    },
+    /// A queue.
+    Queue {
+        /// Its name; for one that the broker names, the old one.
+        name: String,
+    },
+    /// A binding of a queue, or of an exchange.
+    Binding {
+        /// The exchange that the messages come from.
+        source: String,
+        /// The queue or exchange that they go to.
+        destination: String,
+        /// The routing key.
+        routing_key: String,
+    },
+    /// A consumer.
+    Consumer {
+        /// The queue it consumes from.
+        queue: String,
+        /// Its tag.
+        consumer_tag: String,
+    },
+}
+
+impl fmt::Display for Entity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exchange { name } => write!(f, "exchange {name:?}"),
+            Self::Queue { name } => write!(f, "queue {name:?}"),
+            Self::Binding {
+                source,
+                destination,
+                routing_key,
+            } => write!(
+                f,
+                "binding of {destination:?} to {source:?} with {routing_key:?}"
+            ),
+            Self::Consumer {
+                queue,
+                consumer_tag,
+            } => write!(f, "consumer {consumer_tag:?} of queue {queue:?}"),
+        }
+    }
 }

@@ -57,6 +57,11 @@ impl<T> Feed<T> {
     pub(crate) fn end(&self) {
         *self.state.lock() = State::Ended;
     }
+
+    /// After the end there can be news again; who was told of the end has to ask for another receiver.
+    pub(crate) fn reopen(&self) {
+        *self.state.lock() = State::Unasked;
+    }
 }
 
 #[cfg(test)]

@@ -2,29 +2,32 @@
 //! the core says into the mailboxes. Only here the clock is read for the core.
 
 use std::io::{self, ErrorKind, Write};
+use std::net::SocketAddr;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::Receiver;
+use crossbeam_channel::{Receiver, Sender};
 use mio::{Events, Interest, Poll, Token, Waker};
 use parking_lot::{Condvar, Mutex};
 
 use crate::channel_numbers::ChannelNumbers;
+use crate::connect::Connected;
 use crate::deadline::Deadline;
-use crate::error::{Error, ErrorKind as Kind};
+use crate::error::{Error, ErrorKind as Kind, Result};
 use crate::events::ConnectionEvent;
 use crate::feed::Feed;
 use crate::inbox::Inbox;
-use crate::mailbox::{ChannelMailbox, Command, Mailboxes, Published, Reply, Unclaimed};
+use crate::mailbox::{ChannelMailbox, Command, Mailboxes, Published, Recover, Reply, Unclaimed};
 use crate::options::ConnectionOptions;
 use crate::outbox::Outbox;
 use crate::outgoing::Outgoing;
-use crate::proto::{self, Event, Outcome};
+use crate::proto::{self, Event, Outcome, Server, Topology, Tuning};
 use crate::reading::{Reading, Waiting};
 use crate::stats::Counters;
 use crate::stream::Stream;
+use crate::wire::method::{BasicPublish, Encode};
 
 const SOCKET: Token = Token(0);
 const WAKER: Token = Token(1);
@@ -39,7 +42,50 @@ const EVENTS_LIMIT: usize = 64;
 /// After its end a connection waits so long for its last words to go out, and for the peer to hear them.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// What the IO thread and the handles of one connection share.
+/// Who is at the other end, and what was agreed on with it.
+#[derive(Debug)]
+pub(crate) struct Peer {
+    pub(crate) server: Server,
+    pub(crate) tuning: Tuning,
+    pub(crate) address: SocketAddr,
+}
+
+impl Peer {
+    fn of(connected: &Connected<Mailboxes>) -> Arc<Self> {
+        Arc::new(Self {
+            server: connected.core.server().clone(),
+            tuning: connected.core.tuning().clone(),
+            address: connected.peer,
+        })
+    }
+}
+
+/// What follows a connection that was lost.
+pub(crate) enum Next {
+    Connected(Box<Connected<Mailboxes>>),
+    /// Nothing: it has ended for this reason.
+    GivenUp(Error),
+}
+
+/// A message that was published on a connection that was lost, and is to be published again.
+pub(crate) struct Unanswered {
+    pub(crate) published: Published,
+    pub(crate) cause: Error,
+    /// To any broker, so far.
+    pub(crate) may_have_been_sent: bool,
+}
+
+impl Unanswered {
+    /// It is not published again.
+    pub(crate) fn lose(self) {
+        let outcome = Outcome::lost(self.cause, self.may_have_been_sent);
+        if let Some(confirm) = self.published.confirm {
+            confirm.answered(self.published.sequence_number, outcome);
+        }
+    }
+}
+
+/// What the IO thread and the handles of one connection share. It outlasts the socket.
 pub(crate) struct Link {
     pub(crate) outbox: Outbox,
     pub(crate) channel_numbers: ChannelNumbers,
@@ -47,11 +93,54 @@ pub(crate) struct Link {
     /// Threads that wait for confirms.
     pub(crate) waiting: Waiting,
     pub(crate) counters: Counters,
+    pub(crate) topology: Mutex<Topology>,
+    /// In the order in which each channel has published them.
+    pub(crate) unanswered: Mutex<Vec<Unanswered>>,
+    /// Where connections come in that follow a lost one.
+    pub(crate) next: Sender<Next>,
+    peer: Mutex<Arc<Peer>>,
     finished: Mutex<bool>,
     on_finished: Condvar,
 }
 
 impl Link {
+    pub(crate) fn peer(&self) -> Arc<Peer> {
+        Arc::clone(&self.peer.lock())
+    }
+
+    pub(crate) fn tell(&self, event: ConnectionEvent) {
+        // What nobody reads has been logged.
+        let _ = self.events.send(event);
+    }
+
+    /// This is the end, for good.
+    fn end(&self, error: &Error) {
+        match error.kind() {
+            Kind::ConnectionClosed(reason) if reason.by == crate::ClosedBy::Program => {
+                log::info!("{error}");
+            }
+            _ => log::warn!("{error}"),
+        }
+        self.outbox.set_end(error.clone());
+        self.tell(ConnectionEvent::Closed {
+            cause: error.clone(),
+        });
+        self.events.end();
+        self.channel_numbers.end();
+    }
+
+    /// The program has closed the connection for this reason. Should it be lost just now, nothing else would wake the IO
+    /// thread.
+    pub(crate) fn closed(&self, error: Error) {
+        let _ = self.next.send(Next::GivenUp(error));
+    }
+
+    /// Tells those who wait for messages that were to be published again that this does not happen.
+    pub(crate) fn lose_unanswered(&self) {
+        let unanswered = std::mem::take(&mut *self.unanswered.lock());
+        unanswered.into_iter().for_each(Unanswered::lose);
+    }
+
     /// Waits until the socket is closed and the thread has nothing left to do. False if that takes longer.
     pub(crate) fn wait_finished(&self, timeout: Duration) -> bool {
         let deadline = Deadline::after(timeout);
@@ -66,83 +155,56 @@ impl Link {
     }
 }
 
-/// Starts the thread for a connection whose handshake is over. `inbox` holds what was read beyond it.
+/// Starts the thread for a connection whose handshake is over.
 pub(crate) fn spawn(
-    mut stream: Stream,
-    core: proto::Connection<Mailboxes>,
-    inbox: Inbox,
+    connected: Connected<Mailboxes>,
     options: &ConnectionOptions,
+    recovery: Arc<dyn Recover>,
     name: &str,
 ) -> io::Result<(Arc<Link>, thread::ThreadId)> {
     let poll = Poll::new()?;
-    let interest = Interest::READABLE | Interest::WRITABLE;
-    poll.registry().register(&mut stream, SOCKET, interest)?;
     let waker = Waker::new(poll.registry(), WAKER)?;
     // Unbounded, but every command waits for a reply of the broker, and the bytes that ask for it have passed the
     // outbox, which is bounded.
     let (sender, commands) = crossbeam_channel::unbounded();
-    let tuning = core.tuning();
+    let (next, connections) = crossbeam_channel::unbounded();
+    let tuning = connected.core.tuning();
+    let fails_fast = options.recovery.fail_fast;
     let link = Arc::new(Link {
-        outbox: Outbox::new(sender, waker, tuning.payload_limit()),
+        outbox: Outbox::new(sender, waker, tuning.payload_limit(), fails_fast),
         channel_numbers: ChannelNumbers::new(tuning.highest_channel()),
         events: Feed::new(EVENTS_LIMIT),
         waiting: Waiting::default(),
         counters: Counters::new(options.metrics.clone()),
+        topology: Mutex::new(Topology::default()),
+        unanswered: Mutex::new(Vec::new()),
+        next,
+        peer: Mutex::new(Peer::of(&connected)),
         finished: Mutex::new(false),
         on_finished: Condvar::new(),
     });
     let io_thread = IoThread {
         poll,
-        stream,
-        core,
-        inbox,
-        outgoing: Outgoing::default(),
-        published: Vec::new(),
         commands,
+        connections,
         link: Arc::clone(&link),
-        readable: true,
-        writable: true,
-        write_again: false,
-        failed: false,
-        reading: Reading::new(options.max_unread_bytes),
-        closing: Closing::No,
+        recovery,
+        max_unread_bytes: options.max_unread_bytes,
     };
     let handle = thread::Builder::new()
         .name(name.to_owned())
-        .spawn(move || io_thread.run())?;
+        .spawn(move || io_thread.run(connected))?;
     Ok((link, handle.thread().id()))
 }
 
-/// How far the connection's end has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Closing {
-    No,
-    /// The last words go out, until this time.
-    Flushing(Instant),
-    /// They are out; the peer has until this time to close.
-    Draining(Instant),
-    Done,
-}
-
+/// What outlasts a socket.
 struct IoThread {
     poll: Poll,
-    stream: Stream,
-    core: proto::Connection<Mailboxes>,
-    inbox: Inbox,
-    outgoing: Outgoing,
-    /// Empty but for a moment; kept for its memory.
-    published: Vec<Published>,
     commands: Receiver<Command>,
+    connections: Receiver<Next>,
     link: Arc<Link>,
-    /// What the socket last allowed; edge-triggered, so it holds until a call would block.
-    readable: bool,
-    writable: bool,
-    /// There may be more to write, and the socket would take it.
-    write_again: bool,
-    /// The socket is broken: what is left in it ends with the reason.
-    failed: bool,
-    reading: Reading,
-    closing: Closing,
+    recovery: Arc<dyn Recover>,
+    max_unread_bytes: u64,
 }
 
 /// Tells everyone that the thread is gone, whatever happens.
@@ -156,19 +218,150 @@ impl Drop for Finish {
 }
 
 impl IoThread {
-    fn run(mut self) {
+    fn run(mut self, first: Connected<Mailboxes>) {
         let finish = Finish(Arc::clone(&self.link));
-        if catch_unwind(AssertUnwindSafe(|| self.drive())).is_err() {
-            // A fault of this crate, or of the program's logger, which runs here, too. Nobody shall wait for ever.
-            let _ = catch_unwind(AssertUnwindSafe(|| self.lose(ErrorKind::Other)));
-        }
-        // The socket and what waits in `commands` go before the news that all is over.
+        let cause = self.drive_all(first);
+        self.recovery.ended(&cause);
+        self.link.lose_unanswered();
+        // What waits in `commands` goes before the news that all is over.
         drop(self);
         drop(finish);
     }
 
+    /// Drives one socket after the other, and returns why there is no other.
+    fn drive_all(&mut self, first: Connected<Mailboxes>) -> Error {
+        let mut connected = first;
+        loop {
+            let cause = match self.drive(connected) {
+                End::Final(cause) => return cause,
+                End::Lost(cause) => cause,
+            };
+            connected = match self.next(cause) {
+                Ok(connected) => connected,
+                Err(cause) => {
+                    self.link.end(&cause);
+                    return cause;
+                }
+            }
+        }
+    }
+
+    /// Drives a socket until it is closed.
+    fn drive(&mut self, connected: Connected<Mailboxes>) -> End {
+        let mut driver = Driver::new(self, connected);
+        let driven = catch_unwind(AssertUnwindSafe(|| driver.drive()));
+        if driven.is_err() {
+            // A fault of this crate, or of the program's logger, which runs here, too. Nobody shall wait for ever.
+            driver.recovers = false;
+            let _ = catch_unwind(AssertUnwindSafe(|| driver.lose(ErrorKind::Other)));
+        }
+        driver.end.take().unwrap_or_else(|| {
+            let kind = ErrorKind::Other;
+            End::Final(Error::new(Kind::SocketClosed { kind }))
+        })
+    }
+
+    /// Waits for the connection that follows a lost one, or for the reason why there will be none.
+    fn next(&self, cause: Error) -> Result<Connected<Mailboxes>> {
+        if !Arc::clone(&self.recovery).lost(&self.link, &cause) {
+            return Err(cause);
+        }
+        match self.connections.recv() {
+            Ok(Next::Connected(connected)) => {
+                let payload_limit = connected.core.tuning().payload_limit();
+                self.link.outbox.begin(payload_limit).map(|()| *connected)
+            }
+            Ok(Next::GivenUp(error)) => Err(error),
+            Err(_) => Err(cause),
+        }
+    }
+}
+
+/// How it ended with a socket.
+#[derive(Debug)]
+enum End {
+    /// The connection is closed, for good.
+    Final(Error),
+    /// It was lost.
+    Lost(Error),
+}
+
+/// How far the connection's end has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Closing {
+    No,
+    /// The last words go out, until this time.
+    Flushing(Instant),
+    /// They are out; the peer has until this time to close.
+    Draining(Instant),
+    Done,
+}
+
+/// One socket, from the end of its handshake to its end.
+struct Driver<'a> {
+    poll: &'a mut Poll,
+    commands: &'a Receiver<Command>,
+    link: &'a Arc<Link>,
+    stream: Stream,
+    core: proto::Connection<Mailboxes>,
+    inbox: Inbox,
+    outgoing: Outgoing,
+    /// Empty but for a moment; kept for its memory.
+    published: Vec<Published>,
+    /// What the socket last allowed; edge-triggered, so it holds until a call would block.
+    readable: bool,
+    writable: bool,
+    /// There may be more to write, and the socket would take it.
+    write_again: bool,
+    /// The socket is broken: what is left in it ends with the reason.
+    failed: bool,
+    reading: Reading,
+    closing: Closing,
+    /// Whether another connection follows when this one is lost.
+    recovers: bool,
+    end: Option<End>,
+}
+
+impl<'a> Driver<'a> {
+    fn new(io_thread: &'a mut IoThread, connected: Connected<Mailboxes>) -> Self {
+        let peer = Peer::of(&connected);
+        let Connected {
+            stream,
+            core,
+            inbox,
+            ..
+        } = connected;
+        let link = &io_thread.link;
+        link.channel_numbers
+            .set_highest(peer.tuning.highest_channel());
+        *link.peer.lock() = peer;
+        Self {
+            poll: &mut io_thread.poll,
+            commands: &io_thread.commands,
+            link,
+            stream,
+            core,
+            inbox,
+            outgoing: Outgoing::default(),
+            published: Vec::new(),
+            readable: true,
+            writable: true,
+            write_again: false,
+            failed: false,
+            reading: Reading::new(io_thread.max_unread_bytes),
+            closing: Closing::No,
+            recovers: io_thread.recovery.is_on(),
+            end: None,
+        }
+    }
+
     fn drive(&mut self) {
         let mut events = Events::with_capacity(8);
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        let registry = self.poll.registry();
+        if let Err(error) = registry.register(&mut self.stream, SOCKET, interest) {
+            return self.lose(error.kind());
+        }
         // Input that came right behind the handshake waits in the inbox.
         self.receive(now());
         while self.closing != Closing::Done {
@@ -176,6 +369,9 @@ impl IoThread {
             self.wait(&mut events);
             if self.link.outbox.is_aborted() {
                 self.core.abort();
+            }
+            if self.link.outbox.take_given_up() {
+                self.core.socket_closed(ErrorKind::TimedOut);
             }
             self.answer();
             self.read();
@@ -378,33 +574,39 @@ impl IoThread {
                 // Whoever has given up waiting has dropped the receiver; a late reply is for nobody.
                 Event::Reply {
                     channel,
-                    call,
+                    mut call,
                     reply,
                 } => {
                     if let Some(channel) = channel {
                         channel.broker_replied();
                     }
-                    drop(call.send(Ok(Reply::Method(reply))));
+                    if let Some(asked) = call.take_record() {
+                        self.link.topology.lock().done(asked, Some(&reply));
+                    }
+                    call.answer(Ok(Reply::Method(reply)));
                 }
                 Event::Fetched {
                     call,
                     channel,
                     no_ack,
-                    message,
+                    mut message,
                 } => {
                     self.link.counters.delivered();
                     channel.broker_replied();
-                    channel.received(message.delivery_tag);
+                    message.delivery_tag = channel.received(message.delivery_tag);
                     let message = Unclaimed::new(message, no_ack, channel);
-                    drop(call.send(Ok(Reply::Message(message))));
+                    call.answer(Ok(Reply::Message(message)));
                 }
-                Event::Failed { call, error } => drop(call.send(Err(error))),
+                Event::Failed { call, error } => call.answer(Err(error)),
                 Event::Delivery { consumer, delivery } => {
                     self.link.counters.delivered();
                     self.reading.delivered(consumer.deliver(delivery));
                 }
                 Event::ConsumerStarted { consumer } => consumer.started(),
-                Event::ConsumerEnded { consumer, error } => consumer.ended(error),
+                Event::ConsumerEnded { consumer, error } => match error {
+                    Some(error) if self.is_lost() => consumer.interrupted(&error),
+                    error => consumer.ended(error),
+                },
                 Event::Returned {
                     channel,
                     sequence_number,
@@ -427,12 +629,7 @@ impl IoThread {
                     published,
                     cause,
                     may_have_been_sent,
-                } => {
-                    if let Some(confirm) = published.confirm {
-                        let outcome = Outcome::lost(cause, may_have_been_sent);
-                        confirm.answered(published.sequence_number, outcome);
-                    }
-                }
+                } => self.lost(published, cause, may_have_been_sent),
                 Event::Nacked {
                     channel,
                     sequence_number,
@@ -449,17 +646,20 @@ impl IoThread {
                 }
                 Event::MessageTooLarge { channel, size } => channel.message_too_large(size),
                 Event::Flow { channel, active } => channel.flow(active),
-                Event::ChannelEnded { channel, error } => channel.ended(&error),
+                Event::ChannelEnded { channel, error } => match self.is_lost() {
+                    true => channel.interrupted(&error),
+                    false => channel.ended(&error),
+                },
                 Event::ChannelFreed { channel, number } => self.free_channel(&channel, number),
                 Event::Blocked { reason } => {
                     log::warn!("the broker has blocked the connection: {reason}");
                     self.link.outbox.set_blocked(Some(reason.clone()));
-                    self.tell(ConnectionEvent::Blocked { reason });
+                    self.link.tell(ConnectionEvent::Blocked { reason });
                 }
                 Event::Unblocked => {
                     log::info!("the broker has unblocked the connection");
                     self.link.outbox.set_blocked(None);
-                    self.tell(ConnectionEvent::Unblocked);
+                    self.link.tell(ConnectionEvent::Unblocked);
                 }
                 Event::Ended { error } => self.ended(error),
             }
@@ -476,23 +676,38 @@ impl IoThread {
         channel.freed();
     }
 
-    fn tell(&self, event: ConnectionEvent) {
-        // What nobody reads has been logged.
-        let _ = self.link.events.send(event);
+    fn is_lost(&self) -> bool {
+        matches!(self.end, Some(End::Lost(_)))
+    }
+
+    /// A message gets no answer on this connection.
+    fn lost(&self, published: Published, cause: Error, may_have_been_sent: bool) {
+        // One that makes the broker close the connection would do so again and again.
+        let again = self.is_lost() && published.kept.is_some() && !is_for_publishing(&cause);
+        let unanswered = Unanswered {
+            may_have_been_sent: may_have_been_sent || published.sent_before,
+            published,
+            cause,
+        };
+        match again {
+            true => self.link.unanswered.lock().push(unanswered),
+            false => unanswered.lose(),
+        }
     }
 
     fn ended(&mut self, error: Error) {
-        match error.kind() {
-            Kind::ConnectionClosed(reason) if reason.by == crate::ClosedBy::Program => {
-                log::info!("{error}");
-            }
-            _ => log::warn!("{error}"),
+        let by_us = error.closed_by() == Some(crate::ClosedBy::Program);
+        if self.recovers && !by_us && self.link.outbox.set_lost(error.clone()) {
+            log::warn!("{error}; it is opened again");
+            self.link.tell(ConnectionEvent::Lost {
+                cause: error.clone(),
+            });
+            self.end = Some(End::Lost(error));
+        } else {
+            self.link.end(&error);
+            self.end = Some(End::Final(error));
         }
-        self.link.outbox.set_end(error.clone());
-        self.tell(ConnectionEvent::Closed { cause: error });
-        self.link.events.end();
-        self.link.channel_numbers.end();
-        // Commands that were given just before are answered now, with the same cause.
+        // Commands that were given just before are answered now, with the same cause: nothing of them was sent.
         while let Ok(command) = self.commands.try_recv() {
             self.core.handle(command);
         }
@@ -505,6 +720,12 @@ impl IoThread {
             Closing::Done
         };
     }
+}
+
+/// Whether the broker has closed because of a message.
+fn is_for_publishing(cause: &Error) -> bool {
+    let reason = cause.close_reason();
+    reason.is_some_and(|reason| reason.method == BasicPublish::ID.name())
 }
 
 #[allow(clippy::disallowed_methods)] // The core's only source of time.

@@ -73,6 +73,7 @@ mod proto;
 mod publisher;
 mod queue;
 mod reading;
+mod recovery;
 mod report;
 mod request;
 mod returned;
@@ -96,13 +97,13 @@ pub use delivery::{Delivery, GetResponse};
 pub use error::{
     CloseReason, ClosedBy, Error, ErrorKind, FailedEndpoint, FailedPublish, ReplyCode, Result,
 };
-pub use events::ConnectionEvent;
+pub use events::{ConnectionEvent, Entity};
 pub use exchange::{Exchange, ExchangeKind};
 pub use message::{Body, Message};
 pub use options::{
     BindOptions, ConnectionOptions, ConsumeOptions, ExchangeDeclareOptions, ExchangeDeleteOptions,
     LoginMethod, NackOptions, Overflow, PublisherOptions, QosOptions, QueueDeclareOptions,
-    QueueDeleteOptions, QueueType, StreamOffset, TlsOptions, WorkerOptions,
+    QueueDeleteOptions, QueueType, RecoveryOptions, StreamOffset, TlsOptions, WorkerOptions,
 };
 pub use publisher::Publisher;
 pub use queue::Queue;

@@ -2,14 +2,48 @@
 
 use std::sync::Arc;
 
-use crossbeam_channel::Sender;
+use crossbeam_channel::{Receiver, Sender};
 
 use crate::error::{Error, Result};
+use crate::io_thread::Link;
 use crate::proto::{self, Answer, Delivered, Fetched, Outcome, Returned};
 use crate::wire::method::Method;
+use crate::wire::value::FieldTable;
 
-/// A caller who waits for a reply. Sending never blocks: there is room for the one answer.
-pub(crate) type Call = Sender<Result<Reply>>;
+/// A caller who waits for a reply.
+pub(crate) struct Call {
+    /// Sending never blocks: there is room for the one answer.
+    sender: Sender<Result<Reply>>,
+    /// What the broker has done when it answers, if that is to be done again on the next connection.
+    record: Option<Box<Method<'static>>>,
+}
+
+impl Call {
+    pub(crate) fn new() -> (Self, Receiver<Result<Reply>>) {
+        let (sender, receiver) = crossbeam_channel::bounded(1);
+        let record = None;
+        (Self { sender, record }, receiver)
+    }
+
+    /// One that nobody waits for.
+    pub(crate) fn of_nobody() -> Self {
+        Self::new().0
+    }
+
+    pub(crate) fn recording(mut self, method: Option<Method<'static>>) -> Self {
+        self.record = method.map(Box::new);
+        self
+    }
+
+    pub(crate) fn take_record(&mut self) -> Option<Method<'static>> {
+        self.record.take().map(|record| *record)
+    }
+
+    pub(crate) fn answer(self, reply: Result<Reply>) {
+        // Whoever has given up waiting has dropped the receiver; a late reply is for nobody.
+        let _ = self.sender.send(reply);
+    }
+}
 
 /// What a call is answered with.
 pub(crate) enum Reply {
@@ -50,6 +84,8 @@ impl Drop for Unclaimed {
 pub(crate) trait ChannelMailbox: Send + Sync {
     /// Nothing more can be sent.
     fn ended(&self, error: &Error);
+    /// The connection was lost, and is being recovered.
+    fn interrupted(&self, error: &Error);
     /// Its number can be used again.
     fn freed(&self);
     /// The broker asks to stop or go on publishing.
@@ -64,8 +100,8 @@ pub(crate) trait ChannelMailbox: Send + Sync {
     fn returned(&self, message: Returned, sequence_number: Option<u64>);
     /// The broker has replied to a call: it has read all that was sent before that.
     fn broker_replied(&self);
-    /// A fetched message came.
-    fn received(&self, delivery_tag: u64);
+    /// A fetched message came. Returns the delivery tag by which the program knows it.
+    fn received(&self, delivery_tag: u64) -> u64;
     /// Nobody wants this message any more.
     fn requeue(&self, delivery_tag: u64);
 }
@@ -80,6 +116,10 @@ pub(crate) trait ConsumerMailbox: Send + Sync {
     fn unread(&self) -> u64;
     /// Nothing more comes; with an error unless the consumer was cancelled by this program.
     fn ended(&self, error: Option<Error>);
+    /// The connection was lost, and is being recovered.
+    fn interrupted(&self, error: &Error);
+    /// The broker is about to be asked for messages again, with these arguments. False if nobody wants them any more.
+    fn restart(&self, arguments: &mut FieldTable) -> bool;
 }
 
 /// What the IO thread tells the one who waits for the answer to a message. It runs on the IO thread and must not
@@ -87,6 +127,18 @@ pub(crate) trait ConsumerMailbox: Send + Sync {
 pub(crate) trait ConfirmMailbox: Send + Sync {
     /// Once, whatever happens.
     fn answered(&self, sequence_number: u64, outcome: Outcome);
+    /// Whether the message is to be published again if the connection is lost before the answer.
+    fn is_published_again(&self) -> bool;
+}
+
+/// What the IO thread tells the one who brings connections back.
+pub(crate) trait Recover: Send + Sync {
+    /// Whether connections are brought back at all.
+    fn is_on(&self) -> bool;
+    /// The connection was lost. False if nobody brings it back.
+    fn lost(self: Arc<Self>, link: &Arc<Link>, cause: &Error) -> bool;
+    /// It has ended for good.
+    fn ended(&self, cause: &Error);
 }
 
 pub(crate) struct Mailboxes;

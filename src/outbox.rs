@@ -9,7 +9,9 @@
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
+use bytes::{Bytes, BytesMut};
 use crossbeam_channel::Sender;
 use mio::Waker;
 use parking_lot::{Condvar, Mutex, MutexGuard};
@@ -37,6 +39,11 @@ pub(crate) enum Admission {
     Room,
     /// When there is room and the broker takes messages.
     Publish { large: bool },
+    /// When there is room, also on a connection that is being recovered: the channel's gate knows whether it is open
+    /// there.
+    Answer,
+    /// At once, and before others may, since it brings back what they need; on this connection and no later one.
+    Recovery { epoch: u64 },
 }
 
 /// Whether a caller may go on, as far as it knows itself.
@@ -46,8 +53,29 @@ pub(crate) enum Gate {
     Shut,
 }
 
+/// Whether frames can be sent.
+#[derive(Debug)]
+enum Phase {
+    Open,
+    /// The connection was lost for this reason, and is being recovered: callers wait.
+    Lost {
+        cause: Error,
+        /// The next one is there, but not all that was on the lost one.
+        connected: bool,
+    },
+    /// For the first cause.
+    Ended(Error),
+}
+
 struct State {
+    phase: Phase,
+    /// How often the connection was lost.
+    epoch: u64,
+    /// The largest payload of a frame on this connection, in bytes.
+    payload_limit: usize,
     backlog: Backlog,
+    /// Copies of messages that may have to be published again are taken from here.
+    keeping: BytesMut,
     /// The messages of which the core has not been told.
     published: Vec<Published>,
     /// How many commands belong to what the IO thread has not taken.
@@ -58,8 +86,17 @@ struct State {
     asleep: bool,
     /// `connection.blocked`, with the broker's reason.
     blocked: Option<String>,
-    /// The first cause of the connection's end.
-    end: Option<Error>,
+}
+
+impl State {
+    #[cold]
+    fn admits_recovery(&self, epoch: u64) -> Result<bool> {
+        match &self.phase {
+            Phase::Lost { cause, .. } if self.epoch != epoch => Err(cause.clone()),
+            Phase::Lost { connected, .. } => Ok(*connected),
+            Phase::Open | Phase::Ended(_) => Ok(true),
+        }
+    }
 }
 
 pub(crate) struct Outbox {
@@ -72,18 +109,28 @@ pub(crate) struct Outbox {
     waker: Waker,
     /// Whoever closes has waited long enough.
     aborted: AtomicBool,
-    payload_limit: usize,
+    /// Whoever recovers has waited long enough.
+    given_up: AtomicBool,
+    /// Callers do not wait for a recovery.
+    fails_fast: bool,
 }
 
 /// A large message as it is sent.
 pub(crate) struct Large {
     frames: Vec<u8>,
     properties: Range<usize>,
+    kept: Option<Bytes>,
+    /// What it was made for.
+    payload_limit: usize,
 }
 
 impl Large {
     pub(crate) fn properties(&self) -> &[u8] {
         self.frames.get(self.properties.clone()).unwrap_or_default()
+    }
+
+    pub(crate) fn take_kept(&mut self) -> Option<Bytes> {
+        self.kept.take()
     }
 }
 
@@ -92,39 +139,75 @@ pub(crate) struct Frames<'a> {
     state: &'a mut State,
     channel: u16,
     commands: &'a Sender<Command>,
-    payload_limit: usize,
     wake_all: bool,
 }
 
 impl Frames<'_> {
     #[inline]
     pub(crate) fn method(&mut self, method: &impl Encode) -> Result<()> {
+        let limit = self.state.payload_limit;
         let target = self.state.backlog.target(self.channel);
-        let written = frame::write_method(target, self.channel, method, self.payload_limit);
+        let written = frame::write_method(target, self.channel, method, limit);
         written.map_err(unsendable)
     }
 
-    /// A message. Returns its properties as they are sent.
+    /// A message. Returns its properties as they are sent, and its frames if they are to be kept.
     #[inline]
     pub(crate) fn message(
         &mut self,
         publish: &BasicPublish<'_>,
         properties: Option<&Properties>,
         body: &[u8],
-    ) -> Result<&[u8]> {
-        let target = self.state.backlog.target(self.channel);
-        let limit = self.payload_limit;
+        keep: bool,
+    ) -> Result<(&[u8], Option<Bytes>)> {
+        let limit = self.state.payload_limit;
+        let State {
+            backlog,
+            keeping,
+            messages,
+            ..
+        } = &mut *self.state;
+        let target = backlog.target(self.channel);
+        let start = target.len();
         let written = write_message(target, self.channel, publish, properties, body, limit);
         let properties = written.map_err(unsendable)?;
-        self.state.messages += 1;
-        let target = self.state.backlog.target(self.channel);
-        Ok(target.get(properties).unwrap_or_default())
+        *messages += 1;
+        let kept = keep.then(|| {
+            keeping.extend_from_slice(target.get(start..).unwrap_or_default());
+            keeping.split().freeze()
+        });
+        Ok((target.get(properties).unwrap_or_default(), kept))
     }
 
     /// A message that was encoded before. It goes in a lane.
-    pub(crate) fn large(&mut self, large: Large) {
+    pub(crate) fn large(&mut self, large: Large) -> Result<()> {
+        let limit = self.state.payload_limit;
+        let frames = if limit < large.payload_limit {
+            frame::cut_smaller(&large.frames, limit).map_err(unsendable)?
+        } else {
+            large.frames
+        };
         self.state.messages += 1;
-        self.state.backlog.push_large(self.channel, large.frames);
+        self.state.backlog.push_large(self.channel, frames);
+        Ok(())
+    }
+
+    /// A message that was sent on an earlier connection.
+    pub(crate) fn again(&mut self, kept: &[u8]) -> Result<()> {
+        let limit = self.state.payload_limit;
+        let target = self.state.backlog.target(self.channel);
+        if frame::fits(kept, limit) {
+            target.extend_from_slice(kept);
+        } else {
+            target.extend(frame::cut_smaller(kept, limit).map_err(unsendable)?);
+        }
+        Ok(())
+    }
+
+    /// How often the connection was lost.
+    #[inline]
+    pub(crate) fn epoch(&self) -> u64 {
+        self.state.epoch
     }
 
     /// Tells the core of a message in confirm mode: before the answer can come, and in order.
@@ -135,8 +218,9 @@ impl Frames<'_> {
 
     /// The last method of the connection: behind all that was appended before.
     pub(crate) fn last_method(&mut self, method: &impl Encode) -> Result<()> {
+        let limit = self.state.payload_limit;
         let target = self.state.backlog.last_target();
-        let written = frame::write_method(target, self.channel, method, self.payload_limit);
+        let written = frame::write_method(target, self.channel, method, limit);
         written.map_err(unsendable)
     }
 
@@ -149,7 +233,9 @@ impl Frames<'_> {
 
     /// Nothing can be appended from now on.
     pub(crate) fn end(&mut self, error: Error) {
-        self.state.end.get_or_insert(error);
+        if !matches!(self.state.phase, Phase::Ended(_)) {
+            self.state.phase = Phase::Ended(error);
+        }
         self.wake_all();
     }
 
@@ -173,6 +259,11 @@ fn write_message(
     frame::write_content(buffer, channel, properties, body, limit)
 }
 
+fn recovering(cause: &Error, after: Duration) -> Error {
+    let cause = Box::new(cause.kind().clone());
+    Error::new(ErrorKind::Recovering { cause, after })
+}
+
 fn unsendable(error: WireError) -> Error {
     let text = match &error {
         WireError::FrameTooLarge { size, limit } => format!(
@@ -184,23 +275,32 @@ fn unsendable(error: WireError) -> Error {
 }
 
 impl Outbox {
-    pub(crate) fn new(commands: Sender<Command>, waker: Waker, payload_limit: usize) -> Self {
+    pub(crate) fn new(
+        commands: Sender<Command>,
+        waker: Waker,
+        payload_limit: usize,
+        fails_fast: bool,
+    ) -> Self {
         Self {
             state: Mutex::new(State {
+                phase: Phase::Open,
+                epoch: 0,
+                payload_limit,
+                keeping: BytesMut::new(),
                 backlog: Backlog::default(),
                 published: Vec::new(),
                 commands: 0,
                 messages: 0,
                 asleep: false,
                 blocked: None,
-                end: None,
             }),
             changed: Condvar::new(),
             stopped: Waiting::default(),
             commands,
             waker,
             aborted: AtomicBool::new(false),
-            payload_limit,
+            given_up: AtomicBool::new(false),
+            fails_fast,
         }
     }
 
@@ -212,14 +312,22 @@ impl Outbox {
         publish: &BasicPublish<'_>,
         properties: Option<&Properties>,
         body: &[u8],
+        keep: bool,
     ) -> Result<Large> {
-        let mut frames = self.state.lock().backlog.take_spare();
+        let mut state = self.state.lock();
+        let mut frames = state.backlog.take_spare();
+        let limit = state.payload_limit;
+        drop(state);
         // Around each piece of the body, a piece being 4 KiB at least; and names and properties.
         frames.reserve(body.len() + body.len() / 256 + 1024);
-        let limit = self.payload_limit;
         let written = write_message(&mut frames, channel, publish, properties, body, limit);
         let properties = written.map_err(unsendable)?;
-        Ok(Large { frames, properties })
+        Ok(Large {
+            kept: keep.then(|| Bytes::copy_from_slice(&frames)),
+            frames,
+            properties,
+            payload_limit: limit,
+        })
     }
 
     /// Appends what `append` writes on a channel, all or nothing, when the caller is admitted and `gate` is open.
@@ -241,7 +349,6 @@ impl Outbox {
             state: &mut state,
             channel,
             commands: &self.commands,
-            payload_limit: self.payload_limit,
             wake_all: false,
         };
         let appended = append(&mut frames);
@@ -269,7 +376,7 @@ impl Outbox {
         patience: impl Into<Patience>,
         gate: &impl Fn() -> Result<Gate>,
     ) -> Result<()> {
-        if Self::admits(state, channel, admission, gate)? {
+        if self.admits(state, channel, admission, gate)? {
             return Ok(());
         }
         self.wait(state, channel, admission, gate, patience.into().deadline())
@@ -277,22 +384,34 @@ impl Outbox {
 
     #[inline]
     fn admits(
+        &self,
         state: &State,
         channel: u16,
         admission: Admission,
         gate: &impl Fn() -> Result<Gate>,
     ) -> Result<bool> {
-        if let Some(error) = &state.end {
+        if let Phase::Ended(error) = &state.phase {
             return Err(error.clone());
         }
         let gate_open = matches!(gate()?, Gate::Open);
         Ok(match admission {
             Admission::Always => true,
+            Admission::Recovery { epoch } => gate_open && state.admits_recovery(epoch)?,
+            Admission::Answer => gate_open && state.backlog.has_room(channel, false),
+            _ if matches!(state.phase, Phase::Lost { .. }) => return self.wait_for_recovery(state),
             Admission::Room => gate_open && state.backlog.has_room(channel, false),
             Admission::Publish { large } => {
                 gate_open && state.blocked.is_none() && state.backlog.has_room(channel, large)
             }
         })
+    }
+
+    #[cold]
+    fn wait_for_recovery(&self, state: &State) -> Result<bool> {
+        match &state.phase {
+            Phase::Lost { cause, .. } if self.fails_fast => Err(recovering(cause, Duration::ZERO)),
+            _ => Ok(false),
+        }
     }
 
     #[cold]
@@ -304,11 +423,11 @@ impl Outbox {
         gate: &impl Fn() -> Result<Gate>,
         deadline: Deadline,
     ) -> Result<()> {
-        while !Self::admits(state, channel, admission, gate)? {
+        while !self.admits(state, channel, admission, gate)? {
             let stopped = state.blocked.is_some() || matches!(gate()?, Gate::Shut);
             let _waits = stopped.then(|| self.stopped.begin());
             let timed_out = self.changed.wait_until(state, deadline.at()).timed_out();
-            if timed_out && !Self::admits(state, channel, admission, gate)? {
+            if timed_out && !self.admits(state, channel, admission, gate)? {
                 let stopped = matches!(gate()?, Gate::Shut);
                 return Err(Self::no_room(state, admission, stopped, deadline));
             }
@@ -318,6 +437,9 @@ impl Outbox {
 
     fn no_room(state: &State, admission: Admission, stopped: bool, deadline: Deadline) -> Error {
         let after = deadline.duration();
+        if let Phase::Lost { cause, .. } = &state.phase {
+            return recovering(cause, after);
+        }
         match &state.blocked {
             _ if stopped => Error::new(ErrorKind::FlowStopped { after }),
             Some(reason) if matches!(admission, Admission::Publish { .. }) => {
@@ -336,7 +458,58 @@ impl Outbox {
 
     /// Why the connection has ended, if it has.
     pub(crate) fn end_cause(&self) -> Option<Error> {
-        self.state.lock().end.clone()
+        match &self.state.lock().phase {
+            Phase::Ended(cause) => Some(cause.clone()),
+            Phase::Open | Phase::Lost { .. } => None,
+        }
+    }
+
+    /// Why nothing can be sent for now, or for good.
+    pub(crate) fn cause(&self) -> Option<Error> {
+        self.loss().or_else(|| self.end_cause())
+    }
+
+    /// Why the connection is being recovered, if it is.
+    pub(crate) fn loss(&self) -> Option<Error> {
+        match &self.state.lock().phase {
+            Phase::Lost { cause, .. } => Some(cause.clone()),
+            Phase::Open | Phase::Ended(_) => None,
+        }
+    }
+
+    /// How often the connection was lost.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.state.lock().epoch
+    }
+
+    /// Waits until the connection has ended for good. False if that takes longer.
+    pub(crate) fn wait_ended(&self, deadline: Deadline) -> bool {
+        let mut state = self.state.lock();
+        while !matches!(state.phase, Phase::Ended(_)) {
+            let waited = self.changed.wait_until(&mut state, deadline.at());
+            if waited.timed_out() {
+                return matches!(state.phase, Phase::Ended(_));
+            }
+        }
+        true
+    }
+
+    /// What was lost is there again: callers go on, unless it was lost once more. Says whether they do.
+    pub(crate) fn recovered(&self, epoch: u64) -> bool {
+        let mut state = self.state.lock();
+        let recovered = matches!(state.phase, Phase::Lost { .. }) && state.epoch == epoch;
+        if recovered {
+            state.phase = Phase::Open;
+        }
+        drop(state);
+        self.changed.notify_all();
+        recovered
+    }
+
+    /// Ends this connection, so that another attempt can be made.
+    pub(crate) fn give_up(&self) {
+        self.given_up.store(true, Ordering::Release);
+        self.wake();
     }
 
     pub(crate) fn messages_published(&self) -> u64 {
@@ -380,8 +553,47 @@ impl Outbox {
 
     /// This is what everyone who waits is told. When closes cross, it takes the place of our own reason.
     pub(crate) fn set_end(&self, error: Error) {
-        self.state.lock().end = Some(error);
+        self.state.lock().phase = Phase::Ended(error);
         self.changed.notify_all();
+    }
+
+    /// Callers wait from now on, unless the connection has ended for good. Says whether they do.
+    pub(crate) fn set_lost(&self, error: Error) -> bool {
+        let mut state = self.state.lock();
+        let lost = !matches!(state.phase, Phase::Ended(_));
+        if lost {
+            state.phase = Phase::Lost {
+                cause: error,
+                connected: false,
+            };
+            state.epoch += 1;
+        }
+        state.blocked = None;
+        drop(state);
+        self.changed.notify_all();
+        lost
+    }
+
+    /// Begins with the connection that follows a lost one. Returns why not, if all has ended.
+    pub(crate) fn begin(&self, payload_limit: usize) -> Result<()> {
+        let mut state = self.state.lock();
+        state.payload_limit = payload_limit;
+        state.backlog = Backlog::default();
+        state.commands = 0;
+        self.given_up.store(false, Ordering::Release);
+        match &mut state.phase {
+            Phase::Ended(cause) => return Err(cause.clone()),
+            Phase::Lost { connected, .. } => *connected = true,
+            Phase::Open => {}
+        }
+        drop(state);
+        self.changed.notify_all();
+        Ok(())
+    }
+
+    /// Whether the attempt is to be ended; told once.
+    pub(crate) fn take_given_up(&self) -> bool {
+        self.given_up.load(Ordering::Acquire) && self.given_up.swap(false, Ordering::AcqRel)
     }
 
     /// Appends what the core has to say.
@@ -393,6 +605,7 @@ impl Outbox {
     pub(crate) fn discard(&self) -> Vec<Published> {
         let mut state = self.state.lock();
         state.backlog = Backlog::default();
+        state.commands = 0;
         std::mem::take(&mut state.published)
     }
 
@@ -422,7 +635,7 @@ impl Outbox {
 /// How long to wait, made into a deadline only when waiting begins: most callers never wait, and the clock costs.
 pub(crate) enum Patience {
     Begun(Deadline),
-    NotBegun(std::time::Duration),
+    NotBegun(Duration),
 }
 
 impl Patience {
@@ -440,8 +653,8 @@ impl From<Deadline> for Patience {
     }
 }
 
-impl From<std::time::Duration> for Patience {
-    fn from(after: std::time::Duration) -> Self {
+impl From<Duration> for Patience {
+    fn from(after: Duration) -> Self {
         Self::NotBegun(after)
     }
 }

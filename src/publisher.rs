@@ -71,6 +71,7 @@ impl Publisher {
             window: Window::new(options.window, options.window_bytes),
             failures: Mutex::new(Failures::new(options.window_bytes)),
             confirm_timeout: options.confirm_timeout,
+            recovers: channel.connection().options().recovery.is_on,
         };
         Self {
             inner: Arc::new(Inner {
@@ -185,6 +186,10 @@ impl Publisher {
             return Ok(());
         }
         // Whatever hinders the answers, if it is known.
+        if let Some(cause) = self.channel().connection().loss() {
+            let cause = Box::new(cause.kind().clone());
+            return Err(Error::new(ErrorKind::Recovering { cause, after }));
+        }
         if let Some(reason) = self.channel().connection().blocked_reason() {
             return Err(Error::new(ErrorKind::ConnectionBlocked { reason, after }));
         }

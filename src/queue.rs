@@ -1,6 +1,10 @@
 //! Queues: where messages wait.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, OnceLock, Weak};
+
+use parking_lot::Mutex;
 
 use crate::channel::Channel;
 use crate::consumer::Consumer;
@@ -28,23 +32,26 @@ use crate::options::{BindOptions, ConsumeOptions, QueueDeleteOptions};
 #[derive(Debug, Clone)]
 pub struct Queue {
     channel: Channel,
-    name: Arc<str>,
+    name: Arc<Name>,
     counts: Option<(u32, u32)>,
 }
 
 impl Queue {
     /// `counts`: messages and consumers, if the broker has told them.
     pub(crate) fn new(channel: Channel, name: &str, counts: Option<(u32, u32)>) -> Self {
+        let names = &channel.connection().recovery().server_names;
         Self {
+            name: names.name(name),
             channel,
-            name: name.into(),
             counts,
         }
     }
 
-    /// The queue's name, also if the broker made it up.
+    /// The queue's name, also if the broker made it up. Then the broker makes up another when the connection is recovered
+    /// and the queue is gone: ask again instead of keeping it. (Everything that was declared with the old name gets the new
+    /// one by itself, and [`ConnectionEvent::QueueRenamed`](crate::ConnectionEvent::QueueRenamed) tells of it.)
     pub fn name(&self) -> &str {
-        &self.name
+        self.name.current()
     }
 
     /// The channel it is used through.
@@ -83,7 +90,7 @@ impl Queue {
         options: BindOptions,
     ) -> Result<()> {
         self.channel
-            .queue_bind(&self.name, exchange.name(), routing_key, options)
+            .queue_bind(self.name(), exchange.name(), routing_key, options)
     }
 
     /// Undoes [`bind`](Self::bind).
@@ -105,7 +112,7 @@ impl Queue {
         options: BindOptions,
     ) -> Result<()> {
         self.channel
-            .queue_unbind(&self.name, exchange.name(), routing_key, options)
+            .queue_unbind(self.name(), exchange.name(), routing_key, options)
     }
 
     /// Publishes a message to this queue alone, through the default exchange: see [`Channel::basic_publish`].
@@ -113,7 +120,7 @@ impl Queue {
     /// # Errors
     /// As [`Channel::basic_publish`].
     pub fn publish<'m>(&self, message: impl Into<Message<'m>>) -> Result<Option<u64>> {
-        self.channel.basic_publish("", &self.name, message)
+        self.channel.basic_publish("", self.name(), message)
     }
 
     /// Begins to consume: see [`Channel::basic_consume`].
@@ -121,7 +128,7 @@ impl Queue {
     /// # Errors
     /// As [`Channel::basic_consume`].
     pub fn consume(&self, options: ConsumeOptions) -> Result<Consumer> {
-        self.channel.basic_consume(&self.name, options)
+        self.channel.basic_consume(self.name(), options)
     }
 
     /// Fetches one message: see [`Channel::basic_get`].
@@ -129,7 +136,7 @@ impl Queue {
     /// # Errors
     /// As [`Channel::basic_get`].
     pub fn get(&self, no_ack: bool) -> Result<Option<GetResponse>> {
-        self.channel.basic_get(&self.name, no_ack)
+        self.channel.basic_get(self.name(), no_ack)
     }
 
     /// Drops all messages that are ready, and returns how many: see [`Channel::queue_purge`].
@@ -137,7 +144,7 @@ impl Queue {
     /// # Errors
     /// As [`Channel::queue_purge`].
     pub fn purge(&self) -> Result<u32> {
-        self.channel.queue_purge(&self.name)
+        self.channel.queue_purge(self.name())
     }
 
     /// Deletes the queue and returns how many messages went with it: see [`Channel::queue_delete`].
@@ -145,6 +152,111 @@ impl Queue {
     /// # Errors
     /// As [`Channel::queue_delete`].
     pub fn delete(&self, options: QueueDeleteOptions) -> Result<u32> {
-        self.channel.queue_delete(&self.name, options)
+        self.channel.queue_delete(self.name(), options)
+    }
+}
+
+/// A name, and the one that has taken its place. The old one is kept with it, since [`Queue::name`] lends it.
+pub(crate) struct Name {
+    text: Box<str>,
+    next: OnceLock<Arc<Self>>,
+}
+
+impl Name {
+    fn new(text: &str) -> Arc<Self> {
+        let (text, next) = (text.into(), OnceLock::new());
+        Arc::new(Self { text, next })
+    }
+
+    fn current(&self) -> &str {
+        let mut name = self;
+        while let Some(next) = name.next.get() {
+            name = next;
+        }
+        &name.text
+    }
+}
+
+/// Not one inside the other: a queue of a program that runs for long can have had many names.
+impl Drop for Name {
+    fn drop(&mut self) {
+        let mut next = self.next.take();
+        while let Some(mut name) = next.and_then(Arc::into_inner) {
+            next = name.next.take();
+        }
+    }
+}
+
+impl fmt::Debug for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.current().fmt(f)
+    }
+}
+
+/// The names that a broker has made up for queues of which there are handles.
+#[derive(Default)]
+pub(crate) struct ServerNames(Mutex<HashMap<String, Weak<Name>>>);
+
+impl ServerNames {
+    fn name(&self, text: &str) -> Arc<Name> {
+        if !text.starts_with("amq.gen-") {
+            return Name::new(text);
+        }
+        let mut names = self.0.lock();
+        if let Some(name) = names.get(text).and_then(Weak::upgrade) {
+            return name;
+        }
+        let name = Name::new(text);
+        names.retain(|_, name| name.strong_count() > 0);
+        names.insert(text.to_owned(), Arc::downgrade(&name));
+        name
+    }
+
+    pub(crate) fn rename(&self, old: &str, new: &str) {
+        let mut names = self.0.lock();
+        let name = names.remove(old).and_then(|name| name.upgrade());
+        if let Some(name) = name {
+            let next = Name::new(new);
+            names.insert(new.to_owned(), Arc::downgrade(&next));
+            // Only once: the old name is no longer in the map.
+            let _ = name.next.set(next);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_that_the_broker_made_up_follows_the_queue() {
+        let names = ServerNames::default();
+        let (one, other) = (names.name("amq.gen-1"), names.name("amq.gen-1"));
+        let given = names.name("given");
+        names.rename("amq.gen-1", "amq.gen-2");
+        names.rename("given", "taken");
+        assert_eq!(one.current(), "amq.gen-2");
+        let late = names.name("amq.gen-2");
+        names.rename("amq.gen-2", "amq.gen-3");
+        let current = [&one, &other, &late].map(|name| name.current());
+        assert_eq!(current, ["amq.gen-3"; 3]);
+        assert_eq!(given.current(), "given");
+        drop((one, other, late));
+        names.name("amq.gen-4");
+        assert_eq!(names.0.lock().len(), 1);
+    }
+
+    #[test]
+    fn many_names_are_dropped_without_a_deep_stack() {
+        let names = ServerNames::default();
+        let name = names.name("amq.gen-0");
+        for count in 0..200_000 {
+            names.rename(
+                &format!("amq.gen-{count}"),
+                &format!("amq.gen-{}", count + 1),
+            );
+        }
+        assert_eq!(name.current(), "amq.gen-200000");
+        drop(name);
     }
 }

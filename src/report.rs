@@ -67,6 +67,13 @@ impl<T: Clone> Report<T> {
         }
     }
 
+    /// What this one will be told.
+    pub(crate) fn concerning(&self, since: Since) -> impl Iterator<Item = &T> {
+        let failures = self.failures.values();
+        let concerning = failures.filter(move |it| it.reported.map_or(true, |it| it >= since.0));
+        concerning.map(|failure| &failure.what)
+    }
+
     /// All failures that were not reported before this one began to wait, by their numbers.
     pub(crate) fn take(&mut self, since: Since) -> Vec<(u64, T)> {
         let mut taken = Vec::new();

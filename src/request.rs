@@ -68,12 +68,13 @@ pub(crate) fn call(
     link: &Arc<Link>,
     channel: u16,
     deadline: Deadline,
+    admission: Admission,
     gate: impl Fn() -> Result<Gate>,
     append: impl FnOnce(&mut Frames<'_>, Call) -> Result<()>,
 ) -> Result<Reply> {
-    let (call, reply) = crossbeam_channel::bounded(1);
+    let (call, reply) = Call::new();
     link.outbox
-        .write(channel, Admission::Room, deadline, gate, |frames| {
+        .write(channel, admission, deadline, gate, |frames| {
             append(frames, call)
         })?;
     match reply.recv_timeout(deadline.remaining()) {
@@ -85,7 +86,7 @@ pub(crate) fn call(
         }
         Err(RecvTimeoutError::Timeout) => Err(Error::timed_out(deadline.duration())),
         // Only if the IO thread has panicked.
-        Err(RecvTimeoutError::Disconnected) => Err(link.outbox.end_cause().unwrap_or_else(|| {
+        Err(RecvTimeoutError::Disconnected) => Err(link.outbox.cause().unwrap_or_else(|| {
             Error::new(ErrorKind::ConnectionClosed(CloseReason::program(
                 "no IO thread",
             )))

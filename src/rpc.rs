@@ -8,7 +8,7 @@ use std::time::Duration;
 use crossbeam_channel::{bounded, Receiver, Sender};
 use parking_lot::Mutex;
 
-use crate::channel::{Channel, Inner};
+use crate::channel::{Channel, ChannelState, Inner};
 use crate::confirm::result_of;
 use crate::connection::Connection;
 use crate::deadline::Deadline;
@@ -18,6 +18,7 @@ use crate::mailbox::{ConfirmMailbox, ConsumerMailbox};
 use crate::message::Message;
 use crate::options::{ConsumeOptions, WorkerOptions};
 use crate::proto::{Delivered, Outcome};
+use crate::wire::value::FieldTable;
 use crate::workers::{Settlement, Workers};
 
 /// RabbitMQ's name for "straight to the channel that asked".
@@ -63,6 +64,7 @@ impl RpcClient {
         channel.consume(DIRECT_REPLY_TO, &options, |consumer_tag| {
             let replies = Replies {
                 channel: channel.downgrade(),
+                state: Arc::clone(channel.state()),
                 consumer_tag,
                 calls: Arc::clone(&calls),
             };
@@ -179,10 +181,12 @@ impl Calls {
     }
 
     fn end(&self, error: &Error) {
-        let mut state = self.state.lock();
-        state.end = Some(error.clone());
-        let waiting = std::mem::take(&mut state.waiting);
-        drop(state);
+        self.state.lock().end = Some(error.clone());
+        self.fail(error);
+    }
+
+    fn fail(&self, error: &Error) {
+        let waiting = std::mem::take(&mut self.state.lock().waiting);
         for call in waiting.into_values() {
             let _ = call.send(Err(error.clone()));
         }
@@ -204,11 +208,17 @@ impl ConfirmMailbox for Request {
             let _ = call.send(Err(error));
         }
     }
+
+    /// Its answer would go nowhere.
+    fn is_published_again(&self) -> bool {
+        false
+    }
 }
 
 /// Where the answers come in, on the IO thread.
 struct Replies {
     channel: Weak<Inner>,
+    state: Arc<ChannelState>,
     consumer_tag: Arc<str>,
     calls: Arc<Calls>,
 }
@@ -217,7 +227,8 @@ impl ConsumerMailbox for Replies {
     fn started(&self) {}
 
     /// It goes to its caller at once; nothing is left unread.
-    fn deliver(&self, delivered: Delivered) -> u64 {
+    fn deliver(&self, mut delivered: Delivered) -> u64 {
+        delivered.delivery_tag = self.state.settled.received(delivered.delivery_tag);
         let Some(inner) = self.channel.upgrade() else {
             return 0;
         };
@@ -243,11 +254,24 @@ impl ConsumerMailbox for Replies {
     }
 
     fn ended(&self, error: Option<Error>) {
+        match error {
+            Some(error) if self.state.outlives(&error) => return self.interrupted(&error),
+            _ => self.state.consumer_ended(&self.consumer_tag, true),
+        }
         let cancelled = || {
             let consumer_tag = self.consumer_tag.to_string();
             Error::new(ErrorKind::ConsumerCancelled { consumer_tag })
         };
         self.calls.end(&error.unwrap_or_else(cancelled));
+    }
+
+    /// No answers will come to what was asked before: the place where they were to go is gone.
+    fn interrupted(&self, error: &Error) {
+        self.calls.fail(error);
+    }
+
+    fn restart(&self, _: &mut FieldTable) -> bool {
+        true
     }
 }
 

@@ -31,6 +31,8 @@ pub struct ConnectionStats {
     pub call_time: Duration,
     /// How many channels are open.
     pub channels: u16,
+    /// How often the connection was lost and came back.
+    pub recoveries: u64,
 }
 
 /// Told what a connection does while it does it, for a program's own metrics. Whatever is not implemented does nothing.
@@ -74,6 +76,8 @@ pub trait Metrics: Send + Sync {
     fn messages_confirmed(&self, _count: u64, _nacked: bool) {}
     /// The broker has answered a call, after so long.
     fn call_answered(&self, _time: Duration) {}
+    /// The connection is back, so long after it was lost.
+    fn recovered(&self, _after: Duration) {}
 }
 
 impl fmt::Debug for dyn Metrics {
@@ -94,6 +98,7 @@ pub(crate) struct Counters {
     messages_nacked: AtomicU64,
     calls: AtomicU64,
     call_nanoseconds: AtomicU64,
+    recoveries: AtomicU64,
 }
 
 fn add(counter: &AtomicU64, count: u64) {
@@ -112,6 +117,7 @@ impl Counters {
             messages_nacked: AtomicU64::new(0),
             calls: AtomicU64::new(0),
             call_nanoseconds: AtomicU64::new(0),
+            recoveries: AtomicU64::new(0),
         }
     }
 
@@ -139,6 +145,11 @@ impl Counters {
     /// It was counted before.
     pub(crate) fn published(&self) {
         self.tell(|metrics| metrics.message_published());
+    }
+
+    pub(crate) fn recovered(&self, after: Duration) {
+        add(&self.recoveries, 1);
+        self.tell(|metrics| metrics.recovered(after));
     }
 
     pub(crate) fn returned(&self) {
@@ -175,6 +186,7 @@ impl Counters {
             calls: get(&self.calls),
             call_time: Duration::from_nanos(get(&self.call_nanoseconds)),
             channels,
+            recoveries: get(&self.recoveries),
         }
     }
 }

@@ -28,8 +28,8 @@ fn opens_with_both_login_methods_and_knows_the_server() {
                 .and_then(|it| it.as_bool()),
             Some(true)
         );
-        assert!(connection.server_mechanisms().any(|it| it == "PLAIN"));
-        assert!(connection.server_locales().any(|it| it == "en_US"));
+        assert!(connection.server_mechanisms().contains(&"PLAIN".to_owned()));
+        assert!(connection.server_locales().contains(&"en_US".to_owned()));
         assert!(connection.is_open());
         assert!(connection.close_cause().is_none());
         connection.close().unwrap();

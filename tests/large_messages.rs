@@ -150,7 +150,8 @@ fn closing_waits_for_a_large_message_to_go_out() {
 fn the_largest_message_that_the_broker_takes_arrives_and_a_larger_one_is_refused_readably() {
     let connection = Connection::open_with(&options().max_message_size(1 << 40)).unwrap();
     // Unless configured otherwise.
-    let version = connection.server_properties().get("version");
+    let properties = connection.server_properties();
+    let version = properties.get("version");
     let limit = match version.and_then(|version| version.as_str()) {
         Some(version) if version.starts_with('3') => 128 * MIB,
         _ => 16 * MIB,

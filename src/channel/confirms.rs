@@ -15,7 +15,7 @@ use crate::report::Report;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Confirmation {
-    /// Which message it is for, counted from 1. Zero with `multiple`: all that were published.
+    /// Which message it is for, counted from 1, also over several connections.
     pub sequence_number: u64,
     /// It is also for all earlier messages that were not answered.
     pub multiple: bool,
@@ -31,6 +31,8 @@ pub(crate) struct Confirms {
     selected: AtomicBool,
     /// The sequence number of the last message.
     published: AtomicU64,
+    /// That of the last one that nobody waits for by itself.
+    unawaited: AtomicU64,
     answers: Mutex<Answers>,
     changed: Condvar,
 }
@@ -39,16 +41,23 @@ pub(crate) struct Confirms {
 struct Answers {
     /// All numbers up to this are answered.
     answered_to: u64,
-    nacked: Report<()>,
+    failed: Report<Failure>,
     /// No more answers will come.
     end: Option<Error>,
+}
+
+#[derive(Debug, Clone)]
+enum Failure {
+    Nacked,
+    /// With the connection, and perhaps others before it.
+    Lost(Error),
 }
 
 impl Default for Answers {
     fn default() -> Self {
         Self {
             answered_to: 0,
-            nacked: Report::new(),
+            failed: Report::new(),
             end: None,
         }
     }
@@ -59,23 +68,53 @@ impl Confirms {
         self.selected.store(true, Ordering::Release);
     }
 
+    #[inline]
     pub(super) fn is_selected(&self) -> bool {
         self.selected.load(Ordering::Acquire)
     }
 
-    /// The sequence number of the message that is just being published.
+    /// The sequence number of the message that is just being published; whether someone waits for it by itself.
     #[inline]
-    pub(super) fn next(&self) -> Option<u64> {
+    pub(super) fn next(&self, awaited: bool) -> Option<u64> {
         if !self.is_selected() {
             return None;
         }
         let number = self.published.load(Ordering::Relaxed) + 1;
         self.published.store(number, Ordering::Release);
+        if !awaited {
+            self.unawaited.store(number, Ordering::Relaxed);
+        }
         Some(number)
     }
 
     pub(super) fn nacked(&self, sequence_number: u64) {
-        self.answers.lock().nacked.insert(sequence_number, ());
+        let failed = &mut self.answers.lock().failed;
+        failed.insert(sequence_number, Failure::Nacked);
+    }
+
+    /// The connection was lost, and with it what was not answered. Those who wait for a message by itself are told
+    /// elsewhere.
+    pub(super) fn interrupted(&self, cause: &Error) {
+        let unawaited = self.unawaited.load(Ordering::Relaxed);
+        let mut answers = self.answers.lock();
+        if unawaited > answers.answered_to {
+            let failure = Failure::Lost(cause.clone());
+            answers.failed.insert(unawaited, failure);
+        }
+        drop(answers);
+        self.changed.notify_all();
+    }
+
+    /// All is answered or lost but what is published again, the first of it with this number. Under the outbox's lock.
+    pub(crate) fn resume(&self, first_again: Option<u64>) {
+        let published = self.published.load(Ordering::Relaxed);
+        self.answered_to(first_again.map_or(published, |first| first - 1));
+    }
+
+    /// The channel is opened again after its end.
+    pub(super) fn reopen(&self) {
+        self.answers.lock().end = None;
+        self.resume(None);
     }
 
     pub(super) fn answered_to(&self, number: u64) {
@@ -90,14 +129,20 @@ impl Confirms {
 
     /// Waits until all that was published before this call is answered.
     pub(crate) fn wait(&self, deadline: Deadline) -> Result<()> {
+        self.wait_unless(|_| false, deadline)
+    }
+
+    /// Waits as [`wait`](Self::wait) does, or until there is another end to it.
+    fn wait_unless(&self, over: impl Fn(&Answers) -> bool, deadline: Deadline) -> Result<()> {
         let published = self.published.load(Ordering::Acquire);
         let mut answers = self.answers.lock();
-        while answers.answered_to < published {
+        while answers.answered_to < published && !over(&answers) {
             if let Some(error) = &answers.end {
                 return Err(error.clone());
             }
             let result = self.changed.wait_until(&mut answers, deadline.at());
-            if result.timed_out() && answers.answered_to < published && answers.end.is_none() {
+            let waits_on = answers.answered_to < published && !over(&answers);
+            if result.timed_out() && waits_on && answers.end.is_none() {
                 return Err(Error::timed_out(deadline.duration()));
             }
         }
@@ -106,18 +151,25 @@ impl Confirms {
 
     /// Waits as [`wait`](Self::wait) does, and tells which messages were refused.
     pub(super) fn wait_and_report(&self, deadline: Deadline) -> Result<()> {
-        let since = self.answers.lock().nacked.wait();
-        let answered = self.wait(deadline);
-        let nacked = &mut self.answers.lock().nacked;
+        let since = self.answers.lock().failed.wait();
+        let lost = |it: &Failure| matches!(it, Failure::Lost(_));
+        let over = |answers: &Answers| answers.failed.concerning(since).any(lost);
+        let answered = self.wait_unless(over, deadline);
+        let failed = &mut self.answers.lock().failed;
         if answered.is_err() {
-            nacked.give_up();
+            failed.give_up();
             return answered;
         }
-        let nacked = nacked.take(since);
-        if nacked.is_empty() {
+        let mut sequence_numbers = Vec::new();
+        for (number, failure) in failed.take(since) {
+            match failure {
+                Failure::Nacked => sequence_numbers.push(number),
+                Failure::Lost(cause) => return Err(cause),
+            }
+        }
+        if sequence_numbers.is_empty() {
             return Ok(());
         }
-        let sequence_numbers = nacked.into_iter().map(|(number, ())| number).collect();
         Err(Error::new(ErrorKind::Nacked { sequence_numbers }))
     }
 }

@@ -1,16 +1,15 @@
 //! Getting messages, and answering for them.
 
 use std::borrow::Cow;
-use std::sync::atomic::Ordering;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 
 use super::Channel;
 use crate::consumer::Consumer;
 use crate::delivery::GetResponse;
 use crate::error::{Error, Result};
-use crate::mailbox::{Command, ConsumerMailbox, Reply};
+use crate::mailbox::{Call, Command, ConsumerMailbox, Reply};
 use crate::options::{ConsumeOptions, NackOptions, QosOptions};
-use crate::outbox::Frames;
+use crate::outbox::{Admission, Frames, Gate};
 use crate::proto::Expected;
 use crate::request::{self, Asked};
 use crate::wire::method::{
@@ -36,6 +35,7 @@ impl Channel {
             global: options.global,
         };
         self.call("", &qos)?;
+        self.state().settings.set_qos(qos);
         Ok(())
     }
 
@@ -65,9 +65,10 @@ impl Channel {
             .map_err(|error| asked.failed(error))?;
         let channel = self.number();
         let (consumer, mailbox) = begin(Arc::clone(&consumer_tag));
+        let state = self.state();
         let consume = BasicConsume {
             ticket: 0,
-            queue: queue.into(),
+            queue: state.settings.queue(queue),
             consumer_tag: Cow::Borrowed(&consumer_tag),
             no_local: options.no_local,
             no_ack: options.no_ack,
@@ -75,14 +76,25 @@ impl Channel {
             no_wait: options.no_wait,
             arguments: Cow::Borrowed(&options.arguments),
         };
+        let mut sent = false;
         let append = |frames: &mut Frames<'_>, call| {
             frames.method(&consume)?;
+            if self.connection().options().recovery.is_on {
+                let again = BasicConsume {
+                    no_wait: false,
+                    ..consume.clone().into_owned()
+                };
+                let qos = state.settings.qos().each;
+                let mut consumers = state.consumers.lock();
+                consumers.want(Arc::clone(&mailbox), again, qos);
+            }
             frames.command(Command::Consume {
                 channel,
                 consumer_tag: Arc::clone(&consumer_tag),
                 consumer: mailbox,
                 call,
             });
+            sent = true;
             Ok(())
         };
         let asked_for = if options.no_wait {
@@ -91,6 +103,11 @@ impl Channel {
             self.call_with(asked, |frames, call| append(frames, Some(call)))
                 .map(drop)
         };
+        if !sent {
+            state.consumers.lock().remove(&consumer_tag);
+        } else if options.no_wait {
+            state.consumer_started(&consumer_tag);
+        }
         // On an error the consumer is dropped and with it cancelled, if or when the broker has agreed.
         asked_for.map(|()| consumer)
     }
@@ -98,26 +115,13 @@ impl Channel {
     /// The tag that was asked for, or one that is made up; each only once.
     fn take_consumer_tag(&self, wanted: &str) -> Result<Arc<str>> {
         let state = self.state();
-        let mut taken = state.consumer_tags.lock();
-        let consumer_tag: Arc<str> = if wanted.is_empty() {
-            std::iter::repeat_with(|| {
-                let count = state.consumers.fetch_add(1, Ordering::Relaxed) + 1;
-                format!("leveret-{}.{count}", state.number)
-            })
-            .find(|made_up| !taken.contains_key(made_up.as_str()))
-            .unwrap_or_default()
-            .into()
-        } else {
-            wanted.into()
-        };
-        if taken.contains_key(&consumer_tag) {
-            return Err(Error::invalid(format!(
-                "consumer tag {consumer_tag:?} is in use on channel {}",
+        let taken = state.consumers.lock().take_tag(wanted, state.number);
+        taken.ok_or_else(|| {
+            Error::invalid(format!(
+                "consumer tag {wanted:?} is in use on channel {}",
                 state.number
-            )));
-        }
-        taken.insert(Arc::clone(&consumer_tag), Weak::new());
-        Ok(consumer_tag)
+            ))
+        })
     }
 
     /// Cancels a consumer by its tag and waits until the broker has agreed; an unknown tag is no error. What has come
@@ -125,10 +129,14 @@ impl Channel {
     pub fn basic_cancel(&self, consumer_tag: &str) -> Result<()> {
         let asked = Asked::about(BasicCancel::ID, consumer_tag);
         let consumer_tag = consumer_tag.into();
-        self.call_with(asked, |frames, call| {
+        let cancelled = self.call_with(asked, |frames, call| {
             self.state().append_cancel(frames, &consumer_tag, call)
-        })?;
-        Ok(())
+        });
+        match cancelled {
+            // With the connection the consumer is gone, too.
+            Err(error) if error.is_connection_end() && self.connection().is_open() => Ok(()),
+            cancelled => cancelled.map(drop),
+        }
     }
 
     /// [`basic_cancel`](Self::basic_cancel) without waiting for the broker. (The broker answers nevertheless: only that
@@ -136,8 +144,8 @@ impl Channel {
     pub fn basic_cancel_no_wait(&self, consumer_tag: &str) -> Result<()> {
         let asked = Asked::about(BasicCancel::ID, consumer_tag);
         let consumer_tag = consumer_tag.into();
-        let (call, _nobody) = crossbeam_channel::bounded(1);
         self.write(asked, |frames| {
+            let call = Call::of_nobody();
             self.state().append_cancel(frames, &consumer_tag, call)
         })
     }
@@ -160,7 +168,7 @@ impl Channel {
         let channel = self.number();
         let get = BasicGet {
             ticket: 0,
-            queue: queue.into(),
+            queue: self.state().settings.queue(queue),
             no_ack,
         };
         let reply = self.call_with(Asked::about(BasicGet::ID, queue), |frames, call| {
@@ -197,22 +205,51 @@ impl Channel {
     }
 
     fn ack(&self, delivery_tag: u64, multiple: bool) -> Result<()> {
-        let ack = BasicAck {
+        self.answer(delivery_tag, multiple, |delivery_tag| BasicAck {
             delivery_tag,
             multiple,
-        };
-        self.answer(&ack, multiple.then_some(delivery_tag))
+        })
     }
 
-    /// Sends an answer to deliveries, perhaps to all up to a tag.
-    fn answer<M: Encode>(&self, answer: &M, up_to: Option<u64>) -> Result<()> {
-        self.write(Asked::about(M::ID, ""), |frames| {
-            frames.method(answer)?;
-            if let Some(delivery_tag) = up_to {
-                self.state().settled.up_to(delivery_tag);
+    /// Sends an answer to a delivery, or to all up to that one. If it came on a connection that was lost, nothing is
+    /// sent: the broker has requeued it, and would take the answer for one to another message.
+    fn answer<M: Encode>(
+        &self,
+        delivery_tag: u64,
+        multiple: bool,
+        answer: impl FnOnce(u64) -> M,
+    ) -> Result<()> {
+        let state = self.state();
+        let settled = &state.settled;
+        let is_stale = || settled.broker_tag(delivery_tag).is_none();
+        let gate = || match state.gate()? {
+            Gate::Open if is_stale() => Err(Error::stale(delivery_tag)),
+            Gate::Open if state.is_detached() => Ok(Gate::Shut),
+            gate => Ok(gate),
+        };
+        let patience = self.connection().publish_timeout();
+        let outbox = &state.link.outbox;
+        let written = outbox.write(state.number, Admission::Answer, patience, gate, |frames| {
+            let Some(broker_tag) = settled.broker_tag(delivery_tag) else {
+                return Ok(());
+            };
+            frames.method(&answer(broker_tag))?;
+            state.settings.used();
+            if multiple {
+                settled.up_to(delivery_tag);
             }
             Ok(())
-        })
+        });
+        match written {
+            Err(_) if is_stale() && state.end.cause().is_none() => {
+                log::debug!(
+                    "{} {delivery_tag} is not sent: the message was requeued when its connection was lost",
+                    M::ID
+                );
+                Ok(())
+            }
+            written => written.map_err(|error| Asked::about(M::ID, "").failed(error)),
+        }
     }
 
     /// Gives messages back: to their queue, or to be dropped or dead-lettered. An extension of RabbitMQ.
@@ -220,12 +257,11 @@ impl Channel {
     /// # Errors
     /// As [`basic_ack`](Self::basic_ack).
     pub fn basic_nack(&self, delivery_tag: u64, options: NackOptions) -> Result<()> {
-        let nack = BasicNack {
+        self.answer(delivery_tag, options.multiple, |delivery_tag| BasicNack {
             delivery_tag,
             multiple: options.multiple,
             requeue: options.requeue,
-        };
-        self.answer(&nack, options.multiple.then_some(delivery_tag))
+        })
     }
 
     /// Gives one message back: to its queue if `requeue`, or to be dropped or dead-lettered.
@@ -233,11 +269,10 @@ impl Channel {
     /// # Errors
     /// As [`basic_ack`](Self::basic_ack).
     pub fn basic_reject(&self, delivery_tag: u64, requeue: bool) -> Result<()> {
-        let reject = BasicReject {
+        self.answer(delivery_tag, false, |delivery_tag| BasicReject {
             delivery_tag,
             requeue,
-        };
-        self.send("", &reject)
+        })
     }
 
     /// Gives all unacknowledged messages of the channel back to their queues and waits until that is done.
@@ -256,6 +291,6 @@ impl Channel {
 
     /// [`basic_recover`](Self::basic_recover) without a reply. Deprecated in AMQP.
     pub fn basic_recover_async(&self, requeue: bool) -> Result<()> {
-        self.answer(&BasicRecoverAsync { requeue }, Some(0))
+        self.answer(0, true, |_| BasicRecoverAsync { requeue })
     }
 }

@@ -1,11 +1,13 @@
 //! Channels: where nearly everything is asked of the broker.
 
 mod confirms;
+mod consumers;
 mod consuming;
 mod exchanges;
 mod modes;
 mod publishing;
 mod queues;
+mod settings;
 mod settled;
 mod state;
 
@@ -13,15 +15,18 @@ use std::fmt;
 use std::sync::{Arc, Weak};
 
 pub use confirms::Confirmation;
+pub(crate) use consumers::Wanted;
 pub(crate) use state::ChannelState;
 
 use crate::connection::Connection;
 use crate::deadline::Deadline;
 use crate::error::{CloseReason, ClosedBy, Error, ErrorKind, ReplyCode, Result};
-use crate::mailbox::{Call, Command, Reply};
+use crate::mailbox::{Call, Reply};
 use crate::outbox::{Admission, Frames, Gate};
 use crate::request::{self, Asked};
-use crate::wire::method::{AccessRequest, ChannelClose, ChannelFlow, ChannelOpen, Encode, Request};
+use crate::wire::method::{
+    AccessRequest, ChannelClose, ChannelFlow, ChannelOpen, Encode, Method, Request,
+};
 
 /// A channel of a [`Connection`]: declares, binds, publishes, consumes.
 ///
@@ -54,10 +59,7 @@ pub(crate) struct Inner {
 /// Closes the channel when its last handle goes, without waiting: this may be the IO thread itself.
 impl Drop for Inner {
     fn drop(&mut self) {
-        let state = &self.state;
-        let reason = CloseReason::program("its last handle was dropped");
-        // It fails only if the channel has ended.
-        let _ = state.write_now(|frames| state.append_close(frames, reason, None));
+        self.state.dropped();
     }
 }
 
@@ -77,14 +79,17 @@ impl Channel {
             link,
             number,
             deadline,
+            Admission::Room,
             || Ok(Gate::Open),
             |frames, call| {
-                frames.method(&ChannelOpen::default())?;
-                frames.command(Command::OpenChannel {
-                    channel: number,
-                    mailbox: Arc::<ChannelState>::clone(&state),
-                    call,
-                });
+                // Another connection may have another limit than the one that the number was taken from.
+                let channel_max = link.channel_numbers.highest();
+                if number > channel_max {
+                    return Err(Error::new(ErrorKind::ChannelsExhausted { channel_max }));
+                }
+                state.append_open(frames, call)?;
+                // Before it can be lost.
+                connection.recovery().enlist(&state);
                 sent = true;
                 Ok(())
             },
@@ -100,7 +105,8 @@ impl Channel {
                 connection: connection.clone(),
             }),
         };
-        reply.map(|_| channel).map_err(|error| asked.failed(error))
+        reply.map_err(|error| asked.failed(error))?;
+        Ok(channel)
     }
 
     pub(crate) fn from_inner(inner: Arc<Inner>) -> Self {
@@ -120,7 +126,8 @@ impl Channel {
         &self.inner.connection
     }
 
-    /// The channel's number, from 1 to `channel_max`. It is used again after both sides have closed the channel.
+    /// The channel's number, from 1 to `channel_max`. It is used again when the program has closed the channel, or has
+    /// dropped its last handle.
     pub fn number(&self) -> u16 {
         self.inner.state.number
     }
@@ -164,7 +171,9 @@ impl Channel {
     ) -> Result<Reply> {
         let state = self.state();
         let deadline = Deadline::after(self.connection().request_timeout());
-        let reply = request::call(&state.link, state.number, deadline, || state.gate(), append);
+        let room = Admission::Room;
+        let gate = || state.gate();
+        let reply = request::call(&state.link, state.number, deadline, room, gate, append);
         reply.map_err(|error| asked.failed(error))
     }
 
@@ -177,18 +186,30 @@ impl Channel {
         request::reply_of::<R>(asked, reply)
     }
 
-    /// Sends a method that has a reply, and waits for it unless `no_wait`.
-    fn call_unless<R: Request>(
+    /// Sends a method that changes what has to be there on the next connection, and waits for its reply unless
+    /// `no_wait`.
+    fn call_recorded<R: Request + Into<Method<'static>> + Clone>(
         &self,
         no_wait: bool,
         subject: &str,
         method: &R,
     ) -> Result<Option<R::Reply>> {
+        let asked = Asked::about(R::ID, subject);
+        let record = || Into::<Method<'static>>::into(method.clone());
         if no_wait {
-            self.send(subject, method)?;
+            self.write(asked, |frames| {
+                frames.method(method)?;
+                self.state().link.topology.lock().done(record(), None);
+                Ok(())
+            })?;
             return Ok(None);
         }
-        self.call(subject, method).map(Some)
+        let channel = self.number();
+        let reply = self.call_with(asked, |frames, call| {
+            let call = call.recording(Some(record()));
+            request::append(frames, channel, method, call)
+        })?;
+        request::reply_of::<R>(asked, reply).map(Some)
     }
 
     fn send<M: Encode>(&self, subject: &str, method: &M) -> Result<()> {
@@ -219,10 +240,57 @@ impl Channel {
             method: None,
         };
         let asked = Asked::about(ChannelClose::ID, "");
-        self.call_with(asked, |frames, call| {
-            state.append_close(frames, reason, Some(call))
-        })?;
-        Ok(())
+        let timeout = Deadline::after(self.connection().request_timeout());
+        let always = Admission::Always;
+        let gate = || state.gate();
+        let closed = request::call(
+            &state.link,
+            state.number,
+            timeout,
+            always,
+            gate,
+            |frames, call| state.append_close(frames, reason, Some(call)),
+        );
+        state.end_if_detached();
+        match closed {
+            // With the connection the channel is gone, too.
+            Err(error) if error.is_connection_end() && self.connection().is_open() => Ok(()),
+            closed => closed.map(drop).map_err(|error| asked.failed(error)),
+        }
+    }
+
+    /// Opens the channel again after the broker has closed it because of an error, with the mode and the prefetch that it
+    /// had. All its handles can be used again, and messages are numbered on; nothing is done if it is open. What has ended
+    /// with it stays so: consumers, receivers, unanswered messages.
+    ///
+    /// ```no_run
+    /// use leveret::{Connection, QueueDeclareOptions};
+    ///
+    /// let channel = Connection::open_default()?.open_channel()?;
+    /// if channel.queue_declare("tasks", QueueDeclareOptions::passive()).is_err() {
+    ///     channel.reopen()?;
+    ///     channel.queue_declare("tasks", QueueDeclareOptions::durable())?;
+    /// }
+    /// # Ok::<(), leveret::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidArgument`] if this program has closed the channel; the connection's end; a timeout.
+    pub fn reopen(&self) -> Result<()> {
+        let state = self.state();
+        let asked = Asked::about(ChannelOpen::ID, "");
+        let timeout = Deadline::after(self.connection().request_timeout());
+        let room = Admission::Room;
+        let gate = || state.reopening_gate();
+        let opened = request::call(
+            &state.link,
+            state.number,
+            timeout,
+            room,
+            gate,
+            |frames, call| state.append_reopen(frames, call),
+        );
+        opened.map(drop).map_err(|error| asked.failed(error))
     }
 
     /// Asks the broker to stop or go on sending messages to this channel's consumers, and returns what it does.

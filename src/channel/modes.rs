@@ -155,16 +155,31 @@ impl Channel {
     /// See <https://www.rabbitmq.com/docs/semantics#tx>.
     pub fn tx_select(&self) -> Result<()> {
         self.call("", &TxSelect {})?;
+        self.state().settings.begin_transactions();
         Ok(())
     }
 
     /// Makes what was done since the last commit take effect.
     ///
     /// # Errors
-    /// 406 on a channel without [`tx_select`](Self::tx_select).
+    /// 406 on a channel without [`tx_select`](Self::tx_select). If a part of the transaction was lost with a connection:
+    /// the cause of that; then the rest of it was rolled back, and it is safe to do all of it again.
     pub fn tx_commit(&self) -> Result<()> {
-        self.call("", &TxCommit {})?;
-        Ok(())
+        let mut lost_with = None;
+        let channel = self.number();
+        self.call_with(Asked::about(TxCommit::ID, ""), |frames, call| {
+            lost_with = self.state().settings.end_transaction();
+            match lost_with {
+                Some(_) => request::append(frames, channel, &TxRollback {}, call),
+                None => request::append(frames, channel, &TxCommit {}, call),
+            }
+        })?;
+        match lost_with {
+            Some(cause) => Err(cause
+                .doing("tx.commit: a part of the transaction was lost")
+                .unsent()),
+            None => Ok(()),
+        }
     }
 
     /// Undoes what was done since the last commit.
@@ -172,7 +187,11 @@ impl Channel {
     /// # Errors
     /// 406 on a channel without [`tx_select`](Self::tx_select).
     pub fn tx_rollback(&self) -> Result<()> {
-        self.call("", &TxRollback {})?;
+        let channel = self.number();
+        self.call_with(Asked::about(TxRollback::ID, ""), |frames, call| {
+            self.state().settings.end_transaction();
+            request::append(frames, channel, &TxRollback {}, call)
+        })?;
         Ok(())
     }
 }

@@ -110,28 +110,33 @@ impl Channel {
         let identity = (mandatory && state.confirms.is_selected())
             .then(|| Identity::new(exchange, routing_key, body));
         let gate = || state.publish_gate();
+        let keep = confirm.is_some_and(|it| it.is_published_again());
         let is_large = body.len() > LARGE;
         let admission = Admission::Publish { large: is_large };
         let (large, patience) = if is_large {
             // Nothing is encoded before there is room, or whoever waits would hold a copy of the body.
             let deadline = Deadline::after(timeout);
             outbox.write(state.number, admission, deadline, gate, |_| Ok(()))?;
-            let large = outbox.encode_large(state.number, &method, properties, body)?;
+            let large = outbox.encode_large(state.number, &method, properties, body, keep)?;
             (Some(large), Patience::from(deadline))
         } else {
             (None, Patience::from(timeout))
         };
         let published = outbox.write(state.number, admission, patience, gate, |frames| {
             let identify = |properties: &[u8]| identity.map(|it| it.with_properties(properties));
-            let identity = match large {
-                Some(large) => {
-                    let identity = identify(large.properties());
-                    frames.large(large);
-                    identity
+            let (identity, kept) = match large {
+                Some(mut large) => {
+                    let (identity, kept) = (identify(large.properties()), large.take_kept());
+                    frames.large(large)?;
+                    (identity, kept)
                 }
-                None => identify(frames.message(&method, properties, body)?),
+                None => {
+                    let (properties, kept) = frames.message(&method, properties, body, keep)?;
+                    (identify(properties), kept)
+                }
             };
-            let Some(sequence_number) = state.confirms.next() else {
+            let Some(sequence_number) = state.confirms.next(confirm.is_some()) else {
+                state.settings.used();
                 return Ok(None);
             };
             frames.published(Published {
@@ -139,7 +144,8 @@ impl Channel {
                 sequence_number,
                 confirm: confirm.map(|it| Arc::<C>::clone(it) as Arc<dyn ConfirmMailbox>),
                 identity,
-                kept: None,
+                sent_before: false,
+                kept,
             });
             Ok(Some(sequence_number))
         })?;

@@ -43,14 +43,11 @@ impl Channel {
             no_wait: options.no_wait,
             arguments: Cow::Borrowed(&options.arguments),
         };
-        let channel = self.clone();
-        Ok(match self.call_unless(options.no_wait, name, &declare)? {
-            Some(ok) => {
-                let counts = (ok.message_count, ok.consumer_count);
-                Queue::new(channel, &ok.queue, Some(counts))
-            }
-            None => Queue::new(channel, name, None),
-        })
+        let ok = self.call_recorded(options.no_wait, name, &declare)?;
+        let name = ok.as_ref().map_or(name, |ok| &ok.queue);
+        let counts = ok.as_ref().map(|ok| (ok.message_count, ok.consumer_count));
+        self.state().settings.set_last_queue(name);
+        Ok(Queue::new(self.clone(), name, counts))
     }
 
     /// A handle of a queue that exists, without asking the broker; its counts are not known.
@@ -78,15 +75,18 @@ impl Channel {
         routing_key: &str,
         options: BindOptions,
     ) -> Result<()> {
+        let queue_name = self.state().settings.queue(queue);
         let bind = QueueBind {
             ticket: 0,
-            queue: queue.into(),
             exchange: exchange.into(),
-            routing_key: routing_key.into(),
+            routing_key: routing_key_or(routing_key, &queue_name, queue)
+                .to_owned()
+                .into(),
+            queue: queue_name,
             no_wait: options.no_wait,
             arguments: Cow::Borrowed(&options.arguments),
         };
-        self.call_unless(options.no_wait, queue, &bind)?;
+        self.call_recorded(options.no_wait, queue, &bind)?;
         Ok(())
     }
 
@@ -98,14 +98,17 @@ impl Channel {
         routing_key: &str,
         options: BindOptions,
     ) -> Result<()> {
+        let queue_name = self.state().settings.queue(queue);
         let unbind = QueueUnbind {
             ticket: 0,
-            queue: queue.into(),
             exchange: exchange.into(),
-            routing_key: routing_key.into(),
+            routing_key: routing_key_or(routing_key, &queue_name, queue)
+                .to_owned()
+                .into(),
+            queue: queue_name,
             arguments: Cow::Borrowed(&options.arguments),
         };
-        self.call(queue, &unbind)?;
+        self.call_recorded(false, queue, &unbind)?;
         Ok(())
     }
 
@@ -113,7 +116,7 @@ impl Channel {
     pub fn queue_purge(&self, name: &str) -> Result<u32> {
         let purge = QueuePurge {
             ticket: 0,
-            queue: name.into(),
+            queue: self.state().settings.queue(name),
             no_wait: false,
         };
         Ok(self.call(name, &purge)?.message_count)
@@ -123,7 +126,7 @@ impl Channel {
     pub fn queue_purge_no_wait(&self, name: &str) -> Result<()> {
         let purge = QueuePurge {
             ticket: 0,
-            queue: name.into(),
+            queue: self.state().settings.queue(name),
             no_wait: true,
         };
         self.send(name, &purge)
@@ -136,12 +139,20 @@ impl Channel {
     pub fn queue_delete(&self, name: &str, options: QueueDeleteOptions) -> Result<u32> {
         let delete = QueueDelete {
             ticket: 0,
-            queue: name.into(),
+            queue: self.state().settings.queue(name),
             if_unused: options.if_unused,
             if_empty: options.if_empty,
             no_wait: options.no_wait,
         };
-        let ok = self.call_unless(options.no_wait, name, &delete)?;
+        let ok = self.call_recorded(options.no_wait, name, &delete)?;
         Ok(ok.map_or(0, |ok| ok.message_count))
+    }
+}
+
+/// Without either name, the queue's stands for both.
+fn routing_key_or<'a>(routing_key: &'a str, queue_name: &'a str, asked: &str) -> &'a str {
+    match (routing_key, asked) {
+        ("", "") => queue_name,
+        _ => routing_key,
     }
 }

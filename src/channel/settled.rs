@@ -1,23 +1,48 @@
-//! Which deliveries have been answered for together with others.
+//! Delivery tags: which of them have been answered for together with others, and which are of a lost connection.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Delivery tags up to this one may be settled, by an answer that was for many. Whoever gives an unread message back
+/// The broker counts the deliveries of a channel from 1 on each connection. To the program they are counted on, so that
+/// a message of a lost connection is never taken for another.
+///
+/// Delivery tags up to `to` may be settled, by an answer that was for many. Whoever gives an unread message back
 /// has to know: answering twice costs the channel (406).
 #[derive(Debug, Default)]
 pub(crate) struct Settled {
     to: AtomicU64,
     /// The highest tag that has come.
     received: AtomicU64,
+    /// The highest tag that came on an earlier connection: there the broker has requeued what was not settled.
+    stale_to: AtomicU64,
 }
 
 /// An answer for "all", of which nobody here knows how far it reaches: the broker can have sent more meanwhile.
 const UNCERTAIN: u64 = u64::MAX;
 
 impl Settled {
+    /// Returns the tag by which the program knows a message.
     #[inline]
-    pub(crate) fn received(&self, delivery_tag: u64) {
+    pub(crate) fn received(&self, broker_tag: u64) -> u64 {
+        let delivery_tag = broker_tag + self.stale_to.load(Ordering::Relaxed);
         self.received.store(delivery_tag, Ordering::Release);
+        delivery_tag
+    }
+
+    /// The broker's tag for a message; none if that was delivered on an earlier connection. 0 stands for all.
+    #[inline]
+    pub(super) fn broker_tag(&self, delivery_tag: u64) -> Option<u64> {
+        if delivery_tag == 0 {
+            return Some(0);
+        }
+        let stale_to = self.stale_to.load(Ordering::Acquire);
+        delivery_tag.checked_sub(stale_to).filter(|tag| *tag > 0)
+    }
+
+    /// The connection was lost. Under the outbox's lock.
+    pub(super) fn interrupted(&self) {
+        let received = self.received.load(Ordering::Acquire);
+        self.stale_to.store(received, Ordering::Release);
+        self.to.store(received, Ordering::Release);
     }
 
     /// All up to this tag are answered for; 0 means all that the broker has sent. Under the outbox's lock, like every
@@ -53,7 +78,7 @@ mod tests {
     #[test]
     fn an_answer_for_all_is_uncertain_until_the_broker_has_read_it() {
         let settled = Settled::default();
-        settled.received(5);
+        assert_eq!(settled.received(5), 5);
         assert!(!settled.contains(1));
         settled.up_to(3);
         assert!(settled.contains(3) && !settled.contains(4));
@@ -64,5 +89,22 @@ mod tests {
         assert!(settled.contains(7) && settled.contains(8));
         settled.broker_replied();
         assert!(settled.contains(7) && !settled.contains(8));
+    }
+
+    #[test]
+    fn tags_are_counted_on_when_the_connection_was_lost() {
+        let settled = Settled::default();
+        assert_eq!((settled.received(3), settled.broker_tag(3)), (3, Some(3)));
+        settled.up_to(0);
+        settled.interrupted();
+        assert_eq!(
+            (settled.broker_tag(3), settled.broker_tag(0)),
+            (None, Some(0))
+        );
+        assert_eq!((settled.received(1), settled.broker_tag(4)), (4, Some(1)));
+        assert!(settled.contains(3) && !settled.contains(4));
+        settled.interrupted();
+        assert_eq!((settled.received(2), settled.broker_tag(4)), (6, None));
+        assert_eq!(settled.broker_tag(6), Some(2));
     }
 }

@@ -1,59 +1,76 @@
 //! What all handles of a channel share with the IO thread.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicU8, Ordering};
+use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
 
 use super::confirms::{Confirmation, Confirms};
+use super::consumers::Consumers;
+use super::settings::Settings;
 use super::settled::Settled;
-use crate::consumer::Registration;
 use crate::delivery::Delivery;
 use crate::error::{CloseReason, ClosedBy, Error, ErrorKind, ReplyCode, Result};
 use crate::feed::Feed;
 use crate::io_thread::Link;
-use crate::mailbox::{Call, ChannelMailbox, Command};
+use crate::mailbox::{Call, ChannelMailbox, Command, Reply};
 use crate::outbox::{Admission, Frames, Gate};
 use crate::proto::{Answer, Expected, Returned};
+use crate::request;
 use crate::returned::ReturnedMessage;
-use crate::wire::method::{BasicCancel, BasicNack, ChannelClose};
+use crate::wire::method::{
+    BasicCancel, BasicCancelOk, BasicNack, ChannelClose, ChannelCloseOk, ChannelOpen,
+    ChannelOpenOk, ConfirmSelect, Method, TxSelect,
+};
 
 /// How many returned messages are kept for `Channel::returned_messages`.
 const RETURNED_LIMIT: usize = 1024;
 /// How many answers are kept for `Channel::confirmations`.
 const CONFIRMATIONS_LIMIT: usize = 65_536;
 
+/// No connection.
+const NEVER: u64 = u64::MAX;
+
+/// Who needs a channel's number; it is released when nobody does. The broker, as long as it has the channel open:
+const BROKER: u8 = 1;
+/// The handles, which may open the channel again.
+const HANDLES: u8 = 2;
+
 /// What the handles share with the IO thread.
 pub(crate) struct ChannelState {
-    pub(super) number: u16,
+    pub(crate) number: u16,
+    /// Who needs the number.
+    needed_by: AtomicU8,
     pub(super) link: Arc<Link>,
-    pub(super) end: End,
+    pub(crate) end: End,
     /// The broker asked to stop publishing with `channel.flow`.
     flow_stopped: AtomicBool,
-    pub(super) confirms: Confirms,
+    pub(crate) confirms: Confirms,
     pub(super) returned: Feed<ReturnedMessage>,
     pub(super) confirmations: Feed<Confirmation>,
     pub(crate) settled: Settled,
-    /// The tags that are in use, and by whom.
-    pub(crate) consumer_tags: Mutex<HashMap<Arc<str>, Weak<Registration>>>,
-    /// For making up consumer tags.
-    pub(super) consumers: AtomicU64,
+    pub(crate) consumers: Mutex<Consumers>,
+    pub(crate) settings: Settings,
+    /// How often the connection was lost when this channel was last opened at the broker; with another number of the
+    /// outbox it is not open there. Changes under the outbox's lock.
+    opened_in: AtomicU64,
+    /// It is being opened again on a new connection: what goes wrong there does not end it.
+    is_recovering: AtomicBool,
 }
 
 /// Why nothing can be sent any more. Set under the outbox's lock, like everything that decides what may follow what on
 /// the channel.
 #[derive(Default)]
-pub(super) struct End {
+pub(crate) struct End {
     is_set: AtomicBool,
     cause: Mutex<Option<Error>>,
 }
 
 impl End {
     #[inline]
-    pub(super) fn cause(&self) -> Option<Error> {
+    pub(crate) fn cause(&self) -> Option<Error> {
         if !self.is_set.load(Ordering::Acquire) {
             return None;
         }
@@ -64,10 +81,18 @@ impl End {
         *self.cause.lock() = Some(cause);
         self.is_set.store(true, Ordering::Release);
     }
+
+    pub(super) fn clear(&self) {
+        self.is_set.store(false, Ordering::Release);
+        *self.cause.lock() = None;
+    }
 }
 
 impl ChannelMailbox for ChannelState {
     fn ended(&self, error: &Error) {
+        if self.outlives(error) {
+            return self.interrupted(error);
+        }
         match error.close_reason() {
             Some(reason) if reason.by == ClosedBy::Broker => log::warn!("{error}"),
             _ => log::debug!("{error}"),
@@ -77,10 +102,29 @@ impl ChannelMailbox for ChannelState {
         self.confirms.end(error);
         self.returned.end();
         self.confirmations.end();
+        // Those that the core knows have ended; left are those that were waiting for the next connection.
+        let left = self.consumers.lock().wanted();
+        for consumer in left {
+            consumer.mailbox.ended(Some(error.clone()));
+        }
+    }
+
+    fn interrupted(&self, error: &Error) {
+        self.link.outbox.change(|| {
+            self.reset(error);
+            self.confirms.interrupted(error);
+            self.opened_in.store(NEVER, Ordering::Release);
+            if error.is_connection_end() {
+                self.let_go_of_number(BROKER);
+            }
+        });
+        // The program has closed it, and now it is closed.
+        self.end_if_detached();
     }
 
     fn freed(&self) {
-        self.link.channel_numbers.release(self.number);
+        // Now it can be opened again.
+        self.link.outbox.change(|| self.let_go_of_number(BROKER));
     }
 
     fn flow(&self, active: bool) {
@@ -128,17 +172,17 @@ impl ChannelMailbox for ChannelState {
     }
 
     fn requeue(&self, delivery_tag: u64) {
-        let nack = BasicNack {
-            delivery_tag,
-            multiple: false,
-            requeue: true,
-        };
         // It fails only if the channel has ended: then the broker requeues by itself.
         let _ = self.write_now(|frames| {
-            if self.settled.contains(delivery_tag) {
-                return Ok(());
+            let broker_tag = self.settled.broker_tag(delivery_tag);
+            match broker_tag.filter(|_| !self.settled.contains(delivery_tag)) {
+                Some(delivery_tag) => frames.method(&BasicNack {
+                    delivery_tag,
+                    multiple: false,
+                    requeue: true,
+                }),
+                None => Ok(()),
             }
-            frames.method(&nack)
         });
     }
 
@@ -146,15 +190,16 @@ impl ChannelMailbox for ChannelState {
         self.settled.broker_replied();
     }
 
-    fn received(&self, delivery_tag: u64) {
-        self.settled.received(delivery_tag);
+    fn received(&self, broker_tag: u64) -> u64 {
+        self.settled.received(broker_tag)
     }
 }
 
 impl ChannelState {
-    pub(super) fn new(number: u16, link: Arc<Link>) -> Self {
+    pub(crate) fn new(number: u16, link: Arc<Link>) -> Self {
         Self {
             number,
+            needed_by: AtomicU8::new(HANDLES),
             link,
             end: End::default(),
             flow_stopped: AtomicBool::new(false),
@@ -162,16 +207,150 @@ impl ChannelState {
             returned: Feed::new(RETURNED_LIMIT),
             confirmations: Feed::new(CONFIRMATIONS_LIMIT),
             settled: Settled::default(),
-            consumer_tags: Mutex::new(HashMap::new()),
-            consumers: AtomicU64::new(0),
+            consumers: Mutex::new(Consumers::default()),
+            settings: Settings::default(),
+            opened_in: AtomicU64::new(NEVER),
+            is_recovering: AtomicBool::new(false),
         }
     }
 
-    pub(super) fn gate(&self) -> Result<Gate> {
+    fn let_go_of_number(&self, who: u8) {
+        if self.needed_by.fetch_and(!who, Ordering::AcqRel) == who {
+            self.link.channel_numbers.release(self.number);
+        }
+    }
+
+    /// The last handle is gone.
+    pub(crate) fn dropped(&self) {
+        let reason = CloseReason::program("its last handle was dropped");
+        // It fails only if the channel has ended.
+        let _ = self.write_now(|frames| self.append_close(frames, reason, None));
+        self.end_if_detached();
+        self.let_go_of_number(HANDLES);
+    }
+
+    pub(crate) fn set_recovering(&self, is_recovering: bool) {
+        self.is_recovering.store(is_recovering, Ordering::Release);
+    }
+
+    pub(crate) fn is_recovering(&self) -> bool {
+        self.is_recovering.load(Ordering::Acquire)
+    }
+
+    /// Whether the channel goes on all the same: the broker has closed it while it was being opened again, and then it
+    /// is opened once more.
+    pub(crate) fn outlives(&self, error: &Error) -> bool {
+        let is_closed = matches!(error.kind(), ErrorKind::ChannelClosed { .. });
+        is_closed && self.is_recovering() && self.end.cause().is_none()
+    }
+
+    pub(crate) fn consumer_started(&self, consumer_tag: &str) {
+        let wanted = self.consumers.lock().get(consumer_tag);
+        if let Some(wanted) = wanted {
+            let topology = &mut self.link.topology.lock();
+            topology.consumer_started(&wanted.consume.queue);
+        }
+    }
+
+    /// The tag is free from now on, since nothing can come for it any more.
+    pub(crate) fn consumer_ended(&self, consumer_tag: &str, was_live: bool) {
+        let wanted = self.consumers.lock().remove(consumer_tag);
+        if let Some(wanted) = wanted.filter(|_| was_live) {
+            let topology = &mut self.link.topology.lock();
+            topology.consumer_ended(&wanted.consume.queue);
+        }
+    }
+
+    /// Whether the broker knows the channel on this connection.
+    pub(crate) fn is_open_in(&self, epoch: u64) -> bool {
+        self.opened_in.load(Ordering::Acquire) == epoch
+    }
+
+    /// Opens the channel at the broker, with the mode and the prefetch that it had before, if it had.
+    pub(crate) fn append_open(self: &Arc<Self>, frames: &mut Frames<'_>, call: Call) -> Result<()> {
+        let channel = self.number;
+        frames.method(&ChannelOpen::default())?;
+        self.opened_in.store(frames.epoch(), Ordering::Release);
+        self.needed_by.fetch_or(BROKER, Ordering::AcqRel);
+        frames.command(Command::OpenChannel {
+            channel,
+            mailbox: Arc::<Self>::clone(self),
+            call,
+        });
+        if self.settings.has_transactions() {
+            request::append(frames, channel, &TxSelect {}, Call::of_nobody())?;
+        } else if self.confirms.is_selected() {
+            frames.method(&ConfirmSelect { no_wait: true })?;
+        }
+        let qos = self.settings.qos();
+        for qos in [qos.each, qos.global].into_iter().flatten() {
+            request::append(frames, channel, &qos, Call::of_nobody())?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn is_detached(&self) -> bool {
+        self.is_open_in(NEVER)
+    }
+
+    /// If the channel was closed while there was no connection, nobody else tells those who wait.
+    pub(super) fn end_if_detached(&self) {
+        if let Some(cause) = self.end.cause().filter(|_| self.is_detached()) {
+            self.ended(&cause);
+        }
+    }
+
+    pub(crate) fn gate(&self) -> Result<Gate> {
         match self.end.cause() {
             Some(error) => Err(error),
             None => Ok(Gate::Open),
         }
+    }
+
+    /// Whether `channel.open` can be sent: the broker has not the channel open, and has heard that we know.
+    pub(crate) fn opening_gate(&self) -> Gate {
+        match self.needed_by.load(Ordering::Acquire) & BROKER {
+            BROKER => Gate::Shut,
+            _ => Gate::Open,
+        }
+    }
+
+    /// Whether to open the channel after its end; or not, since somebody has.
+    pub(super) fn reopening_gate(&self) -> Result<Gate> {
+        if self.end.cause().is_none() {
+            return Ok(Gate::Open);
+        }
+        if self.needed_by.load(Ordering::Acquire) & HANDLES == 0 {
+            let text =
+                "this program has closed the channel, and its number may be in use: open another";
+            return Err(Error::invalid(text));
+        }
+        Ok(self.opening_gate())
+    }
+
+    pub(super) fn append_reopen(
+        self: &Arc<Self>,
+        frames: &mut Frames<'_>,
+        call: Call,
+    ) -> Result<()> {
+        let Some(cause) = self.end.cause() else {
+            call.answer(Ok(Reply::Method(ChannelOpenOk::default().into())));
+            return Ok(());
+        };
+        self.append_open(frames, call)?;
+        self.reset(&cause);
+        self.confirms.reopen();
+        self.returned.reopen();
+        self.confirmations.reopen();
+        self.end.clear();
+        Ok(())
+    }
+
+    /// What the broker knew of the channel is gone. Under the outbox's lock.
+    fn reset(&self, cause: &Error) {
+        self.flow_stopped.store(false, Ordering::Release);
+        self.settled.interrupted();
+        self.settings.interrupted(cause);
     }
 
     pub(super) fn publish_gate(&self) -> Result<Gate> {
@@ -203,17 +382,19 @@ impl ChannelState {
     }
 
     pub(crate) fn cancel_in_background(&self, consumer_tag: &Arc<str>) {
-        let (call, _nobody) = crossbeam_channel::bounded(1);
-        self.cancel_for(consumer_tag, call);
+        self.cancel_for(consumer_tag, Call::of_nobody());
     }
 
     /// Cancels for one who already waits.
     pub(crate) fn cancel_for(&self, consumer_tag: &Arc<str>, call: Call) {
-        let caller = call.clone();
+        let mut call = Some(call);
+        let cancelled = self.write_now(|frames| match call.take() {
+            Some(call) => self.append_cancel(frames, consumer_tag, call),
+            None => Ok(()),
+        });
         // It fails only if the channel has ended, and with it the consumer.
-        if let Err(error) = self.write_now(|frames| self.append_cancel(frames, consumer_tag, call))
-        {
-            let _ = caller.send(Err(error));
+        if let (Err(error), Some(call)) = (cancelled, call) {
+            call.answer(Err(error));
         }
     }
 
@@ -224,18 +405,29 @@ impl ChannelState {
         consumer_tag: &Arc<str>,
         call: Call,
     ) -> Result<()> {
-        let consumer = self
-            .consumer_tags
-            .lock()
-            .get(consumer_tag)
-            .and_then(Weak::upgrade);
+        let consumer = self.consumers.lock().registration(consumer_tag);
         let call = match consumer {
-            Some(consumer) => match consumer.cancel_when_started(call) {
+            Some(consumer) if consumer.is_interrupted() => {
+                // It has no unread messages, which would have to be given back.
+                let wanted = self.consumers.lock().get(consumer_tag);
+                if let Some(wanted) = wanted {
+                    wanted.mailbox.ended(None);
+                }
+                call.answer(Ok(consumer.cancelled()));
+                return Ok(());
+            }
+            Some(consumer) => match consumer.cancel(call) {
                 None => return Ok(()),
                 Some(call) => call,
             },
             None => call,
         };
+        // The connection was lost, and the consumer with it.
+        if !self.is_open_in(frames.epoch()) {
+            let consumer_tag = consumer_tag.to_string().into();
+            call.answer(Ok(Reply::Method(BasicCancelOk { consumer_tag }.into())));
+            return Ok(());
+        }
         let cancel = BasicCancel {
             consumer_tag: Cow::Borrowed(consumer_tag),
             no_wait: false,
@@ -250,7 +442,7 @@ impl ChannelState {
     }
 
     /// The last thing that is sent on the channel.
-    pub(super) fn append_close(
+    pub(crate) fn append_close(
         &self,
         frames: &mut Frames<'_>,
         reason: CloseReason,
@@ -261,8 +453,11 @@ impl ChannelState {
             reply_text: reason.text.as_str().into(),
             ..ChannelClose::default()
         };
-        frames.method(&close)?;
         let channel = self.number;
+        let is_open = self.is_open_in(frames.epoch());
+        if is_open {
+            frames.method(&close)?;
+        }
         let kind = ErrorKind::ChannelClosed {
             channel,
             reason: reason.clone(),
@@ -270,7 +465,16 @@ impl ChannelState {
         self.end.set(Error::new(kind));
         // Publishers who wait for room have nothing to wait for any more.
         frames.wake_all();
+        if !is_open {
+            // It went with the connection.
+            self.let_go_of_number(HANDLES);
+            if let Some(call) = call {
+                call.answer(Ok(Reply::Method(Method::ChannelCloseOk(ChannelCloseOk {}))));
+            }
+            return Ok(());
+        }
         self.link.channel_numbers.closing(channel);
+        self.let_go_of_number(HANDLES);
         frames.command(Command::CloseChannel {
             channel,
             reason,

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::TlsOptions;
+use super::{RecoveryOptions, TlsOptions};
 use crate::error::{Error, Result};
 use crate::proto::{Config, Login};
 use crate::sasl::SaslMechanism;
@@ -85,6 +85,7 @@ pub struct ConnectionOptions {
     pub(crate) max_message_size: u64,
     pub(crate) max_unread_bytes: u64,
     pub(crate) metrics: Option<Arc<dyn Metrics>>,
+    pub(crate) recovery: RecoveryOptions,
     pub(crate) connection_name: String,
     pub(crate) client_properties: FieldTable,
 }
@@ -112,6 +113,7 @@ impl Default for ConnectionOptions {
             max_message_size: 128 << 20,
             max_unread_bytes: 64 << 20,
             metrics: None,
+            recovery: RecoveryOptions::default(),
             connection_name: default_name(),
             client_properties: FieldTable::new(),
         }
@@ -141,6 +143,7 @@ impl fmt::Debug for ConnectionOptions {
             .field("max_message_size", &self.max_message_size)
             .field("max_unread_bytes", &self.max_unread_bytes)
             .field("metrics", &self.metrics)
+            .field("recovery", &self.recovery)
             .field("connection_name", &self.connection_name)
             .field("client_properties", &self.client_properties)
             .finish()
@@ -231,6 +234,8 @@ impl ConnectionOptions {
         max_unread_bytes: u64;
         /// Told what the connection does while it does it. Default: nobody.
         metrics: Arc<dyn Metrics>;
+        /// Whether and how the connection comes back when it was lost. Default: it does.
+        recovery: RecoveryOptions;
         /// Shown in RabbitMQ's management pages and `rabbitmqctl list_connections`. Default: the program's name and
         /// process id.
         connection_name: impl Into<String>;

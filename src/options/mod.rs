@@ -75,6 +75,7 @@ mod consume;
 mod exchange;
 mod publisher;
 mod queue;
+mod recovery;
 mod tls;
 mod worker;
 
@@ -85,6 +86,7 @@ pub use consume::{ConsumeOptions, NackOptions, QosOptions, StreamOffset};
 pub use exchange::{ExchangeDeclareOptions, ExchangeDeleteOptions};
 pub use publisher::PublisherOptions;
 pub use queue::{Overflow, QueueDeclareOptions, QueueDeleteOptions, QueueType};
+pub use recovery::RecoveryOptions;
 pub use tls::TlsOptions;
 #[cfg(feature = "native-tls")]
 pub(crate) use tls::{Identity, Source};

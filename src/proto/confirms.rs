@@ -22,6 +22,8 @@ pub(crate) struct Published<M: Mailboxes> {
     pub(crate) confirm: Option<M::Confirm>,
     /// Of a mandatory message, which can be returned.
     pub(crate) identity: Option<Identity>,
+    /// It is published again, so whatever happens on this connection, the broker may have it.
+    pub(crate) sent_before: bool,
     /// Its frames, if it is to be published again when no answer came.
     pub(crate) kept: Option<Bytes>,
 }

@@ -470,8 +470,9 @@ impl<M: Mailboxes> Connection<M> {
         }
     }
 
-    /// Answers what was asked just before the end.
+    /// Answers what was asked just before the end: nothing of it was sent.
     fn refuse(&mut self, command: Command<M>, cause: &Error) {
+        let cause = &cause.clone().unsent();
         let effects = &mut self.effects;
         let error = cause.clone();
         match command {

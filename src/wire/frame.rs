@@ -225,6 +225,28 @@ pub(crate) fn write_content(
     Ok(properties)
 }
 
+/// Whether no frame that was written here is larger than a payload of `limit` bytes allows.
+pub(crate) fn fits(frames: &[u8], limit: usize) -> bool {
+    frames.len() <= limit + OVERHEAD || whole(frames).all(|(_, it)| it.len() <= limit + OVERHEAD)
+}
+
+/// A message's frames with its body in smaller pieces.
+pub(crate) fn cut_smaller(frames: &[u8], limit: usize) -> WireResult<Vec<u8>> {
+    let mut smaller = Vec::with_capacity(frames.len());
+    for (channel, frame) in whole(frames) {
+        let kind = frame.first().copied().unwrap_or_default();
+        let payload = frame.get(HEAD..frame.len() - 1).unwrap_or_default();
+        let piece_size = if kind == BODY { limit } else { usize::MAX };
+        for piece in payload.chunks(piece_size) {
+            write_frame(&mut smaller, kind, channel, limit, |buffer| {
+                buffer.extend_from_slice(piece);
+                Ok(())
+            })?;
+        }
+    }
+    Ok(smaller)
+}
+
 pub(crate) fn write_heartbeat(buffer: &mut Vec<u8>) {
     buffer.extend_from_slice(&[HEARTBEAT, 0, 0, 0, 0, 0, 0, END]);
 }

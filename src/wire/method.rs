@@ -132,6 +132,11 @@ macro_rules! method {
     ($name:ident { $($field:ident: $type:ty,)* }) => {
         #[derive(Debug, Clone, Default, PartialEq)]
         pub(crate) struct $name { $(pub(crate) $field: $type,)* }
+        impl From<$name> for Method<'static> {
+            fn from(method: $name) -> Self {
+                Self::$name(method)
+            }
+        }
         impl $name {
             pub(crate) fn into_owned(self) -> Self {
                 self
@@ -150,6 +155,11 @@ macro_rules! method {
     ($name:ident <'a> { $($field:ident: $type:ty,)* }) => {
         #[derive(Debug, Clone, Default, PartialEq)]
         pub(crate) struct $name<'a> { $(pub(crate) $field: $type,)* }
+        impl From<$name<'_>> for Method<'static> {
+            fn from(method: $name<'_>) -> Self {
+                Self::$name(method.into_owned())
+            }
+        }
         impl $name<'_> {
             pub(crate) fn into_owned(self) -> $name<'static> {
                 $name { $($field: Field::into_owned(self.$field),)* }

@@ -221,6 +221,7 @@ impl Scenario {
             sequence_number,
             confirm: Some(confirm),
             identity: Some(Identity::new("x", "key", b"").with_properties(&[0, 0])),
+            sent_before: false,
             kept: None,
         });
         confirm

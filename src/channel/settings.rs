@@ -1,0 +1,112 @@
+//! What a channel was set to, so that the next connection has it the same.
+
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use parking_lot::Mutex;
+
+use crate::error::Error;
+use crate::wire::method::BasicQos;
+
+/// No transactions on the channel.
+const PLAIN: u8 = 0;
+/// Transactions, and nothing in the current one.
+const EMPTY: u8 = 1;
+/// Something is in the current one.
+const BEGUN: u8 = 2;
+/// A part of the current one was lost with a connection.
+const LOST: u8 = 3;
+
+#[derive(Debug)]
+pub(crate) struct Settings {
+    qos: Mutex<Qos>,
+    /// Changes under the outbox's lock only.
+    transaction: AtomicU8,
+    lost_with: Mutex<Option<Error>>,
+    /// The queue that was declared last, which the empty name stands for.
+    last_queue: Mutex<String>,
+}
+
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Qos {
+    /// For consumers that begin from now on.
+    pub(crate) each: Option<BasicQos>,
+    /// For all together.
+    pub(crate) global: Option<BasicQos>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            qos: Mutex::default(),
+            transaction: AtomicU8::new(PLAIN),
+            lost_with: Mutex::default(),
+            last_queue: Mutex::default(),
+        }
+    }
+}
+
+impl Settings {
+    pub(super) fn set_qos(&self, qos: BasicQos) {
+        let mut current = self.qos.lock();
+        match qos.global {
+            true => current.global = Some(qos),
+            false => current.each = Some(qos),
+        }
+    }
+
+    pub(crate) fn qos(&self) -> Qos {
+        self.qos.lock().clone()
+    }
+
+    pub(super) fn set_last_queue(&self, name: &str) {
+        *self.last_queue.lock() = name.to_owned();
+    }
+
+    /// The queue that this name stands for.
+    pub(super) fn queue<'a>(&self, name: &'a str) -> std::borrow::Cow<'a, str> {
+        match name {
+            "" => self.last_queue.lock().clone().into(),
+            name => name.into(),
+        }
+    }
+
+    pub(crate) fn queue_renamed(&self, old: &str, new: &str) {
+        let mut last = self.last_queue.lock();
+        if *last == old {
+            *last = new.to_owned();
+        }
+    }
+
+    // ---- transactions ----
+
+    pub(super) fn begin_transactions(&self) {
+        self.transaction.store(EMPTY, Ordering::Release);
+    }
+
+    pub(crate) fn has_transactions(&self) -> bool {
+        self.transaction.load(Ordering::Acquire) != PLAIN
+    }
+
+    /// Something is published or acknowledged.
+    #[inline]
+    pub(super) fn used(&self) {
+        if self.transaction.load(Ordering::Relaxed) == EMPTY {
+            self.transaction.store(BEGUN, Ordering::Relaxed);
+        }
+    }
+
+    pub(super) fn interrupted(&self, cause: &Error) {
+        if self.transaction.load(Ordering::Acquire) == BEGUN {
+            self.transaction.store(LOST, Ordering::Release);
+            *self.lost_with.lock() = Some(cause.clone());
+        }
+    }
+
+    /// The transaction ends. Returns with what a part of it was lost, if so.
+    pub(super) fn end_transaction(&self) -> Option<Error> {
+        if self.has_transactions() {
+            self.transaction.store(EMPTY, Ordering::Release);
+        }
+        self.lost_with.lock().take()
+    }
+}

@@ -1,0 +1,556 @@
+//! What is done on a new connection, so that it is as the lost one was.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use crossbeam_channel::{Receiver, RecvTimeoutError};
+
+use super::missing::Missing;
+use super::Recovery;
+use crate::channel::{ChannelState, Wanted};
+use crate::deadline::Deadline;
+use crate::error::{CloseReason, ClosedBy, Error, ErrorKind, ReplyCode, Result};
+use crate::events::{ConnectionEvent, Entity};
+use crate::io_thread::{Link, Unanswered};
+use crate::mailbox::{Call, ChannelMailbox, Command, Reply};
+use crate::outbox::{Admission, Frames, Gate};
+use crate::proto::Redeclare;
+use crate::request;
+use crate::wire::method::{BasicQos, Method, QueueDeclare};
+
+/// The answer to a call that was sent, or why it was not.
+type Asked = Result<Receiver<Result<Reply>>>;
+
+/// Whom a failure concerns.
+enum Failure {
+    /// What was asked for; its channel is closed, if it was sent at all.
+    Refused(Error),
+    /// The channel, which its program has closed.
+    ChannelGone,
+    /// All.
+    Connection(Error),
+}
+
+pub(super) struct Replay<'a> {
+    pub(super) recovery: &'a Recovery,
+    pub(super) link: &'a Arc<Link>,
+    epoch: u64,
+    pub(super) missing: &'a mut Missing,
+    /// A channel of our own, for what can cost a channel.
+    own: Option<Arc<ChannelState>>,
+}
+
+/// A channel that is being opened.
+struct Opening {
+    channel: Arc<ChannelState>,
+    opened: Option<Asked>,
+    consumers: Vec<(Wanted, Asked)>,
+}
+
+impl<'a> Replay<'a> {
+    pub(super) fn new(
+        recovery: &'a Recovery,
+        link: &'a Arc<Link>,
+        epoch: u64,
+        missing: &'a mut Missing,
+    ) -> Self {
+        Self {
+            recovery,
+            link,
+            epoch,
+            missing,
+            own: None,
+        }
+    }
+
+    pub(super) fn run(mut self) -> Result<()> {
+        self.missing.begin();
+        let channels = self.recovery.channels();
+        for channel in &channels {
+            channel.set_recovering(true);
+        }
+        self.wait_connected()?;
+        self.end_channels_beyond_the_limit(&channels);
+        self.declare_all()?;
+        self.open_all(&channels)?;
+        self.close_own();
+        for channel in &channels {
+            self.publish_again(channel)?;
+        }
+        // Those of channels that are gone.
+        let unanswered = std::mem::take(&mut *self.link.unanswered.lock());
+        unanswered.into_iter().for_each(Unanswered::lose);
+        Ok(())
+    }
+
+    // ---- asking ----
+
+    /// Sends what `append` writes on a channel, when `gate` is open and this connection is there.
+    fn write<T>(
+        &self,
+        channel: u16,
+        gate: impl Fn() -> Result<Gate>,
+        append: impl FnOnce(&mut Frames<'_>) -> Result<T>,
+    ) -> Result<T> {
+        let admission = Admission::Recovery { epoch: self.epoch };
+        let patience = self.recovery.options.request_timeout;
+        let outbox = &self.link.outbox;
+        outbox.write(channel, admission, patience, gate, append)
+    }
+
+    /// Why the connection was lost.
+    fn cause(&self) -> Error {
+        let cause = self.link.outbox.cause();
+        cause.unwrap_or_else(|| closed(0))
+    }
+
+    fn wait_connected(&self) -> Result<()> {
+        self.write(0, || Ok(Gate::Open), |_| Ok(()))
+    }
+
+    /// Sends on a channel that is open on this connection.
+    pub(super) fn ask(
+        &self,
+        channel: &ChannelState,
+        append: impl FnOnce(&mut Frames<'_>, Call) -> Result<()>,
+    ) -> Asked {
+        let (call, answer) = Call::new();
+        let gate = || match channel.gate()? {
+            Gate::Open if !channel.is_open_in(self.epoch) => Err(closed(channel.number)),
+            gate => Ok(gate),
+        };
+        self.write(channel.number, gate, |frames| append(frames, call))?;
+        Ok(answer)
+    }
+
+    fn open(&self, channel: &Arc<ChannelState>) -> Asked {
+        let (call, answer) = Call::new();
+        let gate = || channel.gate().map(|_| channel.opening_gate());
+        self.write(channel.number, gate, |frames| {
+            channel.append_open(frames, call)
+        })?;
+        Ok(answer)
+    }
+
+    fn answer(&self, asked: Asked) -> Result<Reply, Failure> {
+        let timeout = self.recovery.options.request_timeout;
+        let reply = asked.and_then(|answer| match answer.recv_timeout(timeout) {
+            Ok(reply) => reply,
+            Err(RecvTimeoutError::Timeout) => Err(Error::timed_out(timeout)),
+            Err(RecvTimeoutError::Disconnected) => Err(self.cause()),
+        });
+        reply.map_err(|error| match error.kind() {
+            ErrorKind::ChannelClosed { reason, .. } => match reason.by {
+                ClosedBy::Broker => Failure::Refused(error),
+                ClosedBy::Program => Failure::ChannelGone,
+            },
+            // It does not fit into the frames of this broker.
+            ErrorKind::InvalidArgument(_) => Failure::Refused(error),
+            _ => Failure::Connection(error),
+        })
+    }
+
+    /// A channel that may be closed by what it is used for: one of the program's, since they are opened again; else one of
+    /// our own.
+    fn scratch(&mut self) -> Result<Arc<ChannelState>> {
+        let channels = self.recovery.channels();
+        let recovering = channels.into_iter().find(|it| it.is_recovering());
+        let channel = match recovering.or_else(|| self.own.clone()) {
+            Some(channel) => channel,
+            None => self.take_own()?,
+        };
+        if channel.is_open_in(self.epoch) {
+            return Ok(channel);
+        }
+        match self.answer(self.open(&channel)) {
+            Ok(_) => Ok(channel),
+            Err(Failure::ChannelGone) => self.scratch(),
+            Err(Failure::Refused(error) | Failure::Connection(error)) => Err(error),
+        }
+    }
+
+    fn take_own(&mut self) -> Result<Arc<ChannelState>> {
+        let numbers = &self.link.channel_numbers;
+        let timeout = self.recovery.options.request_timeout;
+        let number = numbers.take(Deadline::after(timeout)).ok_or_else(|| {
+            let channel_max = numbers.highest();
+            Error::new(ErrorKind::ChannelsExhausted { channel_max })
+        })?;
+        let channel = Arc::new(ChannelState::new(number, Arc::clone(self.link)));
+        channel.set_recovering(true);
+        self.own = Some(Arc::clone(&channel));
+        Ok(channel)
+    }
+
+    pub(super) fn close_own(&mut self) {
+        if let Some(own) = self.own.take() {
+            own.dropped();
+        }
+    }
+
+    // ---- exchanges, queues, bindings ----
+
+    fn declare_all(&mut self) -> Result<()> {
+        let is_binding =
+            |it: &Redeclare| matches!(it, Redeclare::BindExchange(_) | Redeclare::BindQueue(_));
+        let mut declares = self.wanted(|it| !is_binding(it));
+        let mut survivors = Vec::new();
+        for declare in &declares {
+            // Exclusive ones went with the connection.
+            if let Redeclare::Queue {
+                declare,
+                named_by_server: true,
+            } = declare
+            {
+                if !declare.exclusive && self.queue_exists(&declare.queue)?.is_some() {
+                    survivors.push(declare.queue.clone());
+                }
+            }
+        }
+        declares.retain(|it| {
+            !matches!(it, Redeclare::Queue { declare, .. } if survivors.contains(&declare.queue))
+        });
+        self.declare(declares, Self::not_declared)?;
+        // Read only now, with the new names of queues.
+        let bindings = self.wanted(is_binding);
+        self.declare(bindings, Self::not_declared)
+    }
+
+    /// What is to be declared again.
+    fn wanted(&self, is_one: impl Fn(&Redeclare) -> bool) -> Vec<Redeclare> {
+        let mut all = self.link.topology.lock().redeclare();
+        let options = &self.recovery.options.recovery;
+        all.retain(|it| {
+            let entity = entity(it);
+            is_one(it) && !self.missing.is_fatal(&entity) && options.wants(&entity)
+        });
+        all
+    }
+
+    /// Declares all of this, one behind the other without waiting in between. If the broker closes the channel because of
+    /// one, it goes on behind that on a new channel.
+    pub(super) fn declare(
+        &mut self,
+        all: Vec<Redeclare>,
+        not_declared: impl Fn(&mut Self, Entity, Error),
+    ) -> Result<()> {
+        let mut left = VecDeque::from(all);
+        while !left.is_empty() {
+            let channel = self.scratch()?;
+            let asked: Vec<_> = left
+                .iter()
+                .map(|it| self.ask(&channel, |frames, call| append(it, frames, &channel, call)))
+                .collect();
+            for asked in asked {
+                let answer = self.answer(asked);
+                if let Err(Failure::ChannelGone) = answer {
+                    break;
+                }
+                let Some(redeclare) = left.pop_front() else {
+                    break;
+                };
+                let entity = entity(&redeclare);
+                match answer {
+                    Ok(reply) => self.declared(redeclare, &reply),
+                    Err(Failure::Refused(error)) => {
+                        not_declared(self, entity, error);
+                        if !channel.is_open_in(self.epoch) {
+                            break;
+                        }
+                    }
+                    Err(Failure::Connection(error)) => return Err(self.blame(entity, error)),
+                    Err(Failure::ChannelGone) => {}
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn declared(&mut self, redeclare: Redeclare, reply: &Reply) {
+        let entity = entity(&redeclare);
+        if let (
+            Redeclare::Queue {
+                declare,
+                named_by_server: true,
+            },
+            Reply::Method(Method::QueueDeclareOk(ok)),
+        ) = (redeclare, reply)
+        {
+            self.rename_queue(&declare.queue, &ok.queue);
+        }
+        self.missing.found(&entity, self.link);
+    }
+
+    fn rename_queue(&self, old: &str, new: &str) {
+        log::info!("queue {old:?} is now {new:?}");
+        self.link.topology.lock().queue_renamed(old, new);
+        for channel in self.recovery.channels() {
+            channel.consumers.lock().queue_renamed(old, new);
+            channel.settings.queue_renamed(old, new);
+        }
+        self.recovery.server_names.rename(old, new);
+        self.link.tell(ConnectionEvent::QueueRenamed {
+            old: old.to_owned(),
+            new: new.to_owned(),
+        });
+    }
+
+    fn not_declared(&mut self, entity: Entity, error: Error) {
+        self.missing.insert(entity, error, self.link);
+    }
+
+    /// Notes what the broker has closed the connection for: it is left out the next time.
+    fn blame(&mut self, entity: Entity, error: Error) -> Error {
+        let ErrorKind::ConnectionClosed(reason) = error.kind() else {
+            return error;
+        };
+        let is_blamed =
+            reason.by == ClosedBy::Broker && reason.code != ReplyCode::CONNECTION_FORCED;
+        if is_blamed && reason.method.is_some() {
+            self.missing.insert_fatal(entity, error.clone(), self.link);
+        }
+        error
+    }
+
+    /// The number of consumers of a queue, if it exists.
+    pub(super) fn queue_exists(&mut self, name: &str) -> Result<Option<u32>> {
+        let channel = self.scratch()?;
+        let declare = QueueDeclare {
+            queue: name.into(),
+            passive: true,
+            ..QueueDeclare::default()
+        };
+        let asked = self.ask(&channel, |frames, call| {
+            request::append(frames, channel.number, &declare, call)
+        });
+        match self.answer(asked) {
+            Ok(Reply::Method(Method::QueueDeclareOk(ok))) => Ok(Some(ok.consumer_count)),
+            Ok(_) | Err(Failure::Refused(_)) => Ok(None),
+            Err(Failure::ChannelGone) => self.queue_exists(name),
+            Err(Failure::Connection(error)) => Err(error),
+        }
+    }
+
+    // ---- channels ----
+
+    /// This broker may allow fewer channels.
+    fn end_channels_beyond_the_limit(&self, channels: &[Arc<ChannelState>]) {
+        let channel_max = self.link.channel_numbers.highest();
+        for channel in channels.iter().filter(|it| it.number > channel_max) {
+            channel.set_recovering(false);
+            channel.ended(&Error::new(ErrorKind::ChannelsExhausted { channel_max }));
+        }
+    }
+
+    /// Opens the channels, all at once, and those once more that the broker closes for one of their consumers.
+    fn open_all(&mut self, channels: &[Arc<ChannelState>]) -> Result<()> {
+        let opening: Vec<_> = channels.iter().map(|it| self.begin(it)).collect();
+        for mut opening in opening {
+            while !self.finish(&mut opening)? {
+                opening = self.begin(&opening.channel);
+            }
+        }
+        Ok(())
+    }
+
+    fn begin(&self, channel: &Arc<ChannelState>) -> Opening {
+        let is_open = channel.is_open_in(self.epoch);
+        let opened = (!is_open).then(|| self.open(channel));
+        let mut consumers = Vec::new();
+        let all = channel.consumers.lock().wanted();
+        for wanted in all {
+            if !self.is_to_consume(&wanted) {
+                wanted.mailbox.ended(Some(self.cause()));
+            } else if !self.missing.has_consumer(channel, &wanted) {
+                let asked = self.consume(channel, &wanted);
+                consumers.extend(asked.map(|asked| (wanted, asked)));
+            }
+        }
+        Opening {
+            channel: Arc::clone(channel),
+            opened,
+            consumers,
+        }
+    }
+
+    fn is_to_consume(&self, wanted: &Wanted) -> bool {
+        let entity = wanted.entity();
+        // The place for answers is nothing that the program knows of.
+        let is_reply_to = wanted.consume.queue == "amq.rabbitmq.reply-to";
+        let wants = is_reply_to || self.recovery.options.recovery.wants(&entity);
+        wants && !self.missing.is_fatal(&entity)
+    }
+
+    /// Begins to consume again, with the prefetch that the consumer had. None if nobody wants it any more.
+    pub(super) fn consume(&self, channel: &ChannelState, wanted: &Wanted) -> Option<Asked> {
+        let mut consume = wanted.consume.clone();
+        if !wanted.mailbox.restart(consume.arguments.to_mut()) {
+            return None;
+        }
+        let number = channel.number;
+        let current = channel.settings.qos().each;
+        let differs = wanted.qos != current;
+        let set_qos = |frames: &mut Frames<'_>, qos: &Option<BasicQos>| match differs {
+            // Zero stands for no limit, which is what it begins with.
+            true => {
+                let qos = qos.clone().unwrap_or_default();
+                request::append(frames, number, &qos, Call::of_nobody())
+            }
+            false => Ok(()),
+        };
+        Some(self.ask(channel, |frames, call| {
+            set_qos(frames, &wanted.qos)?;
+            frames.method(&consume)?;
+            frames.command(Command::Consume {
+                channel: number,
+                consumer_tag: consume.consumer_tag.as_ref().into(),
+                consumer: Arc::clone(&wanted.mailbox),
+                call: Some(call),
+            });
+            set_qos(frames, &current)
+        }))
+    }
+
+    /// Says whether the broker has agreed.
+    pub(super) fn consumes(&self, asked: Asked) -> Result<bool> {
+        match self.answer(asked) {
+            Ok(_) => Ok(true),
+            Err(Failure::ChannelGone | Failure::Refused(_)) => Ok(false),
+            Err(Failure::Connection(error)) => Err(error),
+        }
+    }
+
+    /// Says whether it is done, else it has to begin again.
+    fn finish(&mut self, opening: &mut Opening) -> Result<bool> {
+        match opening.opened.take().map(|opened| self.answer(opened)) {
+            None | Some(Ok(_)) => {}
+            Some(Err(Failure::ChannelGone)) => return Ok(true),
+            Some(Err(Failure::Refused(error) | Failure::Connection(error))) => return Err(error),
+        }
+        for (wanted, asked) in opening.consumers.drain(..) {
+            match self.answer(asked) {
+                Ok(_) => {}
+                Err(Failure::ChannelGone) => return Ok(true),
+                Err(Failure::Refused(error)) => {
+                    let channel = &opening.channel;
+                    self.missing
+                        .insert_consumer(channel, wanted, error, self.link);
+                    return Ok(false);
+                }
+                Err(Failure::Connection(error)) => return Err(self.blame(wanted.entity(), error)),
+            }
+        }
+        Ok(true)
+    }
+
+    // ---- messages ----
+
+    /// Publishes again what was not answered, before anything newer, and lets go of the channel.
+    fn publish_again(&self, channel: &ChannelState) -> Result<()> {
+        let mut unanswered = self.take_unanswered(channel.number);
+        let gate = || match channel.gate()? {
+            Gate::Open if !channel.is_open_in(self.epoch) => Err(closed(channel.number)),
+            gate => Ok(gate),
+        };
+        let mut unsendable = Vec::new();
+        let written = self.write(channel.number, gate, |frames| {
+            channel.set_recovering(false);
+            let first = unanswered.first();
+            channel
+                .confirms
+                .resume(first.map(|it| it.published.sequence_number));
+            for mut message in unanswered.drain(..) {
+                let kept = message.published.kept.as_deref().unwrap_or_default();
+                if let Err(error) = frames.again(kept) {
+                    message.cause = error;
+                    unsendable.push(message);
+                    continue;
+                }
+                message.published.sent_before = message.may_have_been_sent;
+                frames.published(message.published);
+            }
+            Ok(())
+        });
+        unsendable.into_iter().for_each(Unanswered::lose);
+        let Err(error) = written else {
+            return Ok(());
+        };
+        if self.link.outbox.epoch() != self.epoch || error.is_connection_end() {
+            self.link.unanswered.lock().append(&mut unanswered);
+            if self.link.outbox.end_cause().is_some() {
+                self.link.lose_unanswered();
+            }
+            return Err(error);
+        }
+        // The channel is gone, and nobody else says so if the broker has closed it for nothing that was asked.
+        unanswered.into_iter().for_each(Unanswered::lose);
+        channel.set_recovering(false);
+        if channel.end.cause().is_none() {
+            channel.ended(&error);
+        }
+        Ok(())
+    }
+
+    fn take_unanswered(&self, channel: u16) -> Vec<Unanswered> {
+        let mut unanswered = self.link.unanswered.lock();
+        let all = std::mem::take(&mut *unanswered);
+        let (theirs, others) = all
+            .into_iter()
+            .partition(|it| it.published.channel == channel);
+        *unanswered = others;
+        theirs
+    }
+}
+
+fn closed(channel: u16) -> Error {
+    Error::new(ErrorKind::ChannelClosed {
+        channel,
+        reason: CloseReason::program("it was closed while it was being opened again"),
+    })
+}
+
+fn append(
+    redeclare: &Redeclare,
+    frames: &mut Frames<'_>,
+    channel: &ChannelState,
+    call: Call,
+) -> Result<()> {
+    let number = channel.number;
+    match redeclare {
+        Redeclare::Exchange(declare) => request::append(frames, number, declare, call),
+        Redeclare::BindExchange(bind) => request::append(frames, number, bind, call),
+        Redeclare::BindQueue(bind) => request::append(frames, number, bind, call),
+        Redeclare::Queue {
+            declare,
+            named_by_server: false,
+        } => request::append(frames, number, declare, call),
+        Redeclare::Queue { declare, .. } => {
+            let declare = QueueDeclare {
+                queue: "".into(),
+                ..declare.clone()
+            };
+            request::append(frames, number, &declare, call)
+        }
+    }
+}
+
+pub(super) fn entity(redeclare: &Redeclare) -> Entity {
+    match redeclare {
+        Redeclare::Exchange(declare) => Entity::Exchange {
+            name: declare.exchange.to_string(),
+        },
+        Redeclare::Queue { declare, .. } => Entity::Queue {
+            name: declare.queue.to_string(),
+        },
+        Redeclare::BindExchange(bind) => Entity::Binding {
+            source: bind.source.to_string(),
+            destination: bind.destination.to_string(),
+            routing_key: bind.routing_key.to_string(),
+        },
+        Redeclare::BindQueue(bind) => Entity::Binding {
+            source: bind.exchange.to_string(),
+            destination: bind.queue.to_string(),
+            routing_key: bind.routing_key.to_string(),
+        },
+    }
+}
