@@ -80,6 +80,9 @@ fn an_error_of_one_channel_is_its_own() {
         "basic.qos: channel 1 was closed by the broker because of basic.ack: 406 PRECONDITION_FAILED - unknown delivery tag 99"
     );
     other.basic_qos(1).unwrap();
+    // As long as it can be opened again, it keeps its number.
+    assert_eq!(connection.open_channel().unwrap().number(), 3);
+    drop(broken);
     assert_eq!(connection.open_channel().unwrap().number(), 1);
 }
 

@@ -1,4 +1,4 @@
-//! The broker is killed: everyone who waits is told, and the same.
+//! The broker is killed, and nothing brings the connection back: everyone who waits is told, and the same.
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use leveret::{
     Connection, ConsumeOptions, Error, ErrorKind, Message, PublisherOptions, QueueDeclareOptions,
+    RecoveryOptions,
 };
 
 use crate::support::{eventually, exclusive_queue, Node, SOON};
@@ -41,7 +42,11 @@ fn a_killed_broker_ends_every_wait_with_the_same_cause() {
     let node = Node::start();
     // Nothing here ends by a timeout, or the test is late.
     let long = 10 * SOON;
-    let options = node.options().request_timeout(long).publish_timeout(long);
+    let options = node
+        .options()
+        .request_timeout(long)
+        .publish_timeout(long)
+        .recovery(RecoveryOptions::none());
     let connection = Connection::open_with(&options).unwrap();
     let channels: Vec<_> = (0..5).map(|_| connection.open_channel().unwrap()).collect();
     let queue = exclusive_queue(&channels[0]);
@@ -184,7 +189,8 @@ fn publish_until_lost(
 fn what_was_confirmed_before_the_broker_was_killed_is_there_after_its_restart() {
     const THREADS: u32 = 2;
     let mut node = Node::start();
-    let connection = Connection::open_with(&node.options()).unwrap();
+    let options = node.options().recovery(RecoveryOptions::none());
+    let connection = Connection::open_with(&options).unwrap();
     let channel = connection.open_channel().unwrap();
     let queue = channel
         .queue_declare("durable", QueueDeclareOptions::durable())

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use leveret::{
     Connection, ErrorKind, FieldTable, FieldValue, Message, Properties, QueueDeclareOptions,
-    ReplyCode,
+    RecoveryOptions, ReplyCode,
 };
 
 use crate::support::{channel, connect, eventually, exclusive_queue, options, ready, SOON};
@@ -263,7 +263,8 @@ fn returned_messages_that_nobody_reads_do_not_pile_up() {
 
 #[test]
 fn immediate_is_not_implemented_and_the_broker_says_so() {
-    let connection = connect();
+    let options = options().recovery(RecoveryOptions::none());
+    let connection = Connection::open_with(&options).unwrap();
     let channel = connection.open_channel().unwrap();
     channel
         .basic_publish("", "q", Message::new("now").immediate())

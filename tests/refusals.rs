@@ -2,7 +2,7 @@
 
 use leveret::{
     Channel, Connection, ConsumeOptions, Error, ExchangeDeclareOptions, ExchangeKind,
-    QueueDeclareOptions, QueueDeleteOptions, ReplyCode,
+    QueueDeclareOptions, QueueDeleteOptions, RecoveryOptions, ReplyCode,
 };
 
 use crate::support::{connect, eventually, exclusive_queue, options, unique};
@@ -157,7 +157,8 @@ fn an_acknowledgement_of_an_unknown_tag_is_told_by_the_next_call() {
 /// Refused with this code, and the whole connection with it.
 #[track_caller]
 fn connection_refused(code: ReplyCode, ask: impl FnOnce(&Channel) -> Error) {
-    let connection: Connection = connect();
+    let options = options().recovery(RecoveryOptions::none());
+    let connection = Connection::open_with(&options).unwrap();
     let other = connection.open_channel().unwrap();
     let consumer = exclusive_queue(&other)
         .consume(ConsumeOptions::default())

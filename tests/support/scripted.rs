@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use leveret::ConnectionOptions;
+use leveret::{ConnectionOptions, RecoveryOptions};
 
 const FRAME_MAX: u32 = 128 << 10;
 
@@ -30,11 +30,12 @@ pub(crate) fn scripted_server<T: Send + 'static>(
     (address, thread)
 }
 
-/// How to connect to a scripted server.
+/// How to connect to a scripted server, once.
 pub(crate) fn at(address: SocketAddr) -> ConnectionOptions {
     ConnectionOptions::default()
         .host(address.ip().to_string())
         .port(address.port())
+        .recovery(RecoveryOptions::none())
 }
 
 /// A frame from the client.
