@@ -21,6 +21,7 @@ mod losing;
 mod memory;
 mod publisher;
 mod publishing;
+mod recovery;
 mod refusals;
 mod rpc;
 mod stats;

@@ -5,6 +5,7 @@ pub(crate) mod certificates;
 pub(crate) mod logged;
 mod node;
 pub(crate) mod program;
+pub(crate) mod proxy;
 mod scripted;
 
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -1,0 +1,473 @@
+//! Whoever calls, closes or waits while the connection is away.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use leveret::{
+    Connection, ConnectionEvent, ErrorKind, ExchangeDeclareOptions, ExchangeKind,
+    QueueDeclareOptions, RecoveryOptions, ReplyCode, RpcClient, RpcServer, Settlement,
+    WorkerOptions, Workers,
+};
+
+use super::{lost, recovered, Lossy};
+use crate::support::proxy::{quick, Direction};
+use crate::support::{eventually, exclusive_queue, ready, unique, SOON};
+
+#[test]
+fn channels_queues_and_exchanges_go_on() {
+    let lossy = Lossy::new();
+    let (first, second) = (
+        lossy.connection.open_channel().unwrap(),
+        lossy.connection.open_channel().unwrap(),
+    );
+    first.confirm_select().unwrap();
+    second.basic_qos(3).unwrap();
+    let options = QueueDeclareOptions::exclusive();
+    let queue = first.queue_declare(&unique("q"), options).unwrap();
+    let options = ExchangeDeclareOptions::default().auto_delete();
+    let exchange = first
+        .exchange_declare(&unique("x"), ExchangeKind::Fanout, options)
+        .unwrap();
+    queue.bind(&exchange, "").unwrap();
+    assert_eq!(queue.publish("before").unwrap(), Some(1));
+    first.wait_for_confirms().unwrap();
+
+    for round in 0..3 {
+        let told = lossy.lose();
+        assert!(matches!(told[0], ConnectionEvent::Lost { .. }), "{told:?}");
+        assert!(lossy.connection.is_open() && lossy.connection.loss().is_none());
+        assert_eq!((first.number(), second.number()), (1, 2));
+        // In confirm mode, and numbered on.
+        assert_eq!(queue.publish("one").unwrap(), Some(2 + 4 * round));
+        assert_eq!(exchange.publish("", "two").unwrap(), Some(3 + 4 * round));
+        queue.publish("three").unwrap();
+        queue.publish("four").unwrap();
+        first.wait_for_confirms().unwrap();
+        // An exclusive queue is a new one, and empty.
+        assert_eq!(ready(&second, queue.name()), 4);
+        // The prefetch is as before.
+        let consumer = second
+            .basic_consume(queue.name(), Default::default())
+            .unwrap();
+        let taken: Vec<_> = (0..3)
+            .map(|_| consumer.recv_timeout(SOON).unwrap().unwrap())
+            .collect();
+        let fourth = consumer.recv_timeout(Duration::from_millis(50));
+        assert!(fourth.unwrap().is_none());
+        assert_eq!(taken[1].body(), b"two");
+        assert_eq!(
+            lossy.connection.open_channel().unwrap().number(),
+            3,
+            "new channels get new numbers"
+        );
+    }
+    assert_eq!(lossy.connection.stats().recoveries, 3);
+    assert_eq!(lossy.connection.epoch(), 3);
+    lossy.connection.close().unwrap();
+}
+
+#[test]
+fn workers_and_remote_calls_go_on() {
+    let lossy = Lossy::new();
+    let connection = &lossy.connection;
+    let channel = connection.open_channel().unwrap();
+    let (requests, tasks) = (exclusive_queue(&channel), exclusive_queue(&channel));
+    let client = RpcClient::new(connection).unwrap();
+    let server = RpcServer::new(connection);
+    server
+        .serve(requests.name(), |request| {
+            request.body().to_ascii_uppercase()
+        })
+        .unwrap();
+    let workers = Workers::new(connection);
+    let (sender, worked) = crossbeam_channel::unbounded();
+    let options = WorkerOptions::default().threads(2);
+    workers
+        .consume(tasks.name(), options, move |task| {
+            sender.send(task.body().to_vec()).unwrap();
+            Settlement::Ack
+        })
+        .unwrap();
+    for round in 0..3 {
+        let question = format!("question {round}");
+        let answer = client.call("", requests.name(), &question, SOON).unwrap();
+        assert_eq!(answer.body(), question.to_uppercase().as_bytes());
+        tasks.publish(&question).unwrap();
+        assert_eq!(worked.recv_timeout(SOON).unwrap(), question.as_bytes());
+        lossy.lose();
+    }
+    // The answer to what was asked before the loss has nowhere to go.
+    lossy.proxy.drop_all(Direction::ToBroker);
+    let asking = thread::spawn({
+        let (client, requests) = (client, requests.name().to_owned());
+        move || client.call("", &requests, "anyone?", 10 * SOON)
+    });
+    thread::sleep(Duration::from_millis(50));
+    lossy.lose();
+    let error = asking.join().unwrap().unwrap_err();
+    assert!(error.is_connection_end(), "{error}");
+    workers.shutdown(SOON).unwrap();
+    server.shutdown(SOON).unwrap();
+}
+
+#[test]
+fn what_was_asked_at_the_moment_of_loss_says_whether_to_ask_again() {
+    let lossy = Lossy::new();
+    let channel = lossy.connection.open_channel().unwrap();
+    lossy.proxy.drop_all(Direction::ToBroker);
+    let asking = thread::spawn({
+        let channel = channel.clone();
+        move || channel.queue_declare("", QueueDeclareOptions::exclusive())
+    });
+    thread::sleep(Duration::from_millis(100));
+    lossy.proxy.refuse(true);
+    lossy.proxy.cut();
+    let error = asking.join().unwrap().unwrap_err();
+    // Nobody can know.
+    assert!(
+        error.is_connection_end() && error.may_have_been_sent(),
+        "{error}"
+    );
+    assert!(lossy.connection.is_open());
+    lost(&lossy.events);
+    let asking = thread::spawn({
+        let channel = channel.clone();
+        move || channel.queue_declare("", QueueDeclareOptions::exclusive())
+    });
+    let publishing = thread::spawn({
+        let channel = channel.clone();
+        move || channel.basic_publish("", "nowhere", "m")
+    });
+    thread::sleep(Duration::from_millis(100));
+    assert!(!asking.is_finished() && !publishing.is_finished());
+    assert!(lossy.connection.loss().is_some());
+    lossy.proxy.refuse(false);
+    recovered(&lossy.events);
+    asking.join().unwrap().unwrap();
+    publishing.join().unwrap().unwrap();
+}
+
+#[test]
+fn calls_wait_up_to_their_timeout_or_fail_at_once() {
+    let short = Duration::from_millis(200);
+    for fails_fast in [false, true] {
+        let lossy = Lossy::with(|options| {
+            let recovery = match fails_fast {
+                true => quick().fail_fast(),
+                false => quick(),
+            };
+            let options = options.request_timeout(short).publish_timeout(short);
+            options.recovery(recovery)
+        });
+        let channel = lossy.connection.open_channel().unwrap();
+        let publisher = channel.publisher().unwrap();
+        lossy.proxy.refuse(true);
+        lossy.proxy.cut();
+        lost(&lossy.events);
+        let errors = [
+            channel.basic_qos(1).unwrap_err(),
+            channel.basic_publish("", "q", "m").unwrap_err(),
+            publisher.publish("", "q", "m").unwrap_err(),
+            lossy.connection.open_channel().unwrap_err(),
+        ];
+        for error in errors {
+            let ErrorKind::Recovering { cause, after } = error.kind() else {
+                panic!("{error}");
+            };
+            assert!(matches!(**cause, ErrorKind::SocketClosed { .. }), "{error}");
+            assert_eq!(
+                *after,
+                if fails_fast { Duration::ZERO } else { short },
+                "{error}"
+            );
+            assert!(error.is_timeout() && !error.may_have_been_sent());
+        }
+        lossy.proxy.refuse(false);
+        recovered(&lossy.events);
+        channel.basic_qos(1).unwrap();
+    }
+}
+
+#[test]
+fn the_attempts_are_told_with_their_errors_and_delays() {
+    let lossy = Lossy::new();
+    lossy.proxy.refuse(true);
+    lossy.proxy.cut();
+    let mut attempts = Vec::new();
+    let attempted = |event: &ConnectionEvent| match event {
+        ConnectionEvent::RecoveryFailed {
+            attempt,
+            error,
+            next,
+        } => Some((*attempt, error.clone(), *next)),
+        _ => None,
+    };
+    while attempts.len() < 4 {
+        attempts.extend(attempted(&lossy.events.recv_timeout(SOON).unwrap()));
+    }
+    lossy.proxy.refuse(false);
+    let told = recovered(&lossy.events);
+    attempts.extend(told.iter().filter_map(attempted));
+    for (place, (attempt, error, next)) in attempts.iter().enumerate() {
+        assert_eq!(*attempt as usize, place + 1);
+        assert!(matches!(error.kind(), ErrorKind::SocketClosed { .. }));
+        assert!(*next <= Duration::from_millis(100), "{next:?}");
+    }
+    let Some(ConnectionEvent::Recovered {
+        attempts: made,
+        after,
+    }) = told.last()
+    else {
+        panic!("{told:?}");
+    };
+    assert_eq!(*made as usize, attempts.len() + 1);
+    assert!(*after > Duration::from_millis(30) && *after < SOON);
+}
+
+#[test]
+fn it_is_given_up_after_so_many_attempts_or_so_long() {
+    let limits = [
+        quick().max_attempts(3),
+        quick().max_time(Duration::from_millis(300)),
+    ];
+    for (limit, recovery) in limits.into_iter().enumerate() {
+        let lossy = Lossy::with(|options| options.recovery(recovery));
+        let channel = lossy.connection.open_channel().unwrap();
+        let queue = exclusive_queue(&channel);
+        let consumer = queue.consume(Default::default()).unwrap();
+        let confirm = channel.publisher().unwrap();
+        lossy.proxy.drop_all(Direction::ToClient);
+        let sent = lossy.connection.stats().bytes_sent;
+        let confirm = confirm.publish("", "nowhere", "m").unwrap();
+        eventually("it is sent", || lossy.connection.stats().bytes_sent > sent);
+        lossy.proxy.refuse(true);
+        lossy.proxy.cut();
+        let waiting = thread::spawn(move || channel.basic_qos(1).unwrap_err());
+        let begin = Instant::now();
+        lossy.connection.wait_closed(SOON).unwrap();
+        let cause = lossy.connection.close_cause().unwrap();
+        let ErrorKind::RecoveryGivenUp { attempts, last, .. } = cause.kind() else {
+            panic!("{cause}");
+        };
+        assert!(matches!(**last, ErrorKind::SocketClosed { .. }), "{cause}");
+        match limit {
+            0 => assert_eq!((*attempts, lossy.proxy.accepted()), (3, 4)),
+            _ => assert!(begin.elapsed() >= Duration::from_millis(250)),
+        }
+        // Everyone is told.
+        assert_eq!(waiting.join().unwrap().kind(), cause.kind());
+        assert_eq!(consumer.recv().unwrap_err().kind(), cause.kind());
+        let error = confirm.wait_timeout(SOON).unwrap_err();
+        assert!(error.is_connection_end() && error.may_have_been_sent());
+        let last = lossy.events.iter().last();
+        assert!(matches!(last, Some(ConnectionEvent::Closed { .. })));
+        assert!(!lossy.connection.is_open());
+    }
+}
+
+#[test]
+fn without_recovery_a_loss_is_the_end_and_the_first_open_fails_at_once() {
+    let lossy = Lossy::with(|options| options.recovery(RecoveryOptions::none()));
+    let channel = lossy.connection.open_channel().unwrap();
+    lossy.proxy.cut();
+    lossy.connection.wait_closed(SOON).unwrap();
+    let cause = lossy.connection.close_cause().unwrap();
+    assert!(matches!(cause.kind(), ErrorKind::SocketClosed { .. }));
+    assert_eq!(channel.basic_qos(1).unwrap_err().kind(), cause.kind());
+    assert_eq!(lossy.proxy.accepted(), 1);
+
+    lossy.proxy.refuse(true);
+    let error = Connection::open_with(&lossy.proxy.options()).unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::SocketClosed { .. }));
+    assert_eq!(lossy.proxy.accepted(), 2);
+}
+
+#[test]
+fn a_connection_that_is_away_can_be_closed_and_dropped() {
+    for way in 0..3 {
+        let lossy = Lossy::with(|options| options.recovery(RecoveryOptions::default()));
+        let channel = lossy.connection.open_channel().unwrap();
+        let consumer = exclusive_queue(&channel)
+            .consume(Default::default())
+            .unwrap();
+        lossy.proxy.refuse(true);
+        lossy.proxy.cut();
+        lost(&lossy.events);
+        let waiting = thread::spawn({
+            let channel = channel.clone();
+            move || channel.basic_qos(1)
+        });
+        thread::sleep(Duration::from_millis(50));
+        let begin = Instant::now();
+        match way {
+            0 => lossy.connection.close().unwrap(),
+            1 => {
+                channel.close().unwrap();
+                assert!(!channel.is_open());
+                let error = consumer.recv().unwrap_err();
+                assert!(error.to_string().contains("by this program"), "{error}");
+                drop((consumer, lossy.connection));
+            }
+            _ => {
+                // Only the waiting thread still has a handle.
+                drop((channel, consumer, lossy.connection));
+                lossy.proxy.refuse(false);
+                recovered(&lossy.events);
+                waiting.join().unwrap().unwrap();
+                assert!(begin.elapsed() < SOON);
+                continue;
+            }
+        }
+        let error = waiting.join().unwrap().unwrap_err();
+        assert!(!error.may_have_been_sent(), "{error}");
+        assert!(error.to_string().contains("by this program"), "{error}");
+        assert!(begin.elapsed() < Duration::from_secs(2));
+    }
+}
+
+#[test]
+fn channels_that_were_closed_do_not_come_back() {
+    let lossy = Lossy::new();
+    let connection = &lossy.connection;
+    let channels: Vec<_> = (0..4).map(|_| connection.open_channel().unwrap()).collect();
+    channels[1].close().unwrap();
+    let refused = channels[2].queue_declare(&unique("none"), QueueDeclareOptions::passive());
+    refused.unwrap_err();
+    // Closed while the connection is away.
+    lossy.proxy.refuse(true);
+    lossy.proxy.cut();
+    lost(&lossy.events);
+    channels[3].close().unwrap();
+    lossy.proxy.refuse(false);
+    recovered(&lossy.events);
+    channels[0].basic_qos(1).unwrap();
+    for (closed, code) in [
+        (1, ReplyCode::SUCCESS),
+        (2, ReplyCode::NOT_FOUND),
+        (3, ReplyCode::SUCCESS),
+    ] {
+        let error = channels[closed].basic_qos(1).unwrap_err();
+        assert_eq!(error.reply_code(), Some(code), "{error}");
+    }
+    assert_eq!(connection.stats().channels, 2);
+    // The numbers are free; but that of the one that can be opened again.
+    let numbers = (0..3).map(|_| connection.open_channel().unwrap());
+    let mut numbers: Vec<_> = numbers.map(|it| it.number()).collect();
+    numbers.sort_unstable();
+    numbers.dedup();
+    assert!(!numbers.contains(&3), "{numbers:?}");
+    channels[2].reopen().unwrap();
+    channels[2].basic_qos(1).unwrap();
+    assert_eq!(channels[2].number(), 3);
+}
+
+#[test]
+fn a_channel_that_the_broker_has_closed_can_be_opened_again() {
+    let lossy = Lossy::new();
+    let channel = lossy.connection.open_channel().unwrap();
+    let queue = exclusive_queue(&channel);
+    channel.reopen().unwrap();
+    channel.basic_qos(2).unwrap();
+    let publisher = channel.publisher().unwrap();
+    publisher
+        .publish("", queue.name(), "1")
+        .unwrap()
+        .wait()
+        .unwrap();
+    let returned = channel.returned_messages();
+    for _ in 0..2 {
+        let consumer = queue.consume(Default::default()).unwrap();
+        let passive = QueueDeclareOptions::passive();
+        let error = channel.queue_declare(&unique("none"), passive).unwrap_err();
+        assert_eq!(error.reply_code(), Some(ReplyCode::NOT_FOUND));
+        assert!(publisher.publish("", queue.name(), "lost").is_err());
+        let threads: Vec<_> = (0..3)
+            .map(|_| {
+                let channel = channel.clone();
+                thread::spawn(move || channel.reopen())
+            })
+            .collect();
+        for thread in threads {
+            thread.join().unwrap().unwrap();
+        }
+        // With its confirm mode, and as many messages as it was limited to.
+        for body in ["2", "3"] {
+            publisher
+                .publish("", queue.name(), body)
+                .unwrap()
+                .wait()
+                .unwrap();
+        }
+        assert!(returned.recv().is_err());
+        let end = consumer.iter().find_map(Result::err).unwrap();
+        assert_eq!(end.reply_code(), Some(ReplyCode::NOT_FOUND));
+        let consumer = queue.consume(Default::default()).unwrap();
+        let taken: Vec<_> = (0..2)
+            .map(|_| consumer.recv_timeout(SOON).unwrap().unwrap())
+            .collect();
+        assert!(consumer
+            .recv_timeout(Duration::from_millis(50))
+            .unwrap()
+            .is_none());
+        assert_eq!(taken[0].body(), b"1");
+        consumer.cancel().unwrap();
+        drop(taken);
+        queue.purge().unwrap();
+        publisher
+            .publish("", queue.name(), "1")
+            .unwrap()
+            .wait()
+            .unwrap();
+    }
+    channel.close().unwrap();
+    let error = channel.reopen().unwrap_err();
+    assert!(
+        matches!(error.kind(), ErrorKind::InvalidArgument(_)),
+        "{error}"
+    );
+}
+
+#[test]
+fn transactions_that_were_partly_lost_are_not_committed() {
+    let lossy = Lossy::new();
+    let channel = lossy.connection.open_channel().unwrap();
+    let queue = exclusive_queue(&channel);
+    channel.tx_select().unwrap();
+    queue.publish("one").unwrap();
+    lossy.lose();
+    queue.publish("two").unwrap();
+    let error = channel.tx_commit().unwrap_err();
+    assert!(
+        error.is_connection_end() && !error.may_have_been_sent(),
+        "{error}"
+    );
+    assert_eq!(ready(&channel, queue.name()), 0);
+    // All of it again.
+    queue.publish("one").unwrap();
+    queue.publish("two").unwrap();
+    channel.tx_commit().unwrap();
+    assert_eq!(ready(&channel, queue.name()), 2);
+    lossy.lose();
+    queue.publish("three").unwrap();
+    channel.tx_commit().unwrap();
+    assert_eq!(ready(&channel, queue.name()), 1);
+}
+
+#[test]
+fn a_peer_that_falls_silent_is_found_within_two_heartbeats() {
+    let interval = Duration::from_secs(1);
+    let lossy = Lossy::with(|options| options.heartbeat(interval));
+    let channel = lossy.connection.open_channel().unwrap();
+    let begin = Instant::now();
+    lossy.proxy.drop_all(Direction::ToClient);
+    lost(&lossy.events);
+    let found_after = begin.elapsed();
+    assert!(
+        found_after <= 2 * interval + interval / 2,
+        "{found_after:?}"
+    );
+    let cause = channel.close_cause();
+    assert!(cause.is_none(), "{cause:?}");
+    recovered(&lossy.events);
+    channel.basic_qos(1).unwrap();
+}

@@ -1,0 +1,71 @@
+//! Connections that are lost and come back.
+
+mod calls;
+mod consuming;
+mod faults;
+mod nodes;
+mod publishing;
+mod topology;
+
+use crossbeam_channel::Receiver;
+use leveret::{Connection, ConnectionEvent, ConnectionOptions};
+
+use crate::support::proxy::Proxy;
+use crate::support::{url, SOON};
+
+/// A connection through a proxy to the broker that all tests share.
+struct Lossy {
+    proxy: Proxy,
+    connection: Connection,
+    events: Receiver<ConnectionEvent>,
+}
+
+impl Lossy {
+    fn new() -> Self {
+        Self::with(|options| options)
+    }
+
+    fn with(options: impl FnOnce(ConnectionOptions) -> ConnectionOptions) -> Self {
+        let proxy = Proxy::start(&url());
+        let connection = Connection::open_with(&options(proxy.options())).unwrap();
+        let events = connection.events();
+        Self {
+            proxy,
+            connection,
+            events,
+        }
+    }
+
+    /// Cuts the connection, waits until it is back, and returns what was told in between.
+    #[track_caller]
+    fn lose(&self) -> Vec<ConnectionEvent> {
+        self.proxy.cut();
+        recovered(&self.events)
+    }
+}
+
+/// Waits until a connection is back, and returns what is told of that.
+#[track_caller]
+fn recovered(events: &Receiver<ConnectionEvent>) -> Vec<ConnectionEvent> {
+    let mut told = Vec::new();
+    loop {
+        let event = events.recv_timeout(SOON);
+        let event = event.unwrap_or_else(|error| panic!("{error} after {told:?}"));
+        told.push(event);
+        match told.last() {
+            Some(ConnectionEvent::Recovered { .. }) => return told,
+            Some(ConnectionEvent::Closed { cause }) => panic!("{cause} after {told:?}"),
+            _ => {}
+        }
+    }
+}
+
+/// Waits until a connection is lost.
+#[track_caller]
+fn lost(events: &Receiver<ConnectionEvent>) {
+    loop {
+        if let ConnectionEvent::Lost { .. } = events.recv_timeout(SOON).unwrap() {
+            return;
+        }
+    }
+}

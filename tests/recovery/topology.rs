@@ -1,0 +1,370 @@
+//! What was declared is declared again.
+
+use std::time::Duration;
+
+use leveret::{
+    BindOptions, Channel, ConnectionEvent, Entity, ErrorKind, Exchange, ExchangeDeclareOptions,
+    ExchangeKind, QueueDeclareOptions, RecoveryOptions, ReplyCode,
+};
+
+use super::{recovered, Lossy};
+use crate::support::proxy::quick;
+use crate::support::{channel, connect, eventually, exclusive_queue, ready, unique, SOON};
+
+fn auto_delete_exchange(channel: &Channel, kind: ExchangeKind) -> Exchange {
+    let options = ExchangeDeclareOptions::default().auto_delete();
+    channel
+        .exchange_declare(&unique("x"), kind, options)
+        .unwrap()
+}
+
+/// How many of the published messages arrive in a queue.
+#[track_caller]
+fn arrives(channel: &Channel, queue: &str, count: u32) {
+    eventually("it arrives", || ready(channel, queue) == count);
+}
+
+#[test]
+fn exchanges_queues_and_bindings_are_there_again() {
+    let lossy = Lossy::new();
+    let channel = lossy.connection.open_channel().unwrap();
+    let source = auto_delete_exchange(&channel, ExchangeKind::Topic);
+    let headers = auto_delete_exchange(&channel, ExchangeKind::Headers);
+    let options = QueueDeclareOptions::exclusive().max_length(2);
+    let named = channel.queue_declare(&unique("q"), options).unwrap();
+    let unnamed = exclusive_queue(&channel);
+    headers.bind(&source, "to.headers").unwrap();
+    named.bind(&source, "one.*").unwrap();
+    named.bind(&source, "two.*").unwrap();
+    let matching = BindOptions::default()
+        .argument("x-match", "all")
+        .argument("colour", "red");
+    unnamed.bind_with(&headers, "", matching).unwrap();
+    let no_wait = BindOptions::default().no_wait();
+    unnamed.bind_with(&source, "no.wait", no_wait).unwrap();
+
+    let old = unnamed.name().to_owned();
+    for _ in 0..2 {
+        let told = lossy.lose();
+        let renamed = told.iter().any(|event| {
+            matches!(event, ConnectionEvent::QueueRenamed { new, .. } if new == unnamed.name())
+        });
+        assert!(renamed && unnamed.name() != old, "{told:?}");
+        assert_eq!(told.len(), 3, "{told:?}");
+        for key in ["one.1", "two.2", "one.3", "three.4", "no.wait"] {
+            source.publish(key, "m").unwrap();
+        }
+        let red = leveret::Message::new("m").header("colour", "red");
+        source.publish("to.headers", red).unwrap();
+        source.publish("to.headers", "colourless").unwrap();
+        // With its arguments, one goes out for each that comes in.
+        arrives(&channel, unnamed.name(), 2);
+        arrives(&channel, named.name(), 2);
+    }
+}
+
+#[test]
+fn a_consumer_follows_a_queue_to_its_new_name() {
+    let lossy = Lossy::new();
+    let channel = lossy.connection.open_channel().unwrap();
+    let queue = exclusive_queue(&channel);
+    let same = channel.queue(queue.name());
+    let consumer = queue.consume(Default::default()).unwrap();
+    // The empty name stands for the queue that was declared last.
+    let second = lossy.connection.open_channel().unwrap();
+    let last = exclusive_queue(&second);
+    for _ in 0..3 {
+        let before = queue.name().to_owned();
+        lossy.lose();
+        assert_ne!(queue.name(), before);
+        assert_eq!(same.name(), queue.name());
+        same.publish("m").unwrap();
+        let delivery = consumer.recv_timeout(SOON).unwrap().unwrap();
+        delivery.ack().unwrap();
+        second
+            .queue_bind("", "amq.fanout", "", Default::default())
+            .unwrap();
+        last.publish("m").unwrap();
+        let fetched = second.basic_get("", true).unwrap();
+        assert_eq!(fetched.unwrap().body(), b"m");
+    }
+}
+
+#[test]
+fn a_queue_that_the_broker_has_named_and_kept_keeps_its_name() {
+    let lossy = Lossy::new();
+    let channel = lossy.connection.open_channel().unwrap();
+    let options = QueueDeclareOptions::durable().expires(Duration::from_secs(60));
+    let queue = channel.queue_declare("", options).unwrap();
+    queue.publish("m").unwrap();
+    arrives(&channel, queue.name(), 1);
+    let before = queue.name().to_owned();
+    lossy.lose();
+    assert_eq!(queue.name(), before);
+    assert_eq!(ready(&channel, queue.name()), 1);
+    // Gone with the next connection, it is declared anew.
+    lossy.proxy.refuse(true);
+    lossy.proxy.cut();
+    super::lost(&lossy.events);
+    self::channel()
+        .queue_delete(&before, Default::default())
+        .unwrap();
+    lossy.proxy.refuse(false);
+    recovered(&lossy.events);
+    assert_ne!(queue.name(), before);
+    assert_eq!(ready(&channel, queue.name()), 0);
+    queue.delete(Default::default()).unwrap();
+}
+
+#[test]
+fn what_was_undone_is_not_done_again() {
+    let lossy = Lossy::new();
+    let connection = &lossy.connection;
+    let channel = connection.open_channel().unwrap();
+    let deleted = channel
+        .queue_declare(&unique("deleted"), QueueDeclareOptions::exclusive())
+        .unwrap();
+    let auto_deleted = channel
+        .queue_declare(
+            &unique("auto"),
+            QueueDeclareOptions::default().auto_delete(),
+        )
+        .unwrap();
+    let kept = exclusive_queue(&channel);
+    let exchange = auto_delete_exchange(&channel, ExchangeKind::Direct);
+    let gone = auto_delete_exchange(&channel, ExchangeKind::Direct);
+    kept.bind(&exchange, "bound").unwrap();
+    kept.bind(&exchange, "unbound").unwrap();
+    kept.unbind(&exchange, "unbound").unwrap();
+    deleted.bind(&gone, "").unwrap();
+    deleted.delete(Default::default()).unwrap();
+    let consumer = auto_deleted.consume(Default::default()).unwrap();
+    consumer.cancel().unwrap();
+    let cancelled = kept.consume(Default::default()).unwrap();
+    cancelled.cancel().unwrap();
+    assert!(!connection.queue_exists(auto_deleted.name()).unwrap());
+
+    let told = lossy.lose();
+    assert_eq!(told.len(), 3, "{told:?}");
+    assert!(!connection.queue_exists(deleted.name()).unwrap());
+    assert!(!connection.queue_exists(auto_deleted.name()).unwrap());
+    assert!(!connection.exchange_exists(gone.name()).unwrap());
+    assert!(connection.exchange_exists(exchange.name()).unwrap());
+    exchange.publish("unbound", "m").unwrap();
+    exchange.publish("bound", "m").unwrap();
+    arrives(&channel, kept.name(), 1);
+    assert_eq!(cancelled.recv().unwrap().map(drop), None);
+}
+
+#[test]
+fn what_cannot_be_declared_is_told_and_looked_for_while_the_rest_goes_on() {
+    let lossy = Lossy::new();
+    let channel = lossy.connection.open_channel().unwrap();
+    let short_lived = QueueDeclareOptions::default().auto_delete();
+    let changed = channel
+        .queue_declare(&unique("changed"), short_lived.clone())
+        .unwrap();
+    let other = exclusive_queue(&channel);
+    let exchange = auto_delete_exchange(&channel, ExchangeKind::Fanout);
+    changed.bind(&exchange, "").unwrap();
+    other.bind(&exchange, "").unwrap();
+    let second = lossy.connection.open_channel().unwrap();
+    second.basic_qos(7).unwrap();
+    let consumer = second
+        .basic_consume(changed.name(), Default::default())
+        .unwrap();
+    let on_other = second
+        .basic_consume(other.name(), Default::default())
+        .unwrap();
+
+    // The queue goes with the connection, and another program declares it otherwise, for itself.
+    lossy.proxy.refuse(true);
+    lossy.proxy.cut();
+    super::lost(&lossy.events);
+    let intruder = connect();
+    let theirs = intruder.open_channel().unwrap();
+    eventually("it is gone", || {
+        !intruder.queue_exists(changed.name()).unwrap()
+    });
+    theirs
+        .queue_declare(
+            changed.name(),
+            QueueDeclareOptions::exclusive().max_length(1),
+        )
+        .unwrap();
+    lossy.proxy.refuse(false);
+    let told = recovered(&lossy.events);
+    let missing: Vec<_> = told
+        .iter()
+        .filter_map(|event| match event {
+            ConnectionEvent::NotRecovered { entity, error } => {
+                Some((entity.clone(), error.clone()))
+            }
+            _ => None,
+        })
+        .collect();
+    let name = || changed.name().to_owned();
+    let entities: Vec<_> = missing.iter().map(|(entity, _)| entity.clone()).collect();
+    let lacking = [
+        Entity::Queue { name: name() },
+        Entity::Binding {
+            source: exchange.name().to_owned(),
+            destination: name(),
+            routing_key: String::new(),
+        },
+        Entity::Consumer {
+            queue: name(),
+            consumer_tag: consumer.consumer_tag().to_owned(),
+        },
+    ];
+    assert_eq!(entities, lacking, "{told:?}");
+    for (_, error) in &missing {
+        assert_eq!(
+            error.reply_code(),
+            Some(ReplyCode::RESOURCE_LOCKED),
+            "{error}"
+        );
+    }
+    // All else goes on.
+    exchange.publish("", "m").unwrap();
+    let delivery = on_other.recv_timeout(SOON).unwrap().unwrap();
+    delivery.ack().unwrap();
+    assert!(consumer.try_recv().unwrap().is_none() && !consumer.has_ended());
+
+    // The other program goes.
+    intruder.close().unwrap();
+    for entity in lacking {
+        match lossy.events.recv_timeout(SOON).unwrap() {
+            ConnectionEvent::RecoveredLater { entity: found } => assert_eq!(found, entity),
+            other => panic!("{other:?}"),
+        }
+    }
+    exchange.publish("", "again").unwrap();
+    let delivery = consumer.recv_timeout(SOON).unwrap().unwrap();
+    assert_eq!(delivery.body(), b"again");
+    assert!(second.is_open());
+}
+
+#[test]
+fn a_consumer_that_may_not_consume_any_more_ends_and_its_channel_goes_on() {
+    let lossy = Lossy::new();
+    let channel = lossy.connection.open_channel().unwrap();
+    let options = QueueDeclareOptions::default().expires(Duration::from_secs(60));
+    let queue = channel.queue_declare(&unique("q"), options).unwrap();
+    let exclusive = leveret::ConsumeOptions::default().exclusive();
+    let consumer = queue.consume(exclusive).unwrap();
+    let on_other = exclusive_queue(&channel)
+        .consume(Default::default())
+        .unwrap();
+    // Another one takes the queue meanwhile.
+    lossy.proxy.refuse(true);
+    lossy.proxy.cut();
+    super::lost(&lossy.events);
+    let intruder = self::channel();
+    eventually("nobody consumes", || {
+        let passive = QueueDeclareOptions::passive();
+        let queue = intruder.queue_declare(queue.name(), passive).unwrap();
+        queue.consumer_count() == Some(0)
+    });
+    let theirs = intruder
+        .basic_consume(queue.name(), Default::default())
+        .unwrap();
+    lossy.proxy.refuse(false);
+    let told = recovered(&lossy.events);
+    let refused = told.iter().any(|event| {
+        matches!(event, ConnectionEvent::NotRecovered { error, .. }
+            if error.reply_code() == Some(ReplyCode::ACCESS_REFUSED))
+    });
+    assert!(refused, "{told:?}");
+    assert!(channel.is_open() && !on_other.has_ended());
+    // It waits until the other one goes.
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(!consumer.has_ended());
+    theirs.cancel().unwrap();
+    queue.publish("m").unwrap();
+    let delivery = consumer.recv_timeout(SOON).unwrap().unwrap();
+    assert_eq!(delivery.body(), b"m");
+    queue.delete(Default::default()).unwrap();
+}
+
+#[test]
+fn a_filter_and_switches_say_what_comes_back() {
+    let none: fn(RecoveryOptions) -> RecoveryOptions = |it| it;
+    let cases: [(&str, fn(RecoveryOptions) -> RecoveryOptions); 6] = [
+        ("all", none),
+        ("exchange", RecoveryOptions::without_exchanges),
+        ("queue", RecoveryOptions::without_queues),
+        ("binding", RecoveryOptions::without_bindings),
+        ("consumer", RecoveryOptions::without_consumers),
+        ("filtered", |it| {
+            it.filter(|entity| !matches!(entity, Entity::Consumer { .. }))
+        }),
+    ];
+    for (left_out, limit) in cases {
+        let lossy = Lossy::with(|options| options.recovery(limit(quick())));
+        let channel = lossy.connection.open_channel().unwrap();
+        let exchange = auto_delete_exchange(&channel, ExchangeKind::Fanout);
+        let queue = channel
+            .queue_declare(&unique("q"), QueueDeclareOptions::exclusive())
+            .unwrap();
+        queue.bind(&exchange, "").unwrap();
+        let consuming = lossy.connection.open_channel().unwrap();
+        let consumer = consuming
+            .basic_consume(queue.name(), Default::default())
+            .unwrap();
+        lossy.lose();
+        let connection = &lossy.connection;
+        assert_eq!(
+            connection.exchange_exists(exchange.name()).unwrap(),
+            left_out != "exchange"
+        );
+        assert_eq!(
+            connection.queue_exists(queue.name()).unwrap(),
+            left_out != "queue"
+        );
+        if !matches!(left_out, "exchange" | "queue") {
+            exchange.publish("", "m").unwrap();
+            queue.publish("last").unwrap();
+        }
+        match left_out {
+            "all" => {
+                let body = consumer.recv_timeout(SOON).unwrap().unwrap();
+                assert_eq!(body.body(), b"m");
+            }
+            "binding" => {
+                let body = consumer.recv_timeout(SOON).unwrap().unwrap();
+                assert_eq!(body.body(), b"last");
+            }
+            "consumer" | "filtered" => {
+                let error = consumer.recv().unwrap_err();
+                assert!(
+                    matches!(error.kind(), ErrorKind::SocketClosed { .. }),
+                    "{error}"
+                );
+                assert!(consumer.recv().unwrap().is_none());
+                arrives(&channel, queue.name(), 2);
+            }
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn what_costs_the_connection_each_time_is_left_out() {
+    let lossy = Lossy::new();
+    let channel = lossy.connection.open_channel().unwrap();
+    let queue = exclusive_queue(&channel);
+    // A kind that only plugins know costs the connection (503, or the channel since RabbitMQ 4).
+    let no_wait = ExchangeDeclareOptions::default().auto_delete().no_wait();
+    let kind = ExchangeKind::Other("x-no-such".into());
+    let name = unique("x");
+    channel.exchange_declare(&name, kind, no_wait).unwrap();
+    let told = recovered(&lossy.events);
+    let entity = Entity::Exchange { name };
+    let blamed = told.iter().filter(
+        |event| matches!(event, ConnectionEvent::NotRecovered { entity: it, .. } if *it == entity),
+    );
+    assert_eq!(blamed.count(), 1, "{told:?}");
+    queue.publish("m").unwrap();
+    arrives(&channel, queue.name(), 1);
+}

@@ -1,0 +1,259 @@
+//! A proxy in front of the broker, which breaks connections in every way that a network can.
+
+use std::collections::VecDeque;
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use leveret::{ConnectionOptions, RecoveryOptions};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Direction {
+    ToBroker,
+    ToClient,
+}
+
+/// What happens to a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// Both sockets are closed.
+    Cut,
+    /// Nothing comes through any more, in neither direction.
+    Stall,
+    /// The receiver hears the end; the other direction goes on.
+    HalfClose,
+    /// Nothing comes through any more in this direction.
+    Drop,
+    /// One bit is another.
+    Corrupt,
+    /// All waits for half a second.
+    Delay,
+}
+
+/// When it happens: after so many bytes in this direction.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Plan {
+    pub(crate) fault: Fault,
+    pub(crate) direction: Direction,
+    pub(crate) after: usize,
+}
+
+/// It ends with this value, and all its connections.
+pub(crate) struct Proxy {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+    accepting: Option<JoinHandle<()>>,
+}
+
+struct Shared {
+    broker: Mutex<SocketAddr>,
+    /// For the connections to come, one each.
+    plans: Mutex<VecDeque<Plan>>,
+    links: Mutex<Vec<Arc<Link>>>,
+    accepted: AtomicUsize,
+    refuses: AtomicBool,
+    ends: AtomicBool,
+}
+
+struct Link {
+    client: TcpStream,
+    broker: TcpStream,
+    to_broker_drops: AtomicBool,
+    to_client_drops: AtomicBool,
+}
+
+impl Link {
+    fn drops(&self, direction: Direction) -> &AtomicBool {
+        match direction {
+            Direction::ToBroker => &self.to_broker_drops,
+            Direction::ToClient => &self.to_client_drops,
+        }
+    }
+
+    fn cut(&self) {
+        for socket in [&self.client, &self.broker] {
+            let _ = socket.shutdown(Shutdown::Both);
+        }
+    }
+
+    fn pump(&self, direction: Direction, mut plan: Option<Plan>) {
+        let (mut from, mut to) = match direction {
+            Direction::ToBroker => (&self.client, &self.broker),
+            Direction::ToClient => (&self.broker, &self.client),
+        };
+        let mut buffer = [0; 16 << 10];
+        while let Ok(count @ 1..) = from.read(&mut buffer) {
+            let bytes = &mut buffer[..count];
+            let mut written = 0;
+            match &mut plan {
+                Some(it) if it.after < count => {
+                    written = it.after;
+                    let fault = it.fault;
+                    plan = None;
+                    if !self.forward(direction, &mut to, &bytes[..written]) {
+                        break;
+                    }
+                    self.apply(fault, direction, &mut bytes[written]);
+                }
+                Some(it) => it.after -= count,
+                None => {}
+            }
+            if !self.forward(direction, &mut to, &bytes[written..]) {
+                break;
+            }
+        }
+        // A half-closed connection goes on in the other direction.
+        if !self.drops(direction).load(Ordering::SeqCst) {
+            self.cut();
+        }
+    }
+
+    fn forward(&self, direction: Direction, to: &mut &TcpStream, bytes: &[u8]) -> bool {
+        self.drops(direction).load(Ordering::SeqCst) || to.write_all(bytes).is_ok()
+    }
+
+    fn apply(&self, fault: Fault, direction: Direction, byte: &mut u8) {
+        match fault {
+            Fault::Cut => self.cut(),
+            Fault::Stall => {
+                self.drops(Direction::ToBroker)
+                    .store(true, Ordering::SeqCst);
+                self.drops(Direction::ToClient)
+                    .store(true, Ordering::SeqCst);
+            }
+            Fault::HalfClose => {
+                self.drops(direction).store(true, Ordering::SeqCst);
+                let to = match direction {
+                    Direction::ToBroker => &self.broker,
+                    Direction::ToClient => &self.client,
+                };
+                let _ = to.shutdown(Shutdown::Write);
+            }
+            Fault::Drop => self.drops(direction).store(true, Ordering::SeqCst),
+            Fault::Corrupt => *byte ^= 0x10,
+            Fault::Delay => thread::sleep(Duration::from_millis(500)),
+        }
+    }
+}
+
+impl Proxy {
+    /// In front of the broker at this URI.
+    pub(crate) fn start(uri: &str) -> Self {
+        let authority = uri.rsplit('@').next().unwrap();
+        let broker = authority.split('/').next().unwrap().parse().unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let shared = Arc::new(Shared {
+            broker: Mutex::new(broker),
+            plans: Mutex::default(),
+            links: Mutex::default(),
+            accepted: AtomicUsize::new(0),
+            refuses: AtomicBool::new(false),
+            ends: AtomicBool::new(false),
+        });
+        let accepting = thread::spawn({
+            let shared = Arc::clone(&shared);
+            move || shared.accept_all(&listener)
+        });
+        Self {
+            address,
+            shared,
+            accepting: Some(accepting),
+        }
+    }
+
+    /// Through the proxy to the broker, with attempts in quick succession.
+    pub(crate) fn options(&self) -> ConnectionOptions {
+        ConnectionOptions::default()
+            .host(self.address.ip().to_string())
+            .port(self.address.port())
+            .recovery(quick())
+    }
+
+    /// What happens to the next connection for which nothing is planned.
+    pub(crate) fn plan(&self, plan: Plan) {
+        self.shared.plans.lock().unwrap().push_back(plan);
+    }
+
+    /// Whether new connections are closed at once.
+    pub(crate) fn refuse(&self, refuses: bool) {
+        self.shared.refuses.store(refuses, Ordering::SeqCst);
+    }
+
+    /// Nothing comes through in this direction any more, on the connections that are open.
+    pub(crate) fn drop_all(&self, direction: Direction) {
+        for link in &*self.shared.links.lock().unwrap() {
+            link.drops(direction).store(true, Ordering::SeqCst);
+        }
+    }
+
+    /// Cuts all connections.
+    pub(crate) fn cut(&self) {
+        for link in self.shared.links.lock().unwrap().drain(..) {
+            link.cut();
+        }
+    }
+
+    /// How many connections there have been.
+    pub(crate) fn accepted(&self) -> usize {
+        self.shared.accepted.load(Ordering::SeqCst)
+    }
+}
+
+/// Recovers with little delay.
+pub(crate) fn quick() -> RecoveryOptions {
+    RecoveryOptions::default()
+        .first_delay(Duration::from_millis(10))
+        .max_delay(Duration::from_millis(100))
+}
+
+impl Shared {
+    fn accept_all(&self, listener: &TcpListener) {
+        thread::scope(|scope| {
+            for client in listener.incoming().map_while(Result::ok) {
+                if self.ends.load(Ordering::SeqCst) {
+                    return;
+                }
+                self.accepted.fetch_add(1, Ordering::SeqCst);
+                let broker = *self.broker.lock().unwrap();
+                let refuses = self.refuses.load(Ordering::SeqCst);
+                let Some(broker) = (!refuses)
+                    .then(|| TcpStream::connect(broker).ok())
+                    .flatten()
+                else {
+                    continue;
+                };
+                for socket in [&client, &broker] {
+                    socket.set_nodelay(true).unwrap();
+                }
+                let link = Arc::new(Link {
+                    client,
+                    broker,
+                    to_broker_drops: AtomicBool::new(false),
+                    to_client_drops: AtomicBool::new(false),
+                });
+                self.links.lock().unwrap().push(Arc::clone(&link));
+                let plan = self.plans.lock().unwrap().pop_front();
+                for direction in [Direction::ToBroker, Direction::ToClient] {
+                    let link = Arc::clone(&link);
+                    let plan = plan.filter(|it| it.direction == direction);
+                    scope.spawn(move || link.pump(direction, plan));
+                }
+            }
+        });
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.shared.ends.store(true, Ordering::SeqCst);
+        self.cut();
+        // One that wakes it.
+        let _ = TcpStream::connect(self.address);
+        self.cut();
+        let _ = self.accepting.take().map(JoinHandle::join);
+    }
+}
