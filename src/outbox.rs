@@ -39,9 +39,8 @@ pub(crate) enum Admission {
     Room,
     /// When there is room and the broker takes messages.
     Publish { large: bool },
-    /// When there is room, also on a connection that is being recovered: the channel's gate knows whether it is open
-    /// there.
-    Answer,
+    /// When there is room, also on a connection that is being recovered: the caller knows what is open there.
+    Attached,
     /// At once, and before others may, since it brings back what they need; on this connection and no later one.
     Recovery { epoch: u64 },
 }
@@ -397,7 +396,7 @@ impl Outbox {
         Ok(match admission {
             Admission::Always => true,
             Admission::Recovery { epoch } => gate_open && state.admits_recovery(epoch)?,
-            Admission::Answer => gate_open && state.backlog.has_room(channel, false),
+            Admission::Attached => gate_open && state.backlog.has_room(channel, false),
             _ if matches!(state.phase, Phase::Lost { .. }) => return self.wait_for_recovery(state),
             Admission::Room => gate_open && state.backlog.has_room(channel, false),
             Admission::Publish { large } => {

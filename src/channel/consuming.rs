@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::Channel;
 use crate::consumer::Consumer;
+use crate::deadline::Deadline;
 use crate::delivery::GetResponse;
 use crate::error::{Error, Result};
 use crate::mailbox::{Call, Command, ConsumerMailbox, Reply};
@@ -129,13 +130,22 @@ impl Channel {
     pub fn basic_cancel(&self, consumer_tag: &str) -> Result<()> {
         let asked = Asked::about(BasicCancel::ID, consumer_tag);
         let consumer_tag = consumer_tag.into();
-        let cancelled = self.call_with(asked, |frames, call| {
-            self.state().append_cancel(frames, &consumer_tag, call)
-        });
+        let state = self.state();
+        let deadline = Deadline::after(self.connection().request_timeout());
+        let attached = Admission::Attached;
+        let gate = || state.gate();
+        let cancelled = request::call(
+            &state.link,
+            state.number,
+            deadline,
+            attached,
+            gate,
+            |frames, call| state.append_cancel(frames, &consumer_tag, call),
+        );
         match cancelled {
             // With the connection the consumer is gone, too.
             Err(error) if error.is_connection_end() && self.connection().is_open() => Ok(()),
-            cancelled => cancelled.map(drop),
+            cancelled => cancelled.map(drop).map_err(|error| asked.failed(error)),
         }
     }
 
@@ -229,17 +239,23 @@ impl Channel {
         };
         let patience = self.connection().publish_timeout();
         let outbox = &state.link.outbox;
-        let written = outbox.write(state.number, Admission::Answer, patience, gate, |frames| {
-            let Some(broker_tag) = settled.broker_tag(delivery_tag) else {
-                return Ok(());
-            };
-            frames.method(&answer(broker_tag))?;
-            state.settings.used();
-            if multiple {
-                settled.up_to(delivery_tag);
-            }
-            Ok(())
-        });
+        let written = outbox.write(
+            state.number,
+            Admission::Attached,
+            patience,
+            gate,
+            |frames| {
+                let Some(broker_tag) = settled.broker_tag(delivery_tag) else {
+                    return Ok(());
+                };
+                frames.method(&answer(broker_tag))?;
+                state.settings.used();
+                if multiple {
+                    settled.up_to(delivery_tag);
+                }
+                Ok(())
+            },
+        );
         match written {
             Err(_) if is_stale() && state.end.cause().is_none() => {
                 log::debug!(

@@ -1,1 +1,233 @@
-//! …
+//! Consumers go on.
+
+use std::thread;
+use std::time::Duration;
+
+use leveret::{Consumer, Delivery, NackOptions, QueueDeclareOptions, QueueType, StreamOffset};
+
+use super::{recovered, Lossy};
+use crate::support::{channel, eventually, logged, ready, unique, SOON};
+
+/// A queue that outlasts connections, and goes soon afterwards.
+fn lasting_queue(channel: &leveret::Channel) -> leveret::Queue {
+    let options = QueueDeclareOptions::default().expires(Duration::from_secs(60));
+    channel.queue_declare(&unique("q"), options).unwrap()
+}
+
+#[track_caller]
+fn next(consumer: &Consumer) -> Delivery {
+    let delivery = consumer.recv_timeout(SOON).unwrap();
+    delivery.expect("a message comes")
+}
+
+#[track_caller]
+fn body(delivery: &Delivery) -> u32 {
+    let body = std::str::from_utf8(delivery.body()).unwrap();
+    body.parse().unwrap()
+}
+
+#[test]
+fn iteration_goes_on_and_what_was_not_acknowledged_comes_again() {
+    let lossy = Lossy::new();
+    let channel = lossy.connection.open_channel().unwrap();
+    let queue = lasting_queue(&channel);
+    let consumer = queue.consume(Default::default()).unwrap();
+    let iterating = thread::spawn(move || {
+        let mut seen = Vec::new();
+        for delivery in &consumer {
+            let delivery = delivery.unwrap();
+            seen.push((body(&delivery), delivery.redelivered(), consumer.epoch()));
+            match body(&delivery) {
+                // Never acknowledged on the first connection.
+                3 if !delivery.redelivered() => drop(delivery),
+                99 => break,
+                _ => delivery.ack().unwrap(),
+            }
+        }
+        seen
+    });
+    for number in 1..=3 {
+        queue.publish(number.to_string()).unwrap();
+    }
+    let watching = self::channel();
+    eventually("all are taken", || ready(&watching, queue.name()) == 0);
+    thread::sleep(Duration::from_millis(50));
+    lossy.lose();
+    queue.publish("4").unwrap();
+    queue.publish("99").unwrap();
+    let seen = iterating.join().unwrap();
+    let expected = [
+        (1, false, 0),
+        (2, false, 0),
+        (3, false, 0),
+        (3, true, 1),
+        (4, false, 1),
+        (99, false, 1),
+    ];
+    assert_eq!(seen, expected);
+}
+
+#[test]
+fn answers_to_messages_of_the_lost_connection_are_not_sent_and_no_error() {
+    logged::begin();
+    let lossy = Lossy::new();
+    let channel = lossy.connection.open_channel().unwrap();
+    let queue = lasting_queue(&channel);
+    for number in 1..=6 {
+        queue.publish(number.to_string()).unwrap();
+    }
+    let consumer = queue.consume(Default::default()).unwrap();
+    let old: Vec<_> = (0..4).map(|_| next(&consumer)).collect();
+    let fetched_unread = 2;
+    lossy.lose();
+    old[0].ack().unwrap();
+    old[1].nack(NackOptions::default()).unwrap();
+    old[2].reject(true).unwrap();
+    old[3].ack_multiple().unwrap();
+    channel
+        .basic_nack(old[0].delivery_tag(), NackOptions::default())
+        .unwrap();
+    let quietly = |line: &str| line.contains("is not sent: the message was requeued");
+    assert!(logged::has(quietly));
+    // All six come again, each just once, and answers are for the right ones.
+    let again: Vec<_> = (0..4 + fetched_unread).map(|_| next(&consumer)).collect();
+    assert_eq!(
+        again.iter().map(body).collect::<Vec<_>>(),
+        [1, 2, 3, 4, 5, 6]
+    );
+    assert!(again.iter().all(Delivery::redelivered));
+    assert!(consumer
+        .recv_timeout(Duration::from_millis(50))
+        .unwrap()
+        .is_none());
+    // To the program, tags are counted on.
+    assert!(again[0].delivery_tag() > old[3].delivery_tag());
+    again[0].ack().unwrap();
+    again[4].ack_multiple().unwrap();
+    channel.basic_qos(0).unwrap();
+    lossy.lose();
+    assert_eq!(body(&next(&consumer)), 6);
+    let rest = consumer.recv_timeout(Duration::from_millis(50)).unwrap();
+    assert!(rest.is_none());
+}
+
+#[test]
+fn fetched_messages_and_all_at_once_are_answered_right() {
+    let lossy = Lossy::new();
+    let channel = lossy.connection.open_channel().unwrap();
+    let queue = lasting_queue(&channel);
+    queue.publish("1").unwrap();
+    let old = eventually_get(&queue);
+    lossy.lose();
+    old.ack().unwrap();
+    let again = eventually_get(&queue);
+    assert!(again.redelivered());
+    // "All" is all of this connection.
+    channel.basic_ack_multiple(0).unwrap();
+    channel.basic_recover(true).unwrap();
+    assert_eq!(ready(&channel, queue.name()), 0);
+}
+
+fn eventually_get(queue: &leveret::Queue) -> leveret::GetResponse {
+    let mut got = None;
+    eventually("there is a message", || {
+        got = queue.get(false).unwrap();
+        got.is_some()
+    });
+    got.unwrap()
+}
+
+#[test]
+fn consumers_begin_again_each_with_its_prefetch_and_cancelled_ones_do_not() {
+    let lossy = Lossy::new();
+    let channel = lossy.connection.open_channel().unwrap();
+    let (one, three) = (lasting_queue(&channel), lasting_queue(&channel));
+    channel.basic_qos(1).unwrap();
+    let by_one = one.consume(Default::default()).unwrap();
+    channel.basic_qos(3).unwrap();
+    let by_three = three.consume(Default::default()).unwrap();
+    let cancelled = one.consume(Default::default()).unwrap();
+    cancelled.cancel().unwrap();
+    drop(three.consume(Default::default()).unwrap());
+    for _ in 0..10 {
+        one.publish("1").unwrap();
+        three.publish("3").unwrap();
+    }
+    let watching = self::channel();
+    let taken = || (ready(&watching, one.name()), ready(&watching, three.name()));
+    eventually("as many as it may send", || taken() == (9, 7));
+    for _ in 0..2 {
+        lossy.lose();
+        eventually("as many as it may send again", || taken() == (9, 7));
+    }
+    // One that begins now has the latest.
+    let late = one.consume(Default::default()).unwrap();
+    eventually("three more", || taken().0 == 6);
+    drop(late);
+    by_one.cancel().unwrap();
+    by_three.cancel().unwrap();
+    assert!(cancelled.recv().unwrap().is_none());
+}
+
+#[test]
+fn a_consumer_can_be_cancelled_and_dropped_while_the_connection_is_away() {
+    let lossy = Lossy::new();
+    let channel = lossy.connection.open_channel().unwrap();
+    let queue = lasting_queue(&channel);
+    let cancelled = queue.consume(Default::default()).unwrap();
+    let dropped = queue.consume(Default::default()).unwrap();
+    let kept = queue.consume(Default::default()).unwrap();
+    lossy.proxy.refuse(true);
+    lossy.proxy.cut();
+    super::lost(&lossy.events);
+    cancelled.cancel().unwrap();
+    drop(dropped);
+    lossy.proxy.refuse(false);
+    recovered(&lossy.events);
+    assert!(cancelled.recv().unwrap().is_none());
+    let passive = QueueDeclareOptions::passive();
+    let queue = channel.queue_declare(queue.name(), passive).unwrap();
+    assert_eq!(queue.consumer_count(), Some(1));
+    queue.publish("1").unwrap();
+    assert_eq!(body(&next(&kept)), 1);
+}
+
+#[test]
+fn a_stream_is_read_on_behind_the_last_message_that_was_taken() {
+    let lossy = Lossy::new();
+    let channel = lossy.connection.open_channel().unwrap();
+    let options = QueueDeclareOptions::durable().queue_type(QueueType::Stream);
+    let queue = channel.queue_declare(&unique("stream"), options).unwrap();
+    let publisher = channel.publisher().unwrap();
+    let publish = |from: u32, to: u32| {
+        for number in from..=to {
+            publisher
+                .publish("", queue.name(), number.to_string())
+                .unwrap();
+        }
+        publisher.wait_for_confirms().unwrap();
+    };
+    publish(1, 6);
+    channel.basic_qos(100).unwrap();
+    let options = leveret::ConsumeOptions::default().stream_offset(StreamOffset::First);
+    let consumer = queue.consume(options).unwrap();
+    for number in 1..=4 {
+        let delivery = next(&consumer);
+        assert_eq!(body(&delivery), number);
+        delivery.ack().unwrap();
+    }
+    // Two wait unread.
+    eventually("they are here", || consumer.receiver().len() == 2);
+    lossy.lose();
+    for number in 5..=6 {
+        let delivery = next(&consumer);
+        assert_eq!(body(&delivery), number);
+        delivery.ack().unwrap();
+    }
+    lossy.lose();
+    publish(7, 7);
+    let delivery = next(&consumer);
+    assert_eq!(body(&delivery), 7);
+    assert_eq!(consumer.epoch(), 2);
+    queue.delete(Default::default()).unwrap();
+}
