@@ -304,10 +304,11 @@ impl Outage {
     }
 }
 
-/// Whether nobody who could be reached takes this login any more.
+/// Whether nobody who could be reached takes this login any more, and says so: a socket that was closed behind the
+/// credentials can also be that of a broker that went away just then.
 fn is_login_refused(error: &Error) -> bool {
     match error.kind() {
-        ErrorKind::LoginRefused { .. } => true,
+        ErrorKind::LoginRefused { text, .. } => !text.is_empty(),
         ErrorKind::EndpointsFailed(failed) => {
             let refused = failed.iter().any(|it| is_login_refused(&it.error));
             refused

@@ -1,1 +1,158 @@
-//! …
+//! Networks that break in every way, at every step of a handshake and a recovery.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use leveret::{
+    Connection, ConnectionEvent, ConsumeOptions, ErrorKind, PublisherOptions, QueueDeclareOptions,
+};
+
+use crate::support::proxy::{Direction, Fault, Plan, Proxy};
+use crate::support::{channel, unique, url, SOON};
+
+const SEEDS: u64 = 100;
+const THREADS: u64 = 10;
+/// Beyond the handshake and what is declared and published again, in bytes.
+const STEPS: u64 = 1500;
+
+/// A sequence of numbers that only depends on the seed (SplitMix64).
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (mixed ^ (mixed >> 31)) % limit
+    }
+
+    fn plan(&mut self) -> Plan {
+        let faults = [
+            Fault::Cut,
+            Fault::Stall,
+            Fault::HalfClose,
+            Fault::Drop,
+            Fault::Corrupt,
+            Fault::Delay,
+        ];
+        let directions = [Direction::ToBroker, Direction::ToClient];
+        Plan {
+            fault: faults[self.below(faults.len() as u64) as usize],
+            direction: directions[self.below(2) as usize],
+            after: self.below(STEPS) as usize,
+        }
+    }
+}
+
+#[test]
+fn whatever_breaks_at_whatever_step_nothing_is_lost_and_nobody_waits_for_ever() {
+    let next = AtomicU64::new(0);
+    thread::scope(|scope| {
+        for _ in 0..THREADS {
+            scope.spawn(|| loop {
+                let seed = next.fetch_add(1, Ordering::Relaxed);
+                if seed >= SEEDS {
+                    return;
+                }
+                break_connection(seed);
+            });
+        }
+    });
+}
+
+/// Loses a connection, and breaks the one that follows.
+fn break_connection(seed: u64) {
+    let plan = Random(seed).plan();
+    let begin = Instant::now();
+    let told = format!("seed {seed}: {plan:?}");
+    let proxy = Proxy::start(&url());
+    let short = Duration::from_millis(1500);
+    let options = proxy
+        .options()
+        .heartbeat(Duration::from_secs(1))
+        .connect_timeout(short)
+        .request_timeout(short)
+        .publish_timeout(SOON);
+    let connection = Connection::open_with(&options).unwrap();
+    let events = connection.events();
+    // It outlasts all connections, and goes soon.
+    let options = QueueDeclareOptions::default().expires(Duration::from_secs(60));
+    let channel = connection.open_channel().unwrap();
+    let queue = channel.queue_declare(&unique("q"), options).unwrap();
+    channel
+        .queue_bind(queue.name(), "amq.direct", queue.name(), Default::default())
+        .unwrap();
+    let consuming = connection.open_channel().unwrap();
+    consuming.basic_qos(5).unwrap();
+    let consumer = consuming
+        .basic_consume(queue.name(), ConsumeOptions::default())
+        .unwrap();
+    let publisher = channel
+        .publisher_with(PublisherOptions::default().window(10))
+        .unwrap();
+
+    proxy.plan(plan);
+    let publishing = thread::spawn({
+        let exchange = "amq.direct";
+        let routing_key = queue.name().to_owned();
+        move || {
+            let publish = |number: usize| {
+                let body = number.to_string();
+                let confirm = publisher.publish(exchange, &routing_key, body)?;
+                confirm.wait_timeout(SOON)
+            };
+            (0..30).try_for_each(publish)
+        }
+    });
+    proxy.cut();
+    let mut missing: Vec<_> = (0..30)
+        .map(|number| number.to_string().into_bytes())
+        .collect();
+    let consumed = loop {
+        match consumer.recv_timeout(Duration::from_millis(50)) {
+            Ok(Some(delivery)) => {
+                missing.retain(|it| it != delivery.body());
+                if let Err(error) = delivery.ack() {
+                    break Err(error);
+                }
+            }
+            Ok(None) if missing.is_empty() => break Ok(()),
+            Ok(None) => assert!(
+                begin.elapsed() < 2 * SOON,
+                "{told}: {missing:?} are missing, {:?}",
+                events.try_iter().collect::<Vec<_>>()
+            ),
+            Err(error) => break Err(error),
+        }
+        // A byte that was changed may be one of a message, or a prefetch: then it never comes.
+        if plan.fault == Fault::Corrupt && begin.elapsed() > SOON / 4 {
+            break Ok(());
+        }
+    };
+    let published = publishing.join().unwrap();
+    if plan.fault != Fault::Corrupt {
+        published.unwrap_or_else(|error| panic!("{told}: {error}"));
+        consumed.unwrap_or_else(|error| panic!("{told}: {error}"));
+        assert!(connection.stats().recoveries > 0, "{told}");
+    }
+    let lost = events
+        .try_iter()
+        .filter(|it| matches!(it, ConnectionEvent::Lost { .. }));
+    assert!(lost.count() > 0, "{told}");
+    // Whatever happened, it is over soon.
+    let closing = Instant::now();
+    let closed = connection.close();
+    let closed_well = match &closed {
+        Ok(()) => true,
+        Err(error) => matches!(error.kind(), ErrorKind::TimedOut { .. }),
+    };
+    assert!(
+        closed_well && closing.elapsed() < SOON / 2,
+        "{told}: {closed:?}"
+    );
+    if let Ok(queue) = self::channel().queue_delete(queue.name(), Default::default()) {
+        let _ = queue;
+    }
+}
