@@ -398,7 +398,7 @@ impl<'a> Replay<'a> {
             }
             false => Ok(()),
         };
-        Some(self.ask(channel, |frames, call| {
+        let asked = self.ask(channel, |frames, call| {
             set_qos(frames, &wanted.qos)?;
             frames.method(&consume)?;
             frames.command(Command::Consume {
@@ -408,7 +408,12 @@ impl<'a> Replay<'a> {
                 call: Some(call),
             });
             set_qos(frames, &current)
-        }))
+        });
+        if let Err(error) = &asked {
+            // The IO thread has not heard of it, and so does not say that it was lost once more.
+            wanted.mailbox.interrupted(error);
+        }
+        Some(asked)
     }
 
     /// Says whether the broker has agreed.
