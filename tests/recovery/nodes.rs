@@ -1,1 +1,321 @@
-//! …
+//! Brokers that are killed, stopped, or want nothing more to do with a connection.
+
+use std::collections::HashSet;
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use leveret::{
+    Connection, ConnectionEvent, ConnectionOptions, ErrorKind, Message, PublisherOptions,
+    QueueDeclareOptions, ReplyCode,
+};
+
+use super::{lost, recovered, Lossy};
+use crate::support::proxy::quick;
+use crate::support::{address_of, eventually, exclusive_queue, logged, url, Node, SOON};
+
+const PUBLISHERS: u32 = 4;
+const MESSAGES: u32 = 50_000;
+const KILLS: u32 = 5;
+
+/// Publishes its messages, and waits for each to be confirmed.
+fn publish_all(connection: &Connection, queue: &str, published: &AtomicU32) {
+    let channel = connection.open_channel().unwrap();
+    let options = PublisherOptions::default()
+        .window(500)
+        .confirm_timeout(5 * SOON);
+    let publisher = channel.publisher_with(options).unwrap();
+    let mut confirms = Vec::new();
+    for number in 0..MESSAGES {
+        let body = number.to_be_bytes();
+        let message = Message::new(&body).persistent();
+        confirms.push(publisher.publish("", queue, message).unwrap());
+        published.fetch_add(1, Ordering::Relaxed);
+    }
+    for confirm in confirms {
+        confirm.wait_timeout(5 * SOON).unwrap();
+    }
+    assert_eq!(publisher.unconfirmed(), 0);
+}
+
+/// Consumes until all messages have come. Returns how many came more than once.
+fn consume_all(connection: &Connection, queue: &str) -> u32 {
+    let channel = connection.open_channel().unwrap();
+    channel.basic_qos(200).unwrap();
+    let consumer = channel.basic_consume(queue, Default::default()).unwrap();
+    let (mut seen, mut last, mut again) = (HashSet::new(), None, 0);
+    while seen.len() < MESSAGES as usize {
+        let delivery = consumer.recv_timeout(5 * SOON).unwrap();
+        let missing = MESSAGES as usize - seen.len();
+        let delivery = delivery.unwrap_or_else(|| panic!("{missing} messages are missing"));
+        let number = u32::from_be_bytes(delivery.body().try_into().unwrap());
+        if !seen.insert(number) {
+            again += 1;
+        } else if !delivery.redelivered() {
+            assert!(last < Some(number), "{number} came behind {last:?}");
+            last = Some(number);
+        }
+        delivery.ack().unwrap();
+    }
+    again
+}
+
+#[test]
+fn nothing_is_lost_when_the_broker_is_killed_again_and_again_under_load() {
+    let mut node = Node::start();
+    let options = node
+        .options()
+        .publish_timeout(5 * SOON)
+        .request_timeout(5 * SOON)
+        .recovery(quick().max_delay(Duration::from_millis(500)));
+    let connection = Connection::open_with(&options).unwrap();
+    let events = connection.events();
+    let channel = connection.open_channel().unwrap();
+    let queues: Vec<_> = (0..PUBLISHERS)
+        .map(|number| format!("load {number}"))
+        .collect();
+    for queue in &queues {
+        let durable = QueueDeclareOptions::durable();
+        channel.queue_declare(queue, durable).unwrap();
+    }
+    // Declare-ok does not mean that the declaration is on disk: that can take RabbitMQ two seconds more.
+    node.ctl(&["eval", "mnesia:sync_log()."]);
+    let published = AtomicU32::new(0);
+    let again = thread::scope(|scope| {
+        let (connection, published) = (&connection, &published);
+        let mut consumers = Vec::new();
+        for queue in &queues {
+            scope.spawn(move || publish_all(connection, queue, published));
+            consumers.push(scope.spawn(move || consume_all(connection, queue)));
+        }
+        let all = PUBLISHERS * MESSAGES;
+        for kill in 0..KILLS {
+            // Spread over the run; what exactly happens just then is as random as threads are.
+            eventually("it goes on", || {
+                published.load(Ordering::Relaxed) > all / (KILLS + 1) * kill + 2000
+            });
+            node.signal("KILL");
+            lost(&events);
+            node.restart();
+            recovered(&events);
+        }
+        let again = consumers.into_iter().map(|it| it.join().unwrap());
+        again.sum::<u32>()
+    });
+    assert_eq!(published.into_inner(), PUBLISHERS * MESSAGES);
+    assert_eq!(connection.stats().recoveries, u64::from(KILLS));
+    // With a window of 500, some were always in between.
+    assert!(again > 0, "no kill came in the middle");
+    println!("{again} messages came more than once");
+    connection.close().unwrap();
+}
+
+#[test]
+fn the_next_node_of_a_list_takes_over() {
+    let mut nodes: Vec<_> = thread::scope(|scope| {
+        let starting = (0..3).map(|_| scope.spawn(Node::start));
+        let starting: Vec<_> = starting.collect();
+        starting.into_iter().map(|it| it.join().unwrap()).collect()
+    });
+    let ports: Vec<_> = nodes
+        .iter()
+        .map(|node| address_of(&node.uri()).port())
+        .collect();
+    let options = ConnectionOptions::default()
+        .host("127.0.0.1")
+        .port(ports[0])
+        .endpoint("127.0.0.1", ports[1])
+        .endpoint("127.0.0.1", ports[2])
+        .recovery(quick());
+    let connection = Connection::open_with(&options).unwrap();
+    let events = connection.events();
+    let channel = connection.open_channel().unwrap();
+    let queue = channel
+        .queue_declare("failover", QueueDeclareOptions::durable())
+        .unwrap();
+    queue.bind(&channel.exchange("amq.topic"), "to.#").unwrap();
+    let consumer = queue.consume(Default::default()).unwrap();
+    let publisher = connection.open_channel().unwrap().publisher().unwrap();
+    // The first is back when the last goes.
+    for (round, at) in [0, 1, 2, 0].into_iter().enumerate() {
+        assert_eq!(connection.peer_addr().port(), ports[at]);
+        let body = round.to_string();
+        let confirm = publisher.publish("amq.topic", "to.queue", &body).unwrap();
+        confirm.wait().unwrap();
+        let delivery = consumer.recv_timeout(SOON).unwrap().unwrap();
+        assert_eq!(delivery.body(), body.as_bytes());
+        delivery.ack().unwrap();
+        match round {
+            3 => break,
+            2 => nodes[0].restart(),
+            _ => {}
+        }
+        nodes[at].signal("KILL");
+        recovered(&events);
+    }
+}
+
+#[test]
+fn a_connection_that_an_operator_closes_comes_back_until_its_login_is_refused() {
+    logged::begin();
+    let node = Node::start();
+    let connection = Connection::open_with(&node.options().recovery(quick())).unwrap();
+    let events = connection.events();
+    let channel = connection.open_channel().unwrap();
+    let queue = exclusive_queue(&channel);
+    let consumer = queue.consume(Default::default()).unwrap();
+    node.ctl(&["close_all_connections", "maintenance"]);
+    let told = recovered(&events);
+    let Some(ConnectionEvent::Lost { cause }) = told.first() else {
+        panic!("{told:?}");
+    };
+    assert_eq!(cause.reply_code(), Some(ReplyCode::CONNECTION_FORCED));
+    assert!(cause.to_string().contains("maintenance"), "{cause}");
+    queue.publish("m").unwrap();
+    assert_eq!(consumer.recv_timeout(SOON).unwrap().unwrap().body(), b"m");
+    // A person can read what happened, in order.
+    assert!(logged::has(
+        |line| line.contains("maintenance") && line.contains("it is opened again")
+    ));
+    assert!(logged::has(
+        |line| line.starts_with("connected again to 127.0.0.1:")
+    ));
+
+    node.ctl(&["change_password", "guest", "another"]);
+    node.ctl(&["close_all_connections", "new password"]);
+    connection.wait_closed(SOON).unwrap();
+    let cause = connection.close_cause().unwrap();
+    let ErrorKind::RecoveryGivenUp { last, attempts, .. } = cause.kind() else {
+        panic!("{cause}");
+    };
+    assert!(matches!(**last, ErrorKind::LoginRefused { .. }), "{cause}");
+    assert_eq!(*attempts, 1);
+    assert_eq!(consumer.recv().unwrap_err().kind(), cause.kind());
+    assert_eq!(channel.basic_qos(1).unwrap_err().kind(), cause.kind());
+}
+
+#[test]
+fn a_node_that_is_away_for_a_minute_is_waited_for() {
+    let mut node = Node::start();
+    let options = node
+        .options()
+        .request_timeout(Duration::from_secs(2))
+        .publish_timeout(Duration::from_secs(2));
+    let connection = Connection::open_with(&options).unwrap();
+    let events = connection.events();
+    let channel = connection.open_channel().unwrap();
+    let queue = channel
+        .queue_declare("minute", QueueDeclareOptions::durable())
+        .unwrap();
+    node.ctl(&["eval", "mnesia:sync_log()."]);
+    let publisher = channel.publisher().unwrap();
+    let consuming = connection.open_channel().unwrap();
+    let consumer = consuming
+        .basic_consume(queue.name(), Default::default())
+        .unwrap();
+    node.signal("KILL");
+    lost(&events);
+    let begin = Instant::now();
+    let recovering = |error: &leveret::Error| matches!(error.kind(), ErrorKind::Recovering { .. });
+    while begin.elapsed() < Duration::from_secs(60) {
+        let error = channel.basic_qos(1).unwrap_err();
+        assert!(recovering(&error), "{error}");
+        let error = publisher
+            .publish("", queue.name(), "never sent")
+            .unwrap_err();
+        assert!(recovering(&error), "{error}");
+    }
+    let publishing = thread::spawn({
+        let (publisher, queue) = (publisher.clone(), queue.name().to_owned());
+        move || loop {
+            match publisher.publish("", &queue, "sent") {
+                Err(error) => assert!(!error.may_have_been_sent(), "{error}"),
+                Ok(confirm) => return confirm.wait_timeout(SOON).unwrap(),
+            }
+        }
+    });
+    node.restart();
+    let told = recovered(&events);
+    publishing.join().unwrap();
+    assert_eq!(
+        consumer.recv_timeout(SOON).unwrap().unwrap().body(),
+        b"sent"
+    );
+    let Some(ConnectionEvent::Recovered { attempts, after }) = told.last() else {
+        panic!("{told:?}");
+    };
+    // With growing pauses: 200 milliseconds at first, 15 seconds at last.
+    assert!((5..20).contains(attempts), "{attempts}");
+    assert!(*after >= Duration::from_secs(60), "{after:?}");
+}
+
+/// What this process has in use.
+#[cfg(target_os = "linux")]
+fn in_use() -> (usize, usize, usize) {
+    let count = |path| std::fs::read_dir(path).unwrap().count();
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let kib = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:")?.strip_suffix(" kB"));
+    let kib = kib.unwrap().trim().parse().unwrap();
+    (count("/proc/self/task"), count("/proc/self/fd"), kib)
+}
+
+/// In a process of its own, where nobody else has threads and sockets.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_thousand_recoveries_leave_nothing_behind() {
+    let run = Command::new(std::env::current_exe().unwrap())
+        .args([
+            "--exact",
+            "recovery::nodes::a_thousand_recoveries",
+            "--ignored",
+        ])
+        .env("AMQP_URL", url())
+        .output()
+        .unwrap();
+    assert!(
+        run.status.success(),
+        "{}",
+        String::from_utf8_lossy(&run.stdout)
+    );
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+#[ignore = "the program that the test before it runs"]
+fn a_thousand_recoveries() {
+    let lossy = Lossy::with(|options| options.recovery(quick().first_delay(Duration::ZERO)));
+    let channel = lossy.connection.open_channel().unwrap();
+    let publisher = lossy
+        .connection
+        .open_channel()
+        .unwrap()
+        .publisher()
+        .unwrap();
+    let queue = exclusive_queue(&channel);
+    let consumer = queue.consume(Default::default()).unwrap();
+    let recover = |times| {
+        for _ in 0..times {
+            let confirm = publisher.publish("", queue.name(), "m").unwrap();
+            lossy.lose();
+            confirm.wait_timeout(SOON).unwrap_or_default();
+            while consumer.try_recv().unwrap().is_some() {}
+        }
+    };
+    recover(100);
+    let before = in_use();
+    recover(1000);
+    // The last thread and socket may take a moment to go.
+    eventually("no thread and no descriptor is left", || {
+        let now = in_use();
+        now.0 <= before.0 && now.1 <= before.1
+    });
+    let after = in_use();
+    // One name for each, of a handle that was held all the time.
+    assert!(
+        after.2 < before.2 + 1024,
+        "{before:?} became {after:?} (KiB)"
+    );
+}

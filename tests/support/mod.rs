@@ -8,6 +8,7 @@ pub(crate) mod program;
 pub(crate) mod proxy;
 mod scripted;
 
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -25,6 +26,12 @@ pub(crate) fn url() -> String {
     std::env::var("AMQP_URL").unwrap_or_else(|_| {
         panic!("no broker: run the tests with `tests/with-rabbitmq cargo test`, or set AMQP_URL")
     })
+}
+
+/// Where the broker at this URI listens.
+pub(crate) fn address_of(uri: &str) -> SocketAddr {
+    let authority = uri.rsplit('@').next().unwrap();
+    authority.split('/').next().unwrap().parse().unwrap()
 }
 
 pub(crate) fn options() -> ConnectionOptions {

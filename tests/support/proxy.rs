@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use leveret::{ConnectionOptions, RecoveryOptions};
 
+use super::address_of;
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Direction {
     ToBroker,
@@ -49,7 +51,7 @@ pub(crate) struct Proxy {
 }
 
 struct Shared {
-    broker: Mutex<SocketAddr>,
+    broker: SocketAddr,
     /// For the connections to come, one each.
     plans: Mutex<VecDeque<Plan>>,
     links: Mutex<Vec<Arc<Link>>>,
@@ -142,12 +144,10 @@ impl Link {
 impl Proxy {
     /// In front of the broker at this URI.
     pub(crate) fn start(uri: &str) -> Self {
-        let authority = uri.rsplit('@').next().unwrap();
-        let broker = authority.split('/').next().unwrap().parse().unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let shared = Arc::new(Shared {
-            broker: Mutex::new(broker),
+            broker: address_of(uri),
             plans: Mutex::default(),
             links: Mutex::default(),
             accepted: AtomicUsize::new(0),
@@ -218,10 +218,9 @@ impl Shared {
                     return;
                 }
                 self.accepted.fetch_add(1, Ordering::SeqCst);
-                let broker = *self.broker.lock().unwrap();
                 let refuses = self.refuses.load(Ordering::SeqCst);
                 let Some(broker) = (!refuses)
-                    .then(|| TcpStream::connect(broker).ok())
+                    .then(|| TcpStream::connect(self.broker).ok())
                     .flatten()
                 else {
                     continue;
