@@ -122,9 +122,8 @@ impl RecoveryOptions {
 
     /// How long to wait before this attempt, counted from 1. `random` is anything.
     pub(crate) fn delay(&self, attempt: u32, random: u64) -> Duration {
-        let doubled = 1_u32.checked_shl(attempt.saturating_sub(1));
-        let delay = doubled.and_then(|doubled| self.first_delay.checked_mul(doubled));
-        let delay = delay.unwrap_or(self.max_delay).min(self.max_delay);
+        let doubled = 1 << attempt.saturating_sub(1).min(31);
+        let delay = self.first_delay.saturating_mul(doubled).min(self.max_delay);
         let half = delay / 2;
         half + half.mul_f64((random % 1024) as f64 / 1024.0)
     }
@@ -163,6 +162,8 @@ mod tests {
         }
         for attempt in [31, 32, 33, 1000, u32::MAX] {
             assert_eq!(options.delay(attempt, 0), options.max_delay / 2);
+            let at_once = RecoveryOptions::default().first_delay(Duration::ZERO);
+            assert_eq!(at_once.delay(attempt, u64::MAX), Duration::ZERO);
         }
     }
 }
