@@ -87,17 +87,6 @@ struct State {
     blocked: Option<String>,
 }
 
-impl State {
-    #[cold]
-    fn admits_recovery(&self, epoch: u64) -> Result<bool> {
-        match &self.phase {
-            Phase::Lost { cause, .. } if self.epoch != epoch => Err(cause.clone()),
-            Phase::Lost { connected, .. } => Ok(*connected),
-            Phase::Open | Phase::Ended(_) => Ok(true),
-        }
-    }
-}
-
 pub(crate) struct Outbox {
     state: Mutex<State>,
     /// Notified when there may be room, or nothing to wait for any more.
@@ -118,7 +107,6 @@ pub(crate) struct Outbox {
 pub(crate) struct Large {
     frames: Vec<u8>,
     properties: Range<usize>,
-    kept: Option<Bytes>,
     /// What it was made for.
     payload_limit: usize,
 }
@@ -128,8 +116,9 @@ impl Large {
         self.frames.get(self.properties.clone()).unwrap_or_default()
     }
 
-    pub(crate) fn take_kept(&mut self) -> Option<Bytes> {
-        self.kept.take()
+    /// A copy of it.
+    pub(crate) fn keep(&self) -> Bytes {
+        Bytes::copy_from_slice(&self.frames)
     }
 }
 
@@ -139,6 +128,8 @@ pub(crate) struct Frames<'a> {
     channel: u16,
     commands: &'a Sender<Command>,
     wake_all: bool,
+    /// Where the last message begins.
+    start: usize,
 }
 
 impl Frames<'_> {
@@ -150,32 +141,31 @@ impl Frames<'_> {
         written.map_err(unsendable)
     }
 
-    /// A message. Returns its properties as they are sent, and its frames if they are to be kept.
+    /// A message. Returns its properties as they are sent.
     #[inline]
     pub(crate) fn message(
         &mut self,
         publish: &BasicPublish<'_>,
         properties: Option<&Properties>,
         body: &[u8],
-        keep: bool,
-    ) -> Result<(&[u8], Option<Bytes>)> {
+    ) -> Result<&[u8]> {
         let limit = self.state.payload_limit;
-        let State {
-            backlog,
-            keeping,
-            messages,
-            ..
-        } = &mut *self.state;
-        let target = backlog.target(self.channel);
-        let start = target.len();
+        let target = self.state.backlog.target(self.channel);
+        self.start = target.len();
         let written = write_message(target, self.channel, publish, properties, body, limit);
         let properties = written.map_err(unsendable)?;
-        *messages += 1;
-        let kept = keep.then(|| {
-            keeping.extend_from_slice(target.get(start..).unwrap_or_default());
-            keeping.split().freeze()
-        });
-        Ok((target.get(properties).unwrap_or_default(), kept))
+        self.state.messages += 1;
+        Ok(target.get(properties).unwrap_or_default())
+    }
+
+    /// A copy of the message that was appended last.
+    pub(crate) fn keep(&mut self) -> Bytes {
+        let State {
+            backlog, keeping, ..
+        } = &mut *self.state;
+        let appended = backlog.target(self.channel).get(self.start..);
+        keeping.extend_from_slice(appended.unwrap_or_default());
+        keeping.split().freeze()
     }
 
     /// A message that was encoded before. It goes in a lane.
@@ -311,7 +301,6 @@ impl Outbox {
         publish: &BasicPublish<'_>,
         properties: Option<&Properties>,
         body: &[u8],
-        keep: bool,
     ) -> Result<Large> {
         let mut state = self.state.lock();
         let mut frames = state.backlog.take_spare();
@@ -322,7 +311,6 @@ impl Outbox {
         let written = write_message(&mut frames, channel, publish, properties, body, limit);
         let properties = written.map_err(unsendable)?;
         Ok(Large {
-            kept: keep.then(|| Bytes::copy_from_slice(&frames)),
             frames,
             properties,
             payload_limit: limit,
@@ -349,6 +337,7 @@ impl Outbox {
             channel,
             commands: &self.commands,
             wake_all: false,
+            start,
         };
         let appended = append(&mut frames);
         let wake_all = frames.wake_all;
@@ -389,27 +378,36 @@ impl Outbox {
         admission: Admission,
         gate: &impl Fn() -> Result<Gate>,
     ) -> Result<bool> {
-        if let Phase::Ended(error) = &state.phase {
-            return Err(error.clone());
+        if !matches!(state.phase, Phase::Open) && !self.admits_now(state, admission)? {
+            return Ok(false);
         }
         let gate_open = matches!(gate()?, Gate::Open);
         Ok(match admission {
             Admission::Always => true,
-            Admission::Recovery { epoch } => gate_open && state.admits_recovery(epoch)?,
-            Admission::Attached => gate_open && state.backlog.has_room(channel, false),
-            _ if matches!(state.phase, Phase::Lost { .. }) => return self.wait_for_recovery(state),
-            Admission::Room => gate_open && state.backlog.has_room(channel, false),
+            Admission::Recovery { .. } => gate_open,
+            Admission::Room | Admission::Attached => {
+                gate_open && state.backlog.has_room(channel, false)
+            }
             Admission::Publish { large } => {
                 gate_open && state.blocked.is_none() && state.backlog.has_room(channel, large)
             }
         })
     }
 
+    /// Whether there is anything for these, when the connection is not open.
     #[cold]
-    fn wait_for_recovery(&self, state: &State) -> Result<bool> {
-        match &state.phase {
-            Phase::Lost { cause, .. } if self.fails_fast => Err(recovering(cause, Duration::ZERO)),
-            _ => Ok(false),
+    fn admits_now(&self, state: &State, admission: Admission) -> Result<bool> {
+        let (cause, connected) = match &state.phase {
+            Phase::Open => return Ok(true),
+            Phase::Lost { cause, connected } => (cause, *connected),
+            Phase::Ended(error) => return Err(error.clone()),
+        };
+        match admission {
+            Admission::Always | Admission::Attached => Ok(true),
+            Admission::Recovery { epoch } if state.epoch != epoch => Err(cause.clone()),
+            Admission::Recovery { .. } => Ok(connected),
+            _ if self.fails_fast => Err(recovering(cause, Duration::ZERO)),
+            Admission::Room | Admission::Publish { .. } => Ok(false),
         }
     }
 

@@ -4,15 +4,16 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use crossbeam_channel::Receiver;
 
-use super::Channel;
+use super::{Channel, ChannelState};
 use crate::confirm::Awaited;
 use crate::deadline::Deadline;
 use crate::error::{Error, Result};
 use crate::mailbox::{ConfirmMailbox, Published};
 use crate::message::Message;
-use crate::outbox::{Admission, Patience, LARGE};
+use crate::outbox::{Admission, Frames, LARGE};
 use crate::proto::Identity;
 use crate::request::Asked;
 use crate::returned::ReturnedMessage;
@@ -97,7 +98,6 @@ impl Channel {
     ) -> Result<Option<u64>> {
         self.check_size(message)?;
         let state = self.state();
-        let outbox = &state.link.outbox;
         let method = BasicPublish {
             ticket: 0,
             exchange: Cow::Borrowed(exchange),
@@ -109,48 +109,47 @@ impl Channel {
         // What costs more the larger the message is happens before the lock is taken.
         let identity = (mandatory && state.confirms.is_selected())
             .then(|| Identity::new(exchange, routing_key, body));
-        let gate = || state.publish_gate();
-        let keep = confirm.is_some_and(|it| it.is_published_again());
-        let is_large = body.len() > LARGE;
-        let admission = Admission::Publish { large: is_large };
-        let (large, patience) = if is_large {
-            // Nothing is encoded before there is room, or whoever waits would hold a copy of the body.
-            let deadline = Deadline::after(timeout);
-            outbox.write(state.number, admission, deadline, gate, |_| Ok(()))?;
-            let large = outbox.encode_large(state.number, &method, properties, body, keep)?;
-            (Some(large), Patience::from(deadline))
+        let published = if body.len() > LARGE {
+            self.publish_large(&method, message, identity, confirm, timeout)?
         } else {
-            (None, Patience::from(timeout))
+            let admission = Admission::Publish { large: false };
+            let gate = || state.publish_gate();
+            let outbox = &state.link.outbox;
+            outbox.write(state.number, admission, timeout, gate, |frames| {
+                let properties = frames.message(&method, properties, body)?;
+                let identity = identity.map(|it| it.with_properties(properties));
+                Ok(state.published(frames, identity, confirm, |frames| frames.keep()))
+            })?
         };
-        let published = outbox.write(state.number, admission, patience, gate, |frames| {
-            let identify = |properties: &[u8]| identity.map(|it| it.with_properties(properties));
-            let (identity, kept) = match large {
-                Some(mut large) => {
-                    let (identity, kept) = (identify(large.properties()), large.take_kept());
-                    frames.large(large)?;
-                    (identity, kept)
-                }
-                None => {
-                    let (properties, kept) = frames.message(&method, properties, body, keep)?;
-                    (identify(properties), kept)
-                }
-            };
-            let Some(sequence_number) = state.confirms.next(confirm.is_some()) else {
-                state.settings.used();
-                return Ok(None);
-            };
-            frames.published(Published {
-                channel: state.number,
-                sequence_number,
-                confirm: confirm.map(|it| Arc::<C>::clone(it) as Arc<dyn ConfirmMailbox>),
-                identity,
-                sent_before: false,
-                kept,
-            });
-            Ok(Some(sequence_number))
-        })?;
         state.link.counters.published();
         Ok(published)
+    }
+
+    #[cold]
+    fn publish_large<C: ConfirmMailbox + 'static>(
+        &self,
+        method: &BasicPublish<'_>,
+        message: &Message<'_>,
+        identity: Option<Identity>,
+        confirm: Option<&Arc<C>>,
+        timeout: Duration,
+    ) -> Result<Option<u64>> {
+        let state = self.state();
+        let outbox = &state.link.outbox;
+        let admission = Admission::Publish { large: true };
+        let gate = || state.publish_gate();
+        // Nothing is encoded before there is room, or whoever waits would hold a copy of the body.
+        let deadline = Deadline::after(timeout);
+        outbox.write(state.number, admission, deadline, gate, |_| Ok(()))?;
+        let (properties, body) = (message.properties(), message.body());
+        let large = outbox.encode_large(state.number, method, properties, body)?;
+        // Not under the lock, either.
+        let kept = is_kept(confirm).then(|| large.keep());
+        outbox.write(state.number, admission, deadline, gate, |frames| {
+            let identity = identity.map(|it| it.with_properties(large.properties()));
+            frames.large(large)?;
+            Ok(state.published(frames, identity, confirm, |_| kept.unwrap_or_default()))
+        })
     }
 
     fn check_size(&self, message: &Message<'_>) -> Result<()> {
@@ -185,5 +184,37 @@ impl Channel {
     /// ```
     pub fn returned_messages(&self) -> Receiver<ReturnedMessage> {
         self.state().returned.receiver()
+    }
+}
+
+/// Whether a copy of the message is kept until it is answered.
+fn is_kept<C: ConfirmMailbox>(confirm: Option<&Arc<C>>) -> bool {
+    confirm.is_some_and(|it| it.is_published_again())
+}
+
+impl ChannelState {
+    /// A message was appended: its number, in confirm mode.
+    #[inline]
+    fn published<C: ConfirmMailbox + 'static>(
+        &self,
+        frames: &mut Frames<'_>,
+        identity: Option<Identity>,
+        confirm: Option<&Arc<C>>,
+        keep: impl FnOnce(&mut Frames<'_>) -> Bytes,
+    ) -> Option<u64> {
+        let Some(sequence_number) = self.confirms.next(confirm.is_some()) else {
+            self.settings.used();
+            return None;
+        };
+        let kept = is_kept(confirm).then(|| keep(frames));
+        frames.published(Published {
+            channel: self.number,
+            sequence_number,
+            confirm: confirm.map(|it| Arc::<C>::clone(it) as Arc<dyn ConfirmMailbox>),
+            identity,
+            sent_before: false,
+            kept,
+        });
+        Some(sequence_number)
     }
 }
