@@ -134,10 +134,7 @@ fn what_was_asked_at_the_moment_of_loss_says_whether_to_ask_again() {
         let channel = channel.clone();
         move || channel.queue_declare("", QueueDeclareOptions::exclusive())
     });
-    let publishing = thread::spawn({
-        let channel = channel.clone();
-        move || channel.basic_publish("", "nowhere", "m")
-    });
+    let publishing = thread::spawn(move || channel.basic_publish("", "nowhere", "m"));
     thread::sleep(Duration::from_millis(100));
     assert!(!asking.is_finished() && !publishing.is_finished());
     assert!(lossy.connection.loss().is_some());

@@ -227,7 +227,7 @@ fn a_node_that_is_away_for_a_minute_is_waited_for() {
         assert!(recovering(&error), "{error}");
     }
     let publishing = thread::spawn({
-        let (publisher, queue) = (publisher.clone(), queue.name().to_owned());
+        let (publisher, queue) = (publisher, queue.name().to_owned());
         move || loop {
             match publisher.publish("", &queue, "sent") {
                 Err(error) => assert!(!error.may_have_been_sent(), "{error}"),

@@ -162,7 +162,7 @@ fn what_cannot_be_declared_is_told_and_looked_for_while_the_rest_goes_on() {
     let channel = lossy.connection.open_channel().unwrap();
     let short_lived = QueueDeclareOptions::default().auto_delete();
     let changed = channel
-        .queue_declare(&unique("changed"), short_lived.clone())
+        .queue_declare(&unique("changed"), short_lived)
         .unwrap();
     let other = exclusive_queue(&channel);
     let exchange = auto_delete_exchange(&channel, ExchangeKind::Fanout);
@@ -289,9 +289,9 @@ fn a_consumer_that_may_not_consume_any_more_ends_and_its_channel_goes_on() {
 
 #[test]
 fn a_filter_and_switches_say_what_comes_back() {
-    let none: fn(RecoveryOptions) -> RecoveryOptions = |it| it;
-    let cases: [(&str, fn(RecoveryOptions) -> RecoveryOptions); 6] = [
-        ("all", none),
+    type Limit = fn(RecoveryOptions) -> RecoveryOptions;
+    let cases: [(&str, Limit); 6] = [
+        ("nothing", |it| it),
         ("exchange", RecoveryOptions::without_exchanges),
         ("queue", RecoveryOptions::without_queues),
         ("binding", RecoveryOptions::without_bindings),
@@ -327,7 +327,7 @@ fn a_filter_and_switches_say_what_comes_back() {
             queue.publish("last").unwrap();
         }
         match left_out {
-            "all" => {
+            "nothing" => {
                 let body = consumer.recv_timeout(SOON).unwrap().unwrap();
                 assert_eq!(body.body(), b"m");
             }
