@@ -70,8 +70,8 @@ impl Confirm {
     /// It can be called again, and then says the same.
     ///
     /// # Errors
-    /// [`ErrorKind::Nacked`], [`ErrorKind::Returned`]; the end of the channel or the connection, if the answer had not
-    /// come before: [`Error::may_have_been_sent`] tells whether the broker can have the message. A timeout changes
+    /// [`ErrorKind::Nacked`], [`ErrorKind::Returned`]; the end of the channel or the connection (for good: a lost one comes back, and
+    /// the wait goes on), if the answer had not come before: [`Error::may_have_been_sent`] tells whether the broker can have the message. A timeout changes
     /// nothing: the answer can still come.
     ///
     /// See <https://www.rabbitmq.com/docs/confirms#when-publishes-are-confirmed>.

@@ -36,6 +36,10 @@ const ABORT_PATIENCE: Duration = Duration::from_secs(5);
 /// message that takes an hour to work on does not cost the connection. Handles are cheap to clone and can be used by
 /// any number of threads; most work is done through a [`Channel`].
 ///
+/// When it is lost, it is opened again, and all that was declared through it, its channels, consumers and unconfirmed
+/// messages come back: see [`RecoveryOptions`](crate::RecoveryOptions). Whoever waits for a reply at that moment gets an error;
+/// [`Error::may_have_been_sent`] tells whether it is safe to ask again. What is asked meanwhile waits, up to its timeout.
+///
 /// Dropping the last handle (of the connection, its channels, consumers and deliveries) closes the connection in
 /// good order, waiting at most 5 seconds. [`close`](Self::close) does it at once, for all handles, and tells how it
 /// went.
@@ -204,7 +208,7 @@ impl Connection {
         self.inner.link.outbox.blocked_reason()
     }
 
-    /// What happens to the connection from now on: blocked, unblocked, closed. The receiver keeps the newest 64; all
+    /// What happens to the connection from now on: blocked, unblocked, lost, recovered, closed. The receiver keeps the newest 64; all
     /// receivers of a connection share them. It is disconnected when the connection has ended.
     ///
     /// ```no_run
@@ -217,6 +221,10 @@ impl Connection {
     ///         match event {
     ///             ConnectionEvent::Blocked { reason } => println!("publishing waits: {reason}"),
     ///             ConnectionEvent::Unblocked => println!("publishing goes on"),
+    ///             ConnectionEvent::Lost { cause } => println!("{cause}"),
+    ///             ConnectionEvent::Recovered { attempts, after } => {
+    ///                 println!("back after {after:?} and {attempts} attempts")
+    ///             }
     ///             other => println!("{other:?}"),
     ///         }
     ///     }

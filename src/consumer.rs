@@ -26,8 +26,12 @@ const OVERHEAD: usize = size_of::<Result<Delivery>>() + 32;
 /// A consumer of a queue: blocks for the next message, one by one.
 ///
 /// The end is never silent. Cancelled by this program: what has already come can still be read, then the iteration
-/// ends. Cancelled by the broker, or the channel or the connection closed (also by this program) or lost: the error
+/// ends. Cancelled by the broker, or the channel or the connection closed (also by this program) or lost for good: the error
 /// is yielded once, then the iteration ends.
+///
+/// A connection that is lost and comes back ([`RecoveryOptions`](crate::RecoveryOptions)) is no end: the iteration just goes
+/// on. What was not acknowledged comes again, and so does what nobody had read yet: it is dropped here.
+/// [`epoch`](Self::epoch) tells whether that has happened. A stream is read on behind the last message that was taken.
 ///
 /// Dropping a consumer cancels it without waiting, and gives back to the queue what nobody has read.
 ///

@@ -19,6 +19,9 @@ use crate::wire::properties::Properties;
 /// an answer stays with this channel, "unacked", until the channel closes: then the broker gives it to another
 /// consumer.
 ///
+/// When the connection is lost, the broker gives all unacked messages back to their queues, and delivers them again. An
+/// answer to one that came before is then not sent: that is no error, and a line in the log at `debug`.
+///
 /// See <https://www.rabbitmq.com/docs/confirms#acknowledgement-modes>.
 #[must_use = "a delivery that nobody acknowledges stays unacked until the channel closes"]
 pub struct Delivery {

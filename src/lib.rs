@@ -3,7 +3,8 @@
 //!
 //! A thread of its own owns each connection's socket and heartbeats. The program's threads call blocking methods on
 //! handles: every call ends, with the broker's reply, an error that names who said what, or a timeout. There are no
-//! callbacks, no lifetimes in handles, and no runtime.
+//! callbacks, no lifetimes in handles, and no runtime. A connection that is lost comes back by itself, and all handles go
+//! on.
 //!
 //! ```no_run
 //! use leveret::{Connection, ConsumeOptions, ExchangeDeclareOptions, ExchangeKind, Message};
@@ -36,7 +37,8 @@
 //! ```
 //!
 //! # Where to look
-//! - [`Connection`] and [`ConnectionOptions`]: connecting, timeouts, the end of a connection.
+//! - [`Connection`] and [`ConnectionOptions`]: connecting, timeouts, the end of a connection. [`RecoveryOptions`]: what
+//!   happens when it is lost.
 //! - [`Channel`]: every method of AMQP, under AMQP's own name. [`Exchange`] and [`Queue`] are shorthands for one name.
 //! - [`Message`] and [`Properties`]: what is published. [`Publisher`] and [`Confirm`]: knowing what became of it.
 //! - [`Consumer`], [`Delivery`]: what comes back, and acknowledging it. [`Workers`]: threads that do so, and stop in good

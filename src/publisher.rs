@@ -22,6 +22,11 @@ use crate::wire::method::{BasicPublish, Encode};
 /// window is full: so many messages, or bytes of them, that the broker has not answered for. So a program can be as
 /// fast as the broker, and never has more at stake than the window.
 ///
+/// A copy of each message is kept until the broker has answered for it. If the connection is lost before, the message is
+/// published again when it is back, in order and before newer ones: at least once, never lost. Its [`Confirm`] stays valid.
+/// Consumers can see such a message twice, and mostly cannot tell by anything but a
+/// [`message_id`](Message::message_id).
+///
 /// ```no_run
 /// use leveret::{Connection, Message, PublisherOptions};
 ///
@@ -41,9 +46,9 @@ use crate::wire::method::{BasicPublish, Encode};
 /// | `Ok` from [`Confirm::wait`] | the broker has taken charge of the message | forget it |
 /// | [`ErrorKind::Returned`] | no queue is bound for its exchange and routing key; it is in none | declare what is missing, or report a wrong key; publishing it again as it is brings it back again |
 /// | [`ErrorKind::Nacked`] | a queue refused it: it is full (`x-overflow: reject-publish`), or its node has failed. With several queues, others may have it | publish it again later, more slowly |
-/// | [`ErrorKind::ChannelClosed`] | the broker refused something on the channel, such as an exchange that does not exist: [`Error::close_reason`] says what. The message itself may have been routed | correct the cause, open a channel, publish again |
-/// | [`ErrorKind::SocketClosed`], [`ErrorKind::HeartbeatMissed`], [`ErrorKind::ConnectionClosed`], … | the connection ended before the answer came. With [`Error::may_have_been_sent`] the broker may have the message | publish it again on a new connection. If it may have been sent, consumers can see it twice: give it a [`message_id`](Message::message_id) |
-/// | [`ErrorKind::TimedOut`] from [`Confirm::wait`] | no answer yet | wait on; do not publish it again as long as the connection lives |
+/// | [`ErrorKind::ChannelClosed`] | the broker refused something on the channel, such as an exchange that does not exist: [`Error::close_reason`] says what. The message itself may have been routed | correct the cause, [`reopen`](Channel::reopen) the channel or open another, publish again |
+/// | any error with [`Error::is_connection_end`] | the connection ended for good before the answer came: it was closed, did not come back, or [`recovery`](crate::ConnectionOptions::recovery) is off; or the broker closed it because of a message. With [`Error::may_have_been_sent`] the broker may have this one | publish it again on a new connection. If it may have been sent, consumers can see it twice: give it a [`message_id`](Message::message_id) |
+/// | [`ErrorKind::TimedOut`] from [`Confirm::wait`] | no answer yet | wait on; do not publish it again: that happens by itself |
 /// | an error of [`publish`](Self::publish) | nothing was sent | publish it again when the cause has gone |
 ///
 /// # Sharing

@@ -41,6 +41,9 @@ const DIRECT_REPLY_TO: &str = "amq.rabbitmq.reply-to";
 /// # Ok::<(), leveret::Error>(())
 /// ```
 ///
+/// When the connection is lost, the calls that wait fail (their answers have nowhere to go), and later ones wait until it is
+/// back.
+///
 /// Cheap to clone. Whatever closes its channel, such as a request to an exchange that does not exist, ends the client: all
 /// calls fail with the cause, and a new client is needed.
 ///

@@ -42,7 +42,7 @@ type Handler = dyn Fn(&Delivery) -> Settlement + Send + Sync;
 /// goes back to its queue; if it had been delivered before, it is rejected, so that a message that no handler survives is
 /// dead-lettered and does not go round for ever.
 ///
-/// When one thread cannot go on (its queue was deleted, its channel was closed, the connection was lost), all stop as in
+/// When one thread cannot go on (its queue was deleted, its channel was closed, the connection has ended for good), all stop as in
 /// [`shutdown`](Self::shutdown), and [`join`](Self::join) says why: so the program can end, and be started again.
 ///
 /// ```no_run

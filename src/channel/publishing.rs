@@ -42,6 +42,12 @@ impl Channel {
     /// of this message was sent.
     ///
     /// An exchange that does not exist is told later: the broker closes the channel (404).
+    ///
+    /// # What it cannot promise
+    /// `Ok` says that the message will be written to the socket, in its turn, if that lives so long. When the connection is
+    /// lost, what was published on it may have reached the broker or not, nobody tells which, and none of it is published again
+    /// on the next connection. In confirm mode [`wait_for_confirms`](Self::wait_for_confirms) at least says that something
+    /// was lost. A program that must not lose messages takes a [`Publisher`](crate::Publisher).
     pub fn basic_publish<'m>(
         &self,
         exchange: &str,

@@ -14,9 +14,17 @@ type Filter = Arc<dyn Fn(&Entity) -> bool + Send + Sync>;
 /// again: all endpoints are tried, with growing pauses between the attempts. Then everything that was declared through it is
 /// declared again, channels get back their number, prefetch and mode, consumers consume on, and what a
 /// [`Publisher`](crate::Publisher) had published without an answer is published again. All handles stay valid.
+/// [`Connection::events`](crate::Connection::events) and the log tell what happens.
 ///
 /// Opening the first time is not repeated: a program that cannot connect shall know. A login that is refused ends the
-/// recovery.
+/// recovery, with [`ErrorKind::RecoveryGivenUp`](crate::ErrorKind::RecoveryGivenUp). A channel that the broker has closed
+/// because of an error stays closed: see [`Channel::reopen`](crate::Channel::reopen).
+///
+/// What was declared is what this connection has declared and not deleted or unbound, and what did not go by itself as
+/// an auto-delete queue goes with its last consumer. A queue that the broker has named gets another name if it is gone. What
+/// cannot be declared again, such as a queue that another connection has for itself by now, is told
+/// ([`ConnectionEvent::NotRecovered`](crate::ConnectionEvent::NotRecovered)) and tried again in the background, while all else
+/// goes on.
 ///
 /// ```
 /// use leveret::{ConnectionOptions, RecoveryOptions};
