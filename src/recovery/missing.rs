@@ -151,10 +151,9 @@ impl Replay<'_> {
             Some(1..) if consumer.waits_for_other => return Ok(false),
             Some(_) => {}
         }
-        if let Some(asked) = self.consume(&channel, &wanted) {
-            if self.consumes(asked)? {
-                tell_recovered(wanted.entity(), self.link);
-            }
+        let asked = self.consume(&channel, &wanted);
+        if self.consumes(asked)? {
+            tell_recovered(wanted.entity(), self.link);
         }
         Ok(true)
     }

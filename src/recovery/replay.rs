@@ -16,7 +16,7 @@ use crate::mailbox::{Call, ChannelMailbox, Command, Reply};
 use crate::outbox::{Admission, Frames, Gate};
 use crate::proto::Redeclare;
 use crate::request;
-use crate::wire::method::{BasicQos, Method, QueueDeclare};
+use crate::wire::method::{BasicConsume, BasicConsumeOk, BasicQos, Method, QueueDeclare};
 
 /// The answer to a call that was sent, or why it was not.
 type Asked = Result<Receiver<Result<Reply>>>;
@@ -363,7 +363,7 @@ impl<'a> Replay<'a> {
                 wanted.mailbox.ended(Some(self.cause()));
             } else if !self.missing.has_consumer(channel, &wanted) {
                 let asked = self.consume(channel, &wanted);
-                consumers.extend(asked.map(|asked| (wanted, asked)));
+                consumers.push((wanted, asked));
             }
         }
         Opening {
@@ -381,39 +381,27 @@ impl<'a> Replay<'a> {
         wants && !self.missing.is_fatal(&entity)
     }
 
-    /// Begins to consume again, with the prefetch that the consumer had. None if nobody wants it any more.
-    pub(super) fn consume(&self, channel: &ChannelState, wanted: &Wanted) -> Option<Asked> {
-        let mut consume = wanted.consume.clone();
-        if !wanted.mailbox.restart(consume.arguments.to_mut()) {
-            return None;
-        }
-        let number = channel.number;
-        let current = channel.settings.qos().each;
-        let differs = wanted.qos != current;
-        let set_qos = |frames: &mut Frames<'_>, qos: &Option<BasicQos>| match differs {
-            // Zero stands for no limit, which is what it begins with.
-            true => {
-                let qos = qos.clone().unwrap_or_default();
-                request::append(frames, number, &qos, Call::of_nobody())
-            }
-            false => Ok(()),
-        };
+    /// Begins to consume again, with the prefetch that the consumer had; unless nobody wants it any more.
+    pub(super) fn consume(&self, channel: &ChannelState, wanted: &Wanted) -> Asked {
+        let mut begun = false;
         let asked = self.ask(channel, |frames, call| {
-            set_qos(frames, &wanted.qos)?;
-            frames.method(&consume)?;
-            frames.command(Command::Consume {
-                channel: number,
-                consumer_tag: consume.consumer_tag.as_ref().into(),
-                consumer: Arc::clone(&wanted.mailbox),
-                call: Some(call),
-            });
-            set_qos(frames, &current)
+            let mut consume = wanted.consume.clone();
+            // Under the lock, as whoever cancels it.
+            begun = wanted.mailbox.restart(consume.arguments.to_mut());
+            match begun {
+                true => append_consume(frames, channel, wanted, &consume, call),
+                false => {
+                    let consumer_tag = consume.consumer_tag;
+                    call.answer(Ok(Reply::Method(BasicConsumeOk { consumer_tag }.into())));
+                    Ok(())
+                }
+            }
         });
-        if let Err(error) = &asked {
-            // The IO thread has not heard of it, and so does not say that it was lost once more.
+        if let (Err(error), true) = (&asked, begun) {
+            // The IO thread has not heard of it, and so will not say that it was lost once more.
             wanted.mailbox.interrupted(error);
         }
-        Some(asked)
+        asked
     }
 
     /// Says whether the broker has agreed.
@@ -537,6 +525,34 @@ fn append(
             request::append(frames, number, &declare, call)
         }
     }
+}
+
+fn append_consume(
+    frames: &mut Frames<'_>,
+    channel: &ChannelState,
+    wanted: &Wanted,
+    consume: &BasicConsume<'_>,
+    call: Call,
+) -> Result<()> {
+    let number = channel.number;
+    let current = channel.settings.qos().each;
+    let set_qos = |frames: &mut Frames<'_>, qos: &Option<BasicQos>| {
+        if wanted.qos == current {
+            return Ok(());
+        }
+        // Zero stands for no limit, which is what it begins with.
+        let qos = qos.clone().unwrap_or_default();
+        request::append(frames, number, &qos, Call::of_nobody())
+    };
+    set_qos(frames, &wanted.qos)?;
+    frames.method(consume)?;
+    frames.command(Command::Consume {
+        channel: number,
+        consumer_tag: consume.consumer_tag.as_ref().into(),
+        consumer: Arc::clone(&wanted.mailbox),
+        call: Some(call),
+    });
+    set_qos(frames, &current)
 }
 
 pub(super) fn entity(redeclare: &Redeclare) -> Entity {

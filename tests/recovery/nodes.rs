@@ -7,8 +7,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use leveret::{
-    Connection, ConnectionEvent, ConnectionOptions, ErrorKind, Message, PublisherOptions,
-    QueueDeclareOptions, ReplyCode,
+    Connection, ConnectionEvent, ConnectionOptions, Consumer, ErrorKind, Message, Publisher,
+    PublisherOptions, QueueDeclareOptions, ReplyCode,
 };
 
 use super::{lost, recovered, Lossy};
@@ -20,12 +20,7 @@ const MESSAGES: u32 = 50_000;
 const KILLS: u32 = 5;
 
 /// Publishes its messages, and waits for each to be confirmed.
-fn publish_all(connection: &Connection, queue: &str, published: &AtomicU32) {
-    let channel = connection.open_channel().unwrap();
-    let options = PublisherOptions::default()
-        .window(500)
-        .confirm_timeout(5 * SOON);
-    let publisher = channel.publisher_with(options).unwrap();
+fn publish_all(publisher: &Publisher, queue: &str, published: &AtomicU32) {
     let mut confirms = Vec::new();
     for number in 0..MESSAGES {
         let body = number.to_be_bytes();
@@ -40,10 +35,7 @@ fn publish_all(connection: &Connection, queue: &str, published: &AtomicU32) {
 }
 
 /// Consumes until all messages have come. Returns how many came more than once.
-fn consume_all(connection: &Connection, queue: &str) -> u32 {
-    let channel = connection.open_channel().unwrap();
-    channel.basic_qos(200).unwrap();
-    let consumer = channel.basic_consume(queue, Default::default()).unwrap();
+fn consume_all(consumer: &Consumer) -> u32 {
     let (mut seen, mut last, mut again) = (HashSet::new(), None, 0);
     while seen.len() < MESSAGES as usize {
         let delivery = consumer.recv_timeout(5 * SOON).unwrap();
@@ -82,12 +74,27 @@ fn nothing_is_lost_when_the_broker_is_killed_again_and_again_under_load() {
     // Declare-ok does not mean that the declaration is on disk: that can take RabbitMQ two seconds more.
     node.ctl(&["eval", "mnesia:sync_log()."]);
     let published = AtomicU32::new(0);
+    // Before the first kill: a call that waits just then ends with an error.
+    let workers: Vec<_> = queues
+        .iter()
+        .map(|queue| {
+            let options = PublisherOptions::default()
+                .window(500)
+                .confirm_timeout(5 * SOON);
+            let publishing = connection.open_channel().unwrap();
+            let publisher = publishing.publisher_with(options).unwrap();
+            let consuming = connection.open_channel().unwrap();
+            consuming.basic_qos(200).unwrap();
+            let consumer = consuming.basic_consume(queue, Default::default());
+            (queue, publisher, consumer.unwrap())
+        })
+        .collect();
     let again = thread::scope(|scope| {
-        let (connection, published) = (&connection, &published);
+        let published = &published;
         let mut consumers = Vec::new();
-        for queue in &queues {
-            scope.spawn(move || publish_all(connection, queue, published));
-            consumers.push(scope.spawn(move || consume_all(connection, queue)));
+        for (queue, publisher, consumer) in &workers {
+            scope.spawn(move || publish_all(publisher, queue, published));
+            consumers.push(scope.spawn(move || consume_all(consumer)));
         }
         let all = PUBLISHERS * MESSAGES;
         for kill in 0..KILLS {
