@@ -13,14 +13,13 @@ const PLAIN: u8 = 0;
 const EMPTY: u8 = 1;
 /// Something is in the current one.
 const BEGUN: u8 = 2;
-/// A part of the current one was lost with a connection.
-const LOST: u8 = 3;
 
 #[derive(Debug)]
 pub(crate) struct Settings {
     qos: Mutex<Qos>,
     /// Changes under the outbox's lock only.
     transaction: AtomicU8,
+    /// With what a part of the current one was lost.
     lost_with: Mutex<Option<Error>>,
     /// The queue that was declared last, which the empty name stands for.
     last_queue: Mutex<String>,
@@ -97,7 +96,6 @@ impl Settings {
 
     pub(super) fn interrupted(&self, cause: &Error) {
         if self.transaction.load(Ordering::Acquire) == BEGUN {
-            self.transaction.store(LOST, Ordering::Release);
             *self.lost_with.lock() = Some(cause.clone());
         }
     }

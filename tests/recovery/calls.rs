@@ -239,6 +239,7 @@ fn it_is_given_up_after_so_many_attempts_or_so_long() {
         eventually("it is sent", || lossy.connection.stats().bytes_sent > sent);
         lossy.proxy.refuse(true);
         lossy.proxy.cut();
+        lost(&lossy.events);
         let waiting = thread::spawn(move || channel.basic_qos(1).unwrap_err());
         let begin = Instant::now();
         lossy.connection.wait_closed(SOON).unwrap();

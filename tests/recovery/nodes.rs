@@ -1,6 +1,8 @@
 //! Brokers that are killed, stopped, or want nothing more to do with a connection.
 
+use std::collections::hash_map::RandomState;
 use std::collections::HashSet;
+use std::hash::{BuildHasher, Hasher};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
@@ -96,12 +98,12 @@ fn nothing_is_lost_when_the_broker_is_killed_again_and_again_under_load() {
             scope.spawn(move || publish_all(publisher, queue, published));
             consumers.push(scope.spawn(move || consume_all(consumer)));
         }
-        let all = PUBLISHERS * MESSAGES;
+        // At a random moment of each part of the run.
+        let part = PUBLISHERS * MESSAGES / (KILLS + 1);
         for kill in 0..KILLS {
-            // Spread over the run; what exactly happens just then is as random as threads are.
-            eventually("it goes on", || {
-                published.load(Ordering::Relaxed) > all / (KILLS + 1) * kill + 2000
-            });
+            let random = RandomState::new().build_hasher().finish();
+            let moment = part * kill + 1 + (random % u64::from(part)) as u32;
+            eventually("it goes on", || published.load(Ordering::Relaxed) >= moment);
             node.signal("KILL");
             lost(&events);
             node.restart();
