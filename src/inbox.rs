@@ -2,7 +2,8 @@
 
 use std::io::{self, Read};
 
-/// What is read at once, in bytes.
+/// What is read at once at most, in bytes, also when the buffer has more room: [`Reading`](crate::reading::Reading) counts on
+/// it.
 const CHUNK: usize = 64 << 10;
 
 /// A buffer that keeps the beginning of a frame until the rest of it has come. It grows with what arrives, not with
@@ -19,7 +20,8 @@ impl Inbox {
     /// Reads once; `Ok(0)` means that the peer has ended.
     pub(crate) fn read_from(&mut self, stream: &mut impl Read) -> io::Result<usize> {
         self.make_room();
-        let room = self.buffer.get_mut(self.end..).unwrap_or_default();
+        let room_end = self.buffer.len().min(self.end + CHUNK);
+        let room = self.buffer.get_mut(self.end..room_end).unwrap_or_default();
         let count = stream.read(room)?;
         self.end += count;
         Ok(count)

@@ -24,7 +24,7 @@ const HEARTBEAT: u8 = 1;
 const QUIET_FOR: Duration = Duration::from_secs(6);
 const CALLING_FOR: Duration = Duration::from_secs(6);
 /// The limit of unread bytes, what comes beyond it for the callers who always wait, and the program itself.
-const MAX_MEMORY: usize = (64 + 40 + 16) * MIB;
+const MAX_MEMORY: usize = (64 + 20 + 16) * MIB;
 
 #[test]
 fn a_slow_consumer_of_a_gigabyte_takes_little_memory_and_its_connection_lives() {
