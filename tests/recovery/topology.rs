@@ -246,6 +246,46 @@ fn what_cannot_be_declared_is_told_and_looked_for_while_the_rest_goes_on() {
 }
 
 #[test]
+fn a_queue_that_is_now_declared_otherwise_is_told_used_and_declared_when_it_is_gone() {
+    let lossy = Lossy::new();
+    let channel = lossy.connection.open_channel().unwrap();
+    let options = QueueDeclareOptions::default().expires(Duration::from_secs(60));
+    let queue = channel.queue_declare(&unique("q"), options).unwrap();
+    let consumer = queue.consume(Default::default()).unwrap();
+    lossy.proxy.refuse(true);
+    lossy.proxy.cut();
+    super::lost(&lossy.events);
+    let other = self::channel();
+    other
+        .queue_delete(queue.name(), Default::default())
+        .unwrap();
+    let otherwise = QueueDeclareOptions::default().expires(Duration::from_secs(30));
+    other.queue_declare(queue.name(), otherwise).unwrap();
+    lossy.proxy.refuse(false);
+    let told = recovered(&lossy.events);
+    let refused = told.iter().any(|event| {
+        matches!(event, ConnectionEvent::NotRecovered { error, .. }
+            if error.reply_code() == Some(ReplyCode::PRECONDITION_FAILED))
+    });
+    assert!(refused, "{told:?}");
+    queue.publish("m").unwrap();
+    let delivery = consumer.recv_timeout(SOON).unwrap().unwrap();
+    assert_eq!(delivery.body(), b"m");
+    other
+        .queue_delete(queue.name(), Default::default())
+        .unwrap();
+    let later = lossy.events.recv_timeout(SOON).unwrap();
+    let entity = Entity::Queue {
+        name: queue.name().to_owned(),
+    };
+    assert!(
+        matches!(&later, ConnectionEvent::RecoveredLater { entity: it } if *it == entity),
+        "{later:?}"
+    );
+    queue.delete(Default::default()).unwrap();
+}
+
+#[test]
 fn a_consumer_that_may_not_consume_any_more_ends_and_its_channel_goes_on() {
     let lossy = Lossy::new();
     let channel = lossy.connection.open_channel().unwrap();
