@@ -275,23 +275,36 @@ impl ConsumerMailbox for Mailbox {
     }
 
     fn ended(&self, error: Option<Error>) {
-        match error {
-            Some(error) if self.state.outlives(&error) => self.interrupted(&error),
-            error => self.end(error),
+        let Some((was_live, cancels)) = self.registration.end() else {
+            return;
+        };
+        let tag = &self.registration.consumer_tag;
+        if let Some(error) = &error {
+            let _ = self.sender.send(Err(error.clone()));
         }
+        if self.registration.abandoned.load(Ordering::Acquire) {
+            requeue_unread(&self.state, &self.receiver);
+        }
+        for call in cancels {
+            let cancelled = || Ok(self.registration.cancelled());
+            call.answer(error.clone().map_or_else(cancelled, Err));
+        }
+        self.state.consumer_ended(tag, was_live);
+    }
+
+    fn outlives(&self, error: &Error) -> bool {
+        self.state.has_outlived(error)
     }
 
     fn interrupted(&self, error: &Error) {
-        // The broker delivers them again.
-        let unread: Vec<_> = self.receiver.try_iter().collect();
-        if let Some(Ok(first)) = unread.first() {
-            self.place.go_back_to(first);
+        // The broker delivers again what it waits to have acknowledged.
+        if !self.registration.no_ack {
+            self.drop_unread();
         }
-        drop(unread);
         if !self.recovers {
-            self.end(Some(error.clone()));
+            self.ended(Some(error.clone()));
         } else if !self.registration.interrupt() {
-            self.end(None);
+            self.ended(None);
         }
     }
 
@@ -310,22 +323,11 @@ impl ConsumerMailbox for Mailbox {
 }
 
 impl Mailbox {
-    fn end(&self, error: Option<Error>) {
-        let Some((was_live, cancels)) = self.registration.end() else {
-            return;
-        };
-        let tag = &self.registration.consumer_tag;
-        if let Some(error) = &error {
-            let _ = self.sender.send(Err(error.clone()));
+    fn drop_unread(&self) {
+        let unread: Vec<_> = self.receiver.try_iter().collect();
+        if let Some(Ok(first)) = unread.first() {
+            self.place.go_back_to(first);
         }
-        if self.registration.abandoned.load(Ordering::Acquire) {
-            requeue_unread(&self.state, &self.receiver);
-        }
-        for call in cancels {
-            let cancelled = || Ok(self.registration.cancelled());
-            call.answer(error.clone().map_or_else(cancelled, Err));
-        }
-        self.state.consumer_ended(tag, was_live);
     }
 }
 

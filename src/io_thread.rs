@@ -604,7 +604,9 @@ impl<'a> Driver<'a> {
                 }
                 Event::ConsumerStarted { consumer } => consumer.started(),
                 Event::ConsumerEnded { consumer, error } => match error {
-                    Some(error) if self.is_lost() => consumer.interrupted(&error),
+                    Some(error) if self.is_lost() || consumer.outlives(&error) => {
+                        consumer.interrupted(&error);
+                    }
                     error => consumer.ended(error),
                 },
                 Event::Returned {

@@ -82,7 +82,7 @@ impl Drop for Unclaimed {
 
 /// What the IO thread tells a channel. It runs on the IO thread and must not block.
 pub(crate) trait ChannelMailbox: Send + Sync {
-    /// Nothing more can be sent.
+    /// Nothing more can be sent; unless the channel is being opened again, and this is no more than an obstacle.
     fn ended(&self, error: &Error);
     /// The connection was lost, and is being recovered.
     fn interrupted(&self, error: &Error);
@@ -116,7 +116,9 @@ pub(crate) trait ConsumerMailbox: Send + Sync {
     fn unread(&self) -> u64;
     /// Nothing more comes; with an error unless the consumer was cancelled by this program.
     fn ended(&self, error: Option<Error>);
-    /// The connection was lost, and is being recovered.
+    /// Whether its channel, which was closed for this reason, is being opened again all the same.
+    fn outlives(&self, error: &Error) -> bool;
+    /// The connection was lost and is being recovered, or its channel was closed and is being opened again.
     fn interrupted(&self, error: &Error);
     /// The broker is about to be asked for messages again, with these arguments. False if nobody wants them any more.
     fn restart(&self, arguments: &mut FieldTable) -> bool;

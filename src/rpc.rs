@@ -257,15 +257,16 @@ impl ConsumerMailbox for Replies {
     }
 
     fn ended(&self, error: Option<Error>) {
-        match error {
-            Some(error) if self.state.outlives(&error) => return self.interrupted(&error),
-            _ => self.state.consumer_ended(&self.consumer_tag, true),
-        }
+        self.state.consumer_ended(&self.consumer_tag, true);
         let cancelled = || {
             let consumer_tag = self.consumer_tag.to_string();
             Error::new(ErrorKind::ConsumerCancelled { consumer_tag })
         };
         self.calls.end(&error.unwrap_or_else(cancelled));
+    }
+
+    fn outlives(&self, error: &Error) -> bool {
+        self.state.has_outlived(error)
     }
 
     /// No answers will come to what was asked before: the place where they were to go is gone.

@@ -21,8 +21,9 @@ use crate::proto::{Answer, Expected, Returned};
 use crate::request;
 use crate::returned::ReturnedMessage;
 use crate::wire::method::{
-    BasicCancel, BasicCancelOk, BasicNack, ChannelClose, ChannelCloseOk, ChannelOpen,
-    ChannelOpenOk, ConfirmSelect, Method, TxSelect,
+    BasicCancel, BasicCancelOk, BasicConsume, BasicNack, ChannelClose, ChannelCloseOk, ChannelOpen,
+    ChannelOpenOk, ConfirmSelect, Encode, ExchangeBind, ExchangeDeclare, Method, MethodId,
+    QueueBind, QueueDeclare, TxSelect,
 };
 
 /// How many returned messages are kept for `Channel::returned_messages`.
@@ -90,15 +91,23 @@ impl End {
 
 impl ChannelMailbox for ChannelState {
     fn ended(&self, error: &Error) {
-        if self.outlives(error) {
-            return self.interrupted(error);
+        // All under one lock: whoever brings the channel back finds it open, interrupted, or ended.
+        let outlives = self.link.outbox.change(|| {
+            let outlives = self.outlives(error);
+            match outlives {
+                true => self.interrupt(error),
+                // When closes cross, this is what those who wait are told; so everyone is told it from now on.
+                false => self.end.set(error.clone()),
+            }
+            outlives
+        });
+        if outlives {
+            return;
         }
         match error.close_reason() {
             Some(reason) if reason.by == ClosedBy::Broker => log::warn!("{error}"),
             _ => log::debug!("{error}"),
         }
-        // When closes cross, this is what those who wait are told; so everyone is told it from now on.
-        self.link.outbox.change(|| self.end.set(error.clone()));
         self.confirms.end(error);
         self.returned.end();
         self.confirmations.end();
@@ -111,12 +120,8 @@ impl ChannelMailbox for ChannelState {
 
     fn interrupted(&self, error: &Error) {
         self.link.outbox.change(|| {
-            self.reset(error);
-            self.confirms.interrupted(error);
-            self.opened_in.store(NEVER, Ordering::Release);
-            if error.is_connection_end() {
-                self.let_go_of_number(BROKER);
-            }
+            self.interrupt(error);
+            self.let_go_of_number(BROKER);
         });
         // The program has closed it, and now it is closed.
         self.end_if_detached();
@@ -237,11 +242,35 @@ impl ChannelState {
         self.is_recovering.load(Ordering::Acquire)
     }
 
-    /// Whether the channel goes on all the same: the broker has closed it while it was being opened again, and then it
-    /// is opened once more.
-    pub(crate) fn outlives(&self, error: &Error) -> bool {
+    /// Whether the channel goes on all the same: the broker has closed it because of what was asked to bring it back, and
+    /// then it is opened once more.
+    fn outlives(&self, error: &Error) -> bool {
+        const ASKED: [MethodId; 5] = [
+            ExchangeDeclare::ID,
+            ExchangeBind::ID,
+            QueueDeclare::ID,
+            QueueBind::ID,
+            BasicConsume::ID,
+        ];
+        let ErrorKind::ChannelClosed { reason, .. } = error.kind() else {
+            return false;
+        };
+        // Acks go out meanwhile, and the program answers for those.
+        let was_asked = ASKED.iter().any(|id| reason.method == id.name());
+        was_asked && self.is_recovering() && self.end.cause().is_none()
+    }
+
+    /// Whether that was so.
+    pub(crate) fn has_outlived(&self, error: &Error) -> bool {
         let is_closed = matches!(error.kind(), ErrorKind::ChannelClosed { .. });
-        is_closed && self.is_recovering() && self.end.cause().is_none()
+        is_closed && self.end.cause().is_none()
+    }
+
+    /// It is not open at the broker any more, and shall be again. Under the outbox's lock.
+    fn interrupt(&self, error: &Error) {
+        self.reset(error);
+        self.confirms.interrupted(error);
+        self.opened_in.store(NEVER, Ordering::Release);
     }
 
     pub(crate) fn consumer_started(&self, consumer_tag: &str) {
