@@ -97,6 +97,22 @@ pub enum Entity {
     },
 }
 
+impl Entity {
+    /// What it is when this queue has another name.
+    pub(crate) fn queue_renamed(mut self, old: &str, new: &str) -> Self {
+        let queue = match &mut self {
+            Self::Queue { name } => name,
+            Self::Binding { destination, .. } => destination,
+            Self::Consumer { queue, .. } => queue,
+            Self::Exchange { .. } => return self,
+        };
+        if queue == old {
+            new.clone_into(queue);
+        }
+        self
+    }
+}
+
 impl fmt::Display for Entity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -8,7 +8,7 @@
 //! sends it a few frames at a time, so that it does not hold up heartbeats and other channels.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -29,6 +29,9 @@ use crate::wire::properties::Properties;
 
 /// A message whose body is larger goes in a lane, in bytes.
 pub(crate) const LARGE: usize = 256 << 10;
+
+/// No epoch.
+const NONE: u64 = u64::MAX;
 
 /// Who may append when.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,8 +100,8 @@ pub(crate) struct Outbox {
     waker: Waker,
     /// Whoever closes has waited long enough.
     aborted: AtomicBool,
-    /// Whoever recovers has waited long enough.
-    given_up: AtomicBool,
+    /// The epoch whose connection is to be ended: whoever recovers has waited long enough.
+    given_up: AtomicU64,
     /// Callers do not wait for a recovery.
     fails_fast: bool,
 }
@@ -288,7 +291,7 @@ impl Outbox {
             commands,
             waker,
             aborted: AtomicBool::new(false),
-            given_up: AtomicBool::new(false),
+            given_up: AtomicU64::new(NONE),
             fails_fast,
         }
     }
@@ -491,11 +494,13 @@ impl Outbox {
         true
     }
 
-    /// What was lost is there again: callers go on, unless it was lost once more. Says whether they do.
-    pub(crate) fn recovered(&self, epoch: u64) -> bool {
+    /// What was lost is there again: callers go on, unless it was lost once more. Says whether they do. `tell` is called
+    /// before anyone does, and before another loss can be told.
+    pub(crate) fn recovered(&self, epoch: u64, tell: impl FnOnce()) -> bool {
         let mut state = self.state.lock();
         let recovered = matches!(state.phase, Phase::Lost { .. }) && state.epoch == epoch;
         if recovered {
+            tell();
             state.phase = Phase::Open;
         }
         drop(state);
@@ -503,9 +508,9 @@ impl Outbox {
         recovered
     }
 
-    /// Ends this connection, so that another attempt can be made.
-    pub(crate) fn give_up(&self) {
-        self.given_up.store(true, Ordering::Release);
+    /// Ends the connection of this epoch, so that another attempt can be made.
+    pub(crate) fn give_up(&self, epoch: u64) {
+        self.given_up.store(epoch, Ordering::Release);
         self.wake();
     }
 
@@ -577,7 +582,6 @@ impl Outbox {
         state.payload_limit = payload_limit;
         state.backlog = Backlog::default();
         state.commands = 0;
-        self.given_up.store(false, Ordering::Release);
         match &mut state.phase {
             Phase::Ended(cause) => return Err(cause.clone()),
             Phase::Lost { connected, .. } => *connected = true,
@@ -588,9 +592,10 @@ impl Outbox {
         Ok(())
     }
 
-    /// Whether the attempt is to be ended; told once.
+    /// Whether this connection is to be ended; told once.
     pub(crate) fn take_given_up(&self) -> bool {
-        self.given_up.load(Ordering::Acquire) && self.given_up.swap(false, Ordering::AcqRel)
+        let is_any = self.given_up.load(Ordering::Acquire) != NONE;
+        is_any && self.given_up.swap(NONE, Ordering::AcqRel) == self.epoch()
     }
 
     /// Appends what the core has to say.

@@ -54,6 +54,16 @@ impl Queue {
         self.name.current()
     }
 
+    /// The name for a call that is about to be made. While the connection is away, the name that the broker made up is
+    /// about to change: it waits for the connection before it reads it, not after.
+    fn name_when_back(&self) -> Result<&str> {
+        if self.name.is_made_up() {
+            let waited = self.channel.wait_recovered();
+            waited.map_err(|error| error.doing(format!("queue {:?}", self.name())))?;
+        }
+        Ok(self.name())
+    }
+
     /// The channel it is used through.
     pub fn channel(&self) -> &Channel {
         &self.channel
@@ -89,8 +99,12 @@ impl Queue {
         routing_key: &str,
         options: BindOptions,
     ) -> Result<()> {
-        self.channel
-            .queue_bind(self.name(), exchange.name(), routing_key, options)
+        self.channel.queue_bind(
+            self.name_when_back()?,
+            exchange.name(),
+            routing_key,
+            options,
+        )
     }
 
     /// Undoes [`bind`](Self::bind).
@@ -111,8 +125,12 @@ impl Queue {
         routing_key: &str,
         options: BindOptions,
     ) -> Result<()> {
-        self.channel
-            .queue_unbind(self.name(), exchange.name(), routing_key, options)
+        self.channel.queue_unbind(
+            self.name_when_back()?,
+            exchange.name(),
+            routing_key,
+            options,
+        )
     }
 
     /// Publishes a message to this queue alone, through the default exchange: see [`Channel::basic_publish`].
@@ -120,7 +138,8 @@ impl Queue {
     /// # Errors
     /// As [`Channel::basic_publish`].
     pub fn publish<'m>(&self, message: impl Into<Message<'m>>) -> Result<Option<u64>> {
-        self.channel.basic_publish("", self.name(), message)
+        self.channel
+            .basic_publish("", self.name_when_back()?, message)
     }
 
     /// Begins to consume: see [`Channel::basic_consume`].
@@ -128,7 +147,7 @@ impl Queue {
     /// # Errors
     /// As [`Channel::basic_consume`].
     pub fn consume(&self, options: ConsumeOptions) -> Result<Consumer> {
-        self.channel.basic_consume(self.name(), options)
+        self.channel.basic_consume(self.name_when_back()?, options)
     }
 
     /// Fetches one message: see [`Channel::basic_get`].
@@ -136,7 +155,7 @@ impl Queue {
     /// # Errors
     /// As [`Channel::basic_get`].
     pub fn get(&self, no_ack: bool) -> Result<Option<GetResponse>> {
-        self.channel.basic_get(self.name(), no_ack)
+        self.channel.basic_get(self.name_when_back()?, no_ack)
     }
 
     /// Drops all messages that are ready, and returns how many: see [`Channel::queue_purge`].
@@ -144,7 +163,7 @@ impl Queue {
     /// # Errors
     /// As [`Channel::queue_purge`].
     pub fn purge(&self) -> Result<u32> {
-        self.channel.queue_purge(self.name())
+        self.channel.queue_purge(self.name_when_back()?)
     }
 
     /// Deletes the queue and returns how many messages went with it: see [`Channel::queue_delete`].
@@ -152,7 +171,7 @@ impl Queue {
     /// # Errors
     /// As [`Channel::queue_delete`].
     pub fn delete(&self, options: QueueDeleteOptions) -> Result<u32> {
-        self.channel.queue_delete(self.name(), options)
+        self.channel.queue_delete(self.name_when_back()?, options)
     }
 }
 
@@ -166,6 +185,11 @@ impl Name {
     fn new(text: &str) -> Arc<Self> {
         let (text, next) = (text.into(), OnceLock::new());
         Arc::new(Self { text, next })
+    }
+
+    /// Only the broker may begin names so.
+    fn is_made_up(&self) -> bool {
+        self.text.starts_with("amq.gen-")
     }
 
     fn current(&self) -> &str {
@@ -199,14 +223,14 @@ pub(crate) struct ServerNames(Mutex<HashMap<String, Weak<Name>>>);
 
 impl ServerNames {
     fn name(&self, text: &str) -> Arc<Name> {
-        if !text.starts_with("amq.gen-") {
-            return Name::new(text);
+        let name = Name::new(text);
+        if !name.is_made_up() {
+            return name;
         }
         let mut names = self.0.lock();
         if let Some(name) = names.get(text).and_then(Weak::upgrade) {
             return name;
         }
-        let name = Name::new(text);
         names.retain(|_, name| name.strong_count() > 0);
         names.insert(text.to_owned(), Arc::downgrade(&name));
         name

@@ -147,8 +147,11 @@ impl Counters {
         self.tell(|metrics| metrics.message_published());
     }
 
-    pub(crate) fn recovered(&self, after: Duration) {
+    pub(crate) fn recovered(&self) {
         add(&self.recoveries, 1);
+    }
+
+    pub(crate) fn tell_recovered(&self, after: Duration) {
         self.tell(|metrics| metrics.recovered(after));
     }
 

@@ -212,6 +212,18 @@ impl Channel {
         request::reply_of::<R>(asked, reply).map(Some)
     }
 
+    /// Waits until a connection that is away is back.
+    pub(crate) fn wait_recovered(&self) -> Result<()> {
+        let state = self.state();
+        if state.link.outbox.loss().is_none() {
+            return Ok(());
+        }
+        let timeout = self.connection().request_timeout();
+        let outbox = &state.link.outbox;
+        let gate = || state.gate();
+        outbox.write(state.number, Admission::Room, timeout, gate, |_| Ok(()))
+    }
+
     fn send<M: Encode>(&self, subject: &str, method: &M) -> Result<()> {
         self.write(Asked::about(M::ID, subject), |frames| frames.method(method))
     }

@@ -66,6 +66,12 @@ pub(crate) enum Redeclare {
     BindQueue(QueueBind<'static>),
 }
 
+impl Redeclare {
+    pub(crate) fn is_binding(&self) -> bool {
+        matches!(self, Self::BindExchange(_) | Self::BindQueue(_))
+    }
+}
+
 impl Topology {
     /// The broker has done what this method asks, and has answered so, or was asked not to answer.
     pub(crate) fn done(&mut self, asked: Method<'static>, reply: Option<&Method<'_>>) {

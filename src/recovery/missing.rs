@@ -11,6 +11,7 @@ use crate::error::{Error, ReplyCode, Result};
 use crate::events::{ConnectionEvent, Entity};
 use crate::io_thread::Link;
 use crate::options::RecoveryOptions;
+use crate::proto::Redeclare;
 
 #[derive(Default)]
 pub(super) struct Missing {
@@ -20,6 +21,9 @@ pub(super) struct Missing {
     fatal: HashSet<Entity>,
     /// How often they were looked for since the connection came back.
     retries: u32,
+    /// How often the connection had been lost when they were missed. It may be lost again before anyone is told: then there
+    /// is nothing to look at, and nobody but the one who looks to bring it back.
+    epoch: u64,
 }
 
 #[derive(Clone)]
@@ -33,10 +37,17 @@ struct MissingConsumer {
 
 impl Missing {
     /// Another connection: perhaps nothing is missing there.
-    pub(super) fn begin(&mut self) {
+    pub(super) fn begin(&mut self, epoch: u64) {
         self.entities.clear();
         self.consumers.clear();
         self.retries = 0;
+        self.epoch = epoch;
+    }
+
+    pub(super) fn queue_renamed(&mut self, old: &str, new: &str) {
+        let entities = std::mem::take(&mut self.entities);
+        let renamed = entities.into_iter().map(|it| it.queue_renamed(old, new));
+        self.entities = renamed.collect();
     }
 
     pub(super) fn insert(&mut self, entity: Entity, error: Error, link: &Link) {
@@ -103,12 +114,10 @@ impl Missing {
 
     pub(super) fn retry(&mut self, recovery: &Recovery, link: &Arc<Link>) {
         self.retries = self.retries.saturating_add(1);
-        let epoch = link.outbox.epoch();
-        let mut replay = Replay::new(recovery, link, epoch, self);
+        let mut replay = Replay::new(recovery, link, self.epoch, self);
         let retried = replay
             .retry_entities()
             .and_then(|()| replay.retry_consumers());
-        replay.close_own();
         if let Err(error) = retried {
             log::debug!("looking for what is missing: {error}");
         }
@@ -117,13 +126,41 @@ impl Missing {
 
 impl Replay<'_> {
     fn retry_entities(&mut self) -> Result<()> {
-        let mut missing = self.link.topology.lock().redeclare();
-        missing.retain(|it| self.missing.entities.contains(&entity(it)));
+        let still_missing = |_: &mut Self, entity: Entity, error: Error| {
+            log::debug!("{entity} is still not there: {error}");
+        };
+        let mut missing = self.missing_entities();
         // The program may have deleted others meanwhile.
         self.missing.entities = missing.iter().map(entity).collect();
-        self.declare(missing, |_, entity, error| {
-            log::debug!("{entity} is still not there: {error}");
-        })
+        missing.retain(|it| !it.is_binding());
+        self.declare(missing, still_missing)?;
+        // Read only now, with the new names of queues.
+        let mut bindings = self.missing_entities();
+        bindings.retain(Redeclare::is_binding);
+        self.declare(bindings, still_missing)
+    }
+
+    fn missing_entities(&self) -> Vec<Redeclare> {
+        let mut missing = self.link.topology.lock().redeclare();
+        missing.retain(|it| self.missing.entities.contains(&entity(it)));
+        missing
+    }
+
+    /// It went, with its bindings, after it was declared again: as an auto-delete queue does when the broker notices late
+    /// that the consumers of the lost connection are gone.
+    fn miss_queue(&mut self, name: &str) {
+        let declared = self.link.topology.lock().redeclare();
+        let concerns_it = |it: &Redeclare| match entity(it) {
+            Entity::Queue { name: queue } => queue == name,
+            Entity::Binding { destination, .. } => {
+                matches!(it, Redeclare::BindQueue(_)) && destination == name
+            }
+            _ => false,
+        };
+        let wanted = declared.iter().filter(|it| concerns_it(it)).map(entity);
+        let options = &self.recovery.options.recovery;
+        let wanted = wanted.filter(|it| options.wants(it));
+        self.missing.entities.extend(wanted);
     }
 
     fn retry_consumers(&mut self) -> Result<()> {
@@ -147,12 +184,15 @@ impl Replay<'_> {
             return Ok(true);
         };
         match self.queue_exists(&wanted.consume.queue)? {
-            None => return Ok(false),
+            None => {
+                self.miss_queue(&wanted.consume.queue);
+                return Ok(false);
+            }
             Some(1..) if consumer.waits_for_other => return Ok(false),
             Some(_) => {}
         }
         let asked = self.consume(&channel, &wanted);
-        if self.consumes(asked)? {
+        if self.consumes(&channel, asked)? {
             tell_recovered(wanted.entity(), self.link);
         }
         Ok(true)

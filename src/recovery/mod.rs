@@ -124,7 +124,7 @@ impl Recovery {
             self.progress.lock().is_over = true;
             let text = "the thread that recovers the connection has panicked";
             link.closed(Error::invalid(text));
-            link.outbox.give_up();
+            link.outbox.give_up(link.outbox.epoch());
         }
     }
 
@@ -175,13 +175,10 @@ impl Recovery {
             outage.attempts += 1;
             log::info!("attempt {} to recover the connection", outage.attempts);
             let attempted = connect::<Mailboxes>(&self.options)
-                .and_then(|connected| self.come_back(link, connected, missing));
+                .and_then(|connected| self.come_back(link, connected, &outage, missing));
             match attempted {
                 _ if link.outbox.end_cause().is_some() => return Ok(()),
-                Ok(()) => {
-                    self.came_back(link, &outage);
-                    return Ok(());
-                }
+                Ok(()) => return Ok(()),
                 Err(error) if is_login_refused(&error) => return Err(outage.given_up(error)),
                 Err(error) => outage.failed(error, link, &self.options)?,
             }
@@ -205,15 +202,16 @@ impl Recovery {
         &self,
         link: &Arc<Link>,
         connected: Connected<Mailboxes>,
+        outage: &Outage,
         missing: &mut Missing,
     ) -> Result<()> {
         let epoch = link.outbox.epoch();
         let _ = link.next.send(Next::Connected(Box::new(connected)));
         let replayed = Replay::new(self, link, epoch, missing).run();
         match replayed {
-            Ok(()) if link.outbox.recovered(epoch) => return Ok(()),
+            Ok(()) if self.came_back(link, epoch, outage) => return Ok(()),
             Ok(()) => {}
-            Err(_) => link.outbox.give_up(),
+            Err(_) => link.outbox.give_up(epoch),
         }
         let lost = self.wait_lost();
         replayed.and(Err(lost.unwrap_or_else(|| Error::timed_out(Duration::ZERO))))
@@ -228,16 +226,24 @@ impl Recovery {
         progress.lost.take()
     }
 
-    fn came_back(&self, link: &Link, outage: &Outage) {
+    /// Lets callers go on. False if the connection was lost again before.
+    fn came_back(&self, link: &Link, epoch: u64, outage: &Outage) -> bool {
         let after = outage.since.elapsed();
         let attempts = outage.attempts;
+        let tell = || {
+            link.counters.recovered();
+            link.tell(ConnectionEvent::Recovered { attempts, after });
+        };
+        if !link.outbox.recovered(epoch, tell) {
+            return false;
+        }
         self.progress.lock().holds = Some(Deadline::after(Duration::MAX));
-        link.counters.recovered(after);
+        link.counters.tell_recovered(after);
         log::info!(
             "connected again to {} after {attempts} attempts and {after:.1?}",
             link.peer().address
         );
-        link.tell(ConnectionEvent::Recovered { attempts, after });
+        true
     }
 }
 

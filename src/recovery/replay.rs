@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 
@@ -25,8 +26,10 @@ type Asked = Result<Receiver<Result<Reply>>>;
 enum Failure {
     /// What was asked for; its channel is closed, if it was sent at all.
     Refused(Error),
-    /// The channel, which its program has closed.
+    /// The channel, which has ended for another reason.
     ChannelGone,
+    /// It was not asked: what was asked before has cost the channel.
+    NotAsked,
     /// All.
     Connection(Error),
 }
@@ -38,6 +41,14 @@ pub(super) struct Replay<'a> {
     pub(super) missing: &'a mut Missing,
     /// A channel of our own, for what can cost a channel.
     own: Option<Arc<ChannelState>>,
+}
+
+impl Drop for Replay<'_> {
+    fn drop(&mut self) {
+        if let Some(own) = self.own.take() {
+            own.dropped();
+        }
+    }
 }
 
 /// A channel that is being opened.
@@ -64,22 +75,19 @@ impl<'a> Replay<'a> {
     }
 
     pub(super) fn run(mut self) -> Result<()> {
-        self.missing.begin();
+        self.missing.begin(self.epoch);
         let channels = self.recovery.channels();
         for channel in &channels {
             channel.set_recovering(true);
         }
         self.wait_connected()?;
-        self.end_channels_beyond_the_limit(&channels);
+        let channels = self.within_the_limit(channels);
         self.declare_all()?;
         self.open_all(&channels)?;
-        self.close_own();
         for channel in &channels {
             self.publish_again(channel)?;
         }
-        // Those of channels that are gone.
-        let unanswered = std::mem::take(&mut *self.link.unanswered.lock());
-        unanswered.into_iter().for_each(Unanswered::lose);
+        self.lose_those_of_others(&channels);
         Ok(())
     }
 
@@ -132,7 +140,7 @@ impl<'a> Replay<'a> {
         Ok(answer)
     }
 
-    fn answer(&self, asked: Asked) -> Result<Reply, Failure> {
+    fn answer(&self, channel: &ChannelState, asked: Asked) -> Result<Reply, Failure> {
         let timeout = self.recovery.options.request_timeout;
         let reply = asked.and_then(|answer| match answer.recv_timeout(timeout) {
             Ok(reply) => reply,
@@ -140,9 +148,13 @@ impl<'a> Replay<'a> {
             Err(RecvTimeoutError::Disconnected) => Err(self.cause()),
         });
         reply.map_err(|error| match error.kind() {
+            // For another reason, such as an ack that the program has sent.
+            ErrorKind::ChannelClosed { .. } if channel.end.cause().is_some() => {
+                Failure::ChannelGone
+            }
             ErrorKind::ChannelClosed { reason, .. } => match reason.by {
                 ClosedBy::Broker => Failure::Refused(error),
-                ClosedBy::Program => Failure::ChannelGone,
+                ClosedBy::Program => Failure::NotAsked,
             },
             // It does not fit into the frames of this broker.
             ErrorKind::InvalidArgument(_) => Failure::Refused(error),
@@ -162,38 +174,35 @@ impl<'a> Replay<'a> {
         if channel.is_open_in(self.epoch) {
             return Ok(channel);
         }
-        match self.answer(self.open(&channel)) {
+        match self.answer(&channel, self.open(&channel)) {
             Ok(_) => Ok(channel),
-            Err(Failure::ChannelGone) => self.scratch(),
+            Err(Failure::ChannelGone | Failure::NotAsked) => self.scratch(),
             Err(Failure::Refused(error) | Failure::Connection(error)) => Err(error),
         }
     }
 
     fn take_own(&mut self) -> Result<Arc<ChannelState>> {
         let numbers = &self.link.channel_numbers;
-        let timeout = self.recovery.options.request_timeout;
-        let number = numbers.take(Deadline::after(timeout)).ok_or_else(|| {
-            let channel_max = numbers.highest();
-            Error::new(ErrorKind::ChannelsExhausted { channel_max })
-        })?;
+        // Without waiting: nobody else releases one meanwhile.
+        let number = numbers
+            .take(Deadline::after(Duration::ZERO))
+            .ok_or_else(|| {
+                let channel_max = numbers.highest();
+                Error::new(ErrorKind::ChannelsExhausted { channel_max })
+            })?;
         let channel = Arc::new(ChannelState::new(number, Arc::clone(self.link)));
         channel.set_recovering(true);
         self.own = Some(Arc::clone(&channel));
         Ok(channel)
     }
 
-    pub(super) fn close_own(&mut self) {
-        if let Some(own) = self.own.take() {
-            own.dropped();
-        }
-    }
-
     // ---- exchanges, queues, bindings ----
 
     fn declare_all(&mut self) -> Result<()> {
-        let is_binding =
-            |it: &Redeclare| matches!(it, Redeclare::BindExchange(_) | Redeclare::BindQueue(_));
-        let mut declares = self.wanted(|it| !is_binding(it));
+        let mut declares = self.wanted(|it| !it.is_binding());
+        if let Err(error) = self.scratch() {
+            return self.nothing_declared(error);
+        }
         let mut survivors = Vec::new();
         for declare in &declares {
             // Exclusive ones went with the connection.
@@ -212,8 +221,19 @@ impl<'a> Replay<'a> {
         });
         self.declare(declares, Self::not_declared)?;
         // Read only now, with the new names of queues.
-        let bindings = self.wanted(is_binding);
+        let bindings = self.wanted(Redeclare::is_binding);
         self.declare(bindings, Self::not_declared)
+    }
+
+    /// The program may hold all numbers, of channels that have ended. They may be free later.
+    fn nothing_declared(&mut self, error: Error) -> Result<()> {
+        if !matches!(error.kind(), ErrorKind::ChannelsExhausted { .. }) {
+            return Err(error);
+        }
+        for redeclare in self.wanted(|_| true) {
+            self.not_declared(entity(&redeclare), error.clone());
+        }
+        Ok(())
     }
 
     /// What is to be declared again.
@@ -242,8 +262,8 @@ impl<'a> Replay<'a> {
                 .map(|it| self.ask(&channel, |frames, call| append(it, frames, &channel, call)))
                 .collect();
             for asked in asked {
-                let answer = self.answer(asked);
-                if let Err(Failure::ChannelGone) = answer {
+                let answer = self.answer(&channel, asked);
+                if let Err(Failure::ChannelGone | Failure::NotAsked) = answer {
                     break;
                 }
                 let Some(redeclare) = left.pop_front() else {
@@ -251,23 +271,27 @@ impl<'a> Replay<'a> {
                 };
                 let entity = entity(&redeclare);
                 match answer {
-                    Ok(reply) => self.declared(redeclare, &reply),
+                    Ok(reply) => self.declared(&redeclare, &reply),
                     Err(Failure::Refused(error)) => {
-                        not_declared(self, entity, error);
+                        let lacking = take_lacking(&mut left, &redeclare, &error);
+                        for entity in std::iter::once(entity).chain(lacking) {
+                            not_declared(self, entity, error.clone());
+                        }
                         if !channel.is_open_in(self.epoch) {
                             break;
                         }
                     }
                     Err(Failure::Connection(error)) => return Err(self.blame(entity, error)),
-                    Err(Failure::ChannelGone) => {}
+                    Err(Failure::ChannelGone | Failure::NotAsked) => {}
                 }
             }
         }
         Ok(())
     }
 
-    fn declared(&mut self, redeclare: Redeclare, reply: &Reply) {
-        let entity = entity(&redeclare);
+    fn declared(&mut self, redeclare: &Redeclare, reply: &Reply) {
+        // By its old name, as it was missed.
+        self.missing.found(&entity(redeclare), self.link);
         if let (
             Redeclare::Queue {
                 declare,
@@ -278,11 +302,11 @@ impl<'a> Replay<'a> {
         {
             self.rename_queue(&declare.queue, &ok.queue);
         }
-        self.missing.found(&entity, self.link);
     }
 
-    fn rename_queue(&self, old: &str, new: &str) {
+    fn rename_queue(&mut self, old: &str, new: &str) {
         log::info!("queue {old:?} is now {new:?}");
+        self.missing.queue_renamed(old, new);
         self.link.topology.lock().queue_renamed(old, new);
         for channel in self.recovery.channels() {
             channel.consumers.lock().queue_renamed(old, new);
@@ -323,23 +347,26 @@ impl<'a> Replay<'a> {
         let asked = self.ask(&channel, |frames, call| {
             request::append(frames, channel.number, &declare, call)
         });
-        match self.answer(asked) {
+        match self.answer(&channel, asked) {
             Ok(Reply::Method(Method::QueueDeclareOk(ok))) => Ok(Some(ok.consumer_count)),
             Ok(_) | Err(Failure::Refused(_)) => Ok(None),
-            Err(Failure::ChannelGone) => self.queue_exists(name),
+            Err(Failure::ChannelGone | Failure::NotAsked) => self.queue_exists(name),
             Err(Failure::Connection(error)) => Err(error),
         }
     }
 
     // ---- channels ----
 
-    /// This broker may allow fewer channels.
-    fn end_channels_beyond_the_limit(&self, channels: &[Arc<ChannelState>]) {
+    /// This broker may allow fewer channels: ends the others.
+    fn within_the_limit(&self, channels: Vec<Arc<ChannelState>>) -> Vec<Arc<ChannelState>> {
         let channel_max = self.link.channel_numbers.highest();
-        for channel in channels.iter().filter(|it| it.number > channel_max) {
+        let is_within = |it: &Arc<ChannelState>| it.number <= channel_max;
+        let (within, beyond): (Vec<_>, Vec<_>) = channels.into_iter().partition(is_within);
+        for channel in beyond {
             channel.set_recovering(false);
             channel.ended(&Error::new(ErrorKind::ChannelsExhausted { channel_max }));
         }
+        within
     }
 
     /// Opens the channels, all at once, and those once more that the broker closes for one of their consumers.
@@ -405,35 +432,44 @@ impl<'a> Replay<'a> {
     }
 
     /// Says whether the broker has agreed.
-    pub(super) fn consumes(&self, asked: Asked) -> Result<bool> {
-        match self.answer(asked) {
+    pub(super) fn consumes(&self, channel: &ChannelState, asked: Asked) -> Result<bool> {
+        match self.answer(channel, asked) {
             Ok(_) => Ok(true),
-            Err(Failure::ChannelGone | Failure::Refused(_)) => Ok(false),
+            Err(Failure::ChannelGone | Failure::NotAsked | Failure::Refused(_)) => Ok(false),
             Err(Failure::Connection(error)) => Err(error),
         }
     }
 
     /// Says whether it is done, else it has to begin again.
     fn finish(&mut self, opening: &mut Opening) -> Result<bool> {
-        match opening.opened.take().map(|opened| self.answer(opened)) {
+        let Opening {
+            channel,
+            opened,
+            consumers,
+        } = opening;
+        match opened.take().map(|opened| self.answer(channel, opened)) {
             None | Some(Ok(_)) => {}
             Some(Err(Failure::ChannelGone)) => return Ok(true),
+            Some(Err(Failure::NotAsked)) => return Ok(false),
             Some(Err(Failure::Refused(error) | Failure::Connection(error))) => return Err(error),
         }
-        for (wanted, asked) in opening.consumers.drain(..) {
-            match self.answer(asked) {
+        let (mut refused, mut all_asked) = (Vec::new(), true);
+        // All of them, also behind one that is refused: who has no answer yet cannot begin again.
+        for (wanted, asked) in consumers.drain(..) {
+            match self.answer(channel, asked) {
                 Ok(_) => {}
                 Err(Failure::ChannelGone) => return Ok(true),
-                Err(Failure::Refused(error)) => {
-                    let channel = &opening.channel;
-                    self.missing
-                        .insert_consumer(channel, wanted, error, self.link);
-                    return Ok(false);
-                }
+                Err(Failure::NotAsked) => all_asked = false,
+                Err(Failure::Refused(error)) => refused.push((wanted, error)),
                 Err(Failure::Connection(error)) => return Err(self.blame(wanted.entity(), error)),
             }
         }
-        Ok(true)
+        let Some((wanted, error)) = take_blamed(refused) else {
+            return Ok(all_asked);
+        };
+        self.missing
+            .insert_consumer(channel, wanted, error, self.link);
+        Ok(false)
     }
 
     // ---- messages ----
@@ -484,6 +520,18 @@ impl<'a> Replay<'a> {
         Ok(())
     }
 
+    /// Of channels that are gone. Should the connection be lost again just now, theirs are among them, and stay.
+    fn lose_those_of_others(&self, channels: &[Arc<ChannelState>]) {
+        let mut unanswered = self.link.unanswered.lock();
+        let all = std::mem::take(&mut *unanswered);
+        let is_theirs =
+            |it: &Unanswered| channels.iter().any(|at| at.number == it.published.channel);
+        let (theirs, others): (Vec<_>, Vec<_>) = all.into_iter().partition(is_theirs);
+        *unanswered = theirs;
+        drop(unanswered);
+        others.into_iter().for_each(Unanswered::lose);
+    }
+
     fn take_unanswered(&self, channel: u16) -> Vec<Unanswered> {
         let mut unanswered = self.link.unanswered.lock();
         let all = std::mem::take(&mut *unanswered);
@@ -500,6 +548,54 @@ fn closed(channel: u16) -> Error {
         channel,
         reason: CloseReason::program("it was closed while it was being opened again"),
     })
+}
+
+/// What names the broker gives in what it says.
+fn is_named(error: &Error, name: &str) -> bool {
+    let reason = error.close_reason();
+    reason.is_some_and(|reason| reason.text.contains(&format!("'{name}'")))
+}
+
+/// Of the consumers whose channel was closed for one of them, that one: it is not always the first that has no answer.
+fn take_blamed(mut refused: Vec<(Wanted, Error)>) -> Option<(Wanted, Error)> {
+    let named = refused
+        .iter()
+        .position(|(wanted, error)| is_named(error, &wanted.consume.queue));
+    let place = named.unwrap_or_default();
+    (place < refused.len()).then(|| refused.swap_remove(place))
+}
+
+/// Takes what needs the same that a binding was refused for: each would cost a channel again.
+fn take_lacking(left: &mut VecDeque<Redeclare>, refused: &Redeclare, error: &Error) -> Vec<Entity> {
+    let code = error.reply_code();
+    let lacks = matches!(
+        code,
+        Some(ReplyCode::NOT_FOUND | ReplyCode::RESOURCE_LOCKED)
+    );
+    let (
+        true,
+        Entity::Binding {
+            source,
+            destination,
+            ..
+        },
+    ) = (lacks, entity(refused))
+    else {
+        return Vec::new();
+    };
+    let (no_source, no_destination) = (is_named(error, &source), is_named(error, &destination));
+    let needs_it = |it: &Redeclare| match entity(it) {
+        Entity::Binding {
+            source: from,
+            destination: to,
+            ..
+        } => (no_source && from == source) || (no_destination && to == destination),
+        _ => false,
+    };
+    let all = std::mem::take(left).into_iter();
+    let (lacking, others): (Vec<_>, Vec<_>) = all.partition(needs_it);
+    *left = others.into();
+    lacking.iter().map(entity).collect()
 }
 
 fn append(

@@ -4,6 +4,7 @@ mod calls;
 mod consuming;
 mod faults;
 mod nodes;
+mod obstacles;
 mod publishing;
 mod topology;
 

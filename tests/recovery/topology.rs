@@ -286,7 +286,7 @@ fn a_queue_that_is_now_declared_otherwise_is_told_used_and_declared_when_it_is_g
 }
 
 #[test]
-fn a_consumer_that_may_not_consume_any_more_ends_and_its_channel_goes_on() {
+fn a_consumer_whose_queue_another_one_has_taken_waits_until_that_goes() {
     let lossy = Lossy::new();
     let channel = lossy.connection.open_channel().unwrap();
     let options = QueueDeclareOptions::default().expires(Duration::from_secs(60));

@@ -1,0 +1,317 @@
+//! What stands in the way of a recovery: refusals, and losses in the middle of it.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use leveret::{
+    Channel, Connection, ConnectionEvent, ConsumeOptions, Consumer, Entity, Queue,
+    QueueDeclareOptions, ReplyCode,
+};
+use parking_lot::Mutex;
+
+use super::{lost, recovered, Lossy};
+use crate::support::proxy::{quick, Direction, Fault, Plan};
+use crate::support::{channel, eventually, exclusive_queue, unique, Node, SOON};
+
+const MILLISECOND: Duration = Duration::from_millis(1);
+
+/// A queue that outlasts connections, and goes soon afterwards.
+fn lasting_queue(channel: &Channel) -> Queue {
+    let options = QueueDeclareOptions::default().expires(Duration::from_secs(60));
+    channel.queue_declare(&unique("q"), options).unwrap()
+}
+
+/// Another program's exclusive consumer, which begins as soon as nobody else consumes.
+fn take_away(queue: &Queue) -> Consumer {
+    let begin = Instant::now();
+    loop {
+        let exclusive = ConsumeOptions::default().exclusive();
+        match channel().basic_consume(queue.name(), exclusive) {
+            Ok(consumer) => return consumer,
+            Err(error) => assert!(begin.elapsed() < SOON, "{error}"),
+        }
+    }
+}
+
+fn consumer_count(channel: &Channel, queue: &Queue) -> Option<u32> {
+    let passive = QueueDeclareOptions::passive();
+    let queue = channel.queue_declare(queue.name(), passive).unwrap();
+    queue.consumer_count()
+}
+
+#[test]
+fn a_consumer_that_lacks_the_permission_by_now_ends_and_all_else_comes_back() {
+    let node = Node::start();
+    node.ctl(&["add_user", "worker", "secret"]);
+    node.ctl(&["set_permissions", "worker", ".*", ".*", ".*"]);
+    let options = node.options().username("worker").password("secret");
+    let connection = Connection::open_with(&options.recovery(quick())).unwrap();
+    let events = connection.events();
+    let channel = connection.open_channel().unwrap();
+    let queue = lasting_queue(&channel);
+    let consumer = queue.consume(Default::default()).unwrap();
+    node.ctl(&["set_permissions", "worker", ".*", ".*", "^$"]);
+    node.ctl(&["close_all_connections", "other permissions"]);
+    let told = recovered(&events);
+    let refused = told.iter().filter(|event| {
+        matches!(event, ConnectionEvent::NotRecovered { error, .. }
+            if error.reply_code() == Some(ReplyCode::ACCESS_REFUSED))
+    });
+    assert_eq!(refused.count(), 1, "{told:?}");
+    let error = consumer.recv_timeout(SOON).unwrap_err();
+    assert_eq!(
+        error.reply_code(),
+        Some(ReplyCode::ACCESS_REFUSED),
+        "{error}"
+    );
+    assert!(consumer.has_ended());
+    channel.basic_qos(1).unwrap();
+}
+
+#[test]
+fn consumers_beside_one_that_is_refused_consume_on() {
+    const CONSUMERS: u32 = 30;
+    let lossy = Lossy::new();
+    let channel = lossy.connection.open_channel().unwrap();
+    let (taken, mine) = (lasting_queue(&channel), lasting_queue(&channel));
+    let exclusive = ConsumeOptions::default().exclusive();
+    let _first = taken.consume(exclusive).unwrap();
+    let _others: Vec<_> = (0..CONSUMERS)
+        .map(|_| mine.consume(Default::default()).unwrap())
+        .collect();
+    let watching = self::channel();
+    for _ in 0..30 {
+        lossy.proxy.refuse(true);
+        lossy.proxy.cut();
+        lost(&lossy.events);
+        let theirs = take_away(&taken);
+        lossy.proxy.refuse(false);
+        recovered(&lossy.events);
+        eventually("all others consume", || {
+            consumer_count(&watching, &mine) == Some(CONSUMERS)
+        });
+        theirs.cancel().unwrap();
+    }
+}
+
+#[test]
+fn who_looks_for_what_is_missing_sees_a_loss_at_once() {
+    let lossy = Lossy::with(|options| {
+        let recovery = quick().first_delay(MILLISECOND).max_delay(2 * MILLISECOND);
+        options.request_timeout(SOON / 2).recovery(recovery)
+    });
+    let channel = lossy.connection.open_channel().unwrap();
+    let taken = lasting_queue(&channel);
+    let exclusive = ConsumeOptions::default().exclusive();
+    let _consumer = taken.consume(exclusive).unwrap();
+    lossy.proxy.refuse(true);
+    lossy.proxy.cut();
+    lost(&lossy.events);
+    let _theirs = take_away(&taken);
+    lossy.proxy.refuse(false);
+    recovered(&lossy.events);
+    for round in 0..150 {
+        let begin = Instant::now();
+        thread::sleep(round % 7 * MILLISECOND);
+        lossy.lose();
+        // Whoever waits for a connection that only it could bring back waits for the timeout of a request.
+        assert!(begin.elapsed() < SOON / 4, "{:?}", begin.elapsed());
+    }
+}
+
+#[test]
+fn an_ack_that_costs_a_channel_while_it_comes_back_ends_it_with_its_reason() {
+    let lossy = Lossy::new();
+    let mut caught = 0;
+    for _ in 0..30 {
+        let channel = lossy.connection.open_channel().unwrap();
+        let queue = lasting_queue(&channel);
+        for _ in 0..20 {
+            queue.publish("m").unwrap();
+        }
+        let consumer = queue.consume(Default::default()).unwrap();
+        drop(consumer.recv_timeout(SOON).unwrap());
+        // So that it takes a while.
+        let _others: Vec<_> = (0..20)
+            .map(|_| lossy.connection.open_channel().unwrap())
+            .collect();
+        let epoch = lossy.connection.epoch();
+        let acking = thread::spawn({
+            let channel = channel.clone();
+            move || loop {
+                let Ok(Some(delivery)) = consumer.recv_timeout(Duration::from_millis(300)) else {
+                    return;
+                };
+                let tag = delivery.delivery_tag();
+                let acked = channel.basic_ack(tag);
+                // Twice: the broker does not know it any more.
+                let is_new = channel.connection().epoch() > epoch;
+                if acked.is_err() || (is_new && channel.basic_ack(tag).is_err()) {
+                    return;
+                }
+            }
+        });
+        lossy.lose();
+        acking.join().unwrap();
+        if let Err(error) = channel.basic_qos(1) {
+            let code = error.reply_code();
+            assert_eq!(code, Some(ReplyCode::PRECONDITION_FAILED), "{error}");
+            caught += 1;
+        }
+        assert_eq!(lossy.connection.epoch(), epoch + 1);
+        queue.delete(Default::default()).unwrap_or_default();
+    }
+    assert!(caught > 0);
+}
+
+#[test]
+fn recoveries_that_fail_half_way_leave_no_channel_behind() {
+    let lossy = Lossy::with(|options| options.channel_max(3));
+    let channel = lossy.connection.open_channel().unwrap();
+    let _queues = [(); 3].map(|()| lasting_queue(&channel));
+    drop(channel);
+    // Behind the handshake, in the middle of what is declared.
+    for after in (450..900).step_by(25) {
+        lossy.proxy.plan(Plan {
+            fault: Fault::Cut,
+            direction: Direction::ToBroker,
+            after,
+        });
+    }
+    lossy.lose();
+    eventually("all numbers are free", || {
+        lossy.connection.stats().channels == 1
+    });
+}
+
+#[test]
+fn a_connection_whose_channel_numbers_are_all_in_use_comes_back() {
+    let lossy = Lossy::with(|options| options.channel_max(1));
+    let channel = lossy.connection.open_channel().unwrap();
+    let queue = channel
+        .queue_declare(&unique("q"), QueueDeclareOptions::exclusive())
+        .unwrap();
+    let passive = QueueDeclareOptions::passive();
+    channel.queue_declare(&unique("none"), passive).unwrap_err();
+    let told = lossy.lose();
+    let name = queue.name().to_owned();
+    let missing = Entity::Queue { name };
+    let is_told = |event: &ConnectionEvent| matches!(event, ConnectionEvent::NotRecovered { entity, .. } if *entity == missing);
+    assert!(told.iter().any(is_told), "{told:?}");
+    // There is one when the handles have gone.
+    drop((queue, channel));
+    let later = lossy.events.recv_timeout(SOON).unwrap();
+    assert!(
+        matches!(&later, ConnectionEvent::RecoveredLater { entity } if *entity == missing),
+        "{later:?}"
+    );
+}
+
+#[test]
+fn a_queue_that_can_be_declared_only_later_gets_its_bindings_then() {
+    let node = Node::start();
+    let connection = Connection::open_with(&node.options().recovery(quick())).unwrap();
+    let events = connection.events();
+    let channel = connection.open_channel().unwrap();
+    let queue = exclusive_queue(&channel);
+    let topics = channel.exchange("amq.topic");
+    queue.bind(&topics, "bound").unwrap();
+    let consumer = queue.consume(Default::default()).unwrap();
+    node.ctl(&["set_vhost_limits", r#"{"max-queues": 0}"#]);
+    node.ctl(&["close_all_connections", "no queues"]);
+    recovered(&events);
+    node.ctl(&["clear_vhost_limits"]);
+    let mut found = 0;
+    while found < 3 {
+        let event = events.recv_timeout(SOON).unwrap();
+        found += usize::from(matches!(event, ConnectionEvent::RecoveredLater { .. }));
+    }
+    topics.publish("bound", "m").unwrap();
+    let delivery = consumer.recv_timeout(SOON).unwrap();
+    assert_eq!(delivery.unwrap().body(), b"m");
+}
+
+#[test]
+fn a_queue_that_goes_before_it_is_consumed_from_is_declared_again() {
+    let theirs = Arc::new(Mutex::new(None::<Consumer>));
+    let armed = Arc::new(AtomicBool::new(false));
+    let lossy = Lossy::with(|options| {
+        let (theirs, armed) = (Arc::clone(&theirs), Arc::clone(&armed));
+        options.recovery(quick().filter(move |entity| {
+            let consumes = matches!(entity, Entity::Consumer { .. });
+            if consumes && armed.swap(false, Ordering::SeqCst) {
+                // The last other consumer goes, and with it the queue.
+                let consumer = theirs.lock().take().unwrap();
+                let queue = consumer.consumer_tag().to_owned();
+                consumer.cancel().unwrap();
+                let watching = consumer.channel().connection();
+                eventually("it is gone", || !watching.queue_exists(&queue).unwrap());
+            }
+            true
+        }))
+    });
+    let channel = lossy.connection.open_channel().unwrap();
+    let short_lived = QueueDeclareOptions::default().auto_delete();
+    let queue = channel.queue_declare(&unique("q"), short_lived).unwrap();
+    queue.bind(&channel.exchange("amq.topic"), "bound").unwrap();
+    let consumer = queue.consume(Default::default()).unwrap();
+    let tagged = ConsumeOptions::default().consumer_tag(queue.name());
+    let other = self::channel().basic_consume(queue.name(), tagged);
+    *theirs.lock() = Some(other.unwrap());
+    armed.store(true, Ordering::SeqCst);
+    let told = lossy.lose();
+    assert!(!armed.load(Ordering::SeqCst), "{told:?}");
+    let begin = Instant::now();
+    loop {
+        channel.basic_publish("amq.topic", "bound", "m").unwrap();
+        let delivery = consumer.recv_timeout(Duration::from_millis(100)).unwrap();
+        if delivery.is_some_and(|it| it.body() == b"m") {
+            break;
+        }
+        assert!(begin.elapsed() < SOON, "{told:?}");
+    }
+}
+
+#[test]
+fn what_waits_for_the_connection_finds_a_queue_by_its_new_name() {
+    let lossy = Lossy::new();
+    let channel = lossy.connection.open_channel().unwrap();
+    let queue = exclusive_queue(&channel);
+    let before = queue.name().to_owned();
+    lossy.proxy.refuse(true);
+    lossy.proxy.cut();
+    lost(&lossy.events);
+    let (consuming, publishing) = thread::scope(|scope| {
+        let consuming = scope.spawn(|| queue.consume(Default::default()));
+        let publishing = scope.spawn(|| queue.publish("m"));
+        thread::sleep(100 * MILLISECOND);
+        lossy.proxy.refuse(false);
+        recovered(&lossy.events);
+        (consuming.join().unwrap(), publishing.join().unwrap())
+    });
+    publishing.unwrap();
+    assert_ne!(queue.name(), before);
+    let delivery = consuming.unwrap().recv_timeout(SOON).unwrap();
+    assert_eq!(delivery.unwrap().body(), b"m");
+}
+
+#[test]
+fn unread_messages_that_the_broker_has_forgotten_are_kept() {
+    let lossy = Lossy::new();
+    let channel = lossy.connection.open_channel().unwrap();
+    let queue = lasting_queue(&channel);
+    let no_ack = ConsumeOptions::default().no_ack();
+    let consumer = queue.consume(no_ack).unwrap();
+    for number in 0..10 {
+        queue.publish(number.to_string()).unwrap();
+    }
+    eventually("they have come", || consumer.receiver().len() == 10);
+    lossy.lose();
+    queue.publish("10").unwrap();
+    for number in 0..=10 {
+        let delivery = consumer.recv_timeout(SOON).unwrap().unwrap();
+        assert_eq!(delivery.body(), number.to_string().as_bytes());
+    }
+}
