@@ -577,10 +577,12 @@ impl<'a> Driver<'a> {
                     mut call,
                     reply,
                 } => {
+                    let asked = call.take_record();
                     if let Some(channel) = channel {
-                        channel.broker_replied();
+                        // Now, since the connection can be lost before the caller hears of it.
+                        channel.broker_replied(asked.as_ref());
                     }
-                    if let Some(asked) = call.take_record() {
+                    if let Some(asked) = asked {
                         self.link.topology.lock().done(asked, Some(&reply));
                     }
                     call.answer(Ok(Reply::Method(reply)));
@@ -592,7 +594,7 @@ impl<'a> Driver<'a> {
                     mut message,
                 } => {
                     self.link.counters.delivered();
-                    channel.broker_replied();
+                    channel.broker_replied(None);
                     message.delivery_tag = channel.received(message.delivery_tag);
                     let message = Unclaimed::new(message, no_ack, channel);
                     call.answer(Ok(Reply::Message(message)));

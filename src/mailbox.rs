@@ -98,8 +98,9 @@ pub(crate) trait ChannelMailbox: Send + Sync {
     fn message_too_large(&self, size: u64);
     /// A message came back.
     fn returned(&self, message: Returned, sequence_number: Option<u64>);
-    /// The broker has replied to a call: it has read all that was sent before that.
-    fn broker_replied(&self);
+    /// The broker has replied to a call: it has read all that was sent before that. With what was asked, if that is to be
+    /// done again on the next connection.
+    fn broker_replied(&self, asked: Option<&Method<'_>>);
     /// A fetched message came. Returns the delivery tag by which the program knows it.
     fn received(&self, delivery_tag: u64) -> u64;
     /// Nobody wants this message any more.

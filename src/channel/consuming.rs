@@ -35,8 +35,7 @@ impl Channel {
             prefetch_count: options.prefetch_count,
             global: options.global,
         };
-        self.call("", &qos)?;
-        self.state().settings.set_qos(qos);
+        self.call_recorded(false, "", &qos)?;
         Ok(())
     }
 
@@ -245,9 +244,8 @@ impl Channel {
             patience,
             gate,
             |frames| {
-                let Some(broker_tag) = settled.broker_tag(delivery_tag) else {
-                    return Ok(());
-                };
+                let broker_tag = settled.broker_tag(delivery_tag);
+                let broker_tag = broker_tag.ok_or_else(|| Error::stale(delivery_tag))?;
                 frames.method(&answer(broker_tag))?;
                 state.settings.used();
                 if multiple {
@@ -262,6 +260,8 @@ impl Channel {
                     "{} {delivery_tag} is not sent: the message was requeued when its connection was lost",
                     M::ID
                 );
+                // It may be half of a transaction.
+                outbox.change(|| state.settings.answer_lost());
                 Ok(())
             }
             written => written.map_err(|error| Asked::about(M::ID, "").failed(error)),

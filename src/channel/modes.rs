@@ -138,7 +138,7 @@ impl Channel {
     }
 
     /// Begins transactions on this channel: what is published and acknowledged takes effect at
-    /// [`tx_commit`](Self::tx_commit). Confirms are faster.
+    /// [`tx_commit`](Self::tx_commit). Doing it again changes nothing. Confirms are faster.
     ///
     /// ```no_run
     /// # let channel = leveret::Connection::open_default()?.open_channel()?;
@@ -154,16 +154,16 @@ impl Channel {
     ///
     /// See <https://www.rabbitmq.com/docs/semantics#tx>.
     pub fn tx_select(&self) -> Result<()> {
-        self.call("", &TxSelect {})?;
-        self.state().settings.begin_transactions();
+        self.call_recorded(false, "", &TxSelect {})?;
         Ok(())
     }
 
     /// Makes what was done since the last commit take effect.
     ///
     /// # Errors
-    /// 406 on a channel without [`tx_select`](Self::tx_select). If a part of the transaction was lost with a connection:
-    /// the cause of that; then the rest of it was rolled back, and it is safe to do all of it again.
+    /// 406 on a channel without [`tx_select`](Self::tx_select). If a part of the transaction was lost with a connection, or
+    /// is an answer to a message that came on a lost one: the cause of that; then the rest of it was rolled back, and it is
+    /// safe to do all of it again.
     pub fn tx_commit(&self) -> Result<()> {
         let mut lost_with = None;
         let channel = self.number();

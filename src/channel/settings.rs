@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use parking_lot::Mutex;
 
 use crate::error::Error;
-use crate::wire::method::BasicQos;
+use crate::wire::method::{BasicQos, Method};
 
 /// No transactions on the channel.
 const PLAIN: u8 = 0;
@@ -13,13 +13,15 @@ const PLAIN: u8 = 0;
 const EMPTY: u8 = 1;
 /// Something is in the current one.
 const BEGUN: u8 = 2;
+/// A part of the current one was lost.
+const TORN: u8 = 3;
 
 #[derive(Debug)]
 pub(crate) struct Settings {
     qos: Mutex<Qos>,
     /// Changes under the outbox's lock only.
     transaction: AtomicU8,
-    /// With what a part of the current one was lost.
+    /// With what the last loss came.
     lost_with: Mutex<Option<Error>>,
     /// The queue that was declared last, which the empty name stands for.
     last_queue: Mutex<String>,
@@ -45,7 +47,16 @@ impl Default for Settings {
 }
 
 impl Settings {
-    pub(super) fn set_qos(&self, qos: BasicQos) {
+    /// The broker has done this. Under the outbox's lock.
+    pub(super) fn done(&self, asked: &Method<'_>) {
+        match asked {
+            Method::BasicQos(qos) => self.set_qos(qos.clone()),
+            Method::TxSelect(_) => self.change(&[PLAIN], EMPTY),
+            _ => {}
+        }
+    }
+
+    fn set_qos(&self, qos: BasicQos) {
         let mut current = self.qos.lock();
         match qos.global {
             true => current.global = Some(qos),
@@ -78,8 +89,10 @@ impl Settings {
 
     // ---- transactions ----
 
-    pub(super) fn begin_transactions(&self) {
-        self.transaction.store(EMPTY, Ordering::Release);
+    fn change(&self, from: &[u8], to: u8) {
+        if from.contains(&self.transaction.load(Ordering::Acquire)) {
+            self.transaction.store(to, Ordering::Release);
+        }
     }
 
     pub(crate) fn has_transactions(&self) -> bool {
@@ -95,16 +108,19 @@ impl Settings {
     }
 
     pub(super) fn interrupted(&self, cause: &Error) {
-        if self.transaction.load(Ordering::Acquire) == BEGUN {
-            *self.lost_with.lock() = Some(cause.clone());
-        }
+        *self.lost_with.lock() = Some(cause.clone());
+        self.change(&[BEGUN], TORN);
+    }
+
+    /// An answer was not sent, since its message went with the connection.
+    pub(super) fn answer_lost(&self) {
+        self.change(&[EMPTY, BEGUN], TORN);
     }
 
     /// The transaction ends. Returns with what a part of it was lost, if so.
     pub(super) fn end_transaction(&self) -> Option<Error> {
-        if self.has_transactions() {
-            self.transaction.store(EMPTY, Ordering::Release);
-        }
-        self.lost_with.lock().take()
+        let is_torn = self.transaction.load(Ordering::Acquire) == TORN;
+        self.change(&[BEGUN, TORN], EMPTY);
+        self.lost_with.lock().clone().filter(|_| is_torn)
     }
 }

@@ -191,8 +191,11 @@ impl ChannelMailbox for ChannelState {
         });
     }
 
-    fn broker_replied(&self) {
+    fn broker_replied(&self, asked: Option<&Method<'_>>) {
         self.settled.broker_replied();
+        if let Some(asked @ (Method::TxSelect(_) | Method::BasicQos(_))) = asked {
+            self.link.outbox.change(|| self.settings.done(asked));
+        }
     }
 
     fn received(&self, broker_tag: u64) -> u64 {

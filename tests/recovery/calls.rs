@@ -452,6 +452,50 @@ fn transactions_that_were_partly_lost_are_not_committed() {
 }
 
 #[test]
+fn a_transaction_with_an_answer_to_a_message_of_a_lost_connection_is_not_committed() {
+    let lossy = Lossy::new();
+    let channel = lossy.connection.open_channel().unwrap();
+    let (tasks, results) = (exclusive_queue(&channel), exclusive_queue(&channel));
+    tasks.publish("task").unwrap();
+    channel.tx_select().unwrap();
+    let task = tasks.get(false).unwrap().unwrap();
+    lossy.lose();
+    task.ack().unwrap();
+    results.publish("result").unwrap();
+    let error = channel.tx_commit().unwrap_err();
+    assert!(
+        error.is_connection_end() && !error.may_have_been_sent(),
+        "{error}"
+    );
+    assert_eq!(ready(&channel, results.name()), 0);
+    results.publish("result").unwrap();
+    channel.tx_commit().unwrap();
+    // Also if it was rolled back.
+    tasks.publish("task").unwrap();
+    channel.tx_commit().unwrap();
+    let task = tasks.get(false).unwrap().unwrap();
+    lossy.lose();
+    task.ack().unwrap();
+    channel.tx_rollback().unwrap();
+    channel.tx_commit().unwrap();
+}
+
+#[test]
+fn selecting_transactions_again_forgets_nothing_of_the_current_one() {
+    let lossy = Lossy::new();
+    let channel = lossy.connection.open_channel().unwrap();
+    let queue = exclusive_queue(&channel);
+    channel.tx_select().unwrap();
+    queue.publish("one").unwrap();
+    channel.tx_select().unwrap();
+    lossy.lose();
+    queue.publish("two").unwrap();
+    let error = channel.tx_commit().unwrap_err();
+    assert!(error.is_connection_end(), "{error}");
+    assert_eq!(ready(&channel, queue.name()), 0);
+}
+
+#[test]
 fn a_peer_that_falls_silent_is_found_within_two_heartbeats() {
     let interval = Duration::from_secs(1);
     let lossy = Lossy::with(|options| options.heartbeat(interval));
