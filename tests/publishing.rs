@@ -308,10 +308,21 @@ fn confirms_and_transactions_exclude_each_other() {
     channel.tx_select().unwrap();
     let error = channel.confirm_select().unwrap_err();
     assert_eq!(error.reply_code(), Some(ReplyCode::PRECONDITION_FAILED));
+    // Opened again, it is in the mode that it had.
+    channel.reopen().unwrap();
+    let queue = exclusive_queue(&channel);
+    assert_eq!(queue.publish("m").unwrap(), None);
+    assert!(channel.wait_for_confirms().is_err());
+    channel.tx_commit().unwrap();
+    assert_eq!(ready(&channel, queue.name()), 1);
+
     let channel = connection.open_channel().unwrap();
     channel.confirm_select().unwrap();
     let error = channel.tx_select().unwrap_err();
     assert_eq!(error.reply_code(), Some(ReplyCode::PRECONDITION_FAILED));
+    channel.reopen().unwrap();
+    assert_eq!(channel.basic_publish("", "nowhere", "m").unwrap(), Some(1));
+    channel.wait_for_confirms().unwrap();
 }
 
 #[test]

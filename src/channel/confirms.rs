@@ -7,6 +7,7 @@ use parking_lot::{Condvar, Mutex};
 use crate::deadline::Deadline;
 use crate::error::{Error, ErrorKind, Result};
 use crate::report::Report;
+use crate::wire::method::{ConfirmSelect, Encode};
 
 /// An answer of the broker to messages of a channel in confirm mode, just as it came: for programs that keep their own
 /// accounts.
@@ -26,7 +27,7 @@ pub struct Confirmation {
 /// The confirms of one channel. Which message is answered how, the core finds out.
 #[derive(Debug, Default)]
 pub(crate) struct Confirms {
-    /// Whether `confirm.select` was sent. Changes, as `published`, only under the outbox's lock, where the order of
+    /// Whether `confirm.select` was sent, and not refused. Changes, as `published`, only under the outbox's lock, where the order of
     /// publishes is decided.
     selected: AtomicBool,
     /// The sequence number of the last message.
@@ -66,6 +67,14 @@ impl Default for Answers {
 impl Confirms {
     pub(super) fn select(&self) {
         self.selected.store(true, Ordering::Release);
+    }
+
+    /// The broker has ended the channel for this reason.
+    pub(super) fn closed(&self, error: &Error) {
+        let reason = error.close_reason();
+        if reason.is_some_and(|it| it.method == ConfirmSelect::ID.name()) {
+            self.selected.store(false, Ordering::Release);
+        }
     }
 
     #[inline]

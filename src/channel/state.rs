@@ -97,7 +97,10 @@ impl ChannelMailbox for ChannelState {
             match outlives {
                 true => self.interrupt(error),
                 // When closes cross, this is what those who wait are told; so everyone is told it from now on.
-                false => self.end.set(error.clone()),
+                false => {
+                    self.end.set(error.clone());
+                    self.confirms.closed(error);
+                }
             }
             outlives
         });
