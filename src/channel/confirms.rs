@@ -24,6 +24,11 @@ pub struct Confirmation {
     pub nack: bool,
 }
 
+/// So many are kept of the messages that were refused and of which nobody was told.
+const FAILURES_LIMIT: usize = 65_536;
+/// Under this number the last loss is reported: one says as much as many. No message comes to it.
+const LOST: u64 = u64::MAX;
+
 /// The confirms of one channel. Which message is answered how, the core finds out.
 #[derive(Debug, Default)]
 pub(crate) struct Confirms {
@@ -99,6 +104,10 @@ impl Confirms {
     pub(super) fn nacked(&self, sequence_number: u64) {
         let failed = &mut self.answers.lock().failed;
         failed.insert(sequence_number, Failure::Nacked);
+        // A program that keeps its own accounts never asks for them.
+        if failed.len() > FAILURES_LIMIT {
+            failed.remove_first();
+        }
     }
 
     /// The connection was lost, and with it what was not answered. Those who wait for a message by itself are told
@@ -108,7 +117,7 @@ impl Confirms {
         let mut answers = self.answers.lock();
         if unawaited > answers.answered_to {
             let failure = Failure::Lost(cause.clone());
-            answers.failed.insert(unawaited, failure);
+            answers.failed.insert(LOST, failure);
         }
         drop(answers);
         self.changed.notify_all();
@@ -180,5 +189,30 @@ impl Confirms {
             return Ok(());
         }
         Err(Error::new(ErrorKind::Nacked { sequence_numbers }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn failures_that_nobody_asks_for_do_not_pile_up() {
+        let confirms = Confirms::default();
+        confirms.select();
+        for number in 1..=FAILURES_LIMIT as u64 + 10 {
+            confirms.next(false);
+            confirms.nacked(number);
+            confirms.interrupted(&Error::timed_out(Duration::ZERO));
+        }
+        assert!(confirms.answers.lock().failed.len() <= FAILURES_LIMIT);
+        confirms.resume(None);
+        let lost = confirms.wait_and_report(Deadline::after(Duration::ZERO));
+        assert!(lost.unwrap_err().is_timeout());
+        confirms
+            .wait_and_report(Deadline::after(Duration::ZERO))
+            .unwrap();
     }
 }
