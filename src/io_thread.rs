@@ -650,8 +650,12 @@ impl<'a> Driver<'a> {
                 }
                 Event::MessageTooLarge { channel, size } => channel.message_too_large(size),
                 Event::Flow { channel, active } => channel.flow(active),
-                Event::ChannelEnded { channel, error } => match self.is_lost() {
-                    true => channel.interrupted(&error),
+                Event::ChannelEnded {
+                    channel,
+                    error,
+                    left,
+                } => match self.is_lost() {
+                    true => channel.interrupted(&error, left),
                     false => channel.ended(&error),
                 },
                 Event::ChannelFreed { channel, number } => self.free_channel(&channel, number),

@@ -6,7 +6,7 @@ use crossbeam_channel::{Receiver, Sender};
 
 use crate::error::{Error, Result};
 use crate::io_thread::Link;
-use crate::proto::{self, Answer, Delivered, Fetched, Outcome, Returned};
+use crate::proto::{self, Answer, Delivered, Fetched, Left, Outcome, Returned};
 use crate::wire::method::Method;
 use crate::wire::value::FieldTable;
 
@@ -85,7 +85,7 @@ pub(crate) trait ChannelMailbox: Send + Sync {
     /// Nothing more can be sent; unless the channel is being opened again, and this is no more than an obstacle.
     fn ended(&self, error: &Error);
     /// The connection was lost, and is being recovered.
-    fn interrupted(&self, error: &Error);
+    fn interrupted(&self, error: &Error, left: Left);
     /// Its number can be used again.
     fn freed(&self);
     /// The broker asks to stop or go on publishing.

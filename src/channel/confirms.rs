@@ -6,11 +6,12 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::deadline::Deadline;
 use crate::error::{Error, ErrorKind, Result};
+use crate::proto::Left;
 use crate::report::Report;
 use crate::wire::method::{ConfirmSelect, Encode};
 
-/// An answer of the broker to messages of a channel in confirm mode, just as it came: for programs that keep their own
-/// accounts.
+/// An answer of the broker to messages of a channel in confirm mode, just as it came, or the news that
+/// none will come: for programs that keep their own accounts.
 ///
 /// See <https://www.rabbitmq.com/docs/confirms#publisher-confirms>.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,6 +23,10 @@ pub struct Confirmation {
     pub multiple: bool,
     /// Refused (`basic.nack`), not confirmed.
     pub nack: bool,
+    /// Not an answer of the broker, but the news that none will come: the connection was lost, and all messages up to this one
+    /// that were not answered may have reached the broker or not. Comes with `multiple` and `nack`, once for each loss, before
+    /// any answer to a newer message. It is not for those of a [`Publisher`](crate::Publisher), which are published again.
+    pub lost: bool,
 }
 
 /// So many are kept of the messages that were refused and of which nobody was told.
@@ -37,7 +42,7 @@ pub(crate) struct Confirms {
     selected: AtomicBool,
     /// The sequence number of the last message.
     published: AtomicU64,
-    /// That of the last one that nobody waits for by itself.
+    /// That of the last one that nobody waits for by itself; 0 if it was lost.
     unawaited: AtomicU64,
     answers: Mutex<Answers>,
     changed: Condvar,
@@ -110,16 +115,19 @@ impl Confirms {
         }
     }
 
-    /// The connection was lost, and with it what was not answered. Those who wait for a message by itself are told
-    /// elsewhere.
-    pub(super) fn interrupted(&self, cause: &Error) {
-        let unawaited = self.unawaited.load(Ordering::Relaxed);
-        let mut answers = self.answers.lock();
-        if unawaited > answers.answered_to {
-            let failure = Failure::Lost(cause.clone());
-            answers.failed.insert(LOST, failure);
-        }
-        drop(answers);
+    /// The connection was lost: returns the last message that was not answered, of those that nobody waits for by itself.
+    /// The others are told elsewhere. Under the outbox's lock.
+    pub(super) fn take_unawaited(&self, left: Left) -> Option<u64> {
+        // A loss is told once.
+        let unawaited = self.unawaited.swap(0, Ordering::Relaxed);
+        let never_sent = Some(unawaited).filter(|it| *it > left.told_to);
+        never_sent.or(left.unanswered)
+    }
+
+    /// Messages that nobody waits for by itself were lost with the connection.
+    pub(super) fn lost(&self, cause: &Error) {
+        let failure = Failure::Lost(cause.clone());
+        self.answers.lock().failed.insert(LOST, failure);
         self.changed.notify_all();
     }
 
@@ -132,6 +140,7 @@ impl Confirms {
     /// The channel is opened again after its end.
     pub(super) fn reopen(&self) {
         self.answers.lock().end = None;
+        self.unawaited.store(0, Ordering::Relaxed);
         self.resume(None);
     }
 
@@ -205,7 +214,7 @@ mod tests {
         for number in 1..=FAILURES_LIMIT as u64 + 10 {
             confirms.next(false);
             confirms.nacked(number);
-            confirms.interrupted(&Error::timed_out(Duration::ZERO));
+            confirms.lost(&Error::timed_out(Duration::ZERO));
         }
         assert!(confirms.answers.lock().failed.len() <= FAILURES_LIMIT);
         confirms.resume(None);

@@ -88,7 +88,8 @@ impl Channel {
 
     /// The broker's answers to the messages of this channel in confirm mode, from now on, for a program that keeps its
     /// own accounts of sequence numbers. The receiver keeps the newest 65,536; all receivers of a channel share them.
-    /// It is disconnected when the channel ends. A [`Publisher`] does all this by itself.
+    /// It is disconnected when the channel ends. When the connection is lost, messages without an answer get one that says so
+    /// ([`Confirmation::lost`]). A [`Publisher`] does all this by itself.
     ///
     /// ```no_run
     /// use leveret::Connection;
@@ -105,10 +106,15 @@ impl Channel {
     ///     }
     /// }
     /// while let (false, Ok(answer)) = (open.is_empty(), confirmations.recv()) {
-    ///     match answer.multiple {
-    ///         true => open.retain(|&number, _| number > answer.sequence_number),
-    ///         false => drop(open.remove(&answer.sequence_number)),
-    ///     }
+    ///     let last = answer.sequence_number;
+    ///     let first = if answer.multiple { 0 } else { last };
+    ///     open.retain(|number, task| {
+    ///         let answered = (first..=last).contains(number);
+    ///         if answered && answer.nack {
+    ///             println!("{task} was {}", if answer.lost { "lost, perhaps" } else { "refused" });
+    ///         }
+    ///         !answered
+    ///     });
     /// }
     /// # Ok::<(), leveret::Error>(())
     /// ```

@@ -17,7 +17,7 @@ use crate::feed::Feed;
 use crate::io_thread::Link;
 use crate::mailbox::{Call, ChannelMailbox, Command, Reply};
 use crate::outbox::{Admission, Frames, Gate};
-use crate::proto::{Answer, Expected, Returned};
+use crate::proto::{Answer, Expected, Left, Returned};
 use crate::request;
 use crate::returned::ReturnedMessage;
 use crate::wire::method::{
@@ -95,6 +95,7 @@ impl ChannelMailbox for ChannelState {
         let outlives = self.link.outbox.change(|| {
             let outlives = self.outlives(error);
             match outlives {
+                // Nothing was published on it since the last loss.
                 true => self.interrupt(error),
                 // When closes cross, this is what those who wait are told; so everyone is told it from now on.
                 false => {
@@ -121,8 +122,9 @@ impl ChannelMailbox for ChannelState {
         }
     }
 
-    fn interrupted(&self, error: &Error) {
+    fn interrupted(&self, error: &Error, left: Left) {
         self.link.outbox.change(|| {
+            self.lose_unawaited(error, left);
             self.interrupt(error);
             self.let_go_of_number(BROKER);
         });
@@ -147,6 +149,7 @@ impl ChannelMailbox for ChannelState {
             sequence_number,
             multiple,
             nack,
+            lost: false,
         };
         // Most programs do not read these.
         let _ = self.confirmations.send(confirmation);
@@ -275,7 +278,6 @@ impl ChannelState {
     /// It is not open at the broker any more, and shall be again. Under the outbox's lock.
     fn interrupt(&self, error: &Error) {
         self.reset(error);
-        self.confirms.interrupted(error);
         self.opened_in.store(NEVER, Ordering::Release);
     }
 
@@ -379,6 +381,20 @@ impl ChannelState {
         self.confirmations.reopen();
         self.end.clear();
         Ok(())
+    }
+
+    /// Tells what was lost of the messages that nobody waits for by itself. Under the outbox's lock.
+    fn lose_unawaited(&self, cause: &Error, left: Left) {
+        let Some(sequence_number) = self.confirms.take_unawaited(left) else {
+            return;
+        };
+        let _ = self.confirmations.send(Confirmation {
+            sequence_number,
+            multiple: true,
+            nack: true,
+            lost: true,
+        });
+        self.confirms.lost(cause);
     }
 
     /// What the broker knew of the channel is gone. Under the outbox's lock.

@@ -344,6 +344,7 @@ impl<M: Mailboxes> Channels<M> {
         effects.event(Event::ChannelEnded {
             channel: mailbox.clone(),
             error: cause.clone(),
+            left: confirms.left(),
         });
         confirms.end(cause, &mailbox, effects);
         for consumer in consumers.into_all() {

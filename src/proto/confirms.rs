@@ -62,6 +62,15 @@ pub(crate) struct Answer {
     pub(crate) nack: bool,
 }
 
+/// What a channel has to know at its end of the messages that nobody waits for by itself.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Left {
+    /// The last message that was told to the core, of any kind: those behind it were never sent.
+    pub(crate) told_to: u64,
+    /// The last one of them that was not answered.
+    pub(crate) unanswered: Option<u64>,
+}
+
 struct Unanswered<M: Mailboxes> {
     published: Published<M>,
     returned: Option<Box<Returned>>,
@@ -280,6 +289,15 @@ impl<M: Mailboxes> Confirms<M> {
         if self.holes > 32 && self.holes > self.waiting.len() / 2 {
             self.waiting.retain(|(_, unanswered)| unanswered.is_some());
             self.holes = 0;
+        }
+    }
+
+    pub(super) fn left(&self) -> Left {
+        let waiting = self.waiting.iter().rev().filter_map(|(_, it)| it.as_ref());
+        let mut unawaited = waiting.filter(|it| it.published.confirm.is_none());
+        Left {
+            told_to: self.last,
+            unanswered: unawaited.next().map(|it| it.published.sequence_number),
         }
     }
 

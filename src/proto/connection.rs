@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::channel::Calls;
 use super::channels::Channels;
-use super::confirms::Published;
+use super::confirms::{Left, Published};
 use super::effects::Effects;
 use super::event::{Command, Event, Mailboxes};
 use super::handshake::{self, Login, Step};
@@ -481,7 +481,11 @@ impl<M: Mailboxes> Connection<M> {
                 call,
                 ..
             } => {
-                effects.event(Event::ChannelEnded { channel, error });
+                effects.event(Event::ChannelEnded {
+                    channel,
+                    error,
+                    left: Left::default(),
+                });
                 effects.fail(Some(call), cause);
             }
             Command::Consume { consumer, call, .. } => {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::channel::Expected;
-use super::confirms::{Answer, Outcome, Published};
+use super::confirms::{Answer, Left, Outcome, Published};
 use super::content::{Delivered, Fetched, Returned};
 use crate::error::{CloseReason, Error};
 use crate::wire::method::Method;
@@ -122,7 +122,11 @@ pub(crate) enum Event<M: Mailboxes> {
     /// The broker asks to stop (or go on) publishing on a channel.
     Flow { channel: M::Channel, active: bool },
     /// Nothing more can be sent on a channel, for this reason.
-    ChannelEnded { channel: M::Channel, error: Error },
+    ChannelEnded {
+        channel: M::Channel,
+        error: Error,
+        left: Left,
+    },
     /// The number can be used for a new channel, as soon as what the core has to send is sent.
     ChannelFreed { channel: M::Channel, number: u16 },
     /// The broker takes no messages for now.

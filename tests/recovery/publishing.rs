@@ -201,6 +201,47 @@ fn plain_messages_that_were_lost_are_reported_once() {
 }
 
 #[test]
+fn a_loss_stands_among_the_confirmations_before_what_is_newer() {
+    let lossy = Lossy::new();
+    let channel = lossy.connection.open_channel().unwrap();
+    let queue = lasting_queue(&channel);
+    let publisher = channel.publisher().unwrap();
+    let confirmations = channel.confirmations();
+    queue.publish("confirmed").unwrap();
+    channel.wait_for_confirms().unwrap();
+    lossy.lose();
+    lossy.proxy.drop_all(Direction::ToBroker);
+    // 2 and 4 nobody waits for by itself.
+    queue.publish("lost").unwrap();
+    let first = publisher.publish("", queue.name(), "again").unwrap();
+    queue.publish("lost").unwrap();
+    let last = publisher.publish("", queue.name(), "again").unwrap();
+    lossy.lose();
+    queue.publish("later").unwrap();
+    for confirm in [first, last] {
+        confirm.wait_timeout(SOON).unwrap();
+    }
+    // With nothing that was lost.
+    publisher.wait_for_confirms().unwrap();
+    lossy.lose();
+    queue.publish("later").unwrap();
+    let mut lost = Vec::new();
+    let mut answered_to = 0;
+    while answered_to < 7 {
+        let answer = confirmations.recv_timeout(SOON).unwrap();
+        assert_eq!(answer.lost, answer.nack);
+        if answer.lost {
+            assert!(answer.multiple && answered_to == 1, "{answer:?}");
+            lost.push(answer.sequence_number);
+        }
+        answered_to = answer.sequence_number;
+    }
+    assert_eq!(lost, [4]);
+    assert!(channel.wait_for_confirms().is_err());
+    channel.wait_for_confirms().unwrap();
+}
+
+#[test]
 fn a_channel_that_is_closed_while_the_connection_is_away_answers_for_its_messages() {
     let lossy = Lossy::new();
     let channels: Vec<_> = (0..2)

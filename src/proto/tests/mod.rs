@@ -398,7 +398,7 @@ fn described(event: Event<Names>) -> String {
         }
         Event::MessageTooLarge { channel, size } => format!("too large on {channel} {size}"),
         Event::Flow { channel, active } => format!("flow on {channel} {active}"),
-        Event::ChannelEnded { channel, error } => format!("channel {channel} ended {error}"),
+        Event::ChannelEnded { channel, error, .. } => format!("channel {channel} ended {error}"),
         Event::ChannelFreed { number, .. } => format!("channel {number} freed"),
         Event::Blocked { reason } => format!("blocked {reason}"),
         Event::Unblocked => "unblocked".to_owned(),
