@@ -52,6 +52,8 @@ pub(crate) struct Confirms {
 struct Answers {
     /// All numbers up to this are answered.
     answered_to: u64,
+    /// Behind the first of these numbers, all up to the second were lost with a connection.
+    lost_behind: (u64, u64),
     failed: Report<Failure>,
     /// No more answers will come.
     end: Option<Error>,
@@ -68,6 +70,7 @@ impl Default for Answers {
     fn default() -> Self {
         Self {
             answered_to: 0,
+            lost_behind: (0, 0),
             failed: Report::new(),
             end: None,
         }
@@ -131,10 +134,16 @@ impl Confirms {
         self.changed.notify_all();
     }
 
-    /// All is answered or lost but what is published again, the first of it with this number. Under the outbox's lock.
-    pub(crate) fn resume(&self, first_again: Option<u64>) {
+    /// All is answered or lost but what is published again, from the first to the last of these numbers. Under the
+    /// outbox's lock.
+    pub(crate) fn resume(&self, again: Option<(u64, u64)>) {
         let published = self.published.load(Ordering::Relaxed);
-        self.answered_to(first_again.map_or(published, |first| first - 1));
+        let (answered_to, last_again) = match again {
+            Some((first, last)) => (first - 1, last),
+            None => (published, published),
+        };
+        self.answers.lock().lost_behind = (last_again, published);
+        self.answered_to(answered_to);
     }
 
     /// The channel is opened again after its end.
@@ -145,7 +154,14 @@ impl Confirms {
     }
 
     pub(super) fn answered_to(&self, number: u64) {
-        self.answers.lock().answered_to = number;
+        let mut answers = self.answers.lock();
+        let (last_again, lost_to) = answers.lost_behind;
+        answers.answered_to = if number < last_again {
+            number
+        } else {
+            number.max(lost_to)
+        };
+        drop(answers);
         self.changed.notify_all();
     }
 
@@ -206,6 +222,29 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+
+    #[test]
+    fn lost_ones_behind_those_that_are_published_again_are_not_waited_for() {
+        let confirms = Confirms::default();
+        confirms.select();
+        for _ in 1..=5 {
+            confirms.next(true);
+        }
+        let now = Deadline::after(Duration::ZERO);
+        confirms.resume(Some((2, 3)));
+        confirms.answered_to(2);
+        assert!(confirms.wait(now).is_err());
+        confirms.answered_to(3);
+        confirms.wait(now).unwrap();
+        // What is new is.
+        confirms.next(true);
+        assert!(confirms.wait(now).is_err());
+        confirms.answered_to(6);
+        confirms.wait(now).unwrap();
+        confirms.next(true);
+        confirms.resume(None);
+        confirms.wait(now).unwrap();
+    }
 
     #[test]
     fn failures_that_nobody_asks_for_do_not_pile_up() {

@@ -484,10 +484,7 @@ impl<'a> Replay<'a> {
         let mut unsendable = Vec::new();
         let written = self.write(channel.number, gate, |frames| {
             channel.set_recovering(false);
-            let first = unanswered.first();
-            channel
-                .confirms
-                .resume(first.map(|it| it.published.sequence_number));
+            let mut again = None;
             for mut message in unanswered.drain(..) {
                 let kept = message.published.kept.as_deref().unwrap_or_default();
                 if let Err(error) = frames.again(kept) {
@@ -496,13 +493,24 @@ impl<'a> Replay<'a> {
                     continue;
                 }
                 message.published.sent_before = message.may_have_been_sent;
+                let last = message.published.sequence_number;
+                again = Some((again.map_or(last, |(first, _)| first), last));
                 frames.published(message.published);
             }
-            Ok(())
+            if again.is_some() {
+                channel.confirms.resume(again);
+            }
+            Ok(again.is_some())
         });
         unsendable.into_iter().for_each(Unanswered::lose);
-        let Err(error) = written else {
-            return Ok(());
+        let error = match written {
+            Ok(true) => return Ok(()),
+            Ok(false) => {
+                // Behind the news of those that were lost: whoever waits for all asks for them then.
+                self.link.outbox.change(|| channel.confirms.resume(None));
+                return Ok(());
+            }
+            Err(error) => error,
         };
         if self.link.outbox.epoch() != self.epoch || error.is_connection_end() {
             self.link.unanswered.lock().append(&mut unanswered);

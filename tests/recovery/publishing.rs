@@ -242,6 +242,20 @@ fn a_loss_stands_among_the_confirmations_before_what_is_newer() {
 }
 
 #[test]
+fn a_lost_message_behind_one_that_is_published_again_is_not_waited_for() {
+    let lossy = Lossy::new();
+    let channel = lossy.connection.open_channel().unwrap();
+    let queue = lasting_queue(&channel);
+    let publisher = channel.publisher().unwrap();
+    lossy.proxy.drop_all(Direction::ToBroker);
+    publisher.publish("", queue.name(), "again").unwrap();
+    queue.publish("lost").unwrap();
+    lossy.lose();
+    publisher.wait_for_confirms_timeout(SOON).unwrap();
+    assert_eq!(drain(&queue), ["again"]);
+}
+
+#[test]
 fn a_channel_that_is_closed_while_the_connection_is_away_answers_for_its_messages() {
     let lossy = Lossy::new();
     let channels: Vec<_> = (0..2)
