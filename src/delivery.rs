@@ -20,7 +20,8 @@ use crate::wire::properties::Properties;
 /// consumer.
 ///
 /// When the connection is lost, the broker gives all unacked messages back to their queues, and delivers them again. An
-/// answer to one that came before is then not sent: that is no error, and a line in the log at `debug`.
+/// answer to one that came before is then not sent: that is no error, and a line in the log at `debug`; but a transaction that
+/// it belongs to fails at [`tx_commit`](Channel::tx_commit).
 ///
 /// See <https://www.rabbitmq.com/docs/confirms#acknowledgement-modes>.
 #[must_use = "a delivery that nobody acknowledges stays unacked until the channel closes"]

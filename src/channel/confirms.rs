@@ -10,8 +10,8 @@ use crate::proto::Left;
 use crate::report::Report;
 use crate::wire::method::{ConfirmSelect, Encode};
 
-/// An answer of the broker to messages of a channel in confirm mode, just as it came, or the news that
-/// none will come: for programs that keep their own accounts.
+/// An answer of the broker to messages of a channel in confirm mode, just as it came, or the news that none
+/// will come: for programs that keep their own accounts.
 ///
 /// See <https://www.rabbitmq.com/docs/confirms#publisher-confirms>.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,8 +37,8 @@ const LOST: u64 = u64::MAX;
 /// The confirms of one channel. Which message is answered how, the core finds out.
 #[derive(Debug, Default)]
 pub(crate) struct Confirms {
-    /// Whether `confirm.select` was sent, and not refused. Changes, as `published`, only under the outbox's lock, where the order of
-    /// publishes is decided.
+    /// Whether `confirm.select` was sent, and not refused. Changes, as `published`, only under the outbox's lock, where
+    /// the order of publishes is decided.
     selected: AtomicBool,
     /// The sequence number of the last message.
     published: AtomicU64,

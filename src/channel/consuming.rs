@@ -250,6 +250,9 @@ impl Channel {
                 state.settings.used();
                 if multiple {
                     settled.up_to(delivery_tag);
+                    if settled.take_stale_open() {
+                        state.settings.answer_lost();
+                    }
                 }
                 Ok(())
             },

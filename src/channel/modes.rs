@@ -58,8 +58,8 @@ impl Channel {
     ///
     /// # Errors
     /// [`ErrorKind::Nacked`](crate::ErrorKind::Nacked) with the sequence numbers that the broker refused since the last report (the newest
-    /// 65,536; threads that wait at the same time are all told); the loss of the connection, once, if messages were lost with it (which of
-    /// them, nobody knows); the channel's or the connection's end, if answers are missing; [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument) without
+    /// 65,536; threads that wait at the same time are all told); the loss of the connection, once, if messages were lost with
+    /// it (which of them, nobody knows); the channel's or the connection's end, if answers are missing; [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument) without
     /// [`confirm_select`](Self::confirm_select).
     pub fn wait_for_confirms(&self) -> Result<()> {
         self.wait_for_confirms_timeout(self.connection().request_timeout())

@@ -1,6 +1,6 @@
 //! Delivery tags: which of them have been answered for together with others, and which are of a lost connection.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// The broker counts the deliveries of a channel from 1 on each connection. To the program they are counted on, so that
 /// a message of a lost connection is never taken for another.
@@ -14,6 +14,8 @@ pub(crate) struct Settled {
     received: AtomicU64,
     /// The highest tag that came on an earlier connection: there the broker has requeued what was not settled.
     stale_to: AtomicU64,
+    /// Some of those may have been without an answer, and no answer for many has come since.
+    stale_open: AtomicBool,
 }
 
 /// An answer for "all", of which nobody here knows how far it reaches: the broker can have sent more meanwhile.
@@ -41,8 +43,17 @@ impl Settled {
     /// The connection was lost. Under the outbox's lock.
     pub(super) fn interrupted(&self) {
         let received = self.received.load(Ordering::Acquire);
+        if !self.contains(received) {
+            self.stale_open.store(true, Ordering::Release);
+        }
         self.stale_to.store(received, Ordering::Release);
         self.to.store(received, Ordering::Release);
+    }
+
+    /// Whether an answer for many may also be for messages of an earlier connection, which do not get it. True once for
+    /// each loss. Under the outbox's lock.
+    pub(super) fn take_stale_open(&self) -> bool {
+        self.stale_open.swap(false, Ordering::AcqRel)
     }
 
     /// All up to this tag are answered for; 0 means all that the broker has sent. Under the outbox's lock, like every
@@ -101,9 +112,11 @@ mod tests {
             (settled.broker_tag(3), settled.broker_tag(0)),
             (None, Some(0))
         );
+        assert!(!settled.take_stale_open());
         assert_eq!((settled.received(1), settled.broker_tag(4)), (4, Some(1)));
         assert!(settled.contains(3) && !settled.contains(4));
         settled.interrupted();
+        assert!(settled.take_stale_open() && !settled.take_stale_open());
         assert_eq!((settled.received(2), settled.broker_tag(4)), (6, None));
         assert_eq!(settled.broker_tag(6), Some(2));
     }

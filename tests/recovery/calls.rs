@@ -481,6 +481,30 @@ fn a_transaction_with_an_answer_to_a_message_of_a_lost_connection_is_not_committ
 }
 
 #[test]
+fn a_transaction_with_an_answer_for_many_is_not_committed_if_some_came_on_a_lost_connection() {
+    let lossy = Lossy::new();
+    let channel = lossy.connection.open_channel().unwrap();
+    let queue = exclusive_queue(&channel);
+    queue.publish("lost").unwrap();
+    channel.tx_select().unwrap();
+    let lost = queue.get(false).unwrap().unwrap();
+    lossy.lose();
+    queue.publish("task").unwrap();
+    channel.tx_commit().unwrap();
+    let task = queue.get(false).unwrap().unwrap();
+    task.ack_multiple().unwrap();
+    let error = channel.tx_commit().unwrap_err();
+    assert!(error.is_connection_end(), "{error}");
+    channel.basic_ack_multiple(task.delivery_tag()).unwrap();
+    channel.tx_commit().unwrap();
+    // All were answered before the next loss.
+    lossy.lose();
+    channel.basic_ack_multiple(0).unwrap();
+    channel.tx_commit().unwrap();
+    drop(lost);
+}
+
+#[test]
 fn selecting_transactions_again_forgets_nothing_of_the_current_one() {
     let lossy = Lossy::new();
     let channel = lossy.connection.open_channel().unwrap();
