@@ -171,6 +171,10 @@ impl ConfirmMailbox for Awaited {
     fn is_published_again(&self) -> bool {
         self.publisher.recovers
     }
+
+    fn is_kept(&self) {
+        self.publisher.window.look_again();
+    }
 }
 
 /// What the program is told.

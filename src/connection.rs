@@ -291,7 +291,8 @@ impl Connection {
         self.peer().address
     }
 
-    /// Gives the broker a new secret, such as a fresh OAuth 2 token, before the old one expires.
+    /// Gives the broker a new secret, such as a fresh OAuth 2 token, before the old one expires. A recovery logs in with it,
+    /// in the place of the password; a [`SaslMechanism`](crate::SaslMechanism) of your own has to know it by itself.
     ///
     /// # Errors
     /// The broker closes the connection if it does not take the secret.
@@ -311,7 +312,9 @@ impl Connection {
             || Ok(Gate::Open),
             |frames, call| request::append(frames, 0, &update, call),
         );
-        reply.map(drop).map_err(|error| asked.failed(error))
+        reply.map_err(|error| asked.failed(error))?;
+        self.inner.recovery.set_secret(new_secret);
+        Ok(())
     }
 
     fn peer(&self) -> Arc<Peer> {

@@ -23,11 +23,12 @@ use crate::mailbox::{ChannelMailbox, Command, Mailboxes, Published, Recover, Rep
 use crate::options::ConnectionOptions;
 use crate::outbox::Outbox;
 use crate::outgoing::Outgoing;
-use crate::proto::{self, Event, Outcome, Server, Topology, Tuning};
+use crate::proto::{self, Earlier, Event, Outcome, Server, Topology, Tuning};
 use crate::reading::{Reading, Waiting};
 use crate::stats::Counters;
 use crate::stream::Stream;
-use crate::wire::method::{BasicPublish, Encode};
+use crate::wire::frame::{self, Cut};
+use crate::wire::method::{BasicPublish, Encode, Method};
 
 const SOCKET: Token = Token(0);
 const WAKER: Token = Token(1);
@@ -71,14 +72,13 @@ pub(crate) enum Next {
 pub(crate) struct Unanswered {
     pub(crate) published: Published,
     pub(crate) cause: Error,
-    /// To any broker, so far.
-    pub(crate) may_have_been_sent: bool,
 }
 
 impl Unanswered {
     /// It is not published again.
     pub(crate) fn lose(self) {
-        let outcome = Outcome::lost(self.cause, self.may_have_been_sent);
+        let may_have_been_sent = self.published.earlier > Earlier::Nothing;
+        let outcome = Outcome::lost(self.cause, may_have_been_sent);
         if let Some(confirm) = self.published.confirm {
             confirm.answered(self.published.sequence_number, outcome);
         }
@@ -689,18 +689,26 @@ impl<'a> Driver<'a> {
     }
 
     /// A message gets no answer on this connection.
-    fn lost(&self, published: Published, cause: Error, may_have_been_sent: bool) {
-        // One that makes the broker close the connection would do so again and again.
-        let again = self.is_lost() && published.kept.is_some() && !is_for_publishing(&cause);
-        let unanswered = Unanswered {
-            may_have_been_sent: may_have_been_sent || published.sent_before,
-            published,
-            cause,
+    fn lost(&self, mut published: Published, cause: Error, may_have_been_sent: bool) {
+        let is_blamed = may_have_been_sent && is_for_publishing(&cause);
+        // It would make the broker close the connection again and again.
+        let is_bad =
+            is_blamed && (published.earlier == Earlier::Blamed || is_immediate(&published));
+        let again = self.is_lost() && published.kept.is_some() && !is_bad;
+        let now = match may_have_been_sent {
+            true if is_blamed => Earlier::Blamed,
+            true => Earlier::Sent,
+            false => Earlier::Nothing,
         };
-        match again {
-            true => self.link.unanswered.lock().push(unanswered),
-            false => unanswered.lose(),
+        published.earlier = published.earlier.max(now);
+        let unanswered = Unanswered { published, cause };
+        if !again {
+            return unanswered.lose();
         }
+        if let Some(confirm) = &unanswered.published.confirm {
+            confirm.is_kept();
+        }
+        self.link.unanswered.lock().push(unanswered);
     }
 
     fn ended(&mut self, error: Error) {
@@ -734,6 +742,16 @@ impl<'a> Driver<'a> {
 fn is_for_publishing(cause: &Error) -> bool {
     let reason = cause.close_reason();
     reason.is_some_and(|reason| reason.method == BasicPublish::ID.name())
+}
+
+/// Whether the message is of a kind for which RabbitMQ closes the connection.
+fn is_immediate(published: &Published) -> bool {
+    let kept = published.kept.as_deref().unwrap_or_default();
+    let Ok(Cut::Frame(publish, _)) = frame::cut(kept, usize::MAX) else {
+        return false;
+    };
+    let method = Method::decode(publish.payload);
+    matches!(method, Ok(Method::BasicPublish(publish)) if publish.immediate)
 }
 
 #[allow(clippy::disallowed_methods)] // The core's only source of time.

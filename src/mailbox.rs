@@ -132,6 +132,8 @@ pub(crate) trait ConfirmMailbox: Send + Sync {
     fn answered(&self, sequence_number: u64, outcome: Outcome);
     /// Whether the message is to be published again if the connection is lost before the answer.
     fn is_published_again(&self) -> bool;
+    /// That has happened: the answer comes when the connection is back.
+    fn is_kept(&self) {}
 }
 
 /// What the IO thread tells the one who brings connections back.

@@ -477,6 +477,11 @@ impl Outbox {
         }
     }
 
+    /// Whether the connection is being recovered, and callers do not wait for that.
+    pub(crate) fn refuses(&self) -> bool {
+        self.fails_fast && self.loss().is_some()
+    }
+
     /// How often the connection was lost.
     pub(crate) fn epoch(&self) -> u64 {
         self.state.lock().epoch

@@ -187,9 +187,17 @@ impl Publisher {
     fn wait_for_room(&self, weight: Weight, after: Duration) -> Result<()> {
         let window = &self.inner.unconfirmed.window;
         let _waits = self.channel().connection().link().waiting.begin();
-        if window.take(weight, Deadline::after(after)) {
+        let begin = Deadline::after(after);
+        // Lost and not to be waited for: the answers that would make room do not come meanwhile.
+        let outbox = &self.channel().connection().link().outbox;
+        if window.take(weight, begin, || outbox.refuses()) {
             return Ok(());
         }
+        let after = if outbox.refuses() {
+            Duration::ZERO
+        } else {
+            after
+        };
         // Whatever hinders the answers, if it is known.
         if let Some(cause) = self.channel().connection().loss() {
             let cause = Box::new(cause.kind().clone());

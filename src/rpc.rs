@@ -145,9 +145,15 @@ struct Calls {
 #[derive(Default)]
 struct State {
     last: u64,
-    waiting: HashMap<u64, Sender<Result<Delivery>>>,
+    waiting: HashMap<u64, Waiting>,
     /// No more answers will come.
     end: Option<Error>,
+}
+
+struct Waiting {
+    answer: Sender<Result<Delivery>>,
+    /// The broker has it, and whoever answers will not find us on another connection.
+    is_confirmed: bool,
 }
 
 /// One call, until its caller goes.
@@ -171,7 +177,11 @@ impl Calls {
         state.last += 1;
         let correlation_id = state.last;
         let (sender, answer) = bounded(1);
-        state.waiting.insert(correlation_id, sender);
+        let waiting = Waiting {
+            answer: sender,
+            is_confirmed: false,
+        };
+        state.waiting.insert(correlation_id, waiting);
         let call = Call {
             calls: self,
             correlation_id,
@@ -180,19 +190,29 @@ impl Calls {
     }
 
     fn take(&self, correlation_id: u64) -> Option<Sender<Result<Delivery>>> {
-        self.state.lock().waiting.remove(&correlation_id)
+        let waiting = self.state.lock().waiting.remove(&correlation_id);
+        waiting.map(|it| it.answer)
+    }
+
+    fn confirmed(&self, correlation_id: u64) {
+        if let Some(waiting) = self.state.lock().waiting.get_mut(&correlation_id) {
+            waiting.is_confirmed = true;
+        }
     }
 
     fn end(&self, error: &Error) {
         self.state.lock().end = Some(error.clone());
-        self.fail(error);
+        self.fail(error, |_| true);
     }
 
-    fn fail(&self, error: &Error) {
-        let waiting = std::mem::take(&mut self.state.lock().waiting);
-        for call in waiting.into_values() {
-            let _ = call.send(Err(error.clone()));
-        }
+    fn fail(&self, error: &Error, concerns: impl Fn(&Waiting) -> bool) {
+        self.state.lock().waiting.retain(|_, waiting| {
+            let fails = concerns(waiting);
+            if fails {
+                let _ = waiting.answer.send(Err(error.clone()));
+            }
+            !fails
+        });
     }
 }
 
@@ -205,7 +225,7 @@ struct Request {
 impl ConfirmMailbox for Request {
     fn answered(&self, sequence_number: u64, outcome: Outcome) {
         let Err(error) = result_of(sequence_number, outcome) else {
-            return;
+            return self.calls.confirmed(self.correlation_id);
         };
         if let Some(call) = self.calls.take(self.correlation_id) {
             let _ = call.send(Err(error));
@@ -271,7 +291,8 @@ impl ConsumerMailbox for Replies {
 
     /// No answers will come to what was asked before: the place where they were to go is gone.
     fn interrupted(&self, error: &Error) {
-        self.calls.fail(error);
+        // What was published and not confirmed is told by its confirm; the rest has not been sent yet.
+        self.calls.fail(error, |waiting| waiting.is_confirmed);
     }
 
     fn restart(&self, _: &mut FieldTable) -> bool {

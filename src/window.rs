@@ -1,5 +1,6 @@
 //! How many messages, and how many bytes of them, may be unconfirmed at once.
 
+use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::{Condvar, Mutex};
@@ -65,9 +66,20 @@ impl Window {
         self.taken.fetch_update(order, order, fits).is_ok()
     }
 
-    /// Takes room for a message; false if there is none until the deadline.
-    pub(crate) fn take(&self, weight: Weight, deadline: Deadline) -> bool {
-        self.wait_until(|| self.try_take(weight), deadline)
+    /// Takes room for a message; false if there is none until the deadline, or waiting is of no use.
+    pub(crate) fn take(
+        &self,
+        weight: Weight,
+        deadline: Deadline,
+        is_useless: impl Fn() -> bool,
+    ) -> bool {
+        let taken = Cell::new(false);
+        let take = || {
+            taken.set(self.try_take(weight));
+            taken.get() || is_useless()
+        };
+        self.wait_until(take, deadline);
+        taken.get()
     }
 
     /// Waits until nothing is in the window; false if that is not so until the deadline.
@@ -98,6 +110,12 @@ impl Window {
     #[inline]
     pub(crate) fn give_back(&self, weight: Weight) {
         self.taken.fetch_sub(weight.0, Ordering::SeqCst);
+        self.look_again();
+    }
+
+    /// Lets those who wait look again.
+    #[inline]
+    pub(crate) fn look_again(&self) {
         if self.waiting.load(Ordering::SeqCst) > 0 {
             // One who is between looking and waiting holds the lock.
             drop(self.lock.lock());
@@ -143,7 +161,8 @@ mod tests {
                 thread::spawn(move || {
                     for size in 0..2_000 {
                         let weight = Weight::of(size);
-                        assert!(window.take(weight, Deadline::after(Duration::from_secs(60))));
+                        let soon = Deadline::after(Duration::from_secs(60));
+                        assert!(window.take(weight, soon, || false));
                         assert!(inside.fetch_add(1, Ordering::SeqCst) < WINDOW);
                         inside.fetch_sub(1, Ordering::SeqCst);
                         window.give_back(weight);

@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::mailbox::{ConfirmMailbox, Published};
 use crate::message::Message;
 use crate::outbox::{Admission, Frames, LARGE};
-use crate::proto::Identity;
+use crate::proto::{Earlier, Identity};
 use crate::request::Asked;
 use crate::returned::ReturnedMessage;
 use crate::wire::method::{BasicPublish, Encode};
@@ -218,7 +218,7 @@ impl ChannelState {
             sequence_number,
             confirm: confirm.map(|it| Arc::<C>::clone(it) as Arc<dyn ConfirmMailbox>),
             identity,
-            sent_before: false,
+            earlier: Earlier::Nothing,
             kept,
         });
         Some(sequence_number)

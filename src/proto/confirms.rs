@@ -22,10 +22,21 @@ pub(crate) struct Published<M: Mailboxes> {
     pub(crate) confirm: Option<M::Confirm>,
     /// Of a mandatory message, which can be returned.
     pub(crate) identity: Option<Identity>,
-    /// It is published again, so whatever happens on this connection, the broker may have it.
-    pub(crate) sent_before: bool,
+    /// It may be published again.
+    pub(crate) earlier: Earlier,
     /// Its frames, if it is to be published again when no answer came.
     pub(crate) kept: Option<Bytes>,
+}
+
+/// What became of a message on earlier connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Earlier {
+    /// It was not sent.
+    Nothing,
+    /// A broker may have it.
+    Sent,
+    /// And may have closed the connection because of it.
+    Blamed,
 }
 
 /// What became of a message.

@@ -27,7 +27,7 @@ mod violation;
 mod tests;
 
 pub(crate) use channel::Expected;
-pub(crate) use confirms::{Answer, Left, Outcome, Published};
+pub(crate) use confirms::{Answer, Earlier, Left, Outcome, Published};
 pub(crate) use connection::{Config, Connection, Server, Tuning};
 pub(crate) use content::{Delivered, Fetched, Returned};
 pub(crate) use event::{Command, Event, Mailboxes};

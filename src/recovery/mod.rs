@@ -33,6 +33,8 @@ pub(crate) struct Recovery {
     /// By their numbers.
     channels: Mutex<BTreeMap<u16, Weak<ChannelState>>>,
     pub(crate) server_names: ServerNames,
+    /// What the program has given in the place of the password since.
+    secret: Mutex<Option<String>>,
     progress: Mutex<Progress>,
     changed: Condvar,
 }
@@ -99,6 +101,7 @@ impl Recovery {
             options: options.clone(),
             channels: Mutex::default(),
             server_names: ServerNames::default(),
+            secret: Mutex::default(),
             progress: Mutex::default(),
             changed: Condvar::new(),
         }
@@ -108,6 +111,20 @@ impl Recovery {
     pub(crate) fn enlist(&self, channel: &Arc<ChannelState>) {
         let mut channels = self.channels.lock();
         channels.insert(channel.number, Arc::downgrade(channel));
+    }
+
+    pub(crate) fn set_secret(&self, secret: &str) {
+        *self.secret.lock() = Some(secret.to_owned());
+    }
+
+    /// To connect with, within this time.
+    fn options_for(&self, left: Duration) -> ConnectionOptions {
+        let mut options = self.options.clone();
+        options.connect_timeout = options.connect_timeout.min(left);
+        if let Some(secret) = &*self.secret.lock() {
+            options.password.clone_from(secret);
+        }
+        options
     }
 
     /// Those that have not ended.
@@ -174,7 +191,8 @@ impl Recovery {
             }
             outage.attempts += 1;
             log::info!("attempt {} to recover the connection", outage.attempts);
-            let attempted = connect::<Mailboxes>(&self.options)
+            let options = self.options_for(outage.left(&self.options).unwrap_or_default());
+            let attempted = connect::<Mailboxes>(&options)
                 .and_then(|connected| self.come_back(link, connected, &outage, missing));
             match attempted {
                 _ if link.outbox.end_cause().is_some() => return Ok(()),
@@ -269,10 +287,16 @@ impl Outage {
         }
     }
 
+    /// What is left of the time that it may take.
+    fn left(&self, options: &ConnectionOptions) -> Option<Duration> {
+        let max_time = options.recovery.max_time;
+        max_time.checked_sub(self.since.elapsed())
+    }
+
     /// How long to wait before the next attempt. An error if there is none.
     fn delay(&mut self, options: &ConnectionOptions) -> Result<Duration> {
         let recovery = &options.recovery;
-        let left = recovery.max_time.checked_sub(self.since.elapsed());
+        let left = self.left(options);
         let left = left.filter(|_| self.attempts < recovery.max_attempts);
         let Some(left) = left else {
             let last = self.last.take().unwrap_or_else(|| self.cause.clone());

@@ -492,7 +492,6 @@ impl<'a> Replay<'a> {
                     unsendable.push(message);
                     continue;
                 }
-                message.published.sent_before = message.may_have_been_sent;
                 let last = message.published.sequence_number;
                 again = Some((again.map_or(last, |(first, _)| first), last));
                 frames.published(message.published);

@@ -6,14 +6,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use leveret::{
-    Channel, Connection, ConnectionEvent, ConsumeOptions, Consumer, Entity, Queue,
-    QueueDeclareOptions, ReplyCode,
+    Channel, Connection, ConnectionEvent, ConsumeOptions, Consumer, Entity, ErrorKind, Message,
+    PublisherOptions, Queue, QueueDeclareOptions, ReplyCode, RpcClient, RpcServer,
 };
 use parking_lot::Mutex;
 
 use super::{lost, recovered, Lossy};
 use crate::support::proxy::{quick, Direction, Fault, Plan};
-use crate::support::{channel, eventually, exclusive_queue, unique, Node, SOON};
+use crate::support::{channel, connect, eventually, exclusive_queue, unique, Node, SOON};
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 
@@ -314,4 +314,142 @@ fn unread_messages_that_the_broker_has_forgotten_are_kept() {
         let delivery = consumer.recv_timeout(SOON).unwrap().unwrap();
         assert_eq!(delivery.body(), number.to_string().as_bytes());
     }
+}
+
+#[test]
+fn a_publisher_whose_window_is_full_fails_at_once_if_it_is_not_to_wait() {
+    let lossy = Lossy::with(|options| options.recovery(quick().fail_fast()));
+    let channel = lossy.connection.open_channel().unwrap();
+    let options = PublisherOptions::default()
+        .window(1)
+        .confirm_timeout(2 * SOON);
+    let publisher = channel.publisher_with(options).unwrap();
+    lossy.proxy.drop_all(Direction::ToBroker);
+    let confirm = publisher.publish("", "nowhere", "1").unwrap();
+    // One waits for room when the connection is lost, one comes later.
+    let waiting = thread::spawn({
+        let publisher = publisher.clone();
+        move || publisher.publish("", "nowhere", "2").map(drop)
+    });
+    thread::sleep(100 * MILLISECOND);
+    lossy.proxy.refuse(true);
+    lossy.proxy.cut();
+    lost(&lossy.events);
+    let begin = Instant::now();
+    let later = publisher.publish("", "nowhere", "3").map(drop);
+    for refused in [waiting.join().unwrap(), later] {
+        let error = refused.unwrap_err();
+        assert!(
+            matches!(error.kind(), ErrorKind::Recovering { .. }),
+            "{error}"
+        );
+    }
+    assert!(begin.elapsed() < SOON, "{:?}", begin.elapsed());
+    lossy.proxy.refuse(false);
+    recovered(&lossy.events);
+    assert!(confirm.wait_timeout(SOON).is_err(), "it is returned");
+    publisher.publish("", "nowhere", "4").unwrap();
+}
+
+#[test]
+fn a_silent_peer_does_not_hold_up_the_end_of_a_recovery() {
+    let most = Duration::from_millis(500);
+    let lossy = Lossy::with(|options| {
+        let options = options.connect_timeout(2 * SOON);
+        options.recovery(quick().max_time(most))
+    });
+    for _ in 0..10 {
+        lossy.proxy.plan(Plan {
+            fault: Fault::Stall,
+            direction: Direction::ToBroker,
+            after: 0,
+        });
+    }
+    lossy.proxy.cut();
+    lossy.connection.wait_closed(SOON).unwrap();
+    let cause = lossy.connection.close_cause().unwrap();
+    let ErrorKind::RecoveryGivenUp { after, .. } = cause.kind() else {
+        panic!("{cause}");
+    };
+    assert!(*after >= most, "{cause}");
+}
+
+#[test]
+fn a_remote_call_that_waits_for_the_connection_is_not_lost_with_the_next() {
+    let serving = connect();
+    let requests = lasting_queue(&serving.open_channel().unwrap());
+    let server = RpcServer::new(&serving);
+    server
+        .serve(requests.name(), |request| request.body().to_vec())
+        .unwrap();
+    let mut lost_again = 0;
+    for after in (400..900).step_by(50) {
+        let lossy = Lossy::new();
+        let client = RpcClient::new(&lossy.connection).unwrap();
+        lossy.proxy.refuse(true);
+        lossy.proxy.cut();
+        lost(&lossy.events);
+        let calling = thread::spawn({
+            let requests = requests.name().to_owned();
+            move || client.call("", &requests, "question", SOON)
+        });
+        thread::sleep(30 * MILLISECOND);
+        lossy.proxy.plan(Plan {
+            fault: Fault::Cut,
+            direction: Direction::ToClient,
+            after,
+        });
+        lossy.proxy.refuse(false);
+        let told = recovered(&lossy.events);
+        let losses = told
+            .iter()
+            .filter(|it| matches!(it, ConnectionEvent::Lost { .. }));
+        // Lost once more before it was back, nobody has been let through.
+        if losses.count() > 0 {
+            lost_again += 1;
+            assert_eq!(calling.join().unwrap().unwrap().body(), b"question");
+        }
+    }
+    assert!(lost_again > 0);
+    server.shutdown(SOON).unwrap();
+}
+
+#[test]
+fn a_message_that_costs_the_connection_takes_no_other_with_it() {
+    let lossy = Lossy::new();
+    let open = || lossy.connection.open_channel().unwrap();
+    let (good, bad) = (open().publisher().unwrap(), open().publisher().unwrap());
+    let queue = lasting_queue(good.channel());
+    let mut confirms = Vec::new();
+    let mut publish = || {
+        for number in 0..250 {
+            let message = Message::new(number.to_string()).persistent();
+            confirms.push(good.publish("", queue.name(), message).unwrap());
+        }
+    };
+    publish();
+    let immediate = Message::new("m").immediate();
+    let refused = bad.publish("", queue.name(), immediate).unwrap();
+    publish();
+    let error = refused.wait_timeout(SOON).unwrap_err();
+    let code = error.reply_code();
+    assert_eq!(code, Some(ReplyCode::NOT_IMPLEMENTED), "{error}");
+    for confirm in confirms {
+        confirm.wait_timeout(SOON).unwrap();
+    }
+    assert_eq!(lossy.connection.epoch(), 1);
+}
+
+#[test]
+fn a_secret_that_was_updated_is_what_a_recovery_logs_in_with() {
+    let node = Node::start();
+    let connection = Connection::open_with(&node.options().recovery(quick())).unwrap();
+    let events = connection.events();
+    node.ctl(&["change_password", "guest", "another"]);
+    connection
+        .update_secret("another", "it has expired")
+        .unwrap();
+    node.ctl(&["close_all_connections", "new password"]);
+    recovered(&events);
+    assert!(!format!("{connection:?}").contains("another"));
 }

@@ -36,7 +36,7 @@ impl Scenario {
             sequence_number,
             confirm: awaited.then_some(confirm),
             identity: Some(identity.with_properties(&properties)),
-            sent_before: false,
+            earlier: Earlier::Nothing,
             kept: None,
         });
         confirm

@@ -12,7 +12,7 @@ use std::io::ErrorKind as IoErrorKind;
 use std::time::{Duration, Instant};
 
 use super::channel::Expected;
-use super::confirms::{Answer, Outcome, Published};
+use super::confirms::{Answer, Earlier, Outcome, Published};
 use super::connection::{Config, Connection};
 use super::event::{Command, Event, Mailboxes};
 use super::handshake::Login;
@@ -221,7 +221,7 @@ impl Scenario {
             sequence_number,
             confirm: Some(confirm),
             identity: Some(Identity::new("x", "key", b"").with_properties(&[0, 0])),
-            sent_before: false,
+            earlier: Earlier::Nothing,
             kept: None,
         });
         confirm
