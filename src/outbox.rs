@@ -30,6 +30,9 @@ use crate::wire::properties::Properties;
 /// A message whose body is larger goes in a lane, in bytes.
 pub(crate) const LARGE: usize = 256 << 10;
 
+/// Copies of messages share a block of this size, in bytes.
+const KEPT_TOGETHER: usize = 32 << 10;
+
 /// No epoch.
 const NONE: u64 = u64::MAX;
 
@@ -167,7 +170,12 @@ impl Frames<'_> {
             backlog, keeping, ..
         } = &mut *self.state;
         let appended = backlog.target(self.channel).get(self.start..);
-        keeping.extend_from_slice(appended.unwrap_or_default());
+        let appended = appended.unwrap_or_default();
+        if keeping.capacity() < appended.len() {
+            // It would grow by just this message, and each would have a block of its own.
+            *keeping = BytesMut::with_capacity(KEPT_TOGETHER.max(appended.len()));
+        }
+        keeping.extend_from_slice(appended);
         keeping.split().freeze()
     }
 

@@ -19,6 +19,7 @@ mod handshake;
 mod large_messages;
 mod losing;
 mod memory;
+mod perf_test;
 mod publisher;
 mod publishing;
 mod recovery;

@@ -21,6 +21,7 @@ impl Program {
         let mut child = command(example)
             .args(arguments)
             .env("AMQP_URL", uri)
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();

@@ -1,0 +1,102 @@
+//! The ways through a connection, to a server in this process that takes everything and delivers as fast as it can:
+//! `cargo bench --bench connection`. What all of it costs together is measured by the example `perf_test`.
+
+// It measures time, and ends with what went wrong.
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    clippy::indexing_slicing
+)]
+
+#[allow(dead_code)] // Other programs need more of it.
+#[path = "support/frames.rs"]
+mod frames;
+#[path = "support/sink.rs"]
+mod sink;
+
+use std::time::Instant;
+
+use criterion::{Criterion, Throughput};
+use leveret::{Channel, Connection, ConsumeOptions, PublisherOptions, QueueDeclareOptions};
+
+use sink::Sink;
+
+const BODY: [u8; 16] = [b'x'; 16];
+
+fn channel() -> Channel {
+    let sink = Sink::start().unwrap();
+    let connection = Connection::open(&sink.uri()).unwrap();
+    connection.open_channel().unwrap()
+}
+
+fn publish(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("publish");
+    group.throughput(Throughput::Elements(1));
+    let plain = channel();
+    group.bench_function("fire and forget", |bencher| {
+        bencher.iter(|| plain.basic_publish("", "q", &BODY).unwrap());
+    });
+    let confirmed = channel();
+    confirmed.confirm_select().unwrap();
+    let mut published = 0;
+    group.bench_function("confirms, waited for every 256", |bencher| {
+        bencher.iter(|| {
+            confirmed.basic_publish("", "q", &BODY).unwrap();
+            published += 1;
+            if published % 256 == 0 {
+                confirmed.wait_for_confirms().unwrap();
+            }
+        });
+    });
+    let window = PublisherOptions::default().window(256);
+    let publisher = channel().publisher_with(window).unwrap();
+    group.bench_function("publisher with a window of 256", |bencher| {
+        bencher.iter(|| publisher.publish("", "q", &BODY).unwrap());
+    });
+    group.bench_function("publisher, each waited for", |bencher| {
+        bencher.iter(|| publisher.publish("", "q", &BODY).unwrap().wait().unwrap());
+    });
+}
+
+fn consume(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("consume");
+    group.throughput(Throughput::Elements(1));
+    for (name, acknowledges) in [("no_ack", false), ("each acknowledged", true)] {
+        group.bench_function(name, |bencher| {
+            bencher.iter_custom(|count| {
+                let channel = channel();
+                channel.basic_qos(200).unwrap();
+                let options = match acknowledges {
+                    true => ConsumeOptions::default(),
+                    false => ConsumeOptions::default().no_ack(),
+                };
+                let queue = format!("gen-16-{count}");
+                let begin = Instant::now();
+                let consumer = channel.basic_consume(&queue, options).unwrap();
+                for _ in 0..count {
+                    let delivery = consumer.recv().unwrap().unwrap();
+                    if acknowledges {
+                        delivery.ack().unwrap();
+                    }
+                }
+                begin.elapsed()
+            });
+        });
+    }
+}
+
+fn call(criterion: &mut Criterion) {
+    let channel = channel();
+    criterion.bench_function("call", |bencher| {
+        let passive = QueueDeclareOptions::passive;
+        bencher.iter(|| channel.queue_declare("q", passive()).unwrap());
+    });
+}
+
+fn main() {
+    let mut criterion = Criterion::default().configure_from_args();
+    publish(&mut criterion);
+    consume(&mut criterion);
+    call(&mut criterion);
+    criterion.final_summary();
+}

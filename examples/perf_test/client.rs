@@ -1,0 +1,163 @@
+//! What `perf_test bench` does with this crate.
+
+use std::thread;
+
+use leveret::{Channel, Connection, ConsumeOptions, PublisherOptions, QueueDeclareOptions, Result};
+
+use crate::bench::{Latencies, Mode, Run};
+
+const WINDOW: u32 = 256;
+const PREFETCH: u16 = 200;
+const ROUTING_KEY: &str = "q";
+
+/// What is still in use when the time is taken.
+#[derive(Default)]
+#[allow(dead_code)] // It is kept, and no more.
+pub(crate) struct Kept {
+    connections: Vec<Connection>,
+    channels: Vec<Channel>,
+}
+
+pub(crate) fn run(run: &Run, latencies: &mut Latencies) -> Result<Kept> {
+    let mut kept = Kept::default();
+    let open = || Connection::open(&run.uri);
+    match run.mode {
+        Mode::Connect => {
+            for _ in 0..run.count {
+                latencies.time(|| open()?.close())?;
+            }
+        }
+        Mode::Connections => {
+            for _ in 0..run.count {
+                kept.connections.push(open()?);
+            }
+        }
+        Mode::Channels => {
+            let connection = open()?;
+            for _ in 0..run.count {
+                kept.channels.push(connection.open_channel()?);
+            }
+            kept.connections.push(connection);
+        }
+        Mode::Rpc | Mode::Confirm1 => {
+            let connection = open()?;
+            call(&connection.open_channel()?, run, latencies)?;
+            connection.close()?;
+        }
+        _ => {
+            let connection = open()?;
+            in_threads(&connection, run)?;
+            connection.close()?;
+        }
+    }
+    Ok(kept)
+}
+
+fn in_threads(connection: &Connection, run: &Run) -> Result<()> {
+    thread::scope(|scope| {
+        let threads: Vec<_> = (0..run.threads)
+            .map(|_| {
+                let channel = connection.open_channel()?;
+                Ok(scope.spawn(move || one_thread(&channel, run)))
+            })
+            .collect::<Result<_>>()?;
+        let mut ended = threads
+            .into_iter()
+            .map(|it| it.join().expect("a thread panicked"));
+        ended.try_for_each(|it| it)
+    })
+}
+
+fn one_thread(channel: &Channel, run: &Run) -> Result<()> {
+    match run.mode {
+        Mode::Confirm => confirm(channel, run),
+        Mode::Publisher => publisher(channel, run),
+        Mode::Consume | Mode::ConsumeAck => consume(channel, run),
+        _ => publish(channel, run),
+    }
+}
+
+fn declare_passively(channel: &Channel) -> Result<()> {
+    channel
+        .queue_declare(ROUTING_KEY, QueueDeclareOptions::passive())
+        .map(drop)
+}
+
+fn call(channel: &Channel, run: &Run, latencies: &mut Latencies) -> Result<()> {
+    if run.mode == Mode::Rpc {
+        return (0..run.count).try_for_each(|_| latencies.time(|| declare_passively(channel)));
+    }
+    let publisher = channel.publisher()?;
+    let body = vec![b'x'; run.size];
+    (0..run.count)
+        .try_for_each(|_| latencies.time(|| publisher.publish("", ROUTING_KEY, &body)?.wait()))
+}
+
+fn publish(channel: &Channel, run: &Run) -> Result<()> {
+    let body = vec![b'x'; run.size];
+    for _ in 0..run.count_per_thread() {
+        channel.basic_publish("", ROUTING_KEY, &body)?;
+    }
+    declare_passively(channel)
+}
+
+fn confirm(channel: &Channel, run: &Run) -> Result<()> {
+    let body = vec![b'x'; run.size];
+    channel.confirm_select()?;
+    let confirmations = channel.confirmations();
+    let (mut published, mut confirmed) = (0, 0);
+    while confirmed < run.count_per_thread() {
+        if published < run.count_per_thread() && published - confirmed < u64::from(WINDOW) {
+            channel.basic_publish("", ROUTING_KEY, &body)?;
+            published += 1;
+            continue;
+        }
+        let Ok(confirmation) = confirmations.recv() else {
+            return channel.wait_for_confirms();
+        };
+        confirmed = match confirmation.multiple {
+            true => confirmation.sequence_number,
+            false => confirmed + 1,
+        };
+    }
+    Ok(())
+}
+
+fn publisher(channel: &Channel, run: &Run) -> Result<()> {
+    let body = vec![b'x'; run.size];
+    let publisher = channel.publisher_with(PublisherOptions::default().window(WINDOW))?;
+    let mut confirms = std::collections::VecDeque::new();
+    for _ in 0..run.count_per_thread() {
+        confirms.push_back(publisher.publish("", ROUTING_KEY, &body)?);
+        if confirms.len() > WINDOW as usize {
+            if let Some(oldest) = confirms.pop_front() {
+                oldest.wait()?;
+            }
+        }
+    }
+    confirms.iter().try_for_each(|confirm| confirm.wait())
+}
+
+fn consume(channel: &Channel, run: &Run) -> Result<()> {
+    let acknowledges = run.mode == Mode::ConsumeAck;
+    let options = match acknowledges {
+        true => ConsumeOptions::default(),
+        false => ConsumeOptions::default().no_ack(),
+    };
+    if acknowledges {
+        channel.basic_qos(PREFETCH)?;
+    }
+    let consumer = channel.basic_consume(&run.queue(), options)?;
+    let mut left = run.count_per_thread();
+    while left > 0 {
+        let Some(delivery) = consumer.recv()? else {
+            break;
+        };
+        assert_eq!(delivery.body().len(), run.size);
+        if acknowledges {
+            delivery.ack()?;
+        }
+        left -= 1;
+    }
+    Ok(())
+}

@@ -1,0 +1,64 @@
+//! Measures a broker, and this crate, under load: with the options of RabbitMQ's PerfTest.
+//!
+//!     cargo run --release --example perf_test -- --uri amqp://localhost -x 2 -y 2 -s 1000 -c 200 -z 30
+
+// It measures time, and ends with what went wrong.
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
+
+mod bench;
+mod client;
+#[path = "../../benches/support/frames.rs"]
+mod frames;
+mod limit;
+mod load;
+mod options;
+#[path = "../../benches/support/sink.rs"]
+mod sink;
+mod tally;
+mod usage;
+
+use std::error::Error;
+
+use clap::{Parser, Subcommand};
+
+use bench::{Client, Run};
+use sink::Sink;
+
+#[derive(Debug, Parser)]
+#[command(about, args_conflicts_with_subcommands = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    options: options::Options,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// One figure of this crate, as a line of JSON
+    Bench(Run),
+    /// The same for one thread that writes and reads frames that were prepared: no client can be faster
+    Limit(Run),
+    /// A server that no client can keep busy, to measure clients with. Prints its URI, and ends with its input
+    Sink,
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let Arguments { command, options } = Arguments::parse();
+    match command {
+        Some(Command::Bench(run)) => println!("{}", Client::Leveret.measure(&run)?),
+        Some(Command::Limit(run)) => println!("{}", Client::Limit.measure(&run)?),
+        Some(Command::Sink) => {
+            println!("{}", Sink::start()?.uri());
+            std::io::copy(&mut std::io::stdin(), &mut std::io::sink())?;
+        }
+        None => load::run(&options)?,
+    }
+    Ok(())
+}

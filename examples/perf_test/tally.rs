@@ -1,0 +1,115 @@
+//! What all threads have done, and how it reads.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Mutex;
+use std::time::Duration;
+
+use crate::bench::Latencies;
+
+/// Counted up by the threads, and read by the one that tells.
+#[derive(Default)]
+pub(crate) struct Tally {
+    pub(crate) published: AtomicU64,
+    pub(crate) confirmed: AtomicU64,
+    pub(crate) nacked: AtomicU64,
+    pub(crate) returned: AtomicU64,
+    pub(crate) received: AtomicU64,
+    latencies: Mutex<Pair>,
+}
+
+/// Since the last line, and since the beginning.
+#[derive(Default)]
+struct Pair {
+    recent: Latencies,
+    all: Latencies,
+}
+
+/// The counts of one moment.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Counts {
+    pub(crate) published: u64,
+    pub(crate) confirmed: u64,
+    pub(crate) nacked: u64,
+    pub(crate) returned: u64,
+    pub(crate) received: u64,
+}
+
+pub(crate) fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}
+
+impl Tally {
+    pub(crate) fn counts(&self) -> Counts {
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Counts {
+            published: get(&self.published),
+            confirmed: get(&self.confirmed),
+            nacked: get(&self.nacked),
+            returned: get(&self.returned),
+            received: get(&self.received),
+        }
+    }
+
+    /// A thread's latencies come together here now and then: a lock for each message would be a part of them.
+    pub(crate) fn add(&self, latencies: &mut Latencies) {
+        let mut pair = self.latencies.lock().unwrap();
+        pair.recent.0.add(&latencies.0).unwrap();
+        latencies.0.reset();
+    }
+
+    /// Percentiles since the last call.
+    pub(crate) fn recent_latency(&self) -> Option<String> {
+        let mut pair = self.latencies.lock().unwrap();
+        let Pair { recent, all } = &mut *pair;
+        all.0.add(&recent.0).unwrap();
+        let text = percentiles(recent);
+        recent.0.reset();
+        text
+    }
+
+    /// Percentiles of all, in words, and the median and the 99th in microseconds.
+    pub(crate) fn latency(&self) -> Option<(String, f64, f64)> {
+        self.recent_latency();
+        let pair = self.latencies.lock().unwrap();
+        let text = percentiles(&pair.all)?;
+        let [p50, p99] = [0.5, 0.99].map(|it| pair.all.microseconds(it));
+        Some((text, p50, p99))
+    }
+}
+
+fn percentiles(latencies: &Latencies) -> Option<String> {
+    if latencies.0.is_empty() {
+        return None;
+    }
+    let [least, p50, p75, p95, p99] =
+        [0.0, 0.5, 0.75, 0.95, 0.99].map(|it| latencies.microseconds(it));
+    Some(format!(
+        "min/median/75th/95th/99th latency: {least:.0}/{p50:.0}/{p75:.0}/{p95:.0}/{p99:.0} µs"
+    ))
+}
+
+impl Counts {
+    pub(crate) fn unconfirmed(&self) -> u64 {
+        self.published - self.confirmed.min(self.published) - self.nacked - self.returned
+    }
+
+    /// What was done in a while, a second.
+    pub(crate) fn rates(&self, before: &Self, took: Duration, confirms: bool) -> String {
+        let rate = |now: u64, before: u64| (now - before) as f64 / took.as_secs_f64();
+        let mut text = format!("sent: {:.0} msg/s", rate(self.published, before.published));
+        if confirms {
+            let confirmed = rate(self.confirmed, before.confirmed);
+            text += &format!(
+                ", confirmed: {confirmed:.0} msg/s, unconfirmed: {}",
+                self.unconfirmed()
+            );
+        }
+        for (what, now) in [("nacked", self.nacked), ("returned", self.returned)] {
+            if now > 0 {
+                text += &format!(", {what}: {now}");
+            }
+        }
+        let received = rate(self.received, before.received);
+        text + &format!(", received: {received:.0} msg/s")
+    }
+}

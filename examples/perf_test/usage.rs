@@ -1,0 +1,45 @@
+//! What this process has used.
+
+use std::time::Duration;
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Usage {
+    /// In the program and in the kernel for it, of all its threads.
+    pub(crate) cpu: Duration,
+    pub(crate) max_rss_kb: u64,
+}
+
+#[cfg(unix)]
+pub(crate) fn usage() -> Usage {
+    use nix::sys::resource::{getrusage, UsageWho};
+    use nix::sys::time::TimeValLike;
+
+    let usage = getrusage(UsageWho::RUSAGE_SELF).expect("a process may ask for its own usage");
+    let micros = usage.user_time().num_microseconds() + usage.system_time().num_microseconds();
+    // macOS counts in bytes.
+    let unit = if cfg!(target_vendor = "apple") {
+        1024
+    } else {
+        1
+    };
+    Usage {
+        cpu: Duration::from_micros(micros.unsigned_abs()),
+        max_rss_kb: usage.max_rss().unsigned_abs() / unit,
+    }
+}
+
+#[cfg(not(unix))]
+pub(crate) fn usage() -> Usage {
+    Usage {
+        cpu: Duration::ZERO,
+        max_rss_kb: 0,
+    }
+}
+
+/// What is in memory now, in bytes; none where that cannot be read.
+pub(crate) fn resident() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|it| it.strip_prefix("VmRSS:"))?;
+    let kib: u64 = line.trim().strip_suffix(" kB")?.trim().parse().ok()?;
+    Some(kib * 1024)
+}
