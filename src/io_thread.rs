@@ -585,7 +585,7 @@ impl<'a> Driver<'a> {
                     if let Some(asked) = asked {
                         self.link.topology.lock().done(asked, Some(&reply));
                     }
-                    call.answer(Ok(Reply::Method(reply)));
+                    call.answer(Ok(Reply::Method(*reply)));
                 }
                 Event::Fetched {
                     call,

@@ -71,12 +71,15 @@ pub(crate) struct Pending<M: Mailboxes> {
 /// The consumers of a channel by their tags, numbered as they come.
 pub(crate) struct Consumers<M: Mailboxes> {
     by_tag: HashMap<Arc<str>, (u64, M::Consumer)>,
+    /// Who got the last message: mostly gets the next one, too, and is found without a hash of its tag.
+    last: Option<(Arc<str>, M::Consumer)>,
     count: u64,
 }
 
 impl<M: Mailboxes> Consumers<M> {
     pub(crate) fn insert(&mut self, consumer_tag: Arc<str>, consumer: M::Consumer) {
         self.count += 1;
+        self.last = None;
         self.by_tag.insert(consumer_tag, (self.count, consumer));
     }
 
@@ -84,11 +87,23 @@ impl<M: Mailboxes> Consumers<M> {
         self.by_tag.get(consumer_tag).map(|(_, consumer)| consumer)
     }
 
+    /// Whom a message is for.
+    #[inline]
+    fn receiver(&mut self, consumer_tag: &str) -> Option<&M::Consumer> {
+        let is_last = |(tag, _): &(Arc<str>, M::Consumer)| **tag == *consumer_tag;
+        if !self.last.as_ref().is_some_and(is_last) {
+            let (tag, (_, consumer)) = self.by_tag.get_key_value(consumer_tag)?;
+            self.last = Some((Arc::clone(tag), consumer.clone()));
+        }
+        self.last.as_ref().map(|(_, consumer)| consumer)
+    }
+
     pub(crate) fn number_of(&self, consumer_tag: &str) -> Option<u64> {
         self.by_tag.get(consumer_tag).map(|(number, _)| *number)
     }
 
     pub(crate) fn remove(&mut self, consumer_tag: &str) -> Option<M::Consumer> {
+        self.last = None;
         self.by_tag
             .remove(consumer_tag)
             .map(|(_, consumer)| consumer)
@@ -238,6 +253,7 @@ impl<M: Mailboxes> Channel<M> {
             calls: Calls::new(),
             consumers: Consumers {
                 by_tag: HashMap::new(),
+                last: None,
                 count: 0,
             },
             names: Names::default(),
@@ -255,7 +271,7 @@ impl<M: Mailboxes> Channel<M> {
     pub(crate) fn begin_message(&mut self, method: Method<'_>) -> Result<(), String> {
         match method {
             Method::BasicDeliver(deliver) => {
-                let Some(consumer) = self.consumers.get(deliver.consumer_tag.as_ref()) else {
+                let Some(consumer) = self.consumers.receiver(&deliver.consumer_tag) else {
                     return Err(format!(
                         "basic.deliver for unknown consumer {:?}",
                         deliver.consumer_tag

@@ -28,7 +28,7 @@ impl<M: Mailboxes> Effects<M> {
         reply: Method<'_>,
     ) {
         if let Some(call) = call {
-            let reply = reply.into_owned();
+            let reply = Box::new(reply.into_owned());
             self.event(Event::Reply {
                 channel,
                 call,

@@ -60,7 +60,8 @@ pub(crate) enum Event<M: Mailboxes> {
     Reply {
         channel: Option<M::Channel>,
         call: M::Call,
-        reply: Method<'static>,
+        /// Large, and rare beside deliveries.
+        reply: Box<Method<'static>>,
     },
     /// The message that `basic.get` asked for.
     Fetched {

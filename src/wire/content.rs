@@ -11,9 +11,11 @@ const RESERVE: usize = 1 << 20;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Content {
     bytes: Vec<u8>,
-    exchange_end: usize,
-    routing_key_end: usize,
-    properties_end: usize,
+    // As small as they can be: a message is moved from hand to hand. Names have at most 255 bytes each, properties those of a
+    // frame.
+    exchange_end: u16,
+    routing_key_end: u16,
+    properties_end: u32,
 }
 
 impl Content {
@@ -29,11 +31,15 @@ impl Content {
         bytes.extend_from_slice(names);
         bytes.extend_from_slice(header.properties);
         Self {
-            exchange_end,
-            routing_key_end: names.len(),
-            properties_end: head,
+            exchange_end: exchange_end as u16,
+            routing_key_end: names.len() as u16,
+            properties_end: head as u32,
             bytes,
         }
+    }
+
+    fn properties_end(&self) -> usize {
+        self.properties_end as usize
     }
 
     /// A piece of the body has come.
@@ -47,11 +53,11 @@ impl Content {
     }
 
     pub(crate) fn exchange(&self) -> &str {
-        self.text(0, self.exchange_end)
+        self.text(0, self.exchange_end.into())
     }
 
     pub(crate) fn routing_key(&self) -> &str {
-        self.text(self.exchange_end, self.routing_key_end)
+        self.text(self.exchange_end.into(), self.routing_key_end.into())
     }
 
     /// The names were valid UTF-8 when they were put here.
@@ -65,16 +71,18 @@ impl Content {
     }
 
     pub(crate) fn encoded_properties(&self) -> &[u8] {
-        let bytes = self.bytes.get(self.routing_key_end..self.properties_end);
+        let bytes = self
+            .bytes
+            .get(self.routing_key_end.into()..self.properties_end());
         bytes.unwrap_or_default()
     }
 
     pub(crate) fn body(&self) -> &[u8] {
-        self.bytes.get(self.properties_end..).unwrap_or_default()
+        self.bytes.get(self.properties_end()..).unwrap_or_default()
     }
 
     pub(crate) fn into_body(mut self) -> Vec<u8> {
-        self.bytes.drain(..self.properties_end);
+        self.bytes.drain(..self.properties_end());
         self.bytes
     }
 }

