@@ -7,11 +7,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use leveret::{
-    Connection, ConnectionOptions, ConsumeOptions, Error, ErrorKind, FieldTable, LoginMethod,
-    QueueDeclareOptions, SaslConversation, SaslMechanism, TlsOptions,
+    Connection, ConnectionEvent, ConnectionOptions, ConsumeOptions, Error, ErrorKind, FieldTable,
+    LoginMethod, QueueDeclareOptions, SaslConversation, SaslMechanism, TlsOptions,
 };
 
+use crate::recovery::recovered;
 use crate::support::certificates::Certificates;
+use crate::support::proxy::{Direction, Fault, Plan, Proxy};
 use crate::support::{at, eventually, exclusive_queue, Node, Script, SOON};
 
 /// The node's configuration wants a number. Not one of those that the system gives to clients: somebody who just connects
@@ -101,6 +103,38 @@ fn secured_connections_work_and_each_mistake_has_its_own_words() {
     each_mistake_has_its_own_words(&broker);
     logs_in_with_a_certificate_and_with_challenges(&broker);
     is_known_to_the_broker_by_its_name(&broker);
+    comes_back_when_it_is_lost(&broker);
+}
+
+fn comes_back_when_it_is_lost(broker: &Secured) {
+    let proxy = Proxy::start(&format!("amqps://guest@127.0.0.1:{}", broker.port));
+    let options = proxy.options().tls(broker.identified(broker.trusting()));
+    let connection = Connection::open_with(&options).unwrap();
+    let events = connection.events();
+    let channel = connection.open_channel().unwrap();
+    let queue = exclusive_queue(&channel);
+    let consumer = queue.consume(ConsumeOptions::default()).unwrap();
+    let publisher = channel.publisher().unwrap();
+    for round in 1..=3 {
+        // Also in the middle of a handshake.
+        let (fault, direction) = (Fault::Cut, Direction::ToClient);
+        let after = 500 * round;
+        proxy.plan(Plan {
+            fault,
+            direction,
+            after,
+        });
+        proxy.cut();
+        let told = recovered(&events);
+        assert!(matches!(told[0], ConnectionEvent::Lost { .. }), "{told:?}");
+        let body = vec![round as u8; 100_000];
+        let confirm = publisher.publish("", queue.name(), &body).unwrap();
+        confirm.wait_timeout(SOON).unwrap();
+        let delivery = consumer.recv_timeout(SOON).unwrap().unwrap();
+        assert!(delivery.body() == body, "{round}");
+        delivery.ack().unwrap();
+    }
+    connection.close().unwrap();
 }
 
 fn is_known_to_the_broker_by_its_name(broker: &Secured) {

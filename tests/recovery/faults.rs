@@ -9,10 +9,11 @@ use leveret::{
 };
 
 use crate::support::proxy::{Direction, Fault, Plan, Proxy};
-use crate::support::{channel, unique, url, SOON};
+use crate::support::{channel, eventually, unique, url, SOON};
 
 const SEEDS: u64 = 100;
 const THREADS: u64 = 10;
+const MESSAGES: usize = 30;
 /// Beyond the handshake and what is declared and published again, in bytes.
 const STEPS: u64 = 1500;
 
@@ -98,21 +99,27 @@ fn break_connection(seed: u64) {
         let exchange = "amq.direct";
         let routing_key = queue.name().to_owned();
         move || {
+            let mut confirmed = 0;
             let publish = |number: usize| {
                 let body = number.to_string();
                 let confirm = publisher.publish(exchange, &routing_key, body)?;
-                confirm.wait_timeout(SOON)
+                confirm.wait_timeout(SOON)?;
+                confirmed += 1;
+                Ok::<_, leveret::Error>(())
             };
-            (0..30).try_for_each(publish)
+            let published = (0..MESSAGES).try_for_each(publish);
+            (confirmed, published)
         }
     });
     proxy.cut();
-    let mut missing: Vec<_> = (0..30)
+    let mut missing: Vec<_> = (0..MESSAGES)
         .map(|number| number.to_string().into_bytes())
         .collect();
+    let mut changed = 0;
     let consumed = loop {
         match consumer.recv_timeout(Duration::from_millis(50)) {
             Ok(Some(delivery)) => {
+                changed += usize::from(number_of(delivery.body()).is_none());
                 missing.retain(|it| it != delivery.body());
                 if let Err(error) = delivery.ack() {
                     break Err(error);
@@ -131,7 +138,7 @@ fn break_connection(seed: u64) {
             break Ok(());
         }
     };
-    let published = publishing.join().unwrap();
+    let (confirmed, published) = publishing.join().unwrap();
     if plan.fault != Fault::Corrupt {
         published.unwrap_or_else(|error| panic!("{told}: {error}"));
         consumed.unwrap_or_else(|error| panic!("{told}: {error}"));
@@ -156,6 +163,26 @@ fn break_connection(seed: u64) {
         closed_well && closing.elapsed() < SOON / 2,
         "{told}: {closed:?}"
     );
-    let deleted = channel().queue_delete(queue.name(), Default::default());
-    deleted.unwrap();
+    // What was confirmed and has not come is still in the queue; but for what arrived as something else, or whose routing key
+    // or acknowledgement was the one that was changed.
+    let may_lack = usize::from(plan.fault == Fault::Corrupt);
+    let watching = channel();
+    missing.retain(|it| number_of(it) < Some(confirmed));
+    eventually(&told, || {
+        while let Some(message) = watching.basic_get(queue.name(), true).unwrap() {
+            changed += usize::from(number_of(message.body()).is_none());
+            missing.retain(|it| it != message.body());
+        }
+        missing.len() <= changed.max(may_lack)
+    });
+    assert!(changed == 0 || plan.fault == Fault::Corrupt, "{told}");
+    watching
+        .queue_delete(queue.name(), Default::default())
+        .unwrap();
+}
+
+/// Which of the messages this is, if any.
+fn number_of(body: &[u8]) -> Option<usize> {
+    let number = std::str::from_utf8(body).ok()?.parse().ok();
+    number.filter(|it| *it < MESSAGES)
 }

@@ -6,6 +6,7 @@ mod faults;
 mod nodes;
 mod obstacles;
 mod publishing;
+mod servers;
 mod topology;
 
 use crossbeam_channel::Receiver;
@@ -47,7 +48,7 @@ impl Lossy {
 
 /// Waits until a connection is back, and returns what is told of that.
 #[track_caller]
-fn recovered(events: &Receiver<ConnectionEvent>) -> Vec<ConnectionEvent> {
+pub(crate) fn recovered(events: &Receiver<ConnectionEvent>) -> Vec<ConnectionEvent> {
     let mut told = Vec::new();
     loop {
         let event = events.recv_timeout(SOON);

@@ -18,9 +18,17 @@ fn lasting_queue(channel: &Channel) -> leveret::Queue {
 }
 
 fn drain(queue: &leveret::Queue) -> Vec<String> {
+    let messages = drain_with_ids(queue).into_iter();
+    messages.map(|(body, _)| body).collect()
+}
+
+fn drain_with_ids(queue: &leveret::Queue) -> Vec<(String, Option<String>)> {
     let fetch = || queue.get(true).unwrap();
     std::iter::from_fn(fetch)
-        .map(|message| String::from_utf8(message.body().to_vec()).unwrap())
+        .map(|message| {
+            let body = String::from_utf8(message.body().to_vec()).unwrap();
+            (body, message.properties().unwrap().message_id)
+        })
         .collect()
 }
 
@@ -73,8 +81,13 @@ fn unconfirmed_messages_are_published_again_in_order_before_newer_ones() {
         assert_eq!(confirm.sequence_number() as usize, place + 2);
     }
     publisher.wait_for_confirms().unwrap();
-    let mut bodies = drain(&queue);
+    let (mut bodies, ids): (Vec<_>, Vec<_>) = drain_with_ids(&queue).into_iter().unzip();
     assert_eq!(bodies.remove(14).len(), large.len());
+    // By its id a message that came twice can be known.
+    for (body, id) in bodies.iter().zip(&ids) {
+        let expected = ("1"..="5").contains(&body.as_str()).then_some(body);
+        assert_eq!(id.as_ref(), expected);
+    }
     let order: [&[&str]; 3] = [
         &["0", "1", "2", "3", "4", "5"],
         &["1", "2", "3", "4", "5", "6", "7", "8"],

@@ -136,6 +136,12 @@ fn what_was_undone_is_not_done_again() {
     kept.bind(&exchange, "bound").unwrap();
     kept.bind(&exchange, "unbound").unwrap();
     kept.unbind(&exchange, "unbound").unwrap();
+    let source = auto_delete_exchange(&channel, ExchangeKind::Direct);
+    for key in ["bound", "unbound"] {
+        exchange.bind(&source, key).unwrap();
+    }
+    // With the key that leads on to the queue.
+    exchange.unbind(&source, "bound").unwrap();
     deleted.bind(&gone, "").unwrap();
     deleted.delete(Default::default()).unwrap();
     let consumer = auto_deleted.consume(Default::default()).unwrap();
@@ -151,8 +157,11 @@ fn what_was_undone_is_not_done_again() {
     assert!(!connection.exchange_exists(gone.name()).unwrap());
     assert!(connection.exchange_exists(exchange.name()).unwrap());
     exchange.publish("unbound", "m").unwrap();
+    source.publish("bound", "m").unwrap();
     exchange.publish("bound", "m").unwrap();
     arrives(&channel, kept.name(), 1);
+    // In order, so that nothing of it is on its way.
+    assert_eq!(ready(&channel, kept.name()), 1);
     assert_eq!(cancelled.recv().unwrap().map(drop), None);
 }
 

@@ -16,7 +16,9 @@ use leveret::{Channel, Connection, ConnectionOptions, Queue, QueueDeclareOptions
 
 pub(crate) use node::Node;
 pub(crate) use program::Program;
-pub(crate) use scripted::{at, content_frames, method_frame, scripted_server, short, Script};
+pub(crate) use scripted::{
+    at, content_frames, method_frame, scripted_connections, scripted_server, short, Script,
+};
 
 /// What a test waits at most for something that should happen soon.
 pub(crate) const SOON: Duration = Duration::from_secs(20);

@@ -20,14 +20,31 @@ pub(crate) fn scripted_server<T: Send + 'static>(
 ) -> (SocketAddr, JoinHandle<T>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
+    let thread = std::thread::spawn(move || script(&mut accept(&listener)));
+    (address, thread)
+}
+
+/// A server that takes so many connections, one after the other, and follows the script for each, counted from 0. A
+/// connection ends with its script.
+pub(crate) fn scripted_connections(
+    count: usize,
+    mut script: impl FnMut(usize, &mut Script) + Send + 'static,
+) -> (SocketAddr, JoinHandle<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
     let thread = std::thread::spawn(move || {
-        let (socket, _) = listener.accept().unwrap();
-        socket
-            .set_read_timeout(Some(Duration::from_secs(20)))
-            .unwrap();
-        script(&mut Script { socket })
+        for connection in 0..count {
+            script(connection, &mut accept(&listener));
+        }
     });
     (address, thread)
+}
+
+fn accept(listener: &TcpListener) -> Script {
+    let (socket, _) = listener.accept().unwrap();
+    let patience = Some(Duration::from_secs(20));
+    socket.set_read_timeout(patience).unwrap();
+    Script { socket }
 }
 
 /// How to connect to a scripted server, once.
@@ -166,11 +183,15 @@ impl<S: Read + Write> Script<S> {
 
     /// The whole handshake, with this heartbeat in seconds.
     pub(crate) fn handshake(&mut self, heartbeat: u8) {
+        self.handshake_with(10, heartbeat);
+    }
+
+    pub(crate) fn handshake_with(&mut self, channel_max: u16, heartbeat: u8) {
         self.expect_header();
         self.send_start();
         self.expect(10, 11);
         let tune = [
-            &10_u16.to_be_bytes()[..],
+            &channel_max.to_be_bytes()[..],
             &FRAME_MAX.to_be_bytes(),
             &[0, heartbeat],
         ];
@@ -180,10 +201,12 @@ impl<S: Read + Write> Script<S> {
         self.send_method(0, 10, 41, b"\0");
     }
 
-    pub(crate) fn open_channel(&mut self) {
+    /// Returns its number.
+    pub(crate) fn open_channel(&mut self) -> u16 {
         let open = self.next_frame();
         assert_eq!(open.method(), Some((20, 10)));
         self.send_method(open.channel, 20, 11, b"\0\0\0\0");
+        open.channel
     }
 
     /// Waits until the client has ended, reading what it still says.

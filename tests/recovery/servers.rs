@@ -1,0 +1,211 @@
+//! Servers that do on the next connection what RabbitMQ does at no test's wish.
+
+use std::net::SocketAddr;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use leveret::{Connection, ConnectionOptions, ConsumeOptions, ErrorKind};
+
+use super::{lost, recovered};
+use crate::support::proxy::quick;
+use crate::support::{at, eventually, scripted_connections, scripted_server, short, SOON};
+
+const SHORT: Duration = Duration::from_millis(100);
+
+/// A server that did not get what it expects is gone, and not to be waited for.
+fn once(address: SocketAddr) -> ConnectionOptions {
+    at(address).recovery(quick().max_attempts(1))
+}
+
+#[test]
+fn a_broker_that_blocked_the_lost_connection_has_not_blocked_the_next_one() {
+    let (cut, is_cut) = mpsc::channel();
+    let (address, server) = scripted_connections(2, move |connection, server| {
+        server.handshake(0);
+        server.open_channel();
+        if connection == 0 {
+            server.send_method(0, 10, 60, &short("no memory"));
+            is_cut.recv().unwrap();
+        } else {
+            server.expect(60, 40);
+        }
+    });
+    let options = once(address).publish_timeout(SHORT);
+    let connection = Connection::open_with(&options).unwrap();
+    let events = connection.events();
+    let channel = connection.open_channel().unwrap();
+    eventually("it is blocked", || connection.blocked_reason().is_some());
+    let error = channel.basic_publish("", "q", "m").unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::ConnectionBlocked { .. }));
+    cut.send(()).unwrap();
+    recovered(&events);
+    assert_eq!(connection.blocked_reason(), None);
+    channel.basic_publish("", "q", "m").unwrap();
+    server.join().unwrap();
+}
+
+#[test]
+fn channels_that_the_next_broker_does_not_allow_end_with_all_that_is_theirs() {
+    let (cut, is_cut) = mpsc::channel();
+    let (address, server) = scripted_connections(2, move |connection, server| {
+        server.handshake_with([3, 1][connection], 0);
+        assert_eq!(server.open_channel(), 1);
+        if connection == 0 {
+            assert_eq!(server.open_channel(), 2);
+            server.expect(60, 20);
+            server.send_method(2, 60, 21, &short("c"));
+            assert_eq!(server.open_channel(), 3);
+            server.expect(85, 10);
+            server.send_method(3, 85, 11, b"");
+            server.expect(60, 40);
+        } else {
+            // And no other channel is opened.
+            server.expect(60, 10);
+            server.send_method(1, 60, 11, b"");
+        }
+        is_cut.recv().unwrap();
+    });
+    let connection = Connection::open_with(&once(address)).unwrap();
+    let events = connection.events();
+    let channels = [(); 2].map(|()| connection.open_channel().unwrap());
+    let consume = ConsumeOptions::default().consumer_tag("c");
+    let consumer = channels[1].basic_consume("q", consume).unwrap();
+    let third = connection.open_channel().unwrap();
+    let confirm = third.publisher().unwrap().publish("", "q", "m").unwrap();
+    cut.send(()).unwrap();
+    recovered(&events);
+    let exhausted = ErrorKind::ChannelsExhausted { channel_max: 1 };
+    for error in [
+        channels[1].basic_qos(1).unwrap_err(),
+        third.basic_qos(1).unwrap_err(),
+        consumer.recv_timeout(SOON).unwrap_err(),
+        connection.open_channel().unwrap_err(),
+    ] {
+        assert_eq!(*error.kind(), exhausted);
+    }
+    let error = confirm.wait_timeout(SOON).unwrap_err();
+    assert!(error.may_have_been_sent(), "{error}");
+    channels[0].basic_qos(1).unwrap();
+    cut.send(()).unwrap();
+    server.join().unwrap();
+}
+
+#[test]
+fn a_login_that_all_refuse_who_can_be_reached_ends_the_recovery() {
+    let (hangs_up, other) = scripted_server(|server| server.expect_header());
+    let mut other = Some(other);
+    let (address, server) = scripted_connections(3, move |connection, server| {
+        if connection == 0 {
+            return server.handshake(0);
+        }
+        server.expect_header();
+        server.send_start();
+        server.expect(10, 11);
+        if connection == 2 {
+            // Only now it is certain that nobody listens there any more.
+            other.take().unwrap().join().unwrap();
+        }
+        let refused = [&403_u16.to_be_bytes()[..], &short("no"), &[0; 4]];
+        server.send_method(0, 10, 50, &refused.concat());
+        server.expect(10, 51);
+    });
+    let options = at(address)
+        .endpoint(hangs_up.ip().to_string(), hangs_up.port())
+        .recovery(quick());
+    let connection = Connection::open_with(&options).unwrap();
+    connection.wait_closed(SOON).unwrap();
+    let cause = connection.close_cause().unwrap();
+    let ErrorKind::RecoveryGivenUp { attempts, last, .. } = cause.kind() else {
+        panic!("{cause}");
+    };
+    assert!(matches!(**last, ErrorKind::EndpointsFailed(_)), "{cause}");
+    // At the first, the other one may just have been going away.
+    assert_eq!(*attempts, 2);
+    server.join().unwrap();
+}
+
+#[test]
+fn a_message_that_was_sent_once_is_never_told_as_certainly_unsent() {
+    const CHANNELS: usize = 10;
+    let (cut, is_cut) = mpsc::channel();
+    let (address, server) = scripted_connections(2, move |connection, server| {
+        server.handshake(0);
+        if connection == 0 {
+            for number in 1..=CHANNELS as u16 {
+                server.open_channel();
+                server.expect(85, 10);
+                server.send_method(number, 85, 11, b"");
+            }
+            let mut messages = 0;
+            while messages < CHANNELS {
+                messages += usize::from(server.next_method() == (60, 40));
+            }
+            return;
+        }
+        let mut opened = 0;
+        while opened < CHANNELS {
+            let frame = server.next_frame();
+            if frame.method() == Some((20, 10)) {
+                server.send_method(frame.channel, 20, 11, b"\0\0\0\0");
+                opened += 1;
+            }
+        }
+        // It reads no more, so that most of what is published again stays with the client.
+        is_cut.recv().unwrap();
+    });
+    let connection = Connection::open_with(&once(address)).unwrap();
+    let events = connection.events();
+    let publishers = [(); CHANNELS].map(|()| {
+        let channel = connection.open_channel().unwrap();
+        channel.publisher().unwrap()
+    });
+    let body = vec![0; 2 << 20];
+    let confirms = publishers
+        .each_ref()
+        .map(|it| it.publish("", "q", &body).unwrap());
+    recovered(&events);
+    cut.send(()).unwrap();
+    lost(&events);
+    connection.wait_closed(SOON).unwrap();
+    for confirm in confirms {
+        let error = confirm.wait_timeout(SOON).unwrap_err();
+        assert!(
+            error.is_connection_end() && error.may_have_been_sent(),
+            "{error}"
+        );
+    }
+    server.join().unwrap();
+}
+
+#[test]
+fn what_is_published_again_is_waited_for_until_it_is_confirmed() {
+    let (confirm, confirms) = mpsc::channel();
+    let (address, server) = scripted_connections(2, move |connection, server| {
+        server.handshake(0);
+        server.open_channel();
+        server.expect(85, 10);
+        if connection == 0 {
+            server.send_method(1, 85, 11, b"");
+        }
+        server.expect(60, 40);
+        if connection == 1 {
+            confirms.recv().unwrap();
+            let first = [&1_u64.to_be_bytes()[..], b"\0"].concat();
+            server.send_method(1, 60, 80, &first);
+            confirms.recv().unwrap();
+        }
+    });
+    let connection = Connection::open_with(&once(address)).unwrap();
+    let events = connection.events();
+    let channel = connection.open_channel().unwrap();
+    let publisher = channel.publisher().unwrap();
+    let published = publisher.publish("", "q", "m").unwrap();
+    recovered(&events);
+    let error = publisher.wait_for_confirms_timeout(SHORT).unwrap_err();
+    assert!(error.is_timeout() && published.try_wait().is_none());
+    confirm.send(()).unwrap();
+    publisher.wait_for_confirms_timeout(SOON).unwrap();
+    published.wait_timeout(SOON).unwrap();
+    confirm.send(()).unwrap();
+    server.join().unwrap();
+}
