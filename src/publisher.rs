@@ -26,6 +26,8 @@ use crate::wire::method::{BasicPublish, Encode};
 /// published again when it is back, in order and before newer ones: at least once, never lost. Its [`Confirm`] stays valid.
 /// Consumers can see such a message twice, and mostly cannot tell by anything but a
 /// [`message_id`](Message::message_id).
+/// It goes to the exchange and routing key that it was published with: one for an exclusive queue whose name the broker
+/// made up finds no queue of that name any more, as what was in the queue is gone, too.
 ///
 /// ```no_run
 /// use leveret::{Connection, Message, PublisherOptions};
