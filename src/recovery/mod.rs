@@ -27,6 +27,9 @@ use crate::queue::ServerNames;
 use missing::Missing;
 use replay::Replay;
 
+/// An attempt may take so long, even if less is left of the time for all of them: it shall have a chance.
+const LAST_ATTEMPT: Duration = Duration::from_secs(1);
+
 /// What outlasts the sockets of one connection, beside its [`Link`].
 pub(crate) struct Recovery {
     options: ConnectionOptions,
@@ -120,7 +123,7 @@ impl Recovery {
     /// To connect with, within this time.
     fn options_for(&self, left: Duration) -> ConnectionOptions {
         let mut options = self.options.clone();
-        options.connect_timeout = options.connect_timeout.min(left);
+        options.connect_timeout = options.connect_timeout.min(left.max(LAST_ATTEMPT));
         if let Some(secret) = &*self.secret.lock() {
             options.password.clone_from(secret);
         }

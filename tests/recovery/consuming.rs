@@ -3,9 +3,7 @@
 use std::thread;
 use std::time::Duration;
 
-use leveret::{
-    Consumer, Delivery, NackOptions, QosOptions, QueueDeclareOptions, QueueType, StreamOffset,
-};
+use leveret::{Consumer, Delivery, NackOptions, QueueDeclareOptions, QueueType, StreamOffset};
 
 use super::{recovered, Lossy};
 use crate::support::{channel, eventually, logged, ready, unique, SOON};
@@ -169,44 +167,6 @@ fn consumers_begin_again_each_with_its_prefetch_and_cancelled_ones_do_not() {
     by_one.cancel().unwrap();
     by_three.cancel().unwrap();
     assert!(cancelled.recv().unwrap().is_none());
-}
-
-#[test]
-fn a_prefetch_for_all_consumers_of_a_channel_together_comes_back_beside_that_for_each() {
-    let lossy = Lossy::new();
-    let channel = lossy.connection.open_channel().unwrap();
-    let queues = [lasting_queue(&channel), lasting_queue(&channel)];
-    for queue in &queues {
-        for _ in 0..10 {
-            queue.publish("m").unwrap();
-        }
-    }
-    let together = QosOptions::default().prefetch_count(5).global();
-    channel.basic_qos_with(together).unwrap();
-    channel.basic_qos(4).unwrap();
-    let _first = queues[0].consume(Default::default()).unwrap();
-    let watching = self::channel();
-    let left = || {
-        let [first, second] = &queues;
-        (
-            ready(&watching, first.name()),
-            ready(&watching, second.name()),
-        )
-    };
-    eventually("as many as one may have", || left() == (6, 10));
-    let _second = queues[1].consume(Default::default()).unwrap();
-    eventually("one more for both together", || left() == (6, 9));
-    for _ in 0..2 {
-        lossy.lose();
-        eventually("five are taken again", || {
-            let (first, second) = left();
-            first + second == 15
-        });
-        // And no more.
-        thread::sleep(Duration::from_millis(50));
-        let (first, second) = left();
-        assert!(first + second == 15 && first >= 6 && second >= 6);
-    }
 }
 
 #[test]
