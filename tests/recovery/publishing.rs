@@ -85,7 +85,8 @@ fn unconfirmed_messages_are_published_again_in_order_before_newer_ones() {
     assert_eq!(bodies.remove(14).len(), large.len());
     // By its id a message that came twice can be known.
     for (body, id) in bodies.iter().zip(&ids) {
-        let expected = ("1"..="5").contains(&body.as_str()).then_some(body);
+        let has_one = matches!(body.as_str(), "1" | "2" | "3" | "4" | "5");
+        let expected = has_one.then_some(body);
         assert_eq!(id.as_ref(), expected);
     }
     let order: [&[&str]; 3] = [
