@@ -3,7 +3,9 @@
 use std::thread;
 use std::time::Duration;
 
-use leveret::{Consumer, Delivery, NackOptions, QueueDeclareOptions, QueueType, StreamOffset};
+use leveret::{
+    Consumer, Delivery, NackOptions, QosOptions, QueueDeclareOptions, QueueType, StreamOffset,
+};
 
 use super::{recovered, Lossy};
 use crate::support::{channel, eventually, logged, ready, unique, SOON};
@@ -167,6 +169,24 @@ fn consumers_begin_again_each_with_its_prefetch_and_cancelled_ones_do_not() {
     by_one.cancel().unwrap();
     by_three.cancel().unwrap();
     assert!(cancelled.recv().unwrap().is_none());
+}
+
+#[test]
+fn a_prefetch_for_all_consumers_of_a_channel_together_comes_back() {
+    let lossy = Lossy::new();
+    let channel = lossy.connection.open_channel().unwrap();
+    let queue = lasting_queue(&channel);
+    for _ in 0..10 {
+        queue.publish("m").unwrap();
+    }
+    let together = QosOptions::default().prefetch_count(3).global();
+    channel.basic_qos_with(together).unwrap();
+    let _consumer = queue.consume(Default::default()).unwrap();
+    let watching = self::channel();
+    for _ in 0..3 {
+        eventually("three are taken", || ready(&watching, queue.name()) == 7);
+        lossy.lose();
+    }
 }
 
 #[test]
