@@ -134,6 +134,20 @@ mod tests {
     }
 
     #[test]
+    fn a_number_that_is_in_use_is_not_given_out_when_a_lower_limit_rises_again() {
+        let numbers = ChannelNumbers::new(3);
+        let used = [(); 3].map(|()| numbers.take(now()));
+        assert_eq!(used, [Some(1), Some(2), Some(3)]);
+        numbers.set_highest(1);
+        numbers.set_highest(3);
+        // The handles of the second and third are still there.
+        assert_eq!(numbers.take(now()), None);
+        numbers.release(2);
+        assert_eq!(numbers.take(now()), Some(2));
+        assert_eq!(numbers.take(now()), None);
+    }
+
+    #[test]
     fn waits_for_a_number_that_is_being_released() {
         let numbers = ChannelNumbers::new(1);
         let soon = Deadline::after(Duration::from_secs(20));

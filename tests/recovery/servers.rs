@@ -91,6 +91,35 @@ fn channels_that_the_next_broker_does_not_allow_end_with_all_that_is_theirs() {
 }
 
 #[test]
+fn no_two_channels_have_one_number_when_fewer_were_allowed_for_a_while() {
+    let (cut, is_cut) = mpsc::channel();
+    let (address, server) = scripted_connections(3, move |connection, server| {
+        server.handshake_with([2, 1, 2][connection], 0);
+        let open: Vec<_> = (0..[2, 1, 2][connection])
+            .map(|_| server.open_channel())
+            .collect();
+        assert_eq!(open, [&[1, 2][..], &[1], &[1, 2]][connection]);
+        is_cut.recv().unwrap();
+    });
+    let connection = Connection::open_with(&once(address)).unwrap();
+    let events = connection.events();
+    let _first = connection.open_channel().unwrap();
+    let second = connection.open_channel().unwrap();
+    for _ in 0..2 {
+        cut.send(()).unwrap();
+        recovered(&events);
+    }
+    // It ended when it was not allowed, and still has its number.
+    let error = connection.open_channel().unwrap_err();
+    let exhausted = ErrorKind::ChannelsExhausted { channel_max: 2 };
+    assert_eq!(*error.kind(), exhausted);
+    drop(second);
+    assert_eq!(connection.open_channel().unwrap().number(), 2);
+    cut.send(()).unwrap();
+    server.join().unwrap();
+}
+
+#[test]
 fn a_login_that_all_refuse_who_can_be_reached_ends_the_recovery() {
     let (hangs_up, other) = scripted_server(|server| server.expect_header());
     let mut other = Some(other);
