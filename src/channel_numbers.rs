@@ -16,9 +16,9 @@ pub(crate) struct ChannelNumbers {
 #[derive(Debug)]
 struct State {
     highest: u16,
-    /// The lowest that was never used; `None` when all were.
-    fresh: Option<u16>,
-    /// Used before, and closed by both sides.
+    /// The lowest that was never used; one more than a number can be when all were.
+    fresh: u32,
+    /// Used before, and closed by both sides; also beyond `highest`, which another connection may raise again.
     released: Vec<u16>,
     /// Closed by us; the broker has not agreed yet.
     closing: HashSet<u16>,
@@ -26,12 +26,24 @@ struct State {
     ended: bool,
 }
 
+impl State {
+    fn take(&mut self) -> Option<u16> {
+        let is_allowed = |number: &u16| *number <= self.highest;
+        if let Some(place) = self.released.iter().rposition(is_allowed) {
+            return Some(self.released.swap_remove(place));
+        }
+        let number = u16::try_from(self.fresh).ok().filter(is_allowed)?;
+        self.fresh += 1;
+        Some(number)
+    }
+}
+
 impl ChannelNumbers {
     pub(crate) fn new(highest: u16) -> Self {
         Self {
             state: Mutex::new(State {
                 highest,
-                fresh: Some(1),
+                fresh: 1,
                 released: Vec::new(),
                 closing: HashSet::new(),
                 ended: false,
@@ -46,13 +58,7 @@ impl ChannelNumbers {
 
     /// Another connection may have another `channel_max`.
     pub(crate) fn set_highest(&self, highest: u16) {
-        let mut state = self.state.lock();
-        let before = std::mem::replace(&mut state.highest, highest);
-        if state.fresh.is_none() && before < highest {
-            state.fresh = Some(before + 1);
-        }
-        state.fresh = state.fresh.filter(|fresh| *fresh <= highest);
-        state.released.retain(|number| *number <= highest);
+        self.state.lock().highest = highest;
     }
 
     /// A free number. If there is none, but the broker has yet to agree to the close of some channel, that is waited
@@ -60,11 +66,7 @@ impl ChannelNumbers {
     pub(crate) fn take(&self, deadline: Deadline) -> Option<u16> {
         let mut state = self.state.lock();
         loop {
-            if let Some(number) = state.released.pop() {
-                return Some(number);
-            }
-            if let Some(number) = state.fresh {
-                state.fresh = (number < state.highest).then(|| number + 1);
+            if let Some(number) = state.take() {
                 return Some(number);
             }
             if state.closing.is_empty() || state.ended {
@@ -72,7 +74,7 @@ impl ChannelNumbers {
             }
             let result = self.changed.wait_until(&mut state, deadline.at());
             if result.timed_out() {
-                return state.released.pop();
+                return state.take();
             }
         }
     }
@@ -83,8 +85,9 @@ impl ChannelNumbers {
         if state.ended {
             return 0;
         }
-        let ever = state.fresh.map_or(state.highest, |fresh| fresh - 1);
-        ever - u16::try_from(state.released.len()).unwrap_or(ever)
+        let ever = state.fresh - 1;
+        let released = u32::try_from(state.released.len()).unwrap_or(ever);
+        u16::try_from(ever.saturating_sub(released)).unwrap_or(u16::MAX)
     }
 
     pub(crate) fn closing(&self, number: u16) {
@@ -94,9 +97,7 @@ impl ChannelNumbers {
     pub(crate) fn release(&self, number: u16) {
         let mut state = self.state.lock();
         state.closing.remove(&number);
-        if number <= state.highest {
-            state.released.push(number);
-        }
+        state.released.push(number);
         // All: one who waits for this number gets it, one who now waits for nothing is told so.
         self.changed.notify_all();
     }

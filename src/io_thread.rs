@@ -370,7 +370,8 @@ impl<'a> Driver<'a> {
             if self.link.outbox.is_aborted() {
                 self.core.abort();
             }
-            if self.link.outbox.take_given_up() {
+            // What is given up behind the end of this connection is the next one.
+            if self.closing == Closing::No && self.link.outbox.take_given_up() {
                 self.core.socket_closed(ErrorKind::TimedOut);
             }
             self.answer();
