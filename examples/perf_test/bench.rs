@@ -122,6 +122,53 @@ impl Latencies {
     }
 }
 
+/// What one run has come to.
+pub(crate) struct Figure<'a> {
+    pub(crate) client: Client,
+    pub(crate) mode: String,
+    pub(crate) size: usize,
+    pub(crate) threads: u64,
+    pub(crate) count: u64,
+    pub(crate) wall: Duration,
+    pub(crate) cpu: Duration,
+    pub(crate) max_rss_kb: u64,
+    pub(crate) latencies: Option<&'a Latencies>,
+    /// Of each thing that was kept, in bytes.
+    pub(crate) rss_each: Option<u64>,
+}
+
+impl Figure<'_> {
+    /// An object of JSON in one line.
+    pub(crate) fn line(&self) -> String {
+        let Self {
+            mode,
+            size,
+            threads,
+            count,
+            max_rss_kb,
+            ..
+        } = self;
+        let (name, version) = match self.client {
+            Client::Leveret => ("leveret", env!("CARGO_PKG_VERSION")),
+            Client::Limit => ("limit", ""),
+        };
+        let wall_s = self.wall.as_secs_f64();
+        let each = (*count).max(1) as f64;
+        let (per_second, cpu_us) = (each / wall_s, self.cpu.as_secs_f64() * 1e6 / each);
+        let mut line = format!(
+            r#"{{"client":"{name}","version":"{version}","mode":"{mode}","size":{size},"threads":{threads},"count":{count},"wall_s":{wall_s:.4},"msgs_per_s":{per_second:.0},"cpu_us_per_msg":{cpu_us:.4},"max_rss_kb":{max_rss_kb}"#
+        );
+        if let Some(latencies) = self.latencies {
+            let [p50, p99] = [0.5, 0.99].map(|it| latencies.microseconds(it));
+            line += &format!(r#","p50_us":{p50:.1},"p99_us":{p99:.1}"#);
+        }
+        if let Some(each) = self.rss_each {
+            line += &format!(r#","rss_bytes_each":{each}"#);
+        }
+        line + "}"
+    }
+}
+
 /// Whose figure it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Client {
@@ -139,32 +186,20 @@ impl Client {
         };
         let (wall, after, rss_after) = (begin.elapsed(), usage(), resident());
         drop(kept);
-        let (name, version) = match self {
-            Self::Leveret => ("leveret", env!("CARGO_PKG_VERSION")),
-            Self::Limit => ("limit", ""),
+        let grown = rss_after.zip(rss_before);
+        let grown = grown.map(|(after, before)| after.saturating_sub(before) / run.count);
+        let figure = Figure {
+            client: self,
+            mode: run.mode.to_string(),
+            size: run.size,
+            threads: run.threads,
+            count: run.count,
+            wall,
+            cpu: after.cpu - before.cpu,
+            max_rss_kb: after.max_rss_kb,
+            latencies: run.mode.counts_latency().then_some(&latencies),
+            rss_each: grown.filter(|_| run.mode.keeps_all()),
         };
-        let Run {
-            mode,
-            size,
-            threads,
-            count,
-            ..
-        } = run;
-        let wall_s = wall.as_secs_f64();
-        let per_second = *count as f64 / wall_s;
-        let cpu_us = (after.cpu - before.cpu).as_secs_f64() * 1e6 / *count as f64;
-        let max_rss_kb = after.max_rss_kb;
-        let mut line = format!(
-            r#"{{"client":"{name}","version":"{version}","mode":"{mode}","size":{size},"threads":{threads},"count":{count},"wall_s":{wall_s:.4},"msgs_per_s":{per_second:.0},"cpu_us_per_msg":{cpu_us:.4},"max_rss_kb":{max_rss_kb}"#
-        );
-        if mode.counts_latency() {
-            let [p50, p99] = [0.5, 0.99].map(|it| latencies.microseconds(it));
-            line += &format!(r#","p50_us":{p50:.1},"p99_us":{p99:.1}"#);
-        }
-        if let (true, Some(before), Some(after)) = (mode.keeps_all(), rss_before, rss_after) {
-            let each = after.saturating_sub(before) / count;
-            line += &format!(r#","rss_bytes_each":{each}"#);
-        }
-        Ok(line + "}")
+        Ok(figure.line())
     }
 }

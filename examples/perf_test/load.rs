@@ -11,9 +11,9 @@ use leveret::{
     Properties, PublisherOptions, QueueDeclareOptions, QueueDeleteOptions, Result,
 };
 
-use crate::bench::Latencies;
+use crate::bench::{Client, Figure, Latencies};
 use crate::options::{Flag, Options};
-use crate::tally::{count, Counts, Tally};
+use crate::tally::{count, percentiles, Counts, Tally};
 use crate::usage::usage;
 
 /// Where a body tells when it was published: in nanoseconds, behind four bytes that PerfTest has for a number.
@@ -128,29 +128,31 @@ impl Load<'_> {
         } = self.options;
         let wall = self.begin.elapsed();
         let counts = self.tally.counts();
-        let latency = self.tally.latency();
+        let latencies = self.tally.take_latencies();
         let rates = counts.rates(&Counts::default(), wall, confirm.is_some());
-        let text = latency
-            .as_ref()
-            .map_or(String::new(), |(it, ..)| format!(", {it}"));
-        println!("on average over {:.1} s, {rates}{text}", wall.as_secs_f64());
+        let latency = percentiles(&latencies).map_or(String::new(), |it| format!(", {it}"));
+        println!(
+            "on average over {:.1} s, {rates}{latency}",
+            wall.as_secs_f64()
+        );
         if !json {
             return;
         }
-        let messages = counts.published.max(counts.received);
         let used = usage();
         let threads = self.options.producer_channels() + self.options.consumer_channels();
-        let (wall_s, per) = (wall.as_secs_f64(), messages.max(1) as f64);
-        let quantiles = latency.map_or(String::new(), |(_, p50, p99)| {
-            format!(r#","p50_us":{p50:.1},"p99_us":{p99:.1}"#)
-        });
-        println!(
-            r#"{{"client":"leveret","version":"{}","mode":"load","size":{size},"threads":{threads},"count":{messages},"wall_s":{wall_s:.4},"msgs_per_s":{:.0},"cpu_us_per_msg":{:.4},"max_rss_kb":{}{quantiles}}}"#,
-            env!("CARGO_PKG_VERSION"),
-            per / wall_s,
-            used.cpu.as_secs_f64() * 1e6 / per,
-            used.max_rss_kb,
-        );
+        let figure = Figure {
+            client: Client::Leveret,
+            mode: "load".to_owned(),
+            size: *size,
+            threads: threads.into(),
+            count: counts.published.max(counts.received),
+            wall,
+            cpu: used.cpu,
+            max_rss_kb: used.max_rss_kb,
+            latencies: (!latencies.0.is_empty()).then_some(&latencies),
+            rss_each: None,
+        };
+        println!("{}", figure.line());
     }
 
     // ---- producers ----

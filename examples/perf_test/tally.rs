@@ -67,17 +67,14 @@ impl Tally {
         text
     }
 
-    /// Percentiles of all, in words, and the median and the 99th in microseconds.
-    pub(crate) fn latency(&self) -> Option<(String, f64, f64)> {
+    /// All of them, at the end.
+    pub(crate) fn take_latencies(&self) -> Latencies {
         self.recent_latency();
-        let pair = self.latencies.lock().unwrap();
-        let text = percentiles(&pair.all)?;
-        let [p50, p99] = [0.5, 0.99].map(|it| pair.all.microseconds(it));
-        Some((text, p50, p99))
+        std::mem::take(&mut self.latencies.lock().unwrap().all)
     }
 }
 
-fn percentiles(latencies: &Latencies) -> Option<String> {
+pub(crate) fn percentiles(latencies: &Latencies) -> Option<String> {
     if latencies.0.is_empty() {
         return None;
     }

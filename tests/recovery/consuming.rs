@@ -7,14 +7,8 @@ use leveret::{
     Consumer, Delivery, NackOptions, QosOptions, QueueDeclareOptions, QueueType, StreamOffset,
 };
 
-use super::{recovered, Lossy};
+use super::{lasting_queue, recovered, Lossy};
 use crate::support::{channel, eventually, logged, ready, unique, SOON};
-
-/// A queue that outlasts connections, and goes soon afterwards.
-fn lasting_queue(channel: &leveret::Channel) -> leveret::Queue {
-    let options = QueueDeclareOptions::default().expires(Duration::from_secs(60));
-    channel.queue_declare(&unique("q"), options).unwrap()
-}
 
 #[track_caller]
 fn next(consumer: &Consumer) -> Delivery {

@@ -9,11 +9,21 @@ mod publishing;
 mod servers;
 mod topology;
 
+use std::time::Duration;
+
 use crossbeam_channel::Receiver;
-use leveret::{Connection, ConnectionEvent, ConnectionOptions};
+use leveret::{
+    Channel, Connection, ConnectionEvent, ConnectionOptions, Queue, QueueDeclareOptions,
+};
 
 use crate::support::proxy::Proxy;
-use crate::support::{url, SOON};
+use crate::support::{unique, url, SOON};
+
+/// A queue that outlasts connections, and goes soon afterwards.
+fn lasting_queue(channel: &Channel) -> Queue {
+    let options = QueueDeclareOptions::default().expires(Duration::from_secs(60));
+    channel.queue_declare(&unique("q"), options).unwrap()
+}
 
 /// A connection through a proxy to the broker that all tests share.
 struct Lossy {

@@ -11,17 +11,11 @@ use leveret::{
 };
 use parking_lot::Mutex;
 
-use super::{lost, recovered, Lossy};
+use super::{lasting_queue, lost, recovered, Lossy};
 use crate::support::proxy::{quick, Direction, Fault, Plan};
 use crate::support::{channel, connect, eventually, exclusive_queue, unique, Node, SOON};
 
 const MILLISECOND: Duration = Duration::from_millis(1);
-
-/// A queue that outlasts connections, and goes soon afterwards.
-fn lasting_queue(channel: &Channel) -> Queue {
-    let options = QueueDeclareOptions::default().expires(Duration::from_secs(60));
-    channel.queue_declare(&unique("q"), options).unwrap()
-}
 
 /// Another program's exclusive consumer, which begins as soon as nobody else consumes.
 fn take_away(queue: &Queue) -> Consumer {

@@ -3,19 +3,11 @@
 use std::thread;
 use std::time::Duration;
 
-use leveret::{
-    Channel, ConnectionEvent, ErrorKind, Message, PublisherOptions, QueueDeclareOptions, ReplyCode,
-};
+use leveret::{ConnectionEvent, ErrorKind, Message, PublisherOptions, ReplyCode};
 
-use super::{recovered, Lossy};
+use super::{lasting_queue, recovered, Lossy};
 use crate::support::proxy::Direction;
 use crate::support::{channel, eventually, exclusive_queue, ready, unique, SOON};
-
-/// A queue that outlasts connections, and goes soon afterwards.
-fn lasting_queue(channel: &Channel) -> leveret::Queue {
-    let options = QueueDeclareOptions::default().expires(Duration::from_secs(60));
-    channel.queue_declare(&unique("q"), options).unwrap()
-}
 
 fn drain(queue: &leveret::Queue) -> Vec<String> {
     let messages = drain_with_ids(queue).into_iter();
