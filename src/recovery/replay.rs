@@ -1,6 +1,6 @@
 //! What is done on a new connection, so that it is as the lost one was.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -41,6 +41,8 @@ pub(super) struct Replay<'a> {
     pub(super) missing: &'a mut Missing,
     /// A channel of our own, for what can cost a channel.
     own: Option<Arc<ChannelState>>,
+    /// What was declared once more, since it had gone in between.
+    again: HashSet<Entity>,
 }
 
 impl Drop for Replay<'_> {
@@ -71,6 +73,7 @@ impl<'a> Replay<'a> {
             epoch,
             missing,
             own: None,
+            again: HashSet::new(),
         }
     }
 
@@ -273,6 +276,11 @@ impl<'a> Replay<'a> {
                 match answer {
                     Ok(reply) => self.declared(&redeclare, &reply),
                     Err(Failure::Refused(error)) => {
+                        if let Some(gone) = self.take_gone(&redeclare, &error) {
+                            left.push_front(redeclare);
+                            left.push_front(gone);
+                            break;
+                        }
                         let lacking = take_lacking(&mut left, &redeclare, &error);
                         for entity in std::iter::once(entity).chain(lacking) {
                             not_declared(self, entity, error.clone());
@@ -287,6 +295,25 @@ impl<'a> Replay<'a> {
             }
         }
         Ok(())
+    }
+
+    /// What a binding lacks although it was declared: an auto-delete exchange or queue goes when the broker notices, late,
+    /// that the lost connection has gone with the last that was bound or consumed there. It is declared once more, and no
+    /// more than that.
+    fn take_gone(&mut self, refused: &Redeclare, error: &Error) -> Option<Redeclare> {
+        if !refused.is_binding() || error.reply_code() != Some(ReplyCode::NOT_FOUND) {
+            return None;
+        }
+        let is_gone = |it: &Redeclare| match it {
+            Redeclare::Exchange(declare) => is_named(error, &declare.exchange),
+            Redeclare::Queue {
+                declare,
+                named_by_server: false,
+            } => is_named(error, &declare.queue),
+            _ => false,
+        };
+        let gone = self.wanted(is_gone).into_iter().next()?;
+        self.again.insert(entity(&gone)).then_some(gone)
     }
 
     fn declared(&mut self, redeclare: &Redeclare, reply: &Reply) {

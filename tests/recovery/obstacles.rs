@@ -6,8 +6,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use leveret::{
-    Channel, Connection, ConnectionEvent, ConsumeOptions, Consumer, Entity, ErrorKind, Message,
-    PublisherOptions, Queue, QueueDeclareOptions, ReplyCode, RpcClient, RpcServer,
+    Channel, Connection, ConnectionEvent, ConsumeOptions, Consumer, Entity, ErrorKind,
+    ExchangeDeclareOptions, ExchangeKind, Message, PublisherOptions, Queue, QueueDeclareOptions,
+    ReplyCode, RpcClient, RpcServer,
 };
 use parking_lot::Mutex;
 
@@ -446,4 +447,38 @@ fn a_secret_that_was_updated_is_what_a_recovery_logs_in_with() {
     node.ctl(&["close_all_connections", "new password"]);
     recovered(&events);
     assert!(!format!("{connection:?}").contains("another"));
+}
+
+#[test]
+fn an_exchange_that_goes_before_its_bindings_are_made_is_declared_once_more() {
+    let gone = Arc::new(Mutex::new(None::<String>));
+    let lossy = Lossy::with(|options| {
+        let (gone, other) = (Arc::clone(&gone), channel());
+        options.recovery(quick().filter(move |entity| {
+            let binds = matches!(entity, Entity::Binding { .. });
+            if let Some(exchange) = gone.lock().take_if(|_| binds) {
+                let deleted = other.exchange_delete(&exchange, Default::default());
+                deleted.unwrap();
+            }
+            true
+        }))
+    });
+    let channel = lossy.connection.open_channel().unwrap();
+    let short_lived = ExchangeDeclareOptions::default().auto_delete();
+    let exchange = channel
+        .exchange_declare(&unique("x"), ExchangeKind::Direct, short_lived)
+        .unwrap();
+    let queue = exclusive_queue(&channel);
+    for key in ["one", "two"] {
+        queue.bind(&exchange, key).unwrap();
+    }
+    *gone.lock() = Some(exchange.name().to_owned());
+    let told = lossy.lose();
+    assert!(gone.lock().is_none());
+    // Lost, the queue's new name, and back: nothing is missing.
+    assert_eq!(told.len(), 3, "{told:?}");
+    for key in ["one", "two"] {
+        exchange.publish(key, key).unwrap();
+        assert_eq!(queue.get(true).unwrap().unwrap().body(), key.as_bytes());
+    }
 }
