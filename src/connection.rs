@@ -294,6 +294,9 @@ impl Connection {
     /// Gives the broker a new secret, such as a fresh OAuth 2 token, before the old one expires. A recovery logs in with it,
     /// in the place of the password; a [`SaslMechanism`](crate::SaslMechanism) of your own has to know it by itself.
     ///
+    /// While the connection is lost, the next attempt to recover it logs in with the new secret, whether this call waits for
+    /// that or fails.
+    ///
     /// # Errors
     /// The broker closes the connection if it does not take the secret.
     ///
@@ -304,6 +307,10 @@ impl Connection {
             reason: reason.into(),
         };
         let asked = Asked::about(ConnectionUpdateSecret::ID, "");
+        // One that the broker may refuse must not replace one that holds.
+        if self.loss().is_some() {
+            self.inner.recovery.set_secret(new_secret);
+        }
         let reply = request::call(
             &self.inner.link,
             0,

@@ -23,12 +23,12 @@ use crate::mailbox::{ChannelMailbox, Command, Mailboxes, Published, Recover, Rep
 use crate::options::ConnectionOptions;
 use crate::outbox::Outbox;
 use crate::outgoing::Outgoing;
-use crate::proto::{self, Earlier, Event, Outcome, Server, Topology, Tuning};
+use crate::proto::{self, Event, Outcome, Server, Topology, Tuning};
 use crate::reading::{Reading, Waiting};
 use crate::stats::Counters;
 use crate::stream::Stream;
-use crate::wire::frame::{self, Cut};
-use crate::wire::method::{BasicPublish, Encode, Method};
+
+use crate::unanswered::{self, Unanswered};
 
 const SOCKET: Token = Token(0);
 const WAKER: Token = Token(1);
@@ -66,23 +66,6 @@ pub(crate) enum Next {
     Connected(Box<Connected<Mailboxes>>),
     /// Nothing: it has ended for this reason.
     GivenUp(Error),
-}
-
-/// A message that was published on a connection that was lost, and is to be published again.
-pub(crate) struct Unanswered {
-    pub(crate) published: Published,
-    pub(crate) cause: Error,
-}
-
-impl Unanswered {
-    /// It is not published again.
-    pub(crate) fn lose(self) {
-        let may_have_been_sent = self.published.earlier > Earlier::Nothing;
-        let outcome = Outcome::lost(self.cause, may_have_been_sent);
-        if let Some(confirm) = self.published.confirm {
-            confirm.answered(self.published.sequence_number, outcome);
-        }
-    }
 }
 
 /// What the IO thread and the handles of one connection share. It outlasts the socket.
@@ -255,10 +238,14 @@ impl IoThread {
             driver.recovers = false;
             let _ = catch_unwind(AssertUnwindSafe(|| driver.lose(ErrorKind::Other)));
         }
-        driver.end.take().unwrap_or_else(|| {
+        let unanswered = std::mem::take(&mut driver.unanswered);
+        let end = driver.end.take().unwrap_or_else(|| {
             let kind = ErrorKind::Other;
             End::Final(Error::new(Kind::SocketClosed { kind }))
-        })
+        });
+        let again = unanswered::without_the_guilty(unanswered);
+        self.link.unanswered.lock().extend(again);
+        end
     }
 
     /// Waits for the connection that follows a lost one, or for the reason why there will be none.
@@ -319,6 +306,8 @@ struct Driver<'a> {
     closing: Closing,
     /// Whether another connection follows when this one is lost.
     recovers: bool,
+    /// What was published on this socket and got no answer before it was lost.
+    unanswered: Vec<Unanswered>,
     end: Option<End>,
 }
 
@@ -351,6 +340,7 @@ impl<'a> Driver<'a> {
             reading: Reading::new(io_thread.max_unread_bytes),
             closing: Closing::No,
             recovers: io_thread.recovery.is_on(),
+            unanswered: Vec::new(),
             end: None,
         }
     }
@@ -634,7 +624,13 @@ impl<'a> Driver<'a> {
                     published,
                     cause,
                     may_have_been_sent,
-                } => self.lost(published, cause, may_have_been_sent),
+                } => {
+                    let lost = Unanswered::new(published, cause, may_have_been_sent);
+                    match self.is_lost() && lost.can_be_kept() {
+                        true => self.unanswered.push(lost),
+                        false => lost.lose(),
+                    }
+                }
                 Event::Nacked {
                     channel,
                     sequence_number,
@@ -689,29 +685,6 @@ impl<'a> Driver<'a> {
         matches!(self.end, Some(End::Lost(_)))
     }
 
-    /// A message gets no answer on this connection.
-    fn lost(&self, mut published: Published, cause: Error, may_have_been_sent: bool) {
-        let is_blamed = may_have_been_sent && is_for_publishing(&cause);
-        // It would make the broker close the connection again and again.
-        let is_bad =
-            is_blamed && (published.earlier == Earlier::Blamed || is_immediate(&published));
-        let again = self.is_lost() && published.kept.is_some() && !is_bad;
-        let now = match may_have_been_sent {
-            true if is_blamed => Earlier::Blamed,
-            true => Earlier::Sent,
-            false => Earlier::Nothing,
-        };
-        published.earlier = published.earlier.max(now);
-        let unanswered = Unanswered { published, cause };
-        if !again {
-            return unanswered.lose();
-        }
-        if let Some(confirm) = &unanswered.published.confirm {
-            confirm.is_kept();
-        }
-        self.link.unanswered.lock().push(unanswered);
-    }
-
     fn ended(&mut self, error: Error) {
         let by_us = error.closed_by() == Some(crate::ClosedBy::Program);
         if self.recovers && !by_us && self.link.outbox.set_lost(error.clone()) {
@@ -737,22 +710,6 @@ impl<'a> Driver<'a> {
             Closing::Done
         };
     }
-}
-
-/// Whether the broker has closed because of a message.
-fn is_for_publishing(cause: &Error) -> bool {
-    let reason = cause.close_reason();
-    reason.is_some_and(|reason| reason.method == BasicPublish::ID.name())
-}
-
-/// Whether the message is of a kind for which RabbitMQ closes the connection.
-fn is_immediate(published: &Published) -> bool {
-    let kept = published.kept.as_deref().unwrap_or_default();
-    let Ok(Cut::Frame(publish, _)) = frame::cut(kept, usize::MAX) else {
-        return false;
-    };
-    let method = Method::decode(publish.payload);
-    matches!(method, Ok(Method::BasicPublish(publish)) if publish.immediate)
 }
 
 #[allow(clippy::disallowed_methods)] // The core's only source of time.

@@ -84,6 +84,7 @@ mod sasl;
 mod stats;
 mod stream;
 mod tls;
+mod unanswered;
 mod unread;
 mod uri;
 mod window;

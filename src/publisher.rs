@@ -13,7 +13,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::message::Message;
 use crate::options::PublisherOptions;
 use crate::request::Asked;
-use crate::window::{Weight, Window};
+use crate::window::{NoRoom, Weight, Window};
 use crate::wire::method::{BasicPublish, Encode};
 
 /// Publishes messages, and tells for each what became of it.
@@ -192,13 +192,10 @@ impl Publisher {
         let begin = Deadline::after(after);
         // Lost and not to be waited for: the answers that would make room do not come meanwhile.
         let outbox = &self.channel().connection().link().outbox;
-        if window.take(weight, begin, || outbox.refuses()) {
-            return Ok(());
-        }
-        let after = if outbox.refuses() {
-            Duration::ZERO
-        } else {
-            after
+        let after = match window.take(weight, begin, || outbox.refuses()) {
+            Ok(()) => return Ok(()),
+            Err(NoRoom::InTime) => after,
+            Err(NoRoom::UselessToWait) => begin.elapsed(),
         };
         // Whatever hinders the answers, if it is known.
         if let Some(cause) = self.channel().connection().loss() {

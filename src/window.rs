@@ -26,6 +26,13 @@ impl Weight {
     }
 }
 
+/// Why a message got no room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NoRoom {
+    InTime,
+    UselessToWait,
+}
+
 #[derive(Debug)]
 pub(crate) struct Window {
     messages: u64,
@@ -66,17 +73,21 @@ impl Window {
         self.taken.fetch_update(order, order, fits).is_ok()
     }
 
-    /// Takes room for a message; false if there is none until the deadline, or waiting is of no use.
+    /// Takes room for a message. An error if there is none until the deadline, or waiting is of no use.
     pub(crate) fn take(
         &self,
         weight: Weight,
         deadline: Deadline,
         is_useless: impl Fn() -> bool,
-    ) -> bool {
-        let taken = Cell::new(false);
+    ) -> Result<(), NoRoom> {
+        let taken = Cell::new(Err(NoRoom::InTime));
         let take = || {
-            taken.set(self.try_take(weight));
-            taken.get() || is_useless()
+            taken.set(match self.try_take(weight) {
+                true => Ok(()),
+                false if is_useless() => Err(NoRoom::UselessToWait),
+                false => Err(NoRoom::InTime),
+            });
+            taken.get() != Err(NoRoom::InTime)
         };
         self.wait_until(take, deadline);
         taken.get()
@@ -162,7 +173,7 @@ mod tests {
                     for size in 0..2_000 {
                         let weight = Weight::of(size);
                         let soon = Deadline::after(Duration::from_secs(60));
-                        assert!(window.take(weight, soon, || false));
+                        assert_eq!(window.take(weight, soon, || false), Ok(()));
                         assert!(inside.fetch_add(1, Ordering::SeqCst) < WINDOW);
                         inside.fetch_sub(1, Ordering::SeqCst);
                         window.give_back(weight);

@@ -83,8 +83,8 @@ impl RecoveryOptions {
     setters! {
         /// After so many attempts in a row that failed, the connection has ended. Default: no limit.
         max_attempts: u32;
-        /// When the connection was away for so long, it has ended. The last attempt to connect may take a second beyond it, and
-        /// what is declared on a new connection `request_timeout` a call. Default: no limit.
+        /// When the connection was away for so long, it has ended. The last attempt may take two seconds beyond it: one to
+        /// connect, one for what is declared again. Default: no limit.
         max_time: Duration;
         /// How long to wait before the first attempt. Each further one waits twice as long. From each delay up to a half
         /// is taken at random, so that many programs do not all come back at once. Default: 200 milliseconds.

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use super::replay::{entity, Replay};
 use super::Recovery;
@@ -114,7 +115,8 @@ impl Missing {
 
     pub(super) fn retry(&mut self, recovery: &Recovery, link: &Arc<Link>) {
         self.retries = self.retries.saturating_add(1);
-        let mut replay = Replay::new(recovery, link, self.epoch, self);
+        let until = Deadline::after(Duration::MAX);
+        let mut replay = Replay::new(recovery, link, self.epoch, until, self);
         let retried = replay
             .retry_entities()
             .and_then(|()| replay.retry_consumers());

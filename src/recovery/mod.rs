@@ -27,7 +27,8 @@ use crate::queue::ServerNames;
 use missing::Missing;
 use replay::Replay;
 
-/// An attempt may take so long, even if less is left of the time for all of them: it shall have a chance.
+/// Connecting may take so long, and so may what is done again then, even if less is left of the time for all attempts:
+/// the last one shall have a chance.
 const LAST_ATTEMPT: Duration = Duration::from_secs(1);
 
 /// What outlasts the sockets of one connection, beside its [`Link`].
@@ -120,10 +121,10 @@ impl Recovery {
         *self.secret.lock() = Some(secret.to_owned());
     }
 
-    /// To connect with, within this time.
-    fn options_for(&self, left: Duration) -> ConnectionOptions {
+    /// To connect with.
+    fn options_until(&self, attempt_ends: &Deadline) -> ConnectionOptions {
         let mut options = self.options.clone();
-        options.connect_timeout = options.connect_timeout.min(left.max(LAST_ATTEMPT));
+        options.connect_timeout = options.connect_timeout.min(attempt_ends.remaining());
         if let Some(secret) = &*self.secret.lock() {
             options.password.clone_from(secret);
         }
@@ -194,9 +195,9 @@ impl Recovery {
             }
             outage.attempts += 1;
             log::info!("attempt {} to recover the connection", outage.attempts);
-            let options = self.options_for(outage.left(&self.options).unwrap_or_default());
-            let attempted = connect::<Mailboxes>(&options)
-                .and_then(|connected| self.come_back(link, connected, &outage, missing));
+            let attempted =
+                connect::<Mailboxes>(&self.options_until(&outage.attempt_ends(&self.options)))
+                    .and_then(|connected| self.come_back(link, connected, &outage, missing));
             match attempted {
                 _ if link.outbox.end_cause().is_some() => return Ok(()),
                 Ok(()) => return Ok(()),
@@ -228,7 +229,8 @@ impl Recovery {
     ) -> Result<()> {
         let epoch = link.outbox.epoch();
         let _ = link.next.send(Next::Connected(Box::new(connected)));
-        let replayed = Replay::new(self, link, epoch, missing).run();
+        let until = outage.attempt_ends(&self.options);
+        let replayed = Replay::new(self, link, epoch, until, missing).run();
         match replayed {
             Ok(()) if self.came_back(link, epoch, outage) => return Ok(()),
             Ok(()) => {}
@@ -294,6 +296,11 @@ impl Outage {
     fn left(&self, options: &ConnectionOptions) -> Option<Duration> {
         let max_time = options.recovery.max_time;
         max_time.checked_sub(self.since.elapsed())
+    }
+
+    fn attempt_ends(&self, options: &ConnectionOptions) -> Deadline {
+        let left = self.left(options).unwrap_or_default();
+        Deadline::after(left.max(LAST_ATTEMPT))
     }
 
     /// How long to wait before the next attempt. An error if there is none.

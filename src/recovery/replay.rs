@@ -12,11 +12,12 @@ use crate::channel::{ChannelState, Wanted};
 use crate::deadline::Deadline;
 use crate::error::{CloseReason, ClosedBy, Error, ErrorKind, ReplyCode, Result};
 use crate::events::{ConnectionEvent, Entity};
-use crate::io_thread::{Link, Unanswered};
+use crate::io_thread::Link;
 use crate::mailbox::{Call, ChannelMailbox, Command, Reply};
 use crate::outbox::{Admission, Frames, Gate};
 use crate::proto::Redeclare;
 use crate::request;
+use crate::unanswered::Unanswered;
 use crate::wire::method::{BasicConsume, BasicConsumeOk, BasicQos, Method, QueueDeclare};
 
 /// The answer to a call that was sent, or why it was not.
@@ -38,6 +39,8 @@ pub(super) struct Replay<'a> {
     pub(super) recovery: &'a Recovery,
     pub(super) link: &'a Arc<Link>,
     epoch: u64,
+    /// By then all is done, or it has failed.
+    until: Deadline,
     pub(super) missing: &'a mut Missing,
     /// A channel of our own, for what can cost a channel.
     own: Option<Arc<ChannelState>>,
@@ -65,12 +68,14 @@ impl<'a> Replay<'a> {
         recovery: &'a Recovery,
         link: &'a Arc<Link>,
         epoch: u64,
+        until: Deadline,
         missing: &'a mut Missing,
     ) -> Self {
         Self {
             recovery,
             link,
             epoch,
+            until,
             missing,
             own: None,
             again: HashSet::new(),
@@ -104,9 +109,14 @@ impl<'a> Replay<'a> {
         append: impl FnOnce(&mut Frames<'_>) -> Result<T>,
     ) -> Result<T> {
         let admission = Admission::Recovery { epoch: self.epoch };
-        let patience = self.recovery.options.request_timeout;
         let outbox = &self.link.outbox;
-        outbox.write(channel, admission, patience, gate, append)
+        outbox.write(channel, admission, self.patience(), gate, append)
+    }
+
+    /// How long to wait for room, or for an answer.
+    fn patience(&self) -> Duration {
+        let request_timeout = self.recovery.options.request_timeout;
+        request_timeout.min(self.until.remaining())
     }
 
     /// Why the connection was lost.
@@ -144,7 +154,7 @@ impl<'a> Replay<'a> {
     }
 
     fn answer(&self, channel: &ChannelState, asked: Asked) -> Result<Reply, Failure> {
-        let timeout = self.recovery.options.request_timeout;
+        let timeout = self.patience();
         let reply = asked.and_then(|answer| match answer.recv_timeout(timeout) {
             Ok(reply) => reply,
             Err(RecvTimeoutError::Timeout) => Err(Error::timed_out(timeout)),

@@ -13,8 +13,8 @@ use leveret::{
 use parking_lot::Mutex;
 
 use super::{lasting_queue, lost, recovered, Lossy};
-use crate::support::proxy::{quick, Direction, Fault, Plan};
-use crate::support::{channel, connect, eventually, exclusive_queue, unique, Node, SOON};
+use crate::support::proxy::{quick, Direction, Fault, Plan, Proxy};
+use crate::support::{channel, connect, eventually, exclusive_queue, unique, url, Node, SOON};
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 
@@ -367,6 +367,24 @@ fn a_silent_peer_does_not_hold_up_the_end_of_a_recovery() {
         panic!("{cause}");
     };
     assert!(*after >= most, "{cause}");
+
+    // Or it falls silent when it is asked for what was declared.
+    let proxy = Arc::new(Proxy::start(&url()));
+    let silent = Arc::clone(&proxy);
+    let recovery = quick().max_time(most).filter(move |_| {
+        silent.drop_all(Direction::ToClient);
+        true
+    });
+    let options = proxy.options().request_timeout(2 * SOON);
+    let connection = Connection::open_with(&options.recovery(recovery)).unwrap();
+    let _queue = exclusive_queue(&connection.open_channel().unwrap());
+    proxy.cut();
+    connection.wait_closed(SOON).unwrap();
+    let cause = connection.close_cause().unwrap();
+    let ErrorKind::RecoveryGivenUp { after, .. } = cause.kind() else {
+        panic!("{cause}");
+    };
+    assert!(*after >= most, "{cause}");
 }
 
 #[test]
@@ -423,22 +441,27 @@ fn a_message_that_costs_the_connection_takes_no_other_with_it() {
         }
     };
     publish();
-    let immediate = Message::new("m").immediate();
-    let refused = bad.publish("", queue.name(), immediate).unwrap();
-    publish();
-    let error = refused.wait_timeout(SOON).unwrap_err();
-    let code = error.reply_code();
-    assert_eq!(code, Some(ReplyCode::NOT_IMPLEMENTED), "{error}");
+    // Each but the first comes right behind what is published again.
+    for _ in 0..4 {
+        let immediate = Message::new("m").immediate();
+        let refused = bad.publish("", queue.name(), immediate).unwrap();
+        publish();
+        let error = refused.wait_timeout(SOON).unwrap_err();
+        let code = error.reply_code();
+        assert_eq!(code, Some(ReplyCode::NOT_IMPLEMENTED), "{error}");
+    }
     for confirm in confirms {
         confirm.wait_timeout(SOON).unwrap();
     }
-    assert_eq!(lossy.connection.epoch(), 1);
+    assert_eq!(lossy.connection.epoch(), 4);
 }
 
 #[test]
 fn a_secret_that_was_updated_is_what_a_recovery_logs_in_with() {
     let node = Node::start();
-    let connection = Connection::open_with(&node.options().recovery(quick())).unwrap();
+    let proxy = Proxy::start(&node.uri());
+    let options = proxy.options().recovery(quick().fail_fast());
+    let connection = Connection::open_with(&options).unwrap();
     let events = connection.events();
     node.ctl(&["change_password", "guest", "another"]);
     connection
@@ -446,7 +469,20 @@ fn a_secret_that_was_updated_is_what_a_recovery_logs_in_with() {
         .unwrap();
     node.ctl(&["close_all_connections", "new password"]);
     recovered(&events);
-    assert!(!format!("{connection:?}").contains("another"));
+    // Also if nobody was there to take it.
+    proxy.refuse(true);
+    proxy.cut();
+    lost(&events);
+    node.ctl(&["change_password", "guest", "a third"]);
+    let error = connection.update_secret("a third", "").unwrap_err();
+    assert!(
+        matches!(error.kind(), ErrorKind::Recovering { .. }),
+        "{error}"
+    );
+    proxy.refuse(false);
+    recovered(&events);
+    let shown = format!("{connection:?}");
+    assert!(!shown.contains("another") && !shown.contains("a third"));
 }
 
 #[test]

@@ -2,10 +2,11 @@
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
+use std::time::Instant;
 
 use leveret::{Connection, ConnectionOptions};
 
-use super::eventually;
+use super::{eventually, SOON};
 
 /// A private RabbitMQ node; it ends with this value. `tests/with-rabbitmq` starts and stops it, as it does for all.
 pub(crate) struct Node {
@@ -112,16 +113,31 @@ impl Node {
     /// Starts a node that was killed again, with what it had on disk, and waits until it takes connections.
     pub(crate) fn restart(&mut self) {
         let start = format!("{}/start", self.variable("RABBITMQ_HOME"));
-        let server = Command::new("sh")
+        let mut server = Command::new("sh")
             .arg(start)
             .envs(self.environment.iter().cloned())
             .spawn()
             .unwrap();
-        self.restarted.push(server);
         let options = self.options();
-        eventually("the node is back", || {
-            Connection::open_with(&options).is_ok()
-        });
+        // How fast RabbitMQ recovers its queues is not what is tested: beside other builds it took 35 s.
+        let begin = Instant::now();
+        while let Err(error) = Connection::open_with(&options) {
+            let ended = server.try_wait().unwrap();
+            assert!(
+                ended.is_none() && begin.elapsed() < 5 * SOON,
+                "the node is not back after {:?} ({ended:?}): {error}\n{}",
+                begin.elapsed(),
+                self.console(),
+            );
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        self.restarted.push(server);
+    }
+
+    /// What the node has said since its first start.
+    fn console(&self) -> String {
+        let path = format!("{}/console", self.variable("RABBITMQ_HOME"));
+        std::fs::read_to_string(path).unwrap_or_default()
     }
 
     /// The signal is sent to the process, but its threads stop one by one.
