@@ -1,27 +1,25 @@
 //! Consumers: messages from a queue, as they come.
 
 use std::fmt;
-use std::mem::size_of;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::Duration;
+use std::vec::Drain;
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError};
+use crossbeam_channel::Receiver;
 use parking_lot::Mutex;
 
-use crate::channel::{Channel, ChannelState, Inner};
-use crate::delivery::{is_from_stream, stream_offset, Delivery};
+use crate::channel::{Channel, ChannelState};
+use crate::deadline::Deadline;
+use crate::deliveries::Deliveries;
+use crate::delivery::{is_from_stream, stream_offset, Delivery, Origin};
 use crate::error::{Error, Result};
 use crate::mailbox::{Call, ChannelMailbox, ConsumerMailbox, Reply};
 use crate::options::ConsumeOptions;
 use crate::proto::Delivered;
-use crate::unread::Unread;
 use crate::wire::content::Content;
 use crate::wire::method::{BasicCancelOk, Method};
 use crate::wire::value::FieldTable;
-
-/// What a message in a consumer's channel takes beside its own bytes: its place there, and what an allocation costs.
-const OVERHEAD: usize = size_of::<Result<Delivery>>() + 32;
 
 /// A consumer of a queue: blocks for the next message, one by one.
 ///
@@ -67,8 +65,8 @@ const OVERHEAD: usize = size_of::<Result<Delivery>>() + 32;
 /// # Ok::<(), leveret::Error>(())
 /// ```
 pub struct Consumer {
-    channel: Channel,
-    receiver: Receiver<Result<Delivery>>,
+    origin: Arc<Origin>,
+    deliveries: Arc<Deliveries>,
     registration: Arc<Registration>,
 }
 
@@ -173,6 +171,13 @@ impl Registration {
         goes_on
     }
 
+    /// Gives a message that nobody reads back to its queue.
+    fn give_back(&self, state: &ChannelState, content: &Content, delivery_tag: u64) {
+        if !self.no_ack && !is_from_stream(content) {
+            state.requeue(delivery_tag);
+        }
+    }
+
     /// As the broker says that a consumer is cancelled, or unknown.
     pub(crate) fn cancelled(&self) -> Reply {
         let consumer_tag = self.consumer_tag.to_string().into();
@@ -180,18 +185,19 @@ impl Registration {
     }
 }
 
-/// The consumer as the IO thread sees it. It does not keep the channel open, but the sender in it keeps the iteration
-/// going: with it the iteration ends.
+/// The consumer as the IO thread sees it. It does not keep the channel open, but the iteration ends with it.
 pub(crate) struct Mailbox {
-    sender: Sender<Result<Delivery>>,
-    /// Kept until the end: else a delivery that comes just when the consumer is dropped would be lost, unacknowledged.
-    receiver: Receiver<Result<Delivery>>,
-    channel: Weak<Inner>,
+    deliveries: Arc<Deliveries>,
     state: Arc<ChannelState>,
     recovers: bool,
     registration: Arc<Registration>,
-    unread: Unread,
     place: Place,
+}
+
+impl Drop for Mailbox {
+    fn drop(&mut self) {
+        self.deliveries.end(None);
+    }
 }
 
 /// Where a consumer goes on in its stream, if it reads one, on the next connection.
@@ -212,9 +218,9 @@ impl Place {
     }
 
     /// This message was not read: it shall come again.
-    fn go_back_to(&self, unread: &Delivery) {
-        if let Some(offset) = unread.stream_offset() {
-            self.0.store(offset, Ordering::Relaxed);
+    fn go_back_to(&self, unread: &Content) {
+        if let Some(offset) = stream_offset(unread) {
+            self.0.fetch_min(offset, Ordering::Relaxed);
         }
     }
 
@@ -227,35 +233,23 @@ impl Place {
 }
 
 impl ConsumerMailbox for Mailbox {
-    fn deliver(&self, mut delivered: Delivered) -> u64 {
-        delivered.delivery_tag = self.state.settled.received(delivered.delivery_tag);
-        let Registration {
-            consumer_tag,
-            no_ack,
-            abandoned,
-            ..
-        } = &*self.registration;
-        if abandoned.load(Ordering::Acquire) {
-            if !no_ack && !is_from_stream(&delivered.content) {
-                self.state.requeue(delivered.delivery_tag);
-            }
-            return 0;
+    fn deliver(&self, messages: Drain<'_, Delivered>) -> u64 {
+        let messages = messages.map(|mut message| {
+            message.delivery_tag = self.state.settled.received(message.delivery_tag);
+            self.place.came(&message.content);
+            message
+        });
+        if !self.registration.abandoned.load(Ordering::Acquire) {
+            return self.deliveries.push(messages);
         }
-        // Without handles the channel is being closed, and the broker will requeue the message.
-        let Some(inner) = self.channel.upgrade() else {
-            return 0;
-        };
-        let channel = Channel::from_inner(inner);
-        self.place.came(&delivered.content);
-        let bytes = delivered.content.capacity() + OVERHEAD;
-        self.unread.push(bytes, || self.sender.len());
-        let delivery = Delivery::new(channel, Arc::clone(consumer_tag), *no_ack, delivered);
-        let _ = self.sender.send(Ok(delivery));
-        bytes as u64
+        for message in messages {
+            self.give_back(&message.content, message.delivery_tag);
+        }
+        0
     }
 
     fn unread(&self) -> u64 {
-        self.unread.bytes(self.sender.len())
+        self.deliveries.unread()
     }
 
     fn started(&self) {
@@ -279,11 +273,11 @@ impl ConsumerMailbox for Mailbox {
             return;
         };
         let tag = &self.registration.consumer_tag;
-        if let Some(error) = &error {
-            let _ = self.sender.send(Err(error.clone()));
-        }
+        self.deliveries.end(error.clone());
+        // One that came just when the consumer was dropped.
         if self.registration.abandoned.load(Ordering::Acquire) {
-            requeue_unread(&self.state, &self.receiver);
+            self.deliveries
+                .discard(|content, delivery_tag| self.give_back(content, delivery_tag));
         }
         for call in cancels {
             let cancelled = || Ok(self.registration.cancelled());
@@ -299,7 +293,8 @@ impl ConsumerMailbox for Mailbox {
     fn interrupted(&self, error: &Error) {
         // The broker delivers again what it waits to have acknowledged.
         if !self.registration.no_ack {
-            self.drop_unread();
+            self.deliveries
+                .discard(|content, _| self.place.go_back_to(content));
         }
         if !self.recovers {
             self.ended(Some(error.clone()));
@@ -323,17 +318,9 @@ impl ConsumerMailbox for Mailbox {
 }
 
 impl Mailbox {
-    fn drop_unread(&self) {
-        let unread: Vec<_> = self.receiver.try_iter().collect();
-        if let Some(Ok(first)) = unread.first() {
-            self.place.go_back_to(first);
-        }
-    }
-}
-
-fn requeue_unread(state: &ChannelState, receiver: &Receiver<Result<Delivery>>) {
-    for delivery in receiver.try_iter().flatten() {
-        state.requeue_unread(&delivery);
+    fn give_back(&self, content: &Content, delivery_tag: u64) {
+        self.registration
+            .give_back(&self.state, content, delivery_tag);
     }
 }
 
@@ -344,10 +331,8 @@ impl Consumer {
         consumer_tag: Arc<str>,
         options: &ConsumeOptions,
     ) -> (Self, Mailbox) {
-        // Unbounded, because the IO thread must never wait for a consumer; prefetch bounds it.
-        let (sender, receiver) = crossbeam_channel::unbounded();
         let registration = Arc::new(Registration {
-            consumer_tag,
+            consumer_tag: Arc::clone(&consumer_tag),
             no_ack: options.no_ack,
             abandoned: AtomicBool::new(false),
             epoch: AtomicU64::new(0),
@@ -365,19 +350,24 @@ impl Consumer {
         consumers.register(&registration);
         drop(consumers);
         let recovery = &channel.connection().options().recovery;
+        let recovers = recovery.recovers_consumers();
+        let state = Arc::clone(channel.state());
+        let origin = Arc::new(Origin {
+            channel,
+            consumer_tag,
+            no_ack: options.no_ack,
+        });
+        let deliveries = Arc::new(Deliveries::new(&origin));
         let mailbox = Mailbox {
-            sender,
-            receiver: receiver.clone(),
-            recovers: recovery.recovers_consumers(),
-            channel: channel.downgrade(),
-            state: Arc::clone(channel.state()),
+            deliveries: Arc::clone(&deliveries),
+            state,
+            recovers,
             registration: Arc::clone(&registration),
-            unread: Unread::default(),
             place: Place(AtomicI64::new(Place::UNKNOWN)),
         };
         let consumer = Self {
-            channel,
-            receiver,
+            origin,
+            deliveries,
             registration,
         };
         (consumer, mailbox)
@@ -396,7 +386,7 @@ impl Consumer {
 
     /// The channel it consumes on.
     pub fn channel(&self) -> &Channel {
-        &self.channel
+        &self.origin.channel
     }
 
     /// Waits for the next message, as long as it takes. `None`: the consumer was cancelled by this program, or its
@@ -406,7 +396,7 @@ impl Consumer {
     /// Why no more messages come: [`ErrorKind::ConsumerCancelled`](crate::ErrorKind::ConsumerCancelled), or the end
     /// of the channel or the connection.
     pub fn recv(&self) -> Result<Option<Delivery>> {
-        self.receiver.recv().ok().transpose()
+        self.deliveries.recv(&self.origin, None).transpose()
     }
 
     /// Waits for the next message, at most so long. `None`: nothing came in time, or the consumer has ended as in
@@ -430,10 +420,9 @@ impl Consumer {
     /// # Errors
     /// As [`recv`](Self::recv).
     pub fn recv_timeout(&self, timeout: Duration) -> Result<Option<Delivery>> {
-        match self.receiver.recv_timeout(timeout) {
-            Ok(delivery) => delivery.map(Some),
-            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => Ok(None),
-        }
+        let deadline = Deadline::after(timeout);
+        let received = self.deliveries.recv(&self.origin, Some(&deadline));
+        received.transpose()
     }
 
     /// The next message if one has already come. `None`: none has, or the consumer has ended as in
@@ -442,20 +431,23 @@ impl Consumer {
     /// # Errors
     /// As [`recv`](Self::recv).
     pub fn try_recv(&self) -> Result<Option<Delivery>> {
-        match self.receiver.try_recv() {
-            Ok(delivery) => delivery.map(Some),
-            Err(TryRecvError::Empty | TryRecvError::Disconnected) => Ok(None),
-        }
+        self.deliveries.try_recv(&self.origin).transpose()
+    }
+
+    /// How many messages have come and wait to be read; one more if the error at the end does, too.
+    pub fn unread(&self) -> usize {
+        self.deliveries.len()
     }
 
     /// Whether it is all over: no more messages will come, and neither a message nor an error is left to be read.
     pub fn has_ended(&self) -> bool {
         // In this order: nothing is put there after the end.
-        matches!(*self.registration.life.lock(), Life::Ended) && self.receiver.is_empty()
+        matches!(*self.registration.life.lock(), Life::Ended) && self.unread() == 0
     }
 
     /// What [`recv`](Self::recv) reads from, for [`select!`](crossbeam_channel::select) over several consumers and
-    /// other channels. It is disconnected after the end.
+    /// other channels. It is disconnected after the end. From the first call on all messages go through this channel, which
+    /// costs more for each than [`recv`](Self::recv) and iteration do otherwise.
     ///
     /// ```no_run
     /// use leveret::crossbeam_channel::{select, tick};
@@ -479,7 +471,7 @@ impl Consumer {
     /// # Ok::<(), leveret::Error>(())
     /// ```
     pub fn receiver(&self) -> &Receiver<Result<Delivery>> {
-        &self.receiver
+        self.deliveries.receiver(&self.origin)
     }
 
     /// The messages, one by one, until the end; the same as `for delivery in &consumer`.
@@ -493,18 +485,21 @@ impl Consumer {
     /// # Errors
     /// A timeout, or the end of the channel or the connection.
     pub fn cancel(&self) -> Result<()> {
-        self.channel.basic_cancel(self.consumer_tag())
+        self.channel().basic_cancel(self.consumer_tag())
     }
 }
 
 impl Drop for Consumer {
     fn drop(&mut self) {
-        let state = self.channel.state();
-        if self.registration.abandon() {
-            state.cancel_in_background(&self.registration.consumer_tag);
+        let state = self.channel().state();
+        let registration = &self.registration;
+        if registration.abandon() {
+            state.cancel_in_background(&registration.consumer_tag);
         }
-        // Not left to the IO thread alone: unread deliveries keep the channel open.
-        requeue_unread(state, &self.receiver);
+        // Not left to the IO thread alone: unread deliveries in a channel keep theirs open.
+        self.deliveries.discard(|content, delivery_tag| {
+            registration.give_back(state, content, delivery_tag);
+        });
     }
 }
 
@@ -512,8 +507,8 @@ impl fmt::Debug for Consumer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Consumer")
             .field("consumer_tag", &self.consumer_tag())
-            .field("channel", &self.channel.number())
-            .field("unread", &self.receiver.len())
+            .field("channel", &self.channel().number())
+            .field("unread", &self.unread())
             .finish_non_exhaustive()
     }
 }

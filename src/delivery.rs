@@ -26,28 +26,27 @@ use crate::wire::properties::Properties;
 /// See <https://www.rabbitmq.com/docs/confirms#acknowledgement-modes>.
 #[must_use = "a delivery that nobody acknowledges stays unacked until the channel closes"]
 pub struct Delivery {
-    channel: Channel,
-    consumer_tag: Arc<str>,
+    origin: Arc<Origin>,
     delivery_tag: u64,
     redelivered: bool,
-    no_ack: bool,
     settled: AtomicBool,
     content: Content,
 }
 
+/// What the messages of one consumer have in common. It keeps their channel open.
+pub(crate) struct Origin {
+    pub(crate) channel: Channel,
+    pub(crate) consumer_tag: Arc<str>,
+    pub(crate) no_ack: bool,
+}
+
 impl Delivery {
-    pub(crate) fn new(
-        channel: Channel,
-        consumer_tag: Arc<str>,
-        no_ack: bool,
-        delivered: Delivered,
-    ) -> Self {
+    #[inline]
+    pub(crate) fn new(origin: &Arc<Origin>, delivered: Delivered) -> Self {
         Self {
-            channel,
-            consumer_tag,
+            origin: Arc::clone(origin),
             delivery_tag: delivered.delivery_tag,
             redelivered: delivered.redelivered,
-            no_ack,
             settled: AtomicBool::new(false),
             content: delivered.content,
         }
@@ -55,12 +54,12 @@ impl Delivery {
 
     /// The channel it came on.
     pub fn channel(&self) -> &Channel {
-        &self.channel
+        &self.origin.channel
     }
 
     /// Which consumer it is for; empty if it was fetched with `basic_get`.
     pub fn consumer_tag(&self) -> &str {
-        &self.consumer_tag
+        &self.origin.consumer_tag
     }
 
     /// The number under which it is acknowledged, on its channel.
@@ -112,7 +111,7 @@ impl Delivery {
     /// [`ErrorKind::AlreadySettled`] if it was acknowledged or rejected before; the channel's or the connection's
     /// end, if they have ended: then the broker delivers the message again.
     pub fn ack(&self) -> Result<()> {
-        self.settle("basic.ack", || self.channel.basic_ack(self.delivery_tag))
+        self.settle("basic.ack", || self.channel().basic_ack(self.delivery_tag))
     }
 
     /// Acknowledges this message and all earlier ones of the channel, also those of other consumers.
@@ -121,7 +120,7 @@ impl Delivery {
     /// As [`ack`](Self::ack). Acknowledging one of the earlier messages again closes the channel (406).
     pub fn ack_multiple(&self) -> Result<()> {
         self.settle("basic.ack", || {
-            self.channel.basic_ack_multiple(self.delivery_tag)
+            self.channel().basic_ack_multiple(self.delivery_tag)
         })
     }
 
@@ -133,7 +132,7 @@ impl Delivery {
     pub fn nack(&self, options: NackOptions) -> Result<()> {
         self.check_can_be_given_back("basic.nack")?;
         self.settle("basic.nack", || {
-            self.channel.basic_nack(self.delivery_tag, options)
+            self.channel().basic_nack(self.delivery_tag, options)
         })
     }
 
@@ -144,7 +143,7 @@ impl Delivery {
     pub fn reject(&self, requeue: bool) -> Result<()> {
         self.check_can_be_given_back("basic.reject")?;
         self.settle("basic.reject", || {
-            self.channel.basic_reject(self.delivery_tag, requeue)
+            self.channel().basic_reject(self.delivery_tag, requeue)
         })
     }
 
@@ -162,7 +161,7 @@ impl Delivery {
     /// Answers once: a second answer would cost the channel (406).
     fn settle(&self, doing: &str, answer: impl FnOnce() -> Result<()>) -> Result<()> {
         let delivery_tag = self.delivery_tag;
-        if self.no_ack {
+        if self.origin.no_ack {
             return Err(Error::invalid(format!(
                 "{doing} {delivery_tag}: the message was taken with no_ack, the broker has forgotten it already"
             )));
@@ -182,18 +181,22 @@ impl Delivery {
         is_from_stream(&self.content)
     }
 
-    pub(crate) fn stream_offset(&self) -> Option<i64> {
-        stream_offset(&self.content)
-    }
-
-    /// Whether the broker still waits for an answer, and the message can be given back.
-    pub(crate) fn can_be_requeued(&self) -> bool {
-        !self.no_ack && !self.settled.load(Ordering::Relaxed) && !self.is_from_stream()
+    pub(crate) fn content(&self) -> &Content {
+        &self.content
     }
 
     /// The body as a vector, without a new allocation.
-    pub fn into_body(self) -> Vec<u8> {
-        self.content.into_body()
+    pub fn into_body(mut self) -> Vec<u8> {
+        std::mem::take(&mut self.content).into_body()
+    }
+}
+
+impl Drop for Delivery {
+    #[inline]
+    fn drop(&mut self) {
+        let content = std::mem::take(&mut self.content);
+        let link = self.channel().connection().link();
+        link.buffers.give_back(content.into_bytes());
     }
 }
 
@@ -211,7 +214,7 @@ pub(crate) fn stream_offset(content: &Content) -> Option<i64> {
 impl fmt::Debug for Delivery {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Delivery")
-            .field("consumer_tag", &self.consumer_tag)
+            .field("consumer_tag", &self.consumer_tag())
             .field("delivery_tag", &self.delivery_tag)
             .field("redelivered", &self.redelivered)
             .field("exchange", &self.exchange())
@@ -237,7 +240,12 @@ impl GetResponse {
             redelivered: fetched.redelivered,
             content: fetched.content,
         };
-        let delivery = Delivery::new(channel, Arc::from(""), no_ack, delivered);
+        let origin = Origin {
+            channel,
+            consumer_tag: Arc::from(""),
+            no_ack,
+        };
+        let delivery = Delivery::new(&Arc::new(origin), delivered);
         Self {
             delivery,
             message_count,

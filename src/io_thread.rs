@@ -12,6 +12,7 @@ use crossbeam_channel::{Receiver, Sender};
 use mio::{Events, Interest, Poll, Token, Waker};
 use parking_lot::{Condvar, Mutex};
 
+use crate::buffers::Buffers;
 use crate::channel_numbers::ChannelNumbers;
 use crate::connect::Connected;
 use crate::deadline::Deadline;
@@ -76,6 +77,7 @@ pub(crate) struct Link {
     /// Threads that wait for confirms.
     pub(crate) waiting: Waiting,
     pub(crate) counters: Counters,
+    pub(crate) buffers: Buffers,
     pub(crate) topology: Mutex<Topology>,
     /// In the order in which each channel has published them.
     pub(crate) unanswered: Mutex<Vec<Unanswered>>,
@@ -158,6 +160,7 @@ pub(crate) fn spawn(
         channel_numbers: ChannelNumbers::new(tuning.highest_channel()),
         events: Feed::new(EVENTS_LIMIT),
         waiting: Waiting::default(),
+        buffers: Buffers::default(),
         counters: Counters::new(options.metrics.clone()),
         topology: Mutex::new(Topology::default()),
         unanswered: Mutex::new(Vec::new()),
@@ -455,9 +458,18 @@ impl<'a> Driver<'a> {
     }
 
     fn receive(&mut self, now: Instant) {
-        let consumed = self.core.receive(self.inbox.bytes(), now);
-        self.inbox.consume(consumed);
-        self.answer();
+        loop {
+            if self.core.buffers().is_empty() {
+                self.link.buffers.take(self.core.buffers());
+            }
+            let consumed = self.core.receive(self.inbox.bytes(), now);
+            self.inbox.consume(consumed);
+            // Only for their sake the core stops before it has taken in all.
+            if !self.core.has_events() {
+                return;
+            }
+            self.answer();
+        }
     }
 
     fn handle_time(&mut self) {
@@ -584,16 +596,17 @@ impl<'a> Driver<'a> {
                     no_ack,
                     mut message,
                 } => {
-                    self.link.counters.delivered();
+                    self.link.counters.delivered(1);
                     channel.broker_replied(None);
                     message.delivery_tag = channel.received(message.delivery_tag);
                     let message = Unclaimed::new(message, no_ack, channel);
                     call.answer(Ok(Reply::Message(message)));
                 }
                 Event::Failed { call, error } => call.answer(Err(error)),
-                Event::Delivery { consumer, delivery } => {
-                    self.link.counters.delivered();
-                    self.reading.delivered(consumer.deliver(delivery));
+                Event::Deliveries { consumer, count } => {
+                    self.link.counters.delivered(count);
+                    let bytes = consumer.deliver(self.core.take_messages(count));
+                    self.reading.delivered(bytes);
                 }
                 Event::ConsumerStarted { consumer } => consumer.started(),
                 Event::ConsumerEnded { consumer, error } => match error {

@@ -52,6 +52,7 @@
 //! bodies or passwords.
 
 mod backlog;
+mod buffers;
 mod channel;
 mod channel_numbers;
 mod confirm;
@@ -59,6 +60,7 @@ mod connect;
 mod connection;
 mod consumer;
 mod deadline;
+mod deliveries;
 mod delivery;
 mod error;
 mod events;

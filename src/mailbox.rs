@@ -1,6 +1,7 @@
 //! What the handles leave with the IO thread, so that it can answer them without knowing them.
 
 use std::sync::Arc;
+use std::vec::Drain;
 
 use crossbeam_channel::{Receiver, Sender};
 
@@ -111,8 +112,8 @@ pub(crate) trait ChannelMailbox: Send + Sync {
 pub(crate) trait ConsumerMailbox: Send + Sync {
     /// The broker has agreed.
     fn started(&self);
-    /// Returns how many bytes more are unread now.
-    fn deliver(&self, delivery: Delivered) -> u64;
+    /// Takes these messages, and returns how many bytes more are unread now.
+    fn deliver(&self, messages: Drain<'_, Delivered>) -> u64;
     /// How many bytes of messages nobody has taken.
     fn unread(&self) -> u64;
     /// Nothing more comes; with an error unless the consumer was cancelled by this program.
@@ -153,6 +154,10 @@ impl proto::Mailboxes for Mailboxes {
     type Channel = Arc<dyn ChannelMailbox>;
     type Consumer = Arc<dyn ConsumerMailbox>;
     type Confirm = Arc<dyn ConfirmMailbox>;
+
+    fn is_same(consumer: &Self::Consumer, other: &Self::Consumer) -> bool {
+        Arc::ptr_eq(consumer, other)
+    }
 }
 
 pub(crate) type Command = proto::Command<Mailboxes>;

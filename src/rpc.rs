@@ -4,15 +4,16 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
+use std::vec::Drain;
 
 use crossbeam_channel::{bounded, Receiver, Sender};
 use parking_lot::Mutex;
 
-use crate::channel::{Channel, ChannelState, Inner};
+use crate::channel::{Channel, ChannelState};
 use crate::confirm::result_of;
 use crate::connection::Connection;
 use crate::deadline::Deadline;
-use crate::delivery::Delivery;
+use crate::delivery::{Delivery, Origin};
 use crate::error::{Error, ErrorKind, Result};
 use crate::mailbox::{ConfirmMailbox, ConsumerMailbox};
 use crate::message::Message;
@@ -50,7 +51,7 @@ const DIRECT_REPLY_TO: &str = "amq.rabbitmq.reply-to";
 /// See <https://www.rabbitmq.com/docs/direct-reply-to>.
 #[derive(Clone)]
 pub struct RpcClient {
-    channel: Channel,
+    origin: Arc<Origin>,
     calls: Arc<Calls>,
 }
 
@@ -64,21 +65,26 @@ impl RpcClient {
         channel.confirm_select()?;
         let calls = Arc::new(Calls::default());
         let options = ConsumeOptions::default().no_ack();
-        channel.consume(DIRECT_REPLY_TO, &options, |consumer_tag| {
+        let origin = channel.consume(DIRECT_REPLY_TO, &options, |consumer_tag| {
+            let origin = Arc::new(Origin {
+                channel: channel.clone(),
+                consumer_tag: Arc::clone(&consumer_tag),
+                no_ack: true,
+            });
             let replies = Replies {
-                channel: channel.downgrade(),
+                origin: Arc::downgrade(&origin),
                 state: Arc::clone(channel.state()),
                 consumer_tag,
                 calls: Arc::clone(&calls),
             };
-            ((), Arc::new(replies))
+            (origin, Arc::new(replies))
         })?;
-        Ok(Self { channel, calls })
+        Ok(Self { origin, calls })
     }
 
     /// The channel that requests and answers go over.
     pub fn channel(&self) -> &Channel {
-        &self.channel
+        &self.origin.channel
     }
 
     /// Publishes a request and waits for the answer, at most so long. `correlation_id` and `reply_to` of the request are
@@ -117,9 +123,9 @@ impl RpcClient {
             correlation_id: call.correlation_id,
         });
         let left = deadline.remaining();
-        self.channel
+        self.channel()
             .publish(exchange, routing_key, &request, true, Some(&confirm), left)?;
-        let _waits = self.channel.connection().link().waiting.begin();
+        let _waits = self.channel().connection().link().waiting.begin();
         match answer.recv_timeout(deadline.remaining()) {
             Ok(answer) => answer,
             Err(_) => Err(Error::timed_out(timeout)),
@@ -130,7 +136,7 @@ impl RpcClient {
 impl fmt::Debug for RpcClient {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RpcClient")
-            .field("channel", &self.channel)
+            .field("channel", self.channel())
             .field("waiting", &self.calls.state.lock().waiting.len())
             .finish_non_exhaustive()
     }
@@ -240,23 +246,14 @@ impl ConfirmMailbox for Request {
 
 /// Where the answers come in, on the IO thread.
 struct Replies {
-    channel: Weak<Inner>,
+    origin: Weak<Origin>,
     state: Arc<ChannelState>,
     consumer_tag: Arc<str>,
     calls: Arc<Calls>,
 }
 
-impl ConsumerMailbox for Replies {
-    fn started(&self) {}
-
-    /// It goes to its caller at once; nothing is left unread.
-    fn deliver(&self, mut delivered: Delivered) -> u64 {
-        delivered.delivery_tag = self.state.settled.received(delivered.delivery_tag);
-        let Some(inner) = self.channel.upgrade() else {
-            return 0;
-        };
-        let channel = Channel::from_inner(inner);
-        let delivery = Delivery::new(channel, Arc::clone(&self.consumer_tag), true, delivered);
+impl Replies {
+    fn answer(&self, delivery: Delivery) {
         let properties = delivery.properties().unwrap_or_default();
         let correlation_id = properties.correlation_id.unwrap_or_default();
         let call = correlation_id
@@ -268,6 +265,21 @@ impl ConsumerMailbox for Replies {
             None => log::debug!(
                 "nobody waits any more for the answer with correlation id {correlation_id:?}: {delivery:?}"
             ),
+        }
+    }
+}
+
+impl ConsumerMailbox for Replies {
+    fn started(&self) {}
+
+    /// It goes to its caller at once; nothing is left unread.
+    fn deliver(&self, messages: Drain<'_, Delivered>) -> u64 {
+        let origin = self.origin.upgrade();
+        for mut message in messages {
+            message.delivery_tag = self.state.settled.received(message.delivery_tag);
+            if let Some(origin) = &origin {
+                self.answer(Delivery::new(origin, message));
+            }
         }
         0
     }

@@ -137,9 +137,9 @@ impl Counters {
         self.tell(|metrics| metrics.bytes_sent(count));
     }
 
-    pub(crate) fn delivered(&self) {
-        add(&self.messages_delivered, 1);
-        self.tell(|metrics| metrics.message_delivered());
+    pub(crate) fn delivered(&self, messages: usize) {
+        add(&self.messages_delivered, messages as u64);
+        self.tell(|metrics| (0..messages).for_each(|_| metrics.message_delivered()));
     }
 
     /// It was counted before.

@@ -1,9 +1,10 @@
 //! Getting messages, and giving them back.
 
+use std::thread;
 use std::time::Duration;
 
 use leveret::{
-    Connection, ConsumeOptions, ErrorKind, NackOptions, QosOptions, QueueDeclareOptions,
+    Connection, ConsumeOptions, Delivery, ErrorKind, NackOptions, QosOptions, QueueDeclareOptions,
     QueueDeleteOptions, ReplyCode,
 };
 
@@ -77,7 +78,7 @@ fn cancelling_leaves_what_has_come_and_ends_the_iteration() {
         queue.publish(body).unwrap();
     }
     let consumer = queue.consume(ConsumeOptions::default()).unwrap();
-    eventually("all have come", || consumer.receiver().len() == 3);
+    eventually("all have come", || consumer.unread() == 3);
     channel.basic_cancel(consumer.consumer_tag()).unwrap();
     assert!(!consumer.has_ended(), "three are left to be read");
     queue.publish("4").unwrap();
@@ -120,6 +121,98 @@ fn a_dropped_consumer_gives_back_what_nobody_has_read() {
 }
 
 #[test]
+fn threads_that_share_a_consumer_get_each_message_once() {
+    const MESSAGES: usize = 20_000;
+    let channel = channel();
+    let queue = exclusive_queue(&channel);
+    let consumer = queue.consume(ConsumeOptions::default().no_ack()).unwrap();
+    let mut seen: Vec<usize> = thread::scope(|scope| {
+        let readers: Vec<_> = (0..4)
+            .map(|_| {
+                scope.spawn(|| {
+                    let mut seen: Vec<usize> = Vec::new();
+                    for delivery in &consumer {
+                        let body = delivery.unwrap().into_body();
+                        let number = String::from_utf8(body).unwrap().parse().unwrap();
+                        assert!(seen.last() < Some(&number), "in order for each");
+                        seen.push(number);
+                    }
+                    seen
+                })
+            })
+            .collect();
+        for number in 0..MESSAGES {
+            queue.publish(number.to_string()).unwrap();
+        }
+        let read = || ready(&channel, queue.name()) == 0 && consumer.unread() == 0;
+        eventually("all are read", read);
+        // All four wait, and all four learn of the end.
+        consumer.cancel().unwrap();
+        let seen = readers.into_iter().map(|it| it.join().unwrap());
+        seen.flatten().collect()
+    });
+    seen.sort_unstable();
+    assert_eq!(seen, (0..MESSAGES).collect::<Vec<_>>());
+    assert!(consumer.has_ended());
+}
+
+#[test]
+fn whoever_waits_for_a_message_goes_on_when_another_asks_for_the_receiver() {
+    let channel = channel();
+    let queue = exclusive_queue(&channel);
+    for number in 0..4 {
+        queue.publish(number.to_string()).unwrap();
+    }
+    let consumer = queue.consume(ConsumeOptions::default()).unwrap();
+    let body = |delivery: Delivery| {
+        delivery.ack().unwrap();
+        String::from_utf8(delivery.into_body()).unwrap()
+    };
+    eventually("four have come", || consumer.unread() == 4);
+    let next = || consumer.recv_timeout(SOON).unwrap().map(body);
+    assert_eq!(next().unwrap(), "0");
+    thread::scope(|scope| {
+        // What has come goes over in order.
+        let receiver = consumer.receiver();
+        assert_eq!(consumer.unread(), 3);
+        assert_eq!(body(receiver.recv_timeout(SOON).unwrap().unwrap()), "1");
+        assert_eq!(consumer.try_recv().unwrap().map(body).unwrap(), "2");
+        assert_eq!(next().unwrap(), "3");
+        let waiting = scope.spawn(next);
+        queue.publish("4").unwrap();
+        assert_eq!(waiting.join().unwrap().unwrap(), "4");
+        let another = queue.consume(ConsumeOptions::default()).unwrap();
+        consumer.cancel().unwrap();
+        assert!(receiver.recv_timeout(SOON).is_err(), "disconnected");
+        let waiting = scope.spawn(move || {
+            let first = another.recv_timeout(SOON).unwrap().map(body);
+            (first, another)
+        });
+        queue.publish("5").unwrap();
+        let (first, another) = waiting.join().unwrap();
+        assert_eq!(first.unwrap(), "5");
+        // One that has ended can be asked for it, too.
+        queue.publish("6").unwrap();
+        eventually("it has come", || another.unread() == 1);
+        another.cancel().unwrap();
+        let receiver = another.receiver();
+        assert_eq!(body(receiver.recv().unwrap().unwrap()), "6");
+        assert!(receiver.recv().is_err() && another.has_ended());
+    });
+    // Whether a thread waits already or not yet.
+    for _ in 0..20 {
+        let consumer = queue.consume(ConsumeOptions::default()).unwrap();
+        thread::scope(|scope| {
+            let waiting = scope.spawn(|| consumer.recv().unwrap().map(body));
+            thread::yield_now();
+            let _ = consumer.receiver();
+            queue.publish("7").unwrap();
+            assert_eq!(waiting.join().unwrap().unwrap(), "7");
+        });
+    }
+}
+
+#[test]
 fn a_consumer_keeps_its_channel_and_its_connection() {
     let consumer = {
         let channel = channel();
@@ -140,7 +233,7 @@ fn a_deleted_queue_tells_its_consumer() {
     let queue = exclusive_queue(&channel);
     queue.publish("last words").unwrap();
     let consumer = queue.consume(ConsumeOptions::default()).unwrap();
-    eventually("it has come", || consumer.receiver().len() == 1);
+    eventually("it has come", || consumer.unread() == 1);
     queue.delete(QueueDeleteOptions::default()).unwrap();
     let mut deliveries = consumer.iter();
     assert_eq!(deliveries.next().unwrap().unwrap().body(), b"last words");
@@ -232,7 +325,7 @@ fn prefetch_bounds_what_is_unacknowledged() {
     }
     channel.basic_qos(2).unwrap();
     let consumer = queue.consume(ConsumeOptions::default()).unwrap();
-    eventually("two have come", || consumer.receiver().len() == 2);
+    eventually("two have come", || consumer.unread() == 2);
     assert_eq!(ready(&channel, queue.name()), 3);
     let two = consumer
         .iter()
@@ -241,7 +334,7 @@ fn prefetch_bounds_what_is_unacknowledged() {
         .last()
         .unwrap();
     two.ack_multiple().unwrap();
-    eventually("two more have come", || consumer.receiver().len() == 2);
+    eventually("two more have come", || consumer.unread() == 2);
 
     // For all consumers of the channel together: an option of classic queues.
     let channel = channel.connection().open_channel().unwrap();
@@ -343,7 +436,7 @@ fn deliveries_are_acknowledged_from_any_thread() {
     let threads: Vec<_> = (0..4)
         .map(|_| {
             let receiver = consumer.receiver().clone();
-            std::thread::spawn(move || {
+            thread::spawn(move || {
                 let acked = receiver
                     .into_iter()
                     .take(25)
@@ -420,7 +513,7 @@ fn dropping_a_consumer_gives_back_only_what_nobody_has_answered_for() {
         for _ in 0..3 {
             queue.publish("m").unwrap();
         }
-        eventually("they are here", || consumer.receiver().len() == 3);
+        eventually("they are here", || consumer.unread() == 3);
         answer(&channel, 3);
         drop(consumer);
         eventually("the rest is back", || {
@@ -437,7 +530,7 @@ fn a_consumer_can_be_cancelled_by_its_tag_at_any_time() {
     let queue = exclusive_queue(&channel);
     for round in 0..200_u64 {
         let tag = format!("w{round}");
-        let consuming = std::thread::spawn({
+        let consuming = thread::spawn({
             let (queue, tag) = (queue.clone(), tag.clone());
             move || {
                 let consume = ConsumeOptions::default().consumer_tag(tag);
@@ -527,7 +620,7 @@ fn fetching_counts_down_and_gives_each_message_to_one_thread() {
         .chain(own)
         .map(|channel| {
             let name = queue.name().to_owned();
-            std::thread::spawn(move || {
+            thread::spawn(move || {
                 let mut bodies = Vec::new();
                 while let Some(message) = channel.basic_get(&name, false).unwrap() {
                     message.ack().unwrap();
@@ -581,7 +674,7 @@ fn a_consumer_that_is_busy_for_longer_than_any_heartbeat_keeps_its_connection() 
     queue.publish("hard work").unwrap();
     let consumer = queue.consume(ConsumeOptions::default()).unwrap();
     let delivery = consumer.recv_timeout(SOON).unwrap().unwrap();
-    std::thread::sleep(Duration::from_secs(4));
+    thread::sleep(Duration::from_secs(4));
     delivery.ack().unwrap();
     channel.basic_qos(1).unwrap();
     assert_eq!(connection.heartbeat(), Duration::from_secs(1));

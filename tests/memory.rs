@@ -220,7 +220,7 @@ fn whoever_waits_is_answered_though_nobody_takes_messages() {
     others.close().unwrap();
     others = connection.open_channel().unwrap();
     assert!(others.is_open());
-    let unread = consumer.receiver().len();
+    let unread = consumer.unread();
     assert!((1..COUNT as usize).contains(&unread), "{unread} were read");
     for number in 0..COUNT {
         let delivery = consumer.recv_timeout(SOON).unwrap().unwrap();

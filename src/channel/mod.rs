@@ -12,7 +12,7 @@ mod settled;
 mod state;
 
 use std::fmt;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 
 pub use confirms::Confirmation;
 pub(crate) use consumers::Wanted;
@@ -107,14 +107,6 @@ impl Channel {
         };
         reply.map_err(|error| asked.failed(error))?;
         Ok(channel)
-    }
-
-    pub(crate) fn from_inner(inner: Arc<Inner>) -> Self {
-        Self { inner }
-    }
-
-    pub(crate) fn downgrade(&self) -> Weak<Inner> {
-        Arc::downgrade(&self.inner)
     }
 
     pub(crate) fn state(&self) -> &Arc<ChannelState> {

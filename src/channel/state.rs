@@ -11,7 +11,6 @@ use super::confirms::{Confirmation, Confirms};
 use super::consumers::Consumers;
 use super::settings::Settings;
 use super::settled::Settled;
-use crate::delivery::Delivery;
 use crate::error::{CloseReason, ClosedBy, Error, ErrorKind, ReplyCode, Result};
 use crate::feed::Feed;
 use crate::io_thread::Link;
@@ -424,12 +423,6 @@ impl ChannelState {
             || self.gate(),
             append,
         )
-    }
-
-    pub(crate) fn requeue_unread(&self, delivery: &Delivery) {
-        if delivery.can_be_requeued() {
-            self.requeue(delivery.delivery_tag());
-        }
     }
 
     pub(crate) fn cancel_in_background(&self, consumer_tag: &Arc<str>) {

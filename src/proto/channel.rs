@@ -89,9 +89,10 @@ impl<M: Mailboxes> Consumers<M> {
 
     /// Whom a message is for.
     #[inline]
-    fn receiver(&mut self, consumer_tag: &str) -> Option<&M::Consumer> {
-        let is_last = |(tag, _): &(Arc<str>, M::Consumer)| **tag == *consumer_tag;
+    pub(super) fn receiver_of(&mut self, consumer_tag: &[u8]) -> Option<&M::Consumer> {
+        let is_last = |(tag, _): &(Arc<str>, M::Consumer)| tag.as_bytes() == consumer_tag;
         if !self.last.as_ref().is_some_and(is_last) {
+            let consumer_tag = std::str::from_utf8(consumer_tag).ok()?;
             let (tag, (_, consumer)) = self.by_tag.get_key_value(consumer_tag)?;
             self.last = Some((Arc::clone(tag), consumer.clone()));
         }
@@ -271,7 +272,8 @@ impl<M: Mailboxes> Channel<M> {
     pub(crate) fn begin_message(&mut self, method: Method<'_>) -> Result<(), String> {
         match method {
             Method::BasicDeliver(deliver) => {
-                let Some(consumer) = self.consumers.receiver(&deliver.consumer_tag) else {
+                let Some(consumer) = self.consumers.receiver_of(deliver.consumer_tag.as_bytes())
+                else {
                     return Err(format!(
                         "basic.deliver for unknown consumer {:?}",
                         deliver.consumer_tag

@@ -11,9 +11,11 @@ use super::event::{Event, Mailboxes};
 use super::violation::{invalid, violation, Checked};
 use crate::error::{CloseReason, Error, ErrorKind, ReplyCode};
 use crate::wire::content::Content;
+use crate::wire::delivery::WholeDelivery;
 use crate::wire::frame::{ContentHeader, Frame, FrameKind};
 use crate::wire::method::{
-    BasicCancelOk, ChannelClose, ChannelCloseOk, ChannelFlowOk, ChannelOpenOk, Encode, Method,
+    BasicCancelOk, BasicDeliver, ChannelClose, ChannelCloseOk, ChannelFlowOk, ChannelOpenOk,
+    Encode, Method,
 };
 
 /// What stands under a channel number.
@@ -113,6 +115,33 @@ impl<M: Mailboxes> Channels<M> {
             ) => channel.begin_message(method).map_err(invalid),
             (State::Open, method) => Self::method_on_open(number, channel, method, effects),
         }
+    }
+
+    /// Takes a whole message, if it is expected. Otherwise it has to be taken frame by frame.
+    #[inline]
+    pub(super) fn deliver(
+        &mut self,
+        message: &WholeDelivery<'_>,
+        effects: &mut Effects<M>,
+    ) -> bool {
+        let Some(Slot::InUse(channel)) = self.slots.get_mut(usize::from(message.channel)) else {
+            return false;
+        };
+        let takes = matches!(channel.state, State::Open) && channel.assembly.is_idle();
+        if !takes || message.body.len() as u64 > self.max_message_size {
+            return false;
+        }
+        let Some(consumer) = channel.consumers.receiver_of(message.consumer_tag) else {
+            return false;
+        };
+        log::trace!("channel {} ← {}", message.channel, BasicDeliver::ID);
+        let delivered = Delivered {
+            delivery_tag: message.delivery_tag,
+            redelivered: message.redelivered,
+            content: Content::whole(message, effects.buffers.pop()),
+        };
+        effects.deliver(consumer, delivered);
+        true
     }
 
     fn method_on_open(
@@ -232,14 +261,14 @@ impl<M: Mailboxes> Channels<M> {
                 consumer,
                 delivery_tag,
                 redelivered,
-            } => Event::Delivery {
-                consumer,
-                delivery: Delivered {
+            } => {
+                let delivered = Delivered {
                     delivery_tag,
                     redelivered,
                     content,
-                },
-            },
+                };
+                return effects.deliver(&consumer, delivered);
+            }
             Incoming::Fetch {
                 pending: Pending { expected, call, .. },
                 delivery_tag,

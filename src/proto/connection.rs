@@ -4,22 +4,28 @@ use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::io;
 use std::time::{Duration, Instant};
+use std::vec::Drain;
 
 use super::channel::Calls;
 use super::channels::Channels;
 use super::confirms::{Left, Published};
+use super::content::Delivered;
 use super::effects::Effects;
 use super::event::{Command, Event, Mailboxes};
 use super::handshake::{self, Login, Step};
 use super::heartbeat::{Due, Heartbeat};
 use super::violation::{invalid, violation, Checked, Violation};
 use crate::error::{CloseReason, Error, ErrorKind, ReplyCode};
+use crate::wire::delivery::WholeDelivery;
 use crate::wire::frame::{self, Cut, Frame, FrameKind};
 use crate::wire::method::{
     ConnectionClose, ConnectionCloseOk, ConnectionSecure, ConnectionSecureOk, ConnectionStart,
     ConnectionTune, LongString, Method, MethodId,
 };
 use crate::wire::value::FieldTable;
+
+/// So many events or messages may wait; more would not be found in the processor's cache any more, and their memory stays.
+const AT_ONCE: usize = 128;
 
 /// What the core has to know from the start.
 #[derive(Debug)]
@@ -91,6 +97,8 @@ impl<M: Mailboxes> Connection<M> {
             effects: Effects {
                 output: frame::PROTOCOL_HEADER.to_vec(),
                 events: VecDeque::new(),
+                messages: Vec::new(),
+                buffers: Vec::new(),
                 payload_limit: tuning.payload_limit(),
             },
             tuning,
@@ -125,6 +133,17 @@ impl<M: Mailboxes> Connection<M> {
 
     pub(crate) fn next_event(&mut self) -> Option<Event<M>> {
         self.effects.events.pop_front()
+    }
+
+    /// The messages of [`Event::Deliveries`].
+    pub(crate) fn take_messages(&mut self, count: usize) -> Drain<'_, Delivered> {
+        let all = self.effects.messages.len();
+        self.effects.messages.drain(..count.min(all))
+    }
+
+    /// Empty buffers, which it fills with messages.
+    pub(crate) fn buffers(&mut self) -> &mut Vec<Vec<u8>> {
+        &mut self.effects.buffers
     }
 
     /// Moves what the core itself wants to send to the end of `buffer`.
@@ -202,12 +221,19 @@ impl<M: Mailboxes> Connection<M> {
         self.end(error);
     }
 
-    /// Takes in all whole frames at the front of `input` and returns how many bytes they were. What is left is the
-    /// beginning of a frame and must be handed over again, with more behind it.
+    /// Takes in the whole frames at the front of `input` and returns how many bytes they were. What is left must be handed
+    /// over again: at once, if there were frames to be taken, since it stops when many events or messages wait; else with more behind
+    /// it, as it is the beginning of a frame.
     pub(crate) fn receive(&mut self, input: &[u8], now: Instant) -> usize {
         self.input_waits(now);
         let mut consumed = 0;
         while !matches!(self.state, State::Ended(_)) {
+            let Effects {
+                events, messages, ..
+            } = &self.effects;
+            if events.len() >= AT_ONCE || messages.len() >= AT_ONCE {
+                return consumed;
+            }
             let rest = input.get(consumed..).unwrap_or_default();
             match self.receive_frame(rest, now) {
                 Ok(0) => return consumed,
@@ -228,7 +254,13 @@ impl<M: Mailboxes> Connection<M> {
             self.end(error);
             return Ok(input.len());
         }
-        match frame::cut(input, self.effects.payload_limit)? {
+        let limit = self.effects.payload_limit;
+        if let Some(message) = WholeDelivery::cut(input, limit) {
+            if self.channels.deliver(&message, &mut self.effects) {
+                return Ok(message.length);
+            }
+        }
+        match frame::cut(input, limit)? {
             Cut::Incomplete => Ok(0),
             Cut::Frame(frame, length) => {
                 self.handle_frame(frame, now)?;

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use super::confirms::Published;
+use super::content::Delivered;
 use super::event::{Event, Mailboxes};
 use crate::error::Error;
 use crate::wire::codec::WireResult;
@@ -12,6 +13,10 @@ use crate::wire::method::{Encode, Method};
 pub(super) struct Effects<M: Mailboxes> {
     pub(super) output: Vec<u8>,
     pub(super) events: VecDeque<Event<M>>,
+    /// Those that [`Event::Deliveries`] tell of.
+    pub(super) messages: Vec<Delivered>,
+    /// Empty buffers for messages.
+    pub(super) buffers: Vec<Vec<u8>>,
     /// The largest payload of a frame.
     pub(super) payload_limit: usize,
 }
@@ -19,6 +24,25 @@ pub(super) struct Effects<M: Mailboxes> {
 impl<M: Mailboxes> Effects<M> {
     pub(super) fn event(&mut self, event: Event<M>) {
         self.events.push_back(event);
+    }
+
+    #[inline]
+    pub(super) fn deliver(&mut self, consumer: &M::Consumer, message: Delivered) {
+        self.messages.push(message);
+        if let Some(Event::Deliveries {
+            consumer: last,
+            count,
+        }) = self.events.back_mut()
+        {
+            if M::is_same(last, consumer) {
+                *count += 1;
+                return;
+            }
+        }
+        self.event(Event::Deliveries {
+            consumer: consumer.clone(),
+            count: 1,
+        });
     }
 
     pub(super) fn reply(

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::channel::Expected;
 use super::confirms::{Answer, Left, Outcome, Published};
-use super::content::{Delivered, Fetched, Returned};
+use super::content::{Fetched, Returned};
 use crate::error::{CloseReason, Error};
 use crate::wire::method::Method;
 
@@ -18,6 +18,8 @@ pub(crate) trait Mailboxes {
     type Consumer: Clone;
     /// Someone who waits for the broker's answer to one published message.
     type Confirm;
+
+    fn is_same(consumer: &Self::Consumer, other: &Self::Consumer) -> bool;
 }
 
 /// What the handles did. Where it says "was sent", the bytes are on their way by another road: the handles encode
@@ -72,11 +74,8 @@ pub(crate) enum Event<M: Mailboxes> {
     },
     /// A call that gets no reply any more.
     Failed { call: M::Call, error: Error },
-    /// A message for a consumer.
-    Delivery {
-        consumer: M::Consumer,
-        delivery: Delivered,
-    },
+    /// Messages for a consumer that came one behind the other: the next `count` of those to be taken.
+    Deliveries { consumer: M::Consumer, count: usize },
     /// The broker has agreed to a consumer.
     ConsumerStarted { consumer: M::Consumer },
     /// A consumer gets nothing any more: cancelled by us, or with an error.

@@ -1,6 +1,7 @@
 //! A message as it came: names, properties and body.
 
 use super::codec::WireResult;
+use super::delivery::WholeDelivery;
 use super::frame::ContentHeader;
 use super::properties::Properties;
 
@@ -8,7 +9,7 @@ use super::properties::Properties;
 const RESERVE: usize = 1 << 20;
 
 /// A message's bytes in one allocation: exchange, routing key, properties, body.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Content {
     bytes: Vec<u8>,
     // As small as they can be: a message is moved from hand to hand. Names have at most 255 bytes each, properties those of a
@@ -34,6 +35,28 @@ impl Content {
             exchange_end: exchange_end as u16,
             routing_key_end: names.len() as u16,
             properties_end: head as u32,
+            bytes,
+        }
+    }
+
+    /// A message that has come as a whole, in this empty buffer if it fits.
+    #[inline]
+    pub(crate) fn whole(message: &WholeDelivery<'_>, buffer: Option<Vec<u8>>) -> Self {
+        let routing_key_end = message.exchange.len() + message.routing_key.len();
+        let properties_end = routing_key_end + message.properties.len();
+        let size = properties_end + message.body.len();
+        // Not in one that is much too large: the message may stay for long.
+        let fits = |buffer: &Vec<u8>| (size..=2 * size + 64).contains(&buffer.capacity());
+        let fitting = buffer.filter(fits);
+        let mut bytes = fitting.unwrap_or_else(|| Vec::with_capacity(size));
+        bytes.extend_from_slice(message.exchange);
+        bytes.extend_from_slice(message.routing_key);
+        bytes.extend_from_slice(message.properties);
+        bytes.extend_from_slice(message.body);
+        Self {
+            exchange_end: message.exchange.len() as u16,
+            routing_key_end: routing_key_end as u16,
+            properties_end: properties_end as u32,
             bytes,
         }
     }
@@ -79,6 +102,11 @@ impl Content {
 
     pub(crate) fn body(&self) -> &[u8] {
         self.bytes.get(self.properties_end()..).unwrap_or_default()
+    }
+
+    /// Its memory.
+    pub(crate) fn into_bytes(self) -> Vec<u8> {
+        self.bytes
     }
 
     pub(crate) fn into_body(mut self) -> Vec<u8> {

@@ -20,11 +20,11 @@ pub(crate) const BASIC_CLASS: u16 = 60;
 /// others have their turn.
 const BODY_PIECE: usize = 128 << 10;
 const HEAD: usize = 7;
-const END: u8 = 0xce;
+pub(crate) const END: u8 = 0xce;
 
 pub(crate) const METHOD: u8 = 1;
-const HEADER: u8 = 2;
-const BODY: u8 = 3;
+pub(crate) const HEADER: u8 = 2;
+pub(crate) const BODY: u8 = 3;
 const HEARTBEAT: u8 = 8;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

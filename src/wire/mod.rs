@@ -2,6 +2,7 @@
 
 pub(crate) mod codec;
 pub(crate) mod content;
+pub(crate) mod delivery;
 pub(crate) mod frame;
 pub(crate) mod method;
 pub(crate) mod properties;

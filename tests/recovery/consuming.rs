@@ -231,7 +231,7 @@ fn a_stream_is_read_on_behind_the_last_message_that_was_taken() {
         delivery.ack().unwrap();
     }
     // Two wait unread.
-    eventually("they are here", || consumer.receiver().len() == 2);
+    eventually("they are here", || consumer.unread() == 2);
     lossy.lose();
     for number in 5..=6 {
         let delivery = next(&consumer);

@@ -302,7 +302,7 @@ fn unread_messages_that_the_broker_has_forgotten_are_kept() {
     for number in 0..10 {
         queue.publish(number.to_string()).unwrap();
     }
-    eventually("they have come", || consumer.receiver().len() == 10);
+    eventually("they have come", || consumer.unread() == 10);
     lossy.lose();
     queue.publish("10").unwrap();
     for number in 0..=10 {

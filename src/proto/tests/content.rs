@@ -1,9 +1,12 @@
+use std::collections::HashSet;
+
 use proptest::prelude::*;
 
 use super::*;
 use crate::wire::method::{
     BasicAck, BasicConsumeOk, ChannelClose, ChannelCloseOk, ConnectionBlocked,
 };
+use crate::wire::properties::Properties;
 
 #[test]
 fn messages_come_in_any_number_of_body_frames() {
@@ -154,6 +157,12 @@ fn conversation() -> Vec<u8> {
 
 /// The events of the conversation when it comes in pieces that end at `cuts`.
 fn events_of(bytes: &[u8], cuts: &[usize]) -> (Vec<String>, Vec<String>) {
+    let (consumed, events, sent) = told_and_sent(bytes, cuts);
+    assert_eq!(consumed, bytes.len());
+    (events, sent)
+}
+
+fn told_and_sent(bytes: &[u8], cuts: &[usize]) -> (usize, Vec<String>, Vec<String>) {
     let mut scenario = Scenario::with_channels([1, 2]);
     scenario.consume(1, "c");
     scenario.get(2);
@@ -168,8 +177,7 @@ fn events_of(bytes: &[u8], cuts: &[usize]) -> (Vec<String>, Vec<String>) {
             .receive(&bytes[consumed..cut.max(consumed)], scenario.now);
         events.extend(scenario.events());
     }
-    assert_eq!(consumed, bytes.len());
-    (events, scenario.sent())
+    (consumed, events, scenario.sent())
 }
 
 #[test]
@@ -182,6 +190,57 @@ fn every_split_in_two_gives_the_same_events() {
     }
     let every_byte: Vec<_> = (0..bytes.len()).collect();
     assert_eq!(events_of(&bytes, &every_byte), whole);
+}
+
+/// A message that comes as a whole is taken in by another way than one that comes piece by piece.
+#[test]
+fn what_is_wrong_with_a_message_is_found_whether_it_comes_as_a_whole_or_not() {
+    let properties = Properties {
+        message_id: Some("id".into()),
+        ..Properties::default()
+    };
+    let with_properties = |body: &[u8]| {
+        let mut bytes = Vec::new();
+        frame::write_content(&mut bytes, 1, Some(&properties), body, 100).unwrap();
+        bytes
+    };
+    let again = BasicDeliver {
+        redelivered: true,
+        exchange: "".into(),
+        routing_key: "schlüssel".into(),
+        ..deliver("c", 8)
+    };
+    let bytes = [
+        framed(1, &deliver("c", 7)),
+        with_properties(b"first"),
+        framed(1, &again),
+        with_properties(b""),
+        framed(1, &deliver("c", 9)),
+        content(1, b"last", 100),
+    ]
+    .concat();
+    let every_byte: Vec<_> = (0..bytes.len()).collect();
+    let (_, events, _) = told_and_sent(&bytes, &[]);
+    assert_eq!(
+        events,
+        [
+            "delivery c 7 x/key first, with 5 bytes of properties",
+            "delivery c 8 again /schlüssel , with 5 bytes of properties",
+            "delivery c 9 x/key last",
+        ]
+    );
+    let mut outcomes = HashSet::new();
+    for at in 0..bytes.len() {
+        for wrong in [0, 1, 2, 3, 8, 60, 0xc3, 0xce, 0xff] {
+            let mut bytes = bytes.clone();
+            bytes[at] = wrong;
+            let whole = told_and_sent(&bytes, &[]);
+            let in_pieces = told_and_sent(&bytes, &every_byte);
+            assert_eq!(whole, in_pieces, "{wrong} at {at}");
+            outcomes.insert(whole);
+        }
+    }
+    assert!(outcomes.len() > 50, "{}", outcomes.len());
 }
 
 proptest! {

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use super::channel::Expected;
 use super::confirms::{Answer, Earlier, Outcome, Published};
 use super::connection::{Config, Connection};
+use super::content::Delivered;
 use super::event::{Command, Event, Mailboxes};
 use super::handshake::Login;
 use super::identity::Identity;
@@ -35,6 +36,10 @@ impl Mailboxes for Names {
     type Channel = u16;
     type Consumer = &'static str;
     type Confirm = u32;
+
+    fn is_same(consumer: &&'static str, other: &&'static str) -> bool {
+        consumer == other
+    }
 }
 
 /// The core, what it has sent, and the time.
@@ -42,6 +47,8 @@ struct Scenario {
     core: Connection<Names>,
     now: Instant,
     unread: Vec<u8>,
+    /// That were taken and not looked at yet.
+    events: Vec<String>,
     /// Commands are told apart by numbers of their own.
     calls: u32,
 }
@@ -100,6 +107,7 @@ impl Scenario {
             core: Connection::new(config),
             now: some_time(),
             unread: Vec::new(),
+            events: Vec::new(),
             calls: 0,
         };
         let mut header = Vec::new();
@@ -201,8 +209,16 @@ impl Scenario {
         self.receive_bytes(&framed(channel, method));
     }
 
-    fn receive_bytes(&mut self, bytes: &[u8]) {
-        assert_eq!(self.core.receive(bytes, self.now), bytes.len());
+    fn receive_bytes(&mut self, mut bytes: &[u8]) {
+        loop {
+            let consumed = self.core.receive(bytes, self.now);
+            bytes = &bytes[consumed..];
+            if bytes.is_empty() {
+                return;
+            }
+            assert!(self.core.has_events(), "{} bytes are left", bytes.len());
+            self.take_events();
+        }
     }
 
     fn receive_content(&mut self, channel: u16, body: &[u8]) {
@@ -261,9 +277,22 @@ impl Scenario {
 
     /// What has happened since the last look, a line an event.
     fn events(&mut self) -> Vec<String> {
-        std::iter::from_fn(|| self.core.next_event())
-            .map(described)
-            .collect()
+        self.take_events();
+        std::mem::take(&mut self.events)
+    }
+
+    fn take_events(&mut self) {
+        while let Some(event) = self.core.next_event() {
+            match event {
+                Event::Deliveries { consumer, count } => {
+                    let messages = self.core.take_messages(count);
+                    assert_eq!(messages.len(), count);
+                    let described = messages.map(|it| delivered(consumer, &it));
+                    self.events.extend(described);
+                }
+                other => self.events.push(described(other)),
+            }
+        }
     }
 
     fn end(&mut self) -> Error {
@@ -316,14 +345,29 @@ fn shown(method: &Method<'_>) -> String {
     }
 }
 
-fn described(event: Event<Names>) -> String {
-    let text = |content: &Content| {
-        let (exchange, key) = (content.exchange(), content.routing_key());
-        format!(
-            "{exchange}/{key} {}",
-            String::from_utf8_lossy(content.body())
-        )
+fn text(content: &Content) -> String {
+    let (exchange, key) = (content.exchange(), content.routing_key());
+    format!(
+        "{exchange}/{key} {}",
+        String::from_utf8_lossy(content.body())
+    )
+}
+
+fn delivered(consumer: &str, message: &Delivered) -> String {
+    let again = if message.redelivered { "again " } else { "" };
+    // Two bytes say that there are none.
+    let properties = match message.content.encoded_properties().len() {
+        2 => String::new(),
+        length => format!(", with {length} bytes of properties"),
     };
+    format!(
+        "delivery {consumer} {} {again}{}{properties}",
+        message.delivery_tag,
+        text(&message.content)
+    )
+}
+
+fn described(event: Event<Names>) -> String {
     match event {
         Event::Opened => "opened".to_owned(),
         Event::Reply { call, reply, .. } => format!("reply {call} {}", shown(&reply)),
@@ -333,11 +377,7 @@ fn described(event: Event<Names>) -> String {
             message.message_count
         ),
         Event::Failed { call, error } => format!("failed {call} {error}"),
-        Event::Delivery { consumer, delivery } => format!(
-            "delivery {consumer} {} {}",
-            delivery.delivery_tag,
-            text(&delivery.content)
-        ),
+        Event::Deliveries { consumer, count } => format!("{count} for {consumer}"),
         Event::ConsumerStarted { consumer } => format!("consumer {consumer} started"),
         Event::ConsumerEnded {
             consumer,

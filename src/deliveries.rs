@@ -1,0 +1,261 @@
+//! The messages of one consumer, between the IO thread and whoever reads them.
+
+use std::collections::VecDeque;
+use std::mem::size_of;
+use std::sync::{Arc, Weak};
+
+use crossbeam_channel::{Receiver, Sender};
+use parking_lot::{Condvar, Mutex};
+
+use crate::deadline::Deadline;
+use crate::delivery::{Delivery, Origin};
+use crate::error::{Error, Result};
+use crate::proto::Delivered;
+use crate::unread::Unread;
+use crate::wire::content::Content;
+
+/// What an unread message takes beside its own bytes: its place here, and what an allocation costs.
+const OVERHEAD: usize = size_of::<Result<Delivered>>() + 32;
+/// Room for so many messages is kept when all are read.
+const SPARE: usize = 1 << 10;
+
+/// What has come and nobody has read.
+///
+/// The IO thread puts in many messages at once, and a reader takes out all there are at once. So they seldom meet, although
+/// each message is read by a call of its own. Whoever asks for a [`receiver`](Self::receiver) gets a channel, which costs
+/// both more: they meet at each message.
+pub(crate) struct Deliveries {
+    origin: Weak<Origin>,
+    queue: Mutex<Queue>,
+    changed: Condvar,
+    /// What a reader has taken out of the queue, and will read next. Locked before the queue.
+    taken: Mutex<Messages>,
+    receiver: Receiver<Result<Delivery>>,
+    /// Of what is in the channel.
+    unread: Unread,
+}
+
+/// Messages, and perhaps an error as the last.
+#[derive(Default)]
+struct Messages {
+    queue: VecDeque<Result<Delivered>>,
+    bytes: u64,
+}
+
+struct Queue {
+    came: Messages,
+    /// Someone has asked for the receiver, so all goes there.
+    goes_to_channel: bool,
+    has_ended: bool,
+    /// None when nothing more goes into the channel.
+    sender: Option<Sender<Result<Delivery>>>,
+}
+
+impl Queue {
+    /// What comes now goes into this channel, if there is one.
+    fn channel(&self) -> Option<&Sender<Result<Delivery>>> {
+        self.sender.as_ref().filter(|_| self.goes_to_channel)
+    }
+}
+
+impl Deliveries {
+    pub(crate) fn new(origin: &Arc<Origin>) -> Self {
+        // Unbounded, because the IO thread must never wait for a consumer; prefetch bounds it.
+        let (sender, receiver) = crossbeam_channel::unbounded();
+        Self {
+            origin: Arc::downgrade(origin),
+            queue: Mutex::new(Queue {
+                came: Messages::default(),
+                goes_to_channel: false,
+                has_ended: false,
+                sender: Some(sender),
+            }),
+            changed: Condvar::new(),
+            taken: Mutex::default(),
+            receiver,
+            unread: Unread::default(),
+        }
+    }
+
+    // ---- the IO thread ----
+
+    /// Puts in what has come, and says how many bytes that are.
+    pub(crate) fn push(&self, messages: impl Iterator<Item = Delivered>) -> u64 {
+        let mut bytes = 0;
+        let messages = messages.map(|message| {
+            bytes += size(&message.content);
+            Ok(message)
+        });
+        let mut queue = self.queue.lock();
+        if queue.has_ended {
+            return 0;
+        }
+        if let Some(sender) = queue.channel().cloned() {
+            // Not under the lock: this can be the end of the last handle of the channel, which then sends its close.
+            drop(queue);
+            let origin = self.origin.upgrade();
+            self.send(&sender, origin.as_ref(), messages);
+            return bytes;
+        }
+        queue.came.queue.extend(messages);
+        queue.came.bytes += bytes;
+        drop(queue);
+        self.changed.notify_one();
+        bytes
+    }
+
+    /// Nothing more comes; the error is the last that is read.
+    pub(crate) fn end(&self, error: Option<Error>) {
+        let mut queue = self.queue.lock();
+        if std::mem::replace(&mut queue.has_ended, true) {
+            return;
+        }
+        if let Some(sender) = queue.channel() {
+            self.send(sender, None, error.map(Err).into_iter());
+            queue.sender = None;
+        } else {
+            queue.came.queue.extend(error.map(Err));
+        }
+        drop(queue);
+        self.changed.notify_all();
+    }
+
+    /// How many bytes are unread.
+    pub(crate) fn unread(&self) -> u64 {
+        let taken = self.taken.lock();
+        let came = self.queue.lock().came.bytes;
+        taken.bytes + came + self.unread.bytes(self.receiver.len())
+    }
+
+    /// Takes out all that is unread, and shows it to `each`, with its delivery tag.
+    pub(crate) fn discard(&self, mut each: impl FnMut(&Content, u64)) {
+        let mut taken = self.taken.lock();
+        let first = std::mem::take(&mut *taken).queue;
+        let then = std::mem::take(&mut self.queue.lock().came).queue;
+        drop(taken);
+        for message in first.into_iter().chain(then).flatten() {
+            each(&message.content, message.delivery_tag);
+        }
+        for delivery in self.receiver.try_iter().flatten() {
+            each(delivery.content(), delivery.delivery_tag());
+        }
+    }
+
+    /// Puts into the channel. Without an origin only errors: nobody has a handle of the channel, and the broker will requeue
+    /// what came on it.
+    fn send(
+        &self,
+        sender: &Sender<Result<Delivery>>,
+        origin: Option<&Arc<Origin>>,
+        messages: impl Iterator<Item = Result<Delivered>>,
+    ) {
+        for message in messages {
+            let bytes = message.as_ref().map_or(0, |it| size(&it.content));
+            let delivery = match (message, origin) {
+                (Ok(message), Some(origin)) => Ok(Delivery::new(origin, message)),
+                (Ok(_), None) => continue,
+                (Err(error), _) => Err(error),
+            };
+            self.unread.push(bytes as usize, || self.receiver.len());
+            let _ = sender.send(delivery);
+        }
+    }
+
+    // ---- readers ----
+
+    /// Waits for the next one until the deadline, if there is any. None: nothing came in time, or nothing comes any more.
+    pub(crate) fn recv(
+        &self,
+        origin: &Arc<Origin>,
+        deadline: Option<&Deadline>,
+    ) -> Option<Result<Delivery>> {
+        loop {
+            if let Some(next) = self.take(origin) {
+                return Some(next);
+            }
+            let mut queue = self.queue.lock();
+            if !queue.came.queue.is_empty() {
+                continue;
+            }
+            if queue.goes_to_channel {
+                drop(queue);
+                return match deadline {
+                    Some(deadline) => self.receiver.recv_deadline(deadline.at()).ok(),
+                    None => self.receiver.recv().ok(),
+                };
+            }
+            if queue.has_ended {
+                return None;
+            }
+            let Some(deadline) = deadline else {
+                self.changed.wait(&mut queue);
+                continue;
+            };
+            if self
+                .changed
+                .wait_until(&mut queue, deadline.at())
+                .timed_out()
+            {
+                drop(queue);
+                return self.try_recv(origin);
+            }
+        }
+    }
+
+    /// The next one, if it has come.
+    pub(crate) fn try_recv(&self, origin: &Arc<Origin>) -> Option<Result<Delivery>> {
+        self.take(origin).or_else(|| self.receiver.try_recv().ok())
+    }
+
+    #[inline]
+    fn take(&self, origin: &Arc<Origin>) -> Option<Result<Delivery>> {
+        let mut taken = self.taken.lock();
+        if taken.queue.is_empty() {
+            taken.queue.shrink_to(SPARE);
+            std::mem::swap(&mut *taken, &mut self.queue.lock().came);
+        }
+        let next = taken.queue.pop_front()?;
+        if let Ok(message) = &next {
+            taken.bytes -= size(&message.content);
+        }
+        let are_left = !taken.queue.is_empty();
+        drop(taken);
+        if are_left {
+            // They were told of by one notice, which has woken one of the readers.
+            self.changed.notify_one();
+        }
+        Some(next.map(|message| Delivery::new(origin, message)))
+    }
+
+    /// A channel with all that is unread, and all that comes. It is disconnected after the end.
+    pub(crate) fn receiver(&self, origin: &Arc<Origin>) -> &Receiver<Result<Delivery>> {
+        let mut taken = self.taken.lock();
+        let mut queue = self.queue.lock();
+        if queue.goes_to_channel {
+            return &self.receiver;
+        }
+        queue.goes_to_channel = true;
+        let first = std::mem::take(&mut *taken).queue;
+        let then = std::mem::take(&mut queue.came).queue;
+        if let Some(sender) = queue.channel() {
+            self.send(sender, Some(origin), first.into_iter().chain(then));
+        }
+        if queue.has_ended {
+            queue.sender = None;
+        }
+        drop(queue);
+        self.changed.notify_all();
+        &self.receiver
+    }
+
+    /// How many are unread, with the error at the end.
+    pub(crate) fn len(&self) -> usize {
+        let taken = self.taken.lock();
+        let queue = self.queue.lock();
+        taken.queue.len() + queue.came.queue.len() + self.receiver.len()
+    }
+}
+
+fn size(content: &Content) -> u64 {
+    (content.capacity() + OVERHEAD) as u64
+}
