@@ -26,6 +26,7 @@ use crate::wire::codec::{WireError, WireResult};
 use crate::wire::frame;
 use crate::wire::method::{BasicPublish, Encode};
 use crate::wire::properties::Properties;
+use crate::wire::publish::write_plain;
 
 /// A message whose body is larger goes in a lane, in bytes.
 pub(crate) const LARGE: usize = 256 << 10;
@@ -255,6 +256,11 @@ fn write_message(
     body: &[u8],
     limit: usize,
 ) -> WireResult<Range<usize>> {
+    if properties.is_none() {
+        if let Some(properties) = write_plain(buffer, channel, publish, body, limit) {
+            return Ok(properties);
+        }
+    }
     frame::write_method(buffer, channel, publish, limit)?;
     frame::write_content(buffer, channel, properties, body, limit)
 }

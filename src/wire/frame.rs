@@ -18,7 +18,7 @@ pub(crate) const MIN_SIZE: u32 = 4096;
 pub(crate) const BASIC_CLASS: u16 = 60;
 /// A body is cut into pieces of at most this size, in bytes, also where a frame could be larger: between two frames
 /// others have their turn.
-const BODY_PIECE: usize = 128 << 10;
+pub(crate) const BODY_PIECE: usize = 128 << 10;
 const HEAD: usize = 7;
 pub(crate) const END: u8 = 0xce;
 

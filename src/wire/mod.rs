@@ -6,6 +6,7 @@ pub(crate) mod delivery;
 pub(crate) mod frame;
 pub(crate) mod method;
 pub(crate) mod properties;
+pub(crate) mod publish;
 pub(crate) mod value;
 
 #[cfg(test)]

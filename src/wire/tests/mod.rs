@@ -12,6 +12,7 @@ use super::method::{
     ShortString, Table,
 };
 use super::properties::Properties;
+use super::publish::write_plain;
 use super::value::{self, FieldTable, FieldValue, MAX_DEPTH};
 
 /// Values for the fields of a method that tell each other apart.
@@ -315,6 +316,41 @@ fn any_value() -> impl Strategy<Value = FieldValue> {
 }
 
 proptest! {
+    #[test]
+    fn a_message_without_properties_is_written_in_either_way_the_same(
+        channel in any::<u16>(),
+        exchange in prop_oneof![Just(String::new()), "[a-zäß]{0,20}", "x{250,260}"],
+        routing_key in prop_oneof![Just(String::new()), "[a-z.*#]{0,20}", "x{250,260}"],
+        flags in any::<(bool, bool)>(),
+        size in prop_oneof![0..100_usize, 4_080..4_100_usize, 131_060..131_080_usize],
+        limit in prop_oneof![Just(4088_usize), Just(131_064), Just(usize::MAX)],
+    ) {
+        let body = vec![b'b'; size];
+        let publish = BasicPublish {
+            ticket: 0,
+            exchange: exchange.as_str().into(),
+            routing_key: routing_key.as_str().into(),
+            mandatory: flags.0,
+            immediate: flags.1,
+        };
+        let mut plain = b"before".to_vec();
+        let properties = write_plain(&mut plain, channel, &publish, &body, limit);
+        let mut general = b"before".to_vec();
+        let written = frame::write_method(&mut general, channel, &publish, limit)
+            .and_then(|()| frame::write_content(&mut general, channel, None, &body, limit));
+        match properties {
+            Some(properties) => {
+                prop_assert_eq!(&plain, &general);
+                prop_assert_eq!(properties, written.unwrap());
+            }
+            None => {
+                prop_assert_eq!(plain, b"before");
+                let is_one_piece = (1..=limit.min(128 << 10)).contains(&size);
+                prop_assert!(exchange.len() > 255 || routing_key.len() > 255 || !is_one_piece);
+            }
+        }
+    }
+
     #[test]
     fn any_table_round_trips(values in prop::collection::vec(("[ -~]{0,30}", any_value()), 0..8)) {
         let table: FieldTable = values.into_iter().collect();
