@@ -58,11 +58,20 @@ modes! {
     Channels "channels",
     /// So many at once, at rest.
     Connections "connections",
+    /// One thread, and THREADS channels in turn.
+    PublishInTurn "publish-in-turn",
+    /// Calls while THREADS others publish as fast as they can.
+    RpcBusy "rpc-busy",
+    /// As consume-ack, beside a consumer that does not read.
+    ConsumeSlow "consume-slow",
 }
 
 impl Mode {
     fn counts_latency(self) -> bool {
-        matches!(self, Self::Confirm1 | Self::Rpc | Self::Connect)
+        matches!(
+            self,
+            Self::Confirm1 | Self::Rpc | Self::RpcBusy | Self::Connect
+        )
     }
 
     fn keeps_all(self) -> bool {
@@ -73,7 +82,8 @@ impl Mode {
 /// What is to be done.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Run {
-    /// publish, confirm, publisher, confirm1, consume, consume-ack, rpc, connect, channels, connections
+    /// publish, confirm, publisher, confirm1, consume, consume-ack, rpc, connect, channels, connections; publish-in-turn,
+    /// rpc-busy, consume-slow
     pub(crate) mode: Mode,
     pub(crate) uri: String,
     /// Messages, calls, connections or channels, of all threads together

@@ -5,10 +5,11 @@ use std::thread;
 use leveret::{Channel, Connection, ConsumeOptions, PublisherOptions, QueueDeclareOptions, Result};
 
 use crate::bench::{Latencies, Mode, Run};
+use crate::cliffs;
 
 const WINDOW: u32 = 256;
-const PREFETCH: u16 = 200;
-const ROUTING_KEY: &str = "q";
+pub(crate) const PREFETCH: u16 = 200;
+pub(crate) const ROUTING_KEY: &str = "q";
 
 /// What is still in use when the time is taken.
 #[derive(Default)]
@@ -46,7 +47,12 @@ pub(crate) fn run(run: &Run, latencies: &mut Latencies) -> Result<Kept> {
         }
         _ => {
             let connection = open()?;
-            in_threads(&connection, run)?;
+            match run.mode {
+                Mode::PublishInTurn => cliffs::publish_in_turn(&connection, run)?,
+                Mode::RpcBusy => cliffs::call_beside_publishers(&connection, run, latencies)?,
+                Mode::ConsumeSlow => cliffs::consume_beside_one_that_does_not(&connection, run)?,
+                _ => in_threads(&connection, run)?,
+            }
             connection.close()?;
         }
     }
@@ -77,7 +83,7 @@ fn one_thread(channel: &Channel, run: &Run) -> Result<()> {
     }
 }
 
-fn declare_passively(channel: &Channel) -> Result<()> {
+pub(crate) fn declare_passively(channel: &Channel) -> Result<()> {
     channel
         .queue_declare(ROUTING_KEY, QueueDeclareOptions::passive())
         .map(drop)
@@ -138,8 +144,8 @@ fn publisher(channel: &Channel, run: &Run) -> Result<()> {
     confirms.iter().try_for_each(|confirm| confirm.wait())
 }
 
-fn consume(channel: &Channel, run: &Run) -> Result<()> {
-    let acknowledges = run.mode == Mode::ConsumeAck;
+pub(crate) fn consume(channel: &Channel, run: &Run) -> Result<()> {
+    let acknowledges = run.mode != Mode::Consume;
     let options = match acknowledges {
         true => ConsumeOptions::default(),
         false => ConsumeOptions::default().no_ack(),

@@ -229,12 +229,12 @@ pub(crate) fn run(run: &Run, latencies: &mut Latencies) -> io::Result<()> {
     let mut limit = Limit::open(&run.uri)?;
     limit.open_channel()?;
     match run.mode {
-        Mode::Publish => limit.publish(run)?,
+        Mode::Publish | Mode::PublishInTurn => limit.publish(run)?,
         Mode::Confirm | Mode::Publisher => limit.publish_confirmed(run)?,
         Mode::Confirm1 => limit.confirm_each(run, latencies)?,
         Mode::Consume => limit.consume(run, false)?,
-        Mode::ConsumeAck => limit.consume(run, true)?,
-        Mode::Rpc => {
+        Mode::ConsumeAck | Mode::ConsumeSlow => limit.consume(run, true)?,
+        Mode::Rpc | Mode::RpcBusy => {
             for _ in 0..run.count {
                 latencies.time(|| limit.declare_passively())?;
             }

@@ -13,6 +13,7 @@
 
 mod bench;
 mod client;
+mod cliffs;
 #[path = "../../benches/support/frames.rs"]
 mod frames;
 mod limit;

@@ -1,0 +1,75 @@
+//! What could fall off a cliff: many channels, calls beside a busy publisher, one reader that does not read.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use leveret::{Channel, Connection, ConsumeOptions, Result};
+
+use crate::bench::{Latencies, Run};
+use crate::client::{consume, declare_passively, PREFETCH, ROUTING_KEY};
+
+/// One thread publishes on so many channels in turn.
+pub(crate) fn publish_in_turn(connection: &Connection, run: &Run) -> Result<()> {
+    let channels: Vec<_> = (0..run.threads)
+        .map(|_| connection.open_channel())
+        .collect::<Result<_>>()?;
+    let body = vec![b'x'; run.size];
+    let turns = channels.iter().cycle();
+    for (channel, _) in turns.zip(0..run.count) {
+        channel.basic_publish("", ROUTING_KEY, &body)?;
+    }
+    channels.iter().try_for_each(declare_passively)
+}
+
+/// One thread makes calls while the others publish as fast as they can, each on a channel of its own.
+pub(crate) fn call_beside_publishers(
+    connection: &Connection,
+    run: &Run,
+    latencies: &mut Latencies,
+) -> Result<()> {
+    let channel = connection.open_channel()?;
+    let is_over = AtomicBool::new(false);
+    let publish = |channel: &Channel| -> Result<()> {
+        let body = vec![b'x'; run.size];
+        while !is_over.load(Ordering::Relaxed) {
+            channel.basic_publish("", ROUTING_KEY, &body)?;
+        }
+        declare_passively(channel)
+    };
+    thread::scope(|scope| {
+        let publishers: Vec<_> = (0..run.threads)
+            .map(|_| {
+                let channel = connection.open_channel()?;
+                Ok(scope.spawn(move || publish(&channel)))
+            })
+            .collect::<Result<_>>()?;
+        let called =
+            (0..run.count).try_for_each(|_| latencies.time(|| declare_passively(&channel)));
+        is_over.store(true, Ordering::Relaxed);
+        let mut ended = publishers
+            .into_iter()
+            .map(|it| it.join().expect("a publisher panicked"));
+        called.and_then(|()| ended.try_for_each(|it| it))
+    })
+}
+
+/// So many threads consume and acknowledge, beside a consumer that reads nothing of the same.
+pub(crate) fn consume_beside_one_that_does_not(connection: &Connection, run: &Run) -> Result<()> {
+    let slow = connection.open_channel()?;
+    slow.basic_qos(PREFETCH)?;
+    let reads_nothing = slow.basic_consume(&run.queue(), ConsumeOptions::default())?;
+    thread::scope(|scope| {
+        let readers: Vec<_> = (0..run.threads)
+            .map(|_| {
+                let channel = connection.open_channel()?;
+                Ok(scope.spawn(move || consume(&channel, run)))
+            })
+            .collect::<Result<_>>()?;
+        let mut ended = readers
+            .into_iter()
+            .map(|it| it.join().expect("a reader panicked"));
+        ended.try_for_each(|it| it)
+    })?;
+    assert!(reads_nothing.unread() > 0);
+    Ok(())
+}
