@@ -24,6 +24,9 @@ fn each_mode_gives_a_line_of_json_from_a_server_that_it_brings_along() {
             "consume-ack",
             "rpc",
             "connect",
+            "publish-in-turn",
+            "rpc-busy",
+            "consume-slow",
         ] {
             let threads = if client == "limit" { "1" } else { "2" };
             // Messages of several frames, and more than a prefetch of them.
@@ -33,7 +36,7 @@ fn each_mode_gives_a_line_of_json_from_a_server_that_it_brings_along() {
             assert!(line.contains(&named), "{line}");
             assert_eq!(number(&line, "count"), 600.0, "{line}");
             assert!(number(&line, "msgs_per_s") > 0.0, "{line}");
-            if matches!(mode, "confirm1" | "rpc" | "connect") {
+            if matches!(mode, "confirm1" | "rpc" | "rpc-busy" | "connect") {
                 assert!(number(&line, "p99_us") >= number(&line, "p50_us"), "{line}");
                 assert!(number(&line, "p50_us") > 1.0, "{line}");
             }
@@ -50,12 +53,15 @@ fn producers_and_consumers_work_on_a_broker_with_the_options_of_perftest() {
     let (uri, queue) = (url(), unique("perf"));
     let options = "-x 2 -X 2 -y 2 -C 500 -s 64 -c 50 -q 20 -A 5 -f persistent -f mandatory --json --shared-connection";
     let mut arguments: Vec<_> = options.split(' ').collect();
-    arguments.extend(["--uri", &uri, "-u", &queue]);
+    let pid = std::process::id().to_string();
+    arguments.extend(["--uri", &uri, "-u", &queue, "--server-pid", &pid]);
     let output = Program::run("perf_test", &arguments, "");
     let line = output.lines().last().unwrap();
     assert_eq!(number(line, "count"), 2000.0, "{output}");
     assert_eq!(number(line, "threads"), 6.0, "{output}");
     assert!(number(line, "p99_us") > 0.0, "{output}");
+    let tells = line.contains("\"server_cpu_us_per_msg\":");
+    assert!(tells || cfg!(not(target_os = "linux")), "{output}");
     assert!(output.contains("confirmed: ") && output.contains("unconfirmed: 0"));
     // A queue with a name of its own is durable, and stays.
     let channel = connect().open_channel().unwrap();

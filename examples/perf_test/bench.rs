@@ -145,6 +145,7 @@ pub(crate) struct Figure<'a> {
     pub(crate) latencies: Option<&'a Latencies>,
     /// Of each thing that was kept, in bytes.
     pub(crate) rss_each: Option<u64>,
+    pub(crate) server_cpu: Option<Duration>,
 }
 
 impl Figure<'_> {
@@ -174,6 +175,10 @@ impl Figure<'_> {
         }
         if let Some(each) = self.rss_each {
             line += &format!(r#","rss_bytes_each":{each}"#);
+        }
+        if let Some(cpu) = self.server_cpu {
+            let each = cpu.as_secs_f64() * 1e6 / each;
+            line += &format!(r#","server_cpu_us_per_msg":{each:.4}"#);
         }
         line + "}"
     }
@@ -209,6 +214,7 @@ impl Client {
             max_rss_kb: after.max_rss_kb,
             latencies: run.mode.counts_latency().then_some(&latencies),
             rss_each: grown.filter(|_| run.mode.keeps_all()),
+            server_cpu: None,
         };
         Ok(figure.line())
     }

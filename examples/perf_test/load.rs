@@ -14,7 +14,7 @@ use leveret::{
 use crate::bench::{Client, Figure, Latencies};
 use crate::options::{Flag, Options};
 use crate::tally::{count, percentiles, Counts, Tally};
-use crate::usage::usage;
+use crate::usage::{cpu_of, usage};
 
 /// Where a body tells when it was published: in nanoseconds, behind four bytes that PerfTest has for a number.
 const SENT_AT: std::ops::Range<usize> = 4..12;
@@ -29,6 +29,7 @@ struct Load<'a> {
     tally: Tally,
     begin: Instant,
     is_over: AtomicBool,
+    server_cpu_before: Option<Duration>,
 }
 
 pub(crate) fn run(options: &Options) -> std::result::Result<(), Box<dyn Error>> {
@@ -45,6 +46,7 @@ pub(crate) fn run(options: &Options) -> std::result::Result<(), Box<dyn Error>> 
         tally: Tally::default(),
         begin: Instant::now(),
         is_over: AtomicBool::new(false),
+        server_cpu_before: options.server_pid.and_then(cpu_of),
     };
     let connection = |name: &str| match options.shared_connection {
         true => Ok(first.clone()),
@@ -87,13 +89,17 @@ fn declare(channel: &Channel, options: &Options) -> Result<String> {
             (name.as_str(), QueueDeclareOptions::passive())
         }
         Some(name) => (name.as_str(), QueueDeclareOptions::durable()),
-        None => ("", QueueDeclareOptions::default().auto_delete()),
+        None => ("", QueueDeclareOptions::durable().auto_delete()),
     };
     let queue = channel.queue_declare(name, declare)?;
     Ok(queue.name().to_owned())
 }
 
 impl Load<'_> {
+    fn server_cpu(&self) -> Option<Duration> {
+        self.options.server_pid.and_then(cpu_of)
+    }
+
     fn is_over(&self) -> bool {
         self.is_over.load(Ordering::Relaxed)
     }
@@ -139,6 +145,10 @@ impl Load<'_> {
             return;
         }
         let used = usage();
+        let server_cpu = self
+            .server_cpu()
+            .zip(self.server_cpu_before)
+            .map(|(after, before)| after - before);
         let threads = self.options.producer_channels() + self.options.consumer_channels();
         let figure = Figure {
             client: Client::Leveret,
@@ -151,6 +161,7 @@ impl Load<'_> {
             max_rss_kb: used.max_rss_kb,
             latencies: (!latencies.0.is_empty()).then_some(&latencies),
             rss_each: None,
+            server_cpu,
         };
         println!("{}", figure.line());
     }

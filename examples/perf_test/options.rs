@@ -66,6 +66,9 @@ pub(crate) struct Options {
     /// How often it tells what goes on, in seconds
     #[arg(short = 'i', long, default_value_t = 1)]
     pub(crate) interval: u64,
+    /// The process whose processor time is told, too: the broker's, if it runs on this machine
+    #[arg(long)]
+    pub(crate) server_pid: Option<u32>,
     /// At the end, a line of JSON
     #[arg(long)]
     pub(crate) json: bool,
