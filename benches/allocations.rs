@@ -1,6 +1,11 @@
-//! How often memory is asked for, a message: `cargo bench --bench allocations`.
+//! How often memory is asked for, a message, and what is kept of it after a burst: `cargo bench --bench allocations`.
 
-#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+// It waits for what time alone brings.
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    clippy::indexing_slicing
+)]
 
 #[allow(dead_code)] // Other programs need more of it.
 #[path = "support/frames.rs"]
@@ -11,14 +16,18 @@ mod sink;
 use std::alloc::System;
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
+use std::thread;
+use std::time::Duration;
 
-use leveret::{Channel, Connection, ConsumeOptions, PublisherOptions};
+use leveret::{Channel, Connection, ConnectionOptions, ConsumeOptions, PublisherOptions};
 use stats_alloc::{Region, StatsAlloc, INSTRUMENTED_SYSTEM};
 
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
 const COUNT: usize = 200_000;
+/// After half of it without a word, memory is given back.
+const HEARTBEAT: Duration = Duration::from_secs(2);
 const BODY: [u8; 16] = [b'x'; 16];
 
 fn main() {
@@ -38,6 +47,7 @@ fn main() {
     let mut output = BufReader::new(server.stdout.take().unwrap());
     output.read_line(&mut uri).unwrap();
     measure_all(uri.trim());
+    measure_what_is_kept(uri.trim());
     drop(server.stdin.take());
     server.wait().unwrap();
 }
@@ -61,24 +71,63 @@ fn measure_all(uri: &str) {
     });
     let no_ack = ConsumeOptions::default().no_ack();
     measure("consume, no_ack", || {
-        consume(&open(), no_ack.clone(), false)
+        consume(&open(), 16, COUNT, no_ack.clone(), false);
     });
     measure("consume, each acknowledged", || {
         let channel = open();
         channel.basic_qos(200).unwrap();
-        consume(&channel, ConsumeOptions::default(), true);
+        consume(&channel, 16, COUNT, ConsumeOptions::default(), true);
     });
+    connection.close().unwrap();
+    connection.wait_closed(HEARTBEAT).unwrap();
 }
 
-fn consume(channel: &Channel, options: ConsumeOptions, acknowledges: bool) {
-    let queue = format!("gen-16-{COUNT}");
+fn consume(
+    channel: &Channel,
+    size: usize,
+    count: usize,
+    options: ConsumeOptions,
+    acknowledges: bool,
+) {
+    let queue = format!("gen-{size}-{count}");
     let consumer = channel.basic_consume(&queue, options).unwrap();
-    for _ in 0..COUNT {
+    for _ in 0..count {
         let delivery = consumer.recv().unwrap().unwrap();
         if acknowledges {
             delivery.ack().unwrap();
         }
     }
+}
+
+/// What a connection has in use when it has nothing to do, before a burst of all kinds of messages and after it.
+fn measure_what_is_kept(uri: &str) {
+    let region = Region::new(ALLOCATOR);
+    let in_use = || {
+        let change = region.change();
+        change.bytes_allocated as isize - change.bytes_deallocated as isize
+    };
+    let options = ConnectionOptions::from_uri(uri).unwrap();
+    let connection = Connection::open_with(&options.heartbeat(HEARTBEAT)).unwrap();
+    let channel = connection.open_channel().unwrap();
+    let before = in_use();
+    let publisher = channel.publisher().unwrap();
+    for (size, count) in [(16, 200_000), (64 << 10, 2_000), (16 << 20, 4)] {
+        let body = vec![b'x'; size];
+        for _ in 0..count {
+            publisher.publish("", "q", &body).unwrap();
+        }
+        publisher.wait_for_confirms().unwrap();
+        let consuming = connection.open_channel().unwrap();
+        let no_ack = ConsumeOptions::default().no_ack();
+        consume(&consuming, size, count, no_ack, false);
+        consuming.close().unwrap();
+    }
+    let after = in_use();
+    thread::sleep(HEARTBEAT);
+    let later = in_use();
+    println!(
+        "bytes of a connection: {before} at first, {after} after a burst, {later} after a rest"
+    );
 }
 
 fn measure(what: &str, act: impl Fn()) {

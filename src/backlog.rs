@@ -88,6 +88,11 @@ impl Backlog {
         }
     }
 
+    pub(crate) fn give_memory_back(&mut self) {
+        self.in_order.shrink_to_fit();
+        self.spare = Vec::new();
+    }
+
     pub(crate) fn take_spare(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.spare)
     }

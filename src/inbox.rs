@@ -54,6 +54,12 @@ impl Inbox {
         }
     }
 
+    pub(crate) fn give_memory_back(&mut self) {
+        if self.start == self.end {
+            *self = Self::default();
+        }
+    }
+
     fn make_room(&mut self) {
         if self.start > 0 {
             self.buffer.copy_within(self.start..self.end, 0);
@@ -89,5 +95,13 @@ mod tests {
         inbox.consume(inbox.bytes().len());
         inbox.read_from(&mut more).unwrap();
         assert_eq!(inbox.buffer.len(), CHUNK);
+
+        let mut more: &[u8] = b"more";
+        inbox.read_from(&mut more).unwrap();
+        inbox.give_memory_back();
+        assert_eq!(inbox.bytes(), b"more");
+        inbox.consume(4);
+        inbox.give_memory_back();
+        assert_eq!(inbox.buffer.capacity(), 0);
     }
 }

@@ -486,7 +486,9 @@ impl<'a> Driver<'a> {
                 if self.readable {
                     self.core.input_waits(now);
                 }
-                self.core.handle_timeout(now);
+                if self.core.handle_timeout(now) {
+                    self.give_memory_back();
+                }
                 self.answer();
             }
             Closing::Flushing(until) | Closing::Draining(until) if now >= until => {
@@ -494,6 +496,15 @@ impl<'a> Driver<'a> {
             }
             Closing::Flushing(_) | Closing::Draining(_) | Closing::Done => {}
         }
+    }
+
+    /// What a burst has needed is not kept for the next one, if that does not come soon.
+    fn give_memory_back(&mut self) {
+        self.published = Vec::new();
+        self.inbox.give_memory_back();
+        self.outgoing.give_memory_back();
+        self.link.outbox.give_memory_back();
+        self.link.buffers.take(&mut Vec::new());
     }
 
     /// Writes what there is until the socket takes no more.

@@ -651,6 +651,13 @@ impl Outbox {
         self.changed.notify_all();
         commands
     }
+
+    pub(crate) fn give_memory_back(&self) {
+        let mut state = self.state.lock();
+        state.backlog.give_memory_back();
+        state.published.shrink_to_fit();
+        state.keeping = BytesMut::new();
+    }
 }
 
 /// How long to wait, made into a deadline only when waiting begins: most callers never wait, and the clock costs.

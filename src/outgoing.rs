@@ -65,6 +65,13 @@ impl Outgoing {
         piece.map(Piece::rest).unwrap_or_default()
     }
 
+    pub(crate) fn give_memory_back(&mut self) {
+        if self.in_order.rest().is_empty() {
+            self.in_order = Piece::default();
+        }
+        self.spare = Vec::new();
+    }
+
     /// So many bytes of `front` were written.
     pub(crate) fn wrote(&mut self, count: usize) {
         if !self.in_order.rest().is_empty() {

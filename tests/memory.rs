@@ -11,6 +11,8 @@ use leveret::{
     QueueDeleteOptions,
 };
 
+#[cfg(target_os = "linux")]
+use crate::support::resident_kib;
 use crate::support::{
     connect, content_frames, eventually, exclusive_queue, method_frame, options, ready,
     scripted_server, short, unique, url, Script, SOON,
@@ -227,4 +229,50 @@ fn whoever_waits_is_answered_though_nobody_takes_messages() {
         assert_eq!(delivery.body(), body(number as usize));
     }
     connection.close().unwrap();
+}
+
+/// In a process of its own, whose allocator gives the system back what is large and free.
+#[cfg(target_os = "linux")]
+#[test]
+fn what_a_burst_has_needed_is_given_back_at_rest() {
+    let run = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "memory::a_burst", "--ignored"])
+        .env("AMQP_URL", url())
+        .env("MALLOC_MMAP_THRESHOLD_", "65536")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&run.stdout);
+    assert!(run.status.success(), "{said}");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+#[ignore = "the program that the test before it runs"]
+fn a_burst() {
+    const CONNECTIONS: usize = 10;
+    let options = options().heartbeat(Duration::from_secs(2));
+    let open = || {
+        let connection = Connection::open_with(&options).unwrap();
+        connection.open_channel().unwrap()
+    };
+    let channels: Vec<_> = (0..CONNECTIONS).map(|_| open()).collect();
+    let grown_by = {
+        let before = resident_kib();
+        move || resident_kib().saturating_sub(before) / CONNECTIONS
+    };
+    for channel in &channels {
+        for _ in 0..20_000 {
+            // Bound to nothing.
+            channel.basic_publish("amq.fanout", "", &[0; 100]).unwrap();
+        }
+    }
+    let burst = grown_by();
+    assert!(
+        burst > 500,
+        "{burst} KiB a connection is not much of a burst"
+    );
+    for channel in &channels {
+        channel.basic_qos(1).unwrap();
+    }
+    eventually("it is given back", || grown_by() < 100);
 }

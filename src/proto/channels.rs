@@ -65,6 +65,14 @@ impl<M: Mailboxes> Channels<M> {
         self.in_use().flat_map(|channel| channel.consumers.all())
     }
 
+    pub(super) fn give_memory_back(&mut self) {
+        for slot in &mut self.slots {
+            if let Slot::InUse(channel) = slot {
+                channel.confirms.give_memory_back();
+            }
+        }
+    }
+
     /// Whether the broker owes an answer on any of them.
     pub(super) fn await_reply(&self) -> bool {
         self.in_use().any(Channel::awaits_reply)

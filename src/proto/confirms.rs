@@ -215,6 +215,10 @@ impl<M: Mailboxes> Confirms<M> {
         });
     }
 
+    pub(super) fn give_memory_back(&mut self) {
+        self.waiting.shrink_to_fit();
+    }
+
     fn unanswered(&self) -> usize {
         self.waiting.len() - self.holes
     }

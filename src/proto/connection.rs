@@ -170,24 +170,29 @@ impl<M: Mailboxes> Connection<M> {
         }
     }
 
-    pub(crate) fn handle_timeout(&mut self, now: Instant) {
+    /// Returns whether nothing was sent for half a heartbeat interval: a time to give memory back.
+    pub(crate) fn handle_timeout(&mut self, now: Instant) -> bool {
         if matches!(self.state, State::Ended(_)) {
-            return;
+            return false;
         }
         let Some(heartbeat) = &mut self.heartbeat else {
-            return;
+            return false;
         };
         match heartbeat.due(now) {
-            Due::Nothing => {}
+            Due::Nothing => false,
             Due::Send => {
                 // Whether the socket takes it or not: one heartbeat in half an interval is enough.
                 heartbeat.output(now);
                 log::trace!("channel 0 → heartbeat");
                 frame::write_heartbeat(&mut self.effects.output);
+                self.effects.give_memory_back();
+                self.channels.give_memory_back();
+                true
             }
             Due::PeerIsDead => {
                 let interval = heartbeat.interval();
                 self.end(Error::new(ErrorKind::HeartbeatMissed { interval }));
+                false
             }
         }
     }

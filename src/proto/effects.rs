@@ -68,6 +68,13 @@ impl<M: Mailboxes> Effects<M> {
         }
     }
 
+    pub(super) fn give_memory_back(&mut self) {
+        self.output.shrink_to_fit();
+        self.events.shrink_to_fit();
+        self.messages.shrink_to_fit();
+        self.buffers = Vec::new();
+    }
+
     /// Answers for a published message that no answer will come.
     pub(super) fn lose(&mut self, published: Published<M>, cause: Error, may_have_been_sent: bool) {
         self.event(Event::Lost {

@@ -15,6 +15,8 @@ use leveret::{
 
 use super::{lost, recovered, Lossy};
 use crate::support::proxy::quick;
+#[cfg(target_os = "linux")]
+use crate::support::resident_kib;
 use crate::support::{address_of, eventually, exclusive_queue, logged, url, Node, SOON};
 
 const PUBLISHERS: u32 = 4;
@@ -263,11 +265,7 @@ fn a_node_that_is_away_for_a_minute_is_waited_for() {
 #[cfg(target_os = "linux")]
 fn in_use() -> (usize, usize, usize) {
     let count = |path| std::fs::read_dir(path).unwrap().count();
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let kib = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:")?.strip_suffix(" kB"));
-    let kib = kib.unwrap().trim().parse().unwrap();
+    let kib = resident_kib();
     (count("/proc/self/task"), count("/proc/self/fd"), kib)
 }
 

@@ -72,6 +72,16 @@ pub(crate) fn ready(channel: &Channel, queue: &str) -> u32 {
         .unwrap()
 }
 
+/// How much memory this process has.
+#[cfg(target_os = "linux")]
+pub(crate) fn resident_kib() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let kib = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:")?.strip_suffix(" kB"));
+    kib.unwrap().trim().parse().unwrap()
+}
+
 /// Waits until the condition holds.
 #[track_caller]
 pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
