@@ -5,7 +5,7 @@ use std::mem::size_of;
 use std::sync::{Arc, Weak};
 
 use crossbeam_channel::{Receiver, Sender};
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::deadline::Deadline;
 use crate::delivery::{Delivery, Origin};
@@ -49,6 +49,14 @@ struct Queue {
     has_ended: bool,
     /// None when nothing more goes into the channel.
     sender: Option<Sender<Result<Delivery>>>,
+}
+
+/// What a reader finds.
+enum Take<'a> {
+    Next(Result<Delivery>),
+    /// The queue is locked since `taken` was found empty, too. Otherwise another reader could leave some there, and nobody
+    /// would be told who begins to wait then.
+    Nothing(MutexGuard<'a, Queue>),
 }
 
 impl Queue {
@@ -170,13 +178,10 @@ impl Deliveries {
         deadline: Option<&Deadline>,
     ) -> Option<Result<Delivery>> {
         loop {
-            if let Some(next) = self.take(origin) {
-                return Some(next);
-            }
-            let mut queue = self.queue.lock();
-            if !queue.came.queue.is_empty() {
-                continue;
-            }
+            let mut queue = match self.take(origin) {
+                Take::Next(next) => return Some(next),
+                Take::Nothing(queue) => queue,
+            };
             if queue.goes_to_channel {
                 drop(queue);
                 return match deadline {
@@ -191,12 +196,9 @@ impl Deliveries {
                 self.changed.wait(&mut queue);
                 continue;
             };
-            if self
-                .changed
-                .wait_until(&mut queue, deadline.at())
-                .timed_out()
-            {
-                drop(queue);
+            let waited = self.changed.wait_until(&mut queue, deadline.at());
+            drop(queue);
+            if waited.timed_out() {
                 return self.try_recv(origin);
             }
         }
@@ -204,17 +206,29 @@ impl Deliveries {
 
     /// The next one, if it has come.
     pub(crate) fn try_recv(&self, origin: &Arc<Origin>) -> Option<Result<Delivery>> {
-        self.take(origin).or_else(|| self.receiver.try_recv().ok())
+        match self.take(origin) {
+            Take::Next(next) => Some(next),
+            Take::Nothing(queue) => {
+                drop(queue);
+                self.receiver.try_recv().ok()
+            }
+        }
     }
 
     #[inline]
-    fn take(&self, origin: &Arc<Origin>) -> Option<Result<Delivery>> {
+    fn take(&self, origin: &Arc<Origin>) -> Take<'_> {
         let mut taken = self.taken.lock();
         if taken.queue.is_empty() {
             taken.queue.shrink_to(SPARE);
-            std::mem::swap(&mut *taken, &mut self.queue.lock().came);
+            let mut queue = self.queue.lock();
+            std::mem::swap(&mut *taken, &mut queue.came);
+            if taken.queue.is_empty() {
+                return Take::Nothing(queue);
+            }
         }
-        let next = taken.queue.pop_front()?;
+        let Some(next) = taken.queue.pop_front() else {
+            return Take::Nothing(self.queue.lock());
+        };
         if let Ok(message) = &next {
             taken.bytes -= size(&message.content);
         }
@@ -224,7 +238,7 @@ impl Deliveries {
             // They were told of by one notice, which has woken one of the readers.
             self.changed.notify_one();
         }
-        Some(next.map(|message| Delivery::new(origin, message)))
+        Take::Next(next.map(|message| Delivery::new(origin, message)))
     }
 
     /// A channel with all that is unread, and all that comes. It is disconnected after the end.
