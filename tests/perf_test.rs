@@ -1,13 +1,61 @@
 //! The example `perf_test`: that it does what it says, not how fast.
 
+use std::net::TcpListener;
+use std::process::{Command, Output};
+use std::thread;
+use std::time::Duration;
+
 use crate::support::program::command;
 use crate::support::{connect, unique, url, Program};
+
+/// All that is compared here takes some seconds at most.
+const A_WHILE: Duration = Duration::from_secs(120);
 
 /// The value behind a key of a line of JSON.
 fn number(line: &str, key: &str) -> f64 {
     let (_, rest) = line.split_once(&format!("\"{key}\":")).unwrap();
     let end = rest.find([',', '}']).unwrap();
     rest[..end].parse().unwrap()
+}
+
+/// What it prints, when all of its processes have ended: they have the same standard error.
+#[track_caller]
+fn output(mut command: Command) -> Output {
+    let (sender, output) = crossbeam_channel::bounded(1);
+    thread::spawn(move || sender.send(command.output()));
+    output.recv_timeout(A_WHILE).unwrap().unwrap()
+}
+
+/// The lines of a table that is printed, each as its cells. What goes before it is looked at here.
+#[track_caller]
+fn compare(arguments: &[&str]) -> Vec<Vec<String>> {
+    compare_trusting("", arguments)
+}
+
+#[track_caller]
+fn compare_trusting(authority: &str, arguments: &[&str]) -> Vec<Vec<String>> {
+    let mut command = command("perf_test");
+    command.env("PERF_TEST_CA", authority);
+    command
+        .args(["compare", "--scale", "0.001"])
+        .args(arguments);
+    let output = output(command);
+    assert!(output.status.success(), "{output:?}");
+    let text = String::from_utf8(output.stdout).unwrap();
+    let title = concat!("leveret ", env!("CARGO_PKG_VERSION"), ", ");
+    assert!(text.starts_with(title), "{text}");
+    let cells = |line: &str| line.split('|').map(|it| it.trim().to_owned()).collect();
+    let table = text.lines().filter_map(|line| line.strip_prefix('|'));
+    table
+        .map(|line| cells(line.trim_end_matches('|')))
+        .collect()
+}
+
+/// The number that a cell begins with.
+#[track_caller]
+fn first_number(cell: &str) -> f64 {
+    let end = cell.find([' ', '–']).unwrap_or(cell.len());
+    cell[..end].parse().unwrap_or_else(|_| panic!("{cell:?}"))
 }
 
 #[test]
@@ -69,4 +117,100 @@ fn producers_and_consumers_work_on_a_broker_with_the_options_of_perftest() {
     let refused = ["--uri", "amqp://guest:wrong@127.0.0.1:1", "-z", "1"];
     let output = command("perf_test").args(refused).output().unwrap();
     assert!(!output.status.success() && !output.stderr.is_empty());
+}
+
+#[test]
+fn clients_are_compared_in_a_table() {
+    let program = command("perf_test").get_program().to_owned();
+    let itself = format!("self={}", program.to_str().unwrap());
+    let json = std::env::temp_dir().join(unique("perf_test.json"));
+    let peers = ["--peer", &itself, "--peer", "none=/no/such/program"];
+    let peers = [&peers[..], &["--peer", "silent=true"]].concat();
+    let only = ["--rounds", "2", "--only", "publish", "--only", "rpc"];
+    let file = ["--json", json.to_str().unwrap()];
+    let table = compare(&[&only[..], &peers, &file].concat());
+
+    let titles = "mode size threads ours CPU spread limit ours/limit self CPU none CPU silent CPU";
+    assert_eq!(table[0].join(" "), titles);
+    assert!(table[1].iter().all(|it| it == "---"), "{table:?}");
+    let rows: Vec<_> = table[2..].iter().map(|row| row[..3].join(" ")).collect();
+    let publish = [
+        "16 B 1", "16 B 4", "16 B 16", "1 KiB 1", "64 KiB 1", "1 MiB 1",
+    ];
+    let publish = publish.map(|it| format!("publish {it}"));
+    assert_eq!(rows[..6], publish);
+    assert_eq!(rows[6], "rpc - 1");
+    // Where a program can be bound to a core.
+    assert!(
+        rows.len() == 7 || rows[7..] == ["rpc, one core - 1"],
+        "{rows:?}"
+    );
+    for row in &table[2..] {
+        assert_eq!(row.len(), table[0].len());
+        for cell in &row[3..10] {
+            assert!(first_number(cell) > 0.0, "{row:?}");
+        }
+        assert_eq!(row[10..], ["-"; 4]);
+    }
+
+    let lines = std::fs::read_to_string(&json).unwrap();
+    std::fs::remove_file(&json).unwrap();
+    // Those that fail print none.
+    assert_eq!(lines.lines().count(), rows.len() * 3 * 2);
+    let of_limit = lines.lines().filter(|it| it.contains(r#""name":"limit""#));
+    assert_eq!(of_limit.count(), rows.len() * 2);
+}
+
+#[test]
+fn clients_that_take_too_long_are_killed() {
+    // It takes connections, and says nothing.
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let uri = format!("amqp://{}", server.local_addr().unwrap());
+    let table = compare(&["--uri", &uri, "--timeout", "1", "--only", "connect"]);
+    assert_eq!(table[2].join(" "), "connect - 1 - - - - -");
+    assert_eq!(table.len(), 3);
+}
+
+#[cfg(feature = "native-tls")]
+#[test]
+fn tls_is_compared_with_tcp() {
+    let made = crate::support::certificates::Certificates::make();
+    let [certificate, key, authority] =
+        ["server.pem", "server.key", "ca.pem"].map(|it| made.path(it).to_str().unwrap().to_owned());
+    let files = ["--tls", &certificate, &key];
+
+    // Whatever is published and delivered comes through it.
+    let server = Program::start("perf_test", &[&["sink"][..], &files].concat(), "");
+    let uri = server.line();
+    assert!(uri.starts_with("amqps://"), "{uri}");
+    for mode in ["publish", "confirm", "confirm1", "consume", "consume-ack"] {
+        let mut command = command("perf_test");
+        command.args(["bench", mode, &uri, "600", "150000", "2"]);
+        command.env("PERF_TEST_CA", &authority);
+        let output = output(command);
+        assert!(output.status.success(), "{output:?}");
+        let line = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(number(&line, "count"), 600.0, "{line}");
+    }
+    drop(server);
+
+    let only = ["consume", "consume-ack", "rpc"].map(|it| ["--only", it]);
+    let rounds = ["--rounds", "1"];
+    let arguments = [&files[..], &rounds, &only.concat()].concat();
+    let table = compare_trusting(&authority, &arguments);
+    let titles = "mode size threads TCP CPU spread TLS CPU spread TLS/TCP";
+    assert_eq!(table[0].join(" "), titles);
+    let rows: Vec<_> = table[2..].iter().map(|row| row[..2].join(" ")).collect();
+    assert_eq!(
+        rows,
+        [
+            "consume 16 B",
+            "consume 64 KiB",
+            "consume-ack 16 B",
+            "rpc -"
+        ]
+    );
+    for cell in table[2..].iter().flat_map(|row| &row[3..]) {
+        assert!(first_number(cell) > 0.0, "{table:?}");
+    }
 }

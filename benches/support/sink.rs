@@ -18,24 +18,48 @@ const OUTPUT: usize = 128 << 10;
 const CHANNEL_MAX: u16 = 2047;
 
 pub(crate) struct Sink {
+    scheme: &'static str,
     address: SocketAddr,
 }
 
 impl Sink {
     /// It takes connections until the process ends.
     pub(crate) fn start() -> io::Result<Self> {
+        Self::start_with("amqp", Ok)
+    }
+
+    /// `accept` makes of a new connection what is read and written.
+    pub(crate) fn start_with<S: Stream>(
+        scheme: &'static str,
+        accept: impl Fn(TcpStream) -> io::Result<S> + Clone + Send + 'static,
+    ) -> io::Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0")?;
         let address = listener.local_addr()?;
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                thread::spawn(move || Session::new(stream)?.serve());
+                let accept = accept.clone();
+                thread::spawn(move || {
+                    stream.set_nodelay(true)?;
+                    Session::new(accept(stream)?).serve()
+                });
             }
         });
-        Ok(Self { address })
+        Ok(Self { scheme, address })
     }
 
     pub(crate) fn uri(&self) -> String {
-        format!("amqp://guest:guest@{}/%2f", self.address)
+        format!("{}://guest:guest@{}/%2f", self.scheme, self.address)
+    }
+}
+
+/// What a session goes over: TCP, or something on top of it.
+pub(crate) trait Stream: Read + Write {
+    fn tcp(&self) -> &TcpStream;
+}
+
+impl Stream for TcpStream {
+    fn tcp(&self) -> &TcpStream {
+        self
     }
 }
 
@@ -92,8 +116,8 @@ impl Channel {
     }
 }
 
-struct Session {
-    stream: TcpStream,
+struct Session<S> {
+    stream: S,
     input: Vec<u8>,
     start: usize,
     end: usize,
@@ -109,10 +133,9 @@ struct Session {
     is_closed: bool,
 }
 
-impl Session {
-    fn new(stream: TcpStream) -> io::Result<Self> {
-        stream.set_nodelay(true)?;
-        Ok(Self {
+impl<S: Stream> Session<S> {
+    fn new(stream: S) -> Self {
+        Self {
             stream,
             input: vec![0; INPUT],
             start: 0,
@@ -124,7 +147,7 @@ impl Session {
             channels: vec![Channel::default()],
             unconfirmed: Vec::new(),
             is_closed: false,
-        })
+        }
     }
 
     fn serve(mut self) -> io::Result<()> {
@@ -153,8 +176,8 @@ impl Session {
 
     /// Reads and writes as the socket goes, until there is nothing more to deliver.
     fn deliver(&mut self) -> io::Result<()> {
-        self.stream.set_nonblocking(true)?;
-        let mut polled = mio::net::TcpStream::from_std(self.stream.try_clone()?);
+        self.stream.tcp().set_nonblocking(true)?;
+        let mut polled = mio::net::TcpStream::from_std(self.stream.tcp().try_clone()?);
         let mut poll = Poll::new()?;
         let interest = Interest::READABLE | Interest::WRITABLE;
         poll.registry().register(&mut polled, Token(0), interest)?;
@@ -169,7 +192,7 @@ impl Session {
                 poll.poll(&mut events, None)?;
             }
         }
-        self.stream.set_nonblocking(false)
+        self.stream.tcp().set_nonblocking(false)
     }
 
     fn fill(&mut self) {

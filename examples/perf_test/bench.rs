@@ -67,14 +67,14 @@ modes! {
 }
 
 impl Mode {
-    fn counts_latency(self) -> bool {
+    pub(crate) fn counts_latency(self) -> bool {
         matches!(
             self,
             Self::Confirm1 | Self::Rpc | Self::RpcBusy | Self::Connect
         )
     }
 
-    fn keeps_all(self) -> bool {
+    pub(crate) fn keeps_all(self) -> bool {
         matches!(self, Self::Channels | Self::Connections)
     }
 }

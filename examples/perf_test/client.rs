@@ -2,7 +2,10 @@
 
 use std::thread;
 
-use leveret::{Channel, Connection, ConsumeOptions, PublisherOptions, QueueDeclareOptions, Result};
+use leveret::{
+    Channel, Connection, ConnectionOptions, ConsumeOptions, PublisherOptions, QueueDeclareOptions,
+    Result, TlsOptions,
+};
 
 use crate::bench::{Latencies, Mode, Run};
 use crate::cliffs;
@@ -10,6 +13,8 @@ use crate::cliffs;
 const WINDOW: u32 = 256;
 pub(crate) const PREFETCH: u16 = 200;
 pub(crate) const ROUTING_KEY: &str = "q";
+/// Names a PEM file with the authority that is trusted for `amqps`.
+pub(crate) const CA: &str = "PERF_TEST_CA";
 
 /// What is still in use when the time is taken.
 #[derive(Default)]
@@ -21,7 +26,7 @@ pub(crate) struct Kept {
 
 pub(crate) fn run(run: &Run, latencies: &mut Latencies) -> Result<Kept> {
     let mut kept = Kept::default();
-    let open = || Connection::open(&run.uri);
+    let open = || open(&run.uri);
     match run.mode {
         Mode::Connect => {
             for _ in 0..run.count {
@@ -57,6 +62,15 @@ pub(crate) fn run(run: &Run, latencies: &mut Latencies) -> Result<Kept> {
         }
     }
     Ok(kept)
+}
+
+fn open(uri: &str) -> Result<Connection> {
+    let authority = std::env::var_os(CA).filter(|_| uri.starts_with("amqps:"));
+    let Some(authority) = authority else {
+        return Connection::open(uri);
+    };
+    let trusted = TlsOptions::default().ca_certificate_file(authority);
+    Connection::open_with(&ConnectionOptions::from_uri(uri)?.tls(trusted))
 }
 
 fn in_threads(connection: &Connection, run: &Run) -> Result<()> {

@@ -13,18 +13,25 @@
 
 mod bench;
 mod client;
+mod clients;
 mod cliffs;
+mod compare;
 #[path = "../../benches/support/frames.rs"]
 mod frames;
 mod limit;
 mod load;
 mod options;
+mod process;
+mod rows;
 #[path = "../../benches/support/sink.rs"]
 mod sink;
+mod table;
 mod tally;
+mod tls;
 mod usage;
 
 use std::error::Error;
+use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
@@ -47,7 +54,13 @@ enum Command {
     /// The same for one thread that writes and reads frames that were prepared: no client can be faster
     Limit(Run),
     /// A server that no client can keep busy, to measure clients with. Prints its URI, and ends with its input
-    Sink,
+    Sink {
+        /// Over TLS, with a certificate and its key (PEM, the key in PKCS#8)
+        #[arg(long, num_args = 2, value_names = ["CERTIFICATE", "KEY"])]
+        tls: Option<Vec<PathBuf>>,
+    },
+    /// A table of all that is measured, as Markdown, from one run in which all clients take turns
+    Compare(compare::Options),
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -55,8 +68,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     match command {
         Some(Command::Bench(run)) => println!("{}", Client::Leveret.measure(&run)?),
         Some(Command::Limit(run)) => println!("{}", Client::Limit.measure(&run)?),
-        Some(Command::Sink) => {
-            println!("{}", Sink::start()?.uri());
+        Some(Command::Compare(options)) => compare::run(&options)?,
+        Some(Command::Sink { tls }) => {
+            let sink = match tls.as_deref() {
+                Some([certificate, key]) => tls::start(certificate, key)?,
+                _ => Sink::start()?,
+            };
+            println!("{}", sink.uri());
             std::io::copy(&mut std::io::stdin(), &mut std::io::sink())?;
         }
         None => load::run(&options)?,

@@ -1,0 +1,110 @@
+//! Who is compared.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::str::FromStr;
+
+use crate::bench::Mode;
+use crate::process;
+use crate::rows::Row;
+
+/// Another client than this crate.
+#[derive(Debug, Clone)]
+pub(crate) struct Peer {
+    name: String,
+    program: PathBuf,
+}
+
+impl FromStr for Peer {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (name, program) = text.split_once('=').ok_or("it is not NAME=PROGRAM")?;
+        Ok(Self {
+            name: name.to_owned(),
+            program: program.into(),
+        })
+    }
+}
+
+/// What is told of a client, each in a column.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Part {
+    /// The figure that the row is about.
+    Median,
+    Cpu,
+    /// From the lowest to the highest, as parts of the median.
+    Spread,
+    /// The first client's figure divided by this one's.
+    OfFirst,
+    /// This client's figure divided by the first one's.
+    ToFirst,
+}
+
+use Part::{Cpu, Median, OfFirst, Spread, ToFirst};
+
+/// Who has a turn in each round.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Client<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) parts: &'a [Part],
+    pub(crate) over_tls: bool,
+    program: &'a Path,
+    command: &'a str,
+}
+
+impl<'a> Client<'a> {
+    pub(crate) fn all(program: &'a Path, peers: &'a [Peer], over_tls: bool) -> Vec<Self> {
+        let ours = Self {
+            name: "ours",
+            parts: &[Median, Cpu, Spread],
+            over_tls: false,
+            program,
+            command: "bench",
+        };
+        let limit = Self {
+            name: "limit",
+            parts: &[Median, OfFirst],
+            command: "limit",
+            ..ours
+        };
+        let tcp = Self {
+            name: "TCP",
+            ..ours
+        };
+        let tls = Self {
+            name: "TLS",
+            parts: &[Median, Cpu, Spread, ToFirst],
+            over_tls: true,
+            ..ours
+        };
+        let own = if over_tls { [tcp, tls] } else { [ours, limit] };
+        let peers = peers.iter().map(|peer| Self {
+            name: &peer.name,
+            parts: &[Median, Cpu],
+            over_tls,
+            program: &peer.program,
+            ..ours
+        });
+        own.into_iter().chain(peers).collect()
+    }
+
+    fn is_limit(&self) -> bool {
+        self.command == "limit"
+    }
+
+    pub(crate) fn takes_part(&self, row: &Row) -> bool {
+        // The limit has no channels that it could keep.
+        !self.is_limit() || row.mode != Mode::Channels
+    }
+
+    pub(crate) fn run(&self, row: &Row, uri: &str, scale: f64) -> Command {
+        // One thread is the limit whatever the number of threads.
+        let threads = if self.is_limit() { 1 } else { row.threads };
+        let (mode, count) = (row.mode.to_string(), row.count(scale).to_string());
+        let (size, threads) = (row.size.to_string(), threads.to_string());
+        let mut command = process::command(self.program, row.pinned);
+        command.args([self.command, &mode, uri, &count, &size, &threads]);
+        command
+    }
+}
