@@ -49,6 +49,7 @@ pub(crate) struct Client<'a> {
     pub(crate) name: &'a str,
     pub(crate) parts: &'a [Part],
     pub(crate) over_tls: bool,
+    pub(crate) is_peer: bool,
     program: &'a Path,
     command: &'a str,
 }
@@ -59,6 +60,7 @@ impl<'a> Client<'a> {
             name: "ours",
             parts: &[Median, Cpu, Spread],
             over_tls: false,
+            is_peer: false,
             program,
             command: "bench",
         };
@@ -83,6 +85,7 @@ impl<'a> Client<'a> {
             name: &peer.name,
             parts: &[Median, Cpu],
             over_tls,
+            is_peer: true,
             program: &peer.program,
             ..ours
         });

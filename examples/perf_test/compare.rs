@@ -31,6 +31,9 @@ pub(crate) struct Options {
     /// Another client, run as `PROGRAM bench MODE URI COUNT SIZE THREADS`, that prints a line as this one does; can be repeated
     #[arg(long, value_name = "NAME=PROGRAM")]
     peer: Vec<Peer>,
+    /// How much of it peers do, who mostly take longer
+    #[arg(long, default_value_t = 0.1)]
+    peer_scale: f64,
     /// Another server than a sink that is started for this
     #[arg(long)]
     uri: Option<String>,
@@ -174,7 +177,11 @@ impl Comparison<'_> {
 
     fn measure_once(&self, row: &Row, client: &Client<'_>) -> io::Result<Value> {
         let uri = self.servers.uri(row, client);
-        let mut command = client.run(row, uri, self.options.scale);
+        let scale = match client.is_peer {
+            true => self.options.scale * self.options.peer_scale,
+            false => self.options.scale,
+        };
+        let mut command = client.run(row, uri, scale);
         if let Some(authority) = &self.authority {
             // OpenSSL reads all that the system trusts, for a tenth of a second, which would be a part of each figure.
             command.env(CA, authority).env("SSL_CERT_FILE", authority);

@@ -4,7 +4,8 @@ use std::collections::HashSet;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use super::replay::{entity, Replay};
+use super::declaring::entity;
+use super::replay::Replay;
 use super::Recovery;
 use crate::channel::{ChannelState, Wanted};
 use crate::deadline::Deadline;

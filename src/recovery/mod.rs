@@ -1,7 +1,10 @@
 //! Brings a lost connection back, on a thread of its own: connects again, then does with calls that wait what any thread
 //! of the program could do. Only that the outbox lets it pass while all others wait.
 
+mod declaring;
 mod missing;
+mod opening;
+mod publishing;
 mod replay;
 
 use std::collections::hash_map::RandomState;
