@@ -17,7 +17,7 @@ use crate::wire::content::Content;
 /// What an unread message takes beside its own bytes: its place here, and what an allocation costs.
 const OVERHEAD: usize = size_of::<Result<Delivered>>() + 32;
 /// Room for so many messages is kept when all are read.
-const SPARE: usize = 1 << 10;
+const SPARE: usize = 256;
 
 /// What has come and nobody has read.
 ///
