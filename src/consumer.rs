@@ -441,8 +441,7 @@ impl Consumer {
 
     /// Whether it is all over: no more messages will come, and neither a message nor an error is left to be read.
     pub fn has_ended(&self) -> bool {
-        // In this order: nothing is put there after the end.
-        matches!(*self.registration.life.lock(), Life::Ended) && self.unread() == 0
+        self.deliveries.is_over()
     }
 
     /// What [`recv`](Self::recv) reads from, for [`select!`](crossbeam_channel::select) over several consumers and

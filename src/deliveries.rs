@@ -101,8 +101,12 @@ impl Deliveries {
         if let Some(sender) = queue.channel().cloned() {
             // Not under the lock: this can be the end of the last handle of the channel, which then sends its close.
             drop(queue);
-            let origin = self.origin.upgrade();
-            self.send(&sender, origin.as_ref(), messages);
+            let Some(origin) = self.origin.upgrade() else {
+                // The consumer was dropped just now. What is found here at its end is given back.
+                self.queue.lock().came.queue.extend(messages);
+                return 0;
+            };
+            self.send(&sender, &origin, messages);
             return bytes;
         }
         queue.came.queue.extend(messages);
@@ -119,7 +123,10 @@ impl Deliveries {
             return;
         }
         if let Some(sender) = queue.channel() {
-            self.send(sender, None, error.map(Err).into_iter());
+            if let Some(error) = error {
+                self.unread.push(0, || self.receiver.len());
+                let _ = sender.send(Err(error));
+            }
             queue.sender = None;
         } else {
             queue.came.queue.extend(error.map(Err));
@@ -149,23 +156,17 @@ impl Deliveries {
         }
     }
 
-    /// Puts into the channel. Without an origin only errors: nobody has a handle of the channel, and the broker will requeue
-    /// what came on it.
+    /// Puts into the channel.
     fn send(
         &self,
         sender: &Sender<Result<Delivery>>,
-        origin: Option<&Arc<Origin>>,
+        origin: &Arc<Origin>,
         messages: impl Iterator<Item = Result<Delivered>>,
     ) {
         for message in messages {
             let bytes = message.as_ref().map_or(0, |it| size(&it.content));
-            let delivery = match (message, origin) {
-                (Ok(message), Some(origin)) => Ok(Delivery::new(origin, message)),
-                (Ok(_), None) => continue,
-                (Err(error), _) => Err(error),
-            };
             self.unread.push(bytes as usize, || self.receiver.len());
-            let _ = sender.send(delivery);
+            let _ = sender.send(message.map(|it| Delivery::new(origin, it)));
         }
     }
 
@@ -252,7 +253,7 @@ impl Deliveries {
         let first = std::mem::take(&mut *taken).queue;
         let then = std::mem::take(&mut queue.came).queue;
         if let Some(sender) = queue.channel() {
-            self.send(sender, Some(origin), first.into_iter().chain(then));
+            self.send(sender, origin, first.into_iter().chain(then));
         }
         if queue.has_ended {
             queue.sender = None;
@@ -260,6 +261,14 @@ impl Deliveries {
         drop(queue);
         self.changed.notify_all();
         &self.receiver
+    }
+
+    /// Nothing more comes, and nothing is left.
+    pub(crate) fn is_over(&self) -> bool {
+        let taken = self.taken.lock();
+        let queue = self.queue.lock();
+        let is_empty = taken.queue.is_empty() && queue.came.queue.is_empty();
+        queue.has_ended && is_empty && self.receiver.is_empty()
     }
 
     /// How many are unread, with the error at the end.

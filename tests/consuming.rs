@@ -1,7 +1,7 @@
 //! Getting messages, and giving them back.
 
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use leveret::{
     Connection, ConsumeOptions, Delivery, ErrorKind, NackOptions, QosOptions, QueueDeclareOptions,
@@ -118,6 +118,49 @@ fn a_dropped_consumer_gives_back_what_nobody_has_read() {
     let again = queue.get(true).unwrap().unwrap();
     assert_eq!((again.body(), again.redelivered()), (&b"1"[..], true));
     assert_eq!(again.message_count(), 498);
+}
+
+#[test]
+fn a_consumer_that_is_dropped_while_messages_come_gives_back_all_of_them() {
+    const MESSAGES: u32 = 200;
+    let channel = channel();
+    let queue = exclusive_queue(&channel);
+    for _ in 0..MESSAGES {
+        queue.publish("m").unwrap();
+    }
+    for round in 0..300 {
+        let consumer = queue.consume(ConsumeOptions::default()).unwrap();
+        if round % 2 == 0 {
+            let _ = consumer.receiver();
+        }
+        // At another moment each time.
+        let begin = Instant::now();
+        while begin.elapsed() < Duration::from_micros(round % 50 * 20) {
+            std::hint::spin_loop();
+        }
+        drop(consumer);
+        eventually("all are back", || ready(&channel, queue.name()) == MESSAGES);
+    }
+}
+
+#[test]
+fn an_end_that_is_seen_by_looking_was_told_before() {
+    let channel = channel();
+    for _ in 0..100 {
+        let queue = exclusive_queue(&channel);
+        let consumer = queue.consume(ConsumeOptions::default()).unwrap();
+        let looking = thread::spawn(move || loop {
+            match consumer.try_recv() {
+                Err(error) => return error,
+                Ok(None) if consumer.has_ended() => panic!("it has ended, and nobody said so"),
+                Ok(_) => {}
+            }
+        });
+        queue.delete(QueueDeleteOptions::default()).unwrap();
+        let error = looking.join().unwrap();
+        let is_cancelled = matches!(error.kind(), ErrorKind::ConsumerCancelled { .. });
+        assert!(is_cancelled, "{error}");
+    }
 }
 
 #[test]
@@ -538,7 +581,7 @@ fn a_consumer_can_be_cancelled_by_its_tag_at_any_time() {
                 consumer.recv_timeout(Duration::from_millis(20)).unwrap();
             }
         });
-        let begin = std::time::Instant::now();
+        let begin = Instant::now();
         while begin.elapsed() < Duration::from_micros(round * 13 % 400) {
             std::hint::spin_loop();
         }
