@@ -357,7 +357,7 @@ impl Consumer {
             consumer_tag,
             no_ack: options.no_ack,
         });
-        let deliveries = Arc::new(Deliveries::new(&origin));
+        let deliveries = Arc::new(Deliveries::new(Arc::downgrade(&origin)));
         let mailbox = Mailbox {
             deliveries: Arc::clone(&deliveries),
             state,

@@ -67,11 +67,11 @@ impl Queue {
 }
 
 impl Deliveries {
-    pub(crate) fn new(origin: &Arc<Origin>) -> Self {
+    pub(crate) fn new(origin: Weak<Origin>) -> Self {
         // Unbounded, because the IO thread must never wait for a consumer; prefetch bounds it.
         let (sender, receiver) = crossbeam_channel::unbounded();
         Self {
-            origin: Arc::downgrade(origin),
+            origin,
             queue: Mutex::new(Queue {
                 came: Messages::default(),
                 goes_to_channel: false,
@@ -281,4 +281,44 @@ impl Deliveries {
 
 fn size(content: &Content) -> u64 {
     (content.capacity() + OVERHEAD) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(delivery_tag: u64) -> Delivered {
+        Delivered {
+            delivery_tag,
+            redelivered: false,
+            content: Content::default(),
+        }
+    }
+
+    #[test]
+    fn what_comes_when_the_consumer_has_just_gone_is_found_at_its_end() {
+        for goes_to_channel in [false, true] {
+            let deliveries = Deliveries::new(Weak::new());
+            deliveries.queue.lock().goes_to_channel = goes_to_channel;
+            deliveries.push([1, 2].map(message).into_iter());
+            deliveries.push([3].map(message).into_iter());
+            deliveries.end(None);
+            let mut found = Vec::new();
+            deliveries.discard(|_, delivery_tag| found.push(delivery_tag));
+            assert_eq!(found, [1, 2, 3]);
+            assert!(deliveries.is_over());
+        }
+    }
+
+    #[test]
+    fn unread_bytes_are_counted_in_and_out() {
+        let deliveries = Deliveries::new(Weak::new());
+        let bytes = deliveries.push([1, 2].map(message).into_iter());
+        assert_eq!(
+            (bytes, deliveries.unread()),
+            (2 * size(&Content::default()), bytes)
+        );
+        deliveries.discard(|_, _| ());
+        assert_eq!((deliveries.unread(), deliveries.len()), (0, 0));
+    }
 }
