@@ -12,7 +12,7 @@ use socket2::{SockRef, TcpKeepalive};
 
 use crate::deadline::Deadline;
 use crate::error::{Error, ErrorKind as Kind, FailedEndpoint, Result};
-use crate::inbox::{Came, Inbox};
+use crate::inbox::Inbox;
 use crate::options::{ConnectionOptions, Endpoint};
 use crate::proto::{self, Event, Mailboxes};
 use crate::stream::{remaining, Socket, Stream};
@@ -209,7 +209,7 @@ fn handshake<M: Mailboxes>(
             _ => inbox.read_from(stream),
         };
         match read {
-            Ok(Came::End) => core.socket_closed(ErrorKind::UnexpectedEof),
+            Ok(0) => core.socket_closed(ErrorKind::UnexpectedEof),
             Ok(_) => {
                 let consumed = core.receive(inbox.bytes(), now());
                 inbox.consume(consumed);

@@ -212,7 +212,9 @@ impl Place {
     #[inline]
     fn came(&self, content: &Content) {
         if self.0.load(Ordering::Relaxed) != Self::NONE {
-            let next = stream_offset(content).map_or(Self::NONE, |offset| offset + 1);
+            let next = stream_offset(content);
+            // Any publisher can write that header, and anything into it.
+            let next = next.map_or(Self::NONE, |offset| offset.saturating_add(1));
             self.0.store(next, Ordering::Relaxed);
         }
     }

@@ -16,30 +16,15 @@ pub(crate) struct Inbox {
     end: usize,
 }
 
-/// What one read has brought.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Came {
-    /// With `is_all` there was room for more.
-    Bytes { count: usize, is_all: bool },
-    /// The peer has ended.
-    End,
-}
-
 impl Inbox {
-    /// Reads once.
-    pub(crate) fn read_from(&mut self, stream: &mut impl Read) -> io::Result<Came> {
+    /// Reads once; `Ok(0)` means that the peer has ended.
+    pub(crate) fn read_from(&mut self, stream: &mut impl Read) -> io::Result<usize> {
         self.make_room();
         let room_end = self.buffer.len().min(self.end + CHUNK);
         let room = self.buffer.get_mut(self.end..room_end).unwrap_or_default();
-        let (size, count) = (room.len(), stream.read(room)?);
+        let count = stream.read(room)?;
         self.end += count;
-        Ok(match count {
-            0 => Came::End,
-            _ => Came::Bytes {
-                count,
-                is_all: count < size,
-            },
-        })
+        Ok(count)
     }
 
     pub(crate) fn bytes(&self) -> &[u8] {
@@ -77,14 +62,14 @@ impl Inbox {
 
 #[cfg(test)]
 mod tests {
-    use super::{Came, Inbox, CHUNK};
+    use super::{Inbox, CHUNK};
 
     #[test]
     fn keeps_the_rest_of_a_frame_and_gives_memory_back() {
         let sent: Vec<u8> = (0..10 * CHUNK).map(|at| at as u8).collect();
         let mut source = sent.as_slice();
         let mut inbox = Inbox::default();
-        while inbox.read_from(&mut source).unwrap() != Came::End {}
+        while inbox.read_from(&mut source).unwrap() > 0 {}
         assert_eq!(inbox.bytes(), sent);
 
         inbox.consume(3);

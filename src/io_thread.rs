@@ -19,7 +19,7 @@ use crate::deadline::Deadline;
 use crate::error::{Error, ErrorKind as Kind, Result};
 use crate::events::ConnectionEvent;
 use crate::feed::Feed;
-use crate::inbox::{Came, Inbox};
+use crate::inbox::Inbox;
 use crate::mailbox::{ChannelMailbox, Command, Mailboxes, Published, Recover, Reply, Unclaimed};
 use crate::options::ConnectionOptions;
 use crate::outbox::Outbox;
@@ -305,8 +305,6 @@ struct Driver<'a> {
     write_again: bool,
     /// The socket is broken: what is left in it ends with the reason.
     failed: bool,
-    /// The last bytes are there, and then the end.
-    has_peer_ended: bool,
     reading: Reading,
     closing: Closing,
     /// Whether another connection follows when this one is lost.
@@ -342,7 +340,6 @@ impl<'a> Driver<'a> {
             writable: true,
             write_again: false,
             failed: false,
-            has_peer_ended: false,
             reading: Reading::new(io_thread.max_unread_bytes),
             closing: Closing::No,
             recovers: io_thread.recovery.is_on(),
@@ -391,7 +388,6 @@ impl<'a> Driver<'a> {
             self.readable |=
                 both || event.is_readable() || event.is_read_closed() || event.is_error();
             self.failed |= event.is_error();
-            self.has_peer_ended |= event.is_read_closed();
             self.writable |= both || event.is_writable();
         }
     }
@@ -422,12 +418,9 @@ impl<'a> Driver<'a> {
                 return;
             }
             match self.inbox.read_from(&mut self.stream) {
-                Ok(Came::End) => return self.socket_failed(&ErrorKind::UnexpectedEof.into()),
-                Ok(Came::Bytes { count, is_all }) => {
+                Ok(0) => return self.socket_failed(&ErrorKind::UnexpectedEof.into()),
+                Ok(count) => {
                     self.link.counters.received(count);
-                    // Whatever comes later is an event. Not so in TLS, where bytes can wait that are decrypted already.
-                    let may_hide_more = self.has_peer_ended || self.failed || self.stream.is_tls();
-                    self.readable = !is_all || may_hide_more;
                     self.receive(now());
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => self.readable = false,

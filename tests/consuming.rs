@@ -4,8 +4,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use leveret::{
-    Connection, ConsumeOptions, Delivery, ErrorKind, NackOptions, QosOptions, QueueDeclareOptions,
-    QueueDeleteOptions, ReplyCode,
+    Connection, ConsumeOptions, Delivery, ErrorKind, FieldTable, Message, NackOptions, Properties,
+    QosOptions, QueueDeclareOptions, QueueDeleteOptions, ReplyCode,
 };
 
 use crate::support::{
@@ -141,6 +141,19 @@ fn a_consumer_that_is_dropped_while_messages_come_gives_back_all_of_them() {
         drop(consumer);
         eventually("all are back", || ready(&channel, queue.name()) == MESSAGES);
     }
+}
+
+#[test]
+fn a_header_that_only_streams_should_write_does_no_harm() {
+    let channel = channel();
+    let queue = exclusive_queue(&channel);
+    let headers = FieldTable::new().with("x-stream-offset", i64::MAX);
+    let message = Message::new("m").with_properties(Properties::default().headers(headers));
+    queue.publish(message).unwrap();
+    let consumer = queue.consume(ConsumeOptions::default()).unwrap();
+    let delivery = consumer.recv_timeout(SOON).unwrap().unwrap();
+    assert_eq!(delivery.body(), b"m");
+    delivery.ack().unwrap();
 }
 
 #[test]

@@ -25,7 +25,8 @@ impl Settled {
     /// Returns the tag by which the program knows a message.
     #[inline]
     pub(crate) fn received(&self, broker_tag: u64) -> u64 {
-        let delivery_tag = broker_tag + self.stale_to.load(Ordering::Relaxed);
+        let stale_to = self.stale_to.load(Ordering::Relaxed);
+        let delivery_tag = broker_tag.saturating_add(stale_to);
         self.received.store(delivery_tag, Ordering::Release);
         delivery_tag
     }
