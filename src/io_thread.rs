@@ -258,6 +258,11 @@ impl IoThread {
         }
         match self.connections.recv() {
             Ok(Next::Connected(connected)) => {
+                // Before the replay is let in: it has to know how many channels there can be.
+                let peer = Peer::of(&connected);
+                let highest = peer.tuning.highest_channel();
+                self.link.channel_numbers.set_highest(highest);
+                *self.link.peer.lock() = peer;
                 let payload_limit = connected.core.tuning().payload_limit();
                 self.link.outbox.begin(payload_limit).map(|()| *connected)
             }
@@ -316,7 +321,6 @@ struct Driver<'a> {
 
 impl<'a> Driver<'a> {
     fn new(io_thread: &'a mut IoThread, connected: Connected<Mailboxes>) -> Self {
-        let peer = Peer::of(&connected);
         let Connected {
             stream,
             core,
@@ -324,9 +328,6 @@ impl<'a> Driver<'a> {
             ..
         } = connected;
         let link = &io_thread.link;
-        link.channel_numbers
-            .set_highest(peer.tuning.highest_channel());
-        *link.peer.lock() = peer;
         Self {
             poll: &mut io_thread.poll,
             commands: &io_thread.commands,
