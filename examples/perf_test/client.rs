@@ -73,7 +73,7 @@ fn open(uri: &str) -> Result<Connection> {
     Connection::open_with(&ConnectionOptions::from_uri(uri)?.tls(trusted))
 }
 
-fn in_threads(connection: &Connection, run: &Run) -> Result<()> {
+pub(crate) fn in_threads(connection: &Connection, run: &Run) -> Result<()> {
     thread::scope(|scope| {
         let threads: Vec<_> = (0..run.threads)
             .map(|_| {
@@ -92,7 +92,7 @@ fn one_thread(channel: &Channel, run: &Run) -> Result<()> {
     match run.mode {
         Mode::Confirm => confirm(channel, run),
         Mode::Publisher => publisher(channel, run),
-        Mode::Consume | Mode::ConsumeAck => consume(channel, run),
+        Mode::Consume | Mode::ConsumeAck | Mode::ConsumeSlow => consume(channel, run),
         _ => publish(channel, run),
     }
 }
@@ -158,7 +158,7 @@ fn publisher(channel: &Channel, run: &Run) -> Result<()> {
     confirms.iter().try_for_each(|confirm| confirm.wait())
 }
 
-pub(crate) fn consume(channel: &Channel, run: &Run) -> Result<()> {
+fn consume(channel: &Channel, run: &Run) -> Result<()> {
     let acknowledges = run.mode != Mode::Consume;
     let options = match acknowledges {
         true => ConsumeOptions::default(),

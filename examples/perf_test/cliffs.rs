@@ -6,7 +6,7 @@ use std::thread;
 use leveret::{Channel, Connection, ConsumeOptions, Result};
 
 use crate::bench::{Latencies, Run};
-use crate::client::{consume, declare_passively, PREFETCH, ROUTING_KEY};
+use crate::client::{declare_passively, in_threads, PREFETCH, ROUTING_KEY};
 
 /// One thread publishes on so many channels in turn.
 pub(crate) fn publish_in_turn(connection: &Connection, run: &Run) -> Result<()> {
@@ -58,18 +58,7 @@ pub(crate) fn consume_beside_one_that_does_not(connection: &Connection, run: &Ru
     let slow = connection.open_channel()?;
     slow.basic_qos(PREFETCH)?;
     let reads_nothing = slow.basic_consume(&run.queue(), ConsumeOptions::default())?;
-    thread::scope(|scope| {
-        let readers: Vec<_> = (0..run.threads)
-            .map(|_| {
-                let channel = connection.open_channel()?;
-                Ok(scope.spawn(move || consume(&channel, run)))
-            })
-            .collect::<Result<_>>()?;
-        let mut ended = readers
-            .into_iter()
-            .map(|it| it.join().expect("a reader panicked"));
-        ended.try_for_each(|it| it)
-    })?;
+    in_threads(connection, run)?;
     assert!(reads_nothing.unread() > 0);
     Ok(())
 }
