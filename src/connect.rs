@@ -18,6 +18,11 @@ use crate::proto::{self, Event, Mailboxes};
 use crate::stream::{remaining, Socket, Stream};
 use crate::tls;
 
+/// The kernel keeps so many bytes that are not on their way. Its own limit is 4 MiB, which is a second of work for a broker
+/// with small messages, and every call on the connection has to wait behind them.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+const MAX_UNSENT: u32 = 256 << 10;
+
 /// A connection whose handshake is over.
 pub(crate) struct Connected<M: Mailboxes> {
     pub(crate) stream: Stream,
@@ -157,6 +162,9 @@ fn open_socket(
     if !options.tcp_user_timeout.is_zero() {
         settings.set_tcp_user_timeout(Some(options.tcp_user_timeout))?;
     }
+    // Not every kernel that calls itself Linux has it, and all works without.
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    let _ = settings.set_tcp_notsent_lowat(MAX_UNSENT);
     Ok(socket)
 }
 
@@ -337,6 +345,7 @@ mod tests {
             );
             let timeout = settings.tcp_user_timeout().unwrap();
             assert_eq!(timeout, Some(Duration::from_secs(8)));
+            assert_eq!(settings.tcp_notsent_lowat().unwrap(), MAX_UNSENT);
         }
         let options = ConnectionOptions::default().tcp_keepalive(Duration::ZERO);
         let socket = open_socket(address, &options, deadline).unwrap();

@@ -221,6 +221,9 @@ impl Place {
 
     /// This message was not read: it shall come again.
     fn go_back_to(&self, unread: &Content) {
+        if self.0.load(Ordering::Relaxed) < 0 {
+            return;
+        }
         if let Some(offset) = stream_offset(unread) {
             self.0.fetch_min(offset, Ordering::Relaxed);
         }

@@ -28,7 +28,6 @@ use crate::proto::{self, Event, Outcome, Server, Topology, Tuning};
 use crate::reading::{Reading, Waiting};
 use crate::stats::Counters;
 use crate::stream::Stream;
-
 use crate::unanswered::{self, Unanswered};
 
 const SOCKET: Token = Token(0);

@@ -71,6 +71,7 @@ fn each_mode_gives_a_line_of_json_from_a_server_that_it_brings_along() {
             "consume",
             "consume-ack",
             "rpc",
+            "rpc-hand-over",
             "connect",
             "publish-in-turn",
             "rpc-busy",
@@ -84,7 +85,10 @@ fn each_mode_gives_a_line_of_json_from_a_server_that_it_brings_along() {
             assert!(line.contains(&named), "{line}");
             assert_eq!(number(&line, "count"), 600.0, "{line}");
             assert!(number(&line, "msgs_per_s") > 0.0, "{line}");
-            if matches!(mode, "confirm1" | "rpc" | "rpc-busy" | "connect") {
+            if matches!(
+                mode,
+                "confirm1" | "rpc" | "rpc-hand-over" | "rpc-busy" | "connect"
+            ) {
                 assert!(number(&line, "p99_us") >= number(&line, "p50_us"), "{line}");
                 assert!(number(&line, "p50_us") > 1.0, "{line}");
             }

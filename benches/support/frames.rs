@@ -25,6 +25,7 @@ pub(crate) const CONNECTION_CLOSE: MethodId = (10, 50);
 pub(crate) const CONNECTION_CLOSE_OK: MethodId = (10, 51);
 pub(crate) const CHANNEL_OPEN: MethodId = (20, 10);
 pub(crate) const QUEUE_DECLARE: MethodId = (50, 10);
+pub(crate) const QUEUE_DECLARE_OK: MethodId = (50, 11);
 pub(crate) const BASIC_QOS: MethodId = (60, 10);
 pub(crate) const BASIC_CONSUME: MethodId = (60, 20);
 pub(crate) const BASIC_PUBLISH: MethodId = (60, 40);

@@ -341,7 +341,7 @@ impl<S: Stream> Session<S> {
             frames::QUEUE_DECLARE => {
                 let _ticket = arguments.u16();
                 let name = frames::short_string(arguments.short_string());
-                self.reply(number, (50, 11), &[&name, &[0; 8]]);
+                self.reply(number, frames::QUEUE_DECLARE_OK, &[&name, &[0; 8]]);
             }
             frames::BASIC_QOS => {
                 let _prefetch_size = arguments.bytes(4);

@@ -52,6 +52,8 @@ modes! {
     ConsumeAck "consume-ack",
     /// A passive declaration.
     Rpc "rpc",
+    /// The same; but the limit has an IO thread, too.
+    RpcHandOver "rpc-hand-over",
     /// Connect and close.
     Connect "connect",
     /// So many on one connection.
@@ -70,7 +72,7 @@ impl Mode {
     pub(crate) fn counts_latency(self) -> bool {
         matches!(
             self,
-            Self::Confirm1 | Self::Rpc | Self::RpcBusy | Self::Connect
+            Self::Confirm1 | Self::Rpc | Self::RpcHandOver | Self::RpcBusy | Self::Connect
         )
     }
 
@@ -82,8 +84,8 @@ impl Mode {
 /// What is to be done.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Run {
-    /// publish, confirm, publisher, confirm1, consume, consume-ack, rpc, connect, channels, connections; publish-in-turn,
-    /// rpc-busy, consume-slow
+    /// publish, confirm, publisher, confirm1, consume, consume-ack, rpc, rpc-hand-over, connect, channels, connections;
+    /// publish-in-turn, rpc-busy, consume-slow
     pub(crate) mode: Mode,
     pub(crate) uri: String,
     /// Messages, calls, connections or channels, of all threads together
@@ -213,7 +215,7 @@ impl Client {
             cpu: after.cpu - before.cpu,
             max_rss_kb: after.max_rss_kb,
             latencies: run.mode.counts_latency().then_some(&latencies),
-            rss_each: grown.filter(|_| run.mode.keeps_all()),
+            rss_each: grown.filter(|_| run.mode.keeps_all() && self == Self::Leveret),
             server_cpu: None,
         };
         Ok(figure.line())

@@ -45,7 +45,7 @@ pub(crate) fn run(run: &Run, latencies: &mut Latencies) -> Result<Kept> {
             }
             kept.connections.push(connection);
         }
-        Mode::Rpc | Mode::Confirm1 => {
+        Mode::Rpc | Mode::RpcHandOver | Mode::Confirm1 => {
             let connection = open()?;
             call(&connection.open_channel()?, run, latencies)?;
             connection.close()?;
@@ -104,7 +104,7 @@ pub(crate) fn declare_passively(channel: &Channel) -> Result<()> {
 }
 
 fn call(channel: &Channel, run: &Run, latencies: &mut Latencies) -> Result<()> {
-    if run.mode == Mode::Rpc {
+    if run.mode != Mode::Confirm1 {
         return (0..run.count).try_for_each(|_| latencies.time(|| declare_passively(channel)));
     }
     let publisher = channel.publisher()?;

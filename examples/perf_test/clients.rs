@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::str::FromStr;
 
-use crate::bench::Mode;
 use crate::process;
 use crate::rows::Row;
 
@@ -94,11 +93,6 @@ impl<'a> Client<'a> {
 
     fn is_limit(&self) -> bool {
         self.command == "limit"
-    }
-
-    pub(crate) fn takes_part(&self, row: &Row) -> bool {
-        // The limit has no channels that it could keep.
-        !self.is_limit() || row.mode != Mode::Channels
     }
 
     pub(crate) fn run(&self, row: &Row, uri: &str, scale: f64) -> Command {

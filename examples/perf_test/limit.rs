@@ -3,9 +3,14 @@
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::bench::{Latencies, Mode, Run};
 use crate::frames::{self, Frame, MethodId};
+use crate::hand_over::HandOver;
 
 /// As much as is written at once.
 const PIECE: usize = 256 << 10;
@@ -55,6 +60,14 @@ impl Prepared {
     }
 }
 
+fn passive_declaration() -> Vec<u8> {
+    // Queue "q", passive, no arguments.
+    let arguments = [0, 0, 1, b'q', 1, 0, 0, 0, 0];
+    let mut call = Vec::new();
+    frames::write_method(&mut call, CHANNEL, frames::QUEUE_DECLARE, &[&arguments]);
+    call
+}
+
 impl Limit {
     fn open(uri: &str) -> io::Result<Self> {
         let mut stream = TcpStream::connect(address(uri))?;
@@ -87,6 +100,13 @@ impl Limit {
         self.call(CHANNEL, frames::CHANNEL_OPEN, &[&[0]])
     }
 
+    /// Beside the one that is open.
+    fn open_channels(&mut self, count: u64) -> io::Result<()> {
+        let number = |it| u16::try_from(it).map_err(io::Error::other);
+        (CHANNEL.into()..count)
+            .try_for_each(|it| self.call(number(it + 1)?, frames::CHANNEL_OPEN, &[&[0]]))
+    }
+
     fn close(mut self) -> io::Result<()> {
         let ok: [&[u8]; 2] = [&[0, 200, 0], &[0; 4]];
         self.call(0, frames::CONNECTION_CLOSE, &ok)
@@ -104,9 +124,8 @@ impl Limit {
     }
 
     fn declare_passively(&mut self) -> io::Result<()> {
-        // Queue "q", passive, no arguments.
-        let arguments = [0, 0, 1, b'q', 1, 0, 0, 0, 0];
-        self.call(CHANNEL, frames::QUEUE_DECLARE, &[&arguments])
+        self.stream.write_all(&passive_declaration())?;
+        self.wait_for(frames::QUEUE_DECLARE_OK)
     }
 
     /// Takes the whole frames that are there, as long as `take` wants more; reads once if there is none.
@@ -161,6 +180,43 @@ impl Limit {
             left -= count;
         }
         self.declare_passively()
+    }
+
+    /// Another thread publishes as fast as it can, a piece at a time, and then lets the caller write if he wants to.
+    fn call_beside_publisher(&mut self, run: &Run, latencies: &mut Latencies) -> io::Result<()> {
+        let prepared = Prepared::new(run.size);
+        let call = passive_declaration();
+        let output = Mutex::new(self.stream.try_clone()?);
+        let is_over = AtomicBool::new(false);
+        let publish = || -> io::Result<()> {
+            while !is_over.load(Ordering::Relaxed) {
+                let mut turn = output.lock();
+                turn.write_all(&prepared.bytes)?;
+                MutexGuard::unlock_fair(turn);
+            }
+            Ok(())
+        };
+        let mut call_once = || {
+            output.lock().write_all(&call)?;
+            self.wait_for(frames::QUEUE_DECLARE_OK)
+        };
+        thread::scope(|scope| {
+            let publishes = scope.spawn(publish);
+            let called = (0..run.count).try_for_each(|_| latencies.time(&mut call_once));
+            is_over.store(true, Ordering::Relaxed);
+            publishes.join().expect("the publisher panicked")?;
+            called
+        })
+    }
+
+    fn call_often(&mut self, run: &Run, latencies: &mut Latencies) -> io::Result<()> {
+        (0..run.count).try_for_each(|_| latencies.time(|| self.declare_passively()))
+    }
+
+    fn call_from_another_thread(self, run: &Run, latencies: &mut Latencies) -> io::Result<()> {
+        let call = passive_declaration();
+        let calls = HandOver::start(self.stream)?;
+        (0..run.count).try_for_each(|_| latencies.time(|| calls.call(&call)))
     }
 
     fn publish_confirmed(&mut self, run: &Run) -> io::Result<()> {
@@ -234,12 +290,11 @@ pub(crate) fn run(run: &Run, latencies: &mut Latencies) -> io::Result<()> {
         Mode::Confirm1 => limit.confirm_each(run, latencies)?,
         Mode::Consume => limit.consume(run, false)?,
         Mode::ConsumeAck | Mode::ConsumeSlow => limit.consume(run, true)?,
-        Mode::Rpc | Mode::RpcBusy => {
-            for _ in 0..run.count {
-                latencies.time(|| limit.declare_passively())?;
-            }
-        }
-        Mode::Connect | Mode::Channels | Mode::Connections => {}
+        Mode::Rpc => limit.call_often(run, latencies)?,
+        Mode::RpcHandOver => return limit.call_from_another_thread(run, latencies),
+        Mode::RpcBusy => limit.call_beside_publisher(run, latencies)?,
+        Mode::Channels => limit.open_channels(run.count)?,
+        Mode::Connect | Mode::Connections => {}
     }
     limit.close()
 }

@@ -18,6 +18,7 @@ mod cliffs;
 mod compare;
 #[path = "../../benches/support/frames.rs"]
 mod frames;
+mod hand_over;
 mod limit;
 mod load;
 mod options;

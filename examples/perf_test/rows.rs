@@ -63,7 +63,13 @@ impl Row {
 
     pub(crate) fn size(&self) -> String {
         match self.size {
-            0 if matches!(self.mode, Mode::Rpc | Mode::Connect | Mode::Channels) => "-".to_owned(),
+            0 if matches!(
+                self.mode,
+                Mode::Rpc | Mode::RpcHandOver | Mode::Connect | Mode::Channels
+            ) =>
+            {
+                "-".to_owned()
+            }
             size if size < KIB => format!("{size} B"),
             size if size < MIB => format!("{} KiB", size / KIB),
             size => format!("{} MiB", size / MIB),
@@ -87,6 +93,8 @@ pub(crate) const ROWS: &[Row] = &[
     row(Mode::ConsumeAck, 16, 1, 800_000).over_tls(),
     row(Mode::Rpc, 0, 1, 8000).over_tls(),
     row(Mode::Rpc, 0, 1, 15_000).pinned(),
+    row(Mode::RpcHandOver, 0, 1, 8000),
+    row(Mode::RpcHandOver, 0, 1, 15_000).pinned(),
     row(Mode::Confirm1, 16, 1, 8000),
     row(Mode::Confirm1, 16, 1, 15_000).pinned(),
     row(Mode::Connect, 0, 1, 1000),
@@ -98,9 +106,9 @@ pub(crate) const ROWS: &[Row] = &[
     row(Mode::PublishInTurn, 16, 1000, 4_000_000),
     row(Mode::Publish, 0, 1, 4_000_000),
     row(Mode::Publish, 16 * MIB, 1, 40),
-    row(Mode::RpcBusy, 16, 1, 4000),
-    row(Mode::RpcBusy, KIB, 1, 4000),
-    row(Mode::RpcBusy, 64 * KIB, 1, 2000),
+    row(Mode::RpcBusy, 16, 1, 1000),
+    row(Mode::RpcBusy, KIB, 1, 1000),
+    row(Mode::RpcBusy, 64 * KIB, 1, 1000),
     row(Mode::ConsumeAck, 16, 99, 800_000),
     row(Mode::ConsumeSlow, 16, 99, 800_000),
 ];
