@@ -52,6 +52,8 @@
 //! bodies or passwords.
 
 mod backlog;
+#[cfg(feature = "broker")]
+pub mod broker;
 mod buffers;
 mod channel;
 mod channel_numbers;

@@ -10,8 +10,10 @@ mod scripted;
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
+use leveret::broker::Broker;
 use leveret::{Channel, Connection, ConnectionOptions, Queue, QueueDeclareOptions};
 
 pub(crate) use node::Node;
@@ -23,11 +25,16 @@ pub(crate) use scripted::{
 /// What a test waits at most for something that should happen soon.
 pub(crate) const SOON: Duration = Duration::from_secs(20);
 
-/// The broker that all tests share.
+/// The broker that all tests share. With `box` for a URI it is the one that this crate has.
 pub(crate) fn url() -> String {
-    std::env::var("AMQP_URL").unwrap_or_else(|_| {
-        panic!("no broker: run the tests with `tests/with-rabbitmq cargo test`, or set AMQP_URL")
-    })
+    static IN_THE_BOX: LazyLock<Broker> = LazyLock::new(|| Broker::start().unwrap());
+    match std::env::var("AMQP_URL").as_deref() {
+        Ok("box") => IN_THE_BOX.uri(),
+        Ok(uri) => uri.to_owned(),
+        Err(_) => panic!(
+            "no broker: run the tests with `tests/with-rabbitmq cargo test`, or set AMQP_URL"
+        ),
+    }
 }
 
 /// Where the broker at this URI listens.

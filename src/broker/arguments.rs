@@ -1,0 +1,256 @@
+//! The arguments that queues and exchanges are declared with: what they mean, and whether two declarations are the same.
+
+use std::time::Duration;
+
+use super::exchange::is_equal;
+use super::refusal::Refusal;
+use crate::wire::value::{FieldTable, FieldValue};
+
+/// What happens to a message when the queue is full.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Overflow {
+    #[default]
+    DropHead,
+    RejectPublish,
+    RejectPublishDeadLetter,
+}
+
+/// Of a queue.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Arguments {
+    pub(super) table: FieldTable,
+    pub(super) message_ttl: Option<Duration>,
+    pub(super) expires: Option<Duration>,
+    pub(super) max_length: Option<u64>,
+    pub(super) max_bytes: Option<u64>,
+    pub(super) overflow: Overflow,
+    pub(super) max_priority: Option<u8>,
+    pub(super) dead_letter_exchange: Option<String>,
+    pub(super) dead_letter_routing_key: Option<String>,
+    pub(super) single_active: bool,
+}
+
+/// Ten years of milliseconds: more is refused.
+pub(super) const LONGEST: u64 = 315_360_000_000;
+
+/// What two declarations of a queue are compared by, beside durable and auto-delete.
+const OF_QUEUES: &[&str] = &[
+    "x-expires",
+    "x-message-ttl",
+    "x-dead-letter-exchange",
+    "x-dead-letter-routing-key",
+    "x-max-length",
+    "x-max-length-bytes",
+    "x-max-in-memory-length",
+    "x-max-in-memory-bytes",
+    "x-max-priority",
+    "x-overflow",
+    "x-queue-mode",
+    "x-queue-version",
+    "x-single-active-consumer",
+    "x-queue-type",
+    "x-max-age",
+    "x-stream-max-segment-size-bytes",
+];
+
+impl Arguments {
+    /// `resource` is the queue as texts name it.
+    pub(super) fn read(table: &FieldTable, resource: &str) -> Result<Self, Refusal> {
+        let read = Reader { table, resource };
+        let dead_letter_exchange = read.text("x-dead-letter-exchange")?;
+        let dead_letter_routing_key = read.text("x-dead-letter-routing-key")?;
+        if dead_letter_routing_key.is_some() && dead_letter_exchange.is_none() {
+            let text = "routing_key_but_no_dlx_defined";
+            return Err(read.invalid("x-dead-letter-routing-key", text));
+        }
+        let priority = read.number("x-max-priority", u8::MAX.into(), "max_value_exceeded")?;
+        Ok(Self {
+            message_ttl: read.milliseconds("x-message-ttl")?,
+            expires: read.expires()?,
+            max_length: read.number("x-max-length", u64::MAX, "")?,
+            max_bytes: read.number("x-max-length-bytes", u64::MAX, "")?,
+            overflow: read.overflow()?,
+            max_priority: priority.and_then(|it| u8::try_from(it).ok()),
+            dead_letter_exchange,
+            dead_letter_routing_key,
+            single_active: read.truth("x-single-active-consumer")?,
+            table: table.clone(),
+        })
+    }
+}
+
+/// Of a consumer.
+pub(super) fn consumer_priority(table: &FieldTable, resource: &str) -> Result<i64, Refusal> {
+    let read = Reader { table, resource };
+    let Some(value) = table.get("x-priority") else {
+        return Ok(0);
+    };
+    let integer = value.as_i64();
+    integer.ok_or_else(|| read.no_integer("x-priority", value))
+}
+
+struct Reader<'a> {
+    table: &'a FieldTable,
+    resource: &'a str,
+}
+
+impl Reader<'_> {
+    fn invalid(&self, name: &str, reason: impl AsRef<str>) -> Refusal {
+        let (resource, reason) = (self.resource, reason.as_ref());
+        Refusal::failed(format!("invalid arg '{name}' for {resource}: {reason}"))
+    }
+
+    fn unacceptable(&self, name: &str, value: &FieldValue) -> Refusal {
+        self.invalid(name, format!("{{unacceptable_type,{}}}", type_name(value)))
+    }
+
+    fn no_integer(&self, name: &str, value: &FieldValue) -> Refusal {
+        self.invalid(
+            name,
+            format!("\"expected integer, got {}\"", type_name(value)),
+        )
+    }
+
+    fn number(&self, name: &str, highest: u64, too_large: &str) -> Result<Option<u64>, Refusal> {
+        let Some(value) = self.table.get(name) else {
+            return Ok(None);
+        };
+        let number = value.as_i64().ok_or_else(|| self.no_integer(name, value))?;
+        match u64::try_from(number) {
+            Ok(number) if number <= highest => Ok(Some(number)),
+            Ok(number) => Err(self.invalid(name, format!("{{{too_large},{number}}}"))),
+            Err(_) => Err(self.invalid(name, format!("{{value_negative,{number}}}"))),
+        }
+    }
+
+    fn milliseconds(&self, name: &str) -> Result<Option<Duration>, Refusal> {
+        let number = self.number(name, LONGEST, "value_too_large")?;
+        Ok(number.map(Duration::from_millis))
+    }
+
+    fn expires(&self) -> Result<Option<Duration>, Refusal> {
+        match self.milliseconds("x-expires")? {
+            Some(Duration::ZERO) => Err(self.invalid("x-expires", "{value_zero,0}")),
+            expires => Ok(expires),
+        }
+    }
+
+    fn text(&self, name: &str) -> Result<Option<String>, Refusal> {
+        let Some(value) = self.table.get(name) else {
+            return Ok(None);
+        };
+        let text = value
+            .as_str()
+            .ok_or_else(|| self.unacceptable(name, value))?;
+        Ok(Some(text.to_owned()))
+    }
+
+    fn truth(&self, name: &str) -> Result<bool, Refusal> {
+        match self.table.get(name) {
+            None => Ok(false),
+            Some(value) => value
+                .as_bool()
+                .ok_or_else(|| self.unacceptable(name, value)),
+        }
+    }
+
+    fn overflow(&self) -> Result<Overflow, Refusal> {
+        Ok(match self.text("x-overflow")?.as_deref() {
+            None | Some("drop-head") => Overflow::DropHead,
+            Some("reject-publish") => Overflow::RejectPublish,
+            Some("reject-publish-dlx") => Overflow::RejectPublishDeadLetter,
+            Some(_) => return Err(self.invalid("x-overflow", "invalid_overflow")),
+        })
+    }
+}
+
+/// As RabbitMQ calls a type in its texts.
+fn type_name(value: &FieldValue) -> &'static str {
+    match value {
+        FieldValue::Bool(_) => "bool",
+        FieldValue::I8(_) => "byte",
+        FieldValue::U8(_) => "unsignedbyte",
+        FieldValue::I16(_) => "short",
+        FieldValue::U16(_) => "unsignedshort",
+        FieldValue::I32(_) => "signedint",
+        FieldValue::U32(_) => "unsignedint",
+        FieldValue::I64(_) => "long",
+        FieldValue::F32(_) => "float",
+        FieldValue::F64(_) => "double",
+        FieldValue::Decimal { .. } => "decimal",
+        FieldValue::LongString(_) => "longstr",
+        FieldValue::Array(_) => "array",
+        FieldValue::Timestamp(_) => "timestamp",
+        FieldValue::Table(_) => "table",
+        FieldValue::Void => "void",
+        FieldValue::ByteArray(_) => "binary",
+    }
+}
+
+fn shown(value: &FieldValue) -> String {
+    match (value.as_str(), value.as_i64(), value.as_bool()) {
+        (Some(text), ..) => text.to_owned(),
+        (_, Some(number), _) => number.to_string(),
+        (.., Some(truth)) => truth.to_string(),
+        _ => format!("{value:?}"),
+    }
+}
+
+/// Refuses a declaration that differs from the first one. `resource` is what is declared, as texts name it.
+pub(super) fn assert_same(
+    name: &str,
+    resource: &str,
+    received: &dyn std::fmt::Display,
+    current: &dyn std::fmt::Display,
+) -> Result<(), Refusal> {
+    let (received, current) = (received.to_string(), current.to_string());
+    if received == current {
+        return Ok(());
+    }
+    Err(Refusal::failed(format!(
+        "inequivalent arg '{name}' for {resource}: received '{received}' but current is '{current}'"
+    )))
+}
+
+fn assert_same_argument(
+    name: &str,
+    resource: &str,
+    received: &FieldTable,
+    current: &FieldTable,
+) -> Result<(), Refusal> {
+    let with_type = |value: &FieldValue| {
+        let (text, kind) = (shown(value), type_name(value));
+        format!("the value '{text}' of type '{kind}'")
+    };
+    let none = || "none".to_owned();
+    let (received, current) = match (received.get(name), current.get(name)) {
+        (None, None) => return Ok(()),
+        (Some(received), Some(current)) if is_equal(received, current) => return Ok(()),
+        (Some(received), Some(current)) => {
+            let quoted = |value| format!("'{}'", shown(value));
+            (quoted(received), quoted(current))
+        }
+        (Some(received), None) => (with_type(received), none()),
+        (None, Some(current)) => (none(), with_type(current)),
+    };
+    Err(Refusal::failed(format!(
+        "inequivalent arg '{name}' for {resource}: received {received} but current is {current}"
+    )))
+}
+
+pub(super) fn assert_same_queue(
+    resource: &str,
+    received: &FieldTable,
+    current: &FieldTable,
+) -> Result<(), Refusal> {
+    let mut names = OF_QUEUES.iter();
+    names.try_for_each(|name| assert_same_argument(name, resource, received, current))
+}
+
+pub(super) fn assert_same_exchange(
+    resource: &str,
+    received: &FieldTable,
+    current: &FieldTable,
+) -> Result<(), Refusal> {
+    assert_same_argument("alternate-exchange", resource, received, current)
+}

@@ -1,0 +1,194 @@
+//! One channel of a connection: what was delivered on it and is not settled, who consumes on it, what is coming in.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::message::{Entry, Message};
+use super::queue::QueueId;
+use super::refusal::Refusal;
+use crate::wire::method::BasicPublish;
+use crate::wire::properties::Properties;
+
+/// A delivered message that is not acknowledged.
+#[derive(Debug)]
+pub(super) struct Unacknowledged {
+    pub(super) queue: QueueId,
+    pub(super) entry: Entry,
+    /// None for a message of `basic.get`, which no prefetch counts.
+    pub(super) consumer_tag: Option<String>,
+}
+
+#[derive(Debug)]
+pub(super) struct Consumer {
+    pub(super) queue: QueueId,
+    pub(super) no_ack: bool,
+    /// At most so many of its messages are not acknowledged; 0 for any number.
+    pub(super) prefetch: u16,
+    pub(super) unacknowledged: usize,
+}
+
+/// A message whose header or body has not come yet.
+#[derive(Debug)]
+pub(super) struct Incoming {
+    pub(super) method: BasicPublish<'static>,
+    /// With the header the properties and how many bytes the body has.
+    pub(super) header: Option<(Properties, u64)>,
+    pub(super) body: Vec<u8>,
+}
+
+impl Incoming {
+    pub(super) fn is_whole(&self) -> bool {
+        matches!(self.header, Some((_, size)) if self.body.len() as u64 >= size)
+    }
+}
+
+/// What waits for `tx.commit`.
+#[derive(Debug)]
+pub(super) enum Staged {
+    Publish {
+        message: Arc<Message>,
+        mandatory: bool,
+    },
+    Settle(Settle),
+}
+
+/// Messages that are settled, and how.
+#[derive(Debug)]
+pub(super) struct Settle {
+    pub(super) messages: Vec<(u64, Unacknowledged)>,
+    pub(super) how: How,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum How {
+    Acknowledge,
+    Requeue,
+    Reject,
+}
+
+#[derive(Debug, Default)]
+pub(super) enum Mode {
+    #[default]
+    Plain,
+    Confirms(Confirms),
+    Transactions(Vec<Staged>),
+}
+
+/// What was published in confirm mode.
+#[derive(Debug, Default)]
+pub(super) struct Confirms {
+    pub(super) published: u64,
+    /// All up to here were answered.
+    pub(super) answered: u64,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Channel {
+    pub(super) mode: Mode,
+    pub(super) consumers: BTreeMap<String, Consumer>,
+    unacknowledged: BTreeMap<u64, Unacknowledged>,
+    last_delivery_tag: u64,
+    /// Of consumers that begin from now on.
+    pub(super) prefetch: u16,
+    /// Of all consumers together.
+    pub(super) shared_prefetch: u16,
+    /// The queue that an empty name means.
+    pub(super) last_queue: Option<String>,
+    pub(super) incoming: Option<Incoming>,
+    /// Who takes what is sent to `amq.rabbitmq.reply-to`, and the key that leads there.
+    pub(super) reply_to: Option<(String, String)>,
+}
+
+impl Channel {
+    /// Whether this consumer may get another message.
+    pub(super) fn takes(&self, consumer_tag: &str) -> bool {
+        let Some(consumer) = self.consumers.get(consumer_tag) else {
+            return false;
+        };
+        let is_below = |count: usize, limit: u16| limit == 0 || count < limit.into();
+        consumer.no_ack
+            || (is_below(consumer.unacknowledged, consumer.prefetch)
+                && is_below(self.unacknowledged_of_consumers(), self.shared_prefetch))
+    }
+
+    fn unacknowledged_of_consumers(&self) -> usize {
+        match self.shared_prefetch {
+            0 => 0,
+            _ => self.consumers.values().map(|it| it.unacknowledged).sum(),
+        }
+    }
+
+    /// The delivery tag of what is delivered now.
+    pub(super) fn next_delivery_tag(&mut self) -> u64 {
+        self.last_delivery_tag += 1;
+        self.last_delivery_tag
+    }
+
+    /// What is delivered with the last tag has to be acknowledged.
+    pub(super) fn deliver(&mut self, delivered: Unacknowledged) {
+        if let Some(consumer) = self.consumer_of(&delivered) {
+            consumer.unacknowledged += 1;
+        }
+        self.unacknowledged
+            .insert(self.last_delivery_tag, delivered);
+    }
+
+    fn consumer_of(&mut self, delivered: &Unacknowledged) -> Option<&mut Consumer> {
+        let consumer_tag = delivered.consumer_tag.as_ref()?;
+        self.consumers.get_mut(consumer_tag)
+    }
+
+    pub(super) fn unacknowledged(&self) -> usize {
+        self.unacknowledged.len()
+    }
+
+    /// Takes what an acknowledgement is for, with its delivery tags. The tag 0 stands for all that there is.
+    pub(super) fn settle(
+        &mut self,
+        delivery_tag: u64,
+        multiple: bool,
+    ) -> Result<Vec<(u64, Unacknowledged)>, Refusal> {
+        let is_all = multiple && delivery_tag == 0;
+        if !is_all && !self.unacknowledged.contains_key(&delivery_tag) {
+            return Err(Refusal::failed(format!(
+                "unknown delivery tag {delivery_tag}"
+            )));
+        }
+        let settled = match (multiple, delivery_tag) {
+            (true, 0) => std::mem::take(&mut self.unacknowledged),
+            (true, last) => {
+                let rest = self.unacknowledged.split_off(&(last + 1));
+                std::mem::replace(&mut self.unacknowledged, rest)
+            }
+            (false, tag) => self.unacknowledged.remove_entry(&tag).into_iter().collect(),
+        };
+        Ok(settled.into_iter().collect())
+    }
+
+    /// That counts now: the consumers may get others.
+    pub(super) fn settled(&mut self, messages: &[(u64, Unacknowledged)]) {
+        for (_, message) in messages {
+            if let Some(consumer) = self.consumer_of(message) {
+                consumer.unacknowledged -= 1;
+            }
+        }
+    }
+
+    /// What a transaction has settled is not settled after all.
+    pub(super) fn roll_back(&mut self, staged: Vec<Staged>) {
+        for staged in staged {
+            if let Staged::Settle(settle) = staged {
+                self.unacknowledged.extend(settle.messages);
+            }
+        }
+    }
+
+    pub(super) fn take_unacknowledged(&mut self) -> Vec<Unacknowledged> {
+        self.consumers
+            .values_mut()
+            .for_each(|it| it.unacknowledged = 0);
+        std::mem::take(&mut self.unacknowledged)
+            .into_values()
+            .collect()
+    }
+}

@@ -1,0 +1,499 @@
+//! All that the broker knows, without sockets, threads and clocks: bytes and times go in, bytes come out.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::channel::{Mode, Unacknowledged};
+use super::connection::method_id;
+use super::message::Message;
+use super::options::BrokerOptions;
+use super::queue::{QueueId, Subscriber};
+use super::refusal::Refusal;
+use super::session::{Session, Slot, Stage};
+use super::state::PublishedMessage;
+use super::vhost::Vhost;
+use super::SessionId;
+use crate::error::ReplyCode;
+use crate::wire::frame::{self, Cut, Frame};
+use crate::wire::method::{
+    BasicAck, BasicCancel, BasicDeliver, ConnectionBlocked, ConnectionUnblocked,
+};
+
+/// What it does on demand, to be tested with.
+#[derive(Debug, Default)]
+pub(super) struct Faults {
+    /// So many of the next messages are refused.
+    pub(super) nacks: u64,
+    /// Why publishers are held up.
+    pub(super) blocked: Option<String>,
+    pub(super) no_heartbeats: bool,
+}
+
+#[derive(Debug)]
+pub(super) struct Core {
+    pub(super) options: BrokerOptions,
+    pub(super) now: Instant,
+    pub(super) sessions: BTreeMap<SessionId, Box<Session>>,
+    pub(super) vhosts: BTreeMap<String, Vhost>,
+    pub(super) faults: Faults,
+    /// Who waits for an answer behind a key of direct reply-to.
+    pub(super) replies: HashMap<String, (SessionId, u16)>,
+    /// The newest last.
+    pub(super) published: VecDeque<PublishedMessage>,
+    last_session: u64,
+}
+
+impl Core {
+    pub(super) fn new(options: BrokerOptions, now: Instant) -> Self {
+        let vhosts = options.vhosts.iter();
+        Self {
+            vhosts: vhosts
+                .map(|name| (name.clone(), Vhost::new(name)))
+                .collect(),
+            options,
+            now,
+            sessions: BTreeMap::new(),
+            faults: Faults::default(),
+            replies: HashMap::new(),
+            published: VecDeque::new(),
+            last_session: 0,
+        }
+    }
+
+    // ---- connections ----
+
+    pub(super) fn connected(&mut self, peer: SocketAddr) -> SessionId {
+        self.last_session += 1;
+        let id = SessionId(self.last_session);
+        self.sessions
+            .insert(id, Box::new(Session::new(peer, self.now)));
+        id
+    }
+
+    /// Takes in what has come, and returns how many bytes were understood.
+    pub(super) fn receive(&mut self, id: SessionId, input: &[u8]) -> usize {
+        let mut consumed = 0;
+        while let Some(mut session) = self.sessions.remove(&id) {
+            session.last_input = self.now;
+            let rest = input.get(consumed..).unwrap_or_default();
+            let length = self.step(id, &mut session, rest);
+            consumed += length;
+            if length == 0 {
+                confirm_all(&mut session);
+            }
+            self.sessions.insert(id, session);
+            if length == 0 {
+                break;
+            }
+            self.pump();
+        }
+        consumed
+    }
+
+    /// Takes one frame, and returns its length; 0 if there is none to take.
+    fn step(&mut self, id: SessionId, session: &mut Session, input: &[u8]) -> usize {
+        if session.is_held || session.stage == Stage::Over {
+            return 0;
+        }
+        if session.stage == Stage::Header {
+            return session.begin(input);
+        }
+        match frame::cut(input, session.payload_limit()) {
+            Ok(Cut::Incomplete) => 0,
+            Ok(Cut::Frame(frame, length)) => {
+                self.frame(id, session, &frame);
+                length
+            }
+            Err(error) => {
+                let refusal = Refusal::of_connection(ReplyCode::FRAME_ERROR, error.to_string());
+                self.close(id, session, &refusal, None);
+                session.stage = Stage::Over;
+                0
+            }
+        }
+    }
+
+    fn frame(&mut self, id: SessionId, session: &mut Session, frame: &Frame<'_>) {
+        let method = method_id(frame);
+        let handled = match (session.stage, frame.channel) {
+            (Stage::Running, number @ 1..) => self.channel_frame(id, session, number, frame),
+            _ => self.connection_frame(id, session, frame),
+        };
+        let Err(refusal) = handled else {
+            return;
+        };
+        if refusal.costs_connection || frame.channel == 0 {
+            return self.close(id, session, &refusal, method);
+        }
+        self.end_channel(id, session, frame.channel);
+        session.close_channel(frame.channel, &refusal, method);
+    }
+
+    /// The broker closes a connection.
+    pub(super) fn close(
+        &mut self,
+        id: SessionId,
+        session: &mut Session,
+        refusal: &Refusal,
+        because_of: Option<crate::wire::method::MethodId>,
+    ) {
+        self.leave(id, session);
+        session.close_connection(refusal, because_of);
+    }
+
+    /// Gives back what a connection has.
+    pub(super) fn leave(&mut self, id: SessionId, session: &mut Session) {
+        let numbers: Vec<_> = session.channels.keys().copied().collect();
+        for number in numbers {
+            self.end_channel(id, session, number);
+        }
+        session.channels.clear();
+        if let Some(vhost) = self.vhosts.get_mut(&session.vhost) {
+            vhost.session_ended(id, self.now);
+        }
+    }
+
+    /// Its socket has gone, or shall go.
+    pub(super) fn disconnected(&mut self, id: SessionId) {
+        if let Some(mut session) = self.sessions.remove(&id) {
+            self.leave(id, &mut session);
+            self.pump();
+        }
+    }
+
+    pub(super) fn disconnect_all(&mut self) {
+        let ids: Vec<_> = self.sessions.keys().copied().collect();
+        ids.into_iter().for_each(|id| self.disconnected(id));
+    }
+
+    /// The client has read so much that it may get further messages.
+    pub(super) fn drained(&mut self, id: SessionId) {
+        let Some(session) = self.sessions.get(&id) else {
+            return;
+        };
+        let Some(vhost) = self.vhosts.get_mut(&session.vhost) else {
+            return;
+        };
+        for slot in session.channels.values() {
+            if let Slot::Open(channel) = slot {
+                channel
+                    .consumers
+                    .values()
+                    .for_each(|it| vhost.changed(it.queue));
+            }
+        }
+        self.pump();
+    }
+
+    pub(super) fn restart(&mut self) {
+        self.disconnect_all();
+        self.vhosts.values_mut().for_each(Vhost::restart);
+        self.faults = Faults::default();
+    }
+
+    // ---- channels ----
+
+    /// Gives back what a channel has.
+    pub(super) fn end_channel(&mut self, id: SessionId, session: &mut Session, number: u16) {
+        let Some(Slot::Open(mut channel)) = session.channels.remove(&number) else {
+            return;
+        };
+        if let Some((_, key)) = channel.reply_to.take() {
+            self.replies.remove(&key);
+        }
+        if let Mode::Transactions(staged) = std::mem::take(&mut channel.mode) {
+            channel.roll_back(staged);
+        }
+        let unacknowledged = channel.take_unacknowledged();
+        self.requeue(&session.vhost, unacknowledged);
+        let Some(vhost) = self.vhosts.get_mut(&session.vhost) else {
+            return;
+        };
+        for (consumer_tag, consumer) in &channel.consumers {
+            let is_it = |it: &Subscriber| it.is(id, number, consumer_tag);
+            vhost.unsubscribe(consumer.queue, is_it, self.now);
+        }
+    }
+
+    pub(super) fn requeue(&mut self, vhost: &str, messages: Vec<Unacknowledged>) {
+        let Some(vhost) = self.vhosts.get_mut(vhost) else {
+            return;
+        };
+        for message in messages {
+            let Some(queue) = vhost.queue_mut(message.queue) else {
+                continue;
+            };
+            queue.unacknowledged -= 1;
+            queue.requeue(message.entry);
+            vhost.changed(message.queue);
+        }
+    }
+
+    // ---- queues ----
+
+    /// Everybody gets what he can get now.
+    pub(super) fn pump(&mut self) {
+        let now = self.now;
+        for vhost in self.vhosts.values_mut() {
+            while let Some(queue) = vhost.pop_changed() {
+                vhost.bury_expired(queue, now, false);
+                while deliver_one(vhost, queue, &mut self.sessions) {}
+                vhost.bury_expired(queue, now, true);
+                vhost.bury_surplus(queue, now);
+            }
+            for orphan in vhost.take_orphans() {
+                cancel(&mut self.sessions, &orphan);
+            }
+        }
+    }
+
+    /// Ends the consumers of a queue, as if the broker had to.
+    pub(super) fn cancel_consumers(&mut self, vhost: &str, queue: &str) -> usize {
+        let Some(vhost) = self.vhosts.get_mut(vhost) else {
+            return 0;
+        };
+        let id = vhost.find_queue(queue).map(|(id, _)| id);
+        let Some(queue) = id.and_then(|id| vhost.queue_mut(id)) else {
+            return 0;
+        };
+        let subscribers = queue.take_subscribers();
+        subscribers
+            .iter()
+            .for_each(|it| cancel(&mut self.sessions, it));
+        subscribers.len()
+    }
+
+    /// Hands an answer to the one who waits for it. False if there is nobody.
+    pub(super) fn deliver_reply(&mut self, session: &mut Session, message: &Message) -> bool {
+        let Some(&(id, number)) = self.replies.get(&message.routing_key) else {
+            return false;
+        };
+        let receiver = match self.sessions.get_mut(&id) {
+            Some(receiver) => receiver,
+            // Whoever asks himself is not among the others just now.
+            None => session,
+        };
+        let Some(channel) = receiver.channel(number) else {
+            return false;
+        };
+        let delivery_tag = channel.next_delivery_tag();
+        let Some((consumer_tag, _)) = channel.reply_to.clone() else {
+            return false;
+        };
+        let method = BasicDeliver {
+            consumer_tag: consumer_tag.into(),
+            delivery_tag,
+            redelivered: false,
+            exchange: message.exchange.as_str().into(),
+            routing_key: message.routing_key.as_str().into(),
+        };
+        receiver.send_content(number, &method, &message.properties, &message.body);
+        true
+    }
+
+    // ---- time ----
+
+    /// When something happens by itself next.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        let queues = self.vhosts.values().filter_map(Vhost::next_expiration);
+        let sessions = self.sessions.values().filter(|it| !it.heartbeat.is_zero());
+        let heartbeats = sessions.flat_map(|it| {
+            let silent = it.last_input + 2 * it.heartbeat;
+            [silent, it.last_output + it.heartbeat / 2]
+        });
+        queues.chain(heartbeats).min()
+    }
+
+    pub(super) fn handle_time(&mut self) {
+        let now = self.now;
+        self.vhosts.values_mut().for_each(|it| it.handle_time(now));
+        self.pump();
+        let mut silent = Vec::new();
+        for (id, session) in &mut self.sessions {
+            if session.heartbeat.is_zero() {
+                continue;
+            }
+            if now >= session.last_output + session.heartbeat / 2 {
+                session.last_output = now;
+                if !self.faults.no_heartbeats {
+                    session.send_heartbeat();
+                }
+            }
+            if now >= session.last_input + 2 * session.heartbeat {
+                silent.push(*id);
+            }
+        }
+        silent.into_iter().for_each(|id| self.disconnected(id));
+    }
+
+    // ---- faults ----
+
+    /// Publishers are held up, and told so, until there is no reason any more.
+    pub(super) fn block(&mut self, reason: Option<String>) {
+        for session in self.sessions.values_mut() {
+            session.is_held &= reason.is_some();
+            tell_blocked(session, reason.as_deref());
+        }
+        self.faults.blocked = reason;
+    }
+
+    pub(super) fn close_channels(&mut self, code: ReplyCode, text: &str) {
+        let refusal = Refusal::of_channel(code, text);
+        let ids: Vec<_> = self.sessions.keys().copied().collect();
+        for id in ids {
+            let Some(mut session) = self.sessions.remove(&id) else {
+                continue;
+            };
+            let is_open =
+                |(number, slot): (&u16, &Slot)| matches!(slot, Slot::Open(_)).then_some(*number);
+            let open: Vec<_> = session.channels.iter().filter_map(is_open).collect();
+            for number in open {
+                self.end_channel(id, &mut session, number);
+                session.close_channel(number, &refusal, None);
+            }
+            self.sessions.insert(id, session);
+        }
+        self.pump();
+    }
+
+    pub(super) fn close_connections(&mut self, code: ReplyCode, text: &str) {
+        let refusal = Refusal::of_connection(code, text);
+        let ids: Vec<_> = self.sessions.keys().copied().collect();
+        for id in ids {
+            if let Some(mut session) = self.sessions.remove(&id) {
+                self.close(id, &mut session, &refusal, None);
+                self.sessions.insert(id, session);
+            }
+        }
+        self.pump();
+    }
+
+    pub(super) fn note(&mut self, message: PublishedMessage) {
+        if self.published.len() >= self.options.published_limit {
+            self.published.pop_front();
+        }
+        if self.options.published_limit > 0 {
+            self.published.push_back(message);
+        }
+    }
+}
+
+/// If it is not so already, and the client wants to know.
+pub(super) fn tell_blocked(session: &mut Session, reason: Option<&str>) {
+    if session.stage != Stage::Running || session.is_blocked == reason.is_some() {
+        return;
+    }
+    session.is_blocked = reason.is_some();
+    if !session.can("connection.blocked") {
+        return;
+    }
+    match reason {
+        Some(reason) => session.send(
+            0,
+            &ConnectionBlocked {
+                reason: reason.into(),
+            },
+        ),
+        None => session.send(0, &ConnectionUnblocked {}),
+    }
+}
+
+/// Answers for all that was published and has no answer.
+pub(super) fn confirm_all(session: &mut Session) {
+    let mut acks = Vec::new();
+    for (number, slot) in &mut session.channels {
+        let Slot::Open(channel) = slot else {
+            continue;
+        };
+        if let Mode::Confirms(confirms) = &mut channel.mode {
+            let count = confirms.published - confirms.answered;
+            confirms.answered = confirms.published;
+            if count > 0 {
+                acks.push((*number, confirms.published, count > 1));
+            }
+        }
+    }
+    for (number, delivery_tag, multiple) in acks {
+        let ack = BasicAck {
+            delivery_tag,
+            multiple,
+        };
+        session.send(number, &ack);
+    }
+}
+
+/// Tells a consumer that the broker has cancelled it, if its client wants to know.
+fn cancel(sessions: &mut BTreeMap<SessionId, Box<Session>>, orphan: &Subscriber) {
+    let Some(session) = sessions.get_mut(&orphan.session) else {
+        return;
+    };
+    let Some(channel) = session.channel(orphan.channel) else {
+        return;
+    };
+    channel.consumers.remove(&orphan.consumer_tag);
+    if session.can("consumer_cancel_notify") {
+        let method = BasicCancel {
+            consumer_tag: orphan.consumer_tag.as_str().into(),
+            no_wait: true,
+        };
+        session.send(orphan.channel, &method);
+    }
+}
+
+/// Delivers the first message of a queue. False if there is none, or nobody who takes it.
+fn deliver_one(
+    vhost: &mut Vhost,
+    id: QueueId,
+    sessions: &mut BTreeMap<SessionId, Box<Session>>,
+) -> bool {
+    let Some(queue) = vhost.queue_mut(id).filter(|it| it.ready() > 0) else {
+        return false;
+    };
+    let takes = |it: &Subscriber| {
+        let session = sessions.get(&it.session);
+        session.is_some_and(|session| session.takes(it.channel, &it.consumer_tag))
+    };
+    let Some(at) = queue.next_subscribers().iter().position(takes) else {
+        return false;
+    };
+    let Some(subscriber) = queue.next_subscribers().get(at).cloned() else {
+        return false;
+    };
+    let Some(session) = sessions.get_mut(&subscriber.session) else {
+        return false;
+    };
+    let Some(channel) = session.channel(subscriber.channel) else {
+        return false;
+    };
+    let Some(entry) = queue.pop() else {
+        return false;
+    };
+    queue.rotate(at);
+    let message = Arc::clone(&entry.message);
+    let consumer = channel.consumers.get(&subscriber.consumer_tag);
+    let no_ack = consumer.is_some_and(|it| it.no_ack);
+    let method = BasicDeliver {
+        consumer_tag: subscriber.consumer_tag.as_str().into(),
+        delivery_tag: channel.next_delivery_tag(),
+        redelivered: entry.redelivered,
+        exchange: message.exchange.as_str().into(),
+        routing_key: message.routing_key.as_str().into(),
+    };
+    if !no_ack {
+        queue.unacknowledged += 1;
+        channel.deliver(Unacknowledged {
+            queue: id,
+            entry,
+            consumer_tag: Some(subscriber.consumer_tag.clone()),
+        });
+    }
+    session.send_content(
+        subscriber.channel,
+        &method,
+        &message.properties,
+        &message.body,
+    );
+    true
+}

@@ -1,0 +1,201 @@
+//! Exchanges: how they choose among what is bound to them.
+
+use crate::wire::properties::Properties;
+use crate::wire::value::{FieldTable, FieldValue};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Direct,
+    Fanout,
+    Topic,
+    Headers,
+}
+
+impl Kind {
+    pub(super) fn of(name: &str) -> Option<Self> {
+        Some(match name {
+            "direct" => Self::Direct,
+            "fanout" => Self::Fanout,
+            "topic" => Self::Topic,
+            "headers" => Self::Headers,
+            _ => return None,
+        })
+    }
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::Fanout => "fanout",
+            Self::Topic => "topic",
+            Self::Headers => "headers",
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Destination {
+    Queue(String),
+    Exchange(String),
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Binding {
+    pub(super) destination: Destination,
+    pub(super) routing_key: String,
+    pub(super) arguments: FieldTable,
+}
+
+#[derive(Debug)]
+pub(super) struct Exchange {
+    pub(super) kind: Kind,
+    pub(super) durable: bool,
+    pub(super) auto_delete: bool,
+    pub(super) internal: bool,
+    pub(super) arguments: FieldTable,
+    pub(super) bindings: Vec<Binding>,
+}
+
+impl Exchange {
+    pub(super) fn alternate(&self) -> Option<&str> {
+        self.arguments.get("alternate-exchange")?.as_str()
+    }
+
+    /// Where a message goes from here. A destination can come several times.
+    pub(super) fn route<'a>(
+        &'a self,
+        routing_key: &'a str,
+        properties: &'a Properties,
+    ) -> impl Iterator<Item = &'a Destination> {
+        let headers = properties.headers.as_ref();
+        let matches = move |binding: &&Binding| match self.kind {
+            Kind::Direct => binding.routing_key == routing_key,
+            Kind::Fanout => true,
+            Kind::Topic => matches_topic(&binding.routing_key, routing_key),
+            Kind::Headers => matches_headers(&binding.arguments, headers),
+        };
+        let bindings = self.bindings.iter().filter(matches);
+        bindings.map(|binding| &binding.destination)
+    }
+}
+
+/// Words between dots; `*` stands for one of them, `#` for any number.
+fn matches_topic(pattern: &str, key: &str) -> bool {
+    fn words(text: &str) -> Vec<&str> {
+        match text {
+            "" => Vec::new(),
+            text => text.split('.').collect(),
+        }
+    }
+    let key = words(key);
+    // Which beginnings of the key, by their number of words, the pattern so far can stand for.
+    let mut reached = vec![false; key.len() + 1];
+    if let Some(nothing) = reached.first_mut() {
+        *nothing = true;
+    }
+    for word in words(pattern) {
+        let before = std::mem::replace(&mut reached, vec![false; key.len() + 1]);
+        let mut any = false;
+        for (at, now) in reached.iter_mut().enumerate() {
+            let from_last = at.checked_sub(1).and_then(|last| {
+                let fits = word == "*" || key.get(last) == Some(&word);
+                before.get(last).filter(|_| fits).copied()
+            });
+            any |= before.get(at).copied().unwrap_or_default();
+            *now = match word {
+                "#" => any,
+                _ => from_last.unwrap_or_default(),
+            };
+        }
+    }
+    reached.last().copied().unwrap_or_default()
+}
+
+/// What the binding asks for, in the headers of the message. Without `-with-x`, what begins with `x-` is not looked at.
+fn matches_headers(wanted: &FieldTable, headers: Option<&FieldTable>) -> bool {
+    let how = wanted.get("x-match").and_then(FieldValue::as_str);
+    let with_x = how.is_some_and(|how| how.ends_with("-with-x"));
+    let mut asked = wanted
+        .iter()
+        .filter(|(name, _)| *name != "x-match" && (with_x || !name.starts_with("x-")));
+    let fits = |(name, wanted): (&str, &FieldValue)| {
+        let found = headers.and_then(|headers| headers.get(name));
+        // Nothing asks for no more than that the header is there.
+        found.is_some_and(|found| *wanted == FieldValue::Void || is_equal(wanted, found))
+    };
+    match how {
+        Some("any" | "any-with-x") => asked.any(fits),
+        _ => asked.all(fits),
+    }
+}
+
+/// Integers are equal whatever their width.
+pub(super) fn is_equal(one: &FieldValue, other: &FieldValue) -> bool {
+    match (one.as_i64(), other.as_i64()) {
+        (Some(one), Some(other)) => one == other,
+        _ => one == other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_topic_stands_for_words() {
+        let fits = [
+            ("a.b", "a.b"),
+            ("a.*", "a.b"),
+            ("a.*", "a."),
+            ("#", ""),
+            ("#", "a.b.c"),
+            ("a.#", "a"),
+            ("a.#", "a.b.c"),
+            ("#.c", "a.b.c"),
+            ("a.#.c", "a.c"),
+            ("a.#.c", "a.b.b.c"),
+            ("*.#.*", "a.b"),
+            ("", ""),
+        ];
+        for (pattern, key) in fits {
+            assert!(matches_topic(pattern, key), "{pattern:?} {key:?}");
+        }
+        let not = [
+            ("a.b", "a"),
+            ("a", "a.b"),
+            ("*", ""),
+            ("*", "a.b"),
+            ("a.*", "a"),
+            ("a.*.c", "a.c"),
+            ("#.c", "a.b"),
+            ("*.#.*", "a"),
+            ("", "a"),
+        ];
+        for (pattern, key) in not {
+            assert!(!matches_topic(pattern, key), "{pattern:?} {key:?}");
+        }
+    }
+
+    #[test]
+    fn headers_match_all_or_any() {
+        let table = FieldTable::new;
+        let headers = table().with("a", 1_i64).with("b", "two").with("x-c", true);
+        let fits = |wanted: FieldTable| matches_headers(&wanted, Some(&headers));
+        assert!(fits(table()));
+        assert!(fits(table().with("a", 1_i32).with("b", "two")));
+        assert!(fits(table().with("a", FieldValue::Void)));
+        assert!(!fits(table().with("a", 1_i32).with("b", "three")));
+        assert!(!fits(table().with("d", FieldValue::Void)));
+        let any = || table().with("x-match", "any");
+        assert!(fits(any().with("a", 2_i32).with("b", "two")));
+        assert!(!fits(any().with("a", 2_i32)));
+        assert!(!fits(any()));
+        assert!(!fits(any().with("x-c", true)));
+        assert!(fits(table().with("x-c", false)), "it is not looked at");
+        assert!(fits(
+            table().with("x-match", "any-with-x").with("x-c", true)
+        ));
+        let all_with_x = table().with("x-match", "all-with-x");
+        assert!(!fits(all_with_x.with("x-c", false)));
+        assert!(!matches_headers(&table().with("a", 1_i32), None));
+    }
+}

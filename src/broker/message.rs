@@ -1,0 +1,154 @@
+//! Messages, as the broker keeps them.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::wire::properties::Properties;
+use crate::wire::value::{FieldTable, FieldValue};
+
+/// A message, wherever it is.
+#[derive(Debug, Clone)]
+pub(super) struct Message {
+    pub(super) exchange: String,
+    pub(super) routing_key: String,
+    pub(super) properties: Properties,
+    pub(super) body: Vec<u8>,
+}
+
+impl Message {
+    /// All keys by which it is routed: its own, then those of the headers CC and BCC.
+    pub(super) fn routing_keys(&self) -> Vec<&str> {
+        let mut keys = vec![self.routing_key.as_str()];
+        let headers = self.properties.headers.as_ref();
+        for name in ["CC", "BCC"] {
+            let more = headers.and_then(|headers| headers.get(name));
+            let more = more.and_then(FieldValue::as_array).unwrap_or_default();
+            keys.extend(more.iter().filter_map(FieldValue::as_str));
+        }
+        keys
+    }
+
+    pub(super) fn is_persistent(&self) -> bool {
+        self.properties.delivery_mode == Some(2)
+    }
+
+    /// The property of that name, which was looked at when the message came.
+    pub(super) fn ttl(&self) -> Option<Duration> {
+        let text = self.properties.expiration.as_ref()?;
+        text.parse().ok().map(Duration::from_millis)
+    }
+}
+
+/// A message in a queue, or delivered and not acknowledged.
+#[derive(Debug, Clone)]
+pub(super) struct Entry {
+    /// Its place in the queue, to which it goes back: what has a higher priority first, then what came first.
+    pub(super) place: (u8, u64),
+    pub(super) message: Arc<Message>,
+    pub(super) redelivered: bool,
+    pub(super) expires_at: Option<Instant>,
+}
+
+/// Why a message leaves its queue without having been acknowledged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reason {
+    Rejected,
+    Expired,
+    MaxLength,
+}
+
+impl Reason {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Rejected => "rejected",
+            Self::Expired => "expired",
+            Self::MaxLength => "maxlen",
+        }
+    }
+}
+
+/// What the header `x-death` says of one queue and reason.
+fn is_death(death: &FieldValue, queue: &str, reason: Reason) -> bool {
+    let text = |name| death.as_table()?.get(name)?.as_str();
+    text("queue") == Some(queue) && text("reason") == Some(reason.name())
+}
+
+/// The message as a dead letter of that queue: with the headers that tell of it, and for the next exchange.
+pub(super) fn dead_letter(
+    message: &Message,
+    queue: &str,
+    reason: Reason,
+    exchange: &str,
+    routing_key: Option<&str>,
+) -> Message {
+    let mut properties = message.properties.clone();
+    let mut headers = properties.headers.take().unwrap_or_default();
+    let mut deaths = match headers.remove("x-death") {
+        Some(FieldValue::Array(deaths)) => deaths,
+        _ => Vec::new(),
+    };
+    let count = match deaths.iter().position(|it| is_death(it, queue, reason)) {
+        Some(at) => {
+            let death = deaths.remove(at);
+            let count = death.as_table().and_then(|it| it.get("count")?.as_i64());
+            count.unwrap_or_default() + 1
+        }
+        None => 1,
+    };
+    let keys = message.routing_keys().into_iter();
+    let mut death = FieldTable::new()
+        .with("count", count)
+        .with("reason", reason.name())
+        .with("queue", queue)
+        .with("time", FieldValue::Timestamp(now_in_seconds()))
+        .with("exchange", message.exchange.as_str())
+        .with(
+            "routing-keys",
+            FieldValue::Array(keys.map(FieldValue::from).collect()),
+        );
+    if let Some(expiration) = properties.expiration.take() {
+        death.insert("original-expiration", expiration);
+    }
+    deaths.insert(0, FieldValue::Table(death));
+    headers.insert("x-death", FieldValue::Array(deaths));
+    if headers.get("x-first-death-reason").is_none() {
+        headers.insert("x-first-death-reason", reason.name());
+        headers.insert("x-first-death-queue", queue);
+        headers.insert("x-first-death-exchange", message.exchange.as_str());
+    }
+    if routing_key.is_some() {
+        headers.remove("CC");
+    }
+    headers.remove("BCC");
+    properties.headers = Some(headers);
+    Message {
+        exchange: exchange.to_owned(),
+        routing_key: routing_key.unwrap_or(&message.routing_key).to_owned(),
+        properties,
+        body: message.body.clone(),
+    }
+}
+
+/// Whether the dead letter would come back to this queue only because nobody took it anywhere on the way.
+pub(super) fn goes_in_circles(dead_letter: &Message, queue: &str) -> bool {
+    let headers = dead_letter.properties.headers.as_ref();
+    let deaths = headers.and_then(|headers| headers.get("x-death")?.as_array());
+    let deaths = deaths.unwrap_or_default();
+    let text = |death: &FieldValue, name| Some(death.as_table()?.get(name)?.as_str()?.to_owned());
+    let Some(last) = deaths
+        .iter()
+        .position(|it| text(it, "queue").as_deref() == Some(queue))
+    else {
+        return false;
+    };
+    let since = deaths.iter().take(last + 1);
+    since
+        .filter_map(|it| text(it, "reason"))
+        .all(|reason| reason != Reason::Rejected.name())
+}
+
+#[allow(clippy::disallowed_methods)] // What a header says; nothing waits for it.
+fn now_in_seconds() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.unwrap_or_default().as_secs()
+}

@@ -1,0 +1,293 @@
+//! A broker in the program itself: to try things out, and for the tests of applications. No production broker.
+//!
+//! [`Broker::start`] takes well under a millisecond and needs nothing to be installed. It speaks AMQP 0-9-1 on a port of the loopback
+//! interface, to any client, and does what RabbitMQ does, with the same codes and texts. All is kept in memory, and is gone
+//! with the value. Behind the feature `broker`:
+//!
+//! ```toml
+//! [dev-dependencies]
+//! leveret = { version = "0.1", features = ["broker"] }
+//! ```
+//!
+//! ```
+//! use leveret::broker::Broker;
+//! use leveret::{Connection, QueueDeclareOptions};
+//!
+//! let broker = Broker::start()?;
+//! let channel = Connection::open(&broker.uri())?.open_channel()?;
+//! let queue = channel.queue_declare("tasks", QueueDeclareOptions::durable())?;
+//! channel.publisher()?.publish("", "tasks", "work")?.wait()?;
+//! assert_eq!(broker.queue("tasks").unwrap().ready, 1);
+//! assert_eq!(broker.published()[0].body, b"work");
+//! # Ok::<(), leveret::Error>(())
+//! ```
+
+mod arguments;
+mod channel;
+mod connection;
+mod core;
+mod exchange;
+mod message;
+mod methods;
+mod options;
+mod publishing;
+mod queue;
+mod refusal;
+mod server;
+mod session;
+mod state;
+mod vhost;
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use crate::deadline::Deadline;
+use crate::error::{Error, ErrorKind, ReplyCode, Result};
+
+pub use options::BrokerOptions;
+pub use state::{ConnectionState, PublishedMessage, QueueState};
+
+use self::core::Core;
+use server::{Control, Server, Shared};
+use session::Slot;
+
+/// Of a connection, and of no other later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+struct SessionId(u64);
+
+/// A broker that ends with this value.
+pub struct Broker {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+    address: SocketAddr,
+}
+
+impl Broker {
+    /// Starts one, with a port of its own.
+    ///
+    /// # Errors
+    /// If there is no free port, or no thread can be started.
+    pub fn start() -> Result<Self> {
+        Self::start_with(BrokerOptions::default())
+    }
+
+    /// Starts one that is as the options say.
+    ///
+    /// # Errors
+    /// If the port is taken, or no thread can be started.
+    pub fn start_with(options: BrokerOptions) -> Result<Self> {
+        let port = options.port;
+        let failed = |error: std::io::Error| {
+            let kind = error.kind();
+            Error::new(ErrorKind::SocketClosed { kind })
+                .doing(format!("starting a broker ({error})"))
+        };
+        let core = Core::new(options, server::now());
+        let (server, address) = Server::bind(core, port).map_err(failed)?;
+        let shared = server.shared();
+        let thread = thread::Builder::new().name("leveret broker".to_owned());
+        let thread = thread.spawn(move || server.run()).map_err(failed)?;
+        Ok(Self {
+            shared,
+            thread: Some(thread),
+            address,
+        })
+    }
+
+    /// Where clients connect: as `guest`, to the virtual host `/`.
+    pub fn uri(&self) -> String {
+        format!("amqp://guest:guest@{}/%2f", self.address)
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    fn look<T>(&self, look: impl FnOnce(&Core) -> T) -> T {
+        look(&self.shared.control.lock().core)
+    }
+
+    /// Changes something, and lets the thread see to it.
+    fn change<T>(&self, change: impl FnOnce(&mut Control) -> T) -> T {
+        let mut control = self.shared.control.lock();
+        control.core.now = server::now();
+        let changed = change(&mut control);
+        drop(control);
+        if let Err(error) = self.shared.waker.wake() {
+            log::error!("the broker cannot be woken: {error}");
+        }
+        changed
+    }
+}
+
+/// # Looking inside
+impl Broker {
+    /// The queue of that name in the virtual host `/`, if it is there.
+    pub fn queue(&self, name: &str) -> Option<QueueState> {
+        self.queue_in("/", name)
+    }
+
+    /// The queue of that name in that virtual host, if it is there.
+    pub fn queue_in(&self, vhost: &str, name: &str) -> Option<QueueState> {
+        self.look(|core| {
+            let (_, queue) = core.vhosts.get(vhost)?.find_queue(name)?;
+            Some(queue.state())
+        })
+    }
+
+    /// All queues of the virtual host `/`, in the order in which they were declared.
+    pub fn queues(&self) -> Vec<QueueState> {
+        self.look(|core| {
+            let vhost = core.vhosts.get("/");
+            let queues = vhost.into_iter().flat_map(|it| it.queues());
+            queues.map(|queue| queue.state()).collect()
+        })
+    }
+
+    /// All connections, the oldest first.
+    pub fn connections(&self) -> Vec<ConnectionState> {
+        let state = |session: &session::Session| {
+            let open = session.channels.values().filter_map(|slot| match slot {
+                Slot::Open(channel) => Some(channel.unacknowledged()),
+                Slot::Closing => None,
+            });
+            let open: Vec<_> = open.collect();
+            ConnectionState {
+                peer: session.peer,
+                name: session.name().map(str::to_owned),
+                user: session.user.clone(),
+                vhost: session.vhost.clone(),
+                channels: open.len(),
+                unacknowledged: open.iter().sum(),
+            }
+        };
+        self.look(|core| core.sessions.values().map(|it| state(it)).collect())
+    }
+
+    /// What was published, the newest last; of all virtual hosts, and as many as
+    /// [`published_limit`](BrokerOptions::published_limit) says. Dead letters are not among them.
+    pub fn published(&self) -> Vec<PublishedMessage> {
+        self.look(|core| core.published.iter().cloned().collect())
+    }
+
+    /// Waits until the broker is as it shall be, and looks after everything that happens. False if that takes longer than
+    /// `timeout`.
+    ///
+    /// ```
+    /// # use leveret::{broker::Broker, Connection};
+    /// use std::time::Duration;
+    ///
+    /// let broker = Broker::start()?;
+    /// let connection = Connection::open(&broker.uri())?;
+    /// connection.close()?;
+    /// assert!(broker.wait_until(Duration::from_secs(5), |it| it.connections().is_empty()));
+    /// # Ok::<(), leveret::Error>(())
+    /// ```
+    pub fn wait_until(&self, timeout: Duration, condition: impl Fn(&Self) -> bool) -> bool {
+        let deadline = Deadline::after(timeout);
+        loop {
+            if condition(self) {
+                return true;
+            }
+            if deadline.remaining().is_zero() {
+                return false;
+            }
+            // Something can happen between the look and the wait: so not for long.
+            let mut control = self.shared.control.lock();
+            let soon = deadline.remaining().min(Duration::from_millis(5));
+            self.shared.changed.wait_for(&mut control, soon);
+        }
+    }
+}
+
+/// # Faults on demand
+impl Broker {
+    /// Cuts all connections, as if the network had.
+    pub fn drop_connections(&self) {
+        self.change(|control| control.core.disconnect_all());
+    }
+
+    /// Closes all connections in good order, with a code and a text: `connection.close`. An operator's code is
+    /// [`CONNECTION_FORCED`](ReplyCode::CONNECTION_FORCED).
+    pub fn close_connections(&self, code: ReplyCode, text: &str) {
+        self.change(|control| control.core.close_connections(code, text));
+    }
+
+    /// Closes all channels, with a code and a text: `channel.close`.
+    pub fn close_channels(&self, code: ReplyCode, text: &str) {
+        self.change(|control| control.core.close_channels(code, text));
+    }
+
+    /// Whether new connections are closed at once. Those that are there stay.
+    pub fn refuse_connections(&self, refuse: bool) {
+        self.change(|control| control.refuses = refuse);
+    }
+
+    /// Whether nothing is read, written or accepted any more, as if the broker hung. What was sent to it meanwhile is worked on
+    /// afterwards.
+    pub fn stop_answering(&self, stop: bool) {
+        self.change(|control| control.is_stopped = stop);
+    }
+
+    /// Whether no heartbeats are sent any more. All else goes on.
+    pub fn stop_heartbeats(&self, stop: bool) {
+        self.change(|control| control.core.faults.no_heartbeats = stop);
+    }
+
+    /// Blocks all connections that publish, and tells the clients why; RabbitMQ's reasons are `low on memory` and `low on disk`.
+    pub fn block(&self, reason: &str) {
+        self.change(|control| control.core.block(Some(reason.to_owned())));
+    }
+
+    /// The end of [`block`](Self::block).
+    pub fn unblock(&self) {
+        self.change(|control| control.core.block(None));
+    }
+
+    /// Refuses so many of the next messages that are published in confirm mode: `basic.nack`. They are in their queues all the
+    /// same.
+    pub fn nack_next(&self, count: u64) {
+        self.change(|control| control.core.faults.nacks = count);
+    }
+
+    /// From now on, everything that the broker says takes so much longer. Zero is the end of it.
+    pub fn delay(&self, delay: Duration) {
+        self.change(|control| control.delay = delay);
+    }
+
+    /// Cancels all consumers of a queue in the virtual host `/`, as RabbitMQ does when the queue moves, and returns how many those
+    /// were.
+    pub fn cancel_consumers(&self, queue: &str) -> usize {
+        self.change(|control| control.core.cancel_consumers("/", queue))
+    }
+
+    /// Ends and begins again, on the same port: all connections are cut, and only what is durable is still there, with the
+    /// messages that are persistent. Faults are over; but for [`refuse_connections`](Self::refuse_connections),
+    /// [`stop_answering`](Self::stop_answering) and [`delay`](Self::delay).
+    pub fn restart(&self) {
+        self.change(|control| control.core.restart());
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        self.change(|control| control.is_over = true);
+        if let Some(thread) = self.thread.take() {
+            // It has panicked, and said so.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl fmt::Debug for Broker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = f.debug_struct("Broker");
+        shown
+            .field("address", &self.address)
+            .finish_non_exhaustive()
+    }
+}

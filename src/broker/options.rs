@@ -1,0 +1,112 @@
+use std::time::Duration;
+
+/// How a [`Broker`](super::Broker) is to be.
+///
+/// ```
+/// use leveret::broker::{Broker, BrokerOptions};
+///
+/// let options = BrokerOptions::default().vhost("orders").user("bob", "secret");
+/// let broker = Broker::start_with(options)?;
+/// let uri = format!("amqp://bob:secret@{}/orders", broker.address());
+/// leveret::Connection::open(&uri)?.close()
+/// # ; Ok::<(), leveret::Error>(())
+/// ```
+#[derive(Clone)]
+#[non_exhaustive]
+pub struct BrokerOptions {
+    /// Where it listens on the loopback interface. 0, the default, is any port that is free.
+    pub port: u16,
+    /// Names and passwords; at first `guest` alone. Every user may do everything in every virtual host.
+    pub users: Vec<(String, String)>,
+    /// Virtual hosts; at first `/` alone.
+    pub vhosts: Vec<String>,
+    /// What is proposed to clients, in whole seconds: 60 s. Zero for none.
+    pub heartbeat: Duration,
+    /// How many channels a connection can have: 2047.
+    pub channel_max: u16,
+    /// How large a frame can be, in bytes: 131072.
+    pub frame_max: u32,
+    /// How many of the newest messages [`Broker::published`](super::Broker::published) tells of: 10,000. Older ones are forgotten.
+    pub published_limit: usize,
+}
+
+impl Default for BrokerOptions {
+    fn default() -> Self {
+        Self {
+            port: 0,
+            users: vec![("guest".to_owned(), "guest".to_owned())],
+            vhosts: vec!["/".to_owned()],
+            heartbeat: Duration::from_secs(60),
+            channel_max: 2047,
+            frame_max: 131_072,
+            published_limit: 10_000,
+        }
+    }
+}
+
+impl BrokerOptions {
+    /// Sets [`port`](Self::port).
+    #[must_use]
+    pub fn port(mut self, port: u16) -> Self {
+        self.port = port;
+        self
+    }
+
+    /// One more user.
+    #[must_use]
+    pub fn user(mut self, name: impl Into<String>, password: impl Into<String>) -> Self {
+        self.users.push((name.into(), password.into()));
+        self
+    }
+
+    /// One more virtual host.
+    #[must_use]
+    pub fn vhost(mut self, name: impl Into<String>) -> Self {
+        self.vhosts.push(name.into());
+        self
+    }
+
+    /// Sets [`heartbeat`](Self::heartbeat).
+    #[must_use]
+    pub fn heartbeat(mut self, heartbeat: Duration) -> Self {
+        self.heartbeat = heartbeat;
+        self
+    }
+
+    /// Sets [`channel_max`](Self::channel_max).
+    #[must_use]
+    pub fn channel_max(mut self, channel_max: u16) -> Self {
+        self.channel_max = channel_max;
+        self
+    }
+
+    /// Sets [`frame_max`](Self::frame_max), to at least 4096.
+    #[must_use]
+    pub fn frame_max(mut self, frame_max: u32) -> Self {
+        self.frame_max = frame_max.max(crate::wire::frame::MIN_SIZE);
+        self
+    }
+
+    /// Sets [`published_limit`](Self::published_limit).
+    #[must_use]
+    pub fn published_limit(mut self, published_limit: usize) -> Self {
+        self.published_limit = published_limit;
+        self
+    }
+}
+
+/// Without passwords.
+impl std::fmt::Debug for BrokerOptions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let users: Vec<_> = self.users.iter().map(|(name, _)| name).collect();
+        f.debug_struct("BrokerOptions")
+            .field("port", &self.port)
+            .field("users", &users)
+            .field("vhosts", &self.vhosts)
+            .field("heartbeat", &self.heartbeat)
+            .field("channel_max", &self.channel_max)
+            .field("frame_max", &self.frame_max)
+            .field("published_limit", &self.published_limit)
+            .finish()
+    }
+}

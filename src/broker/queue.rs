@@ -1,0 +1,242 @@
+//! One queue: its messages in their order, and who consumes them.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::arguments::{Arguments, Overflow};
+use super::message::{Entry, Message};
+use super::state::QueueState;
+use super::SessionId;
+
+/// Of a queue, and of no other with the same name later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct QueueId(pub(super) u64);
+
+/// Who gets messages.
+#[derive(Debug, Clone)]
+pub(super) struct Subscriber {
+    pub(super) session: SessionId,
+    pub(super) channel: u16,
+    pub(super) consumer_tag: String,
+    pub(super) priority: i64,
+    pub(super) exclusive: bool,
+}
+
+impl Subscriber {
+    pub(super) fn is(&self, session: SessionId, channel: u16, consumer_tag: &str) -> bool {
+        self.session == session && self.channel == channel && self.consumer_tag == consumer_tag
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Queue {
+    pub(super) name: String,
+    pub(super) durable: bool,
+    pub(super) auto_delete: bool,
+    /// It belongs to this connection alone.
+    pub(super) owner: Option<SessionId>,
+    pub(super) arguments: Arguments,
+    pub(super) unacknowledged: usize,
+    /// Higher priorities first; among equals, whose turn is next.
+    subscribers: Vec<Subscriber>,
+    ready: BTreeMap<(u8, u64), Entry>,
+    ready_bytes: u64,
+    came: u64,
+    unused_since: Instant,
+}
+
+impl Queue {
+    pub(super) fn new(name: String, durable: bool, arguments: Arguments, now: Instant) -> Self {
+        Self {
+            name,
+            durable,
+            auto_delete: false,
+            owner: None,
+            arguments,
+            unacknowledged: 0,
+            subscribers: Vec::new(),
+            ready: BTreeMap::new(),
+            ready_bytes: 0,
+            came: 0,
+            unused_since: now,
+        }
+    }
+
+    pub(super) fn ready(&self) -> usize {
+        self.ready.len()
+    }
+
+    pub(super) fn state(&self) -> QueueState {
+        QueueState {
+            name: self.name.clone(),
+            ready: self.ready.len(),
+            unacknowledged: self.unacknowledged,
+            consumers: self.subscribers.len(),
+        }
+    }
+
+    // ---- messages ----
+
+    pub(super) fn push(&mut self, message: Arc<Message>, now: Instant) {
+        let highest = self.arguments.max_priority.unwrap_or_default();
+        let priority = message.properties.priority.unwrap_or_default().min(highest);
+        let ttl = message
+            .ttl()
+            .into_iter()
+            .chain(self.arguments.message_ttl)
+            .min();
+        self.came += 1;
+        self.put(Entry {
+            place: (u8::MAX - priority, self.came),
+            message,
+            redelivered: false,
+            expires_at: ttl.map(|ttl| now + ttl),
+        });
+    }
+
+    /// Where it was.
+    pub(super) fn requeue(&mut self, mut entry: Entry) {
+        entry.redelivered = true;
+        self.put(entry);
+    }
+
+    fn put(&mut self, entry: Entry) {
+        self.ready_bytes += entry.message.body.len() as u64;
+        self.ready.insert(entry.place, entry);
+    }
+
+    fn remove(&mut self, place: (u8, u64)) -> Option<Entry> {
+        let entry = self.ready.remove(&place)?;
+        self.ready_bytes -= entry.message.body.len() as u64;
+        Some(entry)
+    }
+
+    pub(super) fn pop(&mut self) -> Option<Entry> {
+        let (place, _) = self.ready.first_key_value()?;
+        self.remove(*place)
+    }
+
+    pub(super) fn purge(&mut self) -> usize {
+        let count = self.ready.len();
+        self.ready.clear();
+        self.ready_bytes = 0;
+        count
+    }
+
+    /// Only what survives a restart.
+    pub(super) fn keep_persistent(&mut self) {
+        self.unacknowledged = 0;
+        self.subscribers.clear();
+        self.ready.retain(|_, entry| entry.message.is_persistent());
+        let sizes = self.ready.values().map(|it| it.message.body.len() as u64);
+        self.ready_bytes = sizes.sum();
+    }
+
+    /// The first message, if it has expired before this time, or at this time if `also_now`. Others expire when they are the
+    /// first: so it is in RabbitMQ.
+    pub(super) fn pop_expired(&mut self, now: Instant, also_now: bool) -> Option<Entry> {
+        let at = self.next_expiration()?;
+        match at < now || (also_now && at == now) {
+            true => self.pop(),
+            false => None,
+        }
+    }
+
+    pub(super) fn next_expiration(&self) -> Option<Instant> {
+        let (_, first) = self.ready.first_key_value()?;
+        first.expires_at
+    }
+
+    fn is_above_limit(&self, more: usize) -> bool {
+        let count = (self.ready.len() + more) as u64;
+        let bytes = self.ready_bytes + more as u64;
+        self.arguments.max_length.is_some_and(|max| count > max)
+            || self.arguments.max_bytes.is_some_and(|max| bytes > max)
+    }
+
+    /// Whether it takes no further message.
+    pub(super) fn rejects(&self) -> bool {
+        self.arguments.overflow != Overflow::DropHead && self.is_above_limit(1)
+    }
+
+    /// The first one, if there are too many: also where that is one of a high priority.
+    pub(super) fn pop_surplus(&mut self) -> Option<Entry> {
+        match self.arguments.overflow == Overflow::DropHead && self.is_above_limit(0) {
+            true => self.pop(),
+            false => None,
+        }
+    }
+
+    // ---- consumers ----
+
+    pub(super) fn subscribers(&self) -> &[Subscriber] {
+        &self.subscribers
+    }
+
+    pub(super) fn subscribe(&mut self, subscriber: Subscriber) {
+        let comes_first = |it: &Subscriber| it.priority >= subscriber.priority;
+        let at = self.subscribers.partition_point(comes_first);
+        // The active one stays so.
+        let at = at.max(usize::from(
+            self.arguments.single_active && !self.subscribers.is_empty(),
+        ));
+        self.subscribers.insert(at, subscriber);
+    }
+
+    /// False if it was not there.
+    pub(super) fn unsubscribe(
+        &mut self,
+        is_it: impl Fn(&Subscriber) -> bool,
+        now: Instant,
+    ) -> bool {
+        let before = self.subscribers.len();
+        self.subscribers.retain(|it| !is_it(it));
+        self.unused_since = now;
+        self.subscribers.len() < before
+    }
+
+    pub(super) fn take_subscribers(&mut self) -> Vec<Subscriber> {
+        std::mem::take(&mut self.subscribers)
+    }
+
+    /// Who may get the next message: those whose turn it is first.
+    pub(super) fn next_subscribers(&self) -> &[Subscriber] {
+        let count = match self.arguments.single_active {
+            true => 1,
+            false => self.subscribers.len(),
+        };
+        self.subscribers.get(..count).unwrap_or_default()
+    }
+
+    /// This one had its turn.
+    pub(super) fn rotate(&mut self, at: usize) {
+        let Some(priority) = self.subscribers.get(at).map(|it| it.priority) else {
+            return;
+        };
+        let end = self
+            .subscribers
+            .partition_point(|it| it.priority >= priority);
+        if let Some(rest) = self
+            .subscribers
+            .get_mut(at..end)
+            .filter(|_| !self.arguments.single_active)
+        {
+            rest.rotate_left(1);
+        }
+    }
+
+    // ---- its own end ----
+
+    pub(super) fn used(&mut self, now: Instant) {
+        self.unused_since = now;
+    }
+
+    /// When it goes, unless somebody uses it.
+    pub(super) fn expires_at(&self) -> Option<Instant> {
+        let after: Duration = self.arguments.expires?;
+        self.subscribers
+            .is_empty()
+            .then(|| self.unused_since + after)
+    }
+}

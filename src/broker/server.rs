@@ -1,0 +1,311 @@
+//! The broker's thread: it has the sockets and the clock, and moves bytes between them and the core.
+
+use std::collections::{HashMap, VecDeque};
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use mio::{Events, Interest, Poll, Token, Waker};
+use parking_lot::{Condvar, Mutex};
+
+use super::core::Core;
+use super::session::Stage;
+use super::SessionId;
+
+const LISTENER: Token = Token(0);
+const WAKER: Token = Token(1);
+/// Tokens of connections begin behind those.
+const FIRST: usize = 2;
+
+/// What is read at once, in bytes; then others have their turn.
+const PIECE: usize = 64 << 10;
+
+/// What the thread and the handle share.
+pub(super) struct Shared {
+    pub(super) control: Mutex<Control>,
+    /// Something has happened.
+    pub(super) changed: Condvar,
+    pub(super) waker: Waker,
+}
+
+pub(super) struct Control {
+    pub(super) core: Core,
+    /// New connections are closed at once.
+    pub(super) refuses: bool,
+    /// Nothing is read, written or accepted.
+    pub(super) is_stopped: bool,
+    /// So much later everything goes out.
+    pub(super) delay: Duration,
+    pub(super) is_over: bool,
+}
+
+struct Socket {
+    stream: mio::net::TcpStream,
+    readable: bool,
+    writable: bool,
+    input: Vec<u8>,
+    /// With the time from which on each piece may go out.
+    output: VecDeque<(Instant, Vec<u8>)>,
+    /// Of the first piece, so many bytes have gone.
+    written: usize,
+    is_broken: bool,
+}
+
+pub(super) struct Server {
+    poll: Poll,
+    listener: mio::net::TcpListener,
+    shared: Arc<Shared>,
+    sockets: HashMap<SessionId, Socket>,
+    accepts: bool,
+}
+
+impl Server {
+    /// It listens from now on, and answers when it runs.
+    pub(super) fn bind(core: Core, port: u16) -> io::Result<(Self, SocketAddr)> {
+        let listener = TcpListener::bind(("127.0.0.1", port))?;
+        listener.set_nonblocking(true)?;
+        let address = listener.local_addr()?;
+        let mut listener = mio::net::TcpListener::from_std(listener);
+        let poll = Poll::new()?;
+        let waker = Waker::new(poll.registry(), WAKER)?;
+        poll.registry()
+            .register(&mut listener, LISTENER, Interest::READABLE)?;
+        let control = Control {
+            core,
+            refuses: false,
+            is_stopped: false,
+            delay: Duration::ZERO,
+            is_over: false,
+        };
+        let shared = Arc::new(Shared {
+            control: Mutex::new(control),
+            changed: Condvar::new(),
+            waker,
+        });
+        let server = Self {
+            poll,
+            listener,
+            shared,
+            sockets: HashMap::new(),
+            accepts: false,
+        };
+        Ok((server, address))
+    }
+
+    pub(super) fn shared(&self) -> Arc<Shared> {
+        Arc::clone(&self.shared)
+    }
+
+    pub(super) fn run(mut self) {
+        let mut events = Events::with_capacity(64);
+        let shared = self.shared();
+        let mut timeout = None;
+        loop {
+            if let Err(error) = self.poll.poll(&mut events, timeout) {
+                if error.kind() != ErrorKind::Interrupted {
+                    log::error!("the broker cannot wait for its sockets: {error}");
+                    return;
+                }
+            }
+            self.note(&events);
+            let mut control = shared.control.lock();
+            if control.is_over {
+                return;
+            }
+            timeout = self.turn(&mut control);
+            drop(control);
+            shared.changed.notify_all();
+        }
+    }
+
+    fn note(&mut self, events: &Events) {
+        for event in events {
+            match event.token() {
+                LISTENER => self.accepts = true,
+                WAKER => {}
+                Token(token) => {
+                    let id = SessionId((token - FIRST) as u64);
+                    if let Some(socket) = self.sockets.get_mut(&id) {
+                        socket.readable |= event.is_readable() || event.is_read_closed();
+                        socket.readable |= event.is_error();
+                        socket.writable |= event.is_writable();
+                    }
+                }
+            }
+        }
+    }
+
+    /// Does what there is to do, and returns how long to sleep then.
+    fn turn(&mut self, control: &mut Control) -> Option<Duration> {
+        let now = now();
+        control.core.now = now;
+        if control.is_stopped {
+            return None;
+        }
+        if std::mem::take(&mut self.accepts) {
+            self.accept(control);
+        }
+        control.core.handle_time();
+        let mut has_more = false;
+        for (id, socket) in &mut self.sockets {
+            has_more |= socket.read(*id, &mut control.core);
+        }
+        let mut next = control.core.deadline();
+        for (id, socket) in &mut self.sockets {
+            socket.write(*id, &mut control.core, now, control.delay);
+            next = next.into_iter().chain(socket.goes_on_at(now)).min();
+            has_more |= socket.is_broken;
+        }
+        self.close(&mut control.core);
+        match has_more {
+            true => Some(Duration::ZERO),
+            false => next.map(|it| it.saturating_duration_since(now)),
+        }
+    }
+
+    fn accept(&mut self, control: &mut Control) {
+        loop {
+            match self.listener.accept() {
+                Ok(_) if control.refuses => {}
+                Ok((stream, peer)) => self.take(stream, peer, &mut control.core),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+                Err(error) => {
+                    self.accepts = true;
+                    return log::warn!("the broker could not accept a connection: {error}");
+                }
+            }
+        }
+    }
+
+    fn take(&mut self, mut stream: mio::net::TcpStream, peer: SocketAddr, core: &mut Core) {
+        let id = core.connected(peer);
+        let token = Token(id.0 as usize + FIRST);
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        let registered = self.poll.registry().register(&mut stream, token, interest);
+        if let Err(error) = registered.and_then(|()| stream.set_nodelay(true)) {
+            log::warn!("the broker could not take a connection: {error}");
+            return core.disconnected(id);
+        }
+        let socket = Socket {
+            stream,
+            readable: true,
+            writable: true,
+            input: Vec::new(),
+            output: VecDeque::new(),
+            written: 0,
+            is_broken: false,
+        };
+        self.sockets.insert(id, socket);
+    }
+
+    /// Sockets whose connection is over, and connections whose socket is.
+    fn close(&mut self, core: &mut Core) {
+        self.sockets.retain(|id, socket| {
+            let Some(session) = core.sessions.get(id) else {
+                return false;
+            };
+            let has_said_all = session.output.is_empty() && socket.output.is_empty();
+            if socket.is_broken || (session.stage == Stage::Over && has_said_all) {
+                core.disconnected(*id);
+                return false;
+            }
+            true
+        });
+    }
+}
+
+impl Socket {
+    /// Reads one piece. True if there is more.
+    fn read(&mut self, id: SessionId, core: &mut Core) -> bool {
+        let Some(session) = core.sessions.get(&id) else {
+            return false;
+        };
+        if session.is_held || session.stage == Stage::Over && !self.readable {
+            return false;
+        }
+        let before = self.input.len();
+        if self.readable {
+            self.fill();
+        }
+        if before == self.input.len() && !self.readable && before == 0 {
+            return false;
+        }
+        let consumed = core.receive(id, &self.input);
+        self.input.drain(..consumed);
+        self.readable
+    }
+
+    fn fill(&mut self) {
+        let start = self.input.len();
+        self.input.resize(start + PIECE, 0);
+        let room = self.input.get_mut(start..).unwrap_or_default();
+        let read = self.stream.read(room);
+        self.input.truncate(start + *read.as_ref().unwrap_or(&0));
+        match read {
+            Ok(0) => self.is_broken = true,
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock => self.readable = false,
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(_) => self.is_broken = true,
+        }
+    }
+
+    fn write(&mut self, id: SessionId, core: &mut Core, now: Instant, delay: Duration) {
+        loop {
+            let Some(session) = core.sessions.get_mut(&id) else {
+                return;
+            };
+            let was_full = session.is_full();
+            // Without a delay, what the socket does not take stays where the core sees it.
+            let takes = self.output.is_empty() || !delay.is_zero();
+            if takes && !session.output.is_empty() {
+                session.last_output = now;
+                let output = std::mem::take(&mut session.output);
+                self.output.push_back((now + delay, output));
+            }
+            if was_full {
+                core.drained(id);
+            }
+            if !self.write_what_may_go(now) {
+                return;
+            }
+        }
+    }
+
+    /// True if it wrote all of something, so that there is room for more.
+    fn write_what_may_go(&mut self, now: Instant) -> bool {
+        let mut has_written = false;
+        while let Some((at, piece)) = self.output.front() {
+            if *at > now || !self.writable || self.is_broken {
+                return false;
+            }
+            match self
+                .stream
+                .write(piece.get(self.written..).unwrap_or_default())
+            {
+                Ok(count) => self.written += count,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => self.writable = false,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(_) => self.is_broken = true,
+            }
+            if self.written >= piece.len() {
+                self.output.pop_front();
+                self.written = 0;
+                has_written = true;
+            }
+        }
+        has_written
+    }
+
+    /// When delayed output may go.
+    fn goes_on_at(&self, now: Instant) -> Option<Instant> {
+        let (at, _) = self.output.front()?;
+        (*at > now).then_some(*at)
+    }
+}
+
+#[allow(clippy::disallowed_methods)] // The core's only source of time.
+pub(super) fn now() -> Instant {
+    Instant::now()
+}

@@ -1,0 +1,199 @@
+//! One connection of a client, as the broker sees it.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use super::channel::Channel;
+use super::refusal::Refusal;
+use crate::wire::frame;
+use crate::wire::method::{ChannelClose, ConnectionClose, Encode, MethodId};
+use crate::wire::properties::Properties;
+use crate::wire::value::{FieldTable, FieldValue};
+
+/// A client that reads nothing gets no further messages while so much is on its way to it, in bytes.
+const MAX_OUTPUT: usize = 1 << 20;
+
+/// How far it has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// The eight bytes with the protocol's version are awaited.
+    Header,
+    StartOk,
+    TuneOk,
+    Open,
+    Running,
+    /// The broker has closed it; nothing but the answer counts.
+    Closing,
+    /// What is on its way out is the last.
+    Over,
+}
+
+/// A number that is in use.
+#[derive(Debug)]
+pub(super) enum Slot {
+    Open(Box<Channel>),
+    /// The broker has closed it; nothing but the answer counts.
+    Closing,
+}
+
+#[derive(Debug)]
+pub(super) struct Session {
+    pub(super) peer: SocketAddr,
+    pub(super) stage: Stage,
+    pub(super) user: String,
+    pub(super) vhost: String,
+    pub(super) client_properties: FieldTable,
+    pub(super) channels: BTreeMap<u16, Slot>,
+    pub(super) channel_max: u16,
+    pub(super) frame_max: u32,
+    /// Zero: there are none.
+    pub(super) heartbeat: Duration,
+    pub(super) last_input: Instant,
+    pub(super) last_output: Instant,
+    pub(super) output: Vec<u8>,
+    /// It is told when the connection is blocked, and has been.
+    pub(super) is_blocked: bool,
+    /// Input that waits until the broker takes publishes again.
+    pub(super) is_held: bool,
+}
+
+impl Session {
+    pub(super) fn new(peer: SocketAddr, now: Instant) -> Self {
+        Self {
+            peer,
+            stage: Stage::Header,
+            user: String::new(),
+            vhost: String::new(),
+            client_properties: FieldTable::new(),
+            channels: BTreeMap::new(),
+            channel_max: 0,
+            frame_max: frame::MIN_SIZE,
+            heartbeat: Duration::ZERO,
+            last_input: now,
+            last_output: now,
+            output: Vec::new(),
+            is_blocked: false,
+            is_held: false,
+        }
+    }
+
+    pub(super) fn payload_limit(&self) -> usize {
+        self.frame_max as usize - frame::OVERHEAD
+    }
+
+    /// Whether the client has said that it can do that.
+    pub(super) fn can(&self, capability: &str) -> bool {
+        let table = self.client_properties.get("capabilities");
+        let can = table.and_then(|table| table.as_table()?.get(capability)?.as_bool());
+        can.unwrap_or_default()
+    }
+
+    pub(super) fn channel(&mut self, number: u16) -> Option<&mut Channel> {
+        match self.channels.get_mut(&number)? {
+            Slot::Open(channel) => Some(channel),
+            Slot::Closing => None,
+        }
+    }
+
+    /// Whether this consumer may get another message now.
+    pub(super) fn takes(&self, number: u16, consumer_tag: &str) -> bool {
+        match self.channels.get(&number) {
+            Some(Slot::Open(channel)) => !self.is_full() && channel.takes(consumer_tag),
+            _ => false,
+        }
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.output.len() > MAX_OUTPUT
+    }
+
+    // ---- what it is sent ----
+
+    pub(super) fn send(&mut self, channel: u16, method: &impl Encode) {
+        let limit = self.payload_limit();
+        // What is too large for a frame came in a frame, so this is a name that has been repeated.
+        let _ = frame::write_method(&mut self.output, channel, method, limit);
+    }
+
+    pub(super) fn send_content(
+        &mut self,
+        channel: u16,
+        method: &impl Encode,
+        properties: &Properties,
+        body: &[u8],
+    ) {
+        self.send(channel, method);
+        let limit = self.payload_limit();
+        let written =
+            frame::write_content(&mut self.output, channel, Some(properties), body, limit);
+        if written.is_err() {
+            // Headers that have grown too large for this client's frames on the way.
+            let none = Properties::default();
+            let _ = frame::write_content(&mut self.output, channel, Some(&none), body, limit);
+        }
+    }
+
+    pub(super) fn send_heartbeat(&mut self) {
+        frame::write_heartbeat(&mut self.output);
+    }
+
+    pub(super) fn close_connection(&mut self, refusal: &Refusal, because_of: Option<MethodId>) {
+        let because_of = because_of.unwrap_or(MethodId {
+            class: 0,
+            method: 0,
+        });
+        self.send(
+            0,
+            &ConnectionClose {
+                reply_code: refusal.code.0,
+                reply_text: short(&refusal.text).into(),
+                class_id: because_of.class,
+                method_id: because_of.method,
+            },
+        );
+        self.stage = Stage::Closing;
+    }
+
+    /// What was on the channel is the caller's business.
+    pub(super) fn close_channel(
+        &mut self,
+        number: u16,
+        refusal: &Refusal,
+        because_of: Option<MethodId>,
+    ) {
+        let because_of = because_of.unwrap_or(MethodId {
+            class: 0,
+            method: 0,
+        });
+        self.send(
+            number,
+            &ChannelClose {
+                reply_code: refusal.code.0,
+                reply_text: short(&refusal.text).into(),
+                class_id: because_of.class,
+                method_id: because_of.method,
+            },
+        );
+        self.channels.insert(number, Slot::Closing);
+    }
+
+    pub(super) fn name(&self) -> Option<&str> {
+        self.client_properties
+            .get("connection_name")
+            .and_then(FieldValue::as_str)
+    }
+}
+
+/// As much as a short string holds.
+fn short(text: &str) -> String {
+    const LONGEST: usize = 255;
+    if text.len() <= LONGEST {
+        return text.to_owned();
+    }
+    let mut end = LONGEST - 3;
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    format!("{}...", text.get(..end).unwrap_or_default())
+}
