@@ -28,6 +28,9 @@ pub(super) struct Arguments {
     pub(super) dead_letter_exchange: Option<String>,
     pub(super) dead_letter_routing_key: Option<String>,
     pub(super) single_active: bool,
+    /// It counts how often a message has come back, and else is as any other.
+    pub(super) is_quorum: bool,
+    pub(super) delivery_limit: Option<u64>,
 }
 
 /// Ten years of milliseconds: more is refused.
@@ -57,6 +60,7 @@ impl Arguments {
     /// `resource` is the queue as texts name it.
     pub(super) fn read(table: &FieldTable, resource: &str) -> Result<Self, Refusal> {
         let read = Reader { table, resource };
+        let is_quorum = read.is_quorum()?;
         let dead_letter_exchange = read.text("x-dead-letter-exchange")?;
         let dead_letter_routing_key = read.text("x-dead-letter-routing-key")?;
         if dead_letter_routing_key.is_some() && dead_letter_exchange.is_none() {
@@ -73,6 +77,8 @@ impl Arguments {
             max_priority: priority.and_then(|it| u8::try_from(it).ok()),
             dead_letter_exchange,
             dead_letter_routing_key,
+            is_quorum,
+            delivery_limit: read.number("x-delivery-limit", u64::MAX, "")?,
             single_active: read.truth("x-single-active-consumer")?,
             table: table.clone(),
         })
@@ -151,6 +157,21 @@ impl Reader<'_> {
             Some(value) => value
                 .as_bool()
                 .ok_or_else(|| self.unacceptable(name, value)),
+        }
+    }
+
+    fn is_quorum(&self) -> Result<bool, Refusal> {
+        match self.text("x-queue-type")?.as_deref() {
+            None | Some("classic") => Ok(false),
+            Some("quorum") => Ok(true),
+            Some("stream") => {
+                let text = "\"streams are not in the box\"";
+                Err(self.invalid("x-queue-type", text))
+            }
+            Some(other) => {
+                let text = format!("\"unsupported queue type '{other}'\"");
+                Err(self.invalid("x-queue-type", text))
+            }
         }
     }
 

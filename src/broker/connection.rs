@@ -1,6 +1,6 @@
 //! What concerns a connection as a whole: its handshake, its end, its channels' beginnings.
 
-use super::core::{tell_blocked, Core};
+use super::core::{confirm_all, tell_blocked, Core};
 use super::options::BrokerOptions;
 use super::refusal::Refusal;
 use super::session::{Session, Slot, Stage};
@@ -259,6 +259,7 @@ impl Core {
                 Err(channel_error("second 'channel.open' seen"))
             }
             (Some(Slot::Open(_)), Some("channel.close")) => {
+                confirm_all(session);
                 self.end_channel(id, session, number);
                 session.send(number, &ChannelCloseOk {});
                 Ok(())

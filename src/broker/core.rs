@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use super::channel::{Mode, Unacknowledged};
 use super::connection::method_id;
-use super::message::Message;
+use super::message::{Message, Reason};
 use super::options::BrokerOptions;
 use super::queue::{QueueId, Subscriber};
 use super::refusal::Refusal;
@@ -16,9 +16,10 @@ use super::state::PublishedMessage;
 use super::vhost::Vhost;
 use super::SessionId;
 use crate::error::ReplyCode;
-use crate::wire::frame::{self, Cut, Frame};
+use crate::wire::frame::{self, Cut, Frame, FrameKind};
 use crate::wire::method::{
-    BasicAck, BasicCancel, BasicDeliver, ConnectionBlocked, ConnectionUnblocked,
+    BasicAck, BasicCancel, BasicDeliver, BasicPublish, ConnectionBlocked, ConnectionUnblocked,
+    Encode,
 };
 
 /// What it does on demand, to be tested with.
@@ -76,7 +77,6 @@ impl Core {
     pub(super) fn receive(&mut self, id: SessionId, input: &[u8]) -> usize {
         let mut consumed = 0;
         while let Some(mut session) = self.sessions.remove(&id) {
-            session.last_input = self.now;
             let rest = input.get(consumed..).unwrap_or_default();
             let length = self.step(id, &mut session, rest);
             consumed += length;
@@ -116,7 +116,10 @@ impl Core {
     }
 
     fn frame(&mut self, id: SessionId, session: &mut Session, frame: &Frame<'_>) {
-        let method = method_id(frame);
+        let method = match frame.kind {
+            FrameKind::Header | FrameKind::Body => Some(BasicPublish::ID),
+            FrameKind::Method | FrameKind::Heartbeat => method_id(frame),
+        };
         let handled = match (session.stage, frame.channel) {
             (Stage::Running, number @ 1..) => self.channel_frame(id, session, number, frame),
             _ => self.connection_frame(id, session, frame),
@@ -124,6 +127,7 @@ impl Core {
         let Err(refusal) = handled else {
             return;
         };
+        confirm_all(session);
         if refusal.costs_connection || frame.channel == 0 {
             return self.close(id, session, &refusal, method);
         }
@@ -226,8 +230,11 @@ impl Core {
                 continue;
             };
             queue.unacknowledged -= 1;
-            queue.requeue(message.entry);
+            let surplus = queue.requeue(message.entry);
             vhost.changed(message.queue);
+            if let Some(entry) = surplus {
+                vhost.bury(message.queue, &entry, Reason::DeliveryLimit, self.now);
+            }
         }
     }
 
@@ -300,10 +307,10 @@ impl Core {
         let queues = self.vhosts.values().filter_map(Vhost::next_expiration);
         let sessions = self.sessions.values().filter(|it| !it.heartbeat.is_zero());
         let heartbeats = sessions.flat_map(|it| {
-            let silent = it.last_input + 2 * it.heartbeat;
-            [silent, it.last_output + it.heartbeat / 2]
+            let silent = (!it.is_held).then(|| it.last_input + 2 * it.heartbeat);
+            [silent, Some(it.last_output + it.heartbeat / 2)]
         });
-        queues.chain(heartbeats).min()
+        queues.chain(heartbeats.flatten()).min()
     }
 
     pub(super) fn handle_time(&mut self) {
@@ -321,7 +328,8 @@ impl Core {
                     session.send_heartbeat();
                 }
             }
-            if now >= session.last_input + 2 * session.heartbeat {
+            // What waits in the socket of one that is held is not read.
+            if now >= session.last_input + 2 * session.heartbeat && !session.is_held {
                 silent.push(*id);
             }
         }
@@ -471,7 +479,7 @@ fn deliver_one(
         return false;
     };
     queue.rotate(at);
-    let message = Arc::clone(&entry.message);
+    let (message, properties) = (Arc::clone(&entry.message), entry.properties().into_owned());
     let consumer = channel.consumers.get(&subscriber.consumer_tag);
     let no_ack = consumer.is_some_and(|it| it.no_ack);
     let method = BasicDeliver {
@@ -489,11 +497,6 @@ fn deliver_one(
             consumer_tag: Some(subscriber.consumer_tag.clone()),
         });
     }
-    session.send_content(
-        subscriber.channel,
-        &method,
-        &message.properties,
-        &message.body,
-    );
+    session.send_content(subscriber.channel, &method, &properties, &message.body);
     true
 }

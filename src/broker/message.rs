@@ -1,5 +1,6 @@
 //! Messages, as the broker keeps them.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -46,7 +47,20 @@ pub(super) struct Entry {
     pub(super) place: (u8, u64),
     pub(super) message: Arc<Message>,
     pub(super) redelivered: bool,
+    /// How often it has come back, to a queue that counts that.
+    pub(super) returns: u64,
     pub(super) expires_at: Option<Instant>,
+}
+
+impl Entry {
+    /// With a header that tells how often it has come back.
+    pub(super) fn properties(&self) -> Cow<'_, Properties> {
+        let properties = &self.message.properties;
+        match self.returns {
+            0 => Cow::Borrowed(properties),
+            count => Cow::Owned(properties.clone().header("x-delivery-count", count as i64)),
+        }
+    }
 }
 
 /// Why a message leaves its queue without having been acknowledged.
@@ -55,6 +69,7 @@ pub(super) enum Reason {
     Rejected,
     Expired,
     MaxLength,
+    DeliveryLimit,
 }
 
 impl Reason {
@@ -63,6 +78,7 @@ impl Reason {
             Self::Rejected => "rejected",
             Self::Expired => "expired",
             Self::MaxLength => "maxlen",
+            Self::DeliveryLimit => "delivery_limit",
         }
     }
 }

@@ -385,6 +385,7 @@ impl Asked<'_> {
         queue.unacknowledged += usize::from(!method.no_ack);
         let message_count = queue.ready() as u32;
         let message = std::sync::Arc::clone(&entry.message);
+        let properties = entry.properties().into_owned();
         let channel = self.channel()?;
         let found = BasicGetOk {
             delivery_tag: channel.next_delivery_tag(),
@@ -400,9 +401,8 @@ impl Asked<'_> {
                 consumer_tag: None,
             });
         }
-        let (properties, body) = (&message.properties, &message.body);
         self.session
-            .send_content(self.number, &found, properties, body);
+            .send_content(self.number, &found, &properties, &message.body);
         Ok(())
     }
 

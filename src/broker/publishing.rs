@@ -16,8 +16,8 @@ use crate::wire::frame::{ContentHeader, Frame, FrameKind};
 use crate::wire::method::{BasicNack, BasicPublish, BasicReturn};
 use crate::wire::properties::Properties;
 
-/// RabbitMQ's limit, in bytes.
-const MAX_MESSAGE_SIZE: usize = 128 << 20;
+/// In bytes; that of RabbitMQ 4, where older ones take 128 MiB.
+const MAX_MESSAGE_SIZE: usize = 16 << 20;
 
 impl Asked<'_> {
     pub(super) fn publish_begins(&mut self, method: BasicPublish<'static>) -> Result<(), Refusal> {

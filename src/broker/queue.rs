@@ -91,14 +91,23 @@ impl Queue {
             place: (u8::MAX - priority, self.came),
             message,
             redelivered: false,
+            returns: 0,
             expires_at: ttl.map(|ttl| now + ttl),
         });
     }
 
-    /// Where it was.
-    pub(super) fn requeue(&mut self, mut entry: Entry) {
+    /// Where it was. Returns it if it has come back too often.
+    pub(super) fn requeue(&mut self, mut entry: Entry) -> Option<Entry> {
         entry.redelivered = true;
+        if self.arguments.is_quorum {
+            entry.returns += 1;
+            let limit = self.arguments.delivery_limit;
+            if limit.is_some_and(|limit| entry.returns > limit) {
+                return Some(entry);
+            }
+        }
         self.put(entry);
+        None
     }
 
     fn put(&mut self, entry: Entry) {

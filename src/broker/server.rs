@@ -218,30 +218,31 @@ impl Server {
 impl Socket {
     /// Reads one piece. True if there is more.
     fn read(&mut self, id: SessionId, core: &mut Core) -> bool {
-        let Some(session) = core.sessions.get(&id) else {
+        let now = core.now;
+        let Some(session) = core.sessions.get_mut(&id).filter(|it| !it.is_held) else {
             return false;
         };
-        if session.is_held || session.stage == Stage::Over && !self.readable {
-            return false;
+        if self.readable && self.fill() > 0 {
+            session.last_input = now;
         }
-        let before = self.input.len();
-        if self.readable {
-            self.fill();
+        if session.stage == Stage::Over {
+            self.input.clear();
         }
-        if before == self.input.len() && !self.readable && before == 0 {
-            return false;
+        if !self.input.is_empty() {
+            let consumed = core.receive(id, &self.input);
+            self.input.drain(..consumed);
         }
-        let consumed = core.receive(id, &self.input);
-        self.input.drain(..consumed);
-        self.readable
+        self.readable && !self.is_broken
     }
 
-    fn fill(&mut self) {
+    /// Returns how many bytes came.
+    fn fill(&mut self) -> usize {
         let start = self.input.len();
         self.input.resize(start + PIECE, 0);
         let room = self.input.get_mut(start..).unwrap_or_default();
         let read = self.stream.read(room);
-        self.input.truncate(start + *read.as_ref().unwrap_or(&0));
+        let count = *read.as_ref().unwrap_or(&0);
+        self.input.truncate(start + count);
         match read {
             Ok(0) => self.is_broken = true,
             Ok(_) => {}
@@ -249,6 +250,7 @@ impl Socket {
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(_) => self.is_broken = true,
         }
+        count
     }
 
     fn write(&mut self, id: SessionId, core: &mut Core, now: Instant, delay: Duration) {

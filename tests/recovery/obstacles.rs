@@ -396,7 +396,7 @@ fn a_remote_call_that_waits_for_the_connection_is_not_lost_with_the_next() {
         .serve(requests.name(), |request| request.body().to_vec())
         .unwrap();
     let mut lost_again = 0;
-    for after in (400..900).step_by(50) {
+    for after in (300..900).step_by(50) {
         let lossy = Lossy::new();
         let client = RpcClient::new(&lossy.connection).unwrap();
         lossy.proxy.refuse(true);
