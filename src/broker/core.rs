@@ -32,6 +32,28 @@ pub(super) struct Faults {
     pub(super) no_heartbeats: bool,
 }
 
+/// A message that has come, and into how many queues it went.
+#[derive(Debug)]
+pub(super) struct Noted {
+    pub(super) vhost: Arc<str>,
+    pub(super) message: Arc<Message>,
+    pub(super) queues: usize,
+}
+
+impl Noted {
+    pub(super) fn state(&self) -> PublishedMessage {
+        let message = &*self.message;
+        PublishedMessage {
+            vhost: self.vhost.as_ref().to_owned(),
+            exchange: message.exchange.clone(),
+            routing_key: message.routing_key.clone(),
+            properties: message.properties.clone(),
+            body: message.body.clone(),
+            queues: self.queues,
+        }
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Core {
     pub(super) options: BrokerOptions,
@@ -42,7 +64,7 @@ pub(super) struct Core {
     /// Who waits for an answer behind a key of direct reply-to.
     pub(super) replies: HashMap<String, (SessionId, u16)>,
     /// The newest last.
-    pub(super) published: VecDeque<PublishedMessage>,
+    pub(super) published: VecDeque<Noted>,
     last_session: u64,
 }
 
@@ -76,18 +98,24 @@ impl Core {
     /// Takes in what has come, and returns how many bytes were understood.
     pub(super) fn receive(&mut self, id: SessionId, input: &[u8]) -> usize {
         let mut consumed = 0;
+        // It is out of the map while its frames are worked on, and back when messages go to all.
         while let Some(mut session) = self.sessions.remove(&id) {
-            let rest = input.get(consumed..).unwrap_or_default();
-            let length = self.step(id, &mut session, rest);
-            consumed += length;
-            if length == 0 {
+            let is_all = loop {
+                let rest = input.get(consumed..).unwrap_or_default();
+                let length = self.step(id, &mut session, rest);
+                consumed += length;
+                if length == 0 || self.vhosts.values().any(Vhost::has_changed) {
+                    break length == 0;
+                }
+            };
+            if is_all {
                 confirm_all(&mut session);
             }
             self.sessions.insert(id, session);
-            if length == 0 {
+            self.pump();
+            if is_all {
                 break;
             }
-            self.pump();
         }
         consumed
     }
@@ -378,7 +406,7 @@ impl Core {
         self.pump();
     }
 
-    pub(super) fn note(&mut self, message: PublishedMessage) {
+    pub(super) fn note(&mut self, message: Noted) {
         if self.published.len() >= self.options.published_limit {
             self.published.pop_front();
         }

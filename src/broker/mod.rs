@@ -171,7 +171,7 @@ impl Broker {
     /// What was published, the newest last; of all virtual hosts, and as many as
     /// [`published_limit`](BrokerOptions::published_limit) says. Dead letters are not among them.
     pub fn published(&self) -> Vec<PublishedMessage> {
-        self.look(|core| core.published.iter().cloned().collect())
+        self.look(|core| core.published.iter().map(|it| it.state()).collect())
     }
 
     /// Waits until the broker is as it shall be, and looks after everything that happens. False if that takes longer than

@@ -5,11 +5,10 @@ use std::sync::Arc;
 use super::arguments::LONGEST;
 use super::channel::{Incoming, Mode, Staged};
 use super::connection::unexpected_frame;
-use super::core::confirm_all;
+use super::core::{confirm_all, Noted};
 use super::message::Message;
 use super::methods::{Asked, REPLY_TO};
 use super::refusal::Refusal;
-use super::state::PublishedMessage;
 use super::vhost::Routed;
 use crate::error::ReplyCode;
 use crate::wire::frame::{ContentHeader, Frame, FrameKind};
@@ -185,12 +184,10 @@ impl Asked<'_> {
             Routed::To(count) => count,
             Routed::Rejected => 0,
         };
-        self.core.note(PublishedMessage {
-            vhost: self.session.vhost.clone(),
-            exchange: message.exchange.clone(),
-            routing_key: message.routing_key.clone(),
-            properties: message.properties.clone(),
-            body: message.body.clone(),
+        let vhost = Arc::clone(&self.vhost()?.name);
+        self.core.note(Noted {
+            vhost,
+            message: Arc::clone(&message),
             queues,
         });
         if mandatory && routed == Routed::To(0) {

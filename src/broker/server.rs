@@ -58,6 +58,8 @@ pub(super) struct Server {
     shared: Arc<Shared>,
     sockets: HashMap<SessionId, Socket>,
     accepts: bool,
+    /// Where input is read to.
+    piece: Vec<u8>,
 }
 
 impl Server {
@@ -89,6 +91,7 @@ impl Server {
             shared,
             sockets: HashMap::new(),
             accepts: false,
+            piece: vec![0; PIECE],
         };
         Ok((server, address))
     }
@@ -149,7 +152,7 @@ impl Server {
         control.core.handle_time();
         let mut has_more = false;
         for (id, socket) in &mut self.sockets {
-            has_more |= socket.read(*id, &mut control.core);
+            has_more |= socket.read(*id, &mut control.core, &mut self.piece);
         }
         let mut next = control.core.deadline();
         for (id, socket) in &mut self.sockets {
@@ -217,12 +220,12 @@ impl Server {
 
 impl Socket {
     /// Reads one piece. True if there is more.
-    fn read(&mut self, id: SessionId, core: &mut Core) -> bool {
+    fn read(&mut self, id: SessionId, core: &mut Core, piece: &mut [u8]) -> bool {
         let now = core.now;
         let Some(session) = core.sessions.get_mut(&id).filter(|it| !it.is_held) else {
             return false;
         };
-        if self.readable && self.fill() > 0 {
+        if self.readable && self.fill(piece) > 0 {
             session.last_input = now;
         }
         if session.stage == Stage::Over {
@@ -236,13 +239,11 @@ impl Socket {
     }
 
     /// Returns how many bytes came.
-    fn fill(&mut self) -> usize {
-        let start = self.input.len();
-        self.input.resize(start + PIECE, 0);
-        let room = self.input.get_mut(start..).unwrap_or_default();
-        let read = self.stream.read(room);
+    fn fill(&mut self, piece: &mut [u8]) -> usize {
+        let read = self.stream.read(piece);
         let count = *read.as_ref().unwrap_or(&0);
-        self.input.truncate(start + count);
+        self.input
+            .extend_from_slice(piece.get(..count).unwrap_or_default());
         match read {
             Ok(0) => self.is_broken = true,
             Ok(_) => {}

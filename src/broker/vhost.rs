@@ -37,7 +37,7 @@ pub(super) enum Routed {
 
 #[derive(Debug)]
 pub(super) struct Vhost {
-    pub(super) name: String,
+    pub(super) name: Arc<str>,
     exchanges: BTreeMap<String, Exchange>,
     queues: BTreeMap<QueueId, Queue>,
     ids: HashMap<String, QueueId>,
@@ -76,7 +76,7 @@ impl Vhost {
             ((*name).to_owned(), exchange)
         };
         Self {
-            name: name.to_owned(),
+            name: name.into(),
             exchanges: PREDECLARED.iter().map(predeclared).collect(),
             queues: BTreeMap::new(),
             ids: HashMap::new(),
@@ -496,6 +496,10 @@ impl Vhost {
         if self.queues.contains_key(&id) {
             self.changed.insert(id);
         }
+    }
+
+    pub(super) fn has_changed(&self) -> bool {
+        !self.changed.is_empty() || !self.orphans.is_empty()
     }
 
     pub(super) fn pop_changed(&mut self) -> Option<QueueId> {
