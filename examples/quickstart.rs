@@ -1,8 +1,10 @@
 //! Publishes 1,000 messages with confirms, then consumes and acknowledges them.
 //!
-//!     tests/with-rabbitmq cargo run --example quickstart
+//!     cargo run --example quickstart
 //!
-//! Uses the broker at `AMQP_URL`, or RabbitMQ on this machine with its defaults.
+//! Uses the broker at `AMQP_URL`, or one in this process.
+
+mod common;
 
 use std::time::Duration;
 
@@ -11,10 +13,8 @@ use leveret::{Connection, ConsumeOptions, Message, QueueDeclareOptions, Result};
 const COUNT: u32 = 1000;
 
 fn main() -> Result<()> {
-    let connection = match std::env::var("AMQP_URL") {
-        Ok(uri) => Connection::open(&uri)?,
-        Err(_) => Connection::open_default()?,
-    };
+    let (uri, _broker) = common::broker()?;
+    let connection = Connection::open(&uri)?;
     let channel = connection.open_channel()?;
     let queue = channel.queue_declare("", QueueDeclareOptions::exclusive())?;
 

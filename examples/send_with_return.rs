@@ -1,16 +1,16 @@
 //! Publishes a message that no queue is bound for, and gets it back.
 //!
-//!     tests/with-rabbitmq cargo run --example send_with_return
+//!     cargo run --example send_with_return
 //!
-//! Uses the broker at `AMQP_URL`, or RabbitMQ on this machine with its defaults.
+//! Uses the broker at `AMQP_URL`, or one in this process.
+
+mod common;
 
 use leveret::{Connection, Message, Result};
 
 fn main() -> Result<()> {
-    let connection = match std::env::var("AMQP_URL") {
-        Ok(uri) => Connection::open(&uri)?,
-        Err(_) => Connection::open_default()?,
-    };
+    let (uri, _broker) = common::broker()?;
+    let connection = Connection::open(&uri)?;
     let publisher = connection.open_channel()?.publisher()?;
     let message = Message::new("hello").content_type("text/plain");
     match publisher.publish("", "no such queue", message)?.wait() {

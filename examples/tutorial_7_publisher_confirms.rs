@@ -1,11 +1,12 @@
 //! RabbitMQ's tutorial 7: three ways to know that the broker has every message, and what they cost.
 //!
-//!     tests/with-rabbitmq cargo run --release --example tutorial_7_publisher_confirms [MESSAGES]
+//!     cargo run --release --example tutorial_7_publisher_confirms [MESSAGES]
 //!
-//! Uses the broker at `AMQP_URL`, or RabbitMQ on this machine with its defaults. Without an argument it publishes
-//! 50,000 messages each way.
+//! Uses the broker at `AMQP_URL`, or one in this process. Without an argument it publishes 50,000 messages each way.
 //!
 //! See <https://www.rabbitmq.com/tutorials/tutorial-seven-java>.
+
+mod common;
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -19,10 +20,8 @@ fn main() -> Result<()> {
             std::process::exit(2)
         })
     });
-    let connection = match std::env::var("AMQP_URL") {
-        Ok(uri) => Connection::open(&uri)?,
-        Err(_) => Connection::open_default()?,
-    };
+    let (uri, _broker) = common::broker()?;
+    let connection = Connection::open(&uri)?;
     for (how, publish) in [
         ("individually", publish_individually as Way),
         ("in batches", publish_in_batches),

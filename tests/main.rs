@@ -9,6 +9,7 @@
     clippy::indexing_slicing
 )]
 
+mod broker;
 mod channels;
 mod connecting;
 mod consuming;

@@ -66,7 +66,7 @@ impl Session {
         let capabilities = capabilities.fold(FieldTable::new(), |table, it| table.with(*it, true));
         let server_properties = FieldTable::new()
             .with("capabilities", capabilities)
-            .with("product", "leveret's broker for tests")
+            .with("product", env!("CARGO_PKG_NAME"))
             .with("version", env!("CARGO_PKG_VERSION"));
         let start = ConnectionStart {
             version_major: 0,

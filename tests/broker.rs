@@ -1,0 +1,390 @@
+//! The broker that this crate has for tests: its faults, and what a look inside shows. That it else does what RabbitMQ does, all
+//! other tests show, which run with both.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use leveret::broker::{Broker, BrokerOptions};
+use leveret::{
+    Channel, Connection, ConnectionEvent, ConnectionOptions, ConsumeOptions, ErrorKind, Message,
+    QueueDeclareOptions, RecoveryOptions, ReplyCode,
+};
+
+use crate::recovery::recovered;
+use crate::support::proxy::{Direction, Proxy};
+use crate::support::{eventually, SOON};
+
+fn options(broker: &Broker) -> ConnectionOptions {
+    ConnectionOptions::from_uri(&broker.uri()).unwrap()
+}
+
+fn start() -> (Broker, Channel) {
+    let broker = Broker::start().unwrap();
+    let connection = Connection::open(&broker.uri()).unwrap();
+    let channel = connection.open_channel().unwrap();
+    (broker, channel)
+}
+
+#[test]
+fn many_brokers_are_apart_from_each_other_and_end_with_their_value() {
+    let brokers: Vec<_> = (0..50).map(|_| start()).collect();
+    for (number, (broker, channel)) in brokers.iter().enumerate() {
+        let name = format!("q{number}");
+        let queue = channel
+            .queue_declare(&name, QueueDeclareOptions::durable())
+            .unwrap();
+        queue.publish("only here").unwrap();
+        assert!(broker.wait_until(SOON, |it| it.queues().len() == 1
+            && it.published().len() == 1));
+        assert_eq!(broker.queues()[0].name, name);
+    }
+    let (broker, _channel) = brokers.into_iter().next().unwrap();
+    let address = broker.address();
+    drop(broker);
+    assert!(TcpStream::connect(address).is_err());
+}
+
+#[test]
+fn a_look_inside_shows_queues_connections_and_what_was_published() {
+    let (broker, channel) = start();
+    assert_eq!(broker.queue("q"), None);
+    let queue = channel
+        .queue_declare("q", QueueDeclareOptions::durable())
+        .unwrap();
+    let message = Message::new("routed").header("n", 1);
+    channel.basic_publish("", "q", message).unwrap();
+    channel.basic_publish("amq.topic", "a.b", "lost").unwrap();
+    queue.publish("second").unwrap();
+    channel.basic_qos(1).unwrap();
+    let consumer = queue.consume(ConsumeOptions::default()).unwrap();
+    let delivery = consumer.recv().unwrap().unwrap();
+
+    let state = broker.queue("q").unwrap();
+    let counts = (state.ready, state.unacknowledged, state.consumers);
+    assert_eq!(counts, (1, 1, 1));
+    let connections = broker.connections();
+    let [connection] = &connections[..] else {
+        panic!("{connections:?}");
+    };
+    assert_eq!(connection.user, "guest");
+    assert_eq!((connection.channels, connection.unacknowledged), (1, 1));
+    let published = broker.published();
+    let told: Vec<_> = published
+        .iter()
+        .map(|it| (it.exchange.as_str(), it.routing_key.as_str(), it.queues))
+        .collect();
+    assert_eq!(told, [("", "q", 1), ("amq.topic", "a.b", 0), ("", "q", 1)]);
+    let headers = published[0].properties.headers.as_ref().unwrap();
+    assert_eq!(headers.get("n").unwrap().as_i64(), Some(1));
+
+    delivery.ack().unwrap();
+    consumer.recv().unwrap().unwrap().ack().unwrap();
+    let is_empty = |it: &Broker| it.queue("q").is_some_and(|it| it.unacknowledged == 0);
+    assert!(broker.wait_until(SOON, is_empty));
+    drop((delivery, consumer, queue, channel));
+    assert!(broker.wait_until(SOON, |it| it.connections().is_empty()));
+    assert!(!broker.wait_until(Duration::from_millis(20), |it| it.queue("q").is_none()));
+}
+
+#[test]
+fn only_its_users_and_vhosts_are_let_in() {
+    let settings = BrokerOptions::default()
+        .user("bob", "secret")
+        .vhost("orders");
+    let shown = format!("{settings:?}");
+    assert!(
+        shown.contains("bob") && !shown.contains("secret"),
+        "{shown}"
+    );
+    let broker = Broker::start_with(settings.published_limit(1)).unwrap();
+    let bob = options(&broker).username("bob").password("secret");
+    let connection = Connection::open_with(&bob.clone().vhost("orders")).unwrap();
+    let channel = connection.open_channel().unwrap();
+    channel
+        .queue_declare("q", QueueDeclareOptions::durable())
+        .unwrap();
+    for body in ["1", "2"] {
+        channel.basic_publish("", "q", body).unwrap();
+    }
+    let came = |it: &Broker| it.queue_in("orders", "q").is_some_and(|it| it.ready == 2);
+    assert!(broker.wait_until(SOON, came));
+    assert_eq!(broker.queue("q"), None, "that is another vhost");
+    let published = broker.published();
+    assert_eq!((published.len(), &published[0].body[..]), (1, &b"2"[..]));
+
+    let refused = Connection::open_with(&bob.clone().vhost("nope")).unwrap_err();
+    assert_eq!(refused.reply_code(), Some(ReplyCode::NOT_ALLOWED));
+    let refused = Connection::open_with(&bob.password("wrong")).unwrap_err();
+    assert_eq!(refused.reply_code(), Some(ReplyCode::ACCESS_REFUSED));
+}
+
+#[test]
+fn connections_are_dropped_refused_and_let_in_again() {
+    let (broker, channel) = start();
+    let connection = channel.connection();
+    let events = connection.events();
+    broker.refuse_connections(true);
+    broker.drop_connections();
+    loop {
+        if let ConnectionEvent::RecoveryFailed { .. } = events.recv_timeout(SOON).unwrap() {
+            break;
+        }
+    }
+    assert!(broker.connections().is_empty());
+    broker.refuse_connections(false);
+    recovered(&events);
+    channel.basic_qos(1).unwrap();
+}
+
+#[test]
+fn a_broker_that_does_not_answer_goes_on_where_it_was() {
+    let (broker, channel) = start();
+    broker.stop_answering(true);
+    let short = Duration::from_millis(100);
+    let hasty = options(&broker).connect_timeout(short);
+    assert!(Connection::open_with(&hasty).unwrap_err().is_timeout());
+    let declares = move || channel.queue_declare("q", QueueDeclareOptions::durable()).map(drop);
+    let asked = thread::spawn(declares);
+    assert!(!broker.wait_until(short, |it| it.queue("q").is_some()));
+    broker.stop_answering(false);
+    asked.join().unwrap().unwrap();
+    assert!(broker.queue("q").is_some());
+}
+
+#[test]
+fn a_client_notices_when_heartbeats_stop() {
+    let broker = Broker::start().unwrap();
+    let options = options(&broker)
+        .heartbeat(Duration::from_secs(1))
+        .recovery(RecoveryOptions::none());
+    let connection = Connection::open_with(&options).unwrap();
+    // It lives as long as they come.
+    thread::sleep(Duration::from_millis(2500));
+    assert!(connection.is_open());
+    broker.stop_heartbeats(true);
+    connection.wait_closed(SOON).unwrap();
+    let cause = connection.close_cause().unwrap();
+    assert!(
+        matches!(cause.kind(), ErrorKind::HeartbeatMissed { .. }),
+        "{cause}"
+    );
+}
+
+#[test]
+fn a_client_that_is_silent_is_dropped_and_its_messages_go_back() {
+    let broker = Broker::start().unwrap();
+    let proxy = Proxy::start(&broker.uri());
+    let options = proxy.options().heartbeat(Duration::from_secs(1));
+    let channel = Connection::open_with(&options)
+        .unwrap()
+        .open_channel()
+        .unwrap();
+    let queue = channel
+        .queue_declare("q", QueueDeclareOptions::durable())
+        .unwrap();
+    queue.publish("unacknowledged").unwrap();
+    let consumer = queue.consume(ConsumeOptions::default()).unwrap();
+    let _delivery = consumer.recv().unwrap().unwrap();
+    // Nor does it hear that it comes back.
+    proxy.refuse(true);
+    proxy.drop_all(Direction::ToBroker);
+    let is_back =
+        |it: &Broker| it.connections().is_empty() && it.queue("q").is_some_and(|it| it.ready == 1);
+    assert!(broker.wait_until(SOON, is_back), "{:?}", broker.queues());
+}
+
+#[test]
+fn publishers_are_blocked_with_a_reason_and_go_on_afterwards() {
+    let (broker, channel) = start();
+    let connection = channel.connection();
+    let events = connection.events();
+    channel
+        .queue_declare("q", QueueDeclareOptions::durable())
+        .unwrap();
+    broker.block("low on memory");
+    let event = events.recv_timeout(SOON).unwrap();
+    assert!(
+        matches!(&event, ConnectionEvent::Blocked { reason } if reason == "low on memory"),
+        "{event:?}"
+    );
+    // Who comes now is told as well.
+    let late = Connection::open(&broker.uri()).unwrap();
+    eventually("it is blocked", || late.blocked_reason().is_some());
+    let publishing = thread::spawn({
+        let channel = channel.clone();
+        move || channel.publisher()?.publish("", "q", "held up")?.wait()
+    });
+    assert!(!broker.wait_until(Duration::from_millis(50), |it| !it.published().is_empty()));
+    broker.unblock();
+    publishing.join().unwrap().unwrap();
+}
+
+#[test]
+fn the_next_messages_are_refused() {
+    let (broker, channel) = start();
+    channel
+        .queue_declare("q", QueueDeclareOptions::durable())
+        .unwrap();
+    let publisher = channel.publisher().unwrap();
+    publisher
+        .publish("", "q", "before")
+        .unwrap()
+        .wait()
+        .unwrap();
+    broker.nack_next(2);
+    let outcomes: Vec<_> = (0..4)
+        .map(|_| publisher.publish("", "q", "body").unwrap())
+        .collect();
+    let outcomes: Vec<_> = outcomes.iter().map(|it| it.wait().is_ok()).collect();
+    assert_eq!(outcomes, [false, false, true, true]);
+    assert_eq!(
+        broker.queue("q").unwrap().ready,
+        3,
+        "no refused one is there"
+    );
+}
+
+#[test]
+fn channels_and_connections_are_closed_with_a_code_and_a_text() {
+    let (broker, channel) = start();
+    broker.close_channels(ReplyCode::RESOURCE_ERROR, "no more");
+    eventually("the channel is closed", || !channel.is_open());
+    let cause = channel.close_cause().unwrap();
+    assert_eq!(cause.reply_code(), Some(ReplyCode::RESOURCE_ERROR));
+    assert!(
+        cause.to_string().contains("RESOURCE_ERROR - no more"),
+        "{cause}"
+    );
+
+    let options = options(&broker).recovery(RecoveryOptions::none());
+    let connection = Connection::open_with(&options).unwrap();
+    broker.close_connections(ReplyCode::CONNECTION_FORCED, "maintenance");
+    connection.wait_closed(SOON).unwrap();
+    let cause = connection.close_cause().unwrap();
+    assert!(
+        cause
+            .to_string()
+            .contains("320 CONNECTION_FORCED - maintenance"),
+        "{cause}"
+    );
+}
+
+#[test]
+fn answers_come_later_when_they_are_to() {
+    let (broker, channel) = start();
+    let delay = Duration::from_millis(150);
+    broker.delay(delay);
+    let begin = Instant::now();
+    channel.basic_qos(1).unwrap();
+    assert!(begin.elapsed() >= delay);
+    broker.delay(Duration::ZERO);
+    channel.basic_qos(2).unwrap();
+}
+
+#[test]
+fn consumers_are_told_that_they_were_cancelled() {
+    let (broker, channel) = start();
+    let queue = channel
+        .queue_declare("q", QueueDeclareOptions::durable())
+        .unwrap();
+    let consumer = queue.consume(ConsumeOptions::default()).unwrap();
+    assert_eq!(broker.cancel_consumers("none"), 0);
+    assert_eq!(broker.cancel_consumers("q"), 1);
+    let error = consumer.recv().unwrap_err();
+    assert!(
+        matches!(error.kind(), ErrorKind::ConsumerCancelled { .. }),
+        "{error}"
+    );
+    assert_eq!(broker.queue("q").unwrap().consumers, 0);
+}
+
+#[test]
+fn a_restart_keeps_what_is_durable() {
+    let (broker, channel) = start();
+    let durable = QueueDeclareOptions::durable;
+    channel.queue_declare("kept", durable()).unwrap();
+    channel
+        .queue_declare("gone", QueueDeclareOptions::exclusive())
+        .unwrap();
+    channel
+        .queue_bind("kept", "amq.direct", "k", Default::default())
+        .unwrap();
+    let publisher = channel.publisher().unwrap();
+    for message in [Message::new("persistent").persistent(), Message::new("not")] {
+        publisher
+            .publish("amq.direct", "k", message)
+            .unwrap()
+            .wait()
+            .unwrap();
+    }
+    let address = broker.address();
+    channel.connection().close().unwrap();
+    broker.restart();
+    assert_eq!(broker.address(), address);
+    let names: Vec<_> = broker.queues().into_iter().map(|it| it.name).collect();
+    assert_eq!(names, ["kept"]);
+    let channel = Connection::open(&broker.uri())
+        .unwrap()
+        .open_channel()
+        .unwrap();
+    channel
+        .basic_publish("amq.direct", "k", "still bound")
+        .unwrap();
+    let bodies: Vec<_> = std::iter::from_fn(|| channel.basic_get("kept", true).unwrap())
+        .map(|it| String::from_utf8(it.body().to_vec()).unwrap())
+        .collect();
+    assert_eq!(bodies, ["persistent", "still bound"]);
+}
+
+#[test]
+fn a_client_that_reads_nothing_does_not_fill_the_memory() {
+    let (broker, channel) = start();
+    channel
+        .queue_declare("q", QueueDeclareOptions::durable())
+        .unwrap();
+    let publisher = channel.publisher().unwrap();
+    for _ in 0..64 {
+        publisher.publish("", "q", vec![0; 1 << 20]).unwrap();
+    }
+    publisher.wait_for_confirms().unwrap();
+    // It stops reading its socket when so much is unread.
+    let slow = options(&broker).max_unread_bytes(1 << 20);
+    let slow = Connection::open_with(&slow)
+        .unwrap()
+        .open_channel()
+        .unwrap();
+    let options = ConsumeOptions::default().no_ack();
+    let consumer = slow.basic_consume("q", options).unwrap();
+    assert!(broker.wait_until(SOON, |it| it.queue("q").is_some_and(|it| it.ready < 64)));
+    let comes_to_rest = |it: &Broker| it.queue("q").is_some_and(|it| it.ready < 32);
+    assert!(!broker.wait_until(Duration::from_millis(200), comes_to_rest));
+    for _ in 0..64 {
+        assert_eq!(consumer.recv().unwrap().unwrap().body().len(), 1 << 20);
+    }
+}
+
+/// What the broker says to these bytes until it closes the connection.
+fn answer_to(broker: &Broker, bytes: &[u8]) -> Vec<u8> {
+    let mut socket = TcpStream::connect(broker.address()).unwrap();
+    socket.set_read_timeout(Some(SOON)).unwrap();
+    socket.write_all(bytes).unwrap();
+    let mut answer = Vec::new();
+    // It may end with a reset, when bytes are left unread.
+    let _ = socket.read_to_end(&mut answer);
+    answer
+}
+
+#[test]
+fn what_is_no_amqp_is_answered_and_costs_nobody_else_anything() {
+    let (broker, channel) = start();
+    assert_eq!(
+        answer_to(&broker, b"GET / HTTP/1.1\r\n\r\n"),
+        b"AMQP\x00\x00\x09\x01"
+    );
+    let answer = answer_to(&broker, b"AMQP\x00\x00\x09\x01\x07no frame at all");
+    let text = String::from_utf8_lossy(&answer);
+    assert!(text.contains("FRAME_ERROR - "), "{text}");
+    channel.basic_qos(1).unwrap();
+}
