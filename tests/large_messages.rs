@@ -135,14 +135,14 @@ fn closing_waits_for_a_large_message_to_go_out() {
         let consumer = queue.consume(ConsumeOptions::default().no_ack()).unwrap();
         let connection = connect();
         let channel = connection.open_channel().unwrap();
-        channel.basic_publish("", &name, vec![9; 20 * MIB]).unwrap();
+        channel.basic_publish("", &name, vec![9; 12 * MIB]).unwrap();
         if whole_connection {
             connection.close().unwrap();
         } else {
             channel.close().unwrap();
         }
         let delivery = consumer.recv_timeout(SOON).unwrap().unwrap();
-        assert_eq!(delivery.body().len(), 20 * MIB);
+        assert_eq!(delivery.body().len(), 12 * MIB);
     }
 }
 
