@@ -106,9 +106,9 @@ impl Channel {
             return false;
         };
         let is_below = |count: usize, limit: u16| limit == 0 || count < limit.into();
-        consumer.no_ack
-            || (is_below(consumer.unacknowledged, consumer.prefetch)
-                && is_below(self.unacknowledged_of_consumers(), self.shared_prefetch))
+        // The limit for all holds up also those that acknowledge nothing.
+        is_below(self.unacknowledged_of_consumers(), self.shared_prefetch)
+            && (consumer.no_ack || is_below(consumer.unacknowledged, consumer.prefetch))
     }
 
     fn unacknowledged_of_consumers(&self) -> usize {

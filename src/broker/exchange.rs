@@ -128,12 +128,31 @@ fn matches_headers(wanted: &FieldTable, headers: Option<&FieldTable>) -> bool {
     }
 }
 
-/// Integers are equal whatever their width.
-pub(super) fn is_equal(one: &FieldValue, other: &FieldValue) -> bool {
-    match (one.as_i64(), other.as_i64()) {
-        (Some(one), Some(other)) => one == other,
-        _ => one == other,
+/// A time is a number, too.
+pub(super) fn integer(value: &FieldValue) -> Option<i128> {
+    let time = value.as_timestamp().map(i128::from);
+    time.or_else(|| value.as_i64().map(i128::from))
+}
+
+/// Integers and floats are the same whatever their width, and texts and bytes.
+pub(super) fn is_same(one: &FieldValue, other: &FieldValue) -> bool {
+    fn is_both<'a, T: PartialEq>(
+        [one, other]: [&'a FieldValue; 2],
+        read: impl Fn(&'a FieldValue) -> Option<T>,
+    ) -> bool {
+        read(one).is_some_and(|it| read(other) == Some(it))
     }
+    let both = [one, other];
+    one == other
+        || is_both(both, integer)
+        || is_both(both, FieldValue::as_f64)
+        || is_both(both, FieldValue::as_bytes)
+}
+
+/// In headers, a float can also be equal to an integer.
+fn is_equal(one: &FieldValue, other: &FieldValue) -> bool {
+    let number = |it: &FieldValue| it.as_f64().or_else(|| integer(it).map(|it| it as f64));
+    is_same(one, other) || number(one).is_some_and(|it| number(other) == Some(it))
 }
 
 #[cfg(test)]

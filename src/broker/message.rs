@@ -12,21 +12,25 @@ use crate::wire::value::{FieldTable, FieldValue};
 pub(super) struct Message {
     pub(super) exchange: String,
     pub(super) routing_key: String,
+    /// Further keys that nobody is told of: the header BCC, as it came.
+    pub(super) hidden_keys: Vec<String>,
     pub(super) properties: Properties,
     pub(super) body: Vec<u8>,
 }
 
 impl Message {
-    /// All keys by which it is routed: its own, then those of the headers CC and BCC.
-    pub(super) fn routing_keys(&self) -> Vec<&str> {
-        let mut keys = vec![self.routing_key.as_str()];
+    /// All keys by which it is routed.
+    pub(super) fn routing_keys(&self) -> impl Iterator<Item = &str> {
+        let hidden = self.hidden_keys.iter().map(String::as_str);
+        self.open_keys().chain(hidden)
+    }
+
+    /// Its own key and those of the header CC.
+    fn open_keys(&self) -> impl Iterator<Item = &str> {
         let headers = self.properties.headers.as_ref();
-        for name in ["CC", "BCC"] {
-            let more = headers.and_then(|headers| headers.get(name));
-            let more = more.and_then(FieldValue::as_array).unwrap_or_default();
-            keys.extend(more.iter().filter_map(FieldValue::as_str));
-        }
-        keys
+        let copies = headers.and_then(|headers| headers.get("CC")?.as_array());
+        let copies = copies.unwrap_or_default().iter();
+        std::iter::once(self.routing_key.as_str()).chain(copies.filter_map(FieldValue::as_str))
     }
 
     pub(super) fn is_persistent(&self) -> bool {
@@ -99,35 +103,18 @@ pub(super) fn dead_letter(
 ) -> Message {
     let mut properties = message.properties.clone();
     let mut headers = properties.headers.take().unwrap_or_default();
+    let is_first = headers.get("x-death").is_none();
     let mut deaths = match headers.remove("x-death") {
         Some(FieldValue::Array(deaths)) => deaths,
         _ => Vec::new(),
     };
-    let count = match deaths.iter().position(|it| is_death(it, queue, reason)) {
-        Some(at) => {
-            let death = deaths.remove(at);
-            let count = death.as_table().and_then(|it| it.get("count")?.as_i64());
-            count.unwrap_or_default() + 1
-        }
-        None => 1,
+    let death = match deaths.iter().position(|it| is_death(it, queue, reason)) {
+        Some(at) => once_more(deaths.remove(at)),
+        None => FieldValue::Table(death(message, queue, reason)),
     };
-    let keys = message.routing_keys().into_iter();
-    let mut death = FieldTable::new()
-        .with("count", count)
-        .with("reason", reason.name())
-        .with("queue", queue)
-        .with("time", FieldValue::Timestamp(now_in_seconds()))
-        .with("exchange", message.exchange.as_str())
-        .with(
-            "routing-keys",
-            FieldValue::Array(keys.map(FieldValue::from).collect()),
-        );
-    if let Some(expiration) = properties.expiration.take() {
-        death.insert("original-expiration", expiration);
-    }
-    deaths.insert(0, FieldValue::Table(death));
+    deaths.insert(0, death);
     headers.insert("x-death", FieldValue::Array(deaths));
-    if headers.get("x-first-death-reason").is_none() {
+    if is_first {
         headers.insert("x-first-death-reason", reason.name());
         headers.insert("x-first-death-queue", queue);
         headers.insert("x-first-death-exchange", message.exchange.as_str());
@@ -135,13 +122,45 @@ pub(super) fn dead_letter(
     if routing_key.is_some() {
         headers.remove("CC");
     }
-    headers.remove("BCC");
     properties.headers = Some(headers);
+    properties.expiration = None;
     Message {
         exchange: exchange.to_owned(),
         routing_key: routing_key.unwrap_or(&message.routing_key).to_owned(),
+        hidden_keys: match routing_key {
+            Some(_) => Vec::new(),
+            None => message.hidden_keys.clone(),
+        },
         properties,
         body: message.body.clone(),
+    }
+}
+
+/// What `x-death` says of a first death for that reason in that queue.
+fn death(message: &Message, queue: &str, reason: Reason) -> FieldTable {
+    let keys = message.open_keys().map(FieldValue::from).collect();
+    let mut death = FieldTable::new()
+        .with("count", 1_i64)
+        .with("reason", reason.name())
+        .with("queue", queue)
+        .with("time", FieldValue::Timestamp(now_in_seconds()))
+        .with("exchange", message.exchange.as_str())
+        .with("routing-keys", FieldValue::Array(keys));
+    if let Some(expiration) = &message.properties.expiration {
+        death.insert("original-expiration", expiration.as_str());
+    }
+    death
+}
+
+/// It is counted, and else stays as it was the first time.
+fn once_more(death: FieldValue) -> FieldValue {
+    match death {
+        FieldValue::Table(mut death) => {
+            let count = death.get("count").and_then(FieldValue::as_i64);
+            death.insert("count", count.unwrap_or_default().saturating_add(1));
+            FieldValue::Table(death)
+        }
+        other => other,
     }
 }
 

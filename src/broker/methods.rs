@@ -7,7 +7,7 @@ use super::exchange::{Binding, Destination};
 use super::queue::Subscriber;
 use super::refusal::Refusal;
 use super::session::Session;
-use super::vhost::{made_up, Vhost};
+use super::vhost::{made_up, Routed, Vhost};
 use super::SessionId;
 use crate::error::ReplyCode;
 use crate::wire::frame::{Frame, FrameKind};
@@ -202,8 +202,12 @@ impl Asked<'_> {
                 self.reply(false, &TxSelectOk {});
             }
             Method::TxCommit(_) => {
+                let mut is_whole = true;
                 for staged in self.take_staged()? {
-                    self.commit(staged)?;
+                    is_whole &= self.commit(staged)? != Routed::Rejected;
+                }
+                if !is_whole {
+                    return Err(Refusal::failed("partial tx completion"));
                 }
                 self.reply(false, &TxCommitOk {});
             }
@@ -470,12 +474,10 @@ impl Asked<'_> {
         }
     }
 
-    fn commit(&mut self, staged: Staged) -> Result<(), Refusal> {
+    fn commit(&mut self, staged: Staged) -> Result<Routed, Refusal> {
         match staged {
-            Staged::Settle(settle) => self.settle_now(settle),
-            Staged::Publish { message, mandatory } => {
-                self.publish_now(message, mandatory).map(drop)
-            }
+            Staged::Settle(settle) => self.settle_now(settle).map(|()| Routed::To(0)),
+            Staged::Publish { message, mandatory } => self.publish_now(message, mandatory),
         }
     }
 }

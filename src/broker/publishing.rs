@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::arguments::LONGEST;
+use super::arguments::{type_name, LONGEST};
 use super::channel::{Incoming, Mode, Staged};
 use super::connection::unexpected_frame;
 use super::core::{confirm_all, Noted};
@@ -14,6 +14,7 @@ use crate::error::ReplyCode;
 use crate::wire::frame::{ContentHeader, Frame, FrameKind};
 use crate::wire::method::{BasicNack, BasicPublish, BasicReturn};
 use crate::wire::properties::Properties;
+use crate::wire::value::{FieldTable, FieldValue};
 
 /// In bytes; that of RabbitMQ 4, where older ones take 128 MiB.
 const MAX_MESSAGE_SIZE: usize = 16 << 20;
@@ -92,6 +93,7 @@ impl Asked<'_> {
         let mut message = Message {
             exchange: exchange.into_owned(),
             routing_key: routing_key.into_owned(),
+            hidden_keys: Vec::new(),
             properties,
             body: incoming.body,
         };
@@ -163,6 +165,12 @@ impl Asked<'_> {
             let text = format!("invalid message: {{delivery_mode_unknown,{mode}}}");
             return Err(Refusal::failed(text));
         }
+        let Some(headers) = &mut properties.headers else {
+            return Ok(());
+        };
+        keys_in("CC", headers)?;
+        message.hidden_keys = keys_in("BCC", headers)?;
+        headers.remove("BCC");
         Ok(())
     }
 
@@ -205,6 +213,22 @@ impl Asked<'_> {
         }
         Ok(routed)
     }
+}
+
+/// Further routing keys, in a header of that name.
+fn keys_in(name: &str, headers: &FieldTable) -> Result<Vec<String>, Refusal> {
+    let keys = match headers.get(name) {
+        None => &[][..],
+        Some(FieldValue::Array(keys)) => keys,
+        Some(other) => {
+            let kind = type_name(other);
+            let text =
+                format!("invalid message: {{unacceptable_type_in_header,\"{name}\",{kind}}}");
+            return Err(Refusal::failed(text));
+        }
+    };
+    let texts = keys.iter().filter_map(FieldValue::as_str);
+    Ok(texts.map(str::to_owned).collect())
 }
 
 /// A number of milliseconds.

@@ -157,21 +157,22 @@ impl Queue {
         first.expires_at
     }
 
-    fn is_above_limit(&self, more: usize) -> bool {
-        let count = (self.ready.len() + more) as u64;
-        let bytes = self.ready_bytes + more as u64;
+    /// With so many messages more, and so many bytes.
+    fn is_above_limit(&self, messages: usize, bytes: usize) -> bool {
+        let count = (self.ready.len() + messages) as u64;
+        let bytes = self.ready_bytes + bytes as u64;
         self.arguments.max_length.is_some_and(|max| count > max)
             || self.arguments.max_bytes.is_some_and(|max| bytes > max)
     }
 
-    /// Whether it takes no further message.
-    pub(super) fn rejects(&self) -> bool {
-        self.arguments.overflow != Overflow::DropHead && self.is_above_limit(1)
+    /// Whether the message would be one too many, and is not taken then.
+    pub(super) fn rejects(&self, message: &Message) -> bool {
+        self.arguments.overflow != Overflow::DropHead && self.is_above_limit(1, message.body.len())
     }
 
     /// The first one, if there are too many: also where that is one of a high priority.
     pub(super) fn pop_surplus(&mut self) -> Option<Entry> {
-        match self.arguments.overflow == Overflow::DropHead && self.is_above_limit(0) {
+        match self.arguments.overflow == Overflow::DropHead && self.is_above_limit(0, 0) {
             true => self.pop(),
             false => None,
         }

@@ -6,7 +6,10 @@ use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::arguments::{assert_same, assert_same_exchange, assert_same_queue, Arguments, Overflow};
+use super::arguments::{
+    assert_same, assert_same_exchange, assert_same_queue, exchange_in, type_and_value, Arguments,
+    Overflow,
+};
 use super::exchange::{Binding, Destination, Exchange, Kind};
 use super::message::{dead_letter, goes_in_circles, Entry, Message, Reason};
 use super::queue::{Queue, QueueId, Subscriber};
@@ -118,6 +121,7 @@ impl Vhost {
             return assert_same_exchange(&resource, &method.arguments, &current.arguments);
         }
         assert_not_reserved("exchange", name)?;
+        exchange_in(&method.arguments, "alternate-exchange", &resource)?;
         let exchange = Exchange {
             kind,
             durable: method.durable,
@@ -293,6 +297,9 @@ impl Vhost {
         };
         let resource = queue_text(&name, &self.name);
         let arguments = Arguments::read(&method.arguments, &resource)?;
+        if arguments.is_quorum {
+            assert_quorum(method, &resource)?;
+        }
         let durable = method.durable && !method.exclusive;
         let mut queue = Queue::new(name.clone(), durable, arguments, now);
         queue.auto_delete = method.auto_delete;
@@ -449,7 +456,7 @@ impl Vhost {
             let Some(queue) = self.queues.get_mut(&id) else {
                 continue;
             };
-            if !queue.rejects() {
+            if !queue.rejects(&message) {
                 queue.push(Arc::clone(&message), now);
                 self.changed.insert(id);
                 continue;
@@ -582,8 +589,31 @@ fn assert_match(arguments: &FieldTable) -> Result<(), Refusal> {
         Some(Some(other)) => Err(Refusal::failed(format!(
             "Invalid x-match field value <<\"{other}\">>; expected all, any, all-with-x, or any-with-x"
         ))),
-        Some(None) => Err(Refusal::failed("Invalid x-match field type; expected longstr")),
+        Some(None) => Err(Refusal::failed(format!(
+            "Invalid x-match field type {}; expected longstr",
+            how.map(type_and_value).unwrap_or_default()
+        ))),
     }
+}
+
+/// What only classic queues can be.
+fn assert_quorum(method: &QueueDeclare<'_>, resource: &str) -> Result<(), Refusal> {
+    if method.queue.is_empty() {
+        let text = "Cannot declare a server-named queue for type rabbit_quorum_queue";
+        return Err(Refusal::failed(text));
+    }
+    let property = match method {
+        QueueDeclare {
+            auto_delete: true, ..
+        } => "auto-delete",
+        QueueDeclare {
+            exclusive: true, ..
+        } => "exclusive-owner",
+        QueueDeclare { durable: false, .. } => "non-durable",
+        _ => return Ok(()),
+    };
+    let text = format!("invalid property '{property}' for {resource}");
+    Err(Refusal::failed(text))
 }
 
 fn locked(resource: &str) -> Refusal {
