@@ -10,6 +10,7 @@
 )]
 
 mod broker;
+mod alike;
 mod channels;
 mod connecting;
 mod consuming;

@@ -1,0 +1,906 @@
+//! Where brokers differ: the details of queues, exchanges and refusals, the same on RabbitMQ and in the box.
+
+use std::time::Duration;
+
+use leveret::{
+    BindOptions, Channel, ConsumeOptions, Delivery, ExchangeDeclareOptions, ExchangeKind,
+    FieldTable, FieldValue, Message, NackOptions, Overflow, QosOptions, Queue, QueueDeclareOptions,
+    QueueDeleteOptions,
+};
+
+use crate::support::{channel, connect, eventually, exclusive_queue, ready, unique, SOON};
+
+const REPLY_TO: &str = "amq.rabbitmq.reply-to";
+
+/// Publishes, and waits until it is in its queues.
+#[track_caller]
+fn put<'m>(channel: &Channel, exchange: &str, key: &str, message: impl Into<Message<'m>>) {
+    let publisher = channel.publisher().unwrap();
+    let confirm = publisher.publish(exchange, key, message).unwrap();
+    confirm.wait().unwrap();
+}
+
+fn fill(queue: &Queue, bodies: &[&str]) {
+    let in_order = |body: &&str| put(queue.channel(), "", queue.name(), *body);
+    bodies.iter().for_each(in_order);
+}
+
+/// The next message, which is not acknowledged.
+#[track_caller]
+fn next(queue: &Queue) -> Delivery {
+    let mut message = None;
+    eventually("a message is there", || {
+        message = queue.get(false).unwrap();
+        message.is_some()
+    });
+    message.unwrap().into_delivery()
+}
+
+fn body(delivery: &Delivery) -> &str {
+    std::str::from_utf8(delivery.body()).unwrap()
+}
+
+fn bodies(queue: &Queue) -> Vec<String> {
+    std::iter::from_fn(|| queue.get(true).unwrap())
+        .map(|message| String::from_utf8(message.into_body()).unwrap())
+        .collect()
+}
+
+/// A queue whose dead letters go to another one.
+fn with_dead_letters(dead: &Queue, options: QueueDeclareOptions) -> Queue {
+    let options = options
+        .and_exclusive()
+        .dead_letter_exchange("")
+        .dead_letter_routing_key(dead.name());
+    dead.channel().queue_declare("", options).unwrap()
+}
+
+fn temporary(channel: &Channel, kind: ExchangeKind) -> String {
+    let (name, options) = (unique("x"), ExchangeDeclareOptions::default().auto_delete());
+    channel.exchange_declare(&name, kind, options).unwrap();
+    name
+}
+
+fn texts(texts: &[&str]) -> FieldValue {
+    FieldValue::Array(texts.iter().map(|it| FieldValue::from(*it)).collect())
+}
+
+fn headers(delivery: &Delivery) -> FieldTable {
+    delivery.properties().unwrap().headers.unwrap()
+}
+
+/// What the message says of its deaths, without their times.
+#[track_caller]
+fn deaths(delivery: &Delivery) -> Vec<FieldTable> {
+    let headers = headers(delivery);
+    let deaths = headers.get("x-death").unwrap().as_array().unwrap();
+    let without_time = |death: &FieldValue| {
+        let mut death = death.as_table().unwrap().clone();
+        let time = death.remove("time").unwrap().as_timestamp();
+        assert!(time.unwrap() > 1_700_000_000, "{time:?}");
+        death
+    };
+    deaths.iter().map(without_time).collect()
+}
+
+fn death(count: i64, reason: &str, queue: &Queue, exchange: &str, keys: &[&str]) -> FieldTable {
+    FieldTable::new()
+        .with("count", count)
+        .with("reason", reason)
+        .with("queue", queue.name())
+        .with("exchange", exchange)
+        .with("routing-keys", texts(keys))
+}
+
+#[test]
+fn a_dead_letter_tells_of_every_death_and_a_second_one_is_counted() {
+    let channel = channel();
+    let (last, name) = (exclusive_queue(&channel), unique("first"));
+    let second = QueueDeclareOptions::exclusive()
+        .dead_letter_exchange("")
+        .dead_letter_routing_key(&name);
+    let second = channel.queue_declare("", second).unwrap();
+    let first = QueueDeclareOptions::exclusive()
+        .dead_letter_exchange("")
+        .dead_letter_routing_key(second.name());
+    let first = channel.queue_declare(&name, first).unwrap();
+    let exchange = temporary(&channel, ExchangeKind::Direct);
+    first.bind(&channel.exchange(&exchange), "k").unwrap();
+
+    let message = Message::new("m").expiration("600000").priority(3);
+    let message = message.header("CC", texts(&["copy", last.name()]));
+    let message = message.header("BCC", texts(&["hidden"]));
+    put(&channel, &exchange, "k", message.header("mine", 1));
+    next(&first).reject(false).unwrap();
+    let letter = next(&second);
+    let keys = ["k", "copy", last.name()];
+    let of_first = |count| {
+        let death = death(count, "rejected", &first, &exchange, &keys);
+        death.with("original-expiration", "600000")
+    };
+    assert_eq!(deaths(&letter), [of_first(1)]);
+    let origin = |letter: &Delivery| {
+        (
+            letter.exchange().to_owned(),
+            letter.routing_key().to_owned(),
+        )
+    };
+    assert_eq!(origin(&letter), (String::new(), second.name().to_owned()));
+    assert!(!letter.redelivered(), "it is a new message");
+    let properties = letter.properties().unwrap();
+    assert_eq!(
+        (properties.expiration, properties.priority),
+        (None, Some(3))
+    );
+    let told = |letter: &Delivery| {
+        let headers = headers(letter);
+        let text = |name: &str| Some(headers.get(name)?.as_str()?.to_owned());
+        let first = ["reason", "queue", "exchange"].map(|it| text(&format!("x-first-death-{it}")));
+        let others = ["CC", "BCC", "mine"].map(|it| headers.get(it).is_some());
+        (first.map(Option::unwrap), others)
+    };
+    let of_the_first = ["rejected", first.name(), &exchange].map(str::to_owned);
+    let without_cc = (of_the_first, [false, false, true]);
+    assert_eq!(told(&letter), without_cc);
+
+    letter.reject(false).unwrap();
+    let letter = next(&first);
+    let of_second = death(1, "rejected", &second, "", &[second.name()]);
+    assert_eq!(deaths(&letter), [of_second.clone(), of_first(1)]);
+    letter.reject(false).unwrap();
+    let letter = next(&second);
+    assert_eq!(deaths(&letter), [of_first(2), of_second]);
+    assert_eq!(told(&letter), without_cc);
+}
+
+#[test]
+fn a_dead_letter_without_a_key_of_its_own_goes_by_all_its_old_ones() {
+    let channel = channel();
+    let dlx = temporary(&channel, ExchangeKind::Direct);
+    let options = QueueDeclareOptions::exclusive().dead_letter_exchange(&dlx);
+    let queue = channel.queue_declare("", options.max_length(0)).unwrap();
+    let keys = [queue.name(), "copy", "hidden"];
+    let dead = keys.map(|key| {
+        let dead = exclusive_queue(&channel);
+        dead.bind(&channel.exchange(&dlx), key).unwrap();
+        dead
+    });
+    let message = Message::new("m").header("CC", texts(&["copy"]));
+    let message = message.header("BCC", texts(&["hidden"]));
+    put(&channel, "", queue.name(), message);
+    for dead in &dead {
+        let letter = next(dead);
+        assert_eq!(
+            (letter.exchange(), letter.routing_key()),
+            (dlx.as_str(), queue.name())
+        );
+        let keys = &[queue.name(), "copy"];
+        assert_eq!(deaths(&letter), [death(1, "maxlen", &queue, "", keys)]);
+        assert_eq!(headers(&letter).get("CC"), Some(&texts(&["copy"])));
+    }
+    // What only expires again and again is dropped at once.
+    let name = unique("loop");
+    let options = QueueDeclareOptions::exclusive().dead_letter_exchange("");
+    let queue = channel
+        .queue_declare(&name, options.message_ttl(Duration::ZERO))
+        .unwrap();
+    put(&channel, "", &name, "m");
+    assert_eq!(queue.get(true).unwrap().map(|it| it.into_body()), None);
+}
+
+#[test]
+fn a_message_expires_at_the_shorter_time_and_only_as_the_first() {
+    let channel = channel();
+    let dead = exclusive_queue(&channel);
+    let minute = Duration::from_secs(60);
+    for (ttl, expiration) in [(Duration::ZERO, "60000"), (minute, "0"), (minute, "20")] {
+        let queue = QueueDeclareOptions::default().message_ttl(ttl);
+        let queue = with_dead_letters(&dead, queue);
+        let message = Message::new("m").expiration(expiration);
+        put(&channel, "", queue.name(), message);
+        let expired = death(1, "expired", &queue, "", &[queue.name()]);
+        let expired = expired.with("original-expiration", expiration);
+        assert_eq!(deaths(&next(&dead)), [expired]);
+    }
+    let queue = with_dead_letters(&dead, QueueDeclareOptions::default());
+    let marker = with_dead_letters(&dead, QueueDeclareOptions::default());
+    fill(&queue, &["lasting"]);
+    for (queue, body) in [(&queue, "brief"), (&marker, "as brief")] {
+        put(
+            &channel,
+            "",
+            queue.name(),
+            Message::new(body).expiration("50"),
+        );
+    }
+    assert_eq!(body(&next(&dead)), "as brief");
+    assert_eq!(ready(&channel, queue.name()), 2, "it is counted still");
+    assert_eq!(body(&next(&queue)), "lasting");
+    assert_eq!(body(&next(&dead)), "brief");
+    // Whoever waits gets even what lasts no time.
+    let consumer = queue.consume(ConsumeOptions::default()).unwrap();
+    put(
+        &channel,
+        "",
+        queue.name(),
+        Message::new("at once").expiration("0"),
+    );
+    let delivery = consumer.recv_timeout(SOON).unwrap().unwrap();
+    assert_eq!(body(&delivery), "at once");
+    // A time that has passed meanwhile is not given again.
+    consumer.cancel().unwrap();
+    delivery.reject(true).unwrap();
+    assert_eq!(body(&next(&dead)), "at once");
+}
+
+#[test]
+fn a_full_queue_drops_its_head_or_refuses() {
+    let channel = channel();
+    let dead = exclusive_queue(&channel);
+    let queue = QueueDeclareOptions::default().max_length(1);
+    let queue = with_dead_letters(&dead, queue);
+    fill(&queue, &["1"]);
+    let first = next(&queue);
+    // What is not acknowledged does not count until it is back.
+    fill(&queue, &["2"]);
+    assert_eq!(ready(&channel, dead.name()), 0);
+    first.reject(true).unwrap();
+    let letter = next(&dead);
+    assert_eq!(body(&letter), "1");
+    assert_eq!(
+        deaths(&letter),
+        [death(1, "maxlen", &queue, "", &[queue.name()])]
+    );
+    assert_eq!(bodies(&queue), ["2"]);
+
+    // The head is what would be delivered next.
+    let options = QueueDeclareOptions::exclusive().max_length(2);
+    let queue = channel.queue_declare("", options.max_priority(5)).unwrap();
+    for priority in [5, 1, 3] {
+        let message = Message::new(priority.to_string()).priority(priority);
+        put(&channel, "", queue.name(), message);
+    }
+    assert_eq!(bodies(&queue), ["3", "1"]);
+
+    // A message that would not fit is refused, and goes to the other queues all the same.
+    let options = QueueDeclareOptions::exclusive().max_length_bytes(10);
+    let options = options.overflow(Overflow::RejectPublish);
+    let (full, other) = (
+        channel.queue_declare("", options).unwrap(),
+        exclusive_queue(&channel),
+    );
+    let exchange = temporary(&channel, ExchangeKind::Fanout);
+    for queue in [&full, &other] {
+        queue.bind(&channel.exchange(&exchange), "").unwrap();
+    }
+    let publisher = channel.publisher().unwrap();
+    let publish = |body: &str| publisher.publish(&exchange, "", body).unwrap().wait();
+    publish("sixsix").unwrap();
+    publish("seven").unwrap_err();
+    publish("four").unwrap();
+    assert_eq!(bodies(&full), ["sixsix", "four"]);
+    assert_eq!(bodies(&other), ["sixsix", "seven", "four"]);
+}
+
+#[test]
+fn a_message_that_is_given_back_is_where_it_was_among_its_priority() {
+    let channel = channel();
+    let options = QueueDeclareOptions::exclusive().max_priority(5);
+    let queue = channel.queue_declare("", options).unwrap();
+    for (body, priority) in [("a", None), ("b", Some(5)), ("c", Some(5)), ("d", Some(9))] {
+        let message = Message::new(body);
+        let message = priority.into_iter().fold(message, Message::priority);
+        put(&channel, "", queue.name(), message);
+    }
+    let (b, c) = (next(&queue), next(&queue));
+    c.nack(NackOptions::requeue()).unwrap();
+    b.reject(true).unwrap();
+    eventually("they are back", || ready(&channel, queue.name()) == 4);
+    let all = [(); 4].map(|()| next(&queue));
+    let seen = all.each_ref().map(|it| (body(it), it.redelivered()));
+    assert_eq!(seen, [("b", true), ("c", true), ("d", false), ("a", false)]);
+    let priority = all[2].properties().unwrap().priority;
+    assert_eq!(priority, Some(9), "it is what it was");
+}
+
+#[test]
+fn a_transaction_takes_publishes_and_answers_together() {
+    let channel = channel();
+    let other = channel.connection().open_channel().unwrap();
+    let (queue, dead) = (exclusive_queue(&channel), exclusive_queue(&other));
+    let source = with_dead_letters(&dead, QueueDeclareOptions::default());
+    for body in ["1", "2", "3"] {
+        put(&other, "", source.name(), body);
+    }
+    channel.tx_select().unwrap();
+    let returned = channel.returned_messages();
+    let get = || channel.basic_get(source.name(), false).unwrap().unwrap();
+    let (one, two, _three) = (get(), get(), get());
+    one.reject(false).unwrap();
+    two.reject(true).unwrap();
+    queue.publish("published").unwrap();
+    let lost = Message::new("lost").mandatory();
+    channel.basic_publish("", "nowhere", lost).unwrap();
+    let counts = || [&queue, &source, &dead].map(|it| ready(&other, it.name()));
+    // All that was sent has come.
+    assert_eq!(ready(&channel, queue.name()), 0);
+    assert_eq!((counts(), returned.len()), ([0, 0, 0], 0));
+    channel.tx_commit().unwrap();
+    assert_eq!(returned.len(), 1, "it comes before the commit is answered");
+    eventually("all has happened", || counts() == [1, 1, 1]);
+
+    // A message that was answered for is not there to be answered again, even if that is not yet so.
+    let again = get();
+    channel.basic_ack(again.delivery_tag()).unwrap();
+    channel.tx_rollback().unwrap();
+    channel.basic_ack(again.delivery_tag()).unwrap();
+    channel.tx_commit().unwrap();
+    assert_eq!(counts(), [1, 0, 1]);
+}
+
+#[test]
+fn the_active_consumer_is_followed_by_the_one_of_the_highest_priority() {
+    let connection = connect();
+    let channel = connection.open_channel().unwrap();
+    let options = QueueDeclareOptions::exclusive().single_active_consumer();
+    let queue = channel.queue_declare("", options).unwrap();
+    let consume = |priority| {
+        let channel = connection.open_channel().unwrap();
+        channel.basic_qos(1).unwrap();
+        let options = ConsumeOptions::default().priority(priority);
+        channel.basic_consume(queue.name(), options).unwrap()
+    };
+    let [first, low, high] = [0, 1, 7].map(consume);
+    fill(&queue, &["1", "2"]);
+    let _one = first.recv_timeout(SOON).unwrap().unwrap();
+    // The one that waits does not take what the active one cannot.
+    assert_eq!((ready(&channel, queue.name()), high.unread()), (1, 0));
+    // Cancelled while a message is ready, it would cost RabbitMQ the whole queue.
+    first.channel().close().unwrap();
+    let one = high.recv_timeout(SOON).unwrap().unwrap();
+    assert_eq!((body(&one), one.redelivered()), ("1", true));
+    one.ack().unwrap();
+    let _two = high.recv_timeout(SOON).unwrap().unwrap();
+    high.channel().close().unwrap();
+    let two = low.recv_timeout(SOON).unwrap().unwrap();
+    assert_eq!((body(&two), two.redelivered()), ("2", true));
+}
+
+#[test]
+fn consumers_take_turns_while_their_limits_let_them() {
+    let channel = channel();
+    let queue = exclusive_queue(&channel);
+    let consume = |priority| {
+        queue
+            .consume(ConsumeOptions::default().priority(priority))
+            .unwrap()
+    };
+    let take = |consumer: &leveret::Consumer, count| {
+        let next = |_| consumer.recv_timeout(SOON).unwrap().unwrap();
+        let all: Vec<_> = (0..count).map(next).collect();
+        assert_eq!(consumer.unread(), 0);
+        all.iter().map(body).collect::<Vec<_>>().join(" ")
+    };
+    let (one, other) = (consume(0), consume(0));
+    fill(&queue, &["1", "2", "3", "4"]);
+    assert_eq!(
+        (take(&one, 2), take(&other, 2)),
+        ("1 3".into(), "2 4".into())
+    );
+
+    // The limit of a consumer is the one from when it began.
+    channel.basic_qos(2).unwrap();
+    let high = consume(1);
+    channel.basic_qos(1).unwrap();
+    let higher = consume(2);
+    fill(&queue, &["a", "b", "c", "d"]);
+    assert_eq!(ready(&channel, queue.name()), 0);
+    assert_eq!(
+        (take(&higher, 1), take(&high, 2)),
+        ("a".into(), "b c".into())
+    );
+    assert_eq!(one.unread() + other.unread(), 1);
+}
+
+#[test]
+fn a_limit_for_the_channel_is_shared_by_its_consumers() {
+    let channel = channel();
+    let queue = exclusive_queue(&channel);
+    fill(&queue, &["1", "2", "3", "4", "5", "6"]);
+    let shared = |count| {
+        let options = QosOptions::default().prefetch_count(count).global();
+        channel.basic_qos_with(options).unwrap();
+    };
+    let left = |count| {
+        eventually("all that may has come", || {
+            ready(&channel, queue.name()) == count
+        });
+    };
+    shared(2);
+    // What is fetched does not count.
+    let _fetched = next(&queue);
+    let one = queue.consume(ConsumeOptions::default()).unwrap();
+    let two = queue.consume(ConsumeOptions::default()).unwrap();
+    assert_eq!(ready(&channel, queue.name()), 3);
+    assert_eq!((one.unread(), two.unread()), (2, 0));
+    one.recv().unwrap().unwrap().ack().unwrap();
+    left(2);
+    shared(3);
+    left(1);
+    // It holds up the others, too, which have nothing to acknowledge.
+    let third = queue.consume(ConsumeOptions::default().no_ack()).unwrap();
+    assert_eq!((ready(&channel, queue.name()), third.unread()), (1, 0));
+    // A limit for each puts an end to it.
+    channel.basic_qos(1).unwrap();
+    left(0);
+}
+
+#[test]
+fn a_message_goes_once_to_each_queue_by_whatever_way() {
+    let channel = channel();
+    let returned = channel.returned_messages();
+    let [a, b, c] = [(); 3].map(|()| temporary(&channel, ExchangeKind::Fanout));
+    let queues = [(); 2].map(|()| exclusive_queue(&channel));
+    for (destination, source) in [(&b, &a), (&c, &b), (&a, &c), (&a, &a)] {
+        let options = BindOptions::default();
+        channel
+            .exchange_bind(destination, source, "", options)
+            .unwrap();
+    }
+    for (queue, exchange) in [(0, &a), (0, &b), (0, &c), (1, &c)] {
+        queues[queue].bind(&channel.exchange(exchange), "").unwrap();
+    }
+    put(&channel, &a, "", "round");
+    // Three keys, one of them in secret, two the same.
+    let copies = Message::new("copies")
+        .header("CC", texts(&[queues[1].name(), queues[0].name()]))
+        .header("BCC", texts(&[queues[1].name()]));
+    put(&channel, "", queues[0].name(), copies.clone());
+    for queue in &queues {
+        assert_eq!(body(&next(queue)), "round");
+        let copy = next(queue);
+        assert_eq!(copy.routing_key(), queues[0].name());
+        assert!(headers(&copy).get("CC").is_some());
+        assert!(headers(&copy).get("BCC").is_none(), "it is a secret");
+        assert!(queue.get(true).unwrap().is_none(), "once to each");
+    }
+    // One alternate exchange after the other, until one of them is missing or had its turn.
+    let alternate = |name: &str, alternate: &str| {
+        let options = ExchangeDeclareOptions::default().alternate_exchange(alternate);
+        channel
+            .exchange_declare(name, ExchangeKind::Direct, options)
+            .unwrap()
+    };
+    let [x, y, z] = ["x", "y", "z"].map(unique);
+    let chain = [alternate(&x, &y), alternate(&y, &z), alternate(&z, &x)];
+    queues[0].bind(&chain[2], "third").unwrap();
+    put(&channel, &x, "third", "along the chain");
+    assert_eq!(bodies(&queues[0]), ["along the chain"]);
+    let publisher = channel.publisher().unwrap();
+    let lost = Message::new("lost").header("BCC", texts(&["nobody"]));
+    let error = publisher.publish(&x, "nobody", lost).unwrap().wait();
+    let error = error.unwrap_err();
+    let back = error.returned_message().unwrap();
+    assert_eq!(
+        (back.exchange(), back.reply_text()),
+        (x.as_str(), "NO_ROUTE")
+    );
+    assert!(back
+        .properties()
+        .unwrap()
+        .headers
+        .is_none_or(|it| it.is_empty()));
+    assert!(returned.is_empty(), "its publisher was told");
+    for exchange in chain {
+        exchange.delete(Default::default()).unwrap();
+    }
+}
+
+/// Which of the bindings, in their order, take a message.
+fn takers(
+    channel: &Channel,
+    kind: ExchangeKind,
+    bindings: &[(&str, FieldTable)],
+    message: (&str, Message<'_>),
+) -> Vec<usize> {
+    let exchange = channel.exchange(&temporary(channel, kind));
+    let bind = |(key, arguments): &(&str, FieldTable)| {
+        let queue = exclusive_queue(channel);
+        let options = BindOptions::default().arguments(arguments.clone());
+        queue.bind_with(&exchange, key, options).unwrap();
+        queue
+    };
+    let queues: Vec<_> = bindings.iter().map(bind).collect();
+    put(channel, exchange.name(), message.0, message.1);
+    let takes =
+        |(number, queue): (usize, &Queue)| Some(number).filter(|_| !bodies(queue).is_empty());
+    queues.iter().enumerate().filter_map(takes).collect()
+}
+
+#[test]
+fn patterns_and_headers_are_matched_in_every_corner() {
+    let channel = channel();
+    let patterns = [
+        "#", "", "*", "#.#", "a", "a.*", "a.#", "*.#", "a*", "#.b.#", "*.*.*",
+    ];
+    let bindings = patterns.map(|it| (it, FieldTable::new()));
+    for (key, expected) in [
+        ("", &["#", "", "#.#"][..]),
+        ("a", &["#", "*", "#.#", "a", "a.#", "*.#"]),
+        ("a.", &["#", "#.#", "a.*", "a.#", "*.#"]),
+        ("a.b.b", &["#", "#.#", "a.#", "*.#", "#.b.#", "*.*.*"]),
+        ("a*", &["#", "*", "#.#", "*.#", "a*"]),
+        ("..", &["#", "#.#", "*.#", "*.*.*"]),
+    ] {
+        let message = (key, Message::new(key));
+        let takers = takers(&channel, ExchangeKind::Topic, &bindings, message);
+        let takers: Vec<_> = takers.into_iter().map(|it| patterns[it]).collect();
+        assert_eq!(takers, expected, "{key:?}");
+    }
+    let of = |how: &str| FieldTable::new().with("x-match", how);
+    let cases = [
+        (true, FieldTable::new()),
+        (false, of("any")),
+        (true, of("any").with("n", 1_u8).with("s", "other")),
+        (true, of("all").with("n", 1_i64).with("s", "text")),
+        (true, of("all").with("n", 1.0)),
+        (false, of("all").with("n", "1")),
+        (
+            true,
+            of("all").with("s", FieldValue::ByteArray(b"text".to_vec())),
+        ),
+        (
+            true,
+            of("all").with("n", FieldValue::Void).with("x-mine", 7),
+        ),
+        (false, of("all").with("missing", FieldValue::Void)),
+        (false, of("any").with("x-mine", 1)),
+        (true, of("any-with-x").with("x-mine", 1)),
+        (false, of("all-with-x").with("x-mine", 7)),
+    ];
+    let bindings = cases.clone().map(|(_, wanted)| ("", wanted));
+    let message = Message::new("m")
+        .header("n", 1)
+        .header("s", "text")
+        .header("x-mine", 1);
+    let takers = takers(&channel, ExchangeKind::Headers, &bindings, ("", message));
+    for (number, (expected, wanted)) in cases.iter().enumerate() {
+        assert_eq!(takers.contains(&number), *expected, "{wanted:?}");
+    }
+}
+
+#[test]
+fn an_exchange_that_goes_takes_along_what_led_to_it_alone() {
+    let channel = channel();
+    let [first, second, third] = [(); 3].map(|()| temporary(&channel, ExchangeKind::Fanout));
+    let exists = || {
+        [&first, &second, &third].map(|name| channel.connection().exchange_exists(name).unwrap())
+    };
+    for (destination, source) in [(&second, &first), (&third, &second)] {
+        channel
+            .exchange_bind(destination, source, "", BindOptions::default())
+            .unwrap();
+    }
+    let queue = exclusive_queue(&channel);
+    queue.bind(&channel.exchange(&third), "").unwrap();
+    queue.bind(&channel.exchange(&second), "").unwrap();
+    queue.unbind(&channel.exchange(&second), "").unwrap();
+    assert_eq!(exists(), [true; 3]);
+    queue.delete(QueueDeleteOptions::default()).unwrap();
+    assert_eq!(exists(), [false; 3]);
+}
+
+#[test]
+fn no_name_means_the_queue_that_was_declared_last() {
+    let channel = channel();
+    let exchange = temporary(&channel, ExchangeKind::Direct);
+    let queue = exclusive_queue(&channel);
+    channel
+        .queue_bind("", &exchange, "", BindOptions::default())
+        .unwrap();
+    channel
+        .queue_bind("", &exchange, "k", BindOptions::default())
+        .unwrap();
+    put(&channel, &exchange, queue.name(), "by its name");
+    put(&channel, &exchange, "k", "by a key");
+    let message = channel.basic_get("", true).unwrap().unwrap();
+    assert_eq!(message.body(), b"by its name");
+    let consumer = channel
+        .basic_consume("", ConsumeOptions::default())
+        .unwrap();
+    assert_eq!(body(&consumer.recv().unwrap().unwrap()), "by a key");
+    assert_eq!(channel.queue_purge("").unwrap(), 0);
+    assert_eq!(
+        channel
+            .queue_delete("", QueueDeleteOptions::default())
+            .unwrap(),
+        0
+    );
+    let known = channel.connection().queue_exists(queue.name());
+    assert!(!known.unwrap());
+}
+
+#[test]
+fn an_answer_goes_straight_to_the_channel_that_asked() {
+    let connection = connect();
+    let [asking, answering] = [(); 2].map(|()| connection.open_channel().unwrap());
+    let queue = exclusive_queue(&answering);
+    let replies = asking
+        .basic_consume(REPLY_TO, ConsumeOptions::default().no_ack())
+        .unwrap();
+    let mut names = Vec::new();
+    for _ in 0..2 {
+        put(
+            &asking,
+            "",
+            queue.name(),
+            Message::new("?").reply_to(REPLY_TO),
+        );
+        names.push(next(&queue).properties().unwrap().reply_to.unwrap());
+    }
+    let name = &names[0];
+    assert_eq!(
+        (&names[1], name.starts_with("amq.rabbitmq.reply-to.")),
+        (name, true)
+    );
+    let declared = answering
+        .queue_declare(name, QueueDeclareOptions::passive())
+        .unwrap();
+    assert_eq!(
+        (declared.message_count(), declared.consumer_count()),
+        (Some(0), Some(1))
+    );
+    // It is delivered, though no queue takes it.
+    let publisher = answering.publisher().unwrap();
+    let error = publisher.publish("", name, "!").unwrap().wait();
+    assert!(error.unwrap_err().returned_message().is_some());
+    let reply = replies.recv_timeout(SOON).unwrap().unwrap();
+    assert_eq!(
+        (reply.exchange(), reply.routing_key(), body(&reply)),
+        ("", name.as_str(), "!")
+    );
+    replies.cancel().unwrap();
+    assert!(!connection.queue_exists(name).unwrap());
+}
+
+/// The channel is closed with this text.
+#[track_caller]
+fn refused<T>(text: &str, ask: impl FnOnce(&Channel) -> T) {
+    let channel = channel();
+    let _result = ask(&channel);
+    eventually("the channel is closed", || !channel.is_open());
+    let cause = channel.close_cause().unwrap();
+    assert_eq!(
+        cause.close_reason().map(|it| it.text.as_str()),
+        Some(text),
+        "{cause}"
+    );
+}
+
+#[track_caller]
+fn failed<T>(text: &str, ask: impl FnOnce(&Channel) -> T) {
+    refused(&format!("PRECONDITION_FAILED - {text}"), ask);
+}
+
+#[track_caller]
+fn denied<T>(text: &str, ask: impl FnOnce(&Channel) -> T) {
+    refused(&format!("ACCESS_REFUSED - {text}"), ask);
+}
+
+#[test]
+fn a_refusal_says_what_is_wrong_with_a_message_or_an_answer() {
+    let user = "user_id property set to 'other' but authenticated user was 'guest'";
+    let mode = "invalid message: {delivery_mode_unknown,3}";
+    let copy = "invalid message: {unacceptable_type_in_header,\"CC\",longstr}";
+    let m = || Message::new("m");
+    for (text, message) in [
+        (user, m().user_id("other")),
+        (mode, m().delivery_mode(3)),
+        (copy, m().header("CC", "q")),
+        ("fast reply consumer does not exist", m().reply_to(REPLY_TO)),
+    ] {
+        failed(text, |it| it.basic_publish("", "q", message));
+    }
+    for (expiration, wrong) in [
+        ("soon", "no_integer"),
+        ("10s", "{leftover_string,\"s\"}"),
+        ("-1", "{value_negative,-1}"),
+    ] {
+        let text = format!("invalid expiration '{expiration}': {wrong}");
+        let message = m().expiration(expiration);
+        failed(&text, |it| it.basic_publish("", "q", message));
+    }
+    for tag in [0, 3] {
+        let text = format!("unknown delivery tag {tag}");
+        failed(&text, |it| it.basic_ack(tag));
+        failed(&text, |it| it.basic_nack(tag, NackOptions::requeue()));
+        failed(&text, |it| it.basic_reject(tag, false));
+    }
+    failed("cannot switch from tx to confirm mode", |it| {
+        it.tx_select().and_then(|()| it.confirm_select())
+    });
+    failed("cannot switch from confirm to tx mode", |it| {
+        it.confirm_select().and_then(|()| it.tx_select())
+    });
+    failed("channel is not transactional", Channel::tx_rollback);
+    failed("partial tx completion", |it| {
+        let full = QueueDeclareOptions::exclusive().max_length(0);
+        let full = full.overflow(Overflow::RejectPublish);
+        let full = it.queue_declare("", full).unwrap();
+        it.tx_select().unwrap();
+        full.publish("m").unwrap();
+        it.tx_commit()
+    });
+    let none = "NOT_FOUND - no previously declared queue";
+    refused(none, |it| it.basic_get("", true));
+    failed("reply consumer cannot acknowledge", |it| {
+        it.basic_consume(REPLY_TO, ConsumeOptions::default())
+    });
+}
+
+#[test]
+fn a_refusal_names_the_queue_or_the_exchange() {
+    let topic = |channel: &Channel, name: &str, options: ExchangeDeclareOptions| {
+        channel.exchange_declare(name, ExchangeKind::Topic, options)
+    };
+    let bind = |channel: &Channel, from: &str, how: FieldValue| {
+        let options = BindOptions::default().argument("x-match", how);
+        exclusive_queue(channel).bind_with(&channel.exchange(from), "", options)
+    };
+    let default = ExchangeDeclareOptions::default;
+    let text = "deletion of system exchange 'amq.nope' in vhost '/' not allowed";
+    denied(text, |it| {
+        it.exchange_delete("amq.nope", Default::default())
+    });
+    let text = "exchange name 'amq.nope' contains reserved prefix 'amq.*'";
+    denied(text, |it| topic(it, "amq.nope", default()).map(drop));
+    let text = "queue name 'amq.nope' contains reserved prefix 'amq.*'";
+    let options = QueueDeclareOptions::exclusive();
+    denied(text, |it| it.queue_declare("amq.nope", options).map(drop));
+    let text = "operation not permitted on the default exchange";
+    denied(text, |it| bind(it, "", "all".into()));
+    let text = "cannot publish to internal exchange 'amq.rabbitmq.trace' in vhost '/'";
+    denied(text, |it| it.basic_publish("amq.rabbitmq.trace", "", "m"));
+    let text =
+        "Invalid x-match field value <<\"some\">>; expected all, any, all-with-x, or any-with-x";
+    failed(text, |it| bind(it, "amq.headers", "some".into()));
+    let text = "Invalid x-match field type bool (value true); expected longstr";
+    failed(text, |it| bind(it, "amq.headers", true.into()));
+
+    let x = unique("x");
+    let text = format!(
+        "invalid type 'signedint' for arg 'alternate-exchange' in exchange '{x}' in vhost '/'"
+    );
+    let options = default().argument("alternate-exchange", 1);
+    failed(&text, |it| topic(it, &x, options).map(drop));
+    let differs = "for exchange 'amq.topic' in vhost '/': received";
+    let text = format!("inequivalent arg 'durable' {differs} 'false' but current is 'true'");
+    failed(&text, |it| topic(it, "amq.topic", default()).map(drop));
+    let text = format!(
+        "inequivalent arg 'alternate-exchange' {differs} the value 'x' of type 'longstr' but current is none"
+    );
+    let options = ExchangeDeclareOptions::durable().alternate_exchange("x");
+    failed(&text, |it| topic(it, "amq.topic", options).map(drop));
+
+    let any = ConsumeOptions::default;
+    for (first, second) in [(any(), any().exclusive()), (any().exclusive(), any())] {
+        let name = unique("q");
+        denied(
+            &format!("queue '{name}' in vhost '/' in exclusive use"),
+            |it| {
+                let options = QueueDeclareOptions::exclusive();
+                let queue = it.queue_declare(&name, options).unwrap();
+                let _first = queue.consume(first).unwrap();
+                queue.consume(second).map(drop)
+            },
+        );
+    }
+    for (text, messages) in [("in use", &[][..]), ("not empty", &["m"])] {
+        let name = unique("q");
+        failed(&format!("queue '{name}' in vhost '/' {text}"), |it| {
+            let options = QueueDeclareOptions::exclusive();
+            let queue = it.queue_declare(&name, options).unwrap();
+            fill(&queue, messages);
+            let _consumer = messages.is_empty().then(|| queue.consume(any()).unwrap());
+            let options = QueueDeleteOptions::default().if_empty().if_unused();
+            queue.delete(options)
+        });
+    }
+}
+
+#[test]
+fn declarations_are_compared_by_value() {
+    let channel = channel();
+    let name = unique("q");
+    let with = |arguments: &[(&str, FieldValue)]| {
+        let arguments: FieldTable = arguments.iter().cloned().collect();
+        QueueDeclareOptions::durable()
+            .auto_delete()
+            .arguments(arguments)
+    };
+    let length = |value: FieldValue| ("x-max-length", value);
+    let declare = |options| channel.queue_declare(&name, options).unwrap();
+    declare(with(&[length(100.into())]));
+    declare(with(&[length(100_i8.into())]));
+    declare(with(&[length(FieldValue::Timestamp(100))]));
+    let classic = ("x-queue-type", "classic".into());
+    declare(with(&[
+        length(100_i64.into()),
+        classic,
+        ("unknown", true.into()),
+    ]));
+
+    let differs = |argument: &str, how: &str, options: QueueDeclareOptions| {
+        let text = format!("inequivalent arg '{argument}' for queue '{name}' in vhost '/': {how}");
+        failed(&text, |it| it.queue_declare(&name, options));
+    };
+    let of_length =
+        |how: &str, value: FieldValue| differs("x-max-length", how, with(&[length(value)]));
+    of_length("received '101' but current is '100'", 101.into());
+    of_length("received '100' but current is '100'", "100".into());
+    of_length("received '100.0' but current is '100'", 100.0.into());
+    let none = "received none but current is the value '100' of type 'signedint'";
+    differs("x-max-length", none, with(&[]));
+    let more = "received the value 'lazy' of type 'longstr' but current is none";
+    let lazy = with(&[length(100.into())]).lazy();
+    differs("x-queue-mode", more, lazy);
+    differs(
+        "durable",
+        "received 'false' but current is 'true'",
+        with(&[]).transient(),
+    );
+    let lasting = QueueDeclareOptions::durable();
+    differs(
+        "auto_delete",
+        "received 'false' but current is 'true'",
+        lasting,
+    );
+    channel
+        .queue_delete(&name, QueueDeleteOptions::default())
+        .unwrap();
+
+    let (name, both) = (unique("q"), QueueDeclareOptions::exclusive);
+    let invalid = |what: &str, options: QueueDeclareOptions| {
+        let text = format!(
+            "invalid {}",
+            what.replace('Q', &format!("queue '{name}' in vhost '/'"))
+        );
+        failed(&text, |it| it.queue_declare(&name, options));
+    };
+    invalid(
+        "arg 'x-expires' for Q: {value_zero,0}",
+        both().argument("x-expires", 0),
+    );
+    invalid(
+        "arg 'x-max-priority' for Q: {max_value_exceeded,256}",
+        both().argument("x-max-priority", 256),
+    );
+    invalid(
+        "arg 'x-message-ttl' for Q: \"expected integer, got longstr\"",
+        both().argument("x-message-ttl", "1"),
+    );
+    invalid(
+        "arg 'x-dead-letter-routing-key' for Q: routing_key_but_no_dlx_defined",
+        both().dead_letter_routing_key("k"),
+    );
+    invalid(
+        "arg 'x-delivery-limit' for Q of queue type rabbit_classic_queue",
+        both().delivery_limit(1),
+    );
+    invalid(
+        "type 'bool' for arg 'x-dead-letter-exchange' in Q",
+        both().argument("x-dead-letter-exchange", true),
+    );
+    invalid(
+        "property 'auto-delete' for Q",
+        QueueDeclareOptions::quorum().auto_delete(),
+    );
+    invalid(
+        "property 'exclusive-owner' for Q",
+        QueueDeclareOptions::quorum().and_exclusive(),
+    );
+    invalid(
+        "property 'non-durable' for Q",
+        QueueDeclareOptions::quorum().transient(),
+    );
+}
