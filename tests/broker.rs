@@ -145,7 +145,11 @@ fn a_broker_that_does_not_answer_goes_on_where_it_was() {
     let short = Duration::from_millis(100);
     let hasty = options(&broker).connect_timeout(short);
     assert!(Connection::open_with(&hasty).unwrap_err().is_timeout());
-    let declares = move || channel.queue_declare("q", QueueDeclareOptions::durable()).map(drop);
+    let declares = move || {
+        channel
+            .queue_declare("q", QueueDeclareOptions::durable())
+            .map(drop)
+    };
     let asked = thread::spawn(declares);
     assert!(!broker.wait_until(short, |it| it.queue("q").is_some()));
     broker.stop_answering(false);

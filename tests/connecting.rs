@@ -15,7 +15,10 @@ fn opens_with_both_login_methods_and_knows_the_server() {
         let connection = Connection::open_with(&options().login_method(method)).unwrap();
         let properties = connection.server_properties();
         let product = properties.get("product").and_then(|it| it.as_str());
-        assert!(matches!(product, Some("RabbitMQ" | "leveret")), "{product:?}");
+        assert!(
+            matches!(product, Some("RabbitMQ" | "leveret")),
+            "{product:?}"
+        );
         let capabilities = properties
             .get("capabilities")
             .and_then(|it| it.as_table())

@@ -9,8 +9,8 @@
     clippy::indexing_slicing
 )]
 
-mod broker;
 mod alike;
+mod broker;
 mod channels;
 mod connecting;
 mod consuming;
