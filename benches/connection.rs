@@ -17,6 +17,7 @@ mod sink;
 use std::time::Instant;
 
 use criterion::{Criterion, Throughput};
+use leveret::broker::Broker;
 use leveret::{Channel, Connection, ConsumeOptions, PublisherOptions, QueueDeclareOptions};
 
 use sink::Sink;
@@ -93,10 +94,32 @@ fn call(criterion: &mut Criterion) {
     });
 }
 
+/// What a test with a broker of its own costs.
+fn broker(criterion: &mut Criterion) {
+    criterion.bench_function(
+        "a broker in the box, from its start to its end after one message",
+        |bencher| {
+            bencher.iter(|| {
+                let broker = Broker::start().unwrap();
+                let connection = Connection::open(&broker.uri()).unwrap();
+                let channel = connection.open_channel().unwrap();
+                let queue = channel
+                    .queue_declare("q", QueueDeclareOptions::exclusive())
+                    .unwrap();
+                let consumer = queue.consume(ConsumeOptions::default()).unwrap();
+                queue.publish(&BODY).unwrap();
+                consumer.recv().unwrap().unwrap().ack().unwrap();
+                connection.close().unwrap();
+            });
+        },
+    );
+}
+
 fn main() {
     let mut criterion = Criterion::default().configure_from_args();
     publish(&mut criterion);
     consume(&mut criterion);
     call(&mut criterion);
+    broker(&mut criterion);
     criterion.final_summary();
 }

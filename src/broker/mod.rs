@@ -1,8 +1,8 @@
 //! A broker in the program itself: to try things out, and for the tests of applications. No production broker.
 //!
-//! [`Broker::start`] takes well under a millisecond and needs nothing to be installed. It speaks AMQP 0-9-1 on a port of the loopback
+//! [`Broker::start`] takes less than a millisecond and needs nothing to be installed. It speaks AMQP 0-9-1 on a port of the loopback
 //! interface, to any client, and does what RabbitMQ does, with the same codes and texts. All is kept in memory, and is gone
-//! with the value. Behind the feature `broker`:
+//! with the value. It is behind the feature `broker`:
 //!
 //! ```toml
 //! [dev-dependencies]
@@ -15,12 +15,104 @@
 //!
 //! let broker = Broker::start()?;
 //! let channel = Connection::open(&broker.uri())?.open_channel()?;
-//! let queue = channel.queue_declare("tasks", QueueDeclareOptions::durable())?;
+//! channel.queue_declare("tasks", QueueDeclareOptions::durable())?;
 //! channel.publisher()?.publish("", "tasks", "work")?.wait()?;
 //! assert_eq!(broker.queue("tasks").unwrap().ready, 1);
 //! assert_eq!(broker.published()[0].body, b"work");
 //! # Ok::<(), leveret::Error>(())
 //! ```
+//!
+//! # Testing your application
+//!
+//! Give each test a broker of its own: then tests run beside each other, and none finds what another one has left. Let the
+//! application have its URI from outside, as it has in production. To wait for something, use
+//! [`wait_until`](Broker::wait_until) instead of sleeping.
+//!
+//! Here a worker has to charge each customer, also when the broker goes away in the middle. A message that was being worked on
+//! then comes again, so the worker looks whether it has done it already:
+//!
+//! ```
+//! use leveret::broker::Broker;
+//! use leveret::{Connection, Message, QueueDeclareOptions, Result, Settlement, WorkerOptions, Workers};
+//! use std::collections::BTreeMap;
+//! use std::sync::{Arc, Mutex};
+//! use std::time::Duration;
+//!
+//! const A_WHILE: Duration = Duration::from_secs(10);
+//!
+//! // ---- the application ----
+//!
+//! /// Which customer was charged how often.
+//! type Charges = Arc<Mutex<BTreeMap<String, u32>>>;
+//!
+//! fn start_worker(uri: &str, charges: Charges) -> Result<Workers> {
+//!     let connection = Connection::open(uri)?;
+//!     connection.open_channel()?.queue_declare("charges", QueueDeclareOptions::durable())?;
+//!     let workers = Workers::new(&connection);
+//!     workers.consume("charges", WorkerOptions::default().threads(2), move |delivery| {
+//!         let customer = String::from_utf8_lossy(delivery.body()).into_owned();
+//!         let mut charges = charges.lock().unwrap();
+//!         if !delivery.redelivered() || !charges.contains_key(&customer) {
+//!             *charges.entry(customer).or_default() += 1;
+//!         }
+//!         Settlement::Ack
+//!     })?;
+//!     Ok(workers)
+//! }
+//!
+//! // ---- its test ----
+//!
+//! let broker = Broker::start()?;
+//! let charges = Charges::default();
+//! let workers = start_worker(&broker.uri(), Arc::clone(&charges))?;
+//! let publisher = Connection::open(&broker.uri())?.open_channel()?.publisher()?;
+//! for number in 0..100 {
+//!     let message = Message::new(format!("customer {number}")).persistent();
+//!     publisher.publish("", "charges", message)?.wait()?;
+//!     if number == 50 {
+//!         broker.restart();
+//!     }
+//! }
+//!
+//! let is_done = |broker: &Broker| {
+//!     let queue = broker.queue("charges").unwrap();
+//!     queue.ready == 0 && queue.unacknowledged == 0 && charges.lock().unwrap().len() == 100
+//! };
+//! assert!(broker.wait_until(A_WHILE, is_done), "{:?}", broker.queues());
+//! workers.shutdown(A_WHILE)?;
+//! # Ok::<(), leveret::Error>(())
+//! ```
+//!
+//! Other faults, one method each: [`drop_connections`](Broker::drop_connections),
+//! [`refuse_connections`](Broker::refuse_connections), [`stop_answering`](Broker::stop_answering),
+//! [`stop_heartbeats`](Broker::stop_heartbeats), [`block`](Broker::block), [`nack_next`](Broker::nack_next),
+//! [`close_channels`](Broker::close_channels), [`close_connections`](Broker::close_connections), [`delay`](Broker::delay),
+//! [`cancel_consumers`](Broker::cancel_consumers), [`restart`](Broker::restart).
+//!
+//! # What is different from RabbitMQ
+//!
+//! This crate's own tests run with both and expect the same. But on purpose:
+//!
+//! | | RabbitMQ | here |
+//! | --- | --- | --- |
+//! | durable, persistent | on disk | for [`Broker::restart`] |
+//! | quorum queues | replicated | as classic ones, with `x-delivery-count` and `x-delivery-limit` |
+//! | streams | yes | refused: `PRECONDITION_FAILED` |
+//! | TLS, clusters, plugins, policies, permissions | yes | no; every user may do everything |
+//! | product and version it names | `RabbitMQ`, its own | `leveret`, this crate's |
+//! | largest message | 128 MiB, 16 MiB since 4.0 | 16 MiB |
+//! | memory and disk alarms | by themselves | only by [`Broker::block`] |
+//! | unknown methods | the socket is closed | 503 `COMMAND_INVALID` |
+//! | malformed frames | 501, in Erlang's words | 501, in words of its own |
+//! | a failed login | the socket is closed after some seconds | at once |
+//! | confirms | when it is safe on disk | when it is in its queues |
+//! | messages acknowledged too late (`consumer_timeout`) | cost the channel | wait for ever |
+//! | transactions | route when a message is published | when they are committed |
+//! | answers to direct reply-to | all have the same delivery tag | are counted |
+//! | the queue `amq.rabbitmq.reply-to.…` | names an Erlang process | is random |
+//! | `x-death` with several older entries | turns their order round each time | keeps it |
+//! | names with line breaks | lose them | keep them |
+//! | `x-queue-mode`, `x-queue-version`, `x-stream-offset`, `x-cancel-on-ha-failover` | values are checked | are ignored |
 
 mod arguments;
 mod channel;
