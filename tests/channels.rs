@@ -81,7 +81,8 @@ fn an_error_of_one_channel_is_its_own() {
     );
     other.basic_qos(1).unwrap();
     // As long as it can be opened again, it keeps its number.
-    assert_eq!(connection.open_channel().unwrap().number(), 3);
+    let third = connection.open_channel().unwrap();
+    assert_eq!(third.number(), 3);
     drop(broken);
     assert_eq!(connection.open_channel().unwrap().number(), 1);
 }
