@@ -904,3 +904,22 @@ fn declarations_are_compared_by_value() {
         QueueDeclareOptions::quorum().transient(),
     );
 }
+
+#[test]
+fn a_consumer_with_the_tag_of_a_cancelled_one_has_a_prefetch_of_its_own() {
+    let channel = channel();
+    let queue = exclusive_queue(&channel);
+    channel.basic_qos(1).unwrap();
+    let options = || ConsumeOptions::default().consumer_tag("again");
+    for body in ["1", "2", "3"] {
+        queue.publish(body).unwrap();
+    }
+    let before = queue.consume(options()).unwrap();
+    let first = before.recv().unwrap().unwrap();
+    before.cancel().unwrap();
+    let after = queue.consume(options()).unwrap();
+    let second = after.recv().unwrap().unwrap();
+    first.ack().unwrap();
+    second.ack().unwrap();
+    assert_eq!(after.recv().unwrap().unwrap().body(), b"3");
+}

@@ -169,7 +169,8 @@ impl Channel {
     pub(super) fn settled(&mut self, messages: &[(u64, Unacknowledged)]) {
         for (_, message) in messages {
             if let Some(consumer) = self.consumer_of(message) {
-                consumer.unacknowledged -= 1;
+                // Its tag can be that of one that was cancelled before.
+                consumer.unacknowledged = consumer.unacknowledged.saturating_sub(1);
             }
         }
     }

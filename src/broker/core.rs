@@ -257,7 +257,7 @@ impl Core {
             let Some(queue) = vhost.queue_mut(message.queue) else {
                 continue;
             };
-            queue.unacknowledged -= 1;
+            queue.unacknowledged = queue.unacknowledged.saturating_sub(1);
             let surplus = queue.requeue(message.entry);
             vhost.changed(message.queue);
             if let Some(entry) = surplus {

@@ -442,7 +442,7 @@ impl Asked<'_> {
             let Some(queue) = vhost.queue_mut(message.queue) else {
                 continue;
             };
-            queue.unacknowledged -= 1;
+            queue.unacknowledged = queue.unacknowledged.saturating_sub(1);
             vhost.changed(message.queue);
             if settle.how == How::Reject {
                 let reason = super::message::Reason::Rejected;
