@@ -158,9 +158,14 @@ impl Server {
         for (id, socket) in &mut self.sockets {
             socket.write(*id, &mut control.core, now, control.delay);
             next = next.into_iter().chain(socket.goes_on_at(now)).min();
-            has_more |= socket.is_broken;
         }
         self.close(&mut control.core);
+        // Whoever has read, or has gone, can have left messages to one whose turn was before.
+        let can_go = |(id, socket): (&SessionId, &Socket)| {
+            let session = control.core.sessions.get(id);
+            socket.output.is_empty() && session.is_some_and(|it| !it.output.is_empty())
+        };
+        has_more |= self.sockets.iter().any(can_go);
         match has_more {
             true => Some(Duration::ZERO),
             false => next.map(|it| it.saturating_duration_since(now)),
