@@ -392,3 +392,49 @@ fn what_is_no_amqp_is_answered_and_costs_nobody_else_anything() {
     assert!(text.contains("FRAME_ERROR - "), "{text}");
     channel.basic_qos(1).unwrap();
 }
+
+#[test]
+fn a_connection_that_was_blocked_for_longer_than_its_heartbeats_goes_on() {
+    let broker = Broker::start().unwrap();
+    let options = options(&broker)
+        .heartbeat(Duration::from_secs(1))
+        .recovery(RecoveryOptions::none());
+    let connection = Connection::open_with(&options).unwrap();
+    let channel = connection.open_channel().unwrap();
+    channel
+        .queue_declare("q", QueueDeclareOptions::durable())
+        .unwrap();
+    let publisher = channel.publisher().unwrap();
+    // The broker is blocked, and the client has not heard of it.
+    broker.delay(Duration::from_millis(100));
+    broker.block("low on disk");
+    let confirm = publisher.publish("", "q", "held up").unwrap();
+    thread::sleep(Duration::from_millis(3500));
+    broker.delay(Duration::ZERO);
+    broker.unblock();
+    confirm.wait().unwrap();
+    assert!(connection.is_open());
+}
+
+#[test]
+fn what_one_connection_gives_back_goes_to_no_other_that_is_cut_as_well() {
+    let broker = Broker::start().unwrap();
+    let options = options(&broker).recovery(RecoveryOptions::none());
+    let connect = || {
+        Connection::open_with(&options)
+            .unwrap()
+            .open_channel()
+            .unwrap()
+    };
+    let (first, second) = (connect(), connect());
+    let queue = first
+        .queue_declare("q", QueueDeclareOptions::durable())
+        .unwrap();
+    let keeping = queue.consume(ConsumeOptions::default()).unwrap();
+    queue.publish(Message::new("kept").persistent()).unwrap();
+    let _delivery = keeping.recv().unwrap().unwrap();
+    let no_ack = ConsumeOptions::default().no_ack();
+    let _losing = second.basic_consume("q", no_ack).unwrap();
+    broker.restart();
+    assert_eq!(broker.queue("q").unwrap().ready, 1);
+}

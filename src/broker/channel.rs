@@ -15,11 +15,13 @@ pub(super) struct Unacknowledged {
     pub(super) queue: QueueId,
     pub(super) entry: Entry,
     /// None for a message of `basic.get`, which no prefetch counts.
-    pub(super) consumer_tag: Option<String>,
+    pub(super) consumer: Option<u64>,
 }
 
 #[derive(Debug)]
 pub(super) struct Consumer {
+    /// Its tag can be that of one that was cancelled before; this is its own.
+    pub(super) number: u64,
     pub(super) queue: QueueId,
     pub(super) no_ack: bool,
     /// At most so many of its messages are not acknowledged; 0 for any number.
@@ -88,6 +90,7 @@ pub(super) struct Channel {
     pub(super) consumers: BTreeMap<String, Consumer>,
     unacknowledged: BTreeMap<u64, Unacknowledged>,
     last_delivery_tag: u64,
+    last_consumer: u64,
     /// Of consumers that begin from now on.
     pub(super) prefetch: u16,
     /// Of all consumers together.
@@ -118,6 +121,18 @@ impl Channel {
         }
     }
 
+    pub(super) fn subscribe(&mut self, consumer_tag: String, queue: QueueId, no_ack: bool) {
+        self.last_consumer += 1;
+        let consumer = Consumer {
+            number: self.last_consumer,
+            queue,
+            no_ack,
+            prefetch: self.prefetch,
+            unacknowledged: 0,
+        };
+        self.consumers.insert(consumer_tag, consumer);
+    }
+
     /// The delivery tag of what is delivered now.
     pub(super) fn next_delivery_tag(&mut self) -> u64 {
         self.last_delivery_tag += 1;
@@ -134,8 +149,8 @@ impl Channel {
     }
 
     fn consumer_of(&mut self, delivered: &Unacknowledged) -> Option<&mut Consumer> {
-        let consumer_tag = delivered.consumer_tag.as_ref()?;
-        self.consumers.get_mut(consumer_tag)
+        let number = delivered.consumer?;
+        self.consumers.values_mut().find(|it| it.number == number)
     }
 
     pub(super) fn unacknowledged(&self) -> usize {
@@ -169,8 +184,7 @@ impl Channel {
     pub(super) fn settled(&mut self, messages: &[(u64, Unacknowledged)]) {
         for (_, message) in messages {
             if let Some(consumer) = self.consumer_of(message) {
-                // Its tag can be that of one that was cancelled before.
-                consumer.unacknowledged = consumer.unacknowledged.saturating_sub(1);
+                consumer.unacknowledged -= 1;
             }
         }
     }
@@ -184,12 +198,11 @@ impl Channel {
         }
     }
 
+    /// All that is not settled, also by a transaction.
     pub(super) fn take_unacknowledged(&mut self) -> Vec<Unacknowledged> {
-        self.consumers
-            .values_mut()
-            .for_each(|it| it.unacknowledged = 0);
-        std::mem::take(&mut self.unacknowledged)
-            .into_values()
-            .collect()
+        let taken = std::mem::take(&mut self.unacknowledged);
+        let taken: Vec<_> = taken.into_iter().collect();
+        self.settled(&taken);
+        taken.into_iter().map(|(_, message)| message).collect()
     }
 }

@@ -11,7 +11,7 @@ use super::message::{Message, Reason};
 use super::options::BrokerOptions;
 use super::queue::{QueueId, Subscriber};
 use super::refusal::Refusal;
-use super::session::{Session, Slot, Stage};
+use super::session::{short, Session, Slot, Stage};
 use super::state::PublishedMessage;
 use super::vhost::Vhost;
 use super::SessionId;
@@ -196,8 +196,11 @@ impl Core {
     }
 
     pub(super) fn disconnect_all(&mut self) {
-        let ids: Vec<_> = self.sessions.keys().copied().collect();
-        ids.into_iter().for_each(|id| self.disconnected(id));
+        // All have gone before anyone could get what another one gives back.
+        for (id, mut session) in std::mem::take(&mut self.sessions) {
+            self.leave(id, &mut session);
+        }
+        self.pump();
     }
 
     /// The client has read so much that it may get further messages.
@@ -257,7 +260,7 @@ impl Core {
             let Some(queue) = vhost.queue_mut(message.queue) else {
                 continue;
             };
-            queue.unacknowledged = queue.unacknowledged.saturating_sub(1);
+            queue.unacknowledged -= 1;
             let surplus = queue.requeue(message.entry);
             vhost.changed(message.queue);
             if let Some(entry) = surplus {
@@ -293,6 +296,7 @@ impl Core {
         let Some(queue) = id.and_then(|id| vhost.queue_mut(id)) else {
             return 0;
         };
+        queue.used(self.now);
         let subscribers = queue.take_subscribers();
         subscribers
             .iter()
@@ -368,11 +372,22 @@ impl Core {
 
     /// Publishers are held up, and told so, until there is no reason any more.
     pub(super) fn block(&mut self, reason: Option<String>) {
+        if reason.is_none() {
+            self.heard_of_all();
+        }
         for session in self.sessions.values_mut() {
             session.is_held &= reason.is_some();
             tell_blocked(session, reason.as_deref());
         }
         self.faults.blocked = reason;
+    }
+
+    /// Nobody has been silent: it was not listened to them.
+    pub(super) fn heard_of_all(&mut self) {
+        let now = self.now;
+        self.sessions
+            .values_mut()
+            .for_each(|it| it.last_input = now);
     }
 
     pub(super) fn close_channels(&mut self, code: ReplyCode, text: &str) {
@@ -398,10 +413,13 @@ impl Core {
         let refusal = Refusal::of_connection(code, text);
         let ids: Vec<_> = self.sessions.keys().copied().collect();
         for id in ids {
-            if let Some(mut session) = self.sessions.remove(&id) {
+            let Some(mut session) = self.sessions.remove(&id) else {
+                continue;
+            };
+            if matches!(session.stage, Stage::Open | Stage::Running) {
                 self.close(id, &mut session, &refusal, None);
-                self.sessions.insert(id, session);
             }
+            self.sessions.insert(id, session);
         }
         self.pump();
     }
@@ -429,7 +447,7 @@ pub(super) fn tell_blocked(session: &mut Session, reason: Option<&str>) {
         Some(reason) => session.send(
             0,
             &ConnectionBlocked {
-                reason: reason.into(),
+                reason: short(reason).into(),
             },
         ),
         None => session.send(0, &ConnectionUnblocked {}),
@@ -510,6 +528,7 @@ fn deliver_one(
     let (message, properties) = (Arc::clone(&entry.message), entry.properties().into_owned());
     let consumer = channel.consumers.get(&subscriber.consumer_tag);
     let no_ack = consumer.is_some_and(|it| it.no_ack);
+    let consumer_number = consumer.map(|it| it.number);
     let method = BasicDeliver {
         consumer_tag: subscriber.consumer_tag.as_str().into(),
         delivery_tag: channel.next_delivery_tag(),
@@ -522,7 +541,7 @@ fn deliver_one(
         channel.deliver(Unacknowledged {
             queue: id,
             entry,
-            consumer_tag: Some(subscriber.consumer_tag.clone()),
+            consumer: consumer_number,
         });
     }
     session.send_content(subscriber.channel, &method, &properties, &message.body);

@@ -40,7 +40,9 @@ impl Message {
     /// The property of that name, which was looked at when the message came.
     pub(super) fn ttl(&self) -> Option<Duration> {
         let text = self.properties.expiration.as_ref()?;
-        text.parse().ok().map(Duration::from_millis)
+        // It can have a sign.
+        let milliseconds = text.parse::<i128>().ok()?;
+        u64::try_from(milliseconds).ok().map(Duration::from_millis)
     }
 }
 

@@ -1,6 +1,6 @@
 //! The methods of a channel that declare, bind and consume.
 
-use super::channel::{Channel, Consumer, How, Mode, Settle, Staged, Unacknowledged};
+use super::channel::{Channel, How, Mode, Settle, Staged, Unacknowledged};
 use super::connection::{decode, unexpected_frame};
 use super::core::Core;
 use super::exchange::{Binding, Destination};
@@ -327,13 +327,7 @@ impl Asked<'_> {
         });
         vhost.changed(queue_id);
         let channel = self.channel()?;
-        let consumer = Consumer {
-            queue: queue_id,
-            no_ack: method.no_ack,
-            prefetch: channel.prefetch,
-            unacknowledged: 0,
-        };
-        channel.consumers.insert(consumer_tag.clone(), consumer);
+        channel.subscribe(consumer_tag.clone(), queue_id, method.no_ack);
         let consumer_tag = consumer_tag.into();
         self.reply(method.no_wait, &BasicConsumeOk { consumer_tag });
         Ok(())
@@ -402,7 +396,7 @@ impl Asked<'_> {
             channel.deliver(Unacknowledged {
                 queue: queue_id,
                 entry,
-                consumer_tag: None,
+                consumer: None,
             });
         }
         self.session
@@ -442,7 +436,7 @@ impl Asked<'_> {
             let Some(queue) = vhost.queue_mut(message.queue) else {
                 continue;
             };
-            queue.unacknowledged = queue.unacknowledged.saturating_sub(1);
+            queue.unacknowledged -= 1;
             vhost.changed(message.queue);
             if settle.how == How::Reject {
                 let reason = super::message::Reason::Rejected;

@@ -101,7 +101,8 @@
 //! | TLS, clusters, plugins, policies, permissions | yes | no; every user may do everything |
 //! | product and version it names | `RabbitMQ`, its own | `leveret`, this crate's |
 //! | largest message | 128 MiB, 16 MiB since 4.0 | 16 MiB |
-//! | memory and disk alarms | by themselves | only by [`Broker::block`] |
+//! | memory and disk alarms | by themselves, told to those who publish | only by [`Broker::block`], told to all |
+//! | auto-delete queues whose consumers the broker cancels | go | stay |
 //! | unknown methods | the socket is closed | 503 `COMMAND_INVALID` |
 //! | malformed frames | 501, in Erlang's words | 501, in words of its own |
 //! | a failed login | the socket is closed after some seconds | at once |
@@ -150,6 +151,9 @@ use session::Slot;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 struct SessionId(u64);
 
+/// Longer than any test.
+const LONGEST_DELAY: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// A broker that ends with this value.
 pub struct Broker {
     shared: Arc<Shared>,
@@ -177,7 +181,7 @@ impl Broker {
             Error::new(ErrorKind::SocketClosed { kind })
                 .doing(format!("starting a broker ({error})"))
         };
-        let core = Core::new(options, server::now());
+        let core = Core::new(options.possible(), server::now());
         let (server, address) = Server::bind(core, port).map_err(failed)?;
         let shared = server.shared();
         let thread = thread::Builder::new().name("leveret broker".to_owned());
@@ -322,7 +326,10 @@ impl Broker {
     /// Whether nothing is read, written or accepted any more, as if the broker hung. What was sent to it meanwhile is worked on
     /// afterwards.
     pub fn stop_answering(&self, stop: bool) {
-        self.change(|control| control.is_stopped = stop);
+        self.change(|control| {
+            control.is_stopped = stop;
+            control.core.heard_of_all();
+        });
     }
 
     /// Whether no heartbeats are sent any more. All else goes on.
@@ -330,7 +337,7 @@ impl Broker {
         self.change(|control| control.core.faults.no_heartbeats = stop);
     }
 
-    /// Blocks all connections that publish, and tells the clients why; RabbitMQ's reasons are `low on memory` and `low on disk`.
+    /// Blocks all connections that publish, and tells all clients why; RabbitMQ's reasons are `low on memory` and `low on disk`.
     pub fn block(&self, reason: &str) {
         self.change(|control| control.core.block(Some(reason.to_owned())));
     }
@@ -340,15 +347,16 @@ impl Broker {
         self.change(|control| control.core.block(None));
     }
 
-    /// Refuses so many of the next messages that are published in confirm mode: `basic.nack`. They are in their queues all the
-    /// same.
+    /// Refuses so many of the next messages that are published in confirm mode: `basic.nack`. They go into no
+    /// queue, and are not among [`published`](Self::published).
     pub fn nack_next(&self, count: u64) {
         self.change(|control| control.core.faults.nacks = count);
     }
 
-    /// From now on, everything that the broker says takes so much longer. Zero is the end of it.
+    /// From now on, everything that the broker says takes so much longer. Zero is the end of it, for what
+    /// is said then; what is delayed already still goes first. Queues are emptied into what is delayed, whoever reads it.
     pub fn delay(&self, delay: Duration) {
-        self.change(|control| control.delay = delay);
+        self.change(|control| control.delay = delay.min(LONGEST_DELAY));
     }
 
     /// Cancels all consumers of a queue in the virtual host `/`, as RabbitMQ does when the queue moves, and returns how many those

@@ -80,10 +80,17 @@ impl BrokerOptions {
         self
     }
 
-    /// Sets [`frame_max`](Self::frame_max), to at least 4096.
+    /// Sets [`frame_max`](Self::frame_max); less than 4096 is taken for that.
     #[must_use]
     pub fn frame_max(mut self, frame_max: u32) -> Self {
-        self.frame_max = frame_max.max(crate::wire::frame::MIN_SIZE);
+        self.frame_max = frame_max;
+        self
+    }
+
+    /// With limits that a client can agree to.
+    pub(super) fn possible(mut self) -> Self {
+        self.channel_max = self.channel_max.max(1);
+        self.frame_max = self.frame_max.max(crate::wire::frame::MIN_SIZE);
         self
     }
 

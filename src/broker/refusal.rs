@@ -13,8 +13,10 @@ pub(super) struct Refusal {
 
 impl Refusal {
     fn new(code: ReplyCode, costs_connection: bool, text: &str) -> Self {
-        let name = code.name().unwrap_or_default();
-        let text = format!("{name} - {text}");
+        let text = match code.name() {
+            Some(name) => format!("{name} - {text}"),
+            None => text.to_owned(),
+        };
         Self {
             code,
             text,

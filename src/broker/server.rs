@@ -21,6 +21,9 @@ const FIRST: usize = 2;
 /// What is read at once, in bytes; then others have their turn.
 const PIECE: usize = 64 << 10;
 
+/// When no connection could be accepted, for want of a file descriptor, for example.
+const ACCEPTS_AGAIN_AFTER: Duration = Duration::from_millis(100);
+
 /// What the thread and the handle share.
 pub(super) struct Shared {
     pub(super) control: Mutex<Control>,
@@ -144,6 +147,7 @@ impl Server {
         let now = now();
         control.core.now = now;
         if control.is_stopped {
+            self.close(&mut control.core);
             return None;
         }
         if std::mem::take(&mut self.accepts) {
@@ -154,10 +158,8 @@ impl Server {
         for (id, socket) in &mut self.sockets {
             has_more |= socket.read(*id, &mut control.core, &mut self.piece);
         }
-        let mut next = control.core.deadline();
         for (id, socket) in &mut self.sockets {
             socket.write(*id, &mut control.core, now, control.delay);
-            next = next.into_iter().chain(socket.goes_on_at(now)).min();
         }
         self.close(&mut control.core);
         // Whoever has read, or has gone, can have left messages to one whose turn was before.
@@ -166,6 +168,12 @@ impl Server {
             socket.output.is_empty() && session.is_some_and(|it| !it.output.is_empty())
         };
         has_more |= self.sockets.iter().any(can_go);
+        let delayed = self.sockets.values().filter_map(|it| it.goes_on_at(now));
+        let accepts_at = self.accepts.then(|| now + ACCEPTS_AGAIN_AFTER);
+        let next = delayed
+            .chain(accepts_at)
+            .chain(control.core.deadline())
+            .min();
         match has_more {
             true => Some(Duration::ZERO),
             false => next.map(|it| it.saturating_duration_since(now)),
@@ -178,6 +186,7 @@ impl Server {
                 Ok(_) if control.refuses => {}
                 Ok((stream, peer)) => self.take(stream, peer, &mut control.core),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == ErrorKind::ConnectionAborted => {}
                 Err(error) => {
                     self.accepts = true;
                     return log::warn!("the broker could not accept a connection: {error}");

@@ -153,6 +153,8 @@ impl Session {
             },
         );
         self.stage = Stage::Closing;
+        // The answer is to be read.
+        self.is_held = false;
     }
 
     /// What was on the channel is the caller's business.
@@ -186,7 +188,7 @@ impl Session {
 }
 
 /// As much as a short string holds.
-fn short(text: &str) -> String {
+pub(super) fn short(text: &str) -> String {
     const LONGEST: usize = 255;
     if text.len() <= LONGEST {
         return text.to_owned();
