@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use leveret::broker::{Broker, BrokerOptions};
 use leveret::{
     Channel, Connection, ConnectionEvent, ConnectionOptions, ConsumeOptions, ErrorKind, Message,
-    QueueDeclareOptions, RecoveryOptions, ReplyCode,
+    Queue, QueueDeclareOptions, RecoveryOptions, ReplyCode,
 };
 
 use crate::recovery::recovered;
@@ -18,6 +18,19 @@ use crate::support::{eventually, SOON};
 
 fn options(broker: &Broker) -> ConnectionOptions {
     ConnectionOptions::from_uri(&broker.uri()).unwrap()
+}
+
+/// A client that soon notices silence, and gives up then.
+fn impatient(broker: &Broker) -> ConnectionOptions {
+    options(broker)
+        .heartbeat(Duration::from_secs(1))
+        .recovery(RecoveryOptions::none())
+}
+
+fn declare(channel: &Channel) -> Queue {
+    channel
+        .queue_declare("q", QueueDeclareOptions::durable())
+        .unwrap()
 }
 
 fn start() -> (Broker, Channel) {
@@ -50,9 +63,7 @@ fn many_brokers_are_apart_from_each_other_and_end_with_their_value() {
 fn a_look_inside_shows_queues_connections_and_what_was_published() {
     let (broker, channel) = start();
     assert_eq!(broker.queue("q"), None);
-    let queue = channel
-        .queue_declare("q", QueueDeclareOptions::durable())
-        .unwrap();
+    let queue = declare(&channel);
     let message = Message::new("routed").header("n", 1);
     channel.basic_publish("", "q", message).unwrap();
     channel.basic_publish("amq.topic", "a.b", "lost").unwrap();
@@ -102,9 +113,7 @@ fn only_its_users_and_vhosts_are_let_in() {
     let bob = options(&broker).username("bob").password("secret");
     let connection = Connection::open_with(&bob.clone().vhost("orders")).unwrap();
     let channel = connection.open_channel().unwrap();
-    channel
-        .queue_declare("q", QueueDeclareOptions::durable())
-        .unwrap();
+    declare(&channel);
     for body in ["1", "2"] {
         channel.basic_publish("", "q", body).unwrap();
     }
@@ -160,9 +169,7 @@ fn a_broker_that_does_not_answer_goes_on_where_it_was() {
 #[test]
 fn a_client_notices_when_heartbeats_stop() {
     let broker = Broker::start().unwrap();
-    let options = options(&broker)
-        .heartbeat(Duration::from_secs(1))
-        .recovery(RecoveryOptions::none());
+    let options = impatient(&broker);
     let connection = Connection::open_with(&options).unwrap();
     // It lives as long as they come.
     thread::sleep(Duration::from_millis(2500));
@@ -185,9 +192,7 @@ fn a_client_that_is_silent_is_dropped_and_its_messages_go_back() {
         .unwrap()
         .open_channel()
         .unwrap();
-    let queue = channel
-        .queue_declare("q", QueueDeclareOptions::durable())
-        .unwrap();
+    let queue = declare(&channel);
     queue.publish("unacknowledged").unwrap();
     let consumer = queue.consume(ConsumeOptions::default()).unwrap();
     let _delivery = consumer.recv().unwrap().unwrap();
@@ -204,9 +209,7 @@ fn publishers_are_blocked_with_a_reason_and_go_on_afterwards() {
     let (broker, channel) = start();
     let connection = channel.connection();
     let events = connection.events();
-    channel
-        .queue_declare("q", QueueDeclareOptions::durable())
-        .unwrap();
+    declare(&channel);
     broker.block("low on memory");
     let event = events.recv_timeout(SOON).unwrap();
     assert!(
@@ -228,9 +231,7 @@ fn publishers_are_blocked_with_a_reason_and_go_on_afterwards() {
 #[test]
 fn the_next_messages_are_refused() {
     let (broker, channel) = start();
-    channel
-        .queue_declare("q", QueueDeclareOptions::durable())
-        .unwrap();
+    declare(&channel);
     let publisher = channel.publisher().unwrap();
     publisher
         .publish("", "q", "before")
@@ -290,9 +291,7 @@ fn answers_come_later_when_they_are_to() {
 #[test]
 fn consumers_are_told_that_they_were_cancelled() {
     let (broker, channel) = start();
-    let queue = channel
-        .queue_declare("q", QueueDeclareOptions::durable())
-        .unwrap();
+    let queue = declare(&channel);
     let consumer = queue.consume(ConsumeOptions::default()).unwrap();
     assert_eq!(broker.cancel_consumers("none"), 0);
     assert_eq!(broker.cancel_consumers("q"), 1);
@@ -345,9 +344,7 @@ fn a_restart_keeps_what_is_durable() {
 #[test]
 fn a_client_that_reads_nothing_does_not_fill_the_memory() {
     let (broker, channel) = start();
-    channel
-        .queue_declare("q", QueueDeclareOptions::durable())
-        .unwrap();
+    declare(&channel);
     let publisher = channel.publisher().unwrap();
     for _ in 0..64 {
         publisher.publish("", "q", vec![0; 1 << 20]).unwrap();
@@ -396,14 +393,10 @@ fn what_is_no_amqp_is_answered_and_costs_nobody_else_anything() {
 #[test]
 fn a_connection_that_was_blocked_for_longer_than_its_heartbeats_goes_on() {
     let broker = Broker::start().unwrap();
-    let options = options(&broker)
-        .heartbeat(Duration::from_secs(1))
-        .recovery(RecoveryOptions::none());
+    let options = impatient(&broker);
     let connection = Connection::open_with(&options).unwrap();
     let channel = connection.open_channel().unwrap();
-    channel
-        .queue_declare("q", QueueDeclareOptions::durable())
-        .unwrap();
+    declare(&channel);
     let publisher = channel.publisher().unwrap();
     // The broker is blocked, and the client has not heard of it.
     broker.delay(Duration::from_millis(100));

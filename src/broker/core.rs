@@ -183,7 +183,7 @@ impl Core {
         }
         session.channels.clear();
         if let Some(vhost) = self.vhosts.get_mut(&session.vhost) {
-            vhost.session_ended(id, self.now);
+            vhost.session_ended(id);
         }
     }
 
@@ -304,10 +304,10 @@ impl Core {
         subscribers.len()
     }
 
-    /// Hands an answer to the one who waits for it. False if there is nobody.
-    pub(super) fn deliver_reply(&mut self, session: &mut Session, message: &Message) -> bool {
+    /// Hands an answer to the one who waits for it, if he still does.
+    pub(super) fn deliver_reply(&mut self, session: &mut Session, message: &Message) {
         let Some(&(id, number)) = self.replies.get(&message.routing_key) else {
-            return false;
+            return;
         };
         let receiver = match self.sessions.get_mut(&id) {
             Some(receiver) => receiver,
@@ -315,21 +315,14 @@ impl Core {
             None => session,
         };
         let Some(channel) = receiver.channel(number) else {
-            return false;
+            return;
+        };
+        let Some((consumer_tag, _)) = channel.reply_to.clone() else {
+            return;
         };
         let delivery_tag = channel.next_delivery_tag();
-        let Some((consumer_tag, _)) = channel.reply_to.clone() else {
-            return false;
-        };
-        let method = BasicDeliver {
-            consumer_tag: consumer_tag.into(),
-            delivery_tag,
-            redelivered: false,
-            exchange: message.exchange.as_str().into(),
-            routing_key: message.routing_key.as_str().into(),
-        };
+        let method = basic_deliver(message, &consumer_tag, delivery_tag, false);
         receiver.send_content(number, &method, &message.properties, &message.body);
-        true
     }
 
     // ---- time ----
@@ -392,35 +385,33 @@ impl Core {
 
     pub(super) fn close_channels(&mut self, code: ReplyCode, text: &str) {
         let refusal = Refusal::of_channel(code, text);
-        let ids: Vec<_> = self.sessions.keys().copied().collect();
-        for id in ids {
-            let Some(mut session) = self.sessions.remove(&id) else {
-                continue;
-            };
-            let is_open =
-                |(number, slot): (&u16, &Slot)| matches!(slot, Slot::Open(_)).then_some(*number);
+        let is_open =
+            |(number, slot): (&u16, &Slot)| matches!(slot, Slot::Open(_)).then_some(*number);
+        self.for_each_session(|core, id, session| {
             let open: Vec<_> = session.channels.iter().filter_map(is_open).collect();
             for number in open {
-                self.end_channel(id, &mut session, number);
+                core.end_channel(id, session, number);
                 session.close_channel(number, &refusal, None);
             }
-            self.sessions.insert(id, session);
-        }
-        self.pump();
+        });
     }
 
     pub(super) fn close_connections(&mut self, code: ReplyCode, text: &str) {
         let refusal = Refusal::of_connection(code, text);
-        let ids: Vec<_> = self.sessions.keys().copied().collect();
-        for id in ids {
-            let Some(mut session) = self.sessions.remove(&id) else {
-                continue;
-            };
+        self.for_each_session(|core, id, session| {
             if matches!(session.stage, Stage::Open | Stage::Running) {
-                self.close(id, &mut session, &refusal, None);
+                core.close(id, session, &refusal, None);
             }
-            self.sessions.insert(id, session);
+        });
+    }
+
+    /// What they give back goes to others when all have had their turn.
+    fn for_each_session(&mut self, mut act: impl FnMut(&mut Self, SessionId, &mut Session)) {
+        let mut sessions = std::mem::take(&mut self.sessions);
+        for (id, session) in &mut sessions {
+            act(self, *id, session);
         }
+        self.sessions = sessions;
         self.pump();
     }
 
@@ -496,6 +487,21 @@ fn cancel(sessions: &mut BTreeMap<SessionId, Box<Session>>, orphan: &Subscriber)
     }
 }
 
+fn basic_deliver<'a>(
+    message: &'a Message,
+    consumer_tag: &'a str,
+    delivery_tag: u64,
+    redelivered: bool,
+) -> BasicDeliver<'a> {
+    BasicDeliver {
+        consumer_tag: consumer_tag.into(),
+        delivery_tag,
+        redelivered,
+        exchange: message.exchange.as_str().into(),
+        routing_key: message.routing_key.as_str().into(),
+    }
+}
+
 /// Delivers the first message of a queue. False if there is none, or nobody who takes it.
 fn deliver_one(
     vhost: &mut Vhost,
@@ -525,17 +531,18 @@ fn deliver_one(
         return false;
     };
     queue.rotate(at);
-    let (message, properties) = (Arc::clone(&entry.message), entry.properties().into_owned());
+    let (message, returns) = (Arc::clone(&entry.message), entry.returns);
     let consumer = channel.consumers.get(&subscriber.consumer_tag);
     let no_ack = consumer.is_some_and(|it| it.no_ack);
     let consumer_number = consumer.map(|it| it.number);
-    let method = BasicDeliver {
-        consumer_tag: subscriber.consumer_tag.as_str().into(),
-        delivery_tag: channel.next_delivery_tag(),
-        redelivered: entry.redelivered,
-        exchange: message.exchange.as_str().into(),
-        routing_key: message.routing_key.as_str().into(),
-    };
+    let delivery_tag = channel.next_delivery_tag();
+    let method = basic_deliver(
+        &message,
+        &subscriber.consumer_tag,
+        delivery_tag,
+        entry.redelivered,
+    );
+    let properties = message.properties_after(returns);
     if !no_ack {
         queue.unacknowledged += 1;
         channel.deliver(Unacknowledged {

@@ -33,6 +33,18 @@ impl Message {
         std::iter::once(self.routing_key.as_str()).chain(copies.filter_map(FieldValue::as_str))
     }
 
+    /// With a header that tells how often it has come back, if it has.
+    pub(super) fn properties_after(&self, returns: u64) -> Cow<'_, Properties> {
+        match returns {
+            0 => Cow::Borrowed(&self.properties),
+            count => Cow::Owned(
+                self.properties
+                    .clone()
+                    .header("x-delivery-count", count as i64),
+            ),
+        }
+    }
+
     pub(super) fn is_persistent(&self) -> bool {
         self.properties.delivery_mode == Some(2)
     }
@@ -56,17 +68,6 @@ pub(super) struct Entry {
     /// How often it has come back, to a queue that counts that.
     pub(super) returns: u64,
     pub(super) expires_at: Option<Instant>,
-}
-
-impl Entry {
-    /// With a header that tells how often it has come back.
-    pub(super) fn properties(&self) -> Cow<'_, Properties> {
-        let properties = &self.message.properties;
-        match self.returns {
-            0 => Cow::Borrowed(properties),
-            count => Cow::Owned(properties.clone().header("x-delivery-count", count as i64)),
-        }
-    }
 }
 
 /// Why a message leaves its queue without having been acknowledged.

@@ -7,7 +7,7 @@ use super::exchange::{Binding, Destination};
 use super::queue::Subscriber;
 use super::refusal::Refusal;
 use super::session::Session;
-use super::vhost::{made_up, Routed, Vhost};
+use super::vhost::{made_up, queue_text, Routed, Vhost};
 use super::SessionId;
 use crate::error::ReplyCode;
 use crate::wire::frame::{Frame, FrameKind};
@@ -15,8 +15,8 @@ use crate::wire::method::{
     AccessRequestOk, BasicCancelOk, BasicConsume, BasicConsumeOk, BasicGet, BasicGetEmpty,
     BasicGetOk, BasicQos, BasicQosOk, BasicRecoverOk, ChannelFlowOk, ConfirmSelectOk, Encode,
     ExchangeBindOk, ExchangeDeclareOk, ExchangeDeleteOk, ExchangeUnbindOk, Method, QueueBindOk,
-    QueueDeclare, QueueDeclareOk, QueueDelete, QueueDeleteOk, QueuePurgeOk, QueueUnbindOk, Table,
-    TxCommitOk, TxRollbackOk, TxSelectOk,
+    QueueDeclare, QueueDeclareOk, QueueDelete, QueueDeleteOk, QueuePurgeOk, QueueUnbindOk,
+    ShortString, Table, TxCommitOk, TxRollbackOk, TxSelectOk,
 };
 
 /// Who consumes from a queue of this name gets answers, and needs no queue for them.
@@ -151,31 +151,23 @@ impl Asked<'_> {
         match method {
             Method::QueueBind(it) => {
                 let queue = self.queue_name(&it.queue)?;
-                let binding = binding(queue, &it.queue, &it.routing_key, it.arguments);
+                let binding = of_queue(queue, &it.queue, &it.routing_key, it.arguments);
                 self.vhost()?.bind(&it.exchange, binding, id)?;
                 self.reply(it.no_wait, &QueueBindOk {});
             }
             Method::QueueUnbind(it) => {
                 let queue = self.queue_name(&it.queue)?;
-                let binding = binding(queue, &it.queue, &it.routing_key, it.arguments);
+                let binding = of_queue(queue, &it.queue, &it.routing_key, it.arguments);
                 self.vhost()?.unbind(&it.exchange, &binding)?;
                 self.reply(false, &QueueUnbindOk {});
             }
             Method::ExchangeBind(it) => {
-                let binding = Binding {
-                    destination: Destination::Exchange(it.destination.into_owned()),
-                    routing_key: it.routing_key.into_owned(),
-                    arguments: it.arguments.into_owned(),
-                };
+                let binding = of_exchange(it.destination, it.routing_key, it.arguments);
                 self.vhost()?.bind(&it.source, binding, id)?;
                 self.reply(it.no_wait, &ExchangeBindOk {});
             }
             Method::ExchangeUnbind(it) => {
-                let binding = Binding {
-                    destination: Destination::Exchange(it.destination.into_owned()),
-                    routing_key: it.routing_key.into_owned(),
-                    arguments: it.arguments.into_owned(),
-                };
+                let binding = of_exchange(it.destination, it.routing_key, it.arguments);
                 self.vhost()?.unbind(&it.source, &binding)?;
                 self.reply(it.no_wait, &ExchangeUnbindOk {});
             }
@@ -309,7 +301,7 @@ impl Asked<'_> {
             return self.consume_replies(method, consumer_tag);
         }
         let vhost = self.vhost()?;
-        let resource = format!("queue '{name}' in vhost '{}'", vhost.name);
+        let resource = queue_text(&name, &vhost.name);
         let (queue_id, queue) = vhost.queue_for(&name, id)?;
         let priority = super::arguments::consumer_priority(&method.arguments, &resource)?;
         let others = queue.subscribers();
@@ -345,7 +337,7 @@ impl Asked<'_> {
         if channel.reply_to.is_some() {
             return Err(Refusal::failed("reply consumer already set"));
         }
-        let key = made_up("amq.rabbitmq.reply-to.");
+        let key = made_up(&format!("{REPLY_TO}."));
         channel.reply_to = Some((consumer_tag.clone(), key.clone()));
         self.core.replies.insert(key, (self.id, self.number));
         let consumer_tag = consumer_tag.into();
@@ -383,7 +375,7 @@ impl Asked<'_> {
         queue.unacknowledged += usize::from(!method.no_ack);
         let message_count = queue.ready() as u32;
         let message = std::sync::Arc::clone(&entry.message);
-        let properties = entry.properties().into_owned();
+        let properties = message.properties_after(entry.returns);
         let channel = self.channel()?;
         let found = BasicGetOk {
             delivery_tag: channel.next_delivery_tag(),
@@ -476,8 +468,20 @@ impl Asked<'_> {
     }
 }
 
+fn of_exchange(
+    destination: ShortString<'_>,
+    routing_key: ShortString<'_>,
+    arguments: Table<'_>,
+) -> Binding {
+    Binding {
+        destination: Destination::Exchange(destination.into_owned()),
+        routing_key: routing_key.into_owned(),
+        arguments: arguments.into_owned(),
+    }
+}
+
 /// With neither queue nor key given, both are the queue that was declared last.
-fn binding(queue: String, given: &str, routing_key: &str, arguments: Table<'_>) -> Binding {
+fn of_queue(queue: String, given: &str, routing_key: &str, arguments: Table<'_>) -> Binding {
     let is_empty = given.is_empty() && routing_key.is_empty();
     let key = if is_empty { &queue } else { routing_key };
     Binding {

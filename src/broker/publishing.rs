@@ -146,14 +146,14 @@ impl Asked<'_> {
 
     /// Looks at the properties as RabbitMQ does, and puts the key in that leads back to the one who asks.
     fn assert_acceptable(&mut self, message: &mut Message) -> Result<(), Refusal> {
-        let user = self.session.user.clone();
-        let reply_key = self.channel()?.reply_to.clone().map(|(_, key)| key);
         let properties = &mut message.properties;
         if properties.reply_to.as_deref() == Some(REPLY_TO) {
+            let reply_key = self.channel()?.reply_to.clone().map(|(_, key)| key);
             let gone = || Refusal::failed("fast reply consumer does not exist");
             properties.reply_to = Some(reply_key.ok_or_else(gone)?);
         }
-        if let Some(other) = properties.user_id.as_ref().filter(|it| **it != user) {
+        let user = &self.session.user;
+        if let Some(other) = properties.user_id.as_ref().filter(|it| *it != user) {
             let text =
                 format!("user_id property set to '{other}' but authenticated user was '{user}'");
             return Err(Refusal::failed(text));

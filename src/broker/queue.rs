@@ -202,8 +202,11 @@ impl Queue {
     ) -> bool {
         let before = self.subscribers.len();
         self.subscribers.retain(|it| !is_it(it));
-        self.unused_since = now;
-        self.subscribers.len() < before
+        let was_there = self.subscribers.len() < before;
+        if was_there {
+            self.used(now);
+        }
+        was_there
     }
 
     pub(super) fn take_subscribers(&mut self) -> Vec<Subscriber> {

@@ -139,10 +139,7 @@ impl Session {
     }
 
     pub(super) fn close_connection(&mut self, refusal: &Refusal, because_of: Option<MethodId>) {
-        let because_of = because_of.unwrap_or(MethodId {
-            class: 0,
-            method: 0,
-        });
+        let because_of = because_of.unwrap_or(NO_METHOD);
         self.send(
             0,
             &ConnectionClose {
@@ -164,10 +161,7 @@ impl Session {
         refusal: &Refusal,
         because_of: Option<MethodId>,
     ) {
-        let because_of = because_of.unwrap_or(MethodId {
-            class: 0,
-            method: 0,
-        });
+        let because_of = because_of.unwrap_or(NO_METHOD);
         self.send(
             number,
             &ChannelClose {
@@ -186,6 +180,12 @@ impl Session {
             .and_then(FieldValue::as_str)
     }
 }
+
+/// What a close names if no method is its cause.
+const NO_METHOD: MethodId = MethodId {
+    class: 0,
+    method: 0,
+};
 
 /// As much as a short string holds.
 pub(super) fn short(text: &str) -> String {

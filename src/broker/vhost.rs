@@ -61,7 +61,7 @@ fn exchange_text(name: &str, vhost: &str) -> String {
     format!("exchange '{name}' in vhost '{vhost}'")
 }
 
-fn queue_text(name: &str, vhost: &str) -> String {
+pub(super) fn queue_text(name: &str, vhost: &str) -> String {
     format!("queue '{name}' in vhost '{vhost}'")
 }
 
@@ -227,10 +227,6 @@ impl Vhost {
         self.queues.values()
     }
 
-    pub(super) fn queue(&self, id: QueueId) -> Option<&Queue> {
-        self.queues.get(&id)
-    }
-
     pub(super) fn queue_mut(&mut self, id: QueueId) -> Option<&mut Queue> {
         self.queues.get_mut(&id)
     }
@@ -240,23 +236,17 @@ impl Vhost {
         Some((*id, self.queues.get(id)?))
     }
 
-    fn queue_named(&self, name: &str) -> Result<QueueId, Refusal> {
-        let found = self.ids.get(name).copied();
-        found.ok_or_else(|| Refusal::not_found("queue", name, &self.name))
-    }
-
     /// The queue, if this connection may use it.
     pub(super) fn queue_for(
         &mut self,
         name: &str,
         session: SessionId,
     ) -> Result<(QueueId, &mut Queue), Refusal> {
-        let id = self.queue_named(name)?;
-        let text = queue_text(name, &self.name);
-        let queue = self.queues.get_mut(&id);
-        let queue = queue.ok_or_else(|| Refusal::not_found("queue", name, &self.name))?;
+        let id = self.ids.get(name).copied();
+        let found = id.and_then(|id| Some((id, self.queues.get_mut(&id)?)));
+        let (id, queue) = found.ok_or_else(|| Refusal::not_found("queue", name, &self.name))?;
         match queue.owner {
-            Some(owner) if owner != session => Err(locked(&text)),
+            Some(owner) if owner != session => Err(locked(&queue_text(name, &self.name))),
             _ => Ok((id, queue)),
         }
     }
@@ -273,23 +263,12 @@ impl Vhost {
             assert_not_reserved("queue", name)?;
         }
         if method.passive || self.ids.contains_key(name) {
-            let (id, queue) = self.queue_for(name, session)?;
+            let (_, queue) = self.queue_for(name, session)?;
             queue.used(now);
             if !method.passive {
-                if method.exclusive != queue.owner.is_some() {
-                    return Err(locked(&resource));
-                }
-                let durable = method.durable && !method.exclusive;
-                assert_same("durable", &resource, &durable, &queue.durable)?;
-                assert_same(
-                    "auto_delete",
-                    &resource,
-                    &method.auto_delete,
-                    &queue.auto_delete,
-                )?;
-                assert_same_queue(&resource, &method.arguments, &queue.arguments.table)?;
+                assert_same_declaration(method, queue, &resource)?;
             }
-            return self.queue(id).ok_or_else(|| locked(&resource));
+            return Ok(queue);
         }
         let name = match name {
             "" => made_up("amq.gen-"),
@@ -344,19 +323,14 @@ impl Vhost {
         self.unbind_all(&Destination::Queue(queue.name));
     }
 
-    /// What a connection leaves behind when it ends.
-    pub(super) fn session_ended(&mut self, session: SessionId, now: Instant) {
+    /// What a connection leaves behind when it ends, and its channels have.
+    pub(super) fn session_ended(&mut self, session: SessionId) {
         let is_its_own = |(id, queue): (&QueueId, &Queue)| {
             let own = queue.owner == Some(session);
             own.then_some(*id)
         };
         let own: Vec<_> = self.queues.iter().filter_map(is_its_own).collect();
         own.into_iter().for_each(|id| self.remove_queue(id));
-        let ids: Vec<_> = self.queues.keys().copied().collect();
-        for id in ids {
-            self.unsubscribe(id, |it| it.session == session, now);
-        }
-        self.orphans.retain(|it| it.session != session);
     }
 
     /// An auto-delete queue goes with the last of its consumers.
@@ -369,10 +343,9 @@ impl Vhost {
         let Some(queue) = self.queues.get_mut(&id) else {
             return;
         };
-        if !queue.subscribers().iter().any(&is_it) {
+        if !queue.unsubscribe(is_it, now) {
             return;
         }
-        queue.unsubscribe(is_it, now);
         if queue.auto_delete && queue.subscribers().is_empty() {
             self.remove_queue(id);
         } else {
@@ -614,6 +587,22 @@ fn assert_quorum(method: &QueueDeclare<'_>, resource: &str) -> Result<(), Refusa
     };
     let text = format!("invalid property '{property}' for {resource}");
     Err(Refusal::failed(text))
+}
+
+/// What a declaration of a queue that is there has to agree with.
+fn assert_same_declaration(
+    method: &QueueDeclare<'_>,
+    queue: &Queue,
+    resource: &str,
+) -> Result<(), Refusal> {
+    if method.exclusive != queue.owner.is_some() {
+        return Err(locked(resource));
+    }
+    let durable = method.durable && !method.exclusive;
+    assert_same("durable", resource, &durable, &queue.durable)?;
+    let auto_delete = &method.auto_delete;
+    assert_same("auto_delete", resource, auto_delete, &queue.auto_delete)?;
+    assert_same_queue(resource, &method.arguments, &queue.arguments.table)
 }
 
 fn locked(resource: &str) -> Refusal {
