@@ -22,6 +22,9 @@ struct State {
     released: Vec<u16>,
     /// Closed by us; the broker has not agreed yet.
     closing: HashSet<u16>,
+    /// Closed by both sides at the same time: a late close-ok of the broker could be taken for the
+    /// answer to the next close. So these are used last.
+    closed_by_both: HashSet<u16>,
     /// The connection has ended: nothing will be released any more.
     ended: bool,
 }
@@ -29,11 +32,18 @@ struct State {
 impl State {
     fn take(&mut self) -> Option<u16> {
         let is_allowed = |number: &u16| *number <= self.highest;
-        if let Some(place) = self.released.iter().rposition(is_allowed) {
-            return Some(self.released.swap_remove(place));
+        let is_quiet = |number: &u16| is_allowed(number) && !self.closed_by_both.contains(number);
+        if let Some(place) = self.released.iter().rposition(is_quiet) {
+            return Some(self.released.remove(place));
         }
-        let number = u16::try_from(self.fresh).ok().filter(is_allowed)?;
-        self.fresh += 1;
+        if let Some(number) = u16::try_from(self.fresh).ok().filter(is_allowed) {
+            self.fresh += 1;
+            return Some(number);
+        }
+        // The one that has been closed for the longest time.
+        let place = self.released.iter().position(is_allowed)?;
+        let number = self.released.remove(place);
+        self.closed_by_both.remove(&number);
         Some(number)
     }
 }
@@ -46,6 +56,7 @@ impl ChannelNumbers {
                 fresh: 1,
                 released: Vec::new(),
                 closing: HashSet::new(),
+                closed_by_both: HashSet::new(),
                 ended: false,
             }),
             changed: Condvar::new(),
@@ -56,9 +67,11 @@ impl ChannelNumbers {
         self.state.lock().highest
     }
 
-    /// Another connection may have another `channel_max`.
-    pub(crate) fn set_highest(&self, highest: u16) {
-        self.state.lock().highest = highest;
+    /// Another connection may have another `channel_max`, and nothing comes late there.
+    pub(crate) fn begin(&self, highest: u16) {
+        let mut state = self.state.lock();
+        state.highest = highest;
+        state.closed_by_both.clear();
     }
 
     /// A free number. If there is none, but the broker has yet to agree to the close of some channel, that is waited
@@ -92,6 +105,10 @@ impl ChannelNumbers {
 
     pub(crate) fn closing(&self, number: u16) {
         self.state.lock().closing.insert(number);
+    }
+
+    pub(crate) fn closed_by_both(&self, number: u16) {
+        self.state.lock().closed_by_both.insert(number);
     }
 
     pub(crate) fn release(&self, number: u16) {
@@ -139,13 +156,28 @@ mod tests {
         let numbers = ChannelNumbers::new(3);
         let used = [(); 3].map(|()| numbers.take(now()));
         assert_eq!(used, [Some(1), Some(2), Some(3)]);
-        numbers.set_highest(1);
-        numbers.set_highest(3);
+        numbers.begin(1);
+        numbers.begin(3);
         // The handles of the second and third are still there.
         assert_eq!(numbers.take(now()), None);
         numbers.release(2);
         assert_eq!(numbers.take(now()), Some(2));
         assert_eq!(numbers.take(now()), None);
+    }
+
+    #[test]
+    fn a_number_that_both_sides_have_closed_is_used_last() {
+        let numbers = ChannelNumbers::new(3);
+        let one = numbers.take(now()).unwrap();
+        numbers.closed_by_both(one);
+        numbers.release(one);
+        assert_eq!(
+            [(); 4].map(|()| numbers.take(now())),
+            [Some(2), Some(3), Some(1), None]
+        );
+        numbers.release(1);
+        numbers.release(3);
+        assert_eq!(numbers.take(now()), Some(3));
     }
 
     #[test]

@@ -253,6 +253,10 @@ impl ConsumerMailbox for Mailbox {
         0
     }
 
+    fn requeues(&self) -> bool {
+        !self.registration.no_ack
+    }
+
     fn unread(&self) -> u64 {
         self.deliveries.unread()
     }

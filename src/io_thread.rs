@@ -20,7 +20,7 @@ use crate::error::{Error, ErrorKind as Kind, Result};
 use crate::events::ConnectionEvent;
 use crate::feed::Feed;
 use crate::inbox::Inbox;
-use crate::mailbox::{ChannelMailbox, Command, Mailboxes, Published, Recover, Reply, Unclaimed};
+use crate::mailbox::{Command, Mailboxes, Recover, Reply, Unclaimed};
 use crate::options::ConnectionOptions;
 use crate::outbox::Outbox;
 use crate::outgoing::Outgoing;
@@ -38,6 +38,8 @@ const READS_IN_A_ROW: usize = 16;
 /// How many writes are made before reading gets its turn: publishers who never stop must not keep confirms and
 /// heartbeats from being read.
 const WRITES_IN_A_ROW: usize = 16;
+/// How many answers wait for a peer that does not read them, before no more of what it sends is read.
+const ANSWERS_LIMIT: usize = 4096;
 /// How many events are kept for a program that does not read them.
 const EVENTS_LIMIT: usize = 64;
 /// After its end a connection waits so long for its last words to go out, and for the peer to hear them.
@@ -148,14 +150,11 @@ pub(crate) fn spawn(
 ) -> io::Result<(Arc<Link>, thread::ThreadId)> {
     let poll = Poll::new()?;
     let waker = Waker::new(poll.registry(), WAKER)?;
-    // Unbounded, but every command waits for a reply of the broker, and the bytes that ask for it have passed the
-    // outbox, which is bounded.
-    let (sender, commands) = crossbeam_channel::unbounded();
     let (next, connections) = crossbeam_channel::unbounded();
     let tuning = connected.core.tuning();
     let fails_fast = options.recovery.fail_fast;
     let link = Arc::new(Link {
-        outbox: Outbox::new(sender, waker, tuning.payload_limit(), fails_fast),
+        outbox: Outbox::new(waker, tuning.payload_limit(), fails_fast),
         channel_numbers: ChannelNumbers::new(tuning.highest_channel()),
         events: Feed::new(EVENTS_LIMIT),
         waiting: Waiting::default(),
@@ -170,7 +169,6 @@ pub(crate) fn spawn(
     });
     let io_thread = IoThread {
         poll,
-        commands,
         connections,
         link: Arc::clone(&link),
         recovery,
@@ -185,7 +183,6 @@ pub(crate) fn spawn(
 /// What outlasts a socket.
 struct IoThread {
     poll: Poll,
-    commands: Receiver<Command>,
     connections: Receiver<Next>,
     link: Arc<Link>,
     recovery: Arc<dyn Recover>,
@@ -208,7 +205,6 @@ impl IoThread {
         let cause = self.drive_all(first);
         self.recovery.ended(&cause);
         self.link.lose_unanswered();
-        // What waits in `commands` goes before the news that all is over.
         drop(self);
         drop(finish);
     }
@@ -260,7 +256,7 @@ impl IoThread {
                 // Before the replay is let in: it has to know how many channels there can be.
                 let peer = Peer::of(&connected);
                 let highest = peer.tuning.highest_channel();
-                self.link.channel_numbers.set_highest(highest);
+                self.link.channel_numbers.begin(highest);
                 *self.link.peer.lock() = peer;
                 let payload_limit = connected.core.tuning().payload_limit();
                 self.link.outbox.begin(payload_limit).map(|()| *connected)
@@ -294,17 +290,18 @@ enum Closing {
 /// One socket, from the end of its handshake to its end.
 struct Driver<'a> {
     poll: &'a mut Poll,
-    commands: &'a Receiver<Command>,
     link: &'a Arc<Link>,
     stream: Stream,
     core: proto::Connection<Mailboxes>,
     inbox: Inbox,
     outgoing: Outgoing,
     /// Empty but for a moment; kept for its memory.
-    published: Vec<Published>,
+    commands: Vec<Command>,
     /// What the socket last allowed; edge-triggered, so it holds until a call would block.
     readable: bool,
     writable: bool,
+    /// How many answers to the peer were put into the outbox since it was last emptied.
+    answers: usize,
     /// There may be more to write, and the socket would take it.
     write_again: bool,
     /// The socket is broken: what is left in it ends with the reason.
@@ -329,15 +326,15 @@ impl<'a> Driver<'a> {
         let link = &io_thread.link;
         Self {
             poll: &mut io_thread.poll,
-            commands: &io_thread.commands,
             link,
             stream,
             core,
             inbox,
             outgoing: Outgoing::default(),
-            published: Vec::new(),
+            commands: Vec::new(),
             readable: true,
             writable: true,
+            answers: 0,
             write_again: false,
             failed: false,
             reading: Reading::new(io_thread.max_unread_bytes),
@@ -396,10 +393,11 @@ impl<'a> Driver<'a> {
     fn timeout(&self) -> Option<Duration> {
         let pauses_until = self.reading.pauses_until().filter(|_| self.may_pause());
         let busy = self.write_again || self.core.has_events();
-        if busy || (self.readable && pauses_until.is_none()) {
+        let readable = self.readable && !self.is_full_of_answers();
+        if busy || (readable && pauses_until.is_none()) {
             return Some(Duration::ZERO);
         }
-        let look = pauses_until.filter(|_| self.readable);
+        let look = pauses_until.filter(|_| readable);
         let wake_up_at = self.deadline().into_iter().chain(look).min()?;
         Some(wake_up_at.saturating_duration_since(now()))
     }
@@ -435,22 +433,29 @@ impl<'a> Driver<'a> {
         !self.failed && self.closing == Closing::No
     }
 
+    /// Whether the peer asks for more than it reads: every answer to it would take memory here.
+    fn is_full_of_answers(&self) -> bool {
+        self.answers >= ANSWERS_LIMIT && self.may_pause()
+    }
+
     /// Whether to go on, with as much as the program has not taken yet.
     fn may_read(&mut self) -> bool {
+        if self.is_full_of_answers() {
+            return false;
+        }
         if self.reading.is_free() || !self.may_pause() {
             return true;
         }
         let Self {
             reading,
             core,
-            commands,
             link,
             ..
         } = self;
         let count_unread = || core.consumers().map(|consumer| consumer.unread()).sum();
         let someone_waits = || {
             core.awaits_reply()
-                || !commands.is_empty()
+                || link.outbox.has_calls()
                 || link.waiting.any()
                 || link.outbox.stops_publishers()
         };
@@ -493,7 +498,7 @@ impl<'a> Driver<'a> {
 
     /// What a burst has needed is not kept for the next one, if that does not come soon.
     fn give_memory_back(&mut self) {
-        self.published = Vec::new();
+        self.commands = Vec::new();
         self.inbox.give_memory_back();
         self.outgoing.give_memory_back();
         self.link.outbox.give_memory_back();
@@ -540,11 +545,9 @@ impl<'a> Driver<'a> {
     fn refill(&mut self) -> bool {
         self.take_core_output();
         let outbox = &self.link.outbox;
-        let commands = outbox.take(&mut self.outgoing, &mut self.published);
-        for published in self.published.drain(..) {
-            self.core.published(published);
-        }
-        for command in self.commands.try_iter().take(commands) {
+        outbox.take(&mut self.outgoing, &mut self.commands);
+        self.answers = 0;
+        for command in self.commands.drain(..) {
             self.core.handle(command);
         }
         !self.outgoing.is_empty()
@@ -583,6 +586,7 @@ impl<'a> Driver<'a> {
     /// Puts what the core has to say into the mailboxes.
     fn answer(&mut self) {
         while let Some(event) = self.core.next_event() {
+            self.answers += usize::from(event.is_answered());
             match event {
                 Event::Opened => {}
                 // Whoever has given up waiting has dropped the receiver; a late reply is for nobody.
@@ -620,6 +624,16 @@ impl<'a> Driver<'a> {
                     self.reading.delivered(bytes);
                 }
                 Event::ConsumerStarted { consumer } => consumer.started(),
+                Event::ConsumerCancelled {
+                    channel,
+                    consumer_tag,
+                    consumer,
+                    no_wait,
+                } => channel.consumer_cancelled(&consumer_tag, consumer.is_some(), no_wait),
+                Event::Unwanted {
+                    channel,
+                    delivery_tag,
+                } => channel.unwanted(delivery_tag),
                 Event::ConsumerEnded { consumer, error } => match error {
                     Some(error) if self.is_lost() || consumer.outlives(&error) => {
                         consumer.interrupted(&error);
@@ -675,11 +689,12 @@ impl<'a> Driver<'a> {
                     channel,
                     error,
                     left,
+                    owes_close_ok,
                 } => match self.is_lost() {
                     true => channel.interrupted(&error, left),
-                    false => channel.ended(&error),
+                    false => channel.ended(&error, owes_close_ok),
                 },
-                Event::ChannelFreed { channel, number } => self.free_channel(&channel, number),
+                Event::ChannelFreed { channel } => channel.freed(),
                 Event::Blocked { reason } => {
                     log::warn!("the broker has blocked the connection: {reason}");
                     self.link.outbox.set_blocked(Some(reason.clone()));
@@ -693,16 +708,6 @@ impl<'a> Driver<'a> {
                 Event::Ended { error } => self.ended(error),
             }
         }
-    }
-
-    /// The close-ok has to be in the outbox before anyone can reuse the number and put a channel.open there; and what
-    /// was published under the number must not be taken for the next channel's.
-    fn free_channel(&mut self, channel: &Arc<dyn ChannelMailbox>, number: u16) {
-        self.take_core_output();
-        for published in self.link.outbox.take_published_on(number) {
-            self.core.published(published);
-        }
-        channel.freed();
     }
 
     fn is_lost(&self) -> bool {
@@ -721,12 +726,9 @@ impl<'a> Driver<'a> {
             self.link.end(&error);
             self.end = Some(End::Final(error));
         }
-        // Commands that were given just before are answered now, with the same cause: nothing of them was sent.
-        while let Ok(command) = self.commands.try_recv() {
+        // What was appended just before is answered now, with the same cause: nothing of it was sent.
+        for command in self.link.outbox.discard() {
             self.core.handle(command);
-        }
-        for published in self.link.outbox.discard() {
-            self.core.published(published);
         }
         self.closing = if self.core.has_output() {
             Closing::Flushing(now() + LINGER)

@@ -83,14 +83,19 @@ impl Drop for Unclaimed {
 
 /// What the IO thread tells a channel. It runs on the IO thread and must not block.
 pub(crate) trait ChannelMailbox: Send + Sync {
-    /// Nothing more can be sent; unless the channel is being opened again, and this is no more than an obstacle.
-    fn ended(&self, error: &Error);
+    /// Nothing more can be sent; unless the channel is being opened again, and this is no more than
+    /// an obstacle. Sends close-ok if the broker waits for it.
+    fn ended(&self, error: &Error, owes_close_ok: bool);
     /// The connection was lost, and is being recovered.
     fn interrupted(&self, error: &Error, left: Left);
     /// Its number can be used again.
     fn freed(&self);
-    /// The broker asks to stop or go on publishing.
+    /// The broker asks to stop or go on publishing. Sends flow-ok.
     fn flow(&self, active: bool);
+    /// The broker has cancelled a consumer, if it is known. Tells the broker that it has ended.
+    fn consumer_cancelled(&self, consumer_tag: &str, is_known: bool, no_wait: bool);
+    /// A message came for a consumer that has ended.
+    fn unwanted(&self, delivery_tag: u64);
     /// The broker has answered for a message, or all up to it; all numbers up to `answered_to` are answered now.
     fn confirm(&self, answer: Answer, sequence_number: u64, answered_to: u64);
     /// The broker refused a message.
@@ -110,6 +115,8 @@ pub(crate) trait ChannelMailbox: Send + Sync {
 
 /// What the IO thread tells a consumer. It runs on the IO thread and must not block.
 pub(crate) trait ConsumerMailbox: Send + Sync {
+    /// Whether messages that nobody has read are given back to the queue.
+    fn requeues(&self) -> bool;
     /// The broker has agreed.
     fn started(&self);
     /// Takes these messages, and returns how many bytes more are unread now.

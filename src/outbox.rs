@@ -12,14 +12,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use crossbeam_channel::Sender;
 use mio::Waker;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::backlog::Backlog;
 use crate::deadline::Deadline;
 use crate::error::{Error, ErrorKind, Result};
-use crate::mailbox::{Command, Published};
+use crate::mailbox::Command;
 use crate::outgoing::Outgoing;
 use crate::reading::Waiting;
 use crate::wire::codec::{WireError, WireResult};
@@ -82,10 +81,8 @@ struct State {
     backlog: Backlog,
     /// Copies of messages that may have to be published again are taken from here.
     keeping: BytesMut,
-    /// The messages of which the core has not been told.
-    published: Vec<Published>,
-    /// How many commands belong to what the IO thread has not taken.
-    commands: usize,
+    /// What the core has to know of the frames that the IO thread has not taken, in their order.
+    commands: Vec<Command>,
     /// All messages that were appended, in any mode.
     messages: u64,
     /// The IO thread has nothing to do and sleeps, or is about to.
@@ -100,7 +97,6 @@ pub(crate) struct Outbox {
     changed: Condvar,
     /// Publishers who wait for the broker to say that it takes messages again.
     stopped: Waiting,
-    commands: Sender<Command>,
     waker: Waker,
     /// Whoever closes has waited long enough.
     aborted: AtomicBool,
@@ -133,7 +129,6 @@ impl Large {
 pub(crate) struct Frames<'a> {
     state: &'a mut State,
     channel: u16,
-    commands: &'a Sender<Command>,
     wake_all: bool,
     /// Where the last message begins.
     start: usize,
@@ -146,6 +141,12 @@ impl Frames<'_> {
         let target = self.state.backlog.target(self.channel);
         let written = frame::write_method(target, self.channel, method, limit);
         written.map_err(unsendable)
+    }
+
+    /// An answer to the broker, which is so small that it fits into any frame.
+    pub(crate) fn answer(&mut self, method: &impl Encode) {
+        let written = self.method(method);
+        debug_assert!(written.is_ok(), "{written:?}");
     }
 
     /// A message. Returns its properties as they are sent.
@@ -211,12 +212,6 @@ impl Frames<'_> {
         self.state.epoch
     }
 
-    /// Tells the core of a message in confirm mode: before the answer can come, and in order.
-    #[inline]
-    pub(crate) fn published(&mut self, published: Published) {
-        self.state.published.push(published);
-    }
-
     /// The last method of the connection: behind all that was appended before.
     pub(crate) fn last_method(&mut self, method: &impl Encode) -> Result<()> {
         let limit = self.state.payload_limit;
@@ -225,11 +220,11 @@ impl Frames<'_> {
         written.map_err(unsendable)
     }
 
-    /// Tells the core, as soon as what belongs to it is taken: before the reply can come.
+    /// Tells the core, as soon as what belongs to it is taken: before the reply can come, and in the
+    /// order in which the frames were appended.
+    #[inline]
     pub(crate) fn command(&mut self, command: Command) {
-        self.state.commands += 1;
-        // The receiver goes away only after `end` was set, which is checked before anything is appended.
-        let _ = self.commands.send(command);
+        self.state.commands.push(command);
     }
 
     /// Nothing can be appended from now on.
@@ -281,12 +276,7 @@ fn unsendable(error: WireError) -> Error {
 }
 
 impl Outbox {
-    pub(crate) fn new(
-        commands: Sender<Command>,
-        waker: Waker,
-        payload_limit: usize,
-        fails_fast: bool,
-    ) -> Self {
+    pub(crate) fn new(waker: Waker, payload_limit: usize, fails_fast: bool) -> Self {
         Self {
             state: Mutex::new(State {
                 phase: Phase::Open,
@@ -294,15 +284,13 @@ impl Outbox {
                 payload_limit,
                 keeping: BytesMut::new(),
                 backlog: Backlog::default(),
-                published: Vec::new(),
-                commands: 0,
+                commands: Vec::new(),
                 messages: 0,
                 asleep: false,
                 blocked: None,
             }),
             changed: Condvar::new(),
             stopped: Waiting::default(),
-            commands,
             waker,
             aborted: AtomicBool::new(false),
             given_up: AtomicU64::new(NONE),
@@ -349,20 +337,24 @@ impl Outbox {
         self.admit(&mut state, channel, admission, patience, &gate)
             .map_err(Error::unsent)?;
         let start = state.backlog.target(channel).len();
+        let first_command = state.commands.len();
         let mut frames = Frames {
             state: &mut state,
             channel,
-            commands: &self.commands,
             wake_all: false,
             start,
         };
         let appended = append(&mut frames);
         let wake_all = frames.wake_all;
+        let mut undone = Vec::new();
         if appended.is_err() {
             state.backlog.target(channel).truncate(start);
+            undone = state.commands.split_off(first_command);
         }
         let wake = std::mem::take(&mut state.asleep);
         drop(state);
+        // Not under the lock: a mailbox can be the last that knows of its channel.
+        drop(undone);
         if wake {
             self.wake();
         }
@@ -567,6 +559,32 @@ impl Outbox {
         result
     }
 
+    /// Runs `change` as [`change`](Self::change) does, and sends what it answers to the broker: so
+    /// the answer stands before or after what the handles append, just as they see the change.
+    pub(crate) fn answer<T>(&self, channel: u16, change: impl FnOnce(&mut Frames<'_>) -> T) -> T {
+        let mut state = self.state.lock();
+        let start = state.backlog.target(channel).len();
+        let mut frames = Frames {
+            state: &mut state,
+            channel,
+            wake_all: false,
+            start,
+        };
+        let result = change(&mut frames);
+        if let Phase::Ended(_) = state.phase {
+            // Nothing follows connection.close.
+            state.backlog.target(channel).truncate(start);
+        }
+        drop(state);
+        self.changed.notify_all();
+        result
+    }
+
+    /// Whether there are calls that the core does not know of.
+    pub(crate) fn has_calls(&self) -> bool {
+        self.state.lock().commands.iter().any(Command::awaits_reply)
+    }
+
     pub(crate) fn set_blocked(&self, reason: Option<String>) {
         self.state.lock().blocked = reason;
         self.changed.notify_all();
@@ -600,13 +618,14 @@ impl Outbox {
         let mut state = self.state.lock();
         state.payload_limit = payload_limit;
         state.backlog = Backlog::default();
-        state.commands = 0;
+        let stale = std::mem::take(&mut state.commands);
         match &mut state.phase {
             Phase::Ended(cause) => return Err(cause.clone()),
             Phase::Lost { connected, .. } => *connected = true,
             Phase::Open => {}
         }
         drop(state);
+        drop(stale);
         self.changed.notify_all();
         Ok(())
     }
@@ -617,45 +636,33 @@ impl Outbox {
         is_any && self.given_up.swap(NONE, Ordering::AcqRel) == self.epoch()
     }
 
-    /// Appends what the core has to say.
+    /// Appends what the core itself has to say.
     pub(crate) fn append(&self, take_output: impl FnOnce(&mut Vec<u8>)) {
         self.state.lock().backlog.append(take_output);
     }
 
-    /// Drops all that was not taken, and returns the messages in it: they will never be sent.
-    pub(crate) fn discard(&self) -> Vec<Published> {
+    /// Drops all that was not taken, and returns the commands for it: it will never be sent.
+    pub(crate) fn discard(&self) -> Vec<Command> {
         let mut state = self.state.lock();
         state.backlog = Backlog::default();
-        state.commands = 0;
-        std::mem::take(&mut state.published)
+        std::mem::take(&mut state.commands)
     }
 
-    /// Takes those of one channel.
-    pub(crate) fn take_published_on(&self, channel: u16) -> Vec<Published> {
+    /// Takes all that was appended, and the commands for it. If nothing is left to write, the next
+    /// one who appends wakes the IO thread.
+    pub(crate) fn take(&self, outgoing: &mut Outgoing, commands: &mut Vec<Command>) {
         let mut state = self.state.lock();
-        let published = std::mem::take(&mut state.published);
-        let (theirs, others) = published.into_iter().partition(|it| it.channel == channel);
-        state.published = others;
-        theirs
-    }
-
-    /// Takes all that was appended, and the messages in it, and returns how many commands belong to it. If nothing is
-    /// left to write, the next one who appends wakes the IO thread.
-    pub(crate) fn take(&self, outgoing: &mut Outgoing, published: &mut Vec<Published>) -> usize {
-        let mut state = self.state.lock();
-        std::mem::swap(&mut state.published, published);
-        let commands = std::mem::take(&mut state.commands);
+        std::mem::swap(&mut state.commands, commands);
         state.backlog.move_to(outgoing);
         state.asleep = outgoing.is_empty();
         drop(state);
         self.changed.notify_all();
-        commands
     }
 
     pub(crate) fn give_memory_back(&self) {
         let mut state = self.state.lock();
         state.backlog.give_memory_back();
-        state.published.shrink_to_fit();
+        state.commands.shrink_to_fit();
         state.keeping = BytesMut::new();
     }
 }

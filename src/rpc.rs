@@ -270,6 +270,10 @@ impl Replies {
 }
 
 impl ConsumerMailbox for Replies {
+    fn requeues(&self) -> bool {
+        false
+    }
+
     fn started(&self) {}
 
     /// It goes to its caller at once; nothing is left unread.

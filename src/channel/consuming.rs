@@ -91,6 +91,7 @@ impl Channel {
             frames.command(Command::Consume {
                 channel,
                 consumer_tag: Arc::clone(&consumer_tag),
+                requeues: mailbox.requeues(),
                 consumer: mailbox,
                 call,
             });

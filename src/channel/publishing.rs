@@ -11,7 +11,7 @@ use super::{Channel, ChannelState};
 use crate::confirm::Awaited;
 use crate::deadline::Deadline;
 use crate::error::{Error, Result};
-use crate::mailbox::{ConfirmMailbox, Published};
+use crate::mailbox::{Command, ConfirmMailbox, Published};
 use crate::message::Message;
 use crate::outbox::{Admission, Frames, LARGE};
 use crate::proto::{Earlier, Identity};
@@ -213,14 +213,14 @@ impl ChannelState {
             return None;
         };
         let kept = is_kept(confirm).then(|| keep(frames));
-        frames.published(Published {
+        frames.command(Command::Publish(Published {
             channel: self.number,
             sequence_number,
             confirm: confirm.map(|it| Arc::<C>::clone(it) as Arc<dyn ConfirmMailbox>),
             identity,
             earlier: Earlier::Nothing,
             kept,
-        });
+        }));
         Some(sequence_number)
     }
 }

@@ -20,9 +20,9 @@ use crate::proto::{Answer, Expected, Left, Returned};
 use crate::request;
 use crate::returned::ReturnedMessage;
 use crate::wire::method::{
-    BasicCancel, BasicCancelOk, BasicConsume, BasicNack, ChannelClose, ChannelCloseOk, ChannelOpen,
-    ChannelOpenOk, ConfirmSelect, Encode, ExchangeBind, ExchangeDeclare, Method, MethodId,
-    QueueBind, QueueDeclare, TxSelect,
+    BasicCancel, BasicCancelOk, BasicConsume, BasicNack, ChannelClose, ChannelCloseOk,
+    ChannelFlowOk, ChannelOpen, ChannelOpenOk, ConfirmSelect, Encode, ExchangeBind,
+    ExchangeDeclare, Method, MethodId, QueueBind, QueueDeclare, TxSelect,
 };
 
 /// How many returned messages are kept for `Channel::returned_messages`.
@@ -89,9 +89,12 @@ impl End {
 }
 
 impl ChannelMailbox for ChannelState {
-    fn ended(&self, error: &Error) {
+    fn ended(&self, error: &Error, owes_close_ok: bool) {
         // All under one lock: whoever brings the channel back finds it open, interrupted, or ended.
-        let outlives = self.link.outbox.change(|| {
+        let outlives = self.link.outbox.answer(self.number, |frames| {
+            if owes_close_ok {
+                self.append_close_ok(frames);
+            }
             let outlives = self.outlives(error);
             match outlives {
                 // Nothing was published on it since the last loss.
@@ -137,9 +140,27 @@ impl ChannelMailbox for ChannelState {
     }
 
     fn flow(&self, active: bool) {
-        self.link
-            .outbox
-            .change(|| self.flow_stopped.store(!active, Ordering::Release));
+        self.link.outbox.answer(self.number, |frames| {
+            self.flow_stopped.store(!active, Ordering::Release);
+            frames.answer(&ChannelFlowOk { active });
+        });
+    }
+
+    fn consumer_cancelled(&self, consumer_tag: &str, is_known: bool, no_wait: bool) {
+        self.link.outbox.answer(self.number, |frames| {
+            if !no_wait {
+                let consumer_tag = consumer_tag.into();
+                frames.answer(&BasicCancelOk { consumer_tag });
+            }
+            if is_known {
+                self.append_cancel_after_broker(frames, consumer_tag);
+            }
+        });
+    }
+
+    fn unwanted(&self, delivery_tag: u64) {
+        let delivery_tag = self.settled.received(delivery_tag);
+        self.requeue(delivery_tag);
     }
 
     fn confirm(&self, answer: Answer, sequence_number: u64, answered_to: u64) {
@@ -225,6 +246,30 @@ impl ChannelState {
             opened_in: AtomicU64::new(NEVER),
             is_recovering: AtomicBool::new(false),
         }
+    }
+
+    /// The broker has closed the channel: no frame follows this one.
+    fn append_close_ok(&self, frames: &mut Frames<'_>) {
+        frames.answer(&ChannelCloseOk {});
+        if self.end.cause().is_some() {
+            // Our own close is on its way. The broker may answer it, or not.
+            self.link.channel_numbers.closed_by_both(self.number);
+        }
+    }
+
+    /// The broker has cancelled a consumer. A quorum queue of RabbitMQ 4.3 keeps one that was
+    /// cancelled because an acknowledgement came too late, and goes on with it when that
+    /// acknowledgement comes, until it hears that the consumer has ended.
+    fn append_cancel_after_broker(&self, frames: &mut Frames<'_>, consumer_tag: &str) {
+        frames.answer(&BasicCancel {
+            consumer_tag: consumer_tag.into(),
+            no_wait: false,
+        });
+        frames.command(Command::Call {
+            channel: self.number,
+            expected: Expected::CancelOk(consumer_tag.into()),
+            call: Call::of_nobody(),
+        });
     }
 
     fn let_go_of_number(&self, who: u8) {
@@ -332,7 +377,7 @@ impl ChannelState {
     /// If the channel was closed while there was no connection, nobody else tells those who wait.
     pub(super) fn end_if_detached(&self) {
         if let Some(cause) = self.end.cause().filter(|_| self.is_detached()) {
-            self.ended(&cause);
+            self.ended(&cause, false);
         }
     }
 

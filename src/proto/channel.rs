@@ -1,14 +1,15 @@
 //! One AMQP channel: who waits for which reply, who consumes, which message is coming.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
 
 use super::confirms::Confirms;
+use super::consumers::{Consumers, Receiver};
 use super::content::{Assembly, Names};
 use super::event::Mailboxes;
 use crate::error::{Error, ReplyCode};
-use crate::wire::method::{ChannelCloseOk, Encode, Method, MethodId, TxCommitOk};
+use crate::wire::method::{BasicDeliver, ChannelCloseOk, Encode, Method, MethodId, TxCommitOk};
 
 /// What answers a call.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,64 +67,6 @@ pub(crate) struct Pending<M: Mailboxes> {
     pub(crate) call: Option<M::Call>,
     /// The number of the consumer that is cancelled. Its tag can be another's when the reply comes.
     pub(crate) cancels: Option<u64>,
-}
-
-/// The consumers of a channel by their tags, numbered as they come.
-pub(crate) struct Consumers<M: Mailboxes> {
-    by_tag: HashMap<Arc<str>, (u64, M::Consumer)>,
-    /// Who got the last message: mostly gets the next one, too, and is found without a hash of its tag.
-    last: Option<(Arc<str>, M::Consumer)>,
-    count: u64,
-}
-
-impl<M: Mailboxes> Consumers<M> {
-    pub(crate) fn insert(&mut self, consumer_tag: Arc<str>, consumer: M::Consumer) {
-        self.count += 1;
-        self.last = None;
-        self.by_tag.insert(consumer_tag, (self.count, consumer));
-    }
-
-    pub(crate) fn get(&self, consumer_tag: &str) -> Option<&M::Consumer> {
-        self.by_tag.get(consumer_tag).map(|(_, consumer)| consumer)
-    }
-
-    /// Whom a message is for.
-    #[inline]
-    pub(super) fn receiver_of(&mut self, consumer_tag: &[u8]) -> Option<&M::Consumer> {
-        let is_last = |(tag, _): &(Arc<str>, M::Consumer)| tag.as_bytes() == consumer_tag;
-        if !self.last.as_ref().is_some_and(is_last) {
-            let consumer_tag = std::str::from_utf8(consumer_tag).ok()?;
-            let (tag, (_, consumer)) = self.by_tag.get_key_value(consumer_tag)?;
-            self.last = Some((Arc::clone(tag), consumer.clone()));
-        }
-        self.last.as_ref().map(|(_, consumer)| consumer)
-    }
-
-    pub(crate) fn number_of(&self, consumer_tag: &str) -> Option<u64> {
-        self.by_tag.get(consumer_tag).map(|(number, _)| *number)
-    }
-
-    pub(crate) fn remove(&mut self, consumer_tag: &str) -> Option<M::Consumer> {
-        self.last = None;
-        self.by_tag
-            .remove(consumer_tag)
-            .map(|(_, consumer)| consumer)
-    }
-
-    /// Removes the consumer if it is still this one.
-    pub(crate) fn remove_if(&mut self, tag: &str, number: Option<u64>) -> Option<M::Consumer> {
-        (self.number_of(tag) == number)
-            .then(|| self.remove(tag))
-            .flatten()
-    }
-
-    pub(crate) fn all(&self) -> impl Iterator<Item = &M::Consumer> {
-        self.by_tag.values().map(|(_, consumer)| consumer)
-    }
-
-    pub(crate) fn into_all(self) -> impl Iterator<Item = M::Consumer> {
-        self.by_tag.into_values().map(|(_, consumer)| consumer)
-    }
 }
 
 /// The calls of a channel whose replies have not come, oldest first. A call keeps its place even if nobody waits any
@@ -221,24 +164,28 @@ pub(crate) enum Incoming<M: Mailboxes> {
     },
 }
 
-/// Where a channel stands.
+/// Where a channel stands. ARCHITECTURE.md has a table of what each frame means in each phase.
 ///
 /// ```text
-///   Open ── channel.close to the broker ──▶ Closing ── close-ok ──▶ (slot free)
-///     └──── channel.close from the broker: close-ok ──────────────▶ (slot free)
+///   Opening ── open-ok ──▶ Open ── channel.close to the broker ──▶ Closing ── close-ok ──▶ (closed)
+///      └──────────────────────┴──── channel.close from the broker ────┴──────────────────▶ (closed)
 /// ```
 #[derive(Debug)]
-pub(crate) enum State {
+pub(crate) enum Phase {
+    /// We have sent `channel.open`. Until open-ok comes, frames can be of the number's last life.
+    Opening,
     Open,
     /// We have sent `channel.close` and wait for close-ok. `cause` is the end that everyone is told.
     Closing {
         cause: Error,
+        /// Whether open-ok has come.
+        was_open: bool,
     },
 }
 
 pub(crate) struct Channel<M: Mailboxes> {
     pub(crate) mailbox: M::Channel,
-    pub(crate) state: State,
+    pub(crate) phase: Phase,
     pub(crate) calls: Calls<M>,
     pub(crate) consumers: Consumers<M>,
     pub(crate) names: Names,
@@ -247,16 +194,13 @@ pub(crate) struct Channel<M: Mailboxes> {
 }
 
 impl<M: Mailboxes> Channel<M> {
-    pub(crate) fn new(mailbox: M::Channel) -> Self {
+    /// `former` are the consumer tags of the number's last life.
+    pub(crate) fn opening(mailbox: M::Channel, former: Vec<Arc<str>>) -> Self {
         Self {
             mailbox,
-            state: State::Open,
+            phase: Phase::Opening,
             calls: Calls::new(),
-            consumers: Consumers {
-                by_tag: HashMap::new(),
-                last: None,
-                count: 0,
-            },
+            consumers: Consumers::new(former),
             names: Names::default(),
             assembly: Assembly::Idle,
             confirms: Confirms::new(),
@@ -268,24 +212,42 @@ impl<M: Mailboxes> Channel<M> {
         !self.calls.is_empty() || matches!(self.assembly.kind(), Some(Incoming::Fetch { .. }))
     }
 
-    /// Takes in the method that begins a message.
-    pub(crate) fn begin_message(&mut self, method: Method<'_>) -> Result<(), String> {
-        match method {
-            Method::BasicDeliver(deliver) => {
-                let Some(consumer) = self.consumers.receiver_of(deliver.consumer_tag.as_bytes())
-                else {
-                    return Err(format!(
-                        "basic.deliver for unknown consumer {:?}",
-                        deliver.consumer_tag
-                    ));
-                };
+    /// Takes in `basic.deliver`. Returns the delivery tag if the message is to be given back.
+    pub(crate) fn begin_delivery(
+        &mut self,
+        deliver: &BasicDeliver<'_>,
+    ) -> Result<Option<u64>, String> {
+        let delivery_tag = deliver.delivery_tag;
+        match self.consumers.receiver_of(&deliver.consumer_tag) {
+            Receiver::Consumer(consumer) => {
                 self.names.set(&deliver.exchange, &deliver.routing_key);
                 self.assembly = Assembly::Header(Incoming::Delivery {
                     consumer: consumer.clone(),
-                    delivery_tag: deliver.delivery_tag,
+                    delivery_tag,
                     redelivered: deliver.redelivered,
                 });
+                Ok(None)
             }
+            Receiver::Ended { requeues } => {
+                self.assembly = Assembly::SkipHeader;
+                Ok(requeues.then_some(delivery_tag))
+            }
+            Receiver::Former => {
+                self.assembly = Assembly::SkipHeader;
+                Ok(None)
+            }
+            Receiver::Unknown => {
+                let consumer_tag = &deliver.consumer_tag;
+                Err(format!(
+                    "basic.deliver for unknown consumer {consumer_tag:?}"
+                ))
+            }
+        }
+    }
+
+    /// Takes in the method that begins a message which is not for a consumer.
+    pub(crate) fn begin_message(&mut self, method: Method<'_>) -> Result<(), String> {
+        match method {
             Method::BasicGetOk(got) => {
                 self.names.set(&got.exchange, &got.routing_key);
                 let (delivery_tag, redelivered) = (got.delivery_tag, got.redelivered);

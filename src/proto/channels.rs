@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use super::channel::{Channel, Expected, Incoming, Pending, State};
+use super::channel::{Channel, Expected, Incoming, Pending, Phase};
 use super::confirms::{Answer, Published};
 use super::content::{Delivered, Fetched, Misfit, Returned};
 use super::effects::Effects;
@@ -14,23 +14,31 @@ use crate::wire::content::Content;
 use crate::wire::delivery::WholeDelivery;
 use crate::wire::frame::{ContentHeader, Frame, FrameKind};
 use crate::wire::method::{
-    BasicCancelOk, BasicDeliver, ChannelClose, ChannelCloseOk, ChannelFlowOk, ChannelOpenOk,
-    Encode, Method,
+    BasicCancel, BasicDeliver, ChannelClose, ChannelCloseOk, ChannelOpenOk, Encode, Method,
 };
 
 /// What stands under a channel number.
 enum Slot<M: Mailboxes> {
     Unused,
     InUse(Box<Channel<M>>),
-    /// Closed with this cause, which answers calls that were on their way when it closed.
-    Closed(Error),
+    Closed(Closed),
+}
+
+/// A channel that has ended. What still comes for it was sent before the broker knew, and is
+/// dropped.
+struct Closed {
+    /// Answers calls that were on their way when it closed.
+    cause: Error,
+    /// The tags of its consumers: on the number's next life messages for them can still come.
+    consumer_tags: Vec<Arc<str>>,
 }
 
 pub(super) struct Channels<M: Mailboxes> {
     slots: Vec<Slot<M>>,
-    /// Channels that both sides have closed at the same time. RabbitMQ answers our close if it comes after its own, and
-    /// never if it came before; so an answer is possible up to the next open-ok, and is not waited for.
-    closed_by_both: HashSet<u16>,
+    /// Channels that both sides have closed at the same time. RabbitMQ answers our close if it reads
+    /// it after it has sent its own, and never if it read it before. Each life of a channel has a
+    /// writer of its own there, so the answer can come even after the next life's open-ok.
+    late_close_oks: HashSet<u16>,
     /// A larger message is not taken.
     max_message_size: u64,
 }
@@ -39,17 +47,19 @@ impl<M: Mailboxes> Channels<M> {
     pub(super) fn new(max_message_size: u64) -> Self {
         Self {
             slots: Vec::new(),
-            closed_by_both: HashSet::new(),
+            late_close_oks: HashSet::new(),
             max_message_size,
         }
     }
 
-    fn get(&mut self, number: u16) -> Checked<&mut Channel<M>> {
+    /// The channel that a frame is for; none if it has ended, and the frame means nothing any more.
+    fn get(&mut self, number: u16) -> Checked<Option<&mut Channel<M>>> {
         match self.slots.get_mut(usize::from(number)) {
-            Some(Slot::InUse(channel)) => Ok(channel),
-            _ => Err(violation(
+            Some(Slot::InUse(channel)) => Ok(Some(channel)),
+            Some(Slot::Closed(_)) => Ok(None),
+            Some(Slot::Unused) | None => Err(violation(
                 ReplyCode::CHANNEL_ERROR,
-                format!("a frame on channel {number}, which is not open"),
+                format!("a frame on channel {number}, which was never opened"),
             )),
         }
     }
@@ -86,43 +96,56 @@ impl<M: Mailboxes> Channels<M> {
         method: Method<'_>,
         effects: &mut Effects<M>,
     ) -> Checked<()> {
-        match method {
-            Method::ChannelCloseOk(_) if self.closed_by_both.remove(&number) => return Ok(()),
-            Method::ChannelOpenOk(_) => drop(self.closed_by_both.remove(&number)),
-            _ => {}
+        if let Method::ChannelCloseOk(ok) = method {
+            return self.close_ok(number, ok, effects);
         }
-        let channel = self.get(number)?;
-        match (&channel.state, method) {
-            (_, Method::ChannelClose(close)) => {
-                effects.send(number, &ChannelCloseOk {});
-                if let State::Closing { .. } = channel.state {
-                    self.closed_by_both.insert(number);
+        let Some(channel) = self.get(number)? else {
+            return Ok(());
+        };
+        match (&mut channel.phase, method) {
+            (phase, Method::ChannelClose(close)) => {
+                if let Phase::Closing { .. } = phase {
+                    self.late_close_oks.insert(number);
                 }
                 self.closed_by_broker(number, &close, effects);
                 Ok(())
             }
-            (State::Closing { cause }, Method::ChannelCloseOk(ok)) => {
-                let cause = cause.clone();
-                // The closer's reply is this close-ok; the calls before it get none any more.
-                let closer = channel.calls.take_closer();
-                self.free(number, cause, effects);
-                if let Some(closer) = closer {
-                    effects.reply(None, closer.call, Method::ChannelCloseOk(ok));
-                }
+            (phase @ Phase::Opening, Method::ChannelOpenOk(ok)) => {
+                *phase = Phase::Open;
+                Self::reply(channel, Method::ChannelOpenOk(ok), effects)
+            }
+            (Phase::Closing { was_open, .. }, Method::ChannelOpenOk(_)) => {
+                *was_open = true;
                 Ok(())
             }
-            // After channel.close all else is to be discarded.
-            (State::Closing { .. }, _) => Ok(()),
-            (State::Open, method) if !channel.assembly.is_idle() => Err(violation(
-                ReplyCode::UNEXPECTED_FRAME,
-                format!("{} in the middle of a message", method.id()),
-            )),
-            (
-                State::Open,
-                method @ (Method::BasicDeliver(_) | Method::BasicGetOk(_) | Method::BasicReturn(_)),
-            ) => channel.begin_message(method).map_err(invalid),
-            (State::Open, method) => Self::method_on_open(number, channel, method, effects),
+            // What comes before open-ok is of the number's last life. After channel.close all else
+            // is to be discarded.
+            (Phase::Opening | Phase::Closing { .. }, _) => Ok(()),
+            (Phase::Open, method) => Self::method_on_open(channel, method, effects),
         }
+    }
+
+    fn close_ok(
+        &mut self,
+        number: u16,
+        ok: ChannelCloseOk,
+        effects: &mut Effects<M>,
+    ) -> Checked<()> {
+        let phase = self.get(number)?.map(|channel| &channel.phase);
+        if let Some(Phase::Closing {
+            cause,
+            was_open: true,
+        }) = phase
+        {
+            let cause = cause.clone();
+            self.closed_by_us(number, cause, ok, effects);
+            return Ok(());
+        }
+        let has_ended = phase.is_none();
+        if self.late_close_oks.remove(&number) || has_ended {
+            return Ok(());
+        }
+        Err(invalid("channel.close-ok without channel.close"))
     }
 
     /// Takes a whole message, if it is expected. Otherwise it has to be taken frame by frame.
@@ -135,11 +158,11 @@ impl<M: Mailboxes> Channels<M> {
         let Some(Slot::InUse(channel)) = self.slots.get_mut(usize::from(message.channel)) else {
             return false;
         };
-        let takes = matches!(channel.state, State::Open) && channel.assembly.is_idle();
+        let takes = matches!(channel.phase, Phase::Open) && channel.assembly.is_idle();
         if !takes || message.body.len() as u64 > self.max_message_size {
             return false;
         }
-        let Some(consumer) = channel.consumers.receiver_of(message.consumer_tag) else {
+        let Some(consumer) = channel.consumers.get(message.consumer_tag) else {
             return false;
         };
         log::trace!("channel {} ← {}", message.channel, BasicDeliver::ID);
@@ -153,13 +176,29 @@ impl<M: Mailboxes> Channels<M> {
     }
 
     fn method_on_open(
-        number: u16,
         channel: &mut Channel<M>,
         method: Method<'_>,
         effects: &mut Effects<M>,
     ) -> Checked<()> {
+        if !channel.assembly.is_idle() {
+            return Err(violation(
+                ReplyCode::UNEXPECTED_FRAME,
+                format!("{} in the middle of a message", method.id()),
+            ));
+        }
         let mailbox = channel.mailbox.clone();
-        let event = match method {
+        match method {
+            Method::BasicDeliver(deliver) => {
+                if let Some(delivery_tag) = channel.begin_delivery(&deliver).map_err(invalid)? {
+                    effects.event(Event::Unwanted {
+                        channel: mailbox,
+                        delivery_tag,
+                    });
+                }
+            }
+            method @ (Method::BasicGetOk(_) | Method::BasicReturn(_)) => {
+                channel.begin_message(method).map_err(invalid)?;
+            }
             Method::BasicAck(ack) => {
                 let answer = Answer {
                     tag: ack.delivery_tag,
@@ -167,7 +206,6 @@ impl<M: Mailboxes> Channels<M> {
                     nack: false,
                 };
                 channel.confirms.answer(answer, &mailbox, effects);
-                return Ok(());
             }
             Method::BasicNack(nack) => {
                 let answer = Answer {
@@ -176,33 +214,34 @@ impl<M: Mailboxes> Channels<M> {
                     nack: true,
                 };
                 channel.confirms.answer(answer, &mailbox, effects);
-                return Ok(());
             }
-            Method::ChannelFlow(flow) => {
-                let active = flow.active;
-                effects.send(number, &ChannelFlowOk { active });
-                Event::Flow {
-                    channel: mailbox,
-                    active,
-                }
-            }
-            Method::BasicCancel(cancel) => {
-                let consumer_tag = cancel.consumer_tag.into_owned();
-                let consumer = channel.consumers.remove(consumer_tag.as_str());
-                if !cancel.no_wait {
-                    let consumer_tag = consumer_tag.as_str().into();
-                    effects.send(number, &BasicCancelOk { consumer_tag });
-                }
-                let Some(consumer) = consumer else {
-                    return Ok(());
-                };
-                let error = Some(Error::new(ErrorKind::ConsumerCancelled { consumer_tag }));
-                Event::ConsumerEnded { consumer, error }
-            }
+            Method::ChannelFlow(flow) => effects.event(Event::Flow {
+                channel: mailbox,
+                active: flow.active,
+            }),
+            Method::BasicCancel(cancel) => Self::cancelled_by_broker(channel, cancel, effects),
             reply => return Self::reply(channel, reply, effects),
-        };
-        effects.event(event);
+        }
         Ok(())
+    }
+
+    fn cancelled_by_broker(
+        channel: &mut Channel<M>,
+        cancel: BasicCancel<'_>,
+        effects: &mut Effects<M>,
+    ) {
+        let consumer_tag = cancel.consumer_tag.into_owned();
+        let consumer = channel.consumers.remove(&consumer_tag);
+        effects.event(Event::ConsumerCancelled {
+            channel: channel.mailbox.clone(),
+            consumer_tag: consumer_tag.clone(),
+            consumer: consumer.clone(),
+            no_wait: cancel.no_wait,
+        });
+        if let Some(consumer) = consumer {
+            let error = Some(Error::new(ErrorKind::ConsumerCancelled { consumer_tag }));
+            effects.event(Event::ConsumerEnded { consumer, error });
+        }
     }
 
     fn reply(channel: &mut Channel<M>, reply: Method<'_>, effects: &mut Effects<M>) -> Checked<()> {
@@ -210,7 +249,7 @@ impl<M: Mailboxes> Channels<M> {
         let consumers = &mut channel.consumers;
         let event = match &pending.expected {
             Expected::ConsumeOk(consumer_tag) => {
-                let consumer = consumers.get(consumer_tag).cloned();
+                let consumer = consumers.start(consumer_tag).cloned();
                 consumer.map(|consumer| Event::ConsumerStarted { consumer })
             }
             Expected::CancelOk(consumer_tag) => {
@@ -233,10 +272,12 @@ impl<M: Mailboxes> Channels<M> {
         effects: &mut Effects<M>,
     ) -> Checked<()> {
         let max_size = self.max_message_size;
-        let channel = self.get(number)?;
-        if let State::Closing { .. } = channel.state {
+        let Some(channel) = self.get(number)? else {
             return Ok(());
-        }
+        };
+        let Phase::Open = channel.phase else {
+            return Ok(());
+        };
         let outcome = match frame.kind {
             FrameKind::Body => channel.assembly.body(frame.payload),
             _ => {
@@ -343,33 +384,59 @@ impl<M: Mailboxes> Channels<M> {
         let (class, method) = (close.class_id, close.method_id);
         let reason = CloseReason::broker(close.reply_code, &close.reply_text, class, method);
         let cause = channel_closed(number, reason);
-        self.free(number, cause, effects);
+        self.free(number, cause, true, effects);
     }
 
-    fn free(&mut self, number: u16, cause: Error, effects: &mut Effects<M>) {
+    fn closed_by_us(
+        &mut self,
+        number: u16,
+        cause: Error,
+        ok: ChannelCloseOk,
+        effects: &mut Effects<M>,
+    ) {
+        // The closer's reply is this close-ok; the calls before it get none any more.
+        let closer = match self.slots.get_mut(usize::from(number)) {
+            Some(Slot::InUse(channel)) => channel.calls.take_closer(),
+            _ => None,
+        };
+        self.free(number, cause, false, effects);
+        if let Some(closer) = closer {
+            effects.reply(None, closer.call, Method::ChannelCloseOk(ok));
+        }
+    }
+
+    fn free(&mut self, number: u16, cause: Error, owes_close_ok: bool, effects: &mut Effects<M>) {
         let Some(slot) = self.slots.get_mut(usize::from(number)) else {
             return;
         };
-        if let Slot::InUse(channel) = std::mem::replace(slot, Slot::Closed(cause.clone())) {
-            let mailbox = channel.mailbox.clone();
-            Self::end(*channel, &cause, effects);
-            effects.event(Event::ChannelFreed {
-                channel: mailbox,
-                number,
-            });
-        }
+        let Slot::InUse(channel) = std::mem::replace(slot, Slot::Unused) else {
+            return;
+        };
+        let mailbox = channel.mailbox.clone();
+        let consumer_tags = Self::end(*channel, &cause, owes_close_ok, effects);
+        *slot = Slot::Closed(Closed {
+            cause,
+            consumer_tags,
+        });
+        effects.event(Event::ChannelFreed { channel: mailbox });
     }
 
     pub(super) fn end_all(&mut self, cause: &Error, effects: &mut Effects<M>) {
         for slot in std::mem::take(&mut self.slots) {
             if let Slot::InUse(channel) = slot {
-                Self::end(*channel, cause, effects);
+                Self::end(*channel, cause, false, effects);
             }
         }
     }
 
-    /// The one end of a channel: its handle, its consumers and its callers are told.
-    fn end(channel: Channel<M>, cause: &Error, effects: &mut Effects<M>) {
+    /// The one end of a channel: its handle, its consumers and its callers are told. Returns the
+    /// tags of its consumers.
+    fn end(
+        channel: Channel<M>,
+        cause: &Error,
+        owes_close_ok: bool,
+        effects: &mut Effects<M>,
+    ) -> Vec<Arc<str>> {
         let Channel {
             mailbox,
             calls,
@@ -382,9 +449,11 @@ impl<M: Mailboxes> Channels<M> {
             channel: mailbox.clone(),
             error: cause.clone(),
             left: confirms.left(),
+            owes_close_ok,
         });
         confirms.end(cause, &mailbox, effects);
-        for consumer in consumers.into_all() {
+        let (consumers, consumer_tags) = consumers.end();
+        for consumer in consumers {
             let error = Some(cause.clone());
             effects.event(Event::ConsumerEnded { consumer, error });
         }
@@ -394,6 +463,7 @@ impl<M: Mailboxes> Channels<M> {
         for call in calls.into_all() {
             effects.fail(Some(call), cause);
         }
+        consumer_tags
     }
 
     // ---- what the handles have sent ----
@@ -410,7 +480,11 @@ impl<M: Mailboxes> Channels<M> {
             self.slots.resize_with(index + 1, || Slot::Unused);
         }
         if let Some(slot) = self.slots.get_mut(index) {
-            *slot = Slot::InUse(Box::new(Channel::new(mailbox)));
+            let former = match std::mem::replace(slot, Slot::Unused) {
+                Slot::Closed(closed) => closed.consumer_tags,
+                Slot::Unused | Slot::InUse(_) => Vec::new(),
+            };
+            *slot = Slot::InUse(Box::new(Channel::opening(mailbox, former)));
         }
         let expected = Expected::Method(ChannelOpenOk::ID);
         self.calling(number, expected, Some(call), effects);
@@ -439,7 +513,7 @@ impl<M: Mailboxes> Channels<M> {
     pub(super) fn published(&mut self, published: Published<M>, effects: &mut Effects<M>) {
         let cause = match self.slots.get_mut(usize::from(published.channel)) {
             Some(Slot::InUse(channel)) => return channel.confirms.publish(published),
-            Some(Slot::Closed(cause)) => cause.clone(),
+            Some(Slot::Closed(closed)) => closed.cause.clone(),
             Some(Slot::Unused) | None => never_opened(published.channel),
         };
         effects.lose(published, cause, true);
@@ -450,14 +524,16 @@ impl<M: Mailboxes> Channels<M> {
         number: u16,
         consumer_tag: Arc<str>,
         consumer: M::Consumer,
+        requeues: bool,
         call: Option<M::Call>,
         effects: &mut Effects<M>,
     ) {
         match self.get_sendable(number) {
             Ok(channel) => {
+                let tag = Arc::clone(&consumer_tag);
                 channel
                     .consumers
-                    .insert(Arc::clone(&consumer_tag), consumer);
+                    .insert(tag, consumer, requeues, call.is_none());
                 if call.is_some() {
                     channel.calls.push(Expected::ConsumeOk(consumer_tag), call);
                 }
@@ -482,12 +558,13 @@ impl<M: Mailboxes> Channels<M> {
                 let expected = Expected::Method(ChannelCloseOk::ID);
                 channel.calls.push(expected, call);
                 let cause = channel_closed(number, reason);
-                channel.state = State::Closing { cause };
+                let was_open = matches!(channel.phase, Phase::Open);
+                channel.phase = Phase::Closing { cause, was_open };
             }
             Err(cause) => {
                 effects.fail(call, &cause);
                 // The broker closed it when our close was on its way.
-                self.closed_by_both.insert(number);
+                self.late_close_oks.insert(number);
             }
         }
     }
@@ -495,11 +572,11 @@ impl<M: Mailboxes> Channels<M> {
     /// The channel, unless it has ended since the handles used it.
     fn get_sendable(&mut self, number: u16) -> Result<&mut Channel<M>, Error> {
         match self.slots.get_mut(usize::from(number)) {
-            Some(Slot::InUse(channel)) => match &channel.state {
-                State::Open => Ok(channel),
-                State::Closing { cause } => Err(cause.clone()),
+            Some(Slot::InUse(channel)) => match &channel.phase {
+                Phase::Opening | Phase::Open => Ok(channel),
+                Phase::Closing { cause, .. } => Err(cause.clone()),
             },
-            Some(Slot::Closed(cause)) => Err(cause.clone()),
+            Some(Slot::Closed(closed)) => Err(closed.cause.clone()),
             Some(Slot::Unused) | None => Err(never_opened(number)),
         }
     }

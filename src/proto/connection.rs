@@ -8,7 +8,7 @@ use std::vec::Drain;
 
 use super::channel::Calls;
 use super::channels::Channels;
-use super::confirms::{Left, Published};
+use super::confirms::Left;
 use super::content::Delivered;
 use super::effects::Effects;
 use super::event::{Command, Event, Mailboxes};
@@ -415,6 +415,12 @@ impl<M: Mailboxes> Connection<M> {
 
     fn violated(&mut self, violation: Violation) {
         let Violation { code, text, method } = violation;
+        if let State::Closing(reason) = &self.state {
+            // All but close and close-ok is to be discarded now, and this is the end anyway.
+            log::debug!("after connection.close: {code} - {text}");
+            let reason = reason.clone();
+            return self.end(Error::new(ErrorKind::ConnectionClosed(reason)));
+        }
         let id = method.unwrap_or(MethodId {
             class: 0,
             method: 0,
@@ -449,15 +455,6 @@ impl<M: Mailboxes> Connection<M> {
 
     // ---- what the handles have done ----
 
-    /// A message was published in confirm mode. To be told before its bytes are written.
-    pub(crate) fn published(&mut self, published: Published<M>) {
-        match &self.state {
-            // What is told only now was never written.
-            State::Ended(cause) => self.effects.lose(published, cause.clone(), false),
-            _ => self.channels.published(published, &mut self.effects),
-        }
-    }
-
     /// Whoever closes has waited long enough.
     pub(crate) fn abort(&mut self) {
         let reason = match &self.state {
@@ -468,6 +465,7 @@ impl<M: Mailboxes> Connection<M> {
         self.end(Error::new(ErrorKind::ConnectionClosed(reason)));
     }
 
+    /// To be told in the order in which it was appended, and before its bytes are written.
     pub(crate) fn handle(&mut self, command: Command<M>) {
         if let State::Ended(cause) = &self.state {
             let cause = cause.clone();
@@ -496,8 +494,10 @@ impl<M: Mailboxes> Connection<M> {
                 channel,
                 consumer_tag,
                 consumer,
+                requeues,
                 call,
-            } => channels.consuming(channel, consumer_tag, consumer, call, effects),
+            } => channels.consuming(channel, consumer_tag, consumer, requeues, call, effects),
+            Command::Publish(published) => channels.published(published, effects),
             Command::CloseChannel {
                 channel,
                 reason,
@@ -522,6 +522,7 @@ impl<M: Mailboxes> Connection<M> {
                     channel,
                     error,
                     left: Left::default(),
+                    owes_close_ok: false,
                 });
                 effects.fail(Some(call), cause);
             }
@@ -532,6 +533,7 @@ impl<M: Mailboxes> Connection<M> {
             }
             Command::Call { call, .. } => effects.fail(Some(call), cause),
             Command::CloseChannel { call, .. } => effects.fail(call, cause),
+            Command::Publish(published) => effects.lose(published, error, false),
             Command::CloseConnection { .. } => {}
         }
     }

@@ -61,7 +61,9 @@ pub(crate) enum Assembly<K> {
         content: Content,
         missing: u64,
     },
-    /// `missing` bytes are yet to come of a message that is too large to be taken.
+    /// The header of a message that nobody wants comes next.
+    SkipHeader,
+    /// `missing` bytes are yet to come of a message that is too large, or that nobody wants.
     Skip { missing: u64 },
 }
 
@@ -95,7 +97,7 @@ impl<K> Assembly<K> {
     /// What the message will be, if one is coming.
     pub(crate) fn kind(&self) -> Option<&K> {
         match self {
-            Self::Idle | Self::Skip { .. } => None,
+            Self::Idle | Self::SkipHeader | Self::Skip { .. } => None,
             Self::Header(kind) | Self::Body { kind, .. } => Some(kind),
         }
     }
@@ -103,7 +105,7 @@ impl<K> Assembly<K> {
     /// What the message would have been, if one was coming.
     pub(crate) fn into_kind(self) -> Option<K> {
         match self {
-            Self::Idle | Self::Skip { .. } => None,
+            Self::Idle | Self::SkipHeader | Self::Skip { .. } => None,
             Self::Header(kind) | Self::Body { kind, .. } => Some(kind),
         }
     }
@@ -117,6 +119,13 @@ impl<K> Assembly<K> {
     ) -> Result<Option<(K, Content)>, Misfit<K>> {
         let kind = match std::mem::replace(self, Self::Idle) {
             Self::Header(kind) => kind,
+            Self::SkipHeader => {
+                if header.body_size > 0 {
+                    let missing = header.body_size;
+                    *self = Self::Skip { missing };
+                }
+                return Ok(None);
+            }
             Self::Idle | Self::Body { .. } | Self::Skip { .. } => {
                 return Err(Misfit::UnexpectedHeader)
             }
@@ -146,7 +155,7 @@ impl<K> Assembly<K> {
                 content, missing, ..
             } => (Some(content), missing),
             Self::Skip { missing } => (None, missing),
-            Self::Idle | Self::Header(_) => return Err(Misfit::UnexpectedBody),
+            Self::Idle | Self::Header(_) | Self::SkipHeader => return Err(Misfit::UnexpectedBody),
         };
         let length = piece.len() as u64;
         if length > *missing {
@@ -162,7 +171,7 @@ impl<K> Assembly<K> {
         }
         match std::mem::replace(self, Self::Idle) {
             Self::Body { kind, content, .. } => Ok(Some((kind, content))),
-            Self::Idle | Self::Header(_) | Self::Skip { .. } => Ok(None),
+            Self::Idle | Self::Header(_) | Self::SkipHeader | Self::Skip { .. } => Ok(None),
         }
     }
 }

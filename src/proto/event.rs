@@ -42,8 +42,12 @@ pub(crate) enum Command<M: Mailboxes> {
         channel: u16,
         consumer_tag: Arc<str>,
         consumer: M::Consumer,
+        /// Whether messages that come after its end are given back to the queue.
+        requeues: bool,
         call: Option<M::Call>,
     },
+    /// A message was published in confirm mode.
+    Publish(Published<M>),
     /// `channel.close` was sent.
     CloseChannel {
         channel: u16,
@@ -52,6 +56,29 @@ pub(crate) enum Command<M: Mailboxes> {
     },
     /// `connection.close` was sent.
     CloseConnection { reason: CloseReason },
+}
+
+impl<M: Mailboxes> Command<M> {
+    /// Whether someone may wait for what it asks for.
+    pub(crate) fn awaits_reply(&self) -> bool {
+        match self {
+            Self::OpenChannel { .. } | Self::Call { .. } => true,
+            Self::Consume { call, .. } | Self::CloseChannel { call, .. } => call.is_some(),
+            Self::CloseConnection { .. } => true,
+            Self::Publish(_) => false,
+        }
+    }
+}
+
+impl<M: Mailboxes> Event<M> {
+    /// Whether the broker gets an answer.
+    pub(crate) fn is_answered(&self) -> bool {
+        match self {
+            Self::ConsumerCancelled { .. } | Self::Unwanted { .. } | Self::Flow { .. } => true,
+            Self::ChannelEnded { owes_close_ok, .. } => *owes_close_ok,
+            _ => false,
+        }
+    }
 }
 
 /// What happened. Every mailbox that was handed over comes back in just one answer, whatever happens.
@@ -78,6 +105,20 @@ pub(crate) enum Event<M: Mailboxes> {
     Deliveries { consumer: M::Consumer, count: usize },
     /// The broker has agreed to a consumer.
     ConsumerStarted { consumer: M::Consumer },
+    /// The broker has cancelled a consumer; none if that is not known (any more). Comes before the
+    /// consumer's end, so that the answer is on its way before its tag can be used again.
+    ConsumerCancelled {
+        channel: M::Channel,
+        consumer_tag: String,
+        consumer: Option<M::Consumer>,
+        /// The broker expects no cancel-ok.
+        no_wait: bool,
+    },
+    /// A message came for a consumer that has ended: it is to be given back.
+    Unwanted {
+        channel: M::Channel,
+        delivery_tag: u64,
+    },
     /// A consumer gets nothing any more: cancelled by us, or with an error.
     ConsumerEnded {
         consumer: M::Consumer,
@@ -119,16 +160,18 @@ pub(crate) enum Event<M: Mailboxes> {
     },
     /// A message came that is larger than we take. It is skipped, and its channel should be closed.
     MessageTooLarge { channel: M::Channel, size: u64 },
-    /// The broker asks to stop (or go on) publishing on a channel.
+    /// The broker asks to stop (or go on) publishing on a channel, and expects flow-ok.
     Flow { channel: M::Channel, active: bool },
     /// Nothing more can be sent on a channel, for this reason.
     ChannelEnded {
         channel: M::Channel,
         error: Error,
         left: Left,
+        /// The broker has closed it and expects close-ok: the last frame on the channel.
+        owes_close_ok: bool,
     },
-    /// The number can be used for a new channel, as soon as what the core has to send is sent.
-    ChannelFreed { channel: M::Channel, number: u16 },
+    /// All that the channel's end meant was told. Its number can be used again.
+    ChannelFreed { channel: M::Channel },
     /// The broker takes no messages for now.
     Blocked { reason: String },
     /// The broker takes messages again.

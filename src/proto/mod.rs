@@ -14,6 +14,7 @@ mod channel;
 mod channels;
 mod confirms;
 mod connection;
+mod consumers;
 mod content;
 mod effects;
 mod event;

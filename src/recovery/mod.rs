@@ -97,7 +97,7 @@ impl Recover for Recovery {
         self.progress.lock().is_over = true;
         self.changed.notify_all();
         for channel in self.channels() {
-            channel.ended(cause);
+            channel.ended(cause, false);
         }
     }
 }

@@ -28,7 +28,8 @@ impl Replay<'_> {
         let (within, beyond): (Vec<_>, Vec<_>) = channels.into_iter().partition(is_within);
         for channel in beyond {
             channel.set_recovering(false);
-            channel.ended(&Error::new(ErrorKind::ChannelsExhausted { channel_max }));
+            let error = Error::new(ErrorKind::ChannelsExhausted { channel_max });
+            channel.ended(&error, false);
         }
         within
     }
@@ -168,6 +169,7 @@ fn append_consume(
         channel: number,
         consumer_tag: consume.consumer_tag.as_ref().into(),
         consumer: Arc::clone(&wanted.mailbox),
+        requeues: wanted.mailbox.requeues(),
         call: Some(call),
     });
     set_qos(frames, &current)

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::replay::{closed, Replay};
 use crate::channel::ChannelState;
 use crate::error::Result;
-use crate::mailbox::ChannelMailbox;
+use crate::mailbox::{ChannelMailbox, Command};
 use crate::outbox::Gate;
 use crate::unanswered::Unanswered;
 
@@ -30,7 +30,7 @@ impl Replay<'_> {
                 }
                 let last = message.published.sequence_number;
                 again = Some((again.map_or(last, |(first, _)| first), last));
-                frames.published(message.published);
+                frames.command(Command::Publish(message.published));
             }
             if again.is_some() {
                 channel.confirms.resume(again);
@@ -58,7 +58,7 @@ impl Replay<'_> {
         unanswered.into_iter().for_each(Unanswered::lose);
         channel.set_recovering(false);
         if channel.end.cause().is_none() {
-            channel.ended(&error);
+            channel.ended(&error, false);
         }
         Ok(())
     }

@@ -1,10 +1,10 @@
 use super::*;
 use crate::error::ErrorKind;
 use crate::wire::method::{
-    BasicCancel, BasicCancelOk, BasicConsumeOk, BasicGetEmpty, BasicQos, BasicQosOk, ChannelClose,
-    ChannelCloseOk, ChannelFlow, ConnectionBlocked, ConnectionUnblocked, ConnectionUpdateSecret,
-    ConnectionUpdateSecretOk, QueueDeclare, QueueDeclareOk, QueuePurge, QueuePurgeOk, TxCommit,
-    TxCommitOk,
+    BasicAck, BasicCancel, BasicCancelOk, BasicConsumeOk, BasicGetEmpty, BasicNack, BasicQos,
+    BasicQosOk, ChannelClose, ChannelCloseOk, ChannelFlow, ConnectionBlocked, ConnectionUnblocked,
+    ConnectionUpdateSecret, ConnectionUpdateSecretOk, QueueDeclare, QueueDeclareOk, QueuePurge,
+    QueuePurgeOk, TxCommit, TxCommitOk,
 };
 
 const CLOSED_BY_BROKER: &str =
@@ -152,11 +152,10 @@ fn a_channel_closed_by_the_broker_ends_alone_and_is_free_at_once() {
         scenario.consume(1, "c"),
     );
     scenario.receive(1, &not_found());
-    assert_eq!(scenario.sent(), ["1 channel.close-ok"]);
     assert_eq!(
         scenario.events(),
         [
-            format!("channel 1 ended {CLOSED_BY_BROKER}"),
+            format!("close-ok, channel 1 ended {CLOSED_BY_BROKER}"),
             format!("consumer c ended {CLOSED_BY_BROKER}"),
             format!("failed {first} {CLOSED_BY_BROKER}"),
             format!("failed {second} {CLOSED_BY_BROKER}"),
@@ -187,12 +186,13 @@ fn a_channel_closed_by_the_broker_ends_alone_and_is_free_at_once() {
 }
 
 #[test]
-fn closes_that_cross_are_both_good_whether_or_not_ours_is_answered() {
-    for (answered, ours_first) in [(false, false), (false, true), (true, false), (true, true)] {
+fn closes_that_cross_are_both_good_whenever_ours_is_answered() {
+    // Up to the next life's close, since the broker's writers are not in step.
+    for (answered_at, ours_first) in (0..4).flat_map(|at| [(at, false), (at, true)]) {
         let mut scenario = Scenario::with_channels([1]);
         let waiting = scenario.call::<QueueDeclare<'_>>(1);
         let mut events = vec![
-            format!("channel 1 ended {CLOSED_BY_BROKER}"),
+            format!("close-ok, channel 1 ended {CLOSED_BY_BROKER}"),
             format!("failed {waiting} {CLOSED_BY_BROKER}"),
         ];
         let freed = "channel 1 freed".to_owned();
@@ -207,25 +207,28 @@ fn closes_that_cross_are_both_good_whether_or_not_ours_is_answered() {
             events.extend([freed, format!("failed {close} {CLOSED_BY_BROKER}")]);
         }
         assert_eq!(scenario.events(), events);
-        assert_eq!(scenario.sent(), ["1 channel.close-ok"]);
         // What else was on its way gets the same cause.
         let late = scenario.call::<QueueDeclare<'_>>(1);
         assert_eq!(
             scenario.events(),
             [format!("failed {late} {CLOSED_BY_BROKER}")]
         );
-        // The number is used again; the answer can come up to the next open-ok, and only once.
-        let open = scenario.next_call();
-        scenario.core.handle(Command::OpenChannel {
-            channel: 1,
-            mailbox: 1,
-            call: open,
-        });
-        if answered {
-            scenario.receive(1, &ChannelCloseOk {});
-        }
+        let answer = |scenario: &mut Scenario, at| {
+            if answered_at == at {
+                scenario.receive(1, &ChannelCloseOk {});
+            }
+        };
+        answer(&mut scenario, 0);
+        let open = scenario.begin_channel(1);
+        answer(&mut scenario, 1);
         scenario.receive(1, &ChannelOpenOk::default());
+        answer(&mut scenario, 2);
         assert_eq!(scenario.events(), [format!("reply {open} channel.open-ok")]);
+        assert_eq!(scenario.sent(), [""; 0]);
+        if answered_at == 3 {
+            continue;
+        }
+        // Only once.
         scenario.receive(1, &ChannelCloseOk {});
         assert!(matches!(
             scenario.end().kind(),
@@ -327,12 +330,14 @@ fn a_consumer_cancelled_by_the_broker_is_told_so() {
                 no_wait,
             },
         );
+        let answer = if no_wait { "" } else { ", answer expected" };
         assert_eq!(
             scenario.events(),
-            ["consumer c ended consumer \"c\" was cancelled by the broker"]
+            [
+                format!("cancelled on 1 c{answer}"),
+                "consumer c ended consumer \"c\" was cancelled by the broker".to_owned()
+            ]
         );
-        let answer: &[&str] = if no_wait { &[] } else { &["1 basic.cancel-ok"] };
-        assert_eq!(scenario.sent(), answer);
         // One that we do not know (any more) is none of our business.
         scenario.receive(
             1,
@@ -341,7 +346,7 @@ fn a_consumer_cancelled_by_the_broker_is_told_so() {
                 no_wait: true,
             },
         );
-        assert_eq!(scenario.events(), [""; 0]);
+        assert_eq!(scenario.events(), ["cancelled on 1 unknown c"]);
     }
 }
 
@@ -352,6 +357,7 @@ fn a_consumer_may_get_messages_before_consume_ok_or_without_it() {
         channel: 1,
         consumer_tag: "c".into(),
         consumer: "c",
+        requeues: false,
         call: None,
     });
     scenario.deliver(1, "c", 1);
@@ -363,7 +369,6 @@ fn a_consumer_may_get_messages_before_consume_ok_or_without_it() {
 fn flow_and_blocked_are_events() {
     let mut scenario = Scenario::with_channels([1]);
     scenario.receive(1, &ChannelFlow { active: false });
-    assert_eq!(scenario.sent(), ["1 channel.flow-ok"]);
     scenario.receive(
         0,
         &ConnectionBlocked {
@@ -395,4 +400,254 @@ fn a_call_that_nobody_waits_for_any_more_still_takes_its_reply() {
         counts.push((call, ok.message_count));
     }
     assert_eq!(counts, [(given_up, 1), (next, 2)]);
+}
+
+/// All that a broker may still send on a channel that has ended, from its point of view in good order.
+fn receive_all_kinds(scenario: &mut Scenario) {
+    scenario.deliver(1, "c", 7);
+    scenario.receive_content(1, b"a message of two pieces, since it has more than a hundred bytes: the second comes in a frame of its own");
+    scenario.deliver(1, "c", 8);
+    scenario.receive_content(1, b"");
+    scenario.receive(1, &returned());
+    scenario.receive_content(1, b"body");
+    scenario.receive(1, &get_ok());
+    scenario.receive_content(1, b"body");
+    scenario.receive(
+        1,
+        &BasicAck {
+            delivery_tag: 1,
+            multiple: true,
+        },
+    );
+    scenario.receive(
+        1,
+        &BasicNack {
+            delivery_tag: 2,
+            multiple: false,
+            requeue: false,
+        },
+    );
+    scenario.receive(1, &BasicQosOk {});
+    scenario.receive(
+        1,
+        &BasicConsumeOk {
+            consumer_tag: "c".into(),
+        },
+    );
+    scenario.receive(
+        1,
+        &BasicCancelOk {
+            consumer_tag: "c".into(),
+        },
+    );
+    scenario.receive(
+        1,
+        &BasicCancel {
+            consumer_tag: "c".into(),
+            no_wait: true,
+        },
+    );
+    scenario.receive(1, &ChannelFlow { active: false });
+}
+
+fn consumer_started(scenario: &mut Scenario, consumer: &'static str) {
+    scenario.consume(1, consumer);
+    scenario.receive(
+        1,
+        &BasicConsumeOk {
+            consumer_tag: consumer.into(),
+        },
+    );
+    scenario.events();
+}
+
+#[test]
+fn what_comes_for_a_channel_after_its_end_is_dropped_up_to_the_next_open_ok() {
+    for closed_by_us in [false, true] {
+        let mut scenario = Scenario::with_channels([1]);
+        consumer_started(&mut scenario, "c");
+        scenario.publish(1, 1);
+        if closed_by_us {
+            scenario.close_channel(1);
+            receive_all_kinds(&mut scenario);
+            scenario.receive(1, &ChannelCloseOk {});
+        } else {
+            scenario.receive(1, &not_found());
+        }
+        scenario.events();
+        receive_all_kinds(&mut scenario);
+        let open = scenario.begin_channel(1);
+        let confirm = scenario.publish(1, 2);
+        receive_all_kinds(&mut scenario);
+        assert_eq!(scenario.events(), [""; 0]);
+        // Nothing of it has begun a message, or is taken for an answer to the new life's message.
+        scenario.receive(1, &ChannelOpenOk::default());
+        scenario.receive(
+            1,
+            &BasicAck {
+                delivery_tag: 1,
+                multiple: false,
+            },
+        );
+        assert_eq!(
+            scenario.events(),
+            [
+                format!("reply {open} channel.open-ok"),
+                format!("{confirm} confirmed"),
+                "ack on 1 2, answered to 2".to_owned(),
+            ]
+        );
+    }
+}
+
+#[test]
+fn a_channel_that_the_broker_closes_before_open_ok_ends() {
+    let mut scenario = Scenario::with_channels([1]);
+    scenario.receive(1, &not_found());
+    scenario.events();
+    let open = scenario.begin_channel(1);
+    scenario.receive(1, &not_found());
+    assert_eq!(
+        scenario.events(),
+        [
+            format!("close-ok, channel 1 ended {CLOSED_BY_BROKER}"),
+            format!("failed {open} {CLOSED_BY_BROKER}"),
+            "channel 1 freed".to_owned(),
+        ]
+    );
+}
+
+#[test]
+fn a_channel_that_is_closed_before_open_ok_waits_for_the_answer_to_that_close() {
+    let mut scenario = Scenario::with_channels([1]);
+    // Closes cross, so that a close-ok can come late.
+    scenario.close_channel(1);
+    scenario.receive(1, &not_found());
+    scenario.begin_channel(1);
+    let close = scenario.close_channel(1);
+    scenario.events();
+    scenario.receive(1, &ChannelCloseOk {});
+    scenario.receive(1, &ChannelOpenOk::default());
+    assert_eq!(scenario.events(), [""; 0]);
+    scenario.receive(1, &ChannelCloseOk {});
+    let events = scenario.events();
+    assert_eq!(
+        events.last(),
+        Some(&format!("reply {close} channel.close-ok")),
+        "{events:?}"
+    );
+}
+
+#[test]
+fn messages_of_the_last_life_are_not_taken_for_those_of_a_consumer_with_the_same_tag() {
+    let mut scenario = Scenario::with_channels([1]);
+    consumer_started(&mut scenario, "c");
+    scenario.receive(1, &not_found());
+    scenario.open_channel(1);
+    scenario.events();
+    // The broker has requeued it already.
+    scenario.deliver(1, "c", 99);
+    scenario.receive_content(1, b"of the last life");
+    scenario.consume(1, "c");
+    scenario.deliver(1, "c", 100);
+    scenario.receive_content(1, b"of the last life");
+    assert_eq!(scenario.events(), [""; 0]);
+    scenario.receive(
+        1,
+        &BasicConsumeOk {
+            consumer_tag: "c".into(),
+        },
+    );
+    scenario.events();
+    scenario.deliver(1, "c", 1);
+    scenario.receive_content(1, b"new");
+    assert_eq!(scenario.events(), ["delivery c 1 x/key new"]);
+}
+
+#[test]
+fn a_message_for_a_consumer_that_has_ended_is_given_back() {
+    let cancel_ok = BasicCancelOk {
+        consumer_tag: "c".into(),
+    };
+    let by_broker = BasicCancel {
+        consumer_tag: "c".into(),
+        no_wait: true,
+    };
+    for cancelled_by_broker in [false, true] {
+        let mut scenario = Scenario::with_channels([1]);
+        consumer_started(&mut scenario, "c");
+        match cancelled_by_broker {
+            true => scenario.receive(1, &by_broker),
+            false => {
+                scenario.cancel(1, "c");
+                scenario.receive(1, &cancel_ok);
+            }
+        }
+        scenario.events();
+        scenario.deliver(1, "c", 5);
+        scenario.receive_content(1, b"late");
+        // Another one has the tag, but the broker has not agreed yet.
+        let consume = scenario.consume(1, "c");
+        scenario.deliver(1, "c", 6);
+        scenario.receive_content(1, b"");
+        scenario.receive(
+            1,
+            &BasicConsumeOk {
+                consumer_tag: "c".into(),
+            },
+        );
+        scenario.deliver(1, "c", 7);
+        scenario.receive_content(1, b"");
+        assert_eq!(
+            scenario.events(),
+            [
+                "unwanted on 1 5".to_owned(),
+                "unwanted on 1 6".to_owned(),
+                "consumer c started".to_owned(),
+                format!("reply {consume} basic.consume-ok"),
+                "delivery c 7 x/key ".to_owned(),
+            ]
+        );
+        // A tag that never was one is still a fault of the peer.
+        scenario.deliver(1, "d", 8);
+        assert!(matches!(
+            scenario.end().kind(),
+            ErrorKind::ProtocolViolation { .. }
+        ));
+    }
+}
+
+#[test]
+fn consumers_that_have_ended_do_not_pile_up() {
+    let mut scenario = Scenario::with_channels([1]);
+    let tags: Vec<&'static str> = (0..1000).map(|n| &*format!("c{n}").leak()).collect();
+    for consumer in &tags {
+        consumer_started(&mut scenario, consumer);
+        scenario.cancel(1, consumer);
+        scenario.receive(
+            1,
+            &BasicCancelOk {
+                consumer_tag: (*consumer).into(),
+            },
+        );
+    }
+    scenario.events();
+    scenario.deliver(1, tags[999], 1);
+    scenario.receive_content(1, b"");
+    assert_eq!(scenario.events(), ["unwanted on 1 1"]);
+    scenario.deliver(1, tags[0], 2);
+    assert!(matches!(
+        scenario.end().kind(),
+        ErrorKind::ProtocolViolation { .. }
+    ));
+}
+
+#[test]
+fn nothing_that_comes_after_our_close_of_the_connection_is_a_violation() {
+    let mut scenario = Scenario::with_channels([1]);
+    scenario.close();
+    scenario.deliver(1, "never known", 1);
+    let events = scenario.events();
+    assert_eq!(events[0], "ended the connection was closed by this program");
+    assert_eq!(scenario.sent(), [""; 0]);
 }

@@ -31,14 +31,14 @@ impl Scenario {
         let confirm = self.next_call();
         let properties = encoded(message.id);
         let identity = Identity::new("x", message.key, message.body.as_bytes());
-        self.core.published(Published {
+        self.core.handle(Command::Publish(Published {
             channel: 1,
             sequence_number,
             confirm: awaited.then_some(confirm),
             identity: Some(identity.with_properties(&properties)),
             earlier: Earlier::Nothing,
             kept: None,
-        });
+        }));
         confirm
     }
 

@@ -147,13 +147,19 @@ impl Scenario {
     }
 
     fn open_channel(&mut self, channel: u16) {
+        self.begin_channel(channel);
+        self.receive(channel, &ChannelOpenOk::default());
+    }
+
+    /// The broker has not answered yet.
+    fn begin_channel(&mut self, channel: u16) -> u32 {
         let call = self.next_call();
         self.core.handle(Command::OpenChannel {
             channel,
             mailbox: channel,
             call,
         });
-        self.receive(channel, &ChannelOpenOk::default());
+        call
     }
 
     /// A handle has sent a method that has a reply.
@@ -181,6 +187,7 @@ impl Scenario {
             channel,
             consumer_tag: consumer.into(),
             consumer,
+            requeues: true,
             call: Some(call),
         });
         call
@@ -232,14 +239,14 @@ impl Scenario {
     /// A message in confirm mode that someone waits for.
     fn publish(&mut self, channel: u16, sequence_number: u64) -> u32 {
         let confirm = self.next_call();
-        self.core.published(Published {
+        self.core.handle(Command::Publish(Published {
             channel,
             sequence_number,
             confirm: Some(confirm),
             identity: Some(Identity::new("x", "key", b"").with_properties(&[0, 0])),
             earlier: Earlier::Nothing,
             kept: None,
-        });
+        }));
         confirm
     }
 
@@ -379,6 +386,20 @@ fn described(event: Event<Names>) -> String {
         Event::Failed { call, error } => format!("failed {call} {error}"),
         Event::Deliveries { consumer, count } => format!("{count} for {consumer}"),
         Event::ConsumerStarted { consumer } => format!("consumer {consumer} started"),
+        Event::ConsumerCancelled {
+            channel,
+            consumer_tag,
+            consumer,
+            no_wait,
+        } => {
+            let known = consumer.map_or("unknown ", |_| "");
+            let answer = if no_wait { "" } else { ", answer expected" };
+            format!("cancelled on {channel} {known}{consumer_tag}{answer}")
+        }
+        Event::Unwanted {
+            channel,
+            delivery_tag,
+        } => format!("unwanted on {channel} {delivery_tag}"),
         Event::ConsumerEnded {
             consumer,
             error: None,
@@ -438,8 +459,16 @@ fn described(event: Event<Names>) -> String {
         }
         Event::MessageTooLarge { channel, size } => format!("too large on {channel} {size}"),
         Event::Flow { channel, active } => format!("flow on {channel} {active}"),
-        Event::ChannelEnded { channel, error, .. } => format!("channel {channel} ended {error}"),
-        Event::ChannelFreed { number, .. } => format!("channel {number} freed"),
+        Event::ChannelEnded {
+            channel,
+            error,
+            owes_close_ok,
+            ..
+        } => {
+            let answer = if owes_close_ok { "close-ok, " } else { "" };
+            format!("{answer}channel {channel} ended {error}")
+        }
+        Event::ChannelFreed { channel } => format!("channel {channel} freed"),
         Event::Blocked { reason } => format!("blocked {reason}"),
         Event::Unblocked => "unblocked".to_owned(),
         Event::Ended { error } => format!("ended {error}"),

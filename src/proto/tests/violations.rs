@@ -90,7 +90,7 @@ fn table() -> Vec<(&'static str, Vec<u8>, u16, &'static str)> {
             "close-ok to nobody",
             framed(1, &ChannelCloseOk {}),
             503,
-            "channel.close-ok where",
+            "channel.close-ok without channel.close",
         ),
         (
             "connection's close-ok to nobody",
@@ -123,10 +123,10 @@ fn table() -> Vec<(&'static str, Vec<u8>, u16, &'static str)> {
             "connection.start where",
         ),
         (
-            "closed channel",
+            "unused channel",
             framed(2, &QueueBindOk {}),
             504,
-            "a frame on channel 2, which is not open",
+            "a frame on channel 2, which was never opened",
         ),
         (
             "content on a closed channel",
