@@ -13,12 +13,12 @@ use crate::channel::{Channel, ChannelState};
 use crate::deadline::Deadline;
 use crate::deliveries::Deliveries;
 use crate::delivery::{is_from_stream, stream_offset, Delivery, Origin};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::mailbox::{Call, ChannelMailbox, ConsumerMailbox, Reply};
 use crate::options::ConsumeOptions;
 use crate::proto::Delivered;
 use crate::wire::content::Content;
-use crate::wire::method::{BasicCancelOk, Method};
+use crate::wire::method::{BasicCancelOk, BasicConsume, Encode, Method};
 use crate::wire::value::FieldTable;
 
 /// A consumer of a queue: blocks for the next message, one by one.
@@ -76,6 +76,10 @@ pub(crate) struct Registration {
     pub(crate) no_ack: bool,
     /// The consumer was dropped: nobody will read what comes.
     abandoned: AtomicBool,
+    /// It was begun with no-wait, and nothing has shown yet that the broker has agreed.
+    is_assumed: AtomicBool,
+    /// The broker has cancelled it, and delivers again what was not acknowledged.
+    is_revoked: AtomicBool,
     /// How often it was begun again on a new connection.
     epoch: AtomicU64,
     life: Mutex<Life>,
@@ -88,6 +92,8 @@ struct Started {
 }
 
 enum Life {
+    /// The broker has not been asked.
+    New,
     /// The broker has not agreed yet. Whoever wants the consumer cancelled has to wait for that: a cancel that overtakes
     /// the broker's own consume-ok crashes RabbitMQ's channel (541), or is answered as if there were no consumer.
     Starting {
@@ -97,8 +103,9 @@ enum Life {
     },
     /// Messages may come.
     Live,
-    /// Messages may come until the broker has answered the cancel.
-    Cancelling,
+    /// Messages may come until the broker has answered the cancel. Whoever else cancels meanwhile
+    /// waits for the same answer: with a second cancel, its answer could come first.
+    Cancelling { others: Vec<Call> },
     /// The connection was lost: messages will come when the next one is there.
     Interrupted,
     /// No message will come.
@@ -111,14 +118,30 @@ impl Registration {
     pub(crate) fn cancel(&self, call: Call) -> Option<Call> {
         let mut life = self.life.lock();
         match &mut *life {
-            Life::Starting { cancels, .. } => cancels.push(call),
-            Life::Live => {
-                *life = Life::Cancelling;
-                return Some(call);
+            Life::Starting { cancels: calls, .. } | Life::Cancelling { others: calls } => {
+                calls.push(call);
+                None
             }
-            Life::Cancelling | Life::Interrupted | Life::Ended => return Some(call),
+            Life::Live => {
+                let others = Vec::new();
+                *life = Life::Cancelling { others };
+                Some(call)
+            }
+            Life::New | Life::Interrupted | Life::Ended => Some(call),
         }
-        None
+    }
+
+    /// `basic.consume` is on its way. Under the outbox's lock.
+    pub(crate) fn asked(&self, no_wait: bool) {
+        self.is_assumed.store(no_wait, Ordering::Relaxed);
+        *self.life.lock() = match no_wait {
+            // There is no consume-ok.
+            true => Life::Live,
+            false => Life::Starting {
+                cancels: Vec::new(),
+                again: false,
+            },
+        };
     }
 
     pub(crate) fn is_interrupted(&self) -> bool {
@@ -147,12 +170,14 @@ impl Registration {
         matches!(*life, Life::Live | Life::Interrupted)
     }
 
-    /// No message will come. Returns whether it was ever live, and those who wanted it cancelled before it began; none
-    /// if it had ended before.
+    /// No message will come. Returns whether it was ever live, and those who wait for it to be
+    /// cancelled; none if it had ended before.
     fn end(&self) -> Option<(bool, Vec<Call>)> {
         match std::mem::replace(&mut *self.life.lock(), Life::Ended) {
             Life::Starting { cancels, again } => Some((again, cancels)),
-            Life::Live | Life::Cancelling | Life::Interrupted => Some((true, Vec::new())),
+            Life::Cancelling { others } => Some((true, others)),
+            Life::Live | Life::Interrupted => Some((true, Vec::new())),
+            Life::New => Some((false, Vec::new())),
             Life::Ended => None,
         }
     }
@@ -163,7 +188,7 @@ impl Registration {
         let goes_on = match &*life {
             Life::Starting { cancels, again } => *again && cancels.is_empty(),
             Life::Live | Life::Interrupted => true,
-            Life::Cancelling | Life::Ended => false,
+            Life::New | Life::Cancelling { .. } | Life::Ended => false,
         };
         if goes_on {
             *life = Life::Interrupted;
@@ -239,6 +264,9 @@ impl Place {
 
 impl ConsumerMailbox for Mailbox {
     fn deliver(&self, messages: Drain<'_, Delivered>) -> u64 {
+        if self.registration.is_assumed.load(Ordering::Relaxed) {
+            self.registration.is_assumed.store(false, Ordering::Relaxed);
+        }
         let messages = messages.map(|mut message| {
             message.delivery_tag = self.state.settled.received(message.delivery_tag);
             self.place.came(&message.content);
@@ -282,6 +310,11 @@ impl ConsumerMailbox for Mailbox {
             return;
         };
         let tag = &self.registration.consumer_tag;
+        if error.as_ref().is_some_and(is_cancelled_by_broker) {
+            self.revoke();
+        }
+        let is_refused = error.as_ref().is_some_and(is_consume_refused)
+            && self.registration.is_assumed.load(Ordering::Relaxed);
         self.deliveries.end(error.clone());
         // One that came just when the consumer was dropped.
         if self.registration.abandoned.load(Ordering::Acquire) {
@@ -292,7 +325,7 @@ impl ConsumerMailbox for Mailbox {
             let cancelled = || Ok(self.registration.cancelled());
             call.answer(error.clone().map_or_else(cancelled, Err));
         }
-        self.state.consumer_ended(tag, was_live);
+        self.state.consumer_ended(tag, was_live && !is_refused);
     }
 
     fn outlives(&self, error: &Error) -> bool {
@@ -326,7 +359,27 @@ impl ConsumerMailbox for Mailbox {
     }
 }
 
+fn is_cancelled_by_broker(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::ConsumerCancelled { .. })
+}
+
+/// Whether a channel was closed because a consumer was refused.
+fn is_consume_refused(error: &Error) -> bool {
+    let reason = error.close_reason();
+    reason.is_some_and(|it| it.method == BasicConsume::ID.name())
+}
+
 impl Mailbox {
+    /// The broker delivers again what was not acknowledged. An answer to it would be late: for a
+    /// quorum queue of RabbitMQ 4.3 it would bring the consumer back.
+    fn revoke(&self) {
+        if self.registration.no_ack {
+            return;
+        }
+        self.registration.is_revoked.store(true, Ordering::Release);
+        self.deliveries.discard(|_, _| ());
+    }
+
     fn give_back(&self, content: &Content, delivery_tag: u64) {
         self.registration
             .give_back(&self.state, content, delivery_tag);
@@ -344,16 +397,10 @@ impl Consumer {
             consumer_tag: Arc::clone(&consumer_tag),
             no_ack: options.no_ack,
             abandoned: AtomicBool::new(false),
+            is_assumed: AtomicBool::new(false),
+            is_revoked: AtomicBool::new(false),
             epoch: AtomicU64::new(0),
-            // Without waiting there is no consume-ok.
-            life: Mutex::new(if options.no_wait {
-                Life::Live
-            } else {
-                Life::Starting {
-                    cancels: Vec::new(),
-                    again: false,
-                }
-            }),
+            life: Mutex::new(Life::New),
         });
         let mut consumers = channel.state().consumers.lock();
         consumers.register(&registration);

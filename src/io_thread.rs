@@ -101,18 +101,19 @@ impl Link {
 
     /// This is the end, for good.
     fn end(&self, error: &Error) {
-        match error.kind() {
-            Kind::ConnectionClosed(reason) if reason.by == crate::ClosedBy::Program => {
-                log::info!("{error}");
-            }
-            _ => log::warn!("{error}"),
-        }
         self.outbox.set_end(error.clone());
         self.tell(ConnectionEvent::Closed {
             cause: error.clone(),
         });
         self.events.end();
         self.channel_numbers.end();
+        // The last, since the program's logger can panic.
+        match error.kind() {
+            Kind::ConnectionClosed(reason) if reason.by == crate::ClosedBy::Program => {
+                log::info!("{error}");
+            }
+            _ => log::warn!("{error}"),
+        }
     }
 
     /// The program has closed the connection for this reason. Should it be lost just now, nothing else would wake the IO
@@ -230,16 +231,23 @@ impl IoThread {
     /// Drives a socket until it is closed.
     fn drive(&mut self, connected: Connected<Mailboxes>) -> End {
         let mut driver = Driver::new(self, connected);
-        let driven = catch_unwind(AssertUnwindSafe(|| driver.drive()));
-        if driven.is_err() {
-            // A fault of this crate, or of the program's logger, which runs here, too. Nobody shall wait for ever.
+        let mut driven = catch_unwind(AssertUnwindSafe(|| driver.drive()));
+        // A fault of this crate, or of the program's logger or metrics, which run here, too. No
+        // thread may wait for ever: what is told next may panic again, so this goes on to the last
+        // event.
+        while driven.is_err() {
             driver.recovers = false;
-            let _ = catch_unwind(AssertUnwindSafe(|| driver.lose(ErrorKind::Other)));
+            driven = catch_unwind(AssertUnwindSafe(|| driver.lose(ErrorKind::Other)));
+            if !driver.core.has_events() {
+                break;
+            }
         }
         let unanswered = std::mem::take(&mut driver.unanswered);
         let end = driver.end.take().unwrap_or_else(|| {
             let kind = ErrorKind::Other;
-            End::Final(Error::new(Kind::SocketClosed { kind }))
+            let error = Error::new(Kind::SocketClosed { kind });
+            self.link.end(&error);
+            End::Final(error)
         });
         let again = unanswered::without_the_guilty(unanswered);
         self.link.unanswered.lock().extend(again);
@@ -366,13 +374,17 @@ impl<'a> Driver<'a> {
             }
             self.answer();
             self.read();
-            self.handle_time();
+            self.handle_time(&mut events);
         }
     }
 
     /// Sleeps until the socket, the outbox or the time has something to do.
     fn wait(&mut self, events: &mut Events) {
         let timeout = self.timeout();
+        self.poll(events, timeout);
+    }
+
+    fn poll(&mut self, events: &mut Events, timeout: Option<Duration>) {
         if let Err(error) = self.poll.poll(events, timeout) {
             if error.kind() != ErrorKind::Interrupted {
                 return self.socket_failed(&error);
@@ -477,10 +489,11 @@ impl<'a> Driver<'a> {
         }
     }
 
-    fn handle_time(&mut self) {
-        let now = now();
+    fn handle_time(&mut self, events: &mut Events) {
         match self.closing {
             Closing::No => {
+                self.catch_up(events);
+                let now = now();
                 if self.readable {
                     self.core.input_waits(now);
                 }
@@ -489,10 +502,24 @@ impl<'a> Driver<'a> {
                 }
                 self.answer();
             }
-            Closing::Flushing(until) | Closing::Draining(until) if now >= until => {
+            Closing::Flushing(until) | Closing::Draining(until) if now() >= until => {
                 self.closing = Closing::Done;
             }
             Closing::Flushing(_) | Closing::Draining(_) | Closing::Done => {}
+        }
+    }
+
+    /// Reads what has come before the time is told to the core: the process can have been stopped
+    /// meanwhile (SIGSTOP), or the machine asleep, and the peer is not dead if its heartbeats lie in
+    /// the socket.
+    fn catch_up(&mut self, events: &mut Events) {
+        if self
+            .core
+            .deadline()
+            .is_some_and(|deadline| deadline <= now())
+        {
+            self.poll(events, Some(Duration::ZERO));
+            self.read();
         }
     }
 
@@ -611,17 +638,17 @@ impl<'a> Driver<'a> {
                     no_ack,
                     mut message,
                 } => {
-                    self.link.counters.delivered(1);
                     channel.broker_replied(None);
                     message.delivery_tag = channel.received(message.delivery_tag);
                     let message = Unclaimed::new(message, no_ack, channel);
                     call.answer(Ok(Reply::Message(message)));
+                    self.link.counters.delivered(1);
                 }
                 Event::Failed { call, error } => call.answer(Err(error)),
                 Event::Deliveries { consumer, count } => {
-                    self.link.counters.delivered(count);
                     let bytes = consumer.deliver(self.core.take_messages(count));
                     self.reading.delivered(bytes);
+                    self.link.counters.delivered(count);
                 }
                 Event::ConsumerStarted { consumer } => consumer.started(),
                 Event::ConsumerCancelled {
@@ -645,18 +672,19 @@ impl<'a> Driver<'a> {
                     sequence_number,
                     message,
                 } => {
-                    self.link.counters.returned();
                     channel.returned(message, sequence_number);
+                    self.link.counters.returned();
                 }
                 Event::Answered {
                     confirm,
                     sequence_number,
                     outcome,
                 } => {
-                    if let Outcome::Returned(_) = outcome {
+                    let is_returned = matches!(outcome, Outcome::Returned(_));
+                    confirm.answered(sequence_number, outcome);
+                    if is_returned {
                         self.link.counters.returned();
                     }
-                    confirm.answered(sequence_number, outcome);
                 }
                 Event::Lost {
                     published,
@@ -680,8 +708,8 @@ impl<'a> Driver<'a> {
                     answered,
                     answered_to,
                 } => {
-                    self.link.counters.confirmed(answered, answer.nack);
                     channel.confirm(answer, sequence_number, answered_to);
+                    self.link.counters.confirmed(answered, answer.nack);
                 }
                 Event::MessageTooLarge { channel, size } => channel.message_too_large(size),
                 Event::Flow { channel, active } => channel.flow(active),
@@ -694,16 +722,24 @@ impl<'a> Driver<'a> {
                     true => channel.interrupted(&error, left),
                     false => channel.ended(&error, owes_close_ok),
                 },
-                Event::ChannelFreed { channel } => channel.freed(),
+                Event::ChannelFreed { channel, number } => {
+                    // Answered now, though the socket may not take what they belong to for long.
+                    for command in self.link.outbox.take_commands_of(number) {
+                        self.core.handle(command);
+                    }
+                    channel.freed();
+                }
                 Event::Blocked { reason } => {
-                    log::warn!("the broker has blocked the connection: {reason}");
                     self.link.outbox.set_blocked(Some(reason.clone()));
-                    self.link.tell(ConnectionEvent::Blocked { reason });
+                    self.link.tell(ConnectionEvent::Blocked {
+                        reason: reason.clone(),
+                    });
+                    log::warn!("the broker has blocked the connection: {reason}");
                 }
                 Event::Unblocked => {
-                    log::info!("the broker has unblocked the connection");
                     self.link.outbox.set_blocked(None);
                     self.link.tell(ConnectionEvent::Unblocked);
+                    log::info!("the broker has unblocked the connection");
                 }
                 Event::Ended { error } => self.ended(error),
             }
@@ -716,16 +752,15 @@ impl<'a> Driver<'a> {
 
     fn ended(&mut self, error: Error) {
         let by_us = error.closed_by() == Some(crate::ClosedBy::Program);
-        if self.recovers && !by_us && self.link.outbox.set_lost(error.clone()) {
-            log::warn!("{error}; it is opened again");
-            self.link.tell(ConnectionEvent::Lost {
-                cause: error.clone(),
-            });
-            self.end = Some(End::Lost(error));
-        } else {
-            self.link.end(&error);
-            self.end = Some(End::Final(error));
-        }
+        let is_lost = self.recovers && !by_us && self.link.outbox.set_lost(error.clone());
+        self.end = Some(match is_lost {
+            true => End::Lost(error.clone()),
+            false => {
+                // Before the outbox is emptied: nothing can be appended from now on.
+                self.link.outbox.set_end(error.clone());
+                End::Final(error.clone())
+            }
+        });
         // What was appended just before is answered now, with the same cause: nothing of it was sent.
         for command in self.link.outbox.discard() {
             self.core.handle(command);
@@ -735,6 +770,13 @@ impl<'a> Driver<'a> {
         } else {
             Closing::Done
         };
+        if !is_lost {
+            return self.link.end(&error);
+        }
+        self.link.tell(ConnectionEvent::Lost {
+            cause: error.clone(),
+        });
+        log::warn!("{error}; it is opened again");
     }
 }
 

@@ -648,6 +648,16 @@ impl Outbox {
         std::mem::take(&mut state.commands)
     }
 
+    /// Takes the commands of one channel.
+    pub(crate) fn take_commands_of(&self, channel: u16) -> Vec<Command> {
+        let mut state = self.state.lock();
+        let commands = std::mem::take(&mut state.commands);
+        let is_its = |it: &Command| it.channel() == channel;
+        let (its, others) = commands.into_iter().partition(is_its);
+        state.commands = others;
+        its
+    }
+
     /// Takes all that was appended, and the commands for it. If nothing is left to write, the next
     /// one who appends wakes the IO thread.
     pub(crate) fn take(&self, outgoing: &mut Outgoing, commands: &mut Vec<Command>) {

@@ -288,7 +288,7 @@ fn a_deleted_queue_tells_its_consumer() {
     let channel = channel();
     let queue = exclusive_queue(&channel);
     queue.publish("last words").unwrap();
-    let consumer = queue.consume(ConsumeOptions::default()).unwrap();
+    let consumer = queue.consume(ConsumeOptions::default().no_ack()).unwrap();
     eventually("it has come", || consumer.unread() == 1);
     queue.delete(QueueDeleteOptions::default()).unwrap();
     let mut deliveries = consumer.iter();
@@ -298,6 +298,37 @@ fn a_deleted_queue_tells_its_consumer() {
     assert_eq!(*error.kind(), ErrorKind::ConsumerCancelled { consumer_tag });
     assert!(deliveries.next().is_none(), "the error is told once");
     assert!(channel.is_open());
+}
+
+#[test]
+fn a_consumer_that_the_broker_cancels_hands_out_nothing_more_that_is_to_be_acknowledged() {
+    let channel = channel();
+    let queue = exclusive_queue(&channel);
+    for body in ["taken", "unread", "unread, too"] {
+        queue.publish(body).unwrap();
+    }
+    let consumer = queue.consume(ConsumeOptions::default()).unwrap();
+    eventually("all have come", || consumer.unread() == 3);
+    let taken = consumer.recv().unwrap().unwrap();
+    queue.delete(QueueDeleteOptions::default()).unwrap();
+    eventually("only the error is left", || consumer.unread() == 1);
+    // The broker would deliver it again, if it had not gone with its queue.
+    let error = consumer.recv().unwrap_err();
+    assert!(
+        matches!(error.kind(), ErrorKind::ConsumerCancelled { .. }),
+        "{error}"
+    );
+    assert!(consumer.has_ended());
+    taken.ack().unwrap();
+    // Its tag is free at once, and the channel goes on.
+    let again = ConsumeOptions::default().consumer_tag(consumer.consumer_tag());
+    let queue = exclusive_queue(&channel);
+    queue.publish("more").unwrap();
+    let consumer = queue.consume(again).unwrap();
+    let delivery = consumer.recv_timeout(SOON).unwrap().unwrap();
+    assert_eq!(delivery.body(), b"more");
+    delivery.ack().unwrap();
+    assert_eq!(queue.purge().unwrap(), 0);
 }
 
 #[test]

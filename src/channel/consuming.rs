@@ -79,6 +79,10 @@ impl Channel {
         let mut sent = false;
         let append = |frames: &mut Frames<'_>, call| {
             frames.method(&consume)?;
+            let registration = state.consumers.lock().registration(&consumer_tag);
+            if let Some(registration) = registration {
+                registration.asked(options.no_wait);
+            }
             if self.connection().options().recovery.is_on {
                 let again = BasicConsume {
                     no_wait: false,

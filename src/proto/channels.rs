@@ -418,7 +418,10 @@ impl<M: Mailboxes> Channels<M> {
             cause,
             consumer_tags,
         });
-        effects.event(Event::ChannelFreed { channel: mailbox });
+        effects.event(Event::ChannelFreed {
+            channel: mailbox,
+            number,
+        });
     }
 
     pub(super) fn end_all(&mut self, cause: &Error, effects: &mut Effects<M>) {

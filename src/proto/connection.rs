@@ -509,8 +509,13 @@ impl<M: Mailboxes> Connection<M> {
 
     /// Answers what was asked just before the end: nothing of it was sent.
     fn refuse(&mut self, command: Command<M>, cause: &Error) {
-        let cause = &cause.clone().unsent();
         let effects = &mut self.effects;
+        let command = match command {
+            // It may have been sent on an earlier connection.
+            Command::Publish(published) => return effects.lose(published, cause.clone(), false),
+            command => command,
+        };
+        let cause = &cause.clone().unsent();
         let error = cause.clone();
         match command {
             Command::OpenChannel {
@@ -533,8 +538,7 @@ impl<M: Mailboxes> Connection<M> {
             }
             Command::Call { call, .. } => effects.fail(Some(call), cause),
             Command::CloseChannel { call, .. } => effects.fail(call, cause),
-            Command::Publish(published) => effects.lose(published, error, false),
-            Command::CloseConnection { .. } => {}
+            Command::Publish(_) | Command::CloseConnection { .. } => {}
         }
     }
 }

@@ -59,6 +59,18 @@ pub(crate) enum Command<M: Mailboxes> {
 }
 
 impl<M: Mailboxes> Command<M> {
+    /// The channel that it is about; 0 is the connection.
+    pub(crate) fn channel(&self) -> u16 {
+        match self {
+            Self::OpenChannel { channel, .. }
+            | Self::Call { channel, .. }
+            | Self::Consume { channel, .. }
+            | Self::CloseChannel { channel, .. } => *channel,
+            Self::Publish(published) => published.channel,
+            Self::CloseConnection { .. } => 0,
+        }
+    }
+
     /// Whether someone may wait for what it asks for.
     pub(crate) fn awaits_reply(&self) -> bool {
         match self {
@@ -171,7 +183,7 @@ pub(crate) enum Event<M: Mailboxes> {
         owes_close_ok: bool,
     },
     /// All that the channel's end meant was told. Its number can be used again.
-    ChannelFreed { channel: M::Channel },
+    ChannelFreed { channel: M::Channel, number: u16 },
     /// The broker takes no messages for now.
     Blocked { reason: String },
     /// The broker takes messages again.

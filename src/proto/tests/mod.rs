@@ -468,7 +468,7 @@ fn described(event: Event<Names>) -> String {
             let answer = if owes_close_ok { "close-ok, " } else { "" };
             format!("{answer}channel {channel} ended {error}")
         }
-        Event::ChannelFreed { channel } => format!("channel {channel} freed"),
+        Event::ChannelFreed { number, .. } => format!("channel {number} freed"),
         Event::Blocked { reason } => format!("blocked {reason}"),
         Event::Unblocked => "unblocked".to_owned(),
         Event::Ended { error } => format!("ended {error}"),
