@@ -1,12 +1,13 @@
 //! Queues: where messages wait.
 
-use std::collections::HashMap;
+use std::borrow::Cow;
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::sync::{Arc, OnceLock, Weak};
 
 use parking_lot::Mutex;
 
-use crate::channel::Channel;
+use crate::channel::{Channel, Settings};
 use crate::consumer::Consumer;
 use crate::delivery::GetResponse;
 use crate::error::Result;
@@ -54,14 +55,8 @@ impl Queue {
         self.name.current()
     }
 
-    /// The name for a call that is about to be made. While the connection is away, the name that the broker made up is
-    /// about to change: it waits for the connection before it reads it, not after.
-    fn name_when_back(&self) -> Result<&str> {
-        if self.name.is_made_up() {
-            let waited = self.channel.wait_recovered();
-            waited.map_err(|error| error.doing(format!("queue {:?}", self.name())))?;
-        }
-        Ok(self.name())
+    pub(crate) fn tracked_name(&self) -> Arc<Name> {
+        Arc::clone(&self.name)
     }
 
     /// The channel it is used through.
@@ -99,12 +94,9 @@ impl Queue {
         routing_key: &str,
         options: BindOptions,
     ) -> Result<()> {
-        self.channel.queue_bind(
-            self.name_when_back()?,
-            exchange.name(),
-            routing_key,
-            options,
-        )
+        let name = self.name.as_ref().into();
+        self.channel
+            .bind_queue(name, exchange.name(), routing_key, &options)
     }
 
     /// Undoes [`bind`](Self::bind).
@@ -125,12 +117,9 @@ impl Queue {
         routing_key: &str,
         options: BindOptions,
     ) -> Result<()> {
-        self.channel.queue_unbind(
-            self.name_when_back()?,
-            exchange.name(),
-            routing_key,
-            options,
-        )
+        let name = self.name.as_ref().into();
+        self.channel
+            .unbind_queue(name, exchange.name(), routing_key, &options)
     }
 
     /// Publishes a message to this queue alone, through the default exchange: see [`Channel::basic_publish`].
@@ -138,8 +127,11 @@ impl Queue {
     /// # Errors
     /// As [`Channel::basic_publish`].
     pub fn publish<'m>(&self, message: impl Into<Message<'m>>) -> Result<Option<u64>> {
-        self.channel
-            .basic_publish("", self.name_when_back()?, message)
+        let message = message.into();
+        match self.name.is_made_up() {
+            true => self.channel.publish_to_queue(&self.name, &message),
+            false => self.channel.basic_publish("", self.name(), message),
+        }
     }
 
     /// Begins to consume: see [`Channel::basic_consume`].
@@ -147,7 +139,8 @@ impl Queue {
     /// # Errors
     /// As [`Channel::basic_consume`].
     pub fn consume(&self, options: ConsumeOptions) -> Result<Consumer> {
-        self.channel.basic_consume(self.name_when_back()?, options)
+        self.channel
+            .consume_queue(self.name.as_ref().into(), options)
     }
 
     /// Fetches one message: see [`Channel::basic_get`].
@@ -155,7 +148,7 @@ impl Queue {
     /// # Errors
     /// As [`Channel::basic_get`].
     pub fn get(&self, no_ack: bool) -> Result<Option<GetResponse>> {
-        self.channel.basic_get(self.name_when_back()?, no_ack)
+        self.channel.get(self.name.as_ref().into(), no_ack)
     }
 
     /// Drops all messages that are ready, and returns how many: see [`Channel::queue_purge`].
@@ -163,7 +156,7 @@ impl Queue {
     /// # Errors
     /// As [`Channel::queue_purge`].
     pub fn purge(&self) -> Result<u32> {
-        self.channel.queue_purge(self.name_when_back()?)
+        self.channel.purge_queue(self.name.as_ref().into())
     }
 
     /// Deletes the queue and returns how many messages went with it: see [`Channel::queue_delete`].
@@ -171,7 +164,49 @@ impl Queue {
     /// # Errors
     /// As [`Channel::queue_delete`].
     pub fn delete(&self, options: QueueDeleteOptions) -> Result<u32> {
-        self.channel.queue_delete(self.name_when_back()?, options)
+        self.channel
+            .delete_queue(self.name.as_ref().into(), &options)
+    }
+}
+
+/// Which queue a method is about. The name is read when the method is admitted: while it waits, the
+/// connection can be lost and recovered, and the broker makes up another name for a queue of its own
+/// naming.
+#[derive(Clone, Copy)]
+pub(crate) enum QueueName<'a> {
+    /// The empty name stands for the queue that the channel has declared last.
+    Given(&'a str),
+    /// Of a handle.
+    Tracked(&'a Name),
+}
+
+impl<'a> From<&'a str> for QueueName<'a> {
+    fn from(name: &'a str) -> Self {
+        Self::Given(name)
+    }
+}
+
+impl<'a> From<&'a Name> for QueueName<'a> {
+    fn from(name: &'a Name) -> Self {
+        Self::Tracked(name)
+    }
+}
+
+impl<'a> QueueName<'a> {
+    /// The name as the program knows it now.
+    pub(crate) fn shown(self) -> &'a str {
+        match self {
+            Self::Given(name) => name,
+            Self::Tracked(name) => name.current(),
+        }
+    }
+
+    /// The name to be sent. Under the outbox's lock.
+    pub(crate) fn resolve(self, settings: &Settings) -> Cow<'a, str> {
+        match self {
+            Self::Given("") => settings.last_queue().into(),
+            other => other.shown().into(),
+        }
     }
 }
 
@@ -192,7 +227,7 @@ impl Name {
         self.text.starts_with("amq.gen-")
     }
 
-    fn current(&self) -> &str {
+    pub(crate) fn current(&self) -> &str {
         let mut name = self;
         while let Some(next) = name.next.get() {
             name = next;
@@ -219,7 +254,29 @@ impl fmt::Debug for Name {
 
 /// The names that a broker has made up for queues of which there are handles.
 #[derive(Default)]
-pub(crate) struct ServerNames(Mutex<HashMap<String, Weak<Name>>>);
+pub(crate) struct ServerNames(Mutex<Names>);
+
+#[derive(Default)]
+struct Names {
+    current: HashMap<String, Weak<Name>>,
+    /// Old and new, the latest last: a thread that was just told the old name may come with it.
+    renamed: VecDeque<(String, String)>,
+}
+
+/// How many changes of names are remembered.
+const RENAMED_LIMIT: usize = 4096;
+
+impl Names {
+    fn latest(&self, name: &str) -> String {
+        let mut latest = name.to_owned();
+        for (old, new) in &self.renamed {
+            if *old == latest {
+                latest.clone_from(new);
+            }
+        }
+        latest
+    }
+}
 
 impl ServerNames {
     fn name(&self, text: &str) -> Arc<Name> {
@@ -228,20 +285,26 @@ impl ServerNames {
             return name;
         }
         let mut names = self.0.lock();
-        if let Some(name) = names.get(text).and_then(Weak::upgrade) {
+        let latest = names.latest(text);
+        if let Some(name) = names.current.get(&latest).and_then(Weak::upgrade) {
             return name;
         }
-        names.retain(|_, name| name.strong_count() > 0);
-        names.insert(text.to_owned(), Arc::downgrade(&name));
+        let name = Name::new(&latest);
+        names.current.retain(|_, name| name.strong_count() > 0);
+        names.current.insert(latest, Arc::downgrade(&name));
         name
     }
 
     pub(crate) fn rename(&self, old: &str, new: &str) {
         let mut names = self.0.lock();
-        let name = names.remove(old).and_then(|name| name.upgrade());
+        if names.renamed.len() >= RENAMED_LIMIT {
+            names.renamed.pop_front();
+        }
+        names.renamed.push_back((old.to_owned(), new.to_owned()));
+        let name = names.current.remove(old).and_then(|name| name.upgrade());
         if let Some(name) = name {
             let next = Name::new(new);
-            names.insert(new.to_owned(), Arc::downgrade(&next));
+            names.current.insert(new.to_owned(), Arc::downgrade(&next));
             // Only once: the old name is no longer in the map.
             let _ = name.next.set(next);
         }
@@ -267,7 +330,19 @@ mod tests {
         assert_eq!(given.current(), "given");
         drop((one, other, late));
         names.name("amq.gen-4");
-        assert_eq!(names.0.lock().len(), 1);
+        assert_eq!(names.0.lock().current.len(), 1);
+    }
+
+    #[test]
+    fn a_name_that_was_told_just_before_it_changed_follows_the_queue() {
+        let names = ServerNames::default();
+        let early = names.name("amq.gen-1");
+        names.rename("amq.gen-1", "amq.gen-2");
+        names.rename("amq.gen-2", "amq.gen-3");
+        let late = names.name("amq.gen-1");
+        assert_eq!(late.current(), "amq.gen-3");
+        names.rename("amq.gen-3", "amq.gen-4");
+        assert_eq!([early.current(), late.current()], ["amq.gen-4"; 2]);
     }
 
     #[test]

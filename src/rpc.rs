@@ -65,7 +65,7 @@ impl RpcClient {
         channel.confirm_select()?;
         let calls = Arc::new(Calls::default());
         let options = ConsumeOptions::default().no_ack();
-        let origin = channel.consume(DIRECT_REPLY_TO, &options, |consumer_tag| {
+        let origin = channel.consume(DIRECT_REPLY_TO.into(), &options, |consumer_tag| {
             let origin = Arc::new(Origin {
                 channel: channel.clone(),
                 consumer_tag: Arc::clone(&consumer_tag),

@@ -12,6 +12,7 @@ use crate::mailbox::{Call, Command, ConsumerMailbox, Reply};
 use crate::options::{ConsumeOptions, NackOptions, QosOptions};
 use crate::outbox::{Admission, Frames, Gate};
 use crate::proto::Expected;
+use crate::queue::QueueName;
 use crate::request::{self, Asked};
 use crate::wire::method::{
     BasicAck, BasicCancel, BasicConsume, BasicGet, BasicNack, BasicQos, BasicRecover,
@@ -35,7 +36,7 @@ impl Channel {
             prefetch_count: options.prefetch_count,
             global: options.global,
         };
-        self.call_recorded(false, "", &qos)?;
+        self.call_recorded(false, "", || qos)?;
         Ok(())
     }
 
@@ -46,6 +47,14 @@ impl Channel {
     /// [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument) if the consumer tag is in use on this channel: the broker would close the
     /// whole connection for it.
     pub fn basic_consume(&self, queue: &str, options: ConsumeOptions) -> Result<Consumer> {
+        self.consume_queue(queue.into(), options)
+    }
+
+    pub(crate) fn consume_queue(
+        &self,
+        queue: QueueName<'_>,
+        options: ConsumeOptions,
+    ) -> Result<Consumer> {
         self.consume(queue, &options, |consumer_tag| {
             let (consumer, mailbox) = Consumer::new(self.clone(), consumer_tag, &options);
             (consumer, Arc::new(mailbox))
@@ -55,20 +64,20 @@ impl Channel {
     /// Begins to consume into a mailbox that `begin` makes, beside what is returned.
     pub(crate) fn consume<C>(
         &self,
-        queue: &str,
+        queue: QueueName<'_>,
         options: &ConsumeOptions,
         begin: impl FnOnce(Arc<str>) -> (C, Arc<dyn ConsumerMailbox>),
     ) -> Result<C> {
-        let asked = Asked::about(BasicConsume::ID, queue);
+        let asked = Asked::about(BasicConsume::ID, queue.shown());
         let consumer_tag = self
             .take_consumer_tag(&options.consumer_tag)
             .map_err(|error| asked.failed(error))?;
         let channel = self.number();
         let (consumer, mailbox) = begin(Arc::clone(&consumer_tag));
         let state = self.state();
-        let consume = BasicConsume {
+        let consume = || BasicConsume {
             ticket: 0,
-            queue: state.settings.queue(queue),
+            queue: queue.resolve(&state.settings),
             consumer_tag: Cow::Borrowed(&consumer_tag),
             no_local: options.no_local,
             no_ack: options.no_ack,
@@ -78,6 +87,7 @@ impl Channel {
         };
         let mut sent = false;
         let append = |frames: &mut Frames<'_>, call| {
+            let consume = consume();
             frames.method(&consume)?;
             let registration = state.consumers.lock().registration(&consumer_tag);
             if let Some(registration) = registration {
@@ -86,7 +96,7 @@ impl Channel {
             if self.connection().options().recovery.is_on {
                 let again = BasicConsume {
                     no_wait: false,
-                    ..consume.clone().into_owned()
+                    ..consume.into_owned()
                 };
                 let qos = state.settings.qos().each;
                 let mut consumers = state.consumers.lock();
@@ -179,14 +189,18 @@ impl Channel {
     /// # Errors
     /// 404 if there is no such queue.
     pub fn basic_get(&self, queue: &str, no_ack: bool) -> Result<Option<GetResponse>> {
+        self.get(queue.into(), no_ack)
+    }
+
+    pub(crate) fn get(&self, queue: QueueName<'_>, no_ack: bool) -> Result<Option<GetResponse>> {
         let channel = self.number();
-        let get = BasicGet {
-            ticket: 0,
-            queue: self.state().settings.queue(queue),
-            no_ack,
-        };
-        let reply = self.call_with(Asked::about(BasicGet::ID, queue), |frames, call| {
-            frames.method(&get)?;
+        let asked = Asked::about(BasicGet::ID, queue.shown());
+        let reply = self.call_with(asked, |frames, call| {
+            frames.method(&BasicGet {
+                ticket: 0,
+                queue: queue.resolve(&self.state().settings),
+                no_ack,
+            })?;
             frames.command(Command::Call {
                 channel,
                 expected: Expected::Message { no_ack },

@@ -40,7 +40,7 @@ impl Channel {
             no_wait: options.no_wait,
             arguments: Cow::Borrowed(&options.arguments),
         };
-        self.call_recorded(options.no_wait, name, &declare)?;
+        self.call_recorded(options.no_wait, name, || declare)?;
         Ok(self.exchange(name))
     }
 
@@ -60,7 +60,7 @@ impl Channel {
             if_unused: options.if_unused,
             no_wait: options.no_wait,
         };
-        self.call_recorded(options.no_wait, name, &delete)?;
+        self.call_recorded(options.no_wait, name, || delete)?;
         Ok(())
     }
 
@@ -86,7 +86,7 @@ impl Channel {
             no_wait: options.no_wait,
             arguments: Cow::Borrowed(&options.arguments),
         };
-        self.call_recorded(options.no_wait, destination, &bind)?;
+        self.call_recorded(options.no_wait, destination, || bind)?;
         Ok(())
     }
 
@@ -106,7 +106,7 @@ impl Channel {
             no_wait: options.no_wait,
             arguments: Cow::Borrowed(&options.arguments),
         };
-        self.call_recorded(options.no_wait, destination, &unbind)?;
+        self.call_recorded(options.no_wait, destination, || unbind)?;
         Ok(())
     }
 }

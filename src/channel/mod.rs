@@ -16,13 +16,15 @@ use std::sync::Arc;
 
 pub use confirms::Confirmation;
 pub(crate) use consumers::Wanted;
+pub(crate) use settings::Settings;
 pub(crate) use state::ChannelState;
 
 use crate::connection::Connection;
 use crate::deadline::Deadline;
 use crate::error::{CloseReason, ClosedBy, Error, ErrorKind, ReplyCode, Result};
-use crate::mailbox::{Call, Reply};
+use crate::mailbox::{Call, Command, Reply};
 use crate::outbox::{Admission, Frames, Gate};
+use crate::proto::Expected;
 use crate::request::{self, Asked};
 use crate::wire::method::{
     AccessRequest, ChannelClose, ChannelFlow, ChannelOpen, Encode, Method, Request,
@@ -169,55 +171,47 @@ impl Channel {
         reply.map_err(|error| asked.failed(error))
     }
 
-    fn call<R: Request>(&self, subject: &str, method: &R) -> Result<R::Reply> {
+    /// Sends a method, which is made when it is admitted, and waits for its reply.
+    fn call<R: Request>(&self, subject: &str, method: impl FnOnce() -> R) -> Result<R::Reply> {
         let asked = Asked::about(R::ID, subject);
         let channel = self.number();
         let reply = self.call_with(asked, |frames, call| {
-            request::append(frames, channel, method, call)
+            request::append(frames, channel, &method(), call)
         })?;
         request::reply_of::<R>(asked, reply)
     }
 
-    /// Sends a method that changes what has to be there on the next connection, and waits for its reply unless
-    /// `no_wait`.
-    fn call_recorded<R: Request + Into<Method<'static>> + Clone>(
+    /// Sends a method that changes what has to be there on the next connection, and waits for its
+    /// reply unless `no_wait`. It is made when it is admitted.
+    fn call_recorded<R: Request + Into<Method<'static>>>(
         &self,
         no_wait: bool,
         subject: &str,
-        method: &R,
+        method: impl FnOnce() -> R,
     ) -> Result<Option<R::Reply>> {
         let asked = Asked::about(R::ID, subject);
-        let record = || Into::<Method<'static>>::into(method.clone());
         if no_wait {
             self.write(asked, |frames| {
-                frames.method(method)?;
-                self.state().link.topology.lock().done(record(), None);
+                let method = method();
+                frames.method(&method)?;
+                let mut topology = self.state().link.topology.lock();
+                topology.done(method.into(), None);
                 Ok(())
             })?;
             return Ok(None);
         }
         let channel = self.number();
         let reply = self.call_with(asked, |frames, call| {
-            let call = call.recording(Some(record()));
-            request::append(frames, channel, method, call)
+            let method = method();
+            frames.method(&method)?;
+            frames.command(Command::Call {
+                channel,
+                expected: Expected::Method(R::REPLY),
+                call: call.recording(Some(method.into())),
+            });
+            Ok(())
         })?;
         request::reply_of::<R>(asked, reply).map(Some)
-    }
-
-    /// Waits until a connection that is away is back.
-    pub(crate) fn wait_recovered(&self) -> Result<()> {
-        let state = self.state();
-        if state.link.outbox.loss().is_none() {
-            return Ok(());
-        }
-        let timeout = self.connection().request_timeout();
-        let outbox = &state.link.outbox;
-        let gate = || state.gate();
-        outbox.write(state.number, Admission::Room, timeout, gate, |_| Ok(()))
-    }
-
-    fn send<M: Encode>(&self, subject: &str, method: &M) -> Result<()> {
-        self.write(Asked::about(M::ID, subject), |frames| frames.method(method))
     }
 
     // ---- channel ----
@@ -300,7 +294,7 @@ impl Channel {
     /// Asks the broker to stop or go on sending messages to this channel's consumers, and returns what it does.
     /// RabbitMQ refuses to stop (540, which closes the connection): use prefetch.
     pub fn channel_flow(&self, active: bool) -> Result<bool> {
-        Ok(self.call("", &ChannelFlow { active })?.active)
+        Ok(self.call("", || ChannelFlow { active })?.active)
     }
 
     /// Asks for an access ticket, which AMQP 0-9-1 has no use for; RabbitMQ grants 1 to everybody.
@@ -313,7 +307,7 @@ impl Channel {
             read: true,
             ..AccessRequest::default()
         };
-        Ok(self.call(realm, &request)?.ticket)
+        Ok(self.call(realm, || request)?.ticket)
     }
 }
 

@@ -160,7 +160,7 @@ impl Channel {
     ///
     /// See <https://www.rabbitmq.com/docs/semantics#tx>.
     pub fn tx_select(&self) -> Result<()> {
-        self.call_recorded(false, "", &TxSelect {})?;
+        self.call_recorded(false, "", || TxSelect {})?;
         Ok(())
     }
 

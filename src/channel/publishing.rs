@@ -13,8 +13,9 @@ use crate::deadline::Deadline;
 use crate::error::{Error, Result};
 use crate::mailbox::{Command, ConfirmMailbox, Published};
 use crate::message::Message;
-use crate::outbox::{Admission, Frames, LARGE};
+use crate::outbox::{Admission, Frames, Gate, LARGE};
 use crate::proto::{Earlier, Identity};
+use crate::queue::Name;
 use crate::request::Asked;
 use crate::returned::ReturnedMessage;
 use crate::wire::method::{BasicPublish, Encode};
@@ -91,6 +92,31 @@ impl Channel {
         published.map_err(|error| Asked::about(BasicPublish::ID, exchange).failed(error))
     }
 
+    /// Publishes through the default exchange to a queue that the broker has named, by the name that
+    /// it has when the message is admitted.
+    pub(crate) fn publish_to_queue(
+        &self,
+        name: &Name,
+        message: &Message<'_>,
+    ) -> Result<Option<u64>> {
+        let deadline = Deadline::after(self.connection().publish_timeout());
+        loop {
+            let current = name.current();
+            let gate = || match name.current() == current {
+                true => self.state().publish_gate(),
+                // Lost and recovered meanwhile.
+                false => Err(Error::invalid("the queue has another name")),
+            };
+            let method = publish_method("", current, message, message.is_mandatory());
+            let nobody = None::<&Arc<Awaited>>;
+            let left = deadline.remaining();
+            let published = self.publish_through(gate, &method, message, nobody, left);
+            if published.is_ok() || name.current() == current {
+                return published.map_err(|error| Asked::about(BasicPublish::ID, "").failed(error));
+            }
+        }
+    }
+
     /// Hands a message over. In confirm mode, `confirm` is told what becomes of it. By reference: dropped here, it would cost
     /// all other publishes half of their speed.
     pub(crate) fn publish<C: ConfirmMailbox + 'static>(
@@ -102,27 +128,33 @@ impl Channel {
         confirm: Option<&Arc<C>>,
         timeout: Duration,
     ) -> Result<Option<u64>> {
+        let method = publish_method(exchange, routing_key, message, mandatory);
+        let gate = || self.state().publish_gate();
+        self.publish_through(gate, &method, message, confirm, timeout)
+    }
+
+    #[inline]
+    fn publish_through<C: ConfirmMailbox + 'static>(
+        &self,
+        gate: impl Fn() -> Result<Gate>,
+        method: &BasicPublish<'_>,
+        message: &Message<'_>,
+        confirm: Option<&Arc<C>>,
+        timeout: Duration,
+    ) -> Result<Option<u64>> {
         self.check_size(message)?;
         let state = self.state();
-        let method = BasicPublish {
-            ticket: 0,
-            exchange: Cow::Borrowed(exchange),
-            routing_key: Cow::Borrowed(routing_key),
-            mandatory,
-            immediate: message.is_immediate(),
-        };
         let (properties, body) = (message.properties(), message.body());
         // What costs more the larger the message is happens before the lock is taken.
-        let identity = (mandatory && state.confirms.is_selected())
-            .then(|| Identity::new(exchange, routing_key, body));
+        let identity = (method.mandatory && state.confirms.is_selected())
+            .then(|| Identity::new(&method.exchange, &method.routing_key, body));
         let published = if body.len() > LARGE {
-            self.publish_large(&method, message, identity, confirm, timeout)?
+            self.publish_large(gate, method, message, identity, confirm, timeout)?
         } else {
             let admission = Admission::Publish { large: false };
-            let gate = || state.publish_gate();
             let outbox = &state.link.outbox;
             outbox.write(state.number, admission, timeout, gate, |frames| {
-                let properties = frames.message(&method, properties, body)?;
+                let properties = frames.message(method, properties, body)?;
                 let identity = identity.map(|it| it.with_properties(properties));
                 Ok(state.published(frames, identity, confirm, |frames| frames.keep()))
             })?
@@ -134,6 +166,7 @@ impl Channel {
     #[cold]
     fn publish_large<C: ConfirmMailbox + 'static>(
         &self,
+        gate: impl Fn() -> Result<Gate>,
         method: &BasicPublish<'_>,
         message: &Message<'_>,
         identity: Option<Identity>,
@@ -143,10 +176,9 @@ impl Channel {
         let state = self.state();
         let outbox = &state.link.outbox;
         let admission = Admission::Publish { large: true };
-        let gate = || state.publish_gate();
         // Nothing is encoded before there is room, or whoever waits would hold a copy of the body.
         let deadline = Deadline::after(timeout);
-        outbox.write(state.number, admission, deadline, gate, |_| Ok(()))?;
+        outbox.write(state.number, admission, deadline, &gate, |_| Ok(()))?;
         let (properties, body) = (message.properties(), message.body());
         let large = outbox.encode_large(state.number, method, properties, body)?;
         // Not under the lock, either.
@@ -190,6 +222,22 @@ impl Channel {
     /// ```
     pub fn returned_messages(&self) -> Receiver<ReturnedMessage> {
         self.state().returned.receiver()
+    }
+}
+
+#[inline]
+fn publish_method<'a>(
+    exchange: &'a str,
+    routing_key: &'a str,
+    message: &Message<'_>,
+    mandatory: bool,
+) -> BasicPublish<'a> {
+    BasicPublish {
+        ticket: 0,
+        exchange: Cow::Borrowed(exchange),
+        routing_key: Cow::Borrowed(routing_key),
+        mandatory,
+        immediate: message.is_immediate(),
     }
 }
 

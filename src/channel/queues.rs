@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use super::Channel;
 use crate::error::{Error, Result};
 use crate::options::{BindOptions, QueueDeclareOptions, QueueDeleteOptions};
-use crate::queue::Queue;
+use crate::queue::{Queue, QueueName};
 use crate::request::Asked;
 use crate::wire::method::{Encode, QueueBind, QueueDeclare, QueueDelete, QueuePurge, QueueUnbind};
 
@@ -43,11 +43,12 @@ impl Channel {
             no_wait: options.no_wait,
             arguments: Cow::Borrowed(&options.arguments),
         };
-        let ok = self.call_recorded(options.no_wait, name, &declare)?;
+        let ok = self.call_recorded(options.no_wait, name, || declare)?;
         let name = ok.as_ref().map_or(name, |ok| &ok.queue);
         let counts = ok.as_ref().map(|ok| (ok.message_count, ok.consumer_count));
-        self.state().settings.set_last_queue(name);
-        Ok(Queue::new(self.clone(), name, counts))
+        let queue = Queue::new(self.clone(), name, counts);
+        self.state().settings.set_last_queue(queue.tracked_name());
+        Ok(queue)
     }
 
     /// A handle of a queue that exists, without asking the broker; its counts are not known.
@@ -75,18 +76,27 @@ impl Channel {
         routing_key: &str,
         options: BindOptions,
     ) -> Result<()> {
-        let queue_name = self.state().settings.queue(queue);
-        let bind = QueueBind {
-            ticket: 0,
-            exchange: exchange.into(),
-            routing_key: routing_key_or(routing_key, &queue_name, queue)
-                .to_owned()
-                .into(),
-            queue: queue_name,
-            no_wait: options.no_wait,
-            arguments: Cow::Borrowed(&options.arguments),
-        };
-        self.call_recorded(options.no_wait, queue, &bind)?;
+        self.bind_queue(queue.into(), exchange, routing_key, &options)
+    }
+
+    pub(crate) fn bind_queue(
+        &self,
+        queue: QueueName<'_>,
+        exchange: &str,
+        routing_key: &str,
+        options: &BindOptions,
+    ) -> Result<()> {
+        self.call_recorded(options.no_wait, queue.shown(), || {
+            let name = queue.resolve(&self.state().settings);
+            QueueBind {
+                ticket: 0,
+                exchange: exchange.into(),
+                routing_key: routing_key_or(routing_key, &name, queue).to_owned().into(),
+                queue: name,
+                no_wait: options.no_wait,
+                arguments: Cow::Borrowed(&options.arguments),
+            }
+        })?;
         Ok(())
     }
 
@@ -98,38 +108,53 @@ impl Channel {
         routing_key: &str,
         options: BindOptions,
     ) -> Result<()> {
-        let queue_name = self.state().settings.queue(queue);
-        let unbind = QueueUnbind {
-            ticket: 0,
-            exchange: exchange.into(),
-            routing_key: routing_key_or(routing_key, &queue_name, queue)
-                .to_owned()
-                .into(),
-            queue: queue_name,
-            arguments: Cow::Borrowed(&options.arguments),
-        };
-        self.call_recorded(false, queue, &unbind)?;
+        self.unbind_queue(queue.into(), exchange, routing_key, &options)
+    }
+
+    pub(crate) fn unbind_queue(
+        &self,
+        queue: QueueName<'_>,
+        exchange: &str,
+        routing_key: &str,
+        options: &BindOptions,
+    ) -> Result<()> {
+        self.call_recorded(false, queue.shown(), || {
+            let name = queue.resolve(&self.state().settings);
+            QueueUnbind {
+                ticket: 0,
+                exchange: exchange.into(),
+                routing_key: routing_key_or(routing_key, &name, queue).to_owned().into(),
+                queue: name,
+                arguments: Cow::Borrowed(&options.arguments),
+            }
+        })?;
         Ok(())
     }
 
     /// Drops all messages of a queue that are ready, and returns how many. Unacknowledged ones stay.
     pub fn queue_purge(&self, name: &str) -> Result<u32> {
-        let purge = QueuePurge {
-            ticket: 0,
-            queue: self.state().settings.queue(name),
-            no_wait: false,
-        };
-        Ok(self.call(name, &purge)?.message_count)
+        self.purge_queue(name.into())
+    }
+
+    pub(crate) fn purge_queue(&self, queue: QueueName<'_>) -> Result<u32> {
+        let purged = self.call(queue.shown(), || self.purge(queue, false))?;
+        Ok(purged.message_count)
     }
 
     /// [`queue_purge`](Self::queue_purge) without waiting for the broker.
     pub fn queue_purge_no_wait(&self, name: &str) -> Result<()> {
-        let purge = QueuePurge {
+        let asked = Asked::about(QueuePurge::ID, name);
+        self.write(asked, |frames| {
+            frames.method(&self.purge(name.into(), true))
+        })
+    }
+
+    fn purge<'a>(&self, queue: QueueName<'a>, no_wait: bool) -> QueuePurge<'a> {
+        QueuePurge {
             ticket: 0,
-            queue: self.state().settings.queue(name),
-            no_wait: true,
-        };
-        self.send(name, &purge)
+            queue: queue.resolve(&self.state().settings),
+            no_wait,
+        }
     }
 
     /// Deletes a queue and returns how many messages went with it. It is no error if there is none.
@@ -137,22 +162,29 @@ impl Channel {
     /// # Errors
     /// 406 if asked for only if unused or empty, and it is not; 405 if it is exclusive to another connection.
     pub fn queue_delete(&self, name: &str, options: QueueDeleteOptions) -> Result<u32> {
-        let delete = QueueDelete {
+        self.delete_queue(name.into(), &options)
+    }
+
+    pub(crate) fn delete_queue(
+        &self,
+        queue: QueueName<'_>,
+        options: &QueueDeleteOptions,
+    ) -> Result<u32> {
+        let ok = self.call_recorded(options.no_wait, queue.shown(), || QueueDelete {
             ticket: 0,
-            queue: self.state().settings.queue(name),
+            queue: queue.resolve(&self.state().settings),
             if_unused: options.if_unused,
             if_empty: options.if_empty,
             no_wait: options.no_wait,
-        };
-        let ok = self.call_recorded(options.no_wait, name, &delete)?;
+        })?;
         Ok(ok.map_or(0, |ok| ok.message_count))
     }
 }
 
 /// Without either name, the queue's stands for both.
-fn routing_key_or<'a>(routing_key: &'a str, queue_name: &'a str, asked: &str) -> &'a str {
+fn routing_key_or<'a>(routing_key: &'a str, name: &'a str, asked: QueueName<'_>) -> &'a str {
     match (routing_key, asked) {
-        ("", "") => queue_name,
+        ("", QueueName::Given("")) => name,
         _ => routing_key,
     }
 }

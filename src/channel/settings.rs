@@ -1,10 +1,12 @@
 //! What a channel was set to, so that the next connection has it the same.
 
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::Arc;
 
 use parking_lot::Mutex;
 
 use crate::error::Error;
+use crate::queue::Name;
 use crate::wire::method::{BasicQos, Method};
 
 /// No transactions on the channel.
@@ -24,7 +26,7 @@ pub(crate) struct Settings {
     /// With what the last loss came.
     lost_with: Mutex<Option<Error>>,
     /// The queue that was declared last, which the empty name stands for.
-    last_queue: Mutex<String>,
+    last_queue: Mutex<Option<Arc<Name>>>,
 }
 
 #[derive(Debug, Default, Clone)]
@@ -68,23 +70,15 @@ impl Settings {
         self.qos.lock().clone()
     }
 
-    pub(super) fn set_last_queue(&self, name: &str) {
-        *self.last_queue.lock() = name.to_owned();
+    pub(super) fn set_last_queue(&self, name: Arc<Name>) {
+        *self.last_queue.lock() = Some(name);
     }
 
-    /// The queue that this name stands for.
-    pub(super) fn queue<'a>(&self, name: &'a str) -> std::borrow::Cow<'a, str> {
-        match name {
-            "" => self.last_queue.lock().clone().into(),
-            name => name.into(),
-        }
-    }
-
-    pub(crate) fn queue_renamed(&self, old: &str, new: &str) {
-        let mut last = self.last_queue.lock();
-        if *last == old {
-            *last = new.to_owned();
-        }
+    /// The name of the queue that was declared last.
+    pub(crate) fn last_queue(&self) -> String {
+        let last = self.last_queue.lock();
+        last.as_ref()
+            .map_or(String::new(), |it| it.current().to_owned())
     }
 
     // ---- transactions ----

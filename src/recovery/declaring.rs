@@ -149,7 +149,6 @@ impl Replay<'_> {
         self.link.topology.lock().queue_renamed(old, new);
         for channel in self.recovery.channels() {
             channel.consumers.lock().queue_renamed(old, new);
-            channel.settings.queue_renamed(old, new);
         }
         self.recovery.server_names.rename(old, new);
         self.link.tell(ConnectionEvent::QueueRenamed {
