@@ -144,6 +144,11 @@ impl Registration {
         };
     }
 
+    /// Whether the broker has cancelled it.
+    pub(crate) fn is_revoked(&self) -> bool {
+        self.is_revoked.load(Ordering::Acquire)
+    }
+
     pub(crate) fn is_interrupted(&self) -> bool {
         matches!(*self.life.lock(), Life::Interrupted)
     }
@@ -412,6 +417,7 @@ impl Consumer {
             channel,
             consumer_tag,
             no_ack: options.no_ack,
+            registration: Some(Arc::clone(&registration)),
         });
         let deliveries = Arc::new(Deliveries::new(Arc::downgrade(&origin)));
         let mailbox = Mailbox {

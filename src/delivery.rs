@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
 use crate::channel::Channel;
+use crate::consumer::Registration;
 use crate::error::{Error, ErrorKind, Result};
 use crate::options::NackOptions;
 use crate::proto::{Delivered, Fetched};
@@ -38,6 +39,15 @@ pub(crate) struct Origin {
     pub(crate) channel: Channel,
     pub(crate) consumer_tag: Arc<str>,
     pub(crate) no_ack: bool,
+    /// None for messages that were fetched, and answers to an `RpcClient`.
+    pub(crate) registration: Option<Arc<Registration>>,
+}
+
+impl Origin {
+    /// Whether the broker has cancelled the consumer, and so delivers its messages again.
+    fn is_revoked(&self) -> bool {
+        self.registration.as_ref().is_some_and(|it| it.is_revoked())
+    }
 }
 
 impl Delivery {
@@ -111,7 +121,9 @@ impl Delivery {
     /// [`ErrorKind::AlreadySettled`] if it was acknowledged or rejected before; the channel's or the connection's
     /// end, if they have ended: then the broker delivers the message again.
     pub fn ack(&self) -> Result<()> {
-        self.settle("basic.ack", || self.channel().basic_ack(self.delivery_tag))
+        self.settle("basic.ack", false, || {
+            self.channel().basic_ack(self.delivery_tag)
+        })
     }
 
     /// Acknowledges this message and all earlier ones of the channel, also those of other consumers.
@@ -119,7 +131,7 @@ impl Delivery {
     /// # Errors
     /// As [`ack`](Self::ack). Acknowledging one of the earlier messages again closes the channel (406).
     pub fn ack_multiple(&self) -> Result<()> {
-        self.settle("basic.ack", || {
+        self.settle("basic.ack", true, || {
             self.channel().basic_ack_multiple(self.delivery_tag)
         })
     }
@@ -131,7 +143,7 @@ impl Delivery {
     /// would close the connection (540).
     pub fn nack(&self, options: NackOptions) -> Result<()> {
         self.check_can_be_given_back("basic.nack")?;
-        self.settle("basic.nack", || {
+        self.settle("basic.nack", options.multiple, || {
             self.channel().basic_nack(self.delivery_tag, options)
         })
     }
@@ -142,7 +154,7 @@ impl Delivery {
     /// As [`ack`](Self::ack).
     pub fn reject(&self, requeue: bool) -> Result<()> {
         self.check_can_be_given_back("basic.reject")?;
-        self.settle("basic.reject", || {
+        self.settle("basic.reject", false, || {
             self.channel().basic_reject(self.delivery_tag, requeue)
         })
     }
@@ -159,7 +171,12 @@ impl Delivery {
     }
 
     /// Answers once: a second answer would cost the channel (406).
-    fn settle(&self, doing: &str, answer: impl FnOnce() -> Result<()>) -> Result<()> {
+    fn settle(
+        &self,
+        doing: &str,
+        multiple: bool,
+        answer: impl FnOnce() -> Result<()>,
+    ) -> Result<()> {
         let delivery_tag = self.delivery_tag;
         if self.origin.no_ack {
             return Err(Error::invalid(format!(
@@ -168,6 +185,14 @@ impl Delivery {
         }
         if self.settled.swap(true, Ordering::Relaxed) {
             return Err(Error::new(ErrorKind::AlreadySettled { delivery_tag }).doing(doing));
+        }
+        // One for many is sent, since it is for messages of other consumers, too.
+        if self.origin.is_revoked() && !multiple {
+            log::debug!(
+                "{doing} {delivery_tag} is not sent: the broker has cancelled the consumer"
+            );
+            self.channel().state().answer_not_sent();
+            return Ok(());
         }
         let answered = answer();
         if answered.is_err() {
@@ -244,6 +269,7 @@ impl GetResponse {
             channel,
             consumer_tag: Arc::from(""),
             no_ack,
+            registration: None,
         };
         let delivery = Delivery::new(&Arc::new(origin), delivered);
         Self {

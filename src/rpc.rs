@@ -70,6 +70,7 @@ impl RpcClient {
                 channel: channel.clone(),
                 consumer_tag: Arc::clone(&consumer_tag),
                 no_ack: true,
+                registration: None,
             });
             let replies = Replies {
                 origin: Arc::downgrade(&origin),

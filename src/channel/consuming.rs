@@ -282,8 +282,7 @@ impl Channel {
                     "{} {delivery_tag} is not sent: the message was requeued when its connection was lost",
                     M::ID
                 );
-                // It may be half of a transaction.
-                outbox.change(|| state.settings.answer_lost());
+                state.answer_not_sent();
                 Ok(())
             }
             written => written.map_err(|error| Asked::about(M::ID, "").failed(error)),

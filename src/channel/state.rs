@@ -381,6 +381,12 @@ impl ChannelState {
         }
     }
 
+    /// A message is not answered for, since the broker delivers it again. It may be half of a
+    /// transaction.
+    pub(crate) fn answer_not_sent(&self) {
+        self.link.outbox.change(|| self.settings.answer_lost());
+    }
+
     pub(crate) fn gate(&self) -> Result<Gate> {
         match self.end.cause() {
             Some(error) => Err(error),

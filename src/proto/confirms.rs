@@ -97,8 +97,7 @@ pub(super) struct Confirms<M: Mailboxes> {
     /// In the order of their tags. An answered one leaves a hole, unless it stands at the front.
     waiting: VecDeque<(u64, Option<Unanswered<M>>)>,
     holes: usize,
-    /// Returned messages that look like a waiting one of this identity. Their answer tells which of them it was.
-    returned: HashMap<Identity, Vec<Returned>>,
+    returned: ReturnedLike,
     /// The last message of which one came back. The broker works in order, so the next one is likely behind it.
     last_returned: u64,
 }
@@ -110,7 +109,7 @@ impl<M: Mailboxes> Confirms<M> {
             last: 0,
             waiting: VecDeque::new(),
             holes: 0,
-            returned: HashMap::new(),
+            returned: ReturnedLike::default(),
             last_returned: 0,
         }
     }
@@ -137,13 +136,15 @@ impl<M: Mailboxes> Confirms<M> {
                 (_, any) => any,
             },
         };
-        let Some((tag, identity, _)) = found else {
-            return Some(returned);
-        };
-        self.last_returned = tag;
-        let returned_like_it = self.returned.entry(identity).or_default();
-        returned_like_it.push(returned);
-        None
+        match found {
+            // A message comes back once.
+            Some((tag, identity, _)) if self.returned.count < self.unanswered() => {
+                self.last_returned = tag;
+                self.returned.push(identity, returned);
+                None
+            }
+            _ => Some(returned),
+        }
     }
 
     /// The first of those from `place` on that are most like the returned one.
@@ -248,7 +249,7 @@ impl<M: Mailboxes> Confirms<M> {
     /// it works on it, and then answers for it at once: earlier ones that it has finished meanwhile can be answered in
     /// the same go, later ones cannot.
     fn assign_returned(&mut self, tag: u64, multiple: bool) {
-        if self.returned.is_empty() {
+        if self.returned.count == 0 {
             return;
         }
         let first = if multiple { 0 } else { self.place_of(tag) };
@@ -331,22 +332,38 @@ impl<M: Mailboxes> Confirms<M> {
     }
 }
 
+/// Returned messages that look like a waiting one of this identity. Their answer tells which of
+/// them it was.
+#[derive(Default)]
+struct ReturnedLike {
+    by_identity: HashMap<Identity, Vec<Returned>>,
+    count: usize,
+}
+
+impl ReturnedLike {
+    fn push(&mut self, identity: Identity, returned: Returned) {
+        self.by_identity.entry(identity).or_default().push(returned);
+        self.count += 1;
+    }
+
+    fn pop(&mut self, identity: &Identity) -> Option<Returned> {
+        let like_it = self.by_identity.get_mut(identity)?;
+        let last = like_it.pop();
+        self.count -= usize::from(last.is_some());
+        if like_it.is_empty() {
+            self.by_identity.remove(identity);
+        }
+        last
+    }
+}
+
 /// Gives a message that looks like this one back to it.
-fn take_back<M: Mailboxes>(
-    returned: &mut HashMap<Identity, Vec<Returned>>,
-    unanswered: &mut Option<Unanswered<M>>,
-) {
+fn take_back<M: Mailboxes>(returned: &mut ReturnedLike, unanswered: &mut Option<Unanswered<M>>) {
     let Some(unanswered) = unanswered else { return };
     let Some(identity) = unanswered.published.identity else {
         return;
     };
-    let Some(like_it) = returned.get_mut(&identity) else {
-        return;
-    };
-    unanswered.returned = like_it.pop().map(Box::new);
-    if like_it.is_empty() {
-        returned.remove(&identity);
-    }
+    unanswered.returned = returned.pop(&identity).map(Box::new);
 }
 
 /// Tells what became of a message: to whoever wants to know just that, or to its channel what it has to know.
