@@ -18,6 +18,7 @@ mod endpoints;
 mod exchanges_and_queues;
 mod guide;
 mod handshake;
+mod in_flight;
 mod large_messages;
 mod losing;
 mod memory;

@@ -19,7 +19,7 @@ use leveret::{Channel, Connection, ConnectionOptions, Queue, QueueDeclareOptions
 pub(crate) use node::Node;
 pub(crate) use program::Program;
 pub(crate) use scripted::{
-    at, content_frames, method_frame, scripted_connections, scripted_server, short, Script,
+    at, content_frames, method_frame, scripted_connections, scripted_server, short, Frame, Script,
 };
 
 /// What a test waits at most for something that should happen soon.

@@ -108,6 +108,22 @@ impl Script<TcpStream> {
         Self { socket }
     }
 
+    /// Sends this again and again until the client takes nothing for so long, or `limit` bytes are
+    /// sent. Returns how many were.
+    pub(crate) fn send_until_stuck(&self, bytes: &[u8], limit: usize, patience: Duration) -> usize {
+        self.socket.set_write_timeout(Some(patience)).unwrap();
+        let mut sent = 0;
+        while sent < limit {
+            match (&self.socket).write(&bytes[sent % bytes.len()..]) {
+                Ok(count) => sent += count,
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => break,
+                Err(error) => panic!("{error}"),
+            }
+        }
+        self.socket.set_write_timeout(None).unwrap();
+        sent
+    }
+
     /// Reading fails if nothing comes for so long.
     pub(crate) fn set_patience(&self, patience: Duration) {
         self.socket.set_read_timeout(Some(patience)).unwrap();

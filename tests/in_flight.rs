@@ -1,0 +1,503 @@
+//! Frames that may still be on their way cost no connection, no confirm and no message: closes that
+//! cross, messages for what has ended, answers that come late.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{mpsc, Arc, Condvar, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use leveret::{
+    Channel, Connection, ConsumeOptions, ErrorKind, Metrics, NackOptions, Overflow,
+    PublisherOptions, QosOptions, Queue, QueueDeclareOptions, ReplyCode,
+};
+
+use crate::support::{
+    at, connect, content_frames, exclusive_queue, method_frame, options, scripted_server, short,
+    Frame, Script, SOON,
+};
+
+const CHANNEL_OPEN: (u16, u16) = (20, 10);
+const CHANNEL_CLOSE: (u16, u16) = (20, 40);
+const CHANNEL_CLOSE_OK: (u16, u16) = (20, 41);
+const QOS: (u16, u16) = (60, 10);
+const CONSUME: (u16, u16) = (60, 20);
+const CANCEL: (u16, u16) = (60, 30);
+const ACK: (u16, u16) = (60, 80);
+const NACK: (u16, u16) = (60, 120);
+
+// ---- a scripted broker ----
+
+/// The next frame, which has to be this method.
+#[track_caller]
+fn expect(server: &mut Script, method: (u16, u16)) -> Frame {
+    let frame = server.next_frame();
+    assert_eq!(frame.method(), Some(method));
+    frame
+}
+
+/// The short string at this place of a method's arguments.
+fn text_at(frame: &Frame, at: usize) -> String {
+    let text = &frame.payload[4 + at..];
+    String::from_utf8(text[1..=usize::from(text[0])].to_vec()).unwrap()
+}
+
+/// Reads `basic.consume`, and returns its consumer tag.
+#[track_caller]
+fn consumer_tag(server: &mut Script) -> String {
+    let consume = expect(server, CONSUME);
+    let queue = text_at(&consume, 2);
+    text_at(&consume, 2 + 1 + queue.len())
+}
+
+#[track_caller]
+fn agree_to_consumer(server: &mut Script, channel: u16) -> String {
+    let tag = consumer_tag(server);
+    server.send_method(channel, 60, 21, &short(&tag));
+    tag
+}
+
+fn delivery(channel: u16, consumer_tag: &str, delivery_tag: u8, body: &[u8]) -> Vec<u8> {
+    let numbers = [0, 0, 0, 0, 0, 0, 0, delivery_tag, 0];
+    let deliver = [
+        &short(consumer_tag)[..],
+        &numbers,
+        &short("x"),
+        &short("key"),
+    ]
+    .concat();
+    [
+        method_frame(channel, 60, 60, &deliver),
+        content_frames(channel, body),
+    ]
+    .concat()
+}
+
+fn not_found(channel: u16) -> Vec<u8> {
+    let close = [&404_u16.to_be_bytes()[..], &short("NOT_FOUND"), &[0; 4]].concat();
+    method_frame(channel, 20, 40, &close)
+}
+
+/// A second channel works: the connection has not suffered.
+#[track_caller]
+fn works(connection: &Connection) {
+    assert_eq!(connection.epoch(), 0);
+    connection.open_channel().unwrap().close().unwrap();
+}
+
+/// Answers what comes, and returns it.
+fn serve_the_rest(server: &mut Script) -> Vec<Frame> {
+    let mut seen = Vec::new();
+    loop {
+        let frame = server.next_frame();
+        match frame.method() {
+            Some((10, 50)) => {
+                server.send_method(0, 10, 51, b"");
+                return seen;
+            }
+            Some(CHANNEL_OPEN) => server.send_method(frame.channel, 20, 11, &[0; 4]),
+            Some(CHANNEL_CLOSE) => server.send_method(frame.channel, 20, 41, b""),
+            Some(QOS) => server.send_method(frame.channel, 60, 11, b""),
+            _ => {}
+        }
+        seen.push(frame);
+    }
+}
+
+// ---- ends of channels ----
+
+#[test]
+fn what_a_broker_sends_after_its_close_is_dropped_and_the_channel_can_be_opened_again() {
+    let (address, server) = scripted_server(|server| {
+        server.handshake(0);
+        server.open_channel();
+        let tag = agree_to_consumer(server, 1);
+        // All that was on its way, before and after the close.
+        let late = [
+            delivery(1, &tag, 1, b"in time"),
+            not_found(1),
+            delivery(1, &tag, 2, &[7; 300_000]),
+            delivery(1, &tag, 3, b""),
+            method_frame(1, 60, 80, &[0, 0, 0, 0, 0, 0, 0, 1, 0]),
+        ];
+        server.send(&late.concat());
+        expect(server, CHANNEL_CLOSE_OK);
+        expect(server, CHANNEL_OPEN);
+        let opened = method_frame(1, 20, 11, &[0; 4]);
+        server.send(&[delivery(1, &tag, 4, b"of the old life"), opened].concat());
+        let tag = consumer_tag(server);
+        server.send(&delivery(1, &tag, 5, b"of the old life"));
+        server.send_method(1, 60, 21, &short(&tag));
+        server.send(&delivery(1, &tag, 1, b"of the new life"));
+        expect(server, ACK);
+        serve_the_rest(server);
+    });
+    let connection = Connection::open_with(&at(address)).unwrap();
+    let channel = connection.open_channel().unwrap();
+    let options = ConsumeOptions::default().consumer_tag("worker");
+    let consumer = channel.basic_consume("q", options.clone()).unwrap();
+    assert_eq!(consumer.recv().unwrap().unwrap().body(), b"in time");
+    let error = consumer.recv().unwrap_err();
+    assert_eq!(error.reply_code(), Some(ReplyCode::NOT_FOUND), "{error}");
+    channel.reopen().unwrap();
+    let consumer = channel.basic_consume("q", options).unwrap();
+    let delivery = consumer.recv_timeout(SOON).unwrap().unwrap();
+    assert_eq!(delivery.body(), b"of the new life");
+    delivery.ack().unwrap();
+    works(&connection);
+    connection.close().unwrap();
+    server.join().unwrap();
+}
+
+#[test]
+fn no_frame_follows_close_ok_when_two_channels_end_at_once() {
+    const ROUNDS: usize = 300;
+    let (address, server) = scripted_server(|server| {
+        server.handshake(0);
+        for _ in 0..ROUNDS {
+            let channels = [server.open_channel(), server.open_channel()];
+            // Both publish already.
+            for _ in 0..4 {
+                server.next_frame();
+            }
+            server.send(&channels.map(not_found).concat());
+            let mut closed = Vec::new();
+            while closed.len() < 2 {
+                let frame = server.next_frame();
+                assert!(!closed.contains(&frame.channel), "a frame follows close-ok");
+                if frame.method() == Some(CHANNEL_CLOSE_OK) {
+                    closed.push(frame.channel);
+                }
+            }
+        }
+        serve_the_rest(server);
+    });
+    let connection = Connection::open_with(&at(address)).unwrap();
+    for _ in 0..ROUNDS {
+        let channels = [(); 2].map(|()| connection.open_channel().unwrap());
+        thread::scope(|scope| {
+            for channel in &channels {
+                scope.spawn(|| while channel.basic_publish("no such exchange", "", "").is_ok() {});
+            }
+        });
+    }
+    works(&connection);
+    connection.close().unwrap();
+    server.join().unwrap();
+}
+
+/// A durable mistake: the broker closes the channel for it.
+fn make_a_mistake(channel: &Channel) {
+    let options = QueueDeclareOptions::passive();
+    let error = channel.queue_declare("no such queue", options).unwrap_err();
+    assert_eq!(error.reply_code(), Some(ReplyCode::NOT_FOUND), "{error}");
+}
+
+#[test]
+fn an_error_of_a_channel_that_consumes_from_a_busy_queue_is_its_own() {
+    let connection = connect();
+    let feeding = connection.open_channel().unwrap();
+    let queue = exclusive_queue(&feeding);
+    let publisher = feeding.publisher().unwrap();
+    for _ in 0..30 {
+        for _ in 0..300 {
+            publisher.publish("", queue.name(), "work").unwrap();
+        }
+        let channel = connection.open_channel().unwrap();
+        channel.basic_qos(200).unwrap();
+        let consumer = channel
+            .basic_consume(queue.name(), ConsumeOptions::default())
+            .unwrap();
+        for _ in 0..20 {
+            consumer.recv_timeout(SOON).unwrap().unwrap().ack().unwrap();
+        }
+        make_a_mistake(&channel);
+    }
+    publisher.wait_for_confirms().unwrap();
+    works(&connection);
+    // Its acknowledgements were for the messages that it had got: the rest is still there.
+    let mut left = 0;
+    while feeding.basic_get(queue.name(), true).unwrap().is_some() {
+        left += 1;
+    }
+    assert_eq!(left, 30 * 280);
+}
+
+#[test]
+fn a_channel_that_is_opened_again_counts_its_deliveries_from_the_new_life() {
+    let connection = connect();
+    let feeding = connection.open_channel().unwrap();
+    let queue = exclusive_queue(&feeding);
+    let publisher = feeding.publisher().unwrap();
+    let channel = connection.open_channel().unwrap();
+    channel.basic_qos(50).unwrap();
+    for _ in 0..20 {
+        for _ in 0..100 {
+            publisher.publish("", queue.name(), "work").unwrap();
+        }
+        let options = ConsumeOptions::default().consumer_tag("the same");
+        let consumer = channel.basic_consume(queue.name(), options).unwrap();
+        let mut last = 0;
+        for _ in 0..20 {
+            let delivery = consumer.recv_timeout(SOON).unwrap().unwrap();
+            assert!(delivery.delivery_tag() > last, "{delivery:?} after {last}");
+            last = delivery.delivery_tag();
+            delivery.ack().unwrap();
+        }
+        make_a_mistake(&channel);
+        channel.reopen().unwrap();
+    }
+    works(&connection);
+    assert!(channel.is_open());
+}
+
+// ---- confirms ----
+
+/// Stops the IO thread at the moment it has written something.
+#[derive(Default)]
+struct Gate {
+    shut: Mutex<bool>,
+    opened: Condvar,
+    is_held: AtomicBool,
+}
+
+impl Gate {
+    fn set(&self, shut: bool) {
+        *self.shut.lock().unwrap() = shut;
+        self.opened.notify_all();
+    }
+}
+
+impl Metrics for Gate {
+    fn bytes_sent(&self, _: usize) {
+        let mut shut = self.shut.lock().unwrap();
+        while *shut {
+            self.is_held.store(true, Ordering::SeqCst);
+            shut = self.opened.wait(shut).unwrap();
+        }
+    }
+}
+
+fn full_queue(channel: &Channel) -> Queue {
+    let options = QueueDeclareOptions::exclusive()
+        .max_length(1)
+        .overflow(Overflow::RejectPublish);
+    let queue = channel.queue_declare("", options).unwrap();
+    queue.publish("fills it").unwrap();
+    queue
+}
+
+#[test]
+fn a_message_that_is_published_behind_a_reopen_gets_its_own_confirm() {
+    let gate = Arc::new(Gate::default());
+    let metrics = Arc::<Gate>::clone(&gate);
+    let connection = Connection::open_with(&options().metrics(metrics)).unwrap();
+    let side = connection.open_channel().unwrap();
+    let (good, full) = (exclusive_queue(&side), full_queue(&side));
+    let channel = connection.open_channel().unwrap();
+    let publisher = channel.publisher_with(PublisherOptions::default()).unwrap();
+    make_a_mistake(&channel);
+    // While the IO thread is busy, one thread opens the channel again, and another one publishes.
+    gate.set(true);
+    side.basic_publish("", good.name(), "aside").unwrap();
+    while !gate.is_held.load(Ordering::SeqCst) {
+        thread::yield_now();
+    }
+    let first = thread::scope(|scope| {
+        scope.spawn(|| channel.reopen().unwrap());
+        let first = loop {
+            if let Ok(confirm) = publisher.publish("", good.name(), "first") {
+                break confirm;
+            }
+            thread::yield_now();
+        };
+        gate.set(false);
+        first
+    });
+    let publish = |queue: &Queue| publisher.publish("", queue.name(), "next").unwrap();
+    let confirms = [&good, &full, &good, &full].map(publish);
+    first.wait().unwrap();
+    let nacked = confirms.map(|it| match it.wait() {
+        Ok(()) => false,
+        Err(error) => {
+            assert!(matches!(error.kind(), ErrorKind::Nacked { .. }), "{error}");
+            true
+        }
+    });
+    assert_eq!(nacked, [false, true, false, true]);
+}
+
+// ---- ends of consumers ----
+
+#[test]
+fn two_cancels_of_one_consumer_are_one() {
+    let (asked, is_asked) = mpsc::channel();
+    let (address, server) = scripted_server(move |server| {
+        server.handshake(0);
+        server.open_channel();
+        let tag = agree_to_consumer(server, 1);
+        expect(server, CANCEL);
+        asked.send(()).unwrap();
+        // The second one would be answered first, and then a message comes.
+        expect(server, QOS);
+        server.send(&delivery(1, &tag, 1, b"late"));
+        server.send_method(1, 60, 11, b"");
+        server.send_method(1, 60, 31, &short(&tag));
+        serve_the_rest(server);
+    });
+    let connection = Connection::open_with(&at(address)).unwrap();
+    let channel = connection.open_channel().unwrap();
+    let consumer = channel
+        .basic_consume("q", ConsumeOptions::default())
+        .unwrap();
+    let tag = consumer.consumer_tag();
+    channel.basic_cancel_no_wait(tag).unwrap();
+    is_asked.recv_timeout(SOON).unwrap();
+    thread::scope(|scope| {
+        let others = [(); 3].map(|()| scope.spawn(|| channel.basic_cancel(tag)));
+        channel.basic_qos(1).unwrap();
+        for other in others {
+            other.join().unwrap().unwrap();
+        }
+    });
+    assert_eq!(consumer.recv().unwrap().unwrap().body(), b"late");
+    assert!(consumer.recv().unwrap().is_none());
+    works(&connection);
+    connection.close().unwrap();
+    server.join().unwrap();
+}
+
+#[test]
+fn a_message_after_cancel_ok_goes_back_to_its_queue() {
+    for no_ack in [false, true] {
+        let (address, server) = scripted_server(|server| {
+            server.handshake(0);
+            server.open_channel();
+            let tag = agree_to_consumer(server, 1);
+            expect(server, CANCEL);
+            server.send_method(1, 60, 31, &short(&tag));
+            server.send(&delivery(1, &tag, 7, &[0; 200_000]));
+            serve_the_rest(server)
+        });
+        let connection = Connection::open_with(&at(address)).unwrap();
+        let channel = connection.open_channel().unwrap();
+        let mut options = ConsumeOptions::default();
+        if no_ack {
+            options = options.no_ack();
+        }
+        drop(channel.basic_consume("q", options).unwrap());
+        channel.basic_qos(1).unwrap();
+        works(&connection);
+        connection.close().unwrap();
+        let mut seen = server.join().unwrap();
+        seen.retain(|frame| frame.method() == Some(NACK));
+        let nacked: Vec<_> = seen.iter().map(|frame| &frame.payload[4..]).collect();
+        // Requeued, alone; but nothing that was not to be acknowledged.
+        let expected: &[&[u8]] = &[&[0, 0, 0, 0, 0, 0, 0, 7, 2]];
+        assert_eq!(nacked, expected[usize::from(no_ack)..]);
+    }
+}
+
+#[test]
+fn a_consumer_that_the_broker_cancels_is_given_up_for_good() {
+    let (address, server) = scripted_server(|server| {
+        server.handshake(0);
+        server.open_channel();
+        let tag = agree_to_consumer(server, 1);
+        let messages = [1, 2, 3].map(|number| delivery(1, &tag, number, b"m"));
+        server.send(&messages.concat());
+        expect(server, QOS);
+        // As RabbitMQ 4.3 does for an acknowledgement that is late.
+        let cancel = method_frame(1, 60, 30, &[&short(&tag)[..], &[1]].concat());
+        server.send(&[cancel, method_frame(1, 60, 11, b"")].concat());
+        let cancel = expect(server, CANCEL);
+        assert_eq!(text_at(&cancel, 0), tag);
+        // No acknowledgement, and the tag is used again, before our answer.
+        assert_eq!(consumer_tag(server), tag);
+        server.send_method(1, 60, 31, &short(&tag));
+        server.send_method(1, 60, 21, &short(&tag));
+        server.send(&delivery(1, &tag, 4, b"again"));
+        let ack = expect(server, ACK);
+        assert_eq!(ack.payload[4..], [0, 0, 0, 0, 0, 0, 0, 4, 0]);
+        serve_the_rest(server);
+    });
+    let connection = Connection::open_with(&at(address)).unwrap();
+    let channel = connection.open_channel().unwrap();
+    let options = ConsumeOptions::default().consumer_tag("slow");
+    let consumer = channel.basic_consume("q", options.clone()).unwrap();
+    let late = [(); 2].map(|()| consumer.recv().unwrap().unwrap());
+    channel.basic_qos(1).unwrap();
+    // The third message, which nobody has read, comes again.
+    let error = consumer.recv().unwrap_err();
+    assert!(
+        matches!(error.kind(), ErrorKind::ConsumerCancelled { .. }),
+        "{error}"
+    );
+    assert!(consumer.has_ended());
+    late[0].ack().unwrap();
+    late[1].nack(NackOptions::requeue()).unwrap();
+    assert!(late[0].ack().is_err(), "once");
+    let consumer = channel.basic_consume("q", options).unwrap();
+    let delivery = consumer.recv_timeout(SOON).unwrap().unwrap();
+    assert_eq!(delivery.body(), b"again");
+    delivery.ack().unwrap();
+    works(&connection);
+    connection.close().unwrap();
+    server.join().unwrap();
+}
+
+#[test]
+fn a_consumer_that_could_not_be_asked_for_cancels_no_other() {
+    let (address, server) = scripted_server(|server| {
+        server.handshake(0);
+        server.open_channel();
+        expect(server, QOS);
+        server.send_method(1, 60, 11, b"");
+        serve_the_rest(server);
+    });
+    let connection = Connection::open_with(&at(address)).unwrap();
+    let channel = connection.open_channel().unwrap();
+    let too_large = "x".repeat(200_000);
+    let options = ConsumeOptions::default().argument("x-note", too_large);
+    for options in [options.clone(), options.no_wait()] {
+        let error = channel.basic_consume("q", options).unwrap_err();
+        assert!(
+            matches!(error.kind(), ErrorKind::InvalidArgument(_)),
+            "{error}"
+        );
+    }
+    // The next frame is this one, and no cancel.
+    let qos = QosOptions::default().prefetch_count(1);
+    channel.basic_qos_with(qos).unwrap();
+    connection.close().unwrap();
+    server.join().unwrap();
+}
+
+// ---- floods ----
+
+#[test]
+fn a_peer_that_reads_no_answers_is_not_read_either() {
+    const FLOOD: usize = 64 << 20;
+    let (go_on, goes_on) = mpsc::channel();
+    let (address, server) = scripted_server(move |server| {
+        server.handshake(0);
+        server.open_channel();
+        let unknown = "t".repeat(250);
+        let cancels = [&short(&unknown)[..], &[0]].concat();
+        let cancels = method_frame(1, 60, 30, &cancels).repeat(1 << 10);
+        let sent = server.send_until_stuck(&cancels, FLOOD, Duration::from_secs(2));
+        assert!(sent < FLOOD, "all of {FLOOD} bytes were taken");
+        // Now it reads, and the rest is taken.
+        let mut reading = server.another();
+        let reader = thread::spawn(move || serve_the_rest(&mut reading));
+        server.send(&cancels[sent % cancels.len()..]);
+        go_on.send(()).unwrap();
+        reader.join().unwrap();
+    });
+    let connection = Connection::open_with(&at(address)).unwrap();
+    let channel = connection.open_channel().unwrap();
+    goes_on.recv_timeout(3 * SOON).unwrap();
+    channel.basic_qos(1).unwrap();
+    works(&connection);
+    connection.close().unwrap();
+    server.join().unwrap();
+}
