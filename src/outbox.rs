@@ -703,3 +703,70 @@ impl From<Duration> for Patience {
         Self::NotBegun(after)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mailbox::Call;
+    use crate::proto::Expected;
+    use crate::wire::method::{BasicQos, BasicQosOk};
+
+    fn outbox() -> Outbox {
+        let poll = mio::Poll::new().unwrap();
+        let waker = Waker::new(poll.registry(), mio::Token(0)).unwrap();
+        Outbox::new(waker, 4096, false)
+    }
+
+    fn append_call(frames: &mut Frames<'_>) -> Result<()> {
+        frames.method(&BasicQos::default())?;
+        frames.command(Command::Call {
+            channel: 1,
+            expected: Expected::Method(BasicQosOk::ID),
+            call: Call::of_nobody(),
+        });
+        Ok(())
+    }
+
+    #[test]
+    fn what_could_not_be_appended_to_its_end_leaves_nothing() {
+        let outbox = outbox();
+        let write = |append: &dyn Fn(&mut Frames<'_>) -> Result<()>| {
+            let gate = || Ok(Gate::Open);
+            outbox.write(1, Admission::Room, Duration::ZERO, gate, append)
+        };
+        write(&append_call).unwrap();
+        let error = write(&|frames| {
+            append_call(frames)?;
+            Err(Error::invalid("too large"))
+        });
+        assert!(!error.unwrap_err().may_have_been_sent());
+        let (mut outgoing, mut commands) = (Outgoing::default(), Vec::new());
+        outbox.take(&mut outgoing, &mut commands);
+        assert_eq!(commands.len(), 1);
+        assert_eq!(frame::whole(outgoing.front()).count(), 1);
+    }
+
+    #[test]
+    fn the_commands_of_one_channel_are_taken_in_their_order() {
+        let outbox = outbox();
+        for channel in [1, 2, 1] {
+            let gate = || Ok(Gate::Open);
+            let close = |frames: &mut Frames<'_>| {
+                let reason = crate::error::CloseReason::program("");
+                frames.command(Command::CloseChannel {
+                    channel,
+                    reason,
+                    call: None,
+                });
+                Ok(())
+            };
+            let admission = Admission::Room;
+            outbox
+                .write(channel, admission, Duration::ZERO, gate, close)
+                .unwrap();
+        }
+        assert_eq!(outbox.take_commands_of(1).len(), 2);
+        let left = outbox.discard();
+        assert_eq!(left.iter().map(Command::channel).collect::<Vec<_>>(), [2]);
+    }
+}

@@ -13,7 +13,7 @@ use leveret::{
 
 use crate::support::{
     at, connect, content_frames, exclusive_queue, method_frame, options, scripted_server, short,
-    Frame, Script, SOON,
+    Frame, Program, Script, SOON,
 };
 
 const CHANNEL_OPEN: (u16, u16) = (20, 10);
@@ -150,7 +150,7 @@ fn what_a_broker_sends_after_its_close_is_dropped_and_the_channel_can_be_opened_
 
 #[test]
 fn no_frame_follows_close_ok_when_two_channels_end_at_once() {
-    const ROUNDS: usize = 300;
+    const ROUNDS: usize = 600;
     let (address, server) = scripted_server(|server| {
         server.handshake(0);
         for _ in 0..ROUNDS {
@@ -499,5 +499,41 @@ fn a_peer_that_reads_no_answers_is_not_read_either() {
     channel.basic_qos(1).unwrap();
     works(&connection);
     connection.close().unwrap();
+    server.join().unwrap();
+}
+
+// ---- a process that was stopped ----
+
+#[test]
+fn a_process_that_was_stopped_for_long_keeps_its_connection() {
+    const HEARTBEAT: u8 = 1;
+    let (go_on, goes_on) = mpsc::channel();
+    let (address, server) = scripted_server(move |server| {
+        server.handshake(HEARTBEAT);
+        server.open_channel();
+        expect(server, (50, 10));
+        let declared = [&short("hello")[..], &[0; 8]].concat();
+        server.send_method(1, 50, 11, &declared);
+        let tag = agree_to_consumer(server, 1);
+        // The broker's heartbeats go on, whether anyone reads them or not.
+        while goes_on.try_recv().is_err() {
+            server.send(&[8, 0, 0, 0, 0, 0, 0, 0xce]);
+            thread::sleep(Duration::from_millis(100));
+        }
+        server.send(&delivery(1, &tag, 1, b"still here"));
+        server.wait_for_end();
+    });
+    let uri = format!("amqp://{address}");
+    let program = Program::start("tutorial_1_receive", &[], &uri);
+    program.expect(" [*] Waiting for messages. To exit press CTRL+C");
+    program.signal("STOP");
+    // For longer than two heartbeat intervals.
+    thread::sleep(Duration::from_secs(3 * u64::from(HEARTBEAT)));
+    program.signal("CONT");
+    // Time enough to judge the broker dead, if its heartbeats were not read first.
+    thread::sleep(Duration::from_millis(200));
+    go_on.send(()).unwrap();
+    program.expect(" [x] Received 'still here'");
+    drop(program);
     server.join().unwrap();
 }

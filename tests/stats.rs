@@ -1,10 +1,10 @@
 //! What a connection has done, in numbers.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Arc;
 use std::time::Duration;
 
-use leveret::{Connection, ConsumeOptions, Metrics, PublisherOptions};
+use leveret::{Connection, ConnectionEvent, ConsumeOptions, Metrics, PublisherOptions};
 
 use crate::support::{eventually, exclusive_queue, options, SOON};
 
@@ -118,4 +118,66 @@ fn what_has_been_done_is_counted_and_told() {
         .all(|(told, counted)| told == counted)
     });
     assert_eq!(connection.stats().channels, 0);
+}
+
+/// A bug in a program's metrics, which shows with each event that was taken in together.
+#[derive(Default)]
+struct Poisoned(AtomicBool);
+
+impl Poisoned {
+    fn panic(&self) {
+        assert!(
+            !self.0.load(Ordering::SeqCst),
+            "a bug in the program's metrics"
+        );
+    }
+}
+
+impl Metrics for Poisoned {
+    fn message_delivered(&self) {
+        self.panic();
+    }
+
+    fn message_returned(&self) {
+        self.panic();
+    }
+
+    fn messages_confirmed(&self, _: u64, _: bool) {
+        self.panic();
+    }
+}
+
+#[test]
+fn metrics_that_panic_again_and_again_end_the_connection_for_everyone() {
+    let poisoned = Arc::new(Poisoned::default());
+    let options = options().metrics(Arc::<Poisoned>::clone(&poisoned));
+    let connection = Connection::open_with(&options).unwrap();
+    let events = connection.events();
+    let channel = connection.open_channel().unwrap();
+    let (one, other) = (exclusive_queue(&channel), exclusive_queue(&channel));
+    for queue in [&one, &other] {
+        let exchange = channel.exchange("amq.fanout");
+        queue.bind(&exchange, "").unwrap();
+    }
+    let consumers = [&one, &other].map(|it| it.consume(ConsumeOptions::default()).unwrap());
+    let publisher = connection.open_channel().unwrap().publisher().unwrap();
+    poisoned.0.store(true, Ordering::SeqCst);
+    let confirms: Vec<_> = (0..50)
+        .filter_map(|_| publisher.publish("amq.fanout", "", "m").ok())
+        .collect();
+    assert!(connection.wait_closed(SOON).is_ok());
+    assert!(!connection.is_open());
+    let cause = connection.close_cause().unwrap();
+    // Nobody waits for ever, and everyone is told the same.
+    for confirm in confirms {
+        let told = confirm.wait_timeout(SOON);
+        assert!(told.is_ok() || told.unwrap_err().is_connection_end());
+    }
+    for consumer in consumers {
+        let end = consumer.iter().find_map(Result::err).unwrap();
+        assert_eq!(end.kind(), cause.kind());
+    }
+    assert!(channel.basic_qos(1).unwrap_err().is_connection_end());
+    let last = events.iter().last().unwrap();
+    assert!(matches!(last, ConnectionEvent::Closed { .. }), "{last:?}");
 }

@@ -2,9 +2,10 @@
 
 use std::net::SocketAddr;
 use std::sync::mpsc;
+use std::thread;
 use std::time::Duration;
 
-use leveret::{Connection, ConnectionOptions, ConsumeOptions, ErrorKind};
+use leveret::{Connection, ConnectionOptions, ConsumeOptions, ErrorKind, QueueDeclareOptions};
 
 use super::{lost, recovered};
 use crate::support::proxy::quick;
@@ -236,5 +237,61 @@ fn what_is_published_again_is_waited_for_until_it_is_confirmed() {
     publisher.wait_for_confirms_timeout(SOON).unwrap();
     published.wait_timeout(SOON).unwrap();
     confirm.send(()).unwrap();
+    server.join().unwrap();
+}
+
+#[test]
+fn what_waits_for_room_goes_out_with_the_name_that_the_queue_has_then() {
+    let (cut, is_cut) = mpsc::channel();
+    let (address, server) = scripted_connections(2, move |connection, server| {
+        server.handshake(0);
+        let name = ["amq.gen-old", "amq.gen-new"][connection];
+        let (mut purged, mut published) = (false, false);
+        while !purged || !published {
+            let frame = server.next_frame();
+            let channel = frame.channel;
+            let names_it = |text: &str| {
+                let text = text.as_bytes();
+                frame.payload.windows(text.len()).any(|it| it == text)
+            };
+            match frame.method() {
+                Some((20, 10)) => server.send_method(channel, 20, 11, &[0; 4]),
+                Some((50, 10)) => {
+                    let declared = [&short(name)[..], &[0; 8]].concat();
+                    server.send_method(channel, 50, 11, &declared);
+                    if connection == 0 {
+                        // From now on it reads nothing.
+                        return is_cut.recv().unwrap();
+                    }
+                }
+                Some((50, 30)) => {
+                    assert!(names_it("amq.gen-new"));
+                    server.send_method(channel, 50, 31, &[0; 4]);
+                    purged = true;
+                }
+                Some((60, 40)) => {
+                    assert!(names_it("amq.gen-new"));
+                    published = true;
+                }
+                _ => {}
+            }
+        }
+    });
+    let connection = Connection::open_with(&once(address)).unwrap();
+    let channel = connection.open_channel().unwrap();
+    let queue = channel
+        .queue_declare("", QueueDeclareOptions::exclusive())
+        .unwrap();
+    while channel.try_basic_publish("", "flood", &[0; 60_000]).is_ok() {}
+    thread::scope(|scope| {
+        let purging = scope.spawn(|| queue.purge());
+        let publishing = scope.spawn(|| queue.publish("m"));
+        // Time for both to begin to wait; without, they would read the new name in any case.
+        thread::sleep(SHORT);
+        cut.send(()).unwrap();
+        purging.join().unwrap().unwrap();
+        publishing.join().unwrap().unwrap();
+    });
+    assert_eq!(queue.name(), "amq.gen-new");
     server.join().unwrap();
 }

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use leveret::{
-    BindOptions, Channel, ConnectionEvent, Entity, ErrorKind, Exchange, ExchangeDeclareOptions,
-    ExchangeKind, QueueDeclareOptions, RecoveryOptions, ReplyCode,
+    BindOptions, Channel, ConnectionEvent, ConsumeOptions, Entity, ErrorKind, Exchange,
+    ExchangeDeclareOptions, ExchangeKind, QueueDeclareOptions, QueueDeleteOptions, RecoveryOptions,
+    ReplyCode,
 };
 
 use super::{recovered, Lossy};
@@ -300,7 +301,7 @@ fn a_consumer_whose_queue_another_one_has_taken_waits_until_that_goes() {
     let channel = lossy.connection.open_channel().unwrap();
     let options = QueueDeclareOptions::default().expires(Duration::from_secs(60));
     let queue = channel.queue_declare(&unique("q"), options).unwrap();
-    let exclusive = leveret::ConsumeOptions::default().exclusive();
+    let exclusive = ConsumeOptions::default().exclusive();
     let consumer = queue.consume(exclusive).unwrap();
     let on_other = exclusive_queue(&channel)
         .consume(Default::default())
@@ -416,4 +417,27 @@ fn what_costs_the_connection_each_time_is_left_out() {
     assert_eq!(blamed.count(), 1, "{told:?}");
     queue.publish("m").unwrap();
     arrives(&channel, queue.name(), 1);
+}
+
+#[test]
+fn a_consumer_that_was_refused_without_waiting_takes_no_auto_delete_queue_with_it() {
+    let lossy = Lossy::new();
+    let channel = lossy.connection.open_channel().unwrap();
+    let options = QueueDeclareOptions::durable().auto_delete();
+    let queue = channel.queue_declare(&unique("auto"), options).unwrap();
+    let refused = lossy.connection.open_channel().unwrap();
+    // A priority is a number.
+    let options = ConsumeOptions::default().argument("x-priority", "high");
+    let consumer = refused.basic_consume(queue.name(), options.no_wait());
+    let error = consumer.unwrap().recv().unwrap_err();
+    assert_eq!(error.close_reason().unwrap().method, Some("basic.consume"));
+    // It is declared again only if it is not taken for gone.
+    connect()
+        .open_channel()
+        .unwrap()
+        .queue_delete(queue.name(), QueueDeleteOptions::default())
+        .unwrap();
+    lossy.lose();
+    assert!(lossy.connection.queue_exists(queue.name()).unwrap());
+    queue.delete(QueueDeleteOptions::default()).unwrap();
 }

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use leveret::{Connection, ConnectionOptions};
 
-use super::{eventually, SOON};
+use super::{program, SOON};
 
 /// A private RabbitMQ node; it ends with this value. `tests/with-rabbitmq` starts and stops it, as it does for all.
 pub(crate) struct Node {
@@ -95,14 +95,7 @@ impl Node {
     /// Sends a signal to the node itself: KILL, STOP, CONT.
     pub(crate) fn signal(&self, signal: &str) {
         let pid = self.pid();
-        let sent = Command::new("kill")
-            .args(["-s", signal, &pid])
-            .status()
-            .unwrap();
-        assert!(sent.success());
-        if signal == "STOP" {
-            eventually("all its threads have stopped", || Self::has_stopped(&pid));
-        }
+        program::signal(&pid, signal);
     }
 
     fn pid(&self) -> String {
@@ -138,24 +131,6 @@ impl Node {
     fn console(&self) -> String {
         let path = format!("{}/console", self.variable("RABBITMQ_HOME"));
         std::fs::read_to_string(path).unwrap_or_default()
-    }
-
-    /// The signal is sent to the process, but its threads stop one by one.
-    fn has_stopped(pid: &str) -> bool {
-        let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else {
-            // Not Linux: all that can be seen is the process.
-            let state = Command::new("ps")
-                .args(["-o", "state=", "-p", pid])
-                .output();
-            return state.unwrap().stdout.starts_with(b"T");
-        };
-        threads.flatten().all(|thread| {
-            let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
-            // "pid (name) state …", and the name may have parentheses.
-            stat.rsplit(')')
-                .next()
-                .is_some_and(|rest| rest.trim_start().starts_with('T'))
-        })
     }
 }
 

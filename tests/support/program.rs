@@ -7,7 +7,7 @@ use std::thread;
 
 use crossbeam_channel::Receiver;
 
-use super::SOON;
+use super::{eventually, SOON};
 
 /// A running example. It is killed with this value.
 pub(crate) struct Program {
@@ -63,9 +63,7 @@ impl Program {
     }
 
     pub(crate) fn signal(&self, signal: &str) {
-        let pid = self.child.id().to_string();
-        let sent = Command::new("kill").args(["-s", signal, &pid]).status();
-        assert!(sent.unwrap().success());
+        self::signal(&self.child.id().to_string(), signal);
     }
 
     pub(crate) fn wait(&mut self) -> ExitStatus {
@@ -95,4 +93,31 @@ pub(crate) fn command(example: &str) -> Command {
     path.pop();
     path.set_file_name("examples");
     Command::new(path.join(example))
+}
+
+/// Sends a signal to a process: KILL, STOP, CONT. After STOP, all its threads have stopped.
+pub(crate) fn signal(pid: &str, signal: &str) {
+    let sent = Command::new("kill").args(["-s", signal, pid]).status();
+    assert!(sent.unwrap().success());
+    if signal == "STOP" {
+        eventually("all its threads have stopped", || has_stopped(pid));
+    }
+}
+
+/// The signal is sent to the process, but its threads stop one by one.
+fn has_stopped(pid: &str) -> bool {
+    let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else {
+        // Not Linux: all that can be seen is the process.
+        let state = Command::new("ps")
+            .args(["-o", "state=", "-p", pid])
+            .output();
+        return state.unwrap().stdout.starts_with(b"T");
+    };
+    threads.flatten().all(|thread| {
+        let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+        // "pid (name) state …", and the name may have parentheses.
+        stat.rsplit(')')
+            .next()
+            .is_some_and(|rest| rest.trim_start().starts_with('T'))
+    })
 }
