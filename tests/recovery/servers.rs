@@ -282,7 +282,17 @@ fn what_waits_for_room_goes_out_with_the_name_that_the_queue_has_then() {
     let queue = channel
         .queue_declare("", QueueDeclareOptions::exclusive())
         .unwrap();
-    while channel.try_basic_publish("", "flood", &[0; 60_000]).is_ok() {}
+    // Until the socket takes no more, either.
+    let mut refused = 0;
+    while refused < 20 {
+        match channel.try_basic_publish("", "flood", &[0; 60_000]) {
+            Ok(_) => refused = 0,
+            Err(_) => {
+                refused += 1;
+                thread::sleep(SHORT / 10);
+            }
+        }
+    }
     thread::scope(|scope| {
         let purging = scope.spawn(|| queue.purge());
         let publishing = scope.spawn(|| queue.publish("m"));
