@@ -346,22 +346,29 @@ impl Outbox {
         };
         let appended = append(&mut frames);
         let wake_all = frames.wake_all;
-        let mut undone = Vec::new();
         if appended.is_err() {
-            state.backlog.target(channel).truncate(start);
-            undone = state.commands.split_off(first_command);
+            Self::undo(state, channel, start, first_command);
+            return appended.map_err(Error::unsent);
         }
         let wake = std::mem::take(&mut state.asleep);
         drop(state);
-        // Not under the lock: a mailbox can be the last that knows of its channel.
-        drop(undone);
         if wake {
             self.wake();
         }
         if wake_all {
             self.changed.notify_all();
         }
-        appended.map_err(Error::unsent)
+        appended
+    }
+
+    /// Drops what was appended before it failed.
+    #[cold]
+    fn undo(mut state: MutexGuard<'_, State>, channel: u16, start: usize, first_command: usize) {
+        state.backlog.target(channel).truncate(start);
+        let commands = state.commands.split_off(first_command);
+        // Not under the lock: a mailbox can be the last that knows of its channel.
+        drop(state);
+        drop(commands);
     }
 
     #[inline]
@@ -379,7 +386,7 @@ impl Outbox {
         self.wait(state, channel, admission, gate, patience.into().deadline())
     }
 
-    #[inline]
+    #[inline(always)]
     fn admits(
         &self,
         state: &State,

@@ -133,7 +133,7 @@ impl Channel {
         self.publish_through(gate, &method, message, confirm, timeout)
     }
 
-    #[inline]
+    #[inline(always)]
     fn publish_through<C: ConfirmMailbox + 'static>(
         &self,
         gate: impl Fn() -> Result<Gate>,

@@ -8,7 +8,7 @@ use std::vec::Drain;
 
 use super::channel::Calls;
 use super::channels::Channels;
-use super::confirms::Left;
+use super::confirms::{Left, Published};
 use super::content::Delivered;
 use super::effects::Effects;
 use super::event::{Command, Event, Mailboxes};
@@ -466,9 +466,27 @@ impl<M: Mailboxes> Connection<M> {
     }
 
     /// To be told in the order in which it was appended, and before its bytes are written.
+    #[inline]
     pub(crate) fn handle(&mut self, command: Command<M>) {
+        match command {
+            // Apart from the others, since there is one for each message.
+            Command::Publish(published) => self.published(published),
+            command => self.handle_call(command),
+        }
+    }
+
+    fn published(&mut self, published: Published<M>) {
+        match &self.state {
+            // What is told only now was never written. It may have been sent on an earlier
+            // connection.
+            State::Ended(cause) => self.effects.lose(published, cause.clone(), false),
+            _ => self.channels.published(published, &mut self.effects),
+        }
+    }
+
+    fn handle_call(&mut self, command: Command<M>) {
         if let State::Ended(cause) = &self.state {
-            let cause = cause.clone();
+            let cause = cause.clone().unsent();
             return self.refuse(command, &cause);
         }
         let Self {
@@ -497,7 +515,7 @@ impl<M: Mailboxes> Connection<M> {
                 requeues,
                 call,
             } => channels.consuming(channel, consumer_tag, consumer, requeues, call, effects),
-            Command::Publish(published) => channels.published(published, effects),
+            Command::Publish(published) => self.published(published),
             Command::CloseChannel {
                 channel,
                 reason,
@@ -510,12 +528,6 @@ impl<M: Mailboxes> Connection<M> {
     /// Answers what was asked just before the end: nothing of it was sent.
     fn refuse(&mut self, command: Command<M>, cause: &Error) {
         let effects = &mut self.effects;
-        let command = match command {
-            // It may have been sent on an earlier connection.
-            Command::Publish(published) => return effects.lose(published, cause.clone(), false),
-            command => command,
-        };
-        let cause = &cause.clone().unsent();
         let error = cause.clone();
         match command {
             Command::OpenChannel {
@@ -538,7 +550,8 @@ impl<M: Mailboxes> Connection<M> {
             }
             Command::Call { call, .. } => effects.fail(Some(call), cause),
             Command::CloseChannel { call, .. } => effects.fail(call, cause),
-            Command::Publish(_) | Command::CloseConnection { .. } => {}
+            Command::Publish(published) => self.published(published),
+            Command::CloseConnection { .. } => {}
         }
     }
 }
