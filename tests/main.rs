@@ -11,6 +11,7 @@
 
 mod alike;
 mod broker;
+mod broker_wire;
 mod channels;
 mod connecting;
 mod consuming;

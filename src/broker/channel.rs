@@ -9,6 +9,10 @@ use super::refusal::Refusal;
 use crate::wire::method::BasicPublish;
 use crate::wire::properties::Properties;
 
+/// How many messages a consumer gets at most after the broker has closed its channel. RabbitMQ's
+/// classic queues have up to as many on their way to a channel (credit flow).
+const MAX_LATE: usize = 200;
+
 /// A delivered message that is not acknowledged.
 #[derive(Debug)]
 pub(super) struct Unacknowledged {
@@ -27,6 +31,8 @@ pub(super) struct Consumer {
     /// At most so many of its messages are not acknowledged; 0 for any number.
     pub(super) prefetch: u16,
     pub(super) unacknowledged: usize,
+    /// How many more messages it gets; `None` unless the broker has closed the channel.
+    late: Option<usize>,
 }
 
 /// A message whose header or body has not come yet.
@@ -110,7 +116,8 @@ impl Channel {
         };
         let is_below = |count: usize, limit: u16| limit == 0 || count < limit.into();
         // The limit for all holds up also those that acknowledge nothing.
-        is_below(self.unacknowledged_of_consumers(), self.shared_prefetch)
+        consumer.late != Some(0)
+            && is_below(self.unacknowledged_of_consumers(), self.shared_prefetch)
             && (consumer.no_ack || is_below(consumer.unacknowledged, consumer.prefetch))
     }
 
@@ -129,6 +136,7 @@ impl Channel {
             no_ack,
             prefetch: self.prefetch,
             unacknowledged: 0,
+            late: None,
         };
         self.consumers.insert(consumer_tag, consumer);
     }
@@ -137,6 +145,14 @@ impl Channel {
     pub(super) fn next_delivery_tag(&mut self) -> u64 {
         self.last_delivery_tag += 1;
         self.last_delivery_tag
+    }
+
+    /// Counts a delivery if it follows the close of the channel.
+    pub(super) fn count_late(&mut self, consumer_tag: &str) {
+        let consumer = self.consumers.get_mut(consumer_tag);
+        if let Some(late) = consumer.and_then(|it| it.late.as_mut()) {
+            *late = late.saturating_sub(1);
+        }
     }
 
     /// What is delivered with the last tag has to be acknowledged.
@@ -186,6 +202,17 @@ impl Channel {
             if let Some(consumer) = self.consumer_of(message) {
                 consumer.unacknowledged -= 1;
             }
+        }
+    }
+
+    /// Ends all but the consumers: they go on until the client has answered the close.
+    pub(super) fn begin_close(&mut self) {
+        self.incoming = None;
+        if let Mode::Transactions(staged) = std::mem::take(&mut self.mode) {
+            self.roll_back(staged);
+        }
+        for consumer in self.consumers.values_mut() {
+            consumer.late = Some(MAX_LATE);
         }
     }
 

@@ -246,15 +246,16 @@ impl Core {
             // The answer to a close that has crossed ours.
             (None, Some("channel.close-ok")) => Ok(()),
             (None, _) => Err(channel_error("expected 'channel.open'")),
-            (Some(Slot::Closing), Some("channel.close-ok")) => {
-                session.channels.remove(&number);
+            (Some(Slot::Closing(_)), Some("channel.close-ok")) => {
+                self.end_channel(id, session, number);
                 Ok(())
             }
-            (Some(Slot::Closing), Some("channel.close")) => {
+            // The broker still waits for the answer to its own close.
+            (Some(Slot::Closing(_)), Some("channel.close")) => {
                 session.send(number, &ChannelCloseOk {});
                 Ok(())
             }
-            (Some(Slot::Closing), _) => Ok(()),
+            (Some(Slot::Closing(_)), _) => Ok(()),
             (Some(Slot::Open(_)), Some("channel.open")) => {
                 Err(channel_error("second 'channel.open' seen"))
             }

@@ -19,7 +19,7 @@ use crate::error::ReplyCode;
 use crate::wire::frame::{self, Cut, Frame, FrameKind};
 use crate::wire::method::{
     BasicAck, BasicCancel, BasicDeliver, BasicPublish, ConnectionBlocked, ConnectionUnblocked,
-    Encode,
+    Encode, MethodId,
 };
 
 /// What it does on demand, to be tested with.
@@ -159,8 +159,7 @@ impl Core {
         if refusal.costs_connection || frame.channel == 0 {
             return self.close(id, session, &refusal, method);
         }
-        self.end_channel(id, session, frame.channel);
-        session.close_channel(frame.channel, &refusal, method);
+        self.close_channel(session, frame.channel, &refusal, method);
     }
 
     /// The broker closes a connection.
@@ -169,7 +168,7 @@ impl Core {
         id: SessionId,
         session: &mut Session,
         refusal: &Refusal,
-        because_of: Option<crate::wire::method::MethodId>,
+        because_of: Option<MethodId>,
     ) {
         self.leave(id, session);
         session.close_connection(refusal, because_of);
@@ -212,12 +211,8 @@ impl Core {
             return;
         };
         for slot in session.channels.values() {
-            if let Slot::Open(channel) = slot {
-                channel
-                    .consumers
-                    .values()
-                    .for_each(|it| vhost.changed(it.queue));
-            }
+            let consumers = slot.channel().consumers.values();
+            consumers.for_each(|it| vhost.changed(it.queue));
         }
         self.pump();
     }
@@ -230,11 +225,30 @@ impl Core {
 
     // ---- channels ----
 
-    /// Gives back what a channel has.
-    pub(super) fn end_channel(&mut self, id: SessionId, session: &mut Session, number: u16) {
-        let Some(Slot::Open(mut channel)) = session.channels.remove(&number) else {
+    /// Closes a channel. Its messages are requeued when the client has answered.
+    pub(super) fn close_channel(
+        &mut self,
+        session: &mut Session,
+        number: u16,
+        refusal: &Refusal,
+        because_of: Option<MethodId>,
+    ) {
+        let Some(channel) = session.channel(number) else {
             return;
         };
+        if let Some((_, key)) = channel.reply_to.take() {
+            self.replies.remove(&key);
+        }
+        channel.begin_close();
+        session.close_channel(number, refusal, because_of);
+    }
+
+    /// Gives back what a channel has.
+    pub(super) fn end_channel(&mut self, id: SessionId, session: &mut Session, number: u16) {
+        let Some(slot) = session.channels.remove(&number) else {
+            return;
+        };
+        let mut channel = slot.into_channel();
         if let Some((_, key)) = channel.reply_to.take() {
             self.replies.remove(&key);
         }
@@ -387,11 +401,10 @@ impl Core {
         let refusal = Refusal::of_channel(code, text);
         let is_open =
             |(number, slot): (&u16, &Slot)| matches!(slot, Slot::Open(_)).then_some(*number);
-        self.for_each_session(|core, id, session| {
+        self.for_each_session(|core, _, session| {
             let open: Vec<_> = session.channels.iter().filter_map(is_open).collect();
             for number in open {
-                core.end_channel(id, session, number);
-                session.close_channel(number, &refusal, None);
+                core.close_channel(session, number, &refusal, None);
             }
         });
     }
@@ -474,11 +487,12 @@ fn cancel(sessions: &mut BTreeMap<SessionId, Box<Session>>, orphan: &Subscriber)
     let Some(session) = sessions.get_mut(&orphan.session) else {
         return;
     };
-    let Some(channel) = session.channel(orphan.channel) else {
+    let Some(channel) = session.channel_with_consumers(orphan.channel) else {
         return;
     };
     channel.consumers.remove(&orphan.consumer_tag);
-    if session.can("consumer_cancel_notify") {
+    let is_open = session.channel(orphan.channel).is_some();
+    if is_open && session.can("consumer_cancel_notify") {
         let method = BasicCancel {
             consumer_tag: orphan.consumer_tag.as_str().into(),
             no_wait: true,
@@ -524,7 +538,7 @@ fn deliver_one(
     let Some(session) = sessions.get_mut(&subscriber.session) else {
         return false;
     };
-    let Some(channel) = session.channel(subscriber.channel) else {
+    let Some(channel) = session.channel_with_consumers(subscriber.channel) else {
         return false;
     };
     let Some(entry) = queue.pop() else {
@@ -535,6 +549,7 @@ fn deliver_one(
     let consumer = channel.consumers.get(&subscriber.consumer_tag);
     let no_ack = consumer.is_some_and(|it| it.no_ack);
     let consumer_number = consumer.map(|it| it.number);
+    channel.count_late(&subscriber.consumer_tag);
     let delivery_tag = channel.next_delivery_tag();
     let method = basic_deliver(
         &message,

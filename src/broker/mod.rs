@@ -89,6 +89,11 @@
 //! [`close_channels`](Broker::close_channels), [`close_connections`](Broker::close_connections), [`delay`](Broker::delay),
 //! [`cancel_consumers`](Broker::cancel_consumers), [`restart`](Broker::restart).
 //!
+//! When the broker closes a channel, its consumers can still get messages after the close, as with
+//! RabbitMQ. To test that: [stop the broker](Broker::stop_answering), let the client acknowledge a
+//! message and make a mistake on the same channel, and let the broker answer again. The next message
+//! then follows the close.
+//!
 //! # What is different from RabbitMQ
 //!
 //! This crate's own tests run with both and expect the same. But on purpose:
@@ -103,6 +108,8 @@
 //! | largest message | 128 MiB, 16 MiB since 4.0 | 16 MiB |
 //! | memory and disk alarms | by themselves, told to those who publish | only by [`Broker::block`], told to all |
 //! | auto-delete queues whose consumers the broker cancels | go | stay |
+//! | deliveries after its `channel.close` | classic queues: up to 200; quorum queues: until close-ok; lost with `no_ack` | until close-ok, up to 200 for each consumer; lost with `no_ack` |
+//! | unacknowledged messages of a channel that it closes | classic queues: requeued at once; quorum queues: at close-ok | requeued at close-ok |
 //! | unknown methods | the socket is closed | 503 `COMMAND_INVALID` |
 //! | malformed frames | 501, in Erlang's words | 501, in words of its own |
 //! | a failed login | the socket is closed after some seconds | at once |
@@ -247,18 +254,15 @@ impl Broker {
     /// All connections, the oldest first.
     pub fn connections(&self) -> Vec<ConnectionState> {
         let state = |session: &session::Session| {
-            let open = session.channels.values().filter_map(|slot| match slot {
-                Slot::Open(channel) => Some(channel.unacknowledged()),
-                Slot::Closing => None,
-            });
-            let open: Vec<_> = open.collect();
+            let slots = session.channels.values();
+            let is_open = |slot: &&Slot| matches!(slot, Slot::Open(_));
             ConnectionState {
                 peer: session.peer,
                 name: session.name().map(str::to_owned),
                 user: session.user.clone(),
                 vhost: session.vhost.clone(),
-                channels: open.len(),
-                unacknowledged: open.iter().sum(),
+                channels: slots.clone().filter(is_open).count(),
+                unacknowledged: slots.map(|it| it.channel().unacknowledged()).sum(),
             }
         };
         self.look(|core| core.sessions.values().map(|it| state(it)).collect())
@@ -314,6 +318,8 @@ impl Broker {
     }
 
     /// Closes all channels, with a code and a text: `channel.close`.
+    ///
+    /// Consumers still get messages until the client answers with `channel.close-ok`, as with RabbitMQ.
     pub fn close_channels(&self, code: ReplyCode, text: &str) {
         self.change(|control| control.core.close_channels(code, text));
     }

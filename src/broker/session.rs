@@ -5,9 +5,12 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use super::channel::Channel;
+use super::connection::method_id;
 use super::refusal::Refusal;
-use crate::wire::frame;
-use crate::wire::method::{ChannelClose, ConnectionClose, Encode, MethodId};
+use crate::wire::frame::{self, Cut};
+use crate::wire::method::{
+    BasicAck, BasicDeliver, BasicNack, BasicReturn, ChannelClose, ConnectionClose, Encode, MethodId,
+};
 use crate::wire::properties::Properties;
 use crate::wire::value::{FieldTable, FieldValue};
 
@@ -33,8 +36,23 @@ pub(super) enum Stage {
 #[derive(Debug)]
 pub(super) enum Slot {
     Open(Box<Channel>),
-    /// The broker has closed it; nothing but the answer counts.
-    Closing,
+    /// The broker has closed it and waits for the client's close-ok. It ignores other frames from the
+    /// client, and still delivers to the consumers.
+    Closing(Box<Channel>),
+}
+
+impl Slot {
+    pub(super) fn channel(&self) -> &Channel {
+        match self {
+            Self::Open(channel) | Self::Closing(channel) => channel,
+        }
+    }
+
+    pub(super) fn into_channel(self) -> Box<Channel> {
+        match self {
+            Self::Open(channel) | Self::Closing(channel) => channel,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -92,16 +110,21 @@ impl Session {
     pub(super) fn channel(&mut self, number: u16) -> Option<&mut Channel> {
         match self.channels.get_mut(&number)? {
             Slot::Open(channel) => Some(channel),
-            Slot::Closing => None,
+            Slot::Closing(_) => None,
+        }
+    }
+
+    /// The channel, even if the broker has closed it and waits for close-ok.
+    pub(super) fn channel_with_consumers(&mut self, number: u16) -> Option<&mut Channel> {
+        match self.channels.get_mut(&number)? {
+            Slot::Open(channel) | Slot::Closing(channel) => Some(channel),
         }
     }
 
     /// Whether this consumer may get another message now.
     pub(super) fn takes(&self, number: u16, consumer_tag: &str) -> bool {
-        match self.channels.get(&number) {
-            Some(Slot::Open(channel)) => !self.is_full() && channel.takes(consumer_tag),
-            _ => false,
-        }
+        let slot = self.channels.get(&number);
+        !self.is_full() && slot.is_some_and(|it| it.channel().takes(consumer_tag))
     }
 
     pub(super) fn is_full(&self) -> bool {
@@ -154,14 +177,22 @@ impl Session {
         self.is_held = false;
     }
 
-    /// What was on the channel is the caller's business.
+    /// Closes a channel. The close overtakes deliveries in the output: RabbitMQ's queues are processes
+    /// of their own, and what they have sent to the channel then follows the close. Consumers and
+    /// messages of the channel are the caller's business.
     pub(super) fn close_channel(
         &mut self,
         number: u16,
         refusal: &Refusal,
         because_of: Option<MethodId>,
     ) {
+        let Some(slot) = self.channels.remove(&number) else {
+            return;
+        };
+        self.channels
+            .insert(number, Slot::Closing(slot.into_channel()));
         let because_of = because_of.unwrap_or(NO_METHOD);
+        let mut late = self.take_deliveries(number);
         self.send(
             number,
             &ChannelClose {
@@ -171,13 +202,54 @@ impl Session {
                 method_id: because_of.method,
             },
         );
-        self.channels.insert(number, Slot::Closing);
+        self.output.append(&mut late);
+    }
+
+    /// Takes the last deliveries on this channel out of the output. Deliveries before a reply stay:
+    /// `basic.cancel-ok`, for example, must not overtake them.
+    fn take_deliveries(&mut self, number: u16) -> Vec<u8> {
+        let output = std::mem::take(&mut self.output);
+        let mut deliveries = Vec::new();
+        let mut is_delivery = false;
+        for (channel, bytes) in frame::whole(&output) {
+            if channel != number {
+                self.output.extend_from_slice(bytes);
+                continue;
+            }
+            // A header or a body belongs to the last method.
+            if let Some(method) = written_method(bytes) {
+                is_delivery = method == BasicDeliver::ID;
+                let is_reply = ![
+                    BasicDeliver::ID,
+                    BasicReturn::ID,
+                    BasicAck::ID,
+                    BasicNack::ID,
+                ]
+                .contains(&method);
+                if is_reply {
+                    self.output.append(&mut deliveries);
+                }
+            }
+            match is_delivery {
+                true => deliveries.extend_from_slice(bytes),
+                false => self.output.extend_from_slice(bytes),
+            }
+        }
+        deliveries
     }
 
     pub(super) fn name(&self) -> Option<&str> {
         self.client_properties
             .get("connection_name")
             .and_then(FieldValue::as_str)
+    }
+}
+
+/// Which method this frame brings.
+fn written_method(bytes: &[u8]) -> Option<MethodId> {
+    match frame::cut(bytes, usize::MAX) {
+        Ok(Cut::Frame(frame, _)) => method_id(&frame),
+        _ => None,
     }
 }
 

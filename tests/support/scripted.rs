@@ -9,7 +9,7 @@ use leveret::{ConnectionOptions, RecoveryOptions};
 
 const FRAME_MAX: u32 = 128 << 10;
 
-/// The server's side of one connection, written down byte by byte.
+/// One side of a connection, written down byte by byte: the server's, or, over a socket of its own, the client's.
 pub(crate) struct Script<S = TcpStream> {
     socket: S,
 }
@@ -131,7 +131,6 @@ impl Script<TcpStream> {
 }
 
 impl<S: Read + Write> Script<S> {
-    #[cfg(feature = "native-tls")]
     pub(crate) fn over(socket: S) -> Self {
         Self { socket }
     }

@@ -1,0 +1,334 @@
+//! The broker in the box, frame by frame: what it sends after it has closed a channel.
+
+use std::net::TcpStream;
+
+use leveret::broker::Broker;
+use leveret::{Channel, Connection, Publisher, QueueDeclareOptions, ReplyCode};
+
+use crate::support::{content_frames, method_frame, short, Script, SOON};
+
+/// What a client hears on its channels, content in one piece.
+#[derive(Debug, PartialEq, Eq)]
+enum Heard {
+    Method(u16, (u16, u16)),
+    /// `basic.deliver` to a consumer: the delivery tag, whether it was redelivered, the body.
+    Message(String, u64, bool, String),
+    /// `channel.close` with this code.
+    Closed(u16),
+}
+
+/// A client that writes its frames by hand, with the channels 1 and 2 open.
+struct Client(Script);
+
+fn connect(broker: &Broker) -> Client {
+    let socket = TcpStream::connect(broker.address()).unwrap();
+    socket.set_read_timeout(Some(SOON)).unwrap();
+    let mut client = Script::over(socket);
+    client.send(b"AMQP\0\0\x09\x01");
+    client.expect(10, 10);
+    let capability = [&short("consumer_cancel_notify")[..], b"t\x01"].concat();
+    let capabilities = [&short("capabilities")[..], b"F", &long(&capability)].concat();
+    let start_ok = [
+        &long(&capabilities)[..],
+        &short("PLAIN"),
+        &long(b"\0guest\0guest"),
+        &short("en_US"),
+    ];
+    client.send_method(0, 10, 11, &start_ok.concat());
+    client.expect(10, 30);
+    // As many channels and as large frames as the broker has proposed, and no heartbeats.
+    client.send_method(0, 10, 31, &[0x07, 0xff, 0, 2, 0, 0, 0, 0]);
+    client.send_method(0, 10, 40, &[&short("/")[..], b"\0\0"].concat());
+    client.expect(10, 41);
+    for channel in 1..=2 {
+        client.send_method(channel, 20, 10, b"\0");
+        client.expect(20, 11);
+    }
+    Client(client)
+}
+
+fn long(bytes: &[u8]) -> Vec<u8> {
+    [&(bytes.len() as u32).to_be_bytes()[..], bytes].concat()
+}
+
+// ---- frames on channel 1 ----
+
+fn qos(prefetch: u16) -> Vec<u8> {
+    let prefetch = prefetch.to_be_bytes();
+    method_frame(1, 60, 10, &[&[0; 4], &prefetch[..], &[0]].concat())
+}
+
+const NO_ACK: u8 = 2;
+
+fn consume(queue: &str, consumer_tag: &str, flags: u8) -> Vec<u8> {
+    let names = [short(queue), short(consumer_tag)].concat();
+    method_frame(
+        1,
+        60,
+        20,
+        &[&[0; 2], &names[..], &[flags], &[0; 4]].concat(),
+    )
+}
+
+fn cancel(consumer_tag: &str) -> Vec<u8> {
+    method_frame(1, 60, 30, &[&short(consumer_tag)[..], b"\0"].concat())
+}
+
+fn ack(delivery_tag: u64) -> Vec<u8> {
+    method_frame(
+        1,
+        60,
+        80,
+        &[&delivery_tag.to_be_bytes()[..], b"\0"].concat(),
+    )
+}
+
+/// What costs the channel: a passive declaration of a queue that is not there.
+fn mistake() -> Vec<u8> {
+    let arguments = [&[0; 2], &short("missing")[..], &[1], &[0; 4]].concat();
+    method_frame(1, 50, 10, &arguments)
+}
+
+fn publish(queue: &str, body: &str) -> Vec<u8> {
+    let names = [short(""), short(queue)].concat();
+    let method = method_frame(1, 60, 40, &[&[0; 2], &names[..], &[0]].concat());
+    [method, content_frames(1, body.as_bytes())].concat()
+}
+
+fn open() -> Vec<u8> {
+    method_frame(1, 20, 10, b"\0")
+}
+
+fn close() -> Vec<u8> {
+    method_frame(1, 20, 40, &[0; 7])
+}
+
+fn close_ok() -> Vec<u8> {
+    method_frame(1, 20, 41, &[])
+}
+
+const OPEN_OK: Heard = Heard::Method(1, (20, 11));
+const CLOSE_OK: Heard = Heard::Method(1, (20, 41));
+const QOS_OK: Heard = Heard::Method(1, (60, 11));
+const CONSUME_OK: Heard = Heard::Method(1, (60, 21));
+const CANCEL_OK: Heard = Heard::Method(1, (60, 31));
+const NOT_FOUND: Heard = Heard::Closed(404);
+
+fn message(consumer_tag: &str, delivery_tag: u64, redelivered: bool, body: &str) -> Heard {
+    Heard::Message(
+        consumer_tag.to_owned(),
+        delivery_tag,
+        redelivered,
+        body.to_owned(),
+    )
+}
+
+impl Client {
+    /// In one piece, so that the broker reads it at once.
+    fn send(&mut self, frames: &[Vec<u8>]) {
+        self.0.send(&frames.concat());
+    }
+
+    fn next(&mut self) -> Heard {
+        let frame = self.0.next_frame();
+        let number = |at: usize| u16::from_be_bytes([frame.payload[at], frame.payload[at + 1]]);
+        match frame.method().unwrap() {
+            (60, 60) => {
+                let (_, rest) = frame.payload.split_at(4);
+                let (consumer_tag, rest) = rest[1..].split_at(rest[0].into());
+                let delivery_tag = u64::from_be_bytes(rest[..8].try_into().unwrap());
+                let consumer_tag = String::from_utf8(consumer_tag.to_vec()).unwrap();
+                let body = self.body(frame.channel);
+                Heard::Message(consumer_tag, delivery_tag, rest[8] == 1, body)
+            }
+            (20, 40) => Heard::Closed(number(4)),
+            method => Heard::Method(frame.channel, method),
+        }
+    }
+
+    fn body(&mut self, channel: u16) -> String {
+        let header = self.0.next_frame();
+        assert_eq!((header.kind, header.channel), (2, channel));
+        let size = u64::from_be_bytes(header.payload[4..12].try_into().unwrap());
+        let body = self.0.next_frame();
+        assert_eq!((body.kind, body.channel), (3, channel));
+        assert_eq!(body.payload.len() as u64, size);
+        String::from_utf8(body.payload).unwrap()
+    }
+
+    #[track_caller]
+    fn expect<const N: usize>(&mut self, heard: [Heard; N]) {
+        assert_eq!([(); N].map(|()| self.next()), heard);
+    }
+
+    /// Nothing else comes: the broker has read all that it was sent, and the answer on the other channel is the next that it says.
+    #[track_caller]
+    fn expect_nothing(&mut self) {
+        self.0.send_method(2, 60, 10, &[0; 7]);
+        self.expect([Heard::Method(2, (60, 11))]);
+    }
+}
+
+/// A broker with the queue `q`, and one who publishes there.
+fn start() -> (Broker, Channel, Publisher) {
+    let broker = Broker::start().unwrap();
+    let connection = Connection::open(&broker.uri()).unwrap();
+    let channel = connection.open_channel().unwrap();
+    let options = QueueDeclareOptions::durable();
+    channel.queue_declare("q", options).unwrap();
+    let publisher = channel.publisher().unwrap();
+    (broker, channel, publisher)
+}
+
+/// Messages with these bodies are in the queue `q`, or on their way to a consumer.
+fn put(publisher: &Publisher, bodies: &[&str]) {
+    for body in bodies {
+        publisher.publish("", "q", *body).unwrap().wait().unwrap();
+    }
+}
+
+/// Waits until so many messages are ready, so many unacknowledged, and there are so many consumers.
+#[track_caller]
+fn wait_for(broker: &Broker, counts: (usize, usize, usize)) {
+    let counts_of = |broker: &Broker| {
+        let queue = broker.queue("q").unwrap();
+        (queue.ready, queue.unacknowledged, queue.consumers)
+    };
+    let is_so = broker.wait_until(SOON, |it| counts_of(it) == counts);
+    assert!(is_so, "{:?} is not {counts:?}", counts_of(broker));
+}
+
+#[test]
+fn deliveries_follow_the_close_of_their_channel_and_are_requeued_when_it_is_answered() {
+    let (broker, _channel, publisher) = start();
+    put(&publisher, &["1", "2", "3"]);
+    let mut client = connect(&broker);
+    client.send(&[qos(2), consume("q", "t", 0), mistake()]);
+    client.expect([QOS_OK, CONSUME_OK, NOT_FOUND]);
+    client.expect([message("t", 1, false, "1"), message("t", 2, false, "2")]);
+    wait_for(&broker, (1, 2, 1));
+    let connections = broker.connections();
+    let of_client = connections.last().unwrap();
+    assert_eq!((of_client.channels, of_client.unacknowledged), (1, 2));
+
+    // All that comes on the channel is ignored, but for a close.
+    let published = broker.published().len();
+    client.send(&[ack(1), ack(99), mistake(), publish("q", "lost")]);
+    client.send(&[consume("q", "other", 0), cancel("t")]);
+    client.expect_nothing();
+    wait_for(&broker, (1, 2, 1));
+    assert_eq!(broker.published().len(), published);
+    client.send(&[close()]);
+    client.expect([CLOSE_OK]);
+    client.expect_nothing();
+    wait_for(&broker, (1, 2, 1));
+
+    client.send(&[close_ok()]);
+    wait_for(&broker, (3, 0, 0));
+    client.send(&[open(), qos(0), consume("q", "t", 0)]);
+    client.expect([OPEN_OK, QOS_OK, CONSUME_OK]);
+    client.expect([
+        message("t", 1, true, "1"),
+        message("t", 2, true, "2"),
+        message("t", 3, false, "3"),
+    ]);
+}
+
+#[test]
+fn what_an_ack_lets_go_follows_the_close_unless_a_reply_has_to_come_later() {
+    let (broker, _channel, publisher) = start();
+    put(&publisher, &["1", "2", "3"]);
+    let mut client = connect(&broker);
+    client.send(&[qos(1), consume("q", "t", 0)]);
+    client.expect([QOS_OK, CONSUME_OK, message("t", 1, false, "1")]);
+    client.send(&[ack(1), mistake()]);
+    client.expect([NOT_FOUND, message("t", 2, false, "2")]);
+    client.send(&[close_ok(), open(), qos(1), consume("q", "t", 0)]);
+    client.expect([OPEN_OK, QOS_OK, CONSUME_OK, message("t", 1, true, "2")]);
+    // Nothing is delivered to a consumer after its basic.cancel-ok.
+    client.send(&[ack(1), cancel("t"), mistake()]);
+    client.expect([message("t", 2, false, "3"), CANCEL_OK, NOT_FOUND]);
+    client.expect_nothing();
+}
+
+#[test]
+fn a_channel_that_is_closed_on_demand_gets_what_is_published_until_it_answers() {
+    let (broker, channel, publisher) = start();
+    let mut client = connect(&broker);
+    client.send(&[qos(2), consume("q", "t", 0)]);
+    client.expect([QOS_OK, CONSUME_OK]);
+    // The channel of the one who publishes would be closed, too.
+    channel.close().unwrap();
+    broker.close_channels(ReplyCode::RESOURCE_ERROR, "no more");
+    client.expect([Heard::Closed(506), Heard::Closed(506)]);
+    let connection = publisher.channel().connection();
+    let publisher = connection.open_channel().unwrap().publisher().unwrap();
+    put(&publisher, &["1", "2", "3"]);
+    client.expect([message("t", 1, false, "1"), message("t", 2, false, "2")]);
+    wait_for(&broker, (1, 2, 1));
+    client.send(&[close_ok()]);
+    wait_for(&broker, (3, 0, 0));
+}
+
+#[test]
+fn a_closed_channel_that_acknowledges_nothing_loses_at_most_200_messages() {
+    let (broker, _channel, publisher) = start();
+    let mut client = connect(&broker);
+    client.send(&[consume("q", "t", NO_ACK), mistake()]);
+    client.expect([CONSUME_OK, NOT_FOUND]);
+    let confirms: Vec<_> = (0..205)
+        .map(|_| publisher.publish("", "q", "lost").unwrap())
+        .collect();
+    confirms.iter().for_each(|it| it.wait().unwrap());
+    for delivery_tag in 1..=200 {
+        client.expect([message("t", delivery_tag, false, "lost")]);
+    }
+    client.expect_nothing();
+    wait_for(&broker, (5, 0, 1));
+    client.send(&[close_ok()]);
+    wait_for(&broker, (5, 0, 0));
+}
+
+#[test]
+fn a_queue_that_goes_while_its_consumer_closes_is_not_spoken_of() {
+    let (broker, channel, publisher) = start();
+    put(&publisher, &["1"]);
+    let mut client = connect(&broker);
+    client.send(&[consume("q", "t", 0), mistake()]);
+    client.expect([CONSUME_OK, NOT_FOUND, message("t", 1, false, "1")]);
+    channel.queue_delete("q", Default::default()).unwrap();
+    client.expect_nothing();
+    client.send(&[close_ok(), open()]);
+    client.expect([OPEN_OK]);
+}
+
+#[test]
+fn a_connection_that_ends_without_an_answer_to_a_close_gives_all_back() {
+    let (broker, _channel, publisher) = start();
+    put(&publisher, &["1", "2"]);
+    let mut client = connect(&broker);
+    client.send(&[qos(1), consume("q", "t", 0), mistake()]);
+    client.expect([QOS_OK, CONSUME_OK, NOT_FOUND, message("t", 1, false, "1")]);
+    drop(client);
+    wait_for(&broker, (2, 0, 0));
+}
+
+#[test]
+fn a_transaction_ends_with_the_close_of_its_channel() {
+    let (broker, _channel, publisher) = start();
+    put(&publisher, &["1"]);
+    let mut client = connect(&broker);
+    client.send(&[method_frame(1, 90, 10, &[]), consume("q", "t", 0)]);
+    client.expect([Heard::Method(1, (90, 11)), CONSUME_OK]);
+    client.expect([message("t", 1, false, "1")]);
+    client.send(&[
+        ack(1),
+        publish("q", "2"),
+        mistake(),
+        method_frame(1, 90, 20, &[]),
+    ]);
+    client.expect([NOT_FOUND]);
+    client.expect_nothing();
+    client.send(&[close_ok()]);
+    wait_for(&broker, (1, 0, 0));
+}
