@@ -27,6 +27,11 @@ use crate::wire::value::FieldTable;
 /// ends. Cancelled by the broker, or the channel or the connection closed (also by this program) or lost for good: the error
 /// is yielded once, then the iteration ends.
 ///
+/// When the broker cancels a consumer (its queue was deleted, the queue's node is gone, or an
+/// acknowledgement came too late), messages that nobody has read are dropped if they are to be
+/// acknowledged, and acknowledgements of its messages are not sent any more: the broker delivers
+/// them again, if their queue still exists. The consumer tag can be used again at once.
+///
 /// A connection that is lost and comes back ([`RecoveryOptions`](crate::RecoveryOptions)) is no end: the iteration just goes
 /// on. What was not acknowledged comes again, and so does what nobody had read yet: it is dropped here.
 /// [`epoch`](Self::epoch) tells whether that has happened. A stream is read on behind the last message that was taken.
