@@ -13,7 +13,7 @@ use crate::channel::{Channel, ChannelState};
 use crate::deadline::Deadline;
 use crate::deliveries::Deliveries;
 use crate::delivery::{is_from_stream, stream_offset, Delivery, Origin};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{ClosedBy, Error, ErrorKind, Result};
 use crate::mailbox::{Call, ChannelMailbox, ConsumerMailbox, Reply};
 use crate::options::ConsumeOptions;
 use crate::proto::Delivered;
@@ -370,7 +370,8 @@ impl ConsumerMailbox for Mailbox {
 }
 
 fn is_cancelled_by_broker(error: &Error) -> bool {
-    matches!(error.kind(), ErrorKind::ConsumerCancelled { .. })
+    let by_broker = ClosedBy::Broker;
+    matches!(error.kind(), ErrorKind::ConsumerCancelled { by, .. } if *by == by_broker)
 }
 
 /// Whether a channel was closed because a consumer was refused.

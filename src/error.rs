@@ -270,10 +270,14 @@ pub enum ErrorKind {
         /// The highest channel number that was agreed.
         channel_max: u16,
     },
-    /// The broker cancelled the consumer: its queue was deleted, or the node that held it is gone.
+    /// The consumer was cancelled. The broker does so when its queue was deleted, when the node that held the queue is gone,
+    /// or when an acknowledgement came too late (`consumer_timeout`; a quorum queue of RabbitMQ 4.3 does not close the
+    /// channel for it).
     ConsumerCancelled {
         /// The consumer's tag.
         consumer_tag: String,
+        /// Who cancelled it.
+        by: ClosedBy,
     },
     /// The connection was lost and is not back yet. Nothing was sent.
     Recovering {
@@ -320,6 +324,20 @@ pub enum ErrorKind {
     AlreadySettled {
         /// Its delivery tag.
         delivery_tag: u64,
+    },
+    /// Code of the program that runs on a thread of the connection has panicked, such as a
+    /// [`SaslMechanism`](crate::SaslMechanism), a filter of the [`RecoveryOptions`](crate::RecoveryOptions),
+    /// [`Metrics`](crate::Metrics) or the logger; or this crate has a fault. The connection has ended.
+    Panicked {
+        /// The thread: `IO thread` or `recovery thread`.
+        thread: &'static str,
+        /// What the panic says.
+        message: String,
+    },
+    /// A message came with properties that cannot be read. Its body can.
+    MalformedProperties {
+        /// What is wrong with them.
+        text: String,
     },
     /// The system does not start another thread.
     ThreadNotStarted {
@@ -424,8 +442,15 @@ impl fmt::Display for ErrorKind {
                     "all {channel_max} channels of the connection are in use (channel_max)"
                 )
             }
-            Self::ConsumerCancelled { consumer_tag } => {
-                write!(f, "consumer {consumer_tag:?} was cancelled by the broker")
+            Self::ConsumerCancelled { consumer_tag, by } => {
+                write!(f, "consumer {consumer_tag:?} was cancelled by {by}")
+            }
+            Self::Panicked { thread, message } => write!(
+                f,
+                "the connection has ended, since its {thread} panicked: {message}"
+            ),
+            Self::MalformedProperties { text } => {
+                write!(f, "the properties of the message are malformed: {text}")
             }
             Self::Nacked { sequence_numbers } => {
                 write!(
@@ -628,6 +653,7 @@ impl Error {
                 | ErrorKind::HeartbeatMissed { .. }
                 | ErrorKind::ProtocolViolation { .. }
                 | ErrorKind::RecoveryGivenUp { .. }
+                | ErrorKind::Panicked { .. }
         )
     }
 

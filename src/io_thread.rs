@@ -3,7 +3,6 @@
 
 use std::io::{self, ErrorKind, Write};
 use std::net::SocketAddr;
-use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -24,6 +23,7 @@ use crate::mailbox::{Command, Mailboxes, Recover, Reply, Unclaimed};
 use crate::options::ConnectionOptions;
 use crate::outbox::Outbox;
 use crate::outgoing::Outgoing;
+use crate::panics;
 use crate::proto::{self, Event, Outcome, Server, Topology, Tuning};
 use crate::reading::{Reading, Waiting};
 use crate::stats::Counters;
@@ -95,8 +95,8 @@ impl Link {
     }
 
     pub(crate) fn tell(&self, event: ConnectionEvent) {
-        // What nobody reads has been logged.
-        let _ = self.events.send(event);
+        // What the program does not read has been logged.
+        self.events.send(event, drop);
     }
 
     /// This is the end, for good.
@@ -231,21 +231,24 @@ impl IoThread {
     /// Drives a socket until it is closed.
     fn drive(&mut self, connected: Connected<Mailboxes>) -> End {
         let mut driver = Driver::new(self, connected);
-        let mut driven = catch_unwind(AssertUnwindSafe(|| driver.drive()));
+        let mut driven = panics::catch(|| driver.drive());
         // A fault of this crate, or of the program's logger or metrics, which run here, too. No
         // thread may wait for ever: what is told next may panic again, so this goes on to the last
         // event.
-        while driven.is_err() {
+        while let Err(message) = driven {
             driver.recovers = false;
-            driven = catch_unwind(AssertUnwindSafe(|| driver.lose(ErrorKind::Other)));
+            let thread = "IO thread";
+            let error = Error::new(Kind::Panicked { thread, message });
+            driven = panics::catch(|| driver.end_with(error.clone()));
             if !driver.core.has_events() {
                 break;
             }
         }
         let unanswered = std::mem::take(&mut driver.unanswered);
         let end = driver.end.take().unwrap_or_else(|| {
-            let kind = ErrorKind::Other;
-            let error = Error::new(Kind::SocketClosed { kind });
+            let error = Error::new(Kind::SocketClosed {
+                kind: ErrorKind::Other,
+            });
             self.link.end(&error);
             End::Final(error)
         });
@@ -257,7 +260,11 @@ impl IoThread {
     /// Waits for the connection that follows a lost one, or for the reason why there will be none.
     fn next(&self, cause: Error) -> Result<Connected<Mailboxes>> {
         if !Arc::clone(&self.recovery).lost(&self.link, &cause) {
-            return Err(cause);
+            // Who would recover it may have said why not.
+            return Err(match self.connections.try_recv() {
+                Ok(Next::GivenUp(error)) => error,
+                Ok(Next::Connected(_)) | Err(_) => cause,
+            });
         }
         match self.connections.recv() {
             Ok(Next::Connected(connected)) => {
@@ -602,6 +609,12 @@ impl<'a> Driver<'a> {
             return;
         }
         self.lose(error.kind());
+    }
+
+    fn end_with(&mut self, error: Error) {
+        self.core.end_with(error);
+        self.answer();
+        self.closing = Closing::Done;
     }
 
     fn lose(&mut self, kind: ErrorKind) {

@@ -75,6 +75,7 @@ mod message;
 mod options;
 mod outbox;
 mod outgoing;
+mod panics;
 mod proto;
 mod publisher;
 mod queue;

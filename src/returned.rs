@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::error::{Error, ReplyCode, Result};
+use crate::error::{Error, ErrorKind, ReplyCode, Result};
 use crate::wire::content::Content;
 use crate::wire::properties::Properties;
 
@@ -28,6 +28,11 @@ impl ReturnedMessage {
             sequence_number,
             content,
         }
+    }
+
+    /// In bytes.
+    pub(crate) fn size(&self) -> usize {
+        self.content.capacity()
     }
 
     /// The number under which it was published, if its channel is in confirm mode.
@@ -93,6 +98,7 @@ impl fmt::Debug for ReturnedMessage {
 
 pub(crate) fn read_properties(content: &Content) -> Result<Properties> {
     content.properties().map_err(|error| {
-        Error::invalid(format!("the properties of the message: {error}")).caused_by(error)
+        let text = error.to_string();
+        Error::new(ErrorKind::MalformedProperties { text }).caused_by(error)
     })
 }

@@ -14,7 +14,7 @@ use crate::confirm::result_of;
 use crate::connection::Connection;
 use crate::deadline::Deadline;
 use crate::delivery::{Delivery, Origin};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{ClosedBy, Error, ErrorKind, Result};
 use crate::mailbox::{ConfirmMailbox, ConsumerMailbox};
 use crate::message::Message;
 use crate::options::{ConsumeOptions, WorkerOptions};
@@ -297,7 +297,8 @@ impl ConsumerMailbox for Replies {
         self.state.consumer_ended(&self.consumer_tag, true);
         let cancelled = || {
             let consumer_tag = self.consumer_tag.to_string();
-            Error::new(ErrorKind::ConsumerCancelled { consumer_tag })
+            let by = ClosedBy::Program;
+            Error::new(ErrorKind::ConsumerCancelled { consumer_tag, by })
         };
         self.calls.end(&error.unwrap_or_else(cancelled));
     }

@@ -4,8 +4,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use leveret::{
-    Connection, ConsumeOptions, Delivery, ErrorKind, FieldTable, Message, NackOptions, Properties,
-    QosOptions, QueueDeclareOptions, QueueDeleteOptions, ReplyCode,
+    ClosedBy, Connection, ConsumeOptions, Delivery, ErrorKind, FieldTable, Message, NackOptions,
+    Properties, QosOptions, QueueDeclareOptions, QueueDeleteOptions, ReplyCode,
 };
 
 use crate::support::{
@@ -295,7 +295,11 @@ fn a_deleted_queue_tells_its_consumer() {
     assert_eq!(deliveries.next().unwrap().unwrap().body(), b"last words");
     let error = deliveries.next().unwrap().unwrap_err();
     let consumer_tag = consumer.consumer_tag().to_owned();
-    assert_eq!(*error.kind(), ErrorKind::ConsumerCancelled { consumer_tag });
+    let by = ClosedBy::Broker;
+    assert_eq!(
+        *error.kind(),
+        ErrorKind::ConsumerCancelled { consumer_tag, by }
+    );
     assert!(deliveries.next().is_none(), "the error is told once");
     assert!(channel.is_open());
 }

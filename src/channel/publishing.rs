@@ -202,7 +202,8 @@ impl Channel {
     }
 
     /// Messages that this channel published as mandatory and that came back as unroutable, from now on. The receiver
-    /// keeps the newest 1024; all receivers of a channel share them. It is disconnected when the channel ends.
+    /// keeps the newest 1024, and at most 16 MiB of them (but always the newest one); all receivers of a channel share them.
+    /// It is disconnected when the channel ends.
     ///
     /// In confirm mode a message is returned before it is confirmed, and has its
     /// [`sequence_number`](ReturnedMessage::sequence_number). What a [`Publisher`](crate::Publisher) has published is told to its

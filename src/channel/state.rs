@@ -27,6 +27,8 @@ use crate::wire::method::{
 
 /// How many returned messages are kept for `Channel::returned_messages`.
 const RETURNED_LIMIT: usize = 1024;
+/// How many bytes of them.
+const RETURNED_BYTES: u64 = 16 << 20;
 /// How many answers are kept for `Channel::confirmations`.
 const CONFIRMATIONS_LIMIT: usize = 65_536;
 
@@ -172,7 +174,7 @@ impl ChannelMailbox for ChannelState {
             lost: false,
         };
         // Most programs do not read these.
-        let _ = self.confirmations.send(confirmation);
+        self.confirmations.send(confirmation, drop);
         self.confirms.answered_to(answered_to);
     }
 
@@ -187,9 +189,9 @@ impl ChannelMailbox for ChannelState {
             content,
         } = returned;
         let message = ReturnedMessage::new(code, text, sequence_number, content);
-        if let Some(unread) = self.returned.send(message) {
-            log::warn!("channel {}: nobody reads {unread:?}", self.number);
-        }
+        self.returned.send(message, |unread| {
+            log::warn!("channel {}: {unread:?} was dropped unread", self.number);
+        });
     }
 
     fn message_too_large(&self, size: u64) {
@@ -238,7 +240,7 @@ impl ChannelState {
             end: End::default(),
             flow_stopped: AtomicBool::new(false),
             confirms: Confirms::default(),
-            returned: Feed::new(RETURNED_LIMIT),
+            returned: Feed::of_bytes(RETURNED_LIMIT, RETURNED_BYTES, ReturnedMessage::size),
             confirmations: Feed::new(CONFIRMATIONS_LIMIT),
             settled: Settled::default(),
             consumers: Mutex::new(Consumers::default()),
@@ -438,12 +440,13 @@ impl ChannelState {
         let Some(sequence_number) = self.confirms.take_unawaited(left) else {
             return;
         };
-        let _ = self.confirmations.send(Confirmation {
+        let lost = Confirmation {
             sequence_number,
             multiple: true,
             nack: true,
             lost: true,
-        });
+        };
+        self.confirmations.send(lost, drop);
         self.confirms.lost(cause);
     }
 

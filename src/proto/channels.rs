@@ -9,7 +9,7 @@ use super::content::{Delivered, Fetched, Misfit, Returned};
 use super::effects::Effects;
 use super::event::{Event, Mailboxes};
 use super::violation::{invalid, violation, Checked};
-use crate::error::{CloseReason, Error, ErrorKind, ReplyCode};
+use crate::error::{CloseReason, ClosedBy, Error, ErrorKind, ReplyCode};
 use crate::wire::content::Content;
 use crate::wire::delivery::WholeDelivery;
 use crate::wire::frame::{ContentHeader, Frame, FrameKind};
@@ -239,7 +239,9 @@ impl<M: Mailboxes> Channels<M> {
             no_wait: cancel.no_wait,
         });
         if let Some(consumer) = consumer {
-            let error = Some(Error::new(ErrorKind::ConsumerCancelled { consumer_tag }));
+            let by = ClosedBy::Broker;
+            let error = Error::new(ErrorKind::ConsumerCancelled { consumer_tag, by });
+            let error = Some(error);
             effects.event(Event::ConsumerEnded { consumer, error });
         }
     }

@@ -455,6 +455,13 @@ impl<M: Mailboxes> Connection<M> {
 
     // ---- what the handles have done ----
 
+    /// The driver cannot go on, for this reason.
+    pub(crate) fn end_with(&mut self, error: Error) {
+        if !matches!(self.state, State::Ended(_)) {
+            self.end(error);
+        }
+    }
+
     /// Whoever closes has waited long enough.
     pub(crate) fn abort(&mut self) {
         let reason = match &self.state {

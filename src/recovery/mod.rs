@@ -10,7 +10,6 @@ mod replay;
 use std::collections::hash_map::RandomState;
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, Hasher};
-use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::Duration;
@@ -25,6 +24,7 @@ use crate::events::ConnectionEvent;
 use crate::io_thread::{Link, Next};
 use crate::mailbox::{ChannelMailbox, Mailboxes, Recover};
 use crate::options::ConnectionOptions;
+use crate::panics;
 use crate::queue::ServerNames;
 
 use missing::Missing;
@@ -142,12 +142,12 @@ impl Recovery {
     }
 
     fn run(&self, link: &Arc<Link>) {
-        let worked = catch_unwind(AssertUnwindSafe(|| self.work(link)));
-        if worked.is_err() {
-            // A fault of this crate, or of the program's filter or logger. Nobody shall wait for ever.
+        if let Err(message) = panics::catch(|| self.work(link)) {
+            // A fault of this crate, or of the program's SASL mechanism, filter or logger. No
+            // thread may wait for ever.
             self.progress.lock().is_over = true;
-            let text = "the thread that recovers the connection has panicked";
-            link.closed(Error::invalid(text));
+            let thread = "recovery thread";
+            link.closed(Error::new(ErrorKind::Panicked { thread, message }));
             link.outbox.give_up(link.outbox.epoch());
         }
     }
