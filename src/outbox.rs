@@ -691,7 +691,7 @@ pub(crate) enum Patience {
 }
 
 impl Patience {
-    fn deadline(self) -> Deadline {
+    pub(crate) fn deadline(self) -> Deadline {
         match self {
             Self::Begun(deadline) => deadline,
             Self::NotBegun(after) => Deadline::after(after),

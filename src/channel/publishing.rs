@@ -13,7 +13,7 @@ use crate::deadline::Deadline;
 use crate::error::{Error, Result};
 use crate::mailbox::{Command, ConfirmMailbox, Published};
 use crate::message::Message;
-use crate::outbox::{Admission, Frames, Gate, LARGE};
+use crate::outbox::{Admission, Frames, Gate, Patience, LARGE};
 use crate::proto::{Earlier, Identity};
 use crate::queue::Name;
 use crate::request::Asked;
@@ -109,8 +109,7 @@ impl Channel {
             };
             let method = publish_method("", current, message, message.is_mandatory());
             let nobody = None::<&Arc<Awaited>>;
-            let left = deadline.remaining();
-            let published = self.publish_through(gate, &method, message, nobody, left);
+            let published = self.publish_through(gate, &method, message, nobody, deadline.into());
             if published.is_ok() || name.current() == current {
                 return published.map_err(|error| Asked::about(BasicPublish::ID, "").failed(error));
             }
@@ -130,7 +129,7 @@ impl Channel {
     ) -> Result<Option<u64>> {
         let method = publish_method(exchange, routing_key, message, mandatory);
         let gate = || self.state().publish_gate();
-        self.publish_through(gate, &method, message, confirm, timeout)
+        self.publish_through(gate, &method, message, confirm, timeout.into())
     }
 
     #[inline(always)]
@@ -140,7 +139,7 @@ impl Channel {
         method: &BasicPublish<'_>,
         message: &Message<'_>,
         confirm: Option<&Arc<C>>,
-        timeout: Duration,
+        patience: Patience,
     ) -> Result<Option<u64>> {
         self.check_size(message)?;
         let state = self.state();
@@ -149,11 +148,18 @@ impl Channel {
         let identity = (method.mandatory && state.confirms.is_selected())
             .then(|| Identity::new(&method.exchange, &method.routing_key, body));
         let published = if body.len() > LARGE {
-            self.publish_large(gate, method, message, identity, confirm, timeout)?
+            self.publish_large(
+                gate,
+                method,
+                message,
+                identity,
+                confirm,
+                patience.deadline(),
+            )?
         } else {
             let admission = Admission::Publish { large: false };
             let outbox = &state.link.outbox;
-            outbox.write(state.number, admission, timeout, gate, |frames| {
+            outbox.write(state.number, admission, patience, gate, |frames| {
                 let properties = frames.message(method, properties, body)?;
                 let identity = identity.map(|it| it.with_properties(properties));
                 Ok(state.published(frames, identity, confirm, |frames| frames.keep()))
@@ -171,13 +177,12 @@ impl Channel {
         message: &Message<'_>,
         identity: Option<Identity>,
         confirm: Option<&Arc<C>>,
-        timeout: Duration,
+        deadline: Deadline,
     ) -> Result<Option<u64>> {
         let state = self.state();
         let outbox = &state.link.outbox;
         let admission = Admission::Publish { large: true };
         // Nothing is encoded before there is room, or whoever waits would hold a copy of the body.
-        let deadline = Deadline::after(timeout);
         outbox.write(state.number, admission, deadline, &gate, |_| Ok(()))?;
         let (properties, body) = (message.properties(), message.body());
         let large = outbox.encode_large(state.number, method, properties, body)?;
