@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use crate::channel::{Channel, ChannelState};
 use crate::deadline::Deadline;
 use crate::deliveries::Deliveries;
-use crate::delivery::{is_from_stream, stream_offset, Delivery, Origin};
+use crate::delivery::{stream_offset, Delivery, Origin, ReadsFrom};
 use crate::error::{ClosedBy, Error, ErrorKind, Result};
 use crate::mailbox::{Call, ChannelMailbox, ConsumerMailbox, Reply};
 use crate::options::ConsumeOptions;
@@ -34,7 +34,8 @@ use crate::wire::value::FieldTable;
 ///
 /// A connection that is lost and comes back ([`RecoveryOptions`](crate::RecoveryOptions)) is no end: the iteration just goes
 /// on. What was not acknowledged comes again, and so does what nobody had read yet: it is dropped here.
-/// [`epoch`](Self::epoch) tells whether that has happened. A stream is read on behind the last message that was taken.
+/// [`epoch`](Self::epoch) tells whether that has happened.
+/// A consumer of a stream (see [`Delivery`]) goes on after the last message that was taken.
 ///
 /// Dropping a consumer cancels it without waiting, and gives back to the queue what nobody has read.
 ///
@@ -79,6 +80,7 @@ pub struct Consumer {
 pub(crate) struct Registration {
     pub(crate) consumer_tag: Arc<str>,
     pub(crate) no_ack: bool,
+    reads_from: ReadsFrom,
     /// The consumer was dropped: nobody will read what comes.
     abandoned: AtomicBool,
     /// It was begun with no-wait, and nothing has shown yet that the broker has agreed.
@@ -149,6 +151,11 @@ impl Registration {
         };
     }
 
+    /// Whether messages that nobody has read are given back to the queue.
+    fn requeues(&self) -> bool {
+        !self.no_ack && self.reads_from == ReadsFrom::Queue
+    }
+
     /// Whether the broker has cancelled it.
     pub(crate) fn is_revoked(&self) -> bool {
         self.is_revoked.load(Ordering::Acquire)
@@ -207,8 +214,8 @@ impl Registration {
     }
 
     /// Gives a message that nobody reads back to its queue.
-    fn give_back(&self, state: &ChannelState, content: &Content, delivery_tag: u64) {
-        if !self.no_ack && !is_from_stream(content) {
+    fn give_back(&self, state: &ChannelState, delivery_tag: u64) {
+        if self.requeues() {
             state.requeue(delivery_tag);
         }
     }
@@ -226,7 +233,8 @@ pub(crate) struct Mailbox {
     state: Arc<ChannelState>,
     recovers: bool,
     registration: Arc<Registration>,
-    place: Place,
+    /// For a stream only.
+    place: Option<Place>,
 }
 
 impl Drop for Mailbox {
@@ -235,30 +243,26 @@ impl Drop for Mailbox {
     }
 }
 
-/// Where a consumer goes on in its stream, if it reads one, on the next connection.
+/// The offset at which a consumer of a stream goes on, on the next connection.
 struct Place(AtomicI64);
 
 impl Place {
     /// Nothing has come.
     const UNKNOWN: i64 = -1;
-    /// It reads no stream.
-    const NONE: i64 = -2;
 
-    #[inline]
+    fn new() -> Self {
+        Self(AtomicI64::new(Self::UNKNOWN))
+    }
+
     fn came(&self, content: &Content) {
-        if self.0.load(Ordering::Relaxed) != Self::NONE {
-            let next = stream_offset(content);
-            // Any publisher can write that header, and anything into it.
-            let next = next.map_or(Self::NONE, |offset| offset.saturating_add(1));
+        if let Some(offset) = stream_offset(content) {
+            let next = offset.saturating_add(1);
             self.0.store(next, Ordering::Relaxed);
         }
     }
 
     /// This message was not read: it shall come again.
     fn go_back_to(&self, unread: &Content) {
-        if self.0.load(Ordering::Relaxed) < 0 {
-            return;
-        }
         if let Some(offset) = stream_offset(unread) {
             self.0.fetch_min(offset, Ordering::Relaxed);
         }
@@ -279,20 +283,22 @@ impl ConsumerMailbox for Mailbox {
         }
         let messages = messages.map(|mut message| {
             message.delivery_tag = self.state.settled.received(message.delivery_tag);
-            self.place.came(&message.content);
+            if let Some(place) = &self.place {
+                place.came(&message.content);
+            }
             message
         });
         if !self.registration.abandoned.load(Ordering::Acquire) {
             return self.deliveries.push(messages);
         }
         for message in messages {
-            self.give_back(&message.content, message.delivery_tag);
+            self.give_back(message.delivery_tag);
         }
         0
     }
 
     fn requeues(&self) -> bool {
-        !self.registration.no_ack
+        self.registration.requeues()
     }
 
     fn unread(&self) -> u64 {
@@ -329,7 +335,7 @@ impl ConsumerMailbox for Mailbox {
         // One that came just when the consumer was dropped.
         if self.registration.abandoned.load(Ordering::Acquire) {
             self.deliveries
-                .discard(|content, delivery_tag| self.give_back(content, delivery_tag));
+                .discard(|_, delivery_tag| self.give_back(delivery_tag));
         }
         for call in cancels {
             let cancelled = || Ok(self.registration.cancelled());
@@ -345,8 +351,11 @@ impl ConsumerMailbox for Mailbox {
     fn interrupted(&self, error: &Error) {
         // The broker delivers again what it waits to have acknowledged.
         if !self.registration.no_ack {
-            self.deliveries
-                .discard(|content, _| self.place.go_back_to(content));
+            self.deliveries.discard(|content, _| {
+                if let Some(place) = &self.place {
+                    place.go_back_to(content);
+                }
+            });
         }
         if !self.recovers {
             self.ended(Some(error.clone()));
@@ -356,7 +365,9 @@ impl ConsumerMailbox for Mailbox {
     }
 
     fn restart(&self, arguments: &mut FieldTable) -> bool {
-        self.place.write_to(arguments);
+        if let Some(place) = &self.place {
+            place.write_to(arguments);
+        }
         let mut life = self.registration.life.lock();
         let wanted = matches!(*life, Life::Interrupted);
         if wanted {
@@ -391,9 +402,8 @@ impl Mailbox {
         self.deliveries.discard(|_, _| ());
     }
 
-    fn give_back(&self, content: &Content, delivery_tag: u64) {
-        self.registration
-            .give_back(&self.state, content, delivery_tag);
+    fn give_back(&self, delivery_tag: u64) {
+        self.registration.give_back(&self.state, delivery_tag);
     }
 }
 
@@ -403,10 +413,12 @@ impl Consumer {
         channel: Channel,
         consumer_tag: Arc<str>,
         options: &ConsumeOptions,
+        reads_from: ReadsFrom,
     ) -> (Self, Mailbox) {
         let registration = Arc::new(Registration {
             consumer_tag: Arc::clone(&consumer_tag),
             no_ack: options.no_ack,
+            reads_from,
             abandoned: AtomicBool::new(false),
             is_assumed: AtomicBool::new(false),
             is_revoked: AtomicBool::new(false),
@@ -424,6 +436,7 @@ impl Consumer {
             consumer_tag,
             no_ack: options.no_ack,
             registration: Some(Arc::clone(&registration)),
+            reads_from,
         });
         let deliveries = Arc::new(Deliveries::new(Arc::downgrade(&origin)));
         let mailbox = Mailbox {
@@ -431,7 +444,7 @@ impl Consumer {
             state,
             recovers,
             registration: Arc::clone(&registration),
-            place: Place(AtomicI64::new(Place::UNKNOWN)),
+            place: (reads_from == ReadsFrom::Stream).then(Place::new),
         };
         let consumer = Self {
             origin,
@@ -564,8 +577,8 @@ impl Drop for Consumer {
             state.cancel_in_background(&registration.consumer_tag);
         }
         // Not left to the IO thread alone: unread deliveries in a channel keep theirs open.
-        self.deliveries.discard(|content, delivery_tag| {
-            registration.give_back(state, content, delivery_tag);
+        self.deliveries.discard(|_, delivery_tag| {
+            registration.give_back(state, delivery_tag);
         });
     }
 }

@@ -24,6 +24,11 @@ use crate::wire::properties::Properties;
 /// answer to one that came before is then not sent: that is no error, and a line in the log at `debug`; but a transaction that
 /// it belongs to fails at [`tx_commit`](Channel::tx_commit).
 ///
+/// A message from a stream can only be acknowledged: a stream keeps its messages and takes none
+/// back. A consumer reads from a stream if its options have a
+/// [`stream_offset`](crate::ConsumeOptions::stream_offset), or if its connection has declared the
+/// queue as a stream. The message's headers do not matter.
+///
 /// See <https://www.rabbitmq.com/docs/confirms#acknowledgement-modes>.
 #[must_use = "a delivery that nobody acknowledges stays unacked until the channel closes"]
 pub struct Delivery {
@@ -41,6 +46,7 @@ pub(crate) struct Origin {
     pub(crate) no_ack: bool,
     /// None for messages that were fetched, and answers to an `RpcClient`.
     pub(crate) registration: Option<Arc<Registration>>,
+    pub(crate) reads_from: ReadsFrom,
 }
 
 impl Origin {
@@ -48,6 +54,16 @@ impl Origin {
     fn is_revoked(&self) -> bool {
         self.registration.as_ref().is_some_and(|it| it.is_revoked())
     }
+}
+
+/// What a consumer reads from, as the program began it. A message cannot tell: any publisher can
+/// set the header `x-stream-offset`, and a copy of a stream's message carries it into other queues.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ReadsFrom {
+    /// It takes messages back.
+    Queue,
+    /// It keeps its messages, and takes none back: the broker closes the connection for a nack (540).
+    Stream,
 }
 
 impl Delivery {
@@ -139,7 +155,7 @@ impl Delivery {
     /// Gives the message back: to its queue, or to be dropped or dead-lettered.
     ///
     /// # Errors
-    /// As [`ack`](Self::ack). [`ErrorKind::InvalidArgument`] for a message from a stream, which keeps it anyway: the broker
+    /// As [`ack`](Self::ack). [`ErrorKind::InvalidArgument`] for a message from a stream (see [`Delivery`]): the broker
     /// would close the connection (540).
     pub fn nack(&self, options: NackOptions) -> Result<()> {
         self.check_can_be_given_back("basic.nack")?;
@@ -151,7 +167,7 @@ impl Delivery {
     /// Gives the message back: to its queue if `requeue`, or to be dropped or dead-lettered.
     ///
     /// # Errors
-    /// As [`ack`](Self::ack).
+    /// As [`nack`](Self::nack).
     pub fn reject(&self, requeue: bool) -> Result<()> {
         self.check_can_be_given_back("basic.reject")?;
         self.settle("basic.reject", false, || {
@@ -164,7 +180,7 @@ impl Delivery {
             return Ok(());
         }
         let text = format!(
-            "{doing} {}: a stream takes no messages back",
+            "{doing} {}: a stream keeps its messages and takes none back; acknowledge it",
             self.delivery_tag
         );
         Err(Error::invalid(text))
@@ -203,7 +219,7 @@ impl Delivery {
     }
 
     pub(crate) fn is_from_stream(&self) -> bool {
-        is_from_stream(&self.content)
+        self.origin.reads_from == ReadsFrom::Stream
     }
 
     pub(crate) fn content(&self) -> &Content {
@@ -225,12 +241,7 @@ impl Drop for Delivery {
     }
 }
 
-/// A stream keeps its messages anyway, and `basic.nack` for one of them costs the connection (540).
-pub(crate) fn is_from_stream(content: &Content) -> bool {
-    stream_offset(content).is_some()
-}
-
-/// Where the message stands in its stream, if it comes from one.
+/// The place of a stream's message in its stream, as the broker writes it into the headers.
 pub(crate) fn stream_offset(content: &Content) -> Option<i64> {
     let headers = content.properties().ok()?.headers?;
     headers.get("x-stream-offset")?.as_i64()
@@ -270,6 +281,8 @@ impl GetResponse {
             consumer_tag: Arc::from(""),
             no_ack,
             registration: None,
+            // The broker refuses `basic.get` on a stream.
+            reads_from: ReadsFrom::Queue,
         };
         let delivery = Delivery::new(&Arc::new(origin), delivered);
         Self {

@@ -13,7 +13,7 @@ use crate::channel::{Channel, ChannelState};
 use crate::confirm::result_of;
 use crate::connection::Connection;
 use crate::deadline::Deadline;
-use crate::delivery::{Delivery, Origin};
+use crate::delivery::{Delivery, Origin, ReadsFrom};
 use crate::error::{ClosedBy, Error, ErrorKind, Result};
 use crate::mailbox::{ConfirmMailbox, ConsumerMailbox};
 use crate::message::Message;
@@ -71,6 +71,7 @@ impl RpcClient {
                 consumer_tag: Arc::clone(&consumer_tag),
                 no_ack: true,
                 registration: None,
+                reads_from: ReadsFrom::Queue,
             });
             let replies = Replies {
                 origin: Arc::downgrade(&origin),

@@ -1,6 +1,7 @@
 //! Threads that handle messages, and stop in good order.
 
 use std::any::Any;
+use std::cell::Cell;
 use std::convert::Infallible;
 use std::fmt;
 use std::panic::{catch_unwind, AssertUnwindSafe};
@@ -20,6 +21,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::options::{NackOptions, WorkerOptions};
 
 /// What becomes of a message that was handled.
+///
+/// A stream (see [`Delivery`]) keeps its messages and takes none back: there, each of these
+/// acknowledges the message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[must_use]
 pub enum Settlement {
@@ -40,7 +44,7 @@ type Handler = dyn Fn(&Delivery) -> Settlement + Send + Sync;
 ///
 /// A handler that panics takes nothing with it: the panic is logged at `error` with the message's ids, and the message
 /// goes back to its queue; if it had been delivered before, it is rejected, so that a message that no handler survives is
-/// dead-lettered and does not go round for ever.
+/// dead-lettered and does not go round for ever. A message from a stream is acknowledged.
 ///
 /// When one thread cannot go on (its queue was deleted, its channel was closed, the connection has ended for good), all stop as in
 /// [`shutdown`](Self::shutdown), and [`join`](Self::join) says why: so the program can end, and be started again.
@@ -218,6 +222,7 @@ impl Crew {
                 handler: Arc::clone(handler),
                 queue: Arc::clone(queue),
                 crew: Arc::clone(self),
+                has_warned: Cell::new(false),
             };
             state.consumers.push(consumer);
             state.running.push(Arc::clone(queue));
@@ -264,6 +269,8 @@ struct Worker {
     handler: Arc<Handler>,
     queue: Arc<str>,
     crew: Arc<Crew>,
+    /// The log tells that this stream takes nothing back.
+    has_warned: Cell<bool>,
 }
 
 /// Also for a thread that could not be started.
@@ -291,7 +298,7 @@ impl Worker {
     fn handle_all(&self) -> Result<()> {
         while let Some(delivery) = self.next()? {
             let settlement = self.handle(&delivery);
-            match settle(&delivery, settlement) {
+            match self.settle(&delivery, settlement) {
                 // The handler has done it itself.
                 Err(error) if matches!(error.kind(), ErrorKind::AlreadySettled { .. }) => {}
                 settled => settled?,
@@ -317,9 +324,12 @@ impl Worker {
     fn handle(&self, delivery: &Delivery) -> Settlement {
         let handled = catch_unwind(AssertUnwindSafe(|| (self.handler)(delivery)));
         handled.unwrap_or_else(|panic| {
-            let settlement = match delivery.redelivered() || delivery.is_from_stream() {
-                true => Settlement::Reject,
-                false => Settlement::Requeue,
+            let (settlement, outcome) = if delivery.is_from_stream() {
+                (Settlement::Ack, "acknowledged, since a stream takes nothing back")
+            } else if delivery.redelivered() {
+                (Settlement::Reject, "rejected")
+            } else {
+                (Settlement::Requeue, "requeued")
             };
             let properties = delivery.properties().unwrap_or_default();
             log::error!(
@@ -329,23 +339,27 @@ impl Worker {
                 delivery.delivery_tag(),
                 properties.message_id.unwrap_or_default(),
                 properties.correlation_id.unwrap_or_default(),
-                match settlement {
-                    Settlement::Requeue => "requeued",
-                    _ => "rejected",
-                }
+                outcome
             );
             settlement
         })
     }
-}
 
-fn settle(delivery: &Delivery, settlement: Settlement) -> Result<()> {
-    match settlement {
-        Settlement::Ack => delivery.ack(),
-        // It stays in the stream anyway.
-        Settlement::Reject if delivery.is_from_stream() => delivery.ack(),
-        Settlement::Requeue => delivery.nack(NackOptions::requeue()),
-        Settlement::Reject => delivery.nack(NackOptions::discard()),
+    fn settle(&self, delivery: &Delivery, settlement: Settlement) -> Result<()> {
+        let is_from_stream = delivery.is_from_stream();
+        if is_from_stream && settlement == Settlement::Requeue && !self.has_warned.replace(true) {
+            log::warn!(
+                "the handler of stream {:?} requeues a message, but a stream takes nothing back: the message is \
+                 acknowledged, and so are all others that this thread's handler requeues",
+                self.queue
+            );
+        }
+        match settlement {
+            Settlement::Ack => delivery.ack(),
+            Settlement::Requeue | Settlement::Reject if is_from_stream => delivery.ack(),
+            Settlement::Requeue => delivery.nack(NackOptions::requeue()),
+            Settlement::Reject => delivery.nack(NackOptions::discard()),
+        }
     }
 }
 

@@ -4,8 +4,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use leveret::{
-    ClosedBy, Connection, ConsumeOptions, Delivery, ErrorKind, FieldTable, Message, NackOptions,
-    Properties, QosOptions, QueueDeclareOptions, QueueDeleteOptions, ReplyCode,
+    ClosedBy, Connection, ConsumeOptions, Delivery, ErrorKind, Message, NackOptions, QosOptions,
+    QueueDeclareOptions, QueueDeleteOptions, ReplyCode, StreamOffset,
 };
 
 use crate::support::{
@@ -144,16 +144,87 @@ fn a_consumer_that_is_dropped_while_messages_come_gives_back_all_of_them() {
 }
 
 #[test]
-fn a_header_that_only_streams_should_write_does_no_harm() {
+fn a_copied_offset_header_does_not_make_a_queue_another() {
     let channel = channel();
-    let queue = exclusive_queue(&channel);
-    let headers = FieldTable::new().with("x-stream-offset", i64::MAX);
-    let message = Message::new("m").with_properties(Properties::default().headers(headers));
-    queue.publish(message).unwrap();
-    let consumer = queue.consume(ConsumeOptions::default()).unwrap();
-    let delivery = consumer.recv_timeout(SOON).unwrap().unwrap();
-    assert_eq!(delivery.body(), b"m");
-    delivery.ack().unwrap();
+    let dead = exclusive_queue(&channel);
+    let options = QueueDeclareOptions::exclusive()
+        .dead_letter_exchange("")
+        .dead_letter_routing_key(dead.name());
+    let queue = channel.queue_declare("", options).unwrap();
+    let publish = |body: &str| {
+        let message = Message::new(body).header("x-stream-offset", i64::MAX);
+        queue.publish(message).unwrap();
+    };
+    let consuming = channel.connection().open_channel().unwrap();
+    let options = ConsumeOptions::default();
+    let consumer = consuming.basic_consume(queue.name(), options).unwrap();
+    let next = || consumer.recv_timeout(SOON).unwrap().unwrap();
+    publish("1");
+    next().nack(NackOptions::requeue()).unwrap();
+    next().reject(true).unwrap();
+    next().reject(false).unwrap();
+    publish("2");
+    next().nack(NackOptions::discard()).unwrap();
+    eventually("both are rejected", || ready(&channel, dead.name()) == 2);
+    for number in 0..3 {
+        publish(&number.to_string());
+    }
+    eventually("three are unread", || consumer.unread() == 3);
+    drop(consumer);
+    eventually("all are back", || ready(&channel, queue.name()) == 3);
+    let fetched = queue.get(false).unwrap().unwrap();
+    fetched.reject(false).unwrap();
+    eventually("three are rejected", || ready(&channel, dead.name()) == 3);
+    assert!(consuming.is_open());
+}
+
+#[test]
+fn a_stream_takes_nothing_back_whoever_has_declared_it() {
+    let channel = channel();
+    let options = QueueDeclareOptions::stream();
+    let stream = channel.queue_declare(&unique("stream"), options).unwrap();
+    let publisher = channel.publisher().unwrap();
+    let publish = |number: u64| {
+        // The broker says where a message stands, not its publisher.
+        let message = Message::new(number.to_string()).header("x-stream-offset", 77_i64);
+        let confirm = publisher.publish("", stream.name(), message).unwrap();
+        confirm.wait().unwrap();
+    };
+    channel.basic_qos(10).unwrap();
+    let other = connect().open_channel().unwrap();
+    other.basic_qos(10).unwrap();
+    let next = ConsumeOptions::default().stream_offset(StreamOffset::Next);
+    let consumers = [
+        channel
+            .basic_consume(stream.name(), ConsumeOptions::default())
+            .unwrap(),
+        // The queue that was declared last.
+        channel
+            .basic_consume("", ConsumeOptions::default())
+            .unwrap(),
+        other.basic_consume(stream.name(), next).unwrap(),
+    ];
+    for number in 0..2 {
+        publish(number);
+    }
+    for consumer in consumers {
+        let delivery = consumer.recv_timeout(SOON).unwrap().unwrap();
+        for error in [
+            delivery.nack(NackOptions::requeue()).unwrap_err(),
+            delivery.reject(false).unwrap_err(),
+        ] {
+            assert!(error.to_string().contains("takes none back"), "{error}");
+        }
+        delivery.ack().unwrap();
+        eventually("another is unread", || consumer.unread() == 1);
+        // The connection would not outlive a nack.
+        drop(consumer);
+    }
+    for channel in [&channel, &other] {
+        channel.basic_qos(1).unwrap();
+        assert_eq!(channel.connection().epoch(), 0);
+    }
+    stream.delete(QueueDeleteOptions::default()).unwrap();
 }
 
 #[test]

@@ -263,7 +263,9 @@ fn a_burst() {
     for channel in &channels {
         for _ in 0..2_000 {
             // Bound to nothing; and so large that the outbox fills faster than any socket takes it.
-            channel.basic_publish("amq.fanout", "", &[0; 4_000]).unwrap();
+            channel
+                .basic_publish("amq.fanout", "", &[0; 4_000])
+                .unwrap();
         }
     }
     let burst = grown_by();

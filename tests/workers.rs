@@ -270,14 +270,45 @@ fn dropping_the_last_handle_stops_the_threads() {
 }
 
 #[test]
+fn a_copied_offset_header_does_not_change_what_becomes_of_a_message() {
+    let channel = channel();
+    let (queue, dead) = queue_with_dead_letters(&channel);
+    for body in ["panic", "again", "never"] {
+        let message = Message::new(body).header("x-stream-offset", 7_i64);
+        queue.publish(message).unwrap();
+    }
+    let workers = Workers::new(channel.connection());
+    let (tell, told) = unbounded();
+    workers
+        .consume(queue.name(), WorkerOptions::default(), move |delivery| {
+            let body = String::from_utf8_lossy(delivery.body()).into_owned();
+            tell.send(body).unwrap();
+            match delivery.body() {
+                b"panic" => panic!("the test wants it"),
+                b"again" if !delivery.redelivered() => Settlement::Requeue,
+                b"never" => Settlement::Reject,
+                _ => Settlement::Ack,
+            }
+        })
+        .unwrap();
+    let mut handled: Vec<_> = (0..5).map(|_| told.recv_timeout(SOON).unwrap()).collect();
+    handled.sort();
+    assert_eq!(handled, ["again", "again", "never", "panic", "panic"]);
+    eventually("two are rejected", || ready(&channel, dead.name()) == 2);
+    workers.shutdown(SOON).unwrap();
+    assert_eq!(ready(&channel, queue.name()), 0);
+}
+
+#[test]
 fn a_stream_is_worked_through_whatever_the_handler_says() {
+    logged::begin();
     let channel = channel();
     let name = unique("stream");
     let stream = channel
         .queue_declare(&name, QueueDeclareOptions::stream())
         .unwrap();
     let publisher = channel.publisher().unwrap();
-    for body in ["reject", "panic", "ack"] {
+    for body in ["reject", "panic", "requeue", "requeue", "ack"] {
         publisher.publish("", &name, body).unwrap();
     }
     publisher.wait_for_confirms().unwrap();
@@ -293,13 +324,22 @@ fn a_stream_is_worked_through_whatever_the_handler_says() {
             assert!(delivery.nack(leveret::NackOptions::requeue()).is_err());
             match delivery.body() {
                 b"reject" => Settlement::Reject,
+                b"requeue" => Settlement::Requeue,
                 _ => Settlement::Ack,
             }
         })
         .unwrap();
-    eventually("all are handled", || count.load(Ordering::SeqCst) == 3);
+    eventually("all are handled", || count.load(Ordering::SeqCst) == 5);
     workers.shutdown(SOON).unwrap();
-    assert!(channel.is_open());
+    assert_eq!(channel.connection().epoch(), 0);
+    let is_of_it = |line: &str| line.contains(&name);
+    let warned = logged::count(|line| is_of_it(line) && line.contains("takes nothing back: "));
+    assert_eq!(warned, 1, "once");
+    assert!(logged::has(|line| is_of_it(line)
+        && line.contains("it wanted to")
+        && line.ends_with(
+            "acknowledged, since a stream takes nothing back"
+        )));
     stream.delete(QueueDeleteOptions::default()).unwrap();
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::Channel;
 use crate::consumer::Consumer;
 use crate::deadline::Deadline;
-use crate::delivery::GetResponse;
+use crate::delivery::{GetResponse, ReadsFrom};
 use crate::error::{Error, Result};
 use crate::mailbox::{Call, Command, ConsumerMailbox, Reply};
 use crate::options::{ConsumeOptions, NackOptions, QosOptions};
@@ -55,10 +55,23 @@ impl Channel {
         queue: QueueName<'_>,
         options: ConsumeOptions,
     ) -> Result<Consumer> {
+        let reads_from = self.reads_from(queue, &options);
         self.consume(queue, &options, |consumer_tag| {
-            let (consumer, mailbox) = Consumer::new(self.clone(), consumer_tag, &options);
+            let (consumer, mailbox) =
+                Consumer::new(self.clone(), consumer_tag, &options, reads_from);
             (consumer, Arc::new(mailbox))
         })
+    }
+
+    /// Whether a consumer of this queue reads from a stream, as far as the program has said so.
+    fn reads_from(&self, queue: QueueName<'_>, options: &ConsumeOptions) -> ReadsFrom {
+        let state = self.state();
+        let queue = queue.resolve(&state.settings);
+        let has_offset = options.arguments.get("x-stream-offset").is_some();
+        match has_offset || state.link.topology.lock().is_stream(&queue) {
+            true => ReadsFrom::Stream,
+            false => ReadsFrom::Queue,
+        }
     }
 
     /// Begins to consume into a mailbox that `begin` makes, beside what is returned.

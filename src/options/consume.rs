@@ -75,6 +75,10 @@ impl ConsumeOptions {
         /// Consumers of a higher priority get messages as long as they can take them (`x-priority`). Default: 0.
         priority(priority: i32) => "x-priority": priority;
         /// Where reading a stream begins (`x-stream-offset`). Default: next.
+        ///
+        /// Set it, if only to [`StreamOffset::Next`], for a stream that another connection has
+        /// declared. It marks the consumer as one of a stream: messages are not given back, and
+        /// after a lost connection the consumer goes on where it was.
         stream_offset(offset: StreamOffset) => "x-stream-offset": offset;
     }
 

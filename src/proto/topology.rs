@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use crate::wire::codec::Writer;
 use crate::wire::method::{ExchangeBind, ExchangeDeclare, Method, QueueBind, QueueDeclare};
-use crate::wire::value::FieldTable;
+use crate::wire::value::{FieldTable, FieldValue};
 
 /// Exchanges, queues and bindings, by what tells them apart.
 #[derive(Debug, Default)]
@@ -184,6 +184,13 @@ impl Topology {
         if auto_delete && self.bindings.keys().all(|key| key.source != source) {
             self.forget_exchange(source);
         }
+    }
+
+    /// Whether this queue was declared here as a stream.
+    pub(crate) fn is_stream(&self, queue: &str) -> bool {
+        let queue = self.queues.get(queue);
+        let queue_type = queue.and_then(|it| it.declare.arguments.get("x-queue-type"));
+        queue_type.and_then(FieldValue::as_str) == Some("stream")
     }
 
     pub(crate) fn consumer_started(&mut self, queue: &str) {

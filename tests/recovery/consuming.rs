@@ -4,7 +4,8 @@ use std::thread;
 use std::time::Duration;
 
 use leveret::{
-    Consumer, Delivery, NackOptions, QosOptions, QueueDeclareOptions, QueueType, StreamOffset,
+    Consumer, Delivery, Message, NackOptions, QosOptions, QueueDeclareOptions, QueueType,
+    StreamOffset,
 };
 
 use super::{lasting_queue, recovered, Lossy};
@@ -204,6 +205,48 @@ fn a_consumer_can_be_cancelled_and_dropped_while_the_connection_is_away() {
     assert_eq!(queue.consumer_count(), Some(1));
     queue.publish("1").unwrap();
     assert_eq!(body(&next(&kept)), 1);
+}
+
+#[test]
+fn a_copied_offset_header_does_not_hinder_a_consumer_from_going_on() {
+    let lossy = Lossy::new();
+    let channel = lossy.connection.open_channel().unwrap();
+    let queue = lasting_queue(&channel);
+    let consumer = queue.consume(Default::default()).unwrap();
+    for number in 1..=2 {
+        let message = Message::new(number.to_string()).header("x-stream-offset", 7_i64);
+        queue.publish(message).unwrap();
+    }
+    next(&consumer).ack().unwrap();
+    eventually("another is unread", || consumer.unread() == 1);
+    // The broker has read the ack.
+    channel.basic_qos(0).unwrap();
+    lossy.lose();
+    assert_eq!(body(&next(&consumer)), 2);
+    assert_eq!(consumer.epoch(), 1);
+}
+
+#[test]
+fn a_declared_stream_is_read_on_though_its_consumer_has_no_offset() {
+    let lossy = Lossy::new();
+    let channel = lossy.connection.open_channel().unwrap();
+    let options = QueueDeclareOptions::stream();
+    let queue = channel.queue_declare(&unique("stream"), options).unwrap();
+    channel.basic_qos(100).unwrap();
+    let consumer = queue.consume(Default::default()).unwrap();
+    let publisher = channel.publisher().unwrap();
+    for number in 1..=2 {
+        let number = number.to_string();
+        let confirm = publisher.publish("", queue.name(), number).unwrap();
+        confirm.wait().unwrap();
+    }
+    let delivery = next(&consumer);
+    assert_eq!(body(&delivery), 1);
+    delivery.ack().unwrap();
+    eventually("another is unread", || consumer.unread() == 1);
+    lossy.lose();
+    assert_eq!(body(&next(&consumer)), 2);
+    queue.delete(Default::default()).unwrap();
 }
 
 #[test]

@@ -38,5 +38,11 @@ pub(crate) fn begin() {
 
 /// Whether such a line was written.
 pub(crate) fn has(is_it: impl Fn(&str) -> bool) -> bool {
-    LINES.lock().unwrap().iter().any(|it| is_it(it))
+    count(is_it) > 0
+}
+
+/// How many such lines were written.
+pub(crate) fn count(is_it: impl Fn(&str) -> bool) -> usize {
+    let lines = LINES.lock().unwrap();
+    lines.iter().filter(|it| is_it(it)).count()
 }
