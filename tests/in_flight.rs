@@ -472,6 +472,39 @@ fn a_consumer_that_could_not_be_asked_for_cancels_no_other() {
     server.join().unwrap();
 }
 
+// ---- messages that cannot be read ----
+
+#[test]
+fn malformed_properties_are_the_messages_fault_and_its_body_can_be_read() {
+    let (address, server) = scripted_server(|server| {
+        server.handshake(0);
+        server.open_channel();
+        let tag = agree_to_consumer(server, 1);
+        let mut message = delivery(1, &tag, 1, b"body");
+        // Of two bytes of property flags, which say that there are none, one bit promises headers.
+        let flags = message.len() - 12 - 2 - 1;
+        message[flags] = 0x20;
+        server.send(&message);
+        serve_the_rest(server)
+    });
+    let connection = Connection::open_with(&at(address)).unwrap();
+    let channel = connection.open_channel().unwrap();
+    let consumer = channel
+        .basic_consume("q", ConsumeOptions::default())
+        .unwrap();
+    let delivery = consumer.recv().unwrap().unwrap();
+    let error = delivery.properties().unwrap_err();
+    assert!(
+        matches!(error.kind(), ErrorKind::MalformedProperties { .. }),
+        "{error}"
+    );
+    assert_eq!(delivery.body(), b"body");
+    delivery.ack().unwrap();
+    works(&connection);
+    connection.close().unwrap();
+    server.join().unwrap();
+}
+
 // ---- floods ----
 
 #[test]

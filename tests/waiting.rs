@@ -173,10 +173,12 @@ fn a_panic_of_the_programs_logger_leaves_nobody_waiting() {
         connection.close_cause().unwrap(),
     ];
     for error in errors {
-        assert!(
-            matches!(error.kind(), ErrorKind::SocketClosed { .. }),
-            "{error}"
-        );
+        let ErrorKind::Panicked { thread, message } = error.kind() else {
+            panic!("{error}");
+        };
+        assert_eq!(*thread, "IO thread");
+        assert_eq!(message, "the test wanted it");
+        assert!(error.is_connection_end());
     }
     connection.wait_closed(SOON).unwrap();
     server.join().unwrap();

@@ -1,12 +1,14 @@
 //! Whoever calls, closes or waits while the connection is away.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use leveret::{
-    Connection, ConnectionEvent, ErrorKind, ExchangeDeclareOptions, ExchangeKind,
-    QueueDeclareOptions, RecoveryOptions, ReplyCode, RpcClient, RpcServer, Settlement,
-    WorkerOptions, Workers,
+    Connection, ConnectionEvent, ConsumeOptions, ErrorKind, ExchangeDeclareOptions, ExchangeKind,
+    LoginMethod, QueueDeclareOptions, RecoveryOptions, ReplyCode, RpcClient, RpcServer,
+    SaslConversation, SaslMechanism, Settlement, WorkerOptions, Workers,
 };
 
 use super::{lost, recovered, Lossy};
@@ -559,4 +561,50 @@ fn a_peer_that_falls_silent_is_found_within_two_heartbeats() {
     assert!(cause.is_none(), "{cause:?}");
     recovered(&lossy.events);
     channel.basic_qos(1).unwrap();
+}
+
+/// Logs in as PLAIN does, once.
+#[derive(Default)]
+struct PanicsAtTheSecondLogin(AtomicBool);
+
+impl SaslMechanism for PanicsAtTheSecondLogin {
+    fn name(&self) -> &str {
+        "PLAIN"
+    }
+
+    fn begin(&self) -> SaslConversation {
+        assert!(!self.0.swap(true, Ordering::SeqCst), "no second login");
+        Box::new(|_| Ok(b"\0guest\0guest".to_vec()))
+    }
+}
+
+#[test]
+fn a_panic_of_the_programs_code_while_recovering_is_told_as_what_it_is() {
+    let filtered = Lossy::with(|options| options.recovery(quick().filter(|_| panic!("no filter"))));
+    let mechanism = Arc::new(PanicsAtTheSecondLogin::default());
+    let login = LoginMethod::Sasl(mechanism);
+    let logged_in = Lossy::with(|options| options.login_method(login));
+    for (lossy, text) in [(filtered, "no filter"), (logged_in, "no second login")] {
+        let connection = &lossy.connection;
+        let channel = connection.open_channel().unwrap();
+        let queue = exclusive_queue(&channel);
+        let consumer = queue.consume(ConsumeOptions::default()).unwrap();
+        lossy.proxy.cut();
+        let told = [
+            consumer.recv().unwrap_err(),
+            channel.basic_qos(1).unwrap_err(),
+            connection.open_channel().unwrap_err(),
+            connection.close_cause().unwrap(),
+        ];
+        for error in told {
+            let ErrorKind::Panicked { thread, message } = error.kind() else {
+                panic!("{error}");
+            };
+            assert_eq!((*thread, message.as_str()), ("recovery thread", text));
+            assert!(error.is_connection_end());
+        }
+        connection.wait_closed(SOON).unwrap();
+        let last = lossy.events.iter().last().unwrap();
+        assert!(matches!(last, ConnectionEvent::Closed { .. }), "{last:?}");
+    }
 }
