@@ -1,4 +1,4 @@
-//! The broker in the box, frame by frame: what it sends after it has closed a channel.
+//! The broker in the box, frame by frame: what it sends after it has closed a channel, and how it times out consumers.
 
 use std::net::TcpStream;
 
@@ -13,6 +13,8 @@ enum Heard {
     Method(u16, (u16, u16)),
     /// `basic.deliver` to a consumer: the delivery tag, whether it was redelivered, the body.
     Message(String, u64, bool, String),
+    /// `basic.cancel` for this consumer, to which no answer is wanted.
+    Cancelled(String),
     /// `channel.close` with this code.
     Closed(u16),
 }
@@ -21,15 +23,19 @@ enum Heard {
 struct Client(Script);
 
 fn connect(broker: &Broker) -> Client {
+    let capability = [&short("consumer_cancel_notify")[..], b"t\x01"].concat();
+    connect_with(broker, &capability)
+}
+
+fn connect_with(broker: &Broker, capabilities: &[u8]) -> Client {
     let socket = TcpStream::connect(broker.address()).unwrap();
     socket.set_read_timeout(Some(SOON)).unwrap();
     let mut client = Script::over(socket);
     client.send(b"AMQP\0\0\x09\x01");
     client.expect(10, 10);
-    let capability = [&short("consumer_cancel_notify")[..], b"t\x01"].concat();
-    let capabilities = [&short("capabilities")[..], b"F", &long(&capability)].concat();
+    let properties = [&short("capabilities")[..], b"F", &long(capabilities)].concat();
     let start_ok = [
-        &long(&capabilities)[..],
+        &long(&properties)[..],
         &short("PLAIN"),
         &long(b"\0guest\0guest"),
         &short("en_US"),
@@ -74,13 +80,29 @@ fn cancel(consumer_tag: &str) -> Vec<u8> {
     method_frame(1, 60, 30, &[&short(consumer_tag)[..], b"\0"].concat())
 }
 
+fn cancel_ok(consumer_tag: &str) -> Vec<u8> {
+    method_frame(1, 60, 31, &short(consumer_tag))
+}
+
+fn settle(method: u16, delivery_tag: u64, flags: u8) -> Vec<u8> {
+    let arguments = [&delivery_tag.to_be_bytes()[..], &[flags]].concat();
+    method_frame(1, 60, method, &arguments)
+}
+
 fn ack(delivery_tag: u64) -> Vec<u8> {
-    method_frame(
-        1,
-        60,
-        80,
-        &[&delivery_tag.to_be_bytes()[..], b"\0"].concat(),
-    )
+    settle(80, delivery_tag, 0)
+}
+
+fn ack_all() -> Vec<u8> {
+    settle(80, 0, 1)
+}
+
+fn reject(delivery_tag: u64, requeue: bool) -> Vec<u8> {
+    settle(90, delivery_tag, requeue.into())
+}
+
+fn nack(delivery_tag: u64, requeue: bool) -> Vec<u8> {
+    settle(120, delivery_tag, u8::from(requeue) << 1)
 }
 
 /// What costs the channel: a passive declaration of a queue that is not there.
@@ -123,6 +145,10 @@ fn message(consumer_tag: &str, delivery_tag: u64, redelivered: bool, body: &str)
     )
 }
 
+fn cancelled(consumer_tag: &str) -> Heard {
+    Heard::Cancelled(consumer_tag.to_owned())
+}
+
 impl Client {
     /// In one piece, so that the broker reads it at once.
     fn send(&mut self, frames: &[Vec<u8>]) {
@@ -140,6 +166,11 @@ impl Client {
                 let consumer_tag = String::from_utf8(consumer_tag.to_vec()).unwrap();
                 let body = self.body(frame.channel);
                 Heard::Message(consumer_tag, delivery_tag, rest[8] == 1, body)
+            }
+            (60, 30) => {
+                let (consumer_tag, rest) = frame.payload[5..].split_at(frame.payload[4].into());
+                assert_eq!(rest, [1], "no answer is wanted");
+                Heard::Cancelled(String::from_utf8(consumer_tag.to_vec()).unwrap())
             }
             (20, 40) => Heard::Closed(number(4)),
             method => Heard::Method(frame.channel, method),
@@ -331,4 +362,210 @@ fn a_transaction_ends_with_the_close_of_its_channel() {
     client.expect_nothing();
     client.send(&[close_ok()]);
     wait_for(&broker, (1, 0, 0));
+}
+
+/// A client whose consumer `t` has got these messages and then timed out.
+fn time_out(broker: &Broker, publisher: &Publisher, bodies: &[&str]) -> Client {
+    put(publisher, bodies);
+    let mut client = connect(broker);
+    client.send(&[qos(bodies.len() as u16), consume("q", "t", 0)]);
+    client.expect([QOS_OK, CONSUME_OK]);
+    for (body, delivery_tag) in bodies.iter().zip(1..) {
+        client.expect([message("t", delivery_tag, false, body)]);
+    }
+    wait_for(broker, (0, bodies.len(), 1));
+    assert_eq!(broker.time_out_consumers("q"), 1);
+    client.expect([cancelled("t")]);
+    client.expect_nothing();
+    wait_for(broker, (bodies.len(), 0, 1));
+    client
+}
+
+#[test]
+fn a_consumer_that_times_out_gets_nothing_and_ends_when_the_client_cancels_it() {
+    for is_answer in [false, true] {
+        let (broker, _channel, publisher) = start();
+        let mut client = time_out(&broker, &publisher, &["1"]);
+        put(&publisher, &["2"]);
+        client.expect_nothing();
+        assert_eq!(broker.time_out_consumers("q"), 0, "it has no messages");
+        if is_answer {
+            client.send(&[cancel_ok("t")]);
+        } else {
+            client.send(&[cancel("t")]);
+            client.expect([CANCEL_OK]);
+        }
+        client.expect_nothing();
+        wait_for(&broker, (2, 0, 0));
+        // The delivery tag is good for one late acknowledgement.
+        client.send(&[ack(1)]);
+        client.expect_nothing();
+        wait_for(&broker, (2, 0, 0));
+        client.send(&[consume("q", "t", 0)]);
+        client.expect([CONSUME_OK, message("t", 2, true, "1")]);
+        wait_for(&broker, (1, 1, 1));
+        client.send(&[ack(1)]);
+        client.expect([Heard::Closed(406)]);
+    }
+}
+
+#[test]
+fn a_consumer_that_has_timed_out_goes_on_after_it_has_settled_all_that_it_lost() {
+    type Settle = fn(u64) -> Vec<u8>;
+    let late: [Settle; 4] = [
+        ack,
+        |_| ack_all(),
+        |delivery_tag| nack(delivery_tag, false),
+        |delivery_tag| reject(delivery_tag, false),
+    ];
+    for late in late {
+        let (broker, _channel, publisher) = start();
+        let mut client = time_out(&broker, &publisher, &["1", "2"]);
+        client.send(&[ack(1)]);
+        client.expect_nothing();
+        wait_for(&broker, (2, 0, 1));
+        client.send(&[late(2)]);
+        client.expect([message("t", 3, true, "1"), message("t", 4, true, "2")]);
+        client.expect_nothing();
+        wait_for(&broker, (0, 2, 1));
+        client.send(&[ack(3)]);
+        put(&publisher, &["3"]);
+        client.expect([message("t", 5, false, "3")]);
+        wait_for(&broker, (0, 2, 1));
+    }
+}
+
+#[test]
+fn a_late_request_to_requeue_is_accepted_and_the_consumer_gets_nothing() {
+    for late in [nack(1, true), reject(1, true)] {
+        let (broker, _channel, publisher) = start();
+        let mut client = time_out(&broker, &publisher, &["1"]);
+        client.send(&[late]);
+        put(&publisher, &["2"]);
+        client.expect_nothing();
+        wait_for(&broker, (2, 0, 1));
+        client.send(&[cancel("t"), consume("q", "t", 0)]);
+        client.expect([CANCEL_OK, CONSUME_OK, message("t", 2, true, "1")]);
+    }
+}
+
+#[test]
+fn a_channel_that_ends_requeues_nothing_that_a_time_out_has_requeued() {
+    let (broker, _channel, publisher) = start();
+    let mut client = time_out(&broker, &publisher, &["1"]);
+    client.send(&[close()]);
+    client.expect([CLOSE_OK]);
+    wait_for(&broker, (1, 0, 0));
+    // A channel that the broker has closed hears of no time-out.
+    client.send(&[open(), consume("q", "t", 0), mistake()]);
+    client.expect([OPEN_OK, CONSUME_OK, NOT_FOUND, message("t", 1, true, "1")]);
+    assert_eq!(broker.time_out_consumers("q"), 1);
+    client.expect_nothing();
+    wait_for(&broker, (1, 0, 1));
+    client.send(&[close_ok()]);
+    wait_for(&broker, (1, 0, 0));
+}
+
+#[test]
+fn other_consumers_get_what_one_that_times_out_loses() {
+    let (broker, _channel, publisher) = start();
+    put(&publisher, &["1"]);
+    let [mut slow, mut idle] = [connect(&broker), connect(&broker)];
+    slow.send(&[qos(1), consume("q", "slow", 0)]);
+    slow.expect([QOS_OK, CONSUME_OK, message("slow", 1, false, "1")]);
+    idle.send(&[consume("q", "idle", 0)]);
+    idle.expect([CONSUME_OK]);
+    assert_eq!(broker.time_out_consumers("missing"), 0);
+    assert_eq!(broker.time_out_consumers("q"), 1);
+    slow.expect([cancelled("slow")]);
+    idle.expect([message("idle", 1, true, "1")]);
+    wait_for(&broker, (0, 1, 2));
+    drop((slow, idle));
+    wait_for(&broker, (1, 0, 0));
+}
+
+#[test]
+fn another_consumer_is_the_single_active_one_after_a_time_out() {
+    let (broker, channel, publisher) = start();
+    channel.queue_delete("q", Default::default()).unwrap();
+    let options = QueueDeclareOptions::durable().single_active_consumer();
+    channel.queue_declare("q", options).unwrap();
+    let mut first = time_out(&broker, &publisher, &["1"]);
+    let mut second = connect(&broker);
+    second.send(&[qos(1), consume("q", "second", 0)]);
+    second.expect([QOS_OK, CONSUME_OK, message("second", 1, true, "1")]);
+    // The first one may get messages again, but has to wait for its turn.
+    first.send(&[ack(1)]);
+    put(&publisher, &["2"]);
+    first.expect_nothing();
+    assert_eq!(broker.time_out_consumers("q"), 1);
+    second.expect([cancelled("second")]);
+    first.expect([message("t", 2, true, "1")]);
+}
+
+#[test]
+fn a_time_out_costs_a_client_without_consumer_cancel_notify_its_channel() {
+    let (broker, _channel, publisher) = start();
+    put(&publisher, &["1"]);
+    let mut client = connect_with(&broker, b"");
+    client.send(&[consume("q", "t", 0)]);
+    client.expect([CONSUME_OK, message("t", 1, false, "1")]);
+    assert_eq!(broker.time_out_consumers("q"), 1);
+    client.expect([Heard::Closed(406)]);
+    client.expect_nothing();
+    wait_for(&broker, (1, 0, 1));
+    client.send(&[close_ok()]);
+    wait_for(&broker, (1, 0, 0));
+}
+
+#[test]
+fn a_time_out_counts_as_one_requeue_of_a_message() {
+    let (broker, channel, publisher) = start();
+    channel.queue_delete("q", Default::default()).unwrap();
+    let options = QueueDeclareOptions::quorum();
+    channel.queue_declare("q", options).unwrap();
+    let mut client = time_out(&broker, &publisher, &["1"]);
+    let get = || {
+        let message = channel.basic_get("q", false).unwrap();
+        message.unwrap().into_delivery()
+    };
+    let delivery = get();
+    assert_eq!(delivery.delivery_count(), Some(1));
+    client.send(&[nack(1, true)]);
+    client.expect_nothing();
+    delivery.reject(true).unwrap();
+    wait_for(&broker, (1, 0, 1));
+    assert_eq!(
+        get().delivery_count(),
+        Some(2),
+        "a late nack counts for nothing"
+    );
+}
+
+#[test]
+fn a_late_acknowledgement_in_a_transaction_takes_effect_with_its_commit() {
+    let (broker, _channel, publisher) = start();
+    put(&publisher, &["1"]);
+    let mut client = connect(&broker);
+    let [select, commit, roll_back] = [10, 20, 30].map(|method| method_frame(1, 90, method, &[]));
+    let [selected, committed, rolled_back] = [11, 21, 31].map(|it| Heard::Method(1, (90, it)));
+    client.send(&[select, qos(1), consume("q", "t", 0)]);
+    client.expect([selected, QOS_OK, CONSUME_OK, message("t", 1, false, "1")]);
+    assert_eq!(broker.time_out_consumers("q"), 1);
+    client.expect([cancelled("t")]);
+    client.send(&[ack(1), roll_back, ack(1)]);
+    client.expect([rolled_back]);
+    client.expect_nothing();
+    client.send(&[commit]);
+    client.expect([committed, message("t", 2, true, "1")]);
+}
+
+#[test]
+fn a_client_can_cancel_consumers_that_are_unknown() {
+    let (broker, _channel, _publisher) = start();
+    let mut client = connect(&broker);
+    client.send(&[cancel("unknown")]);
+    client.expect([CANCEL_OK]);
+    client.send(&[cancel_ok("unknown")]);
+    client.expect_nothing();
 }

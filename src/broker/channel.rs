@@ -17,7 +17,9 @@ const MAX_LATE: usize = 200;
 #[derive(Debug)]
 pub(super) struct Unacknowledged {
     pub(super) queue: QueueId,
-    pub(super) entry: Entry,
+    /// `None` if its consumer has timed out: the queue has the message back, and the client may still
+    /// settle the delivery tag.
+    pub(super) entry: Option<Entry>,
     /// None for a message of `basic.get`, which no prefetch counts.
     pub(super) consumer: Option<u64>,
 }
@@ -31,6 +33,10 @@ pub(super) struct Consumer {
     /// At most so many of its messages are not acknowledged; 0 for any number.
     pub(super) prefetch: u16,
     pub(super) unacknowledged: usize,
+    /// It has timed out and gets no messages.
+    is_timed_out: bool,
+    /// Number of messages that it lost when it timed out and that the client has not settled since.
+    lost: usize,
     /// How many more messages it gets; `None` unless the broker has closed the channel.
     late: Option<usize>,
 }
@@ -116,9 +122,15 @@ impl Channel {
         };
         let is_below = |count: usize, limit: u16| limit == 0 || count < limit.into();
         // The limit for all holds up also those that acknowledge nothing.
-        consumer.late != Some(0)
+        !consumer.is_timed_out
+            && consumer.late != Some(0)
             && is_below(self.unacknowledged_of_consumers(), self.shared_prefetch)
             && (consumer.no_ack || is_below(consumer.unacknowledged, consumer.prefetch))
+    }
+
+    pub(super) fn has_timed_out(&self, consumer_tag: &str) -> bool {
+        let consumer = self.consumers.get(consumer_tag);
+        consumer.is_some_and(|it| it.is_timed_out)
     }
 
     fn unacknowledged_of_consumers(&self) -> usize {
@@ -136,6 +148,8 @@ impl Channel {
             no_ack,
             prefetch: self.prefetch,
             unacknowledged: 0,
+            is_timed_out: false,
+            lost: 0,
             late: None,
         };
         self.consumers.insert(consumer_tag, consumer);
@@ -196,13 +210,51 @@ impl Channel {
         Ok(settled.into_iter().collect())
     }
 
-    /// That counts now: the consumers may get others.
-    pub(super) fn settled(&mut self, messages: &[(u64, Unacknowledged)]) {
+    /// Lets consumers get other messages for those that are settled now.
+    ///
+    /// A consumer that has timed out revives when the client has settled all messages that it lost.
+    /// Returns the numbers of those consumers. As in RabbitMQ 4.3.6, a consumer does not revive if the
+    /// client asks to requeue the last of these messages.
+    pub(super) fn settled(&mut self, messages: &[(u64, Unacknowledged)], how: How) -> Vec<u64> {
+        let mut revived = Vec::new();
         for (_, message) in messages {
-            if let Some(consumer) = self.consumer_of(message) {
+            let Some(consumer) = self.consumer_of(message) else {
+                continue;
+            };
+            if message.entry.is_some() {
                 consumer.unacknowledged -= 1;
+                continue;
+            }
+            consumer.lost -= 1;
+            if consumer.lost == 0 && how != How::Requeue {
+                consumer.is_timed_out = false;
+                revived.push(consumer.number);
             }
         }
+        revived
+    }
+
+    /// Takes all messages of a consumer and delivers nothing more to it.
+    pub(super) fn time_out(&mut self, consumer_tag: &str) -> Vec<Unacknowledged> {
+        let Some(consumer) = self.consumers.get_mut(consumer_tag) else {
+            return Vec::new();
+        };
+        let number = Some(consumer.number);
+        let its_own = self.unacknowledged.values_mut();
+        let its_own = its_own.filter(|it| it.consumer == number);
+        let take = |message: &mut Unacknowledged| {
+            let entry = message.entry.take()?;
+            Some(Unacknowledged {
+                queue: message.queue,
+                entry: Some(entry),
+                consumer: number,
+            })
+        };
+        let taken: Vec<_> = its_own.filter_map(take).collect();
+        consumer.unacknowledged -= taken.len();
+        consumer.lost += taken.len();
+        consumer.is_timed_out |= !taken.is_empty();
+        taken
     }
 
     /// Ends all but the consumers: they go on until the client has answered the close.
@@ -229,7 +281,7 @@ impl Channel {
     pub(super) fn take_unacknowledged(&mut self) -> Vec<Unacknowledged> {
         let taken = std::mem::take(&mut self.unacknowledged);
         let taken: Vec<_> = taken.into_iter().collect();
-        self.settled(&taken);
+        self.settled(&taken, How::Requeue);
         taken.into_iter().map(|(_, message)| message).collect()
     }
 }

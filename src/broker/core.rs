@@ -18,8 +18,7 @@ use super::SessionId;
 use crate::error::ReplyCode;
 use crate::wire::frame::{self, Cut, Frame, FrameKind};
 use crate::wire::method::{
-    BasicAck, BasicCancel, BasicDeliver, BasicPublish, ConnectionBlocked, ConnectionUnblocked,
-    Encode, MethodId,
+    BasicAck, BasicDeliver, BasicPublish, ConnectionBlocked, ConnectionUnblocked, Encode, MethodId,
 };
 
 /// What it does on demand, to be tested with.
@@ -274,8 +273,11 @@ impl Core {
             let Some(queue) = vhost.queue_mut(message.queue) else {
                 continue;
             };
+            let Some(entry) = message.entry else {
+                continue;
+            };
             queue.unacknowledged -= 1;
-            let surplus = queue.requeue(message.entry);
+            let surplus = queue.requeue(entry);
             vhost.changed(message.queue);
             if let Some(entry) = surplus {
                 vhost.bury(message.queue, &entry, Reason::DeliveryLimit, self.now);
@@ -316,6 +318,59 @@ impl Core {
             .iter()
             .for_each(|it| cancel(&mut self.sessions, it));
         subscribers.len()
+    }
+
+    /// Times out the consumers of a queue that have not acknowledged all their messages, and returns
+    /// their number.
+    pub(super) fn time_out_consumers(&mut self, vhost: &str, queue: &str) -> usize {
+        let found = self.vhosts.get(vhost).and_then(|it| it.find_queue(queue));
+        let Some((queue, _)) = found else {
+            return 0;
+        };
+        let mut count = 0;
+        self.for_each_session(|core, _, session| {
+            if session.vhost != vhost {
+                return;
+            }
+            let consumers = session.channels.iter().flat_map(|(number, slot)| {
+                let consumers = slot.channel().consumers.iter();
+                let of_queue = consumers.filter(|(_, it)| it.queue == queue);
+                of_queue.map(|(consumer_tag, _)| (*number, consumer_tag.clone()))
+            });
+            let consumers: Vec<_> = consumers.collect();
+            for (number, consumer_tag) in consumers {
+                let timed_out = core.time_out_consumer(session, number, &consumer_tag);
+                count += usize::from(timed_out);
+            }
+        });
+        count
+    }
+
+    /// False if the consumer has no message that could be late.
+    fn time_out_consumer(
+        &mut self,
+        session: &mut Session,
+        number: u16,
+        consumer_tag: &str,
+    ) -> bool {
+        let Some(channel) = session.channel_with_consumers(number) else {
+            return false;
+        };
+        let messages = channel.time_out(consumer_tag);
+        if messages.is_empty() {
+            return false;
+        }
+        self.requeue(&session.vhost, messages);
+        let is_open = session.channel(number).is_some();
+        if is_open && !session.send_cancel(number, consumer_tag) {
+            // RabbitMQ says -1, too: its channel does not know the queue's timeout.
+            let text = format!(
+                "delivery acknowledgement on channel {number} timed out. Timeout value used: -1 ms. This timeout value can be \
+                 configured, see consumers doc guide to learn more"
+            );
+            self.close_channel(session, number, &Refusal::failed(text), None);
+        }
+        true
     }
 
     /// Hands an answer to the one who waits for it, if he still does.
@@ -482,7 +537,7 @@ pub(super) fn confirm_all(session: &mut Session) {
     }
 }
 
-/// Tells a consumer that the broker has cancelled it, if its client wants to know.
+/// Ends a consumer, and tells its client.
 fn cancel(sessions: &mut BTreeMap<SessionId, Box<Session>>, orphan: &Subscriber) {
     let Some(session) = sessions.get_mut(&orphan.session) else {
         return;
@@ -491,13 +546,8 @@ fn cancel(sessions: &mut BTreeMap<SessionId, Box<Session>>, orphan: &Subscriber)
         return;
     };
     channel.consumers.remove(&orphan.consumer_tag);
-    let is_open = session.channel(orphan.channel).is_some();
-    if is_open && session.can("consumer_cancel_notify") {
-        let method = BasicCancel {
-            consumer_tag: orphan.consumer_tag.as_str().into(),
-            no_wait: true,
-        };
-        session.send(orphan.channel, &method);
+    if session.channel(orphan.channel).is_some() {
+        session.send_cancel(orphan.channel, &orphan.consumer_tag);
     }
 }
 
@@ -529,10 +579,14 @@ fn deliver_one(
         let session = sessions.get(&it.session);
         session.is_some_and(|session| session.takes(it.channel, &it.consumer_tag))
     };
-    let Some(at) = queue.next_subscribers().iter().position(takes) else {
+    let has_timed_out = |it: &Subscriber| {
+        let session = sessions.get(&it.session);
+        session.is_some_and(|session| session.has_timed_out(it.channel, &it.consumer_tag))
+    };
+    let Some(at) = queue.next_subscriber(takes, has_timed_out) else {
         return false;
     };
-    let Some(subscriber) = queue.next_subscribers().get(at).cloned() else {
+    let Some(subscriber) = queue.subscribers().get(at).cloned() else {
         return false;
     };
     let Some(session) = sessions.get_mut(&subscriber.session) else {
@@ -562,7 +616,7 @@ fn deliver_one(
         queue.unacknowledged += 1;
         channel.deliver(Unacknowledged {
             queue: id,
-            entry,
+            entry: Some(entry),
             consumer: consumer_number,
         });
     }

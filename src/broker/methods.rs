@@ -109,6 +109,8 @@ impl Asked<'_> {
             Method::BasicQos(method) => self.qos(&method),
             Method::BasicConsume(method) => self.consume(&method),
             Method::BasicCancel(method) => self.cancel(&method.consumer_tag, method.no_wait),
+            // The answer to the broker's cancel. RabbitMQ ends the consumer, too.
+            Method::BasicCancelOk(method) => self.cancel(&method.consumer_tag, true),
             Method::BasicGet(method) => self.get(&method),
             Method::ExchangeDeclare(method) => {
                 self.vhost()?.declare_exchange(&method)?;
@@ -387,7 +389,7 @@ impl Asked<'_> {
         if !method.no_ack {
             channel.deliver(Unacknowledged {
                 queue: queue_id,
-                entry,
+                entry: Some(entry),
                 consumer: None,
             });
         }
@@ -412,7 +414,11 @@ impl Asked<'_> {
     pub(super) fn settle_now(&mut self, settle: Settle) -> Result<(), Refusal> {
         let now = self.core.now;
         let channel = self.channel()?;
-        channel.settled(&settle.messages);
+        let revived = channel.settled(&settle.messages, settle.how);
+        for number in revived {
+            self.revived(number)?;
+        }
+        let channel = self.channel()?;
         // A limit for all consumers lets others go on, too.
         if channel.shared_prefetch > 0 {
             self.consumers_changed()?;
@@ -428,13 +434,32 @@ impl Asked<'_> {
             let Some(queue) = vhost.queue_mut(message.queue) else {
                 continue;
             };
+            let Some(entry) = message.entry else {
+                continue;
+            };
             queue.unacknowledged -= 1;
             vhost.changed(message.queue);
             if settle.how == How::Reject {
                 let reason = super::message::Reason::Rejected;
-                vhost.bury(message.queue, &message.entry, reason, now);
+                vhost.bury(message.queue, &entry, reason, now);
             }
         }
+        Ok(())
+    }
+
+    /// A consumer that had timed out gets messages again.
+    fn revived(&mut self, consumer: u64) -> Result<(), Refusal> {
+        let (id, number) = (self.id, self.number);
+        let mut consumers = self.channel()?.consumers.iter();
+        let Some((consumer_tag, consumer)) = consumers.find(|(_, it)| it.number == consumer) else {
+            return Ok(());
+        };
+        let (consumer_tag, queue) = (consumer_tag.clone(), consumer.queue);
+        let vhost = self.vhost()?;
+        if let Some(queue) = vhost.queue_mut(queue) {
+            queue.stand_back(|it| it.is(id, number, &consumer_tag));
+        }
+        vhost.changed(queue);
         Ok(())
     }
 

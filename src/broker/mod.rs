@@ -87,7 +87,8 @@
 //! [`refuse_connections`](Broker::refuse_connections), [`stop_answering`](Broker::stop_answering),
 //! [`stop_heartbeats`](Broker::stop_heartbeats), [`block`](Broker::block), [`nack_next`](Broker::nack_next),
 //! [`close_channels`](Broker::close_channels), [`close_connections`](Broker::close_connections), [`delay`](Broker::delay),
-//! [`cancel_consumers`](Broker::cancel_consumers), [`restart`](Broker::restart).
+//! [`cancel_consumers`](Broker::cancel_consumers), [`time_out_consumers`](Broker::time_out_consumers),
+//! [`restart`](Broker::restart).
 //!
 //! When the broker closes a channel, its consumers can still get messages after the close, as with
 //! RabbitMQ. To test that: [stop the broker](Broker::stop_answering), let the client acknowledge a
@@ -114,7 +115,8 @@
 //! | malformed frames | 501, in Erlang's words | 501, in words of its own |
 //! | a failed login | the socket is closed after some seconds | at once |
 //! | confirms | when it is safe on disk | when it is in its queues |
-//! | messages acknowledged too late (`consumer_timeout`) | cost the channel | wait for ever |
+//! | consumers that acknowledge too late (`consumer_timeout`) | time out: since 4.3 only those of quorum queues, before at the cost of the channel | time out only by [`Broker::time_out_consumers`] |
+//! | `basic.cancel-ok` for an unknown consumer | 541 `INTERNAL_ERROR` | is ignored |
 //! | transactions | route when a message is published | when they are committed |
 //! | answers to direct reply-to | all have the same delivery tag | are counted |
 //! | the queue `amq.rabbitmq.reply-to.…` | names an Erlang process | is random |
@@ -369,6 +371,24 @@ impl Broker {
     /// were.
     pub fn cancel_consumers(&self, queue: &str) -> usize {
         self.change(|control| control.core.cancel_consumers("/", queue))
+    }
+
+    /// Times out the consumers of a queue in the virtual host `/` that hold unacknowledged messages,
+    /// and returns their number. The queue can be of any kind.
+    ///
+    /// This is what RabbitMQ 4.3 does with consumers of quorum queues after `consumer_timeout`. The
+    /// broker requeues the messages at once, sends `basic.cancel`, and delivers nothing more to the
+    /// consumer, whose tag stays in use. What happens then depends on the client:
+    ///
+    /// - It sends `basic.cancel` or `basic.cancel-ok` with the tag: the consumer ends, and the tag is
+    ///   free.
+    /// - It acknowledges or rejects all the requeued messages late: the broker accepts that, although
+    ///   the messages stay in the queue, and the consumer gets messages again. A late request to
+    ///   requeue the last of them is accepted, too, but the consumer gets nothing until it is cancelled.
+    /// - It has not declared the capability `consumer_cancel_notify`: instead of `basic.cancel`, the
+    ///   broker sends `channel.close` with 406 `PRECONDITION_FAILED`.
+    pub fn time_out_consumers(&self, queue: &str) -> usize {
+        self.change(|control| control.core.time_out_consumers("/", queue))
     }
 
     /// Ends and begins again, on the same port: all connections are cut, and only what is durable is still there, with the

@@ -213,13 +213,28 @@ impl Queue {
         std::mem::take(&mut self.subscribers)
     }
 
-    /// Who may get the next message: those whose turn it is first.
-    pub(super) fn next_subscribers(&self) -> &[Subscriber] {
-        let count = match self.arguments.single_active {
-            true => 1,
-            false => self.subscribers.len(),
-        };
-        self.subscribers.get(..count).unwrap_or_default()
+    /// Index of the consumer that gets the next message: the first that takes one. A single active
+    /// consumer is the first that has not timed out; others then get nothing, even if it takes none.
+    pub(super) fn next_subscriber(
+        &self,
+        takes: impl Fn(&Subscriber) -> bool,
+        has_timed_out: impl Fn(&Subscriber) -> bool,
+    ) -> Option<usize> {
+        if !self.arguments.single_active {
+            return self.subscribers.iter().position(takes);
+        }
+        let mut subscribers = self.subscribers.iter();
+        let at = subscribers.position(|it| !has_timed_out(it))?;
+        self.subscribers.get(at).is_some_and(takes).then_some(at)
+    }
+
+    /// Puts a consumer last, so that it does not replace the single active consumer.
+    pub(super) fn stand_back(&mut self, is_it: impl Fn(&Subscriber) -> bool) {
+        let at = self.subscribers.iter().position(is_it);
+        if let Some(at) = at.filter(|_| self.arguments.single_active) {
+            let subscriber = self.subscribers.remove(at);
+            self.subscribers.push(subscriber);
+        }
     }
 
     /// This one had its turn.

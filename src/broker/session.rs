@@ -9,7 +9,8 @@ use super::connection::method_id;
 use super::refusal::Refusal;
 use crate::wire::frame::{self, Cut};
 use crate::wire::method::{
-    BasicAck, BasicDeliver, BasicNack, BasicReturn, ChannelClose, ConnectionClose, Encode, MethodId,
+    BasicAck, BasicCancel, BasicDeliver, BasicNack, BasicReturn, ChannelClose, ConnectionClose,
+    Encode, MethodId,
 };
 use crate::wire::properties::Properties;
 use crate::wire::value::{FieldTable, FieldValue};
@@ -127,6 +128,11 @@ impl Session {
         !self.is_full() && slot.is_some_and(|it| it.channel().takes(consumer_tag))
     }
 
+    pub(super) fn has_timed_out(&self, number: u16, consumer_tag: &str) -> bool {
+        let slot = self.channels.get(&number);
+        slot.is_some_and(|it| it.channel().has_timed_out(consumer_tag))
+    }
+
     pub(super) fn is_full(&self) -> bool {
         self.output.len() > MAX_OUTPUT
     }
@@ -155,6 +161,20 @@ impl Session {
             let none = Properties::default();
             let _ = frame::write_content(&mut self.output, channel, Some(&none), body, limit);
         }
+    }
+
+    /// Tells the client that the broker has cancelled a consumer. False if the client has not said
+    /// that it understands that.
+    pub(super) fn send_cancel(&mut self, number: u16, consumer_tag: &str) -> bool {
+        let can = self.can("consumer_cancel_notify");
+        if can {
+            let method = BasicCancel {
+                consumer_tag: consumer_tag.into(),
+                no_wait: true,
+            };
+            self.send(number, &method);
+        }
+        can
     }
 
     pub(super) fn send_heartbeat(&mut self) {
