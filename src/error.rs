@@ -180,6 +180,15 @@ pub enum ErrorKind {
         /// What the system says, in words.
         text: String,
     },
+    /// A broker of the feature `broker` cannot listen at this address: the port is in use, for example.
+    ListenFailed {
+        /// The address.
+        address: String,
+        /// What the system says, as a kind.
+        kind: io::ErrorKind,
+        /// What the system says, in words.
+        text: String,
+    },
     /// TLS could not be agreed on, or failed: the certificate is of an unknown authority, expired, or for another host;
     /// the broker wants a client certificate; the server speaks no TLS at this port.
     TlsFailed {
@@ -353,6 +362,9 @@ impl fmt::Display for ErrorKind {
             Self::InvalidArgument(text) => f.write_str(text),
             Self::ConnectFailed { address, text, .. } => {
                 write!(f, "cannot connect to {address}: {text}")
+            }
+            Self::ListenFailed { address, text, .. } => {
+                write!(f, "cannot listen at {address}: {text}")
             }
             Self::TlsFailed { text } => write!(f, "TLS failed: {text}"),
             Self::EndpointsFailed(failed) => {
@@ -677,6 +689,7 @@ impl Error {
             ErrorKind::InvalidUri(_)
                 | ErrorKind::InvalidArgument(_)
                 | ErrorKind::ConnectFailed { .. }
+                | ErrorKind::ListenFailed { .. }
                 | ErrorKind::OutboxFull { .. }
                 | ErrorKind::WindowFull { .. }
                 | ErrorKind::ConnectionBlocked { .. }

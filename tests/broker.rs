@@ -1,7 +1,7 @@
 //! The broker that this crate has for tests: its faults, and what a look inside shows. That it else does what RabbitMQ does, all
 //! other tests show, which run with both.
 
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::net::TcpStream;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -57,6 +57,26 @@ fn many_brokers_are_apart_from_each_other_and_end_with_their_value() {
     let address = broker.address();
     drop(broker);
     assert!(TcpStream::connect(address).is_err());
+}
+
+#[test]
+fn a_port_that_is_in_use_is_named_in_the_error() {
+    let broker = Broker::start().unwrap();
+    let address = broker.address();
+    let options = BrokerOptions::default().port(address.port());
+    let error = Broker::start_with(options).unwrap_err();
+    let ErrorKind::ListenFailed {
+        address: at,
+        kind,
+        text,
+    } = error.kind()
+    else {
+        panic!("{error}");
+    };
+    assert_eq!(*at, address.to_string());
+    assert_eq!(*kind, io::ErrorKind::AddrInUse);
+    assert_eq!(error.to_string(), format!("cannot listen at {at}: {text}"));
+    assert!(!error.is_connection_end() && !error.may_have_been_sent());
 }
 
 #[test]

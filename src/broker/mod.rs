@@ -141,7 +141,8 @@ mod state;
 mod vhost;
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -163,6 +164,15 @@ struct SessionId(u64);
 /// Longer than any test.
 const LONGEST_DELAY: Duration = Duration::from_secs(24 * 60 * 60);
 
+fn cannot_listen(address: SocketAddr, error: io::Error) -> Error {
+    Error::new(ErrorKind::ListenFailed {
+        address: address.to_string(),
+        kind: error.kind(),
+        text: error.to_string(),
+    })
+    .caused_by(error)
+}
+
 /// A broker that ends with this value.
 pub struct Broker {
     shared: Arc<Shared>,
@@ -174,7 +184,8 @@ impl Broker {
     /// Starts one, with a port of its own.
     ///
     /// # Errors
-    /// If there is no free port, or no thread can be started.
+    /// [`ErrorKind::ListenFailed`] if no port is free, [`ErrorKind::ThreadNotStarted`] if the system
+    /// starts no thread.
     pub fn start() -> Result<Self> {
         Self::start_with(BrokerOptions::default())
     }
@@ -182,19 +193,21 @@ impl Broker {
     /// Starts one that is as the options say.
     ///
     /// # Errors
-    /// If the port is taken, or no thread can be started.
+    /// [`ErrorKind::ListenFailed`] if the port is in use, [`ErrorKind::ThreadNotStarted`] if the system
+    /// starts no thread.
     pub fn start_with(options: BrokerOptions) -> Result<Self> {
-        let port = options.port;
-        let failed = |error: std::io::Error| {
-            let kind = error.kind();
-            Error::new(ErrorKind::SocketClosed { kind })
-                .doing(format!("starting a broker ({error})"))
-        };
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, options.port));
         let core = Core::new(options.possible(), server::now());
-        let (server, address) = Server::bind(core, port).map_err(failed)?;
+        let bound = Server::bind(core, address);
+        let (server, address) = bound.map_err(|error| cannot_listen(address, error))?;
         let shared = server.shared();
         let thread = thread::Builder::new().name("leveret broker".to_owned());
-        let thread = thread.spawn(move || server.run()).map_err(failed)?;
+        let thread = thread.spawn(move || server.run()).map_err(|error| {
+            let kind = error.kind();
+            Error::new(ErrorKind::ThreadNotStarted { kind })
+                .caused_by(error)
+                .doing("starting a broker")
+        })?;
         Ok(Self {
             shared,
             thread: Some(thread),

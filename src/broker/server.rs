@@ -67,8 +67,8 @@ pub(super) struct Server {
 
 impl Server {
     /// It listens from now on, and answers when it runs.
-    pub(super) fn bind(core: Core, port: u16) -> io::Result<(Self, SocketAddr)> {
-        let listener = TcpListener::bind(("127.0.0.1", port))?;
+    pub(super) fn bind(core: Core, address: SocketAddr) -> io::Result<(Self, SocketAddr)> {
+        let listener = TcpListener::bind(address)?;
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
         let mut listener = mio::net::TcpListener::from_std(listener);
