@@ -154,6 +154,10 @@ impl Delivery {
 
     /// Gives the message back: to its queue, or to be dropped or dead-lettered.
     ///
+    /// Use it to return a message that was not handled. Since RabbitMQ 4.3 a nack does not count
+    /// towards the delivery limit of a quorum queue: a poison message that is requeued with it comes
+    /// again without end. [`reject`](Self::reject) counts.
+    ///
     /// # Errors
     /// As [`ack`](Self::ack). [`ErrorKind::InvalidArgument`] for a message from a stream (see [`Delivery`]): the broker
     /// would close the connection (540).
@@ -165,6 +169,9 @@ impl Delivery {
     }
 
     /// Gives the message back: to its queue if `requeue`, or to be dropped or dead-lettered.
+    ///
+    /// Use it for a message that could not be handled: with `requeue`, it counts as a failed delivery
+    /// towards the delivery limit of a quorum queue, on every version of RabbitMQ.
     ///
     /// # Errors
     /// As [`nack`](Self::nack).

@@ -18,7 +18,7 @@ use crate::consumer::Consumer;
 use crate::deadline::Deadline;
 use crate::delivery::Delivery;
 use crate::error::{Error, ErrorKind, Result};
-use crate::options::{NackOptions, WorkerOptions};
+use crate::options::WorkerOptions;
 
 /// What becomes of a message that was handled.
 ///
@@ -29,9 +29,12 @@ use crate::options::{NackOptions, WorkerOptions};
 pub enum Settlement {
     /// It is done: the broker forgets it.
     Ack,
-    /// It goes back to its queue, and to the next one who takes it; perhaps at once to the same.
+    /// The message goes back to its queue, and may come again at once, to the same handler
+    /// (`basic.reject`). Each time counts towards the delivery limit of a quorum queue, which
+    /// then dead-letters or drops the message.
     Requeue,
-    /// It is not to be handled again: dropped, or dead-lettered if its queue is declared so.
+    /// The message is not to be handled again: it is dropped, or dead-lettered if its queue is
+    /// declared so.
     Reject,
 }
 
@@ -43,8 +46,8 @@ type Handler = dyn Fn(&Delivery) -> Settlement + Send + Sync;
 /// says what becomes of the message; one that has acknowledged it itself may return anything.
 ///
 /// A handler that panics takes nothing with it: the panic is logged at `error` with the message's ids, and the message
-/// goes back to its queue; if it had been delivered before, it is rejected, so that a message that no handler survives is
-/// dead-lettered and does not go round for ever. A message from a stream is acknowledged.
+/// goes back to its queue as with [`Settlement::Requeue`]; if it had been delivered before, it is rejected, so that a message
+/// that no handler survives is dead-lettered and does not go round for ever. A message from a stream is acknowledged.
 ///
 /// When one thread cannot go on (its queue was deleted, its channel was closed, the connection has ended for good), all stop as in
 /// [`shutdown`](Self::shutdown), and [`join`](Self::join) says why: so the program can end, and be started again.
@@ -357,8 +360,9 @@ impl Worker {
         match settlement {
             Settlement::Ack => delivery.ack(),
             Settlement::Requeue | Settlement::Reject if is_from_stream => delivery.ack(),
-            Settlement::Requeue => delivery.nack(NackOptions::requeue()),
-            Settlement::Reject => delivery.nack(NackOptions::discard()),
+            // Since RabbitMQ 4.3 a nack does not count towards the queue's delivery limit.
+            Settlement::Requeue => delivery.reject(true),
+            Settlement::Reject => delivery.reject(false),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Threads that handle messages, and processes of them.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier};
 use std::time::Duration;
 
@@ -106,6 +106,47 @@ fn a_panic_costs_one_message_which_is_tried_once_more() {
         };
         assert!(logged::has(says_all), "{end}");
     }
+}
+
+#[test]
+fn what_a_handler_requeues_or_does_not_survive_counts_as_a_failed_delivery() {
+    const LIMIT: u32 = 5;
+    const TOO_MANY: u32 = 50;
+    let channel = channel();
+    let dead = exclusive_queue(&channel);
+    let options = QueueDeclareOptions::quorum()
+        .delivery_limit(LIMIT)
+        .dead_letter_exchange("")
+        .dead_letter_routing_key(dead.name());
+    let queue = channel.queue_declare(&unique("quorum"), options).unwrap();
+    let workers = Workers::new(channel.connection());
+    let poisoned = Arc::new(AtomicU32::new(0));
+    let counted = Arc::clone(&poisoned);
+    let (tell, told) = unbounded();
+    workers
+        .consume(queue.name(), WorkerOptions::default(), move |delivery| {
+            match (delivery.body(), delivery.redelivered()) {
+                (b"panic", false) => panic!("the test wants it"),
+                (b"panic", true) => tell.send(delivery.delivery_count()).unwrap(),
+                // A queue that does not count goes on for ever.
+                _ if counted.fetch_add(1, Ordering::SeqCst) < TOO_MANY => {
+                    return Settlement::Requeue
+                }
+                _ => {}
+            }
+            Settlement::Ack
+        })
+        .unwrap();
+    queue.publish("panic").unwrap();
+    assert_eq!(told.recv_timeout(SOON), Ok(Some(1)));
+    queue.publish("poison").unwrap();
+    eventually("it is given up", || {
+        ready(&channel, dead.name()) == 1 || poisoned.load(Ordering::SeqCst) > TOO_MANY
+    });
+    workers.shutdown(SOON).unwrap();
+    assert_eq!(poisoned.load(Ordering::SeqCst), LIMIT + 1);
+    assert_eq!(dead.get(true).unwrap().unwrap().body(), b"poison");
+    queue.delete(QueueDeleteOptions::default()).unwrap();
 }
 
 #[test]

@@ -304,6 +304,9 @@ impl Channel {
 
     /// Gives messages back: to their queue, or to be dropped or dead-lettered. An extension of RabbitMQ.
     ///
+    /// Since RabbitMQ 4.3 this does not count towards the delivery limit of a quorum queue, as
+    /// [`basic_reject`](Self::basic_reject) does: use it for messages that were not handled.
+    ///
     /// # Errors
     /// As [`basic_ack`](Self::basic_ack).
     pub fn basic_nack(&self, delivery_tag: u64, options: NackOptions) -> Result<()> {
@@ -315,6 +318,8 @@ impl Channel {
     }
 
     /// Gives one message back: to its queue if `requeue`, or to be dropped or dead-lettered.
+    ///
+    /// With `requeue`, it counts as a failed delivery towards the delivery limit of a quorum queue.
     ///
     /// # Errors
     /// As [`basic_ack`](Self::basic_ack).
