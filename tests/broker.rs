@@ -309,6 +309,41 @@ fn answers_come_later_when_they_are_to() {
 }
 
 #[test]
+fn a_consumer_that_is_timed_out_is_given_up_and_its_messages_come_again() {
+    let (broker, channel) = start();
+    let queue = declare(&channel);
+    for body in ["in hand", "unread", "never sent"] {
+        queue.publish(body).unwrap();
+    }
+    channel.basic_qos(2).unwrap();
+    let options = ConsumeOptions::default().consumer_tag("slow");
+    let consumer = queue.consume(options.clone()).unwrap();
+    eventually("two have come", || consumer.unread() == 2);
+    let in_hand = consumer.recv().unwrap().unwrap();
+    assert_eq!(broker.time_out_consumers("q"), 1);
+    eventually("it has heard of it", || {
+        broker.queue("q").unwrap().consumers == 0
+    });
+    let error = consumer.recv().unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "consumer \"slow\" was cancelled by the broker"
+    );
+    in_hand.ack().unwrap();
+    let consumer = queue.consume(options).unwrap();
+    for body in ["in hand", "unread", "never sent"] {
+        let delivery = consumer.recv_timeout(SOON).unwrap().unwrap();
+        assert_eq!(delivery.body(), body.as_bytes());
+        delivery.ack().unwrap();
+    }
+    assert!(broker.wait_until(SOON, |it| {
+        let queue = it.queue("q").unwrap();
+        queue.ready == 0 && queue.unacknowledged == 0 && queue.consumers == 1
+    }));
+    assert_eq!(channel.connection().epoch(), 0);
+}
+
+#[test]
 fn consumers_are_told_that_they_were_cancelled() {
     let (broker, channel) = start();
     let queue = declare(&channel);
