@@ -28,7 +28,7 @@ use crate::wire::value::FieldTable;
 /// is yielded once, then the iteration ends.
 ///
 /// When the broker cancels a consumer (its queue was deleted, the queue's node is gone, or an
-/// acknowledgement came too late), messages that nobody has read are dropped if they are to be
+/// acknowledgement came too late), unread messages are dropped if they are to be
 /// acknowledged, and acknowledgements of its messages are not sent any more: the broker delivers
 /// them again, if their queue still exists. The consumer tag can be used again at once.
 ///
@@ -110,8 +110,8 @@ enum Life {
     },
     /// Messages may come.
     Live,
-    /// Messages may come until the broker has answered the cancel. Whoever else cancels meanwhile
-    /// waits for the same answer: with a second cancel, its answer could come first.
+    /// Messages may come until the broker has answered the cancel. Others that cancel meanwhile wait
+    /// for the same answer: the answer to a second cancel could come first.
     Cancelling { others: Vec<Call> },
     /// The connection was lost: messages will come when the next one is there.
     Interrupted,
@@ -151,7 +151,7 @@ impl Registration {
         };
     }
 
-    /// Whether messages that nobody has read are given back to the queue.
+    /// Whether unread messages are given back to the queue.
     fn requeues(&self) -> bool {
         !self.no_ack && self.reads_from == ReadsFrom::Queue
     }

@@ -115,7 +115,7 @@ pub(crate) trait ChannelMailbox: Send + Sync {
 
 /// What the IO thread tells a consumer. It runs on the IO thread and must not block.
 pub(crate) trait ConsumerMailbox: Send + Sync {
-    /// Whether messages that nobody has read are given back to the queue.
+    /// Whether unread messages are given back to the queue.
     fn requeues(&self) -> bool;
     /// The broker has agreed.
     fn started(&self);

@@ -108,8 +108,8 @@ impl Channel {
                 false => Err(Error::invalid("the queue has another name")),
             };
             let method = publish_method("", current, message, message.is_mandatory());
-            let nobody = None::<&Arc<Awaited>>;
-            let published = self.publish_through(gate, &method, message, nobody, deadline.into());
+            let confirm = None::<&Arc<Awaited>>;
+            let published = self.publish_through(gate, &method, message, confirm, deadline.into());
             if published.is_ok() || name.current() == current {
                 return published.map_err(|error| Asked::about(BasicPublish::ID, "").failed(error));
             }

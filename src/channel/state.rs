@@ -208,7 +208,7 @@ impl ChannelMailbox for ChannelState {
         // It fails only if the channel has ended: then the broker requeues by itself.
         let _ = self.write_now(|frames| {
             let broker_tag = self.settled.broker_tag(delivery_tag);
-            // Not a reject: nobody has handled the message, so it must not count as a failed delivery.
+            // Not a reject: no handler has failed, so it must not count as a failed delivery.
             match broker_tag.filter(|_| !self.settled.contains(delivery_tag)) {
                 Some(delivery_tag) => frames.method(&BasicNack {
                     delivery_tag,

@@ -14,7 +14,7 @@ struct Consumer<M: Mailboxes> {
     mailbox: M::Consumer,
     /// Consume-ok has come, or none was asked for.
     is_started: bool,
-    /// Whether its messages are given back when nobody reads them.
+    /// Whether its unread messages are given back to the queue.
     requeues: bool,
 }
 

@@ -61,9 +61,9 @@ pub(crate) enum Assembly<K> {
         content: Content,
         missing: u64,
     },
-    /// The header of a message that nobody wants comes next.
+    /// The header of an unwanted message comes next.
     SkipHeader,
-    /// `missing` bytes are yet to come of a message that is too large, or that nobody wants.
+    /// `missing` bytes are yet to come of a message that is too large, or unwanted.
     Skip { missing: u64 },
 }
 

@@ -402,7 +402,7 @@ fn a_call_that_nobody_waits_for_any_more_still_takes_its_reply() {
     assert_eq!(counts, [(given_up, 1), (next, 2)]);
 }
 
-/// All that a broker may still send on a channel that has ended, from its point of view in good order.
+/// All that a broker may still send on a channel that has ended.
 fn receive_all_kinds(scenario: &mut Scenario) {
     scenario.deliver(1, "c", 7);
     scenario.receive_content(1, b"a message of two pieces, since it has more than a hundred bytes: the second comes in a frame of its own");
