@@ -12,8 +12,8 @@ use leveret::{
 };
 
 use crate::support::{
-    at, connect, content_frames, exclusive_queue, method_frame, options, scripted_server, short,
-    Frame, Program, Script, SOON,
+    at, connect, content_frames, eventually, exclusive_queue, method_frame, options,
+    scripted_server, short, Frame, Program, Script, SOON,
 };
 
 const CHANNEL_OPEN: (u16, u16) = (20, 10);
@@ -185,6 +185,49 @@ fn no_frame_follows_close_ok_when_two_channels_end_at_once() {
     server.join().unwrap();
 }
 
+#[test]
+fn no_answer_to_the_broker_follows_our_close() {
+    let (go_on, goes_on) = mpsc::channel();
+    let (address, server) = scripted_server(move |server| {
+        server.handshake(0);
+        server.open_channel();
+        let tag = agree_to_consumer(server, 1);
+        goes_on.recv().unwrap();
+        let cancel = [&short(&tag)[..], &[0]].concat();
+        let asked = [
+            method_frame(1, 20, 20, &[0]),
+            method_frame(1, 60, 30, &cancel),
+            delivery(1, &tag, 1, b"late"),
+        ];
+        server.send(&asked.concat());
+        serve_the_rest(server)
+    });
+    let gate = Arc::new(Gate::default());
+    let metrics = Arc::<Gate>::clone(&gate);
+    let connection = Connection::open_with(&at(address).metrics(metrics)).unwrap();
+    let channel = connection.open_channel().unwrap();
+    let consumer = channel
+        .basic_consume("q", ConsumeOptions::default())
+        .unwrap();
+    gate.shut(Moment::Read);
+    go_on.send(()).unwrap();
+    gate.wait_held();
+    // What the broker asks for has been read and not looked at.
+    thread::scope(|scope| {
+        scope.spawn(|| channel.close().unwrap());
+        eventually("the close is on its way", || !channel.is_open());
+        gate.open();
+    });
+    assert!(consumer.recv().is_err());
+    works(&connection);
+    connection.close().unwrap();
+    let seen = server.join().unwrap();
+    let on_channel: Vec<_> = seen.iter().filter(|it| it.channel == 1).collect();
+    // Then the number is used again.
+    assert_eq!(on_channel[0].method(), Some(CHANNEL_CLOSE));
+    assert_eq!(on_channel[1].method(), Some(CHANNEL_OPEN));
+}
+
 /// A durable mistake: the broker closes the channel for it.
 fn make_a_mistake(channel: &Channel) {
     let options = QueueDeclareOptions::passive();
@@ -252,28 +295,52 @@ fn a_channel_that_is_opened_again_counts_its_deliveries_from_the_new_life() {
 
 // ---- confirms ----
 
-/// Stops the IO thread at the moment it has written something.
+/// Stops the IO thread at the moment it has written, or read, something.
 #[derive(Default)]
 struct Gate {
-    shut: Mutex<bool>,
+    shut: Mutex<Option<Moment>>,
     opened: Condvar,
     is_held: AtomicBool,
 }
 
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Moment {
+    Written,
+    Read,
+}
+
 impl Gate {
-    fn set(&self, shut: bool) {
-        *self.shut.lock().unwrap() = shut;
+    fn shut(&self, at: Moment) {
+        *self.shut.lock().unwrap() = Some(at);
+    }
+
+    fn open(&self) {
+        *self.shut.lock().unwrap() = None;
         self.opened.notify_all();
+    }
+
+    fn wait_held(&self) {
+        eventually("the IO thread is held", || {
+            self.is_held.load(Ordering::SeqCst)
+        });
+    }
+
+    fn pass(&self, at: Moment) {
+        let mut shut = self.shut.lock().unwrap();
+        while *shut == Some(at) {
+            self.is_held.store(true, Ordering::SeqCst);
+            shut = self.opened.wait(shut).unwrap();
+        }
     }
 }
 
 impl Metrics for Gate {
     fn bytes_sent(&self, _: usize) {
-        let mut shut = self.shut.lock().unwrap();
-        while *shut {
-            self.is_held.store(true, Ordering::SeqCst);
-            shut = self.opened.wait(shut).unwrap();
-        }
+        self.pass(Moment::Written);
+    }
+
+    fn bytes_received(&self, _: usize) {
+        self.pass(Moment::Read);
     }
 }
 
@@ -297,11 +364,9 @@ fn a_message_that_is_published_behind_a_reopen_gets_its_own_confirm() {
     let publisher = channel.publisher_with(PublisherOptions::default()).unwrap();
     make_a_mistake(&channel);
     // While the IO thread is busy, one thread opens the channel again, and another one publishes.
-    gate.set(true);
+    gate.shut(Moment::Written);
     side.basic_publish("", good.name(), "aside").unwrap();
-    while !gate.is_held.load(Ordering::SeqCst) {
-        thread::yield_now();
-    }
+    gate.wait_held();
     let first = thread::scope(|scope| {
         scope.spawn(|| channel.reopen().unwrap());
         let first = loop {
@@ -310,7 +375,7 @@ fn a_message_that_is_published_behind_a_reopen_gets_its_own_confirm() {
             }
             thread::yield_now();
         };
-        gate.set(false);
+        gate.open();
         first
     });
     let publish = |queue: &Queue| publisher.publish("", queue.name(), "next").unwrap();

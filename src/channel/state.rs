@@ -144,12 +144,17 @@ impl ChannelMailbox for ChannelState {
     fn flow(&self, active: bool) {
         self.link.outbox.answer(self.number, |frames| {
             self.flow_stopped.store(!active, Ordering::Release);
-            frames.answer(&ChannelFlowOk { active });
+            if self.may_answer() {
+                frames.answer(&ChannelFlowOk { active });
+            }
         });
     }
 
     fn consumer_cancelled(&self, consumer_tag: &str, is_known: bool, no_wait: bool) {
         self.link.outbox.answer(self.number, |frames| {
+            if !self.may_answer() {
+                return;
+            }
             if !no_wait {
                 let consumer_tag = consumer_tag.into();
                 frames.answer(&BasicCancelOk { consumer_tag });
@@ -249,6 +254,12 @@ impl ChannelState {
             opened_in: AtomicU64::new(NEVER),
             is_recovering: AtomicBool::new(false),
         }
+    }
+
+    /// Whether the broker gets answers on the channel: no frame may follow our close, of which the
+    /// core need not know yet. Under the outbox's lock.
+    fn may_answer(&self) -> bool {
+        self.end.cause().is_none()
     }
 
     /// The broker has closed the channel: no frame follows this one.
