@@ -654,14 +654,15 @@ impl<'a> Driver<'a> {
                     channel.broker_replied(None);
                     message.delivery_tag = channel.received(message.delivery_tag);
                     let message = Unclaimed::new(message, no_ack, channel);
-                    call.answer(Ok(Reply::Message(message)));
-                    self.link.counters.delivered(1);
+                    let answer = || call.answer(Ok(Reply::Message(message)));
+                    self.link.counters.delivered(1, answer);
                 }
                 Event::Failed { call, error } => call.answer(Err(error)),
                 Event::Deliveries { consumer, count } => {
-                    let bytes = consumer.deliver(self.core.take_messages(count));
+                    let messages = self.core.take_messages(count);
+                    let deliver = || consumer.deliver(messages);
+                    let bytes = self.link.counters.delivered(count, deliver);
                     self.reading.delivered(bytes);
-                    self.link.counters.delivered(count);
                 }
                 Event::ConsumerStarted { consumer } => consumer.started(),
                 Event::ConsumerCancelled {
@@ -685,8 +686,8 @@ impl<'a> Driver<'a> {
                     sequence_number,
                     message,
                 } => {
-                    channel.returned(message, sequence_number);
-                    self.link.counters.returned();
+                    let give_back = || channel.returned(message, sequence_number);
+                    self.link.counters.returned(give_back);
                 }
                 Event::Answered {
                     confirm,
@@ -694,9 +695,10 @@ impl<'a> Driver<'a> {
                     outcome,
                 } => {
                     let is_returned = matches!(outcome, Outcome::Returned(_));
-                    confirm.answered(sequence_number, outcome);
-                    if is_returned {
-                        self.link.counters.returned();
+                    let answer = || confirm.answered(sequence_number, outcome);
+                    match is_returned {
+                        true => self.link.counters.returned(answer),
+                        false => answer(),
                     }
                 }
                 Event::Lost {
@@ -721,8 +723,9 @@ impl<'a> Driver<'a> {
                     answered,
                     answered_to,
                 } => {
-                    channel.confirm(answer, sequence_number, answered_to);
-                    self.link.counters.confirmed(answered, answer.nack);
+                    let confirm = || channel.confirm(answer, sequence_number, answered_to);
+                    let counters = &self.link.counters;
+                    counters.confirmed(answered, answer.nack, confirm);
                 }
                 Event::MessageTooLarge { channel, size } => channel.message_too_large(size),
                 Event::Flow { channel, active } => channel.flow(active),

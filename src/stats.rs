@@ -137,9 +137,30 @@ impl Counters {
         self.tell(|metrics| metrics.bytes_sent(count));
     }
 
-    pub(crate) fn delivered(&self, messages: usize) {
+    // Counted before the program can see it. The program's own metrics are told afterwards, since
+    // they can panic.
+
+    pub(crate) fn delivered<T>(&self, messages: usize, deliver: impl FnOnce() -> T) -> T {
         add(&self.messages_delivered, messages as u64);
+        let delivered = deliver();
         self.tell(|metrics| (0..messages).for_each(|_| metrics.message_delivered()));
+        delivered
+    }
+
+    pub(crate) fn returned(&self, give_back: impl FnOnce()) {
+        add(&self.messages_returned, 1);
+        give_back();
+        self.tell(|metrics| metrics.message_returned());
+    }
+
+    pub(crate) fn confirmed(&self, count: u64, nacked: bool, confirm: impl FnOnce()) {
+        let counter = match nacked {
+            true => &self.messages_nacked,
+            false => &self.messages_confirmed,
+        };
+        add(counter, count);
+        confirm();
+        self.tell(|metrics| metrics.messages_confirmed(count, nacked));
     }
 
     /// It was counted before.
@@ -153,20 +174,6 @@ impl Counters {
 
     pub(crate) fn tell_recovered(&self, after: Duration) {
         self.tell(|metrics| metrics.recovered(after));
-    }
-
-    pub(crate) fn returned(&self) {
-        add(&self.messages_returned, 1);
-        self.tell(|metrics| metrics.message_returned());
-    }
-
-    pub(crate) fn confirmed(&self, count: u64, nacked: bool) {
-        let counter = match nacked {
-            true => &self.messages_nacked,
-            false => &self.messages_confirmed,
-        };
-        add(counter, count);
-        self.tell(|metrics| metrics.messages_confirmed(count, nacked));
     }
 
     pub(crate) fn call_answered(&self, time: Duration) {
