@@ -16,7 +16,7 @@ use crate::delivery::{stream_offset, Delivery, Origin, ReadsFrom};
 use crate::error::{ClosedBy, Error, ErrorKind, Result};
 use crate::mailbox::{Call, ChannelMailbox, ConsumerMailbox, Reply};
 use crate::options::ConsumeOptions;
-use crate::proto::Delivered;
+use crate::proto::{Delivered, Settling};
 use crate::wire::content::Content;
 use crate::wire::method::{BasicCancelOk, BasicConsume, Encode, Method};
 use crate::wire::value::FieldTable;
@@ -151,9 +151,12 @@ impl Registration {
         };
     }
 
-    /// Whether unread messages are given back to the queue.
-    fn requeues(&self) -> bool {
-        !self.no_ack && self.reads_from == ReadsFrom::Queue
+    fn settling(&self) -> Settling {
+        match self.reads_from {
+            _ if self.no_ack => Settling::NoAck,
+            ReadsFrom::Stream => Settling::Stream,
+            ReadsFrom::Queue => Settling::Requeue,
+        }
     }
 
     /// Whether the broker has cancelled it.
@@ -215,7 +218,7 @@ impl Registration {
 
     /// Gives a message that nobody reads back to its queue.
     fn give_back(&self, state: &ChannelState, delivery_tag: u64) {
-        if self.requeues() {
+        if self.settling() == Settling::Requeue {
             state.requeue(delivery_tag);
         }
     }
@@ -297,8 +300,8 @@ impl ConsumerMailbox for Mailbox {
         0
     }
 
-    fn requeues(&self) -> bool {
-        self.registration.requeues()
+    fn settling(&self) -> Settling {
+        self.registration.settling()
     }
 
     fn unread(&self) -> u64 {

@@ -7,7 +7,7 @@ use crossbeam_channel::{Receiver, Sender};
 
 use crate::error::{Error, Result};
 use crate::io_thread::Link;
-use crate::proto::{self, Answer, Delivered, Fetched, Left, Outcome, Returned};
+use crate::proto::{self, Answer, Delivered, Fetched, Left, Outcome, Returned, Settling};
 use crate::wire::method::Method;
 use crate::wire::value::FieldTable;
 
@@ -115,8 +115,8 @@ pub(crate) trait ChannelMailbox: Send + Sync {
 
 /// What the IO thread tells a consumer. It runs on the IO thread and must not block.
 pub(crate) trait ConsumerMailbox: Send + Sync {
-    /// Whether unread messages are given back to the queue.
-    fn requeues(&self) -> bool;
+    /// What is done about its messages.
+    fn settling(&self) -> Settling;
     /// The broker has agreed.
     fn started(&self);
     /// Takes these messages, and returns how many bytes more are unread now.

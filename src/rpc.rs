@@ -18,7 +18,7 @@ use crate::error::{ClosedBy, Error, ErrorKind, Result};
 use crate::mailbox::{ConfirmMailbox, ConsumerMailbox};
 use crate::message::Message;
 use crate::options::{ConsumeOptions, WorkerOptions};
-use crate::proto::{Delivered, Outcome};
+use crate::proto::{Delivered, Outcome, Settling};
 use crate::wire::value::FieldTable;
 use crate::workers::{Settlement, Workers};
 
@@ -272,8 +272,8 @@ impl Replies {
 }
 
 impl ConsumerMailbox for Replies {
-    fn requeues(&self) -> bool {
-        false
+    fn settling(&self) -> Settling {
+        Settling::NoAck
     }
 
     fn started(&self) {}

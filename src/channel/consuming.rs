@@ -118,7 +118,7 @@ impl Channel {
             frames.command(Command::Consume {
                 channel,
                 consumer_tag: Arc::clone(&consumer_tag),
-                requeues: mailbox.requeues(),
+                settling: mailbox.settling(),
                 consumer: mailbox,
                 call,
             });

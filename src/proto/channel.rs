@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::confirms::Confirms;
-use super::consumers::{Consumers, Receiver};
+use super::consumers::{Consumers, Receiver, Settling};
 use super::content::{Assembly, Names};
 use super::event::Mailboxes;
 use crate::error::{Error, ReplyCode};
@@ -218,7 +218,10 @@ impl<M: Mailboxes> Channel<M> {
         deliver: &BasicDeliver<'_>,
     ) -> Result<Option<u64>, String> {
         let delivery_tag = deliver.delivery_tag;
-        match self.consumers.receiver_of(&deliver.consumer_tag) {
+        match self
+            .consumers
+            .receiver_of(&deliver.consumer_tag, delivery_tag)
+        {
             Receiver::Consumer(consumer) => {
                 self.names.set(&deliver.exchange, &deliver.routing_key);
                 self.assembly = Assembly::Header(Incoming::Delivery {
@@ -228,9 +231,9 @@ impl<M: Mailboxes> Channel<M> {
                 });
                 Ok(None)
             }
-            Receiver::Ended { requeues } => {
+            Receiver::Ended(settling) => {
                 self.assembly = Assembly::SkipHeader;
-                Ok(requeues.then_some(delivery_tag))
+                Ok((settling == Settling::Requeue).then_some(delivery_tag))
             }
             Receiver::Former => {
                 self.assembly = Assembly::SkipHeader;
@@ -251,6 +254,7 @@ impl<M: Mailboxes> Channel<M> {
             Method::BasicGetOk(got) => {
                 self.names.set(&got.exchange, &got.routing_key);
                 let (delivery_tag, redelivered) = (got.delivery_tag, got.redelivered);
+                self.consumers.fetched(delivery_tag);
                 let message_count = got.message_count;
                 let pending = self.calls.answered_by(&Method::BasicGetOk(got))?;
                 self.assembly = Assembly::Header(Incoming::Fetch {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::channel::{Channel, Expected, Incoming, Pending, Phase};
 use super::confirms::{Answer, Published};
+use super::consumers::Settling;
 use super::content::{Delivered, Fetched, Misfit, Returned};
 use super::effects::Effects;
 use super::event::{Event, Mailboxes};
@@ -29,7 +30,7 @@ enum Slot<M: Mailboxes> {
 struct Closed {
     /// Answers calls that were on their way when it closed.
     cause: Error,
-    /// The tags of its consumers: on the number's next life messages for them can still come.
+    /// The tags of its consumers: in the number's next life messages for them can still come.
     consumer_tags: Vec<Arc<str>>,
 }
 
@@ -162,7 +163,10 @@ impl<M: Mailboxes> Channels<M> {
         if !takes || message.body.len() as u64 > self.max_message_size {
             return false;
         }
-        let Some(consumer) = channel.consumers.get(message.consumer_tag) else {
+        let Some(consumer) = channel
+            .consumers
+            .get(message.consumer_tag, message.delivery_tag)
+        else {
             return false;
         };
         log::trace!("channel {} ← {}", message.channel, BasicDeliver::ID);
@@ -529,7 +533,7 @@ impl<M: Mailboxes> Channels<M> {
         number: u16,
         consumer_tag: Arc<str>,
         consumer: M::Consumer,
-        requeues: bool,
+        settling: Settling,
         call: Option<M::Call>,
         effects: &mut Effects<M>,
     ) {
@@ -538,7 +542,7 @@ impl<M: Mailboxes> Channels<M> {
                 let tag = Arc::clone(&consumer_tag);
                 channel
                     .consumers
-                    .insert(tag, consumer, requeues, call.is_none());
+                    .insert(tag, consumer, settling, call.is_none());
                 if call.is_some() {
                     channel.calls.push(Expected::ConsumeOk(consumer_tag), call);
                 }

@@ -519,9 +519,9 @@ impl<M: Mailboxes> Connection<M> {
                 channel,
                 consumer_tag,
                 consumer,
-                requeues,
+                settling,
                 call,
-            } => channels.consuming(channel, consumer_tag, consumer, requeues, call, effects),
+            } => channels.consuming(channel, consumer_tag, consumer, settling, call, effects),
             Command::Publish(published) => self.published(published),
             Command::CloseChannel {
                 channel,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::event::Mailboxes;
 
-/// How many consumers that have ended are remembered.
+/// How many consumers that have ended are remembered, and how many tags of former lives.
 const ENDED_LIMIT: usize = 256;
 
 struct Consumer<M: Mailboxes> {
@@ -14,13 +14,23 @@ struct Consumer<M: Mailboxes> {
     mailbox: M::Consumer,
     /// Consume-ok has come, or none was asked for.
     is_started: bool,
-    /// Whether its unread messages are given back to the queue.
-    requeues: bool,
+    settling: Settling,
+}
+
+/// What is done about the messages of a consumer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Settling {
+    /// They are acknowledged, and unread ones go back to their queue.
+    Requeue,
+    /// They are acknowledged, and a stream keeps them all.
+    Stream,
+    /// The broker has forgotten them.
+    NoAck,
 }
 
 struct Ended {
     consumer_tag: Arc<str>,
-    requeues: bool,
+    settling: Settling,
     /// The log tells once of messages that come for it.
     is_logged: bool,
 }
@@ -29,10 +39,8 @@ struct Ended {
 pub(crate) enum Receiver<'a, M: Mailboxes> {
     Consumer(&'a M::Consumer),
     /// One that has ended, after which a broker may still have sent a message.
-    Ended {
-        requeues: bool,
-    },
-    /// One of the number's last life. The broker has requeued the message.
+    Ended(Settling),
+    /// One of the number's former lives. The broker has requeued the message.
     Former,
     /// One that never was.
     Unknown,
@@ -43,12 +51,21 @@ pub(crate) struct Consumers<M: Mailboxes> {
     by_tag: HashMap<Arc<str>, Consumer<M>>,
     /// Who got the last message: mostly gets the next one, too, and is found without a hash of its
     /// tag.
-    last: Option<(Arc<str>, M::Consumer)>,
+    last: Option<Last<M>>,
     count: u64,
     /// Of this life of the channel, the oldest first.
     ended: VecDeque<Ended>,
-    /// The tags of the number's last life on this connection.
+    /// The tags of the number's former lives on this connection, the latest first.
     former: Vec<Arc<str>>,
+    /// The last delivery tag of this life.
+    delivered: u64,
+}
+
+struct Last<M: Mailboxes> {
+    consumer_tag: Arc<str>,
+    mailbox: M::Consumer,
+    /// A consumer of a former life had the same tag, so the delivery tag is looked at.
+    is_checked: bool,
 }
 
 impl<M: Mailboxes> Consumers<M> {
@@ -59,6 +76,7 @@ impl<M: Mailboxes> Consumers<M> {
             count: 0,
             ended: VecDeque::new(),
             former,
+            delivered: 0,
         }
     }
 
@@ -66,7 +84,7 @@ impl<M: Mailboxes> Consumers<M> {
         &mut self,
         consumer_tag: Arc<str>,
         mailbox: M::Consumer,
-        requeues: bool,
+        settling: Settling,
         is_started: bool,
     ) {
         self.count += 1;
@@ -75,7 +93,7 @@ impl<M: Mailboxes> Consumers<M> {
             number: self.count,
             mailbox,
             is_started,
-            requeues,
+            settling,
         };
         self.by_tag.insert(consumer_tag, consumer);
     }
@@ -87,52 +105,73 @@ impl<M: Mailboxes> Consumers<M> {
         Some(&consumer.mailbox)
     }
 
-    /// Who gets a message with this tag, if it is the consumer that got one before or another one
-    /// that is known.
-    #[inline]
-    pub(super) fn get(&mut self, consumer_tag: &[u8]) -> Option<&M::Consumer> {
-        let is_last = |(tag, _): &(Arc<str>, M::Consumer)| tag.as_bytes() == consumer_tag;
-        if !self.last.as_ref().is_some_and(is_last) {
-            let consumer_tag = std::str::from_utf8(consumer_tag).ok()?;
-            let (tag, consumer) = self.by_tag.get_key_value(consumer_tag)?;
-            if !consumer.is_started && self.had_tag(consumer_tag) {
-                return None;
-            }
-            self.last = Some((Arc::clone(tag), consumer.mailbox.clone()));
-        }
-        self.last.as_ref().map(|(_, consumer)| consumer)
+    /// A message has come that was fetched.
+    pub(super) fn fetched(&mut self, delivery_tag: u64) {
+        self.delivered = delivery_tag;
     }
 
-    /// Whether the tag was another consumer's before: until consume-ok comes, a message can be that
-    /// one's.
-    fn had_tag(&self, consumer_tag: &str) -> bool {
-        let has_ended = self
-            .ended
-            .iter()
-            .any(|it| *it.consumer_tag == *consumer_tag);
-        has_ended || self.is_former(consumer_tag)
+    /// Who gets a message with these tags, if that is a consumer which the broker has agreed to.
+    #[inline]
+    pub(super) fn get(&mut self, consumer_tag: &[u8], delivery_tag: u64) -> Option<&M::Consumer> {
+        let is_last = |last: &Last<M>| last.consumer_tag.as_bytes() == consumer_tag;
+        if !self.last.as_ref().is_some_and(is_last) {
+            self.last = Some(self.look_up(consumer_tag)?);
+        }
+        let last = self.last.as_ref()?;
+        if last.is_checked && !self.is_next(delivery_tag) {
+            return None;
+        }
+        self.delivered = delivery_tag;
+        Some(&last.mailbox)
+    }
+
+    fn look_up(&self, consumer_tag: &[u8]) -> Option<Last<M>> {
+        let consumer_tag = std::str::from_utf8(consumer_tag).ok()?;
+        let (tag, consumer) = self.by_tag.get_key_value(consumer_tag)?;
+        let is_former = self.is_former(consumer_tag);
+        let had_tag = |it: &Ended| *it.consumer_tag == *consumer_tag;
+        if !consumer.is_started && (is_former || self.ended.iter().any(had_tag)) {
+            // Until consume-ok comes, a message can be for the one that had the tag before.
+            return None;
+        }
+        Some(Last {
+            consumer_tag: Arc::clone(tag),
+            mailbox: consumer.mailbox.clone(),
+            // Answers to direct reply-to, which are never acknowledged, all have the same tag.
+            is_checked: is_former && consumer.settling != Settling::NoAck,
+        })
+    }
+
+    /// Whether it is the delivery tag that this life of the channel goes on with: a broker counts
+    /// them one by one.
+    fn is_next(&self, delivery_tag: u64) -> bool {
+        delivery_tag.checked_sub(1) == Some(self.delivered)
     }
 
     fn is_former(&self, consumer_tag: &str) -> bool {
         self.former.iter().any(|it| **it == *consumer_tag)
     }
 
-    /// Whom a message with this tag is for, whatever became of that consumer.
-    pub(super) fn receiver_of(&mut self, consumer_tag: &str) -> Receiver<'_, M> {
+    /// Whom a message with these tags is for, whatever became of that consumer.
+    pub(super) fn receiver_of(&mut self, consumer_tag: &str, delivery_tag: u64) -> Receiver<'_, M> {
         // Looked up twice, since a borrow that is returned lasts on all ways.
-        if self.get(consumer_tag.as_bytes()).is_some() {
-            let found = self.last.as_ref().map(|(_, consumer)| consumer);
+        if self.get(consumer_tag.as_bytes(), delivery_tag).is_some() {
+            let found = self.last.as_ref().map(|last| &last.mailbox);
             return found.map_or(Receiver::Unknown, Receiver::Consumer);
+        }
+        let is_former = self.is_former(consumer_tag);
+        if is_former && !self.is_next(delivery_tag) {
+            return Receiver::Former;
         }
         let mut ended = self.ended.iter_mut().rev();
         if let Some(ended) = ended.find(|it| *it.consumer_tag == *consumer_tag) {
             if !std::mem::replace(&mut ended.is_logged, true) {
                 log::info!("messages for consumer {consumer_tag:?} came after it had ended");
             }
-            let requeues = ended.requeues;
-            return Receiver::Ended { requeues };
+            self.delivered = delivery_tag;
+            return Receiver::Ended(ended.settling);
         }
-        match self.is_former(consumer_tag) {
+        match is_former {
             true => Receiver::Former,
             false => Receiver::Unknown,
         }
@@ -152,7 +191,7 @@ impl<M: Mailboxes> Consumers<M> {
         }
         self.ended.push_back(Ended {
             consumer_tag,
-            requeues: consumer.requeues,
+            settling: consumer.settling,
             is_logged: false,
         });
         Some(consumer.mailbox)
@@ -169,14 +208,23 @@ impl<M: Mailboxes> Consumers<M> {
         self.by_tag.values().map(|it| &it.mailbox)
     }
 
-    /// Ends all, and returns the tags that messages may still come for.
+    /// Ends all, and returns the tags that messages may still come for. They can be of earlier lives,
+    /// too, since a broker's writers are not in step.
     pub(crate) fn end(self) -> (Vec<M::Consumer>, Vec<Arc<str>>) {
-        let ended = self.ended.into_iter().map(|it| it.consumer_tag);
-        let mut tags: Vec<_> = ended.collect();
+        let mut tags = Vec::new();
         let mut mailboxes = Vec::with_capacity(self.by_tag.len());
         for (consumer_tag, consumer) in self.by_tag {
             tags.push(consumer_tag);
             mailboxes.push(consumer.mailbox);
+        }
+        let ended = self.ended.into_iter().rev().map(|it| it.consumer_tag);
+        for earlier in ended.chain(self.former) {
+            if tags.len() >= ENDED_LIMIT {
+                break;
+            }
+            if !tags.contains(&earlier) {
+                tags.push(earlier);
+            }
         }
         (mailboxes, tags)
     }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::channel::Expected;
 use super::confirms::{Answer, Left, Outcome, Published};
+use super::consumers::Settling;
 use super::content::{Fetched, Returned};
 use crate::error::{CloseReason, Error};
 use crate::wire::method::Method;
@@ -42,8 +43,7 @@ pub(crate) enum Command<M: Mailboxes> {
         channel: u16,
         consumer_tag: Arc<str>,
         consumer: M::Consumer,
-        /// Whether messages that come after its end are given back to the queue.
-        requeues: bool,
+        settling: Settling,
         call: Option<M::Call>,
     },
     /// A message was published in confirm mode.

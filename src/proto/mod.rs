@@ -30,6 +30,7 @@ mod tests;
 pub(crate) use channel::Expected;
 pub(crate) use confirms::{Answer, Earlier, Left, Outcome, Published};
 pub(crate) use connection::{Config, Connection, Server, Tuning};
+pub(crate) use consumers::Settling;
 pub(crate) use content::{Delivered, Fetched, Returned};
 pub(crate) use event::{Command, Event, Mailboxes};
 pub(crate) use handshake::Login;

@@ -169,7 +169,7 @@ fn append_consume(
         channel: number,
         consumer_tag: consume.consumer_tag.as_ref().into(),
         consumer: Arc::clone(&wanted.mailbox),
-        requeues: wanted.mailbox.requeues(),
+        settling: wanted.mailbox.settling(),
         call: Some(call),
     });
     set_qos(frames, &current)

@@ -357,7 +357,7 @@ fn a_consumer_may_get_messages_before_consume_ok_or_without_it() {
         channel: 1,
         consumer_tag: "c".into(),
         consumer: "c",
-        requeues: false,
+        settling: Settling::NoAck,
         call: None,
     });
     scenario.deliver(1, "c", 1);
@@ -562,6 +562,83 @@ fn messages_of_the_last_life_are_not_taken_for_those_of_a_consumer_with_the_same
     scenario.deliver(1, "c", 1);
     scenario.receive_content(1, b"new");
     assert_eq!(scenario.events(), ["delivery c 1 x/key new"]);
+}
+
+#[test]
+fn late_messages_are_told_by_their_delivery_tags_when_a_consumer_tag_is_used_again() {
+    let mut scenario = Scenario::with_channels([1]);
+    consumer_started(&mut scenario, "c");
+    scenario.receive(1, &not_found());
+    // A life without consumers in between.
+    scenario.open_channel(1);
+    scenario.receive(1, &not_found());
+    scenario.open_channel(1);
+    scenario.deliver(1, "c", 57);
+    scenario.receive_content(1, b"of the first life");
+    consumer_started(&mut scenario, "c");
+    let mut deliver = |delivery_tag| {
+        scenario.deliver(1, "c", delivery_tag);
+        scenario.receive_content(1, b"");
+        scenario.events()
+    };
+    let is_taken = [58, 1, 59, 2, 1, 3].map(|tag| !deliver(tag).is_empty());
+    assert_eq!(is_taken, [false, true, false, true, false, true]);
+    // What is fetched counts, too, and what comes for a consumer that has ended.
+    scenario.get(1);
+    scenario.receive(
+        1,
+        &BasicGetOk {
+            delivery_tag: 4,
+            ..get_ok()
+        },
+    );
+    scenario.receive_content(1, b"");
+    scenario.cancel(1, "c");
+    scenario.receive(
+        1,
+        &BasicCancelOk {
+            consumer_tag: "c".into(),
+        },
+    );
+    scenario.events();
+    let mut deliver = |delivery_tag| {
+        scenario.deliver(1, "c", delivery_tag);
+        scenario.receive_content(1, b"");
+        scenario.events()
+    };
+    assert_eq!(
+        [60, 5, 61].map(|tag| deliver(tag).concat()),
+        ["", "unwanted on 1 5", ""]
+    );
+}
+
+#[test]
+fn messages_that_are_not_acknowledged_may_all_have_one_delivery_tag() {
+    let mut scenario = Scenario::with_channels([1]);
+    consumer_started(&mut scenario, "c");
+    scenario.receive(1, &not_found());
+    scenario.open_channel(1);
+    let call = scenario.next_call();
+    scenario.core.handle(Command::Consume {
+        channel: 1,
+        consumer_tag: "c".into(),
+        consumer: "c",
+        settling: Settling::NoAck,
+        call: Some(call),
+    });
+    scenario.receive(
+        1,
+        &BasicConsumeOk {
+            consumer_tag: "c".into(),
+        },
+    );
+    scenario.events();
+    // As RabbitMQ answers to direct reply-to.
+    for _ in 0..3 {
+        scenario.deliver(1, "c", 1);
+        scenario.receive_content(1, b"");
+    }
+    assert_eq!(scenario.events().len(), 3);
 }
 
 #[test]

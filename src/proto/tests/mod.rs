@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use super::channel::Expected;
 use super::confirms::{Answer, Earlier, Outcome, Published};
 use super::connection::{Config, Connection};
+use super::consumers::Settling;
 use super::content::Delivered;
 use super::event::{Command, Event, Mailboxes};
 use super::handshake::Login;
@@ -187,7 +188,7 @@ impl Scenario {
             channel,
             consumer_tag: consumer.into(),
             consumer,
-            requeues: true,
+            settling: Settling::Requeue,
             call: Some(call),
         });
         call
