@@ -439,6 +439,9 @@ impl ChannelState {
             return Ok(());
         };
         self.append_open(frames, call)?;
+        // An attempt to recover it may have failed before it ended: then nothing has said so since,
+        // and an error of the new life would not end it.
+        self.set_recovering(false);
         self.reset(&cause);
         self.confirms.reopen();
         self.returned.reopen();

@@ -5,7 +5,9 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use leveret::{Connection, ConnectionOptions, ConsumeOptions, ErrorKind, QueueDeclareOptions};
+use leveret::{
+    Connection, ConnectionOptions, ConsumeOptions, ErrorKind, QueueDeclareOptions, ReplyCode,
+};
 
 use super::{lost, recovered};
 use crate::support::proxy::quick;
@@ -303,5 +305,49 @@ fn what_waits_for_room_goes_out_with_the_name_that_the_queue_has_then() {
         publishing.join().unwrap().unwrap();
     });
     assert_eq!(queue.name(), "amq.gen-new");
+    server.join().unwrap();
+}
+
+#[test]
+fn a_channel_that_ended_in_a_failed_attempt_ends_in_its_next_life_like_any_other() {
+    let (cut, is_cut) = mpsc::channel();
+    let close = |code: u16, text: &str, [class, method]: [u16; 2]| {
+        let ids = [class.to_be_bytes(), method.to_be_bytes()].concat();
+        [&code.to_be_bytes()[..], &short(text), &ids].concat()
+    };
+    let (address, server) = scripted_connections(3, move |connection, server| {
+        server.handshake(0);
+        if connection == 0 {
+            assert_eq!([(); 2].map(|()| server.open_channel()), [1, 2]);
+            return is_cut.recv().unwrap();
+        }
+        if connection == 1 {
+            // The first channel ends for an acknowledgement, the second one is not opened any more.
+            assert_eq!(server.open_channel(), 1);
+            server.send_method(1, 20, 40, &close(406, "PRECONDITION_FAILED", [60, 80]));
+            server.expect(20, 10);
+            server.expect(20, 41);
+            return;
+        }
+        assert_eq!([(); 2].map(|()| server.open_channel()), [2, 1]);
+        server.expect(50, 10);
+        server.send_method(1, 20, 40, &close(404, "NOT_FOUND", [50, 10]));
+        server.expect(20, 41);
+        assert_eq!(server.next_frame().channel, 2);
+    });
+    let options = at(address).recovery(quick().max_attempts(2));
+    let connection = Connection::open_with(&options).unwrap();
+    let events = connection.events();
+    let channels = [(); 2].map(|()| connection.open_channel().unwrap());
+    cut.send(()).unwrap();
+    recovered(&events);
+    assert!(!channels[0].is_open() && channels[1].is_open());
+    channels[0].reopen().unwrap();
+    let options = QueueDeclareOptions::passive();
+    let error = channels[0].queue_declare("q", options).unwrap_err();
+    assert_eq!(error.reply_code(), Some(ReplyCode::NOT_FOUND), "{error}");
+    assert!(!channels[0].is_open());
+    channels[0].basic_publish("", "q", "m").unwrap_err();
+    channels[1].basic_publish("", "q", "m").unwrap();
     server.join().unwrap();
 }
