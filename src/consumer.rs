@@ -28,9 +28,12 @@ use crate::wire::value::FieldTable;
 /// is yielded once, then the iteration ends.
 ///
 /// When the broker cancels a consumer (its queue was deleted, the queue's node is gone, or an
-/// acknowledgement came too late), unread messages are dropped if they are to be
-/// acknowledged, and acknowledgements of its messages are not sent any more: the broker delivers
-/// them again, if their queue still exists. The consumer tag can be used again at once.
+/// acknowledgement came too late), the broker delivers its messages again, if their queue still
+/// exists. So unread messages that are to be acknowledged are given back, and so is a [`Delivery`]
+/// that the program settles from then on, whatever it is settled with. The consumer tag can be used
+/// again at once. But with a quorum queue on RabbitMQ 4.3, do not settle messages of the former
+/// consumer by tag ([`Channel::basic_ack`]) or together with later ones: the broker could take that
+/// for messages of the new consumer with the same tag.
 ///
 /// A connection that is lost and comes back ([`RecoveryOptions`](crate::RecoveryOptions)) is no end: the iteration just goes
 /// on. What was not acknowledged comes again, and so does what nobody had read yet: it is dropped here.
@@ -217,7 +220,7 @@ impl Registration {
     }
 
     /// Gives a message that nobody reads back to its queue.
-    fn give_back(&self, state: &ChannelState, delivery_tag: u64) {
+    pub(crate) fn give_back(&self, state: &ChannelState, delivery_tag: u64) {
         if self.settling() == Settling::Requeue {
             state.requeue(delivery_tag);
         }
@@ -395,14 +398,15 @@ fn is_consume_refused(error: &Error) -> bool {
 }
 
 impl Mailbox {
-    /// The broker delivers again what was not acknowledged. An answer to it would be late: for a
-    /// quorum queue of RabbitMQ 4.3 it would bring the consumer back.
+    /// The broker delivers again what was not acknowledged in time. What is unread is given back,
+    /// since RabbitMQ 4.3 closes the channel (406) if it times out later.
     fn revoke(&self) {
         if self.registration.no_ack {
             return;
         }
         self.registration.is_revoked.store(true, Ordering::Release);
-        self.deliveries.discard(|_, _| ());
+        self.deliveries
+            .discard(|_, delivery_tag| self.give_back(delivery_tag));
     }
 
     fn give_back(&self, delivery_tag: u64) {

@@ -50,9 +50,10 @@ pub(crate) struct Origin {
 }
 
 impl Origin {
-    /// Whether the broker has cancelled the consumer, and so delivers its messages again.
-    fn is_revoked(&self) -> bool {
-        self.registration.as_ref().is_some_and(|it| it.is_revoked())
+    /// The consumer, if the broker has cancelled it, and so delivers its messages again.
+    fn revoked(&self) -> Option<&Registration> {
+        let registration = self.registration.as_deref();
+        registration.filter(|it| it.is_revoked())
     }
 }
 
@@ -210,11 +211,13 @@ impl Delivery {
             return Err(Error::new(ErrorKind::AlreadySettled { delivery_tag }).doing(doing));
         }
         // One for many is sent, since it is for messages of other consumers, too.
-        if self.origin.is_revoked() && !multiple {
+        if let Some(registration) = self.origin.revoked().filter(|_| !multiple) {
             log::debug!(
                 "{doing} {delivery_tag} is not sent: the broker has cancelled the consumer"
             );
-            self.channel().state().answer_not_sent();
+            let state = self.channel().state();
+            state.answer_not_sent();
+            registration.give_back(state, delivery_tag);
             return Ok(());
         }
         let answered = answer();

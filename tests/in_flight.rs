@@ -473,11 +473,18 @@ fn a_consumer_that_the_broker_cancels_is_given_up_for_good() {
         expect(server, QOS);
         // As RabbitMQ 4.3 does for an acknowledgement that is late.
         let cancel = method_frame(1, 60, 30, &[&short(&tag)[..], &[1]].concat());
-        server.send(&[cancel, method_frame(1, 60, 11, b"")].concat());
-        let cancel = expect(server, CANCEL);
-        assert_eq!(text_at(&cancel, 0), tag);
-        // No acknowledgement, and the tag is used again, before our answer.
+        server.send(&cancel);
+        server.send_method(1, 60, 11, b"");
+        let ours = expect(server, CANCEL);
+        assert_eq!(text_at(&ours, 0), tag);
+        // Unread, then one that is acknowledged late, and one that is nacked. Never an acknowledgement.
+        for number in [3, 1, 2] {
+            let nack = expect(server, NACK);
+            assert_eq!(nack.payload[4..], [0, 0, 0, 0, 0, 0, 0, number, 2]);
+        }
+        // The tag is used again before our answer, and before a cancel of more messages is read.
         assert_eq!(consumer_tag(server), tag);
+        server.send(&cancel);
         server.send_method(1, 60, 31, &short(&tag));
         server.send_method(1, 60, 21, &short(&tag));
         server.send(&delivery(1, &tag, 4, b"again"));
@@ -491,7 +498,6 @@ fn a_consumer_that_the_broker_cancels_is_given_up_for_good() {
     let consumer = channel.basic_consume("q", options.clone()).unwrap();
     let late = [(); 2].map(|()| consumer.recv().unwrap().unwrap());
     channel.basic_qos(1).unwrap();
-    // The third message, which nobody has read, comes again.
     let error = consumer.recv().unwrap_err();
     assert!(
         matches!(error.kind(), ErrorKind::ConsumerCancelled { .. }),

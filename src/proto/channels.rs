@@ -235,7 +235,9 @@ impl<M: Mailboxes> Channels<M> {
         effects: &mut Effects<M>,
     ) {
         let consumer_tag = cancel.consumer_tag.into_owned();
-        let consumer = channel.consumers.remove(&consumer_tag);
+        // RabbitMQ 4.3 can cancel a consumer twice before it reads our answer, and another one can have
+        // its tag then.
+        let consumer = channel.consumers.remove_started(&consumer_tag);
         effects.event(Event::ConsumerCancelled {
             channel: channel.mailbox.clone(),
             consumer_tag: consumer_tag.clone(),

@@ -197,6 +197,12 @@ impl<M: Mailboxes> Consumers<M> {
         Some(consumer.mailbox)
     }
 
+    /// Removes the consumer if the broker has agreed to it.
+    pub(crate) fn remove_started(&mut self, consumer_tag: &str) -> Option<M::Consumer> {
+        let is_started = self.by_tag.get(consumer_tag)?.is_started;
+        is_started.then(|| self.remove(consumer_tag)).flatten()
+    }
+
     /// Removes the consumer if it is still this one.
     pub(crate) fn remove_if(&mut self, tag: &str, number: Option<u64>) -> Option<M::Consumer> {
         (self.number_of(tag) == number)
