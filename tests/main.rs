@@ -30,6 +30,7 @@ mod recovery;
 mod refusals;
 mod rpc;
 mod stats;
+mod stress;
 mod support;
 mod threads;
 #[cfg(feature = "native-tls")]

@@ -213,8 +213,9 @@ impl ChannelMailbox for ChannelState {
         // It fails only if the channel has ended: then the broker requeues by itself.
         let _ = self.write_now(|frames| {
             let broker_tag = self.settled.broker_tag(delivery_tag);
+            let is_open = self.is_open_in(frames.epoch());
             // Not a reject: no handler has failed, so it must not count as a failed delivery.
-            match broker_tag.filter(|_| !self.settled.contains(delivery_tag)) {
+            match broker_tag.filter(|_| is_open && !self.settled.contains(delivery_tag)) {
                 Some(delivery_tag) => frames.method(&BasicNack {
                     delivery_tag,
                     multiple: false,

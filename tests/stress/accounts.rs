@@ -1,0 +1,217 @@
+//! What was published, what the program was told of it, and what the queues have.
+
+use std::collections::{HashMap, HashSet};
+
+use leveret::{Channel, ConsumeOptions, ErrorKind, Overflow, QueueDeclareOptions, Result};
+
+use super::Stress;
+use crate::support::{connect, unique, SOON};
+
+/// How many queues have consumers.
+pub(super) const BUSY: usize = 2;
+pub(super) const MISSING_QUEUE: &str = "stress-missing-queue";
+const MISSING_EXCHANGE: &str = "stress-missing-exchange";
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Destination {
+    /// A queue that takes everything.
+    Open,
+    /// A queue that is full and refuses.
+    Full,
+    /// No queue.
+    Unroutable,
+    /// An exchange that does not exist. Costs the channel.
+    Nowhere,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Outcome {
+    Confirmed,
+    Refused,
+    NotSent,
+    /// The program did not ask, or the channel ended before the answer came.
+    Unknown,
+}
+
+/// One message: which thread published it on which channel, and the how manieth it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Id {
+    pub(super) thread: u32,
+    pub(super) channel: u32,
+    pub(super) number: u32,
+}
+
+/// One message, and what the program was told of it.
+pub(super) struct Sent(pub(super) Id, pub(super) Destination, pub(super) Outcome);
+
+/// The message that fills the full queue.
+const FILLING: Id = Id {
+    thread: u32::MAX,
+    channel: 0,
+    number: 0,
+};
+
+impl Id {
+    /// A body of at least this length. It says which message it is of, and how long it is.
+    pub(super) fn body(self, size: usize) -> Vec<u8> {
+        let Self {
+            thread,
+            channel,
+            number,
+        } = self;
+        let head = format!("{thread} {channel} {number} ");
+        let size = size.max(head.len() + 8);
+        let mut body = format!("{head}{size} ").into_bytes();
+        body.resize(size, b'.');
+        body
+    }
+
+    /// None if the body is not whole.
+    pub(super) fn read(body: &[u8]) -> Option<Self> {
+        let text = std::str::from_utf8(body).ok()?;
+        let mut numbers = text.split(' ').map_while(|it| it.parse().ok());
+        let id = Self {
+            thread: numbers.next()?,
+            channel: numbers.next()?,
+            number: numbers.next()?,
+        };
+        (numbers.next()? as usize == body.len()).then_some(id)
+    }
+}
+
+/// The queues, and a channel of a connection that nothing disturbs.
+pub(super) struct Queues {
+    observer: Channel,
+    pub(super) open: String,
+    pub(super) full: String,
+    /// All threads publish to these and consume from them.
+    pub(super) busy: [String; BUSY],
+}
+
+impl Queues {
+    pub(super) fn declare() -> Self {
+        let queues = Self {
+            observer: connect().open_channel().unwrap(),
+            open: unique("stress-open"),
+            full: unique("stress-full"),
+            busy: [(); BUSY].map(|()| unique("stress-busy")),
+        };
+        let declare = |name: &str, options| queues.observer.queue_declare(name, options).unwrap();
+        let exclusive = QueueDeclareOptions::exclusive;
+        declare(&queues.open, exclusive());
+        let full = exclusive().max_length(1).overflow(Overflow::RejectPublish);
+        declare(&queues.full, full);
+        for busy in &queues.busy {
+            let options = QueueDeclareOptions::default().max_length(2000);
+            declare(busy, options.expires(3 * SOON));
+        }
+        let publisher = queues.observer.publisher().unwrap();
+        let filling = publisher.publish("", &queues.full, FILLING.body(0));
+        filling.unwrap().wait().unwrap();
+        queues
+    }
+
+    /// Exchange and routing key.
+    pub(super) fn address(&self, destination: Destination) -> (&str, &str) {
+        match destination {
+            Destination::Open => ("", &self.open),
+            Destination::Full => ("", &self.full),
+            Destination::Unroutable => ("", MISSING_QUEUE),
+            Destination::Nowhere => (MISSING_EXCHANGE, "key"),
+        }
+    }
+
+    /// All messages of a queue without consumers.
+    fn take_all(&self, queue: &str) -> Vec<Option<Id>> {
+        let passive = QueueDeclareOptions::passive();
+        let queue = self.observer.queue_declare(queue, passive).unwrap();
+        let consumer = queue.consume(ConsumeOptions::default().no_ack()).unwrap();
+        let take = |_| {
+            let delivery = consumer.recv_timeout(SOON).unwrap();
+            Id::read(delivery.expect("the broker has counted it").body())
+        };
+        (0..queue.message_count().unwrap()).map(take).collect()
+    }
+}
+
+impl Stress {
+    /// Compares an answer with what the broker can have done. Returns what the program knows now.
+    pub(super) fn outcome(&self, id: Id, to: Destination, answer: &Result<()>) -> Outcome {
+        let Err(error) = answer else {
+            if to != Destination::Open {
+                self.fault(format!("a message to {to:?} was confirmed"));
+            }
+            return Outcome::Confirmed;
+        };
+        match error.kind() {
+            ErrorKind::Nacked { .. } if to == Destination::Full => Outcome::Refused,
+            ErrorKind::Returned(message) if to == Destination::Unroutable => {
+                if Id::read(message.body()) != Some(id) {
+                    self.fault("a message was returned with the body of another");
+                }
+                Outcome::Refused
+            }
+            ErrorKind::Nacked { .. } | ErrorKind::Returned(_) => {
+                self.fault(format!("a message to {to:?}: {error}"));
+                Outcome::Refused
+            }
+            _ => {
+                self.check("Confirm::wait", error);
+                match error.may_have_been_sent() {
+                    true => Outcome::Unknown,
+                    false => Outcome::NotSent,
+                }
+            }
+        }
+    }
+
+    /// Compares what the program was told with what the queues have.
+    pub(super) fn check_messages(&self, sent: Vec<Sent>) {
+        for told in [Outcome::Confirmed, Outcome::Refused] {
+            if !sent.iter().any(|Sent(_, _, outcome)| *outcome == told) {
+                self.fault(format!("no message at all was {told:?}"));
+            }
+        }
+        if self.queues.take_all(&self.queues.full) != [Some(FILLING)] {
+            self.fault("the full queue has taken a message");
+        }
+        let stored = self.queues.take_all(&self.queues.open);
+        if stored.contains(&None) {
+            self.fault("a stored message is not as it was published");
+        }
+        // What is not published again can be read from a lost connection after newer messages.
+        let is_unknown = |it: &&Sent| it.2 == Outcome::Unknown;
+        let unordered: HashSet<_> = sent.iter().filter(is_unknown).map(|it| it.0).collect();
+        let mut copies = HashMap::<_, u64>::new();
+        let mut last = HashMap::new();
+        for id in stored.into_iter().flatten() {
+            let copies = copies.entry(id).or_default();
+            *copies += 1;
+            if unordered.contains(&id) {
+                continue;
+            }
+            // What is published again comes in order, beginning with the first that had no answer.
+            let last = last.entry((id.thread, id.channel)).or_insert(id.number);
+            if *copies == 1 && id.number < *last {
+                self.fault("a message was overtaken by a later one of its thread");
+            }
+            *last = id.number.max(*last);
+        }
+        // Each loss can make another copy.
+        let most = self.connection.epoch() + 1;
+        for Sent(id, to, told) in sent {
+            let copies = copies.remove(&id).unwrap_or_default();
+            let is_right = match (to, told) {
+                (Destination::Open, Outcome::Confirmed) => copies >= 1 && copies <= most,
+                (Destination::Open, Outcome::Unknown) => copies <= most,
+                _ => copies == 0,
+            };
+            if !is_right {
+                self.fault(format!("{told:?}, to {to:?}, and there {copies} times"));
+            }
+        }
+        if !copies.is_empty() {
+            self.fault("a stored message was published by nobody");
+        }
+    }
+}
