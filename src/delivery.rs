@@ -5,7 +5,7 @@ use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
-use crate::channel::Channel;
+use crate::channel::{Answered, Channel};
 use crate::consumer::Registration;
 use crate::error::{Error, ErrorKind, Result};
 use crate::options::NackOptions;
@@ -23,6 +23,7 @@ use crate::wire::properties::Properties;
 /// When the connection is lost, the broker gives all unacked messages back to their queues, and delivers them again. An
 /// answer to one that came before is then not sent: that is no error, and a line in the log at `debug`; but a transaction that
 /// it belongs to fails at [`tx_commit`](Channel::tx_commit).
+/// [`ConnectionStats::acks_not_sent`](crate::ConnectionStats::acks_not_sent) counts these answers.
 ///
 /// A message from a stream can only be acknowledged: a stream keeps its messages and takes none
 /// back. A consumer reads from a stream if its options have a
@@ -138,8 +139,12 @@ impl Delivery {
     /// [`ErrorKind::AlreadySettled`] if it was acknowledged or rejected before; the channel's or the connection's
     /// end, if they have ended: then the broker delivers the message again.
     pub fn ack(&self) -> Result<()> {
+        self.answer_ack().map(drop)
+    }
+
+    pub(crate) fn answer_ack(&self) -> Result<Answered> {
         self.settle("basic.ack", false, || {
-            self.channel().basic_ack(self.delivery_tag)
+            self.channel().ack(self.delivery_tag, false)
         })
     }
 
@@ -148,9 +153,10 @@ impl Delivery {
     /// # Errors
     /// As [`ack`](Self::ack). Acknowledging one of the earlier messages again closes the channel (406).
     pub fn ack_multiple(&self) -> Result<()> {
-        self.settle("basic.ack", true, || {
-            self.channel().basic_ack_multiple(self.delivery_tag)
-        })
+        let answered = self.settle("basic.ack", true, || {
+            self.channel().ack(self.delivery_tag, true)
+        });
+        answered.map(drop)
     }
 
     /// Gives the message back: to its queue, or to be dropped or dead-lettered.
@@ -164,9 +170,10 @@ impl Delivery {
     /// would close the connection (540).
     pub fn nack(&self, options: NackOptions) -> Result<()> {
         self.check_can_be_given_back("basic.nack")?;
-        self.settle("basic.nack", options.multiple, || {
-            self.channel().basic_nack(self.delivery_tag, options)
-        })
+        let answered = self.settle("basic.nack", options.multiple, || {
+            self.channel().nack(self.delivery_tag, options)
+        });
+        answered.map(drop)
     }
 
     /// Gives the message back: to its queue if `requeue`, or to be dropped or dead-lettered.
@@ -177,9 +184,13 @@ impl Delivery {
     /// # Errors
     /// As [`nack`](Self::nack).
     pub fn reject(&self, requeue: bool) -> Result<()> {
+        self.answer_reject(requeue).map(drop)
+    }
+
+    pub(crate) fn answer_reject(&self, requeue: bool) -> Result<Answered> {
         self.check_can_be_given_back("basic.reject")?;
         self.settle("basic.reject", false, || {
-            self.channel().basic_reject(self.delivery_tag, requeue)
+            self.channel().reject(self.delivery_tag, requeue)
         })
     }
 
@@ -199,8 +210,8 @@ impl Delivery {
         &self,
         doing: &str,
         multiple: bool,
-        answer: impl FnOnce() -> Result<()>,
-    ) -> Result<()> {
+        answer: impl FnOnce() -> Result<Answered>,
+    ) -> Result<Answered> {
         let delivery_tag = self.delivery_tag;
         if self.origin.no_ack {
             return Err(Error::invalid(format!(
@@ -218,7 +229,7 @@ impl Delivery {
             let state = self.channel().state();
             state.answer_not_sent();
             registration.give_back(state, delivery_tag);
-            return Ok(());
+            return Ok(Answered::NotSent);
         }
         let answered = answer();
         if answered.is_err() {

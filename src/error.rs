@@ -348,6 +348,15 @@ pub enum ErrorKind {
         /// What is wrong with them.
         text: String,
     },
+    /// The connection was lost before the broker had the acknowledgements of these messages, which
+    /// [`Workers`](crate::Workers) have handled. The broker will deliver the messages again.
+    AcksLost {
+        /// Messages whose acknowledgement was not sent.
+        not_sent: u64,
+        /// Messages, at most, whose acknowledgement was sent, but may not have reached the broker. It
+        /// delivers these again only if that is so.
+        unconfirmed: u64,
+    },
     /// The system does not start another thread.
     ThreadNotStarted {
         /// What the system says.
@@ -486,6 +495,10 @@ impl fmt::Display for ErrorKind {
                     None => Ok(()),
                 }
             }
+            Self::AcksLost {
+                not_sent,
+                unconfirmed,
+            } => write_acks_lost(f, *not_sent, *unconfirmed),
             Self::ThreadNotStarted { kind } => write!(f, "cannot start a thread: {kind}"),
             Self::AlreadySettled { delivery_tag } => {
                 write!(
@@ -504,6 +517,23 @@ fn write_given_up(f: &mut fmt::Formatter<'_>, hindrance: &str, after: Duration) 
         Duration::ZERO => Ok(()),
         after => write!(f, "; timed out after {after:?}"),
     }
+}
+
+fn write_acks_lost(f: &mut fmt::Formatter<'_>, not_sent: u64, unconfirmed: u64) -> fmt::Result {
+    f.write_str("the connection was lost")?;
+    if not_sent > 0 {
+        write!(
+            f,
+            "; {not_sent} acknowledgements were not sent, and the broker will deliver these messages again"
+        )?;
+    }
+    if unconfirmed > 0 {
+        write!(
+            f,
+            "; up to {unconfirmed} acknowledgements may not have reached the broker, which will then deliver these messages again"
+        )?;
+    }
+    Ok(())
 }
 
 /// A place to connect to, and why that failed.

@@ -25,6 +25,9 @@ pub struct ConnectionStats {
     pub messages_confirmed: u64,
     /// Messages that the broker has refused (`basic.nack`).
     pub messages_nacked: u64,
+    /// Acks, nacks and rejects that were not sent, because the connection on which their message came
+    /// was lost, or the broker has cancelled the consumer. The broker delivers these messages again.
+    pub acks_not_sent: u64,
     /// Calls that the broker has answered.
     pub calls: u64,
     /// How long these calls have taken together, from the call to its return.
@@ -74,6 +77,9 @@ pub trait Metrics: Send + Sync {
     fn message_returned(&self) {}
     /// The broker has answered for so many messages.
     fn messages_confirmed(&self, _count: u64, _nacked: bool) {}
+    /// An ack, nack or reject was not sent, because the connection on which its message came was lost,
+    /// or the broker has cancelled the consumer. The broker delivers the message again.
+    fn ack_not_sent(&self) {}
     /// The broker has answered a call, after so long.
     fn call_answered(&self, _time: Duration) {}
     /// The connection is back, so long after it was lost.
@@ -96,6 +102,7 @@ pub(crate) struct Counters {
     messages_returned: AtomicU64,
     messages_confirmed: AtomicU64,
     messages_nacked: AtomicU64,
+    acks_not_sent: AtomicU64,
     calls: AtomicU64,
     call_nanoseconds: AtomicU64,
     recoveries: AtomicU64,
@@ -115,6 +122,7 @@ impl Counters {
             messages_returned: AtomicU64::new(0),
             messages_confirmed: AtomicU64::new(0),
             messages_nacked: AtomicU64::new(0),
+            acks_not_sent: AtomicU64::new(0),
             calls: AtomicU64::new(0),
             call_nanoseconds: AtomicU64::new(0),
             recoveries: AtomicU64::new(0),
@@ -176,6 +184,11 @@ impl Counters {
         self.tell(|metrics| metrics.recovered(after));
     }
 
+    pub(crate) fn ack_not_sent(&self) {
+        add(&self.acks_not_sent, 1);
+        self.tell(|metrics| metrics.ack_not_sent());
+    }
+
     pub(crate) fn call_answered(&self, time: Duration) {
         add(&self.calls, 1);
         let nanoseconds = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
@@ -193,6 +206,7 @@ impl Counters {
             messages_returned: get(&self.messages_returned),
             messages_confirmed: get(&self.messages_confirmed),
             messages_nacked: get(&self.messages_nacked),
+            acks_not_sent: get(&self.acks_not_sent),
             calls: get(&self.calls),
             call_time: Duration::from_nanos(get(&self.call_nanoseconds)),
             channels,

@@ -1,7 +1,7 @@
 //! Threads that handle messages, and stop in good order.
 
 use std::any::Any;
-use std::cell::Cell;
+use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::fmt;
 use std::panic::{catch_unwind, AssertUnwindSafe};
@@ -12,12 +12,12 @@ use std::time::Duration;
 use crossbeam_channel::{bounded, select, Receiver, Sender, TryRecvError};
 use parking_lot::{Condvar, Mutex};
 
-use crate::channel::Channel;
+use crate::channel::{Answered, Channel};
 use crate::connection::Connection;
 use crate::consumer::Consumer;
 use crate::deadline::Deadline;
 use crate::delivery::Delivery;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, ReplyCode, Result};
 use crate::options::WorkerOptions;
 
 /// What becomes of a message that was handled.
@@ -106,6 +106,26 @@ struct State {
     /// The queues of the threads that run.
     running: Vec<Arc<str>>,
     failure: Option<Error>,
+    lost: Lost,
+}
+
+/// What the threads have handled, and the broker delivers again since a connection was lost.
+#[derive(Debug, Default)]
+struct Lost {
+    not_sent: u64,
+    unconfirmed: u64,
+    queues: BTreeSet<Arc<str>>,
+}
+
+impl Lost {
+    fn error(&self) -> Option<Error> {
+        let kind = ErrorKind::AcksLost {
+            not_sent: self.not_sent,
+            unconfirmed: self.unconfirmed,
+        };
+        let doing = || format!("workers of {:?}", self.queues);
+        (!self.queues.is_empty()).then(|| Error::new(kind).doing(doing()))
+    }
 }
 
 impl Workers {
@@ -118,6 +138,7 @@ impl Workers {
                 consumers: Vec::new(),
                 running: Vec::new(),
                 failure: None,
+                lost: Lost::default(),
             }),
             ended: Condvar::new(),
             stopped,
@@ -150,7 +171,7 @@ impl Workers {
             .map(|_| self.begin(&queue, &options))
             .collect::<Result<Vec<_>>>()?;
         let crew = &self.handle.crew;
-        let workers = crew.enlist(&queue, &handler, consumers)?;
+        let workers = crew.enlist(&queue, &handler, options.prefetch, consumers)?;
         for worker in workers {
             // Linux shows 15 bytes of it; a NUL is not possible in it.
             let name = queue.replace('\0', "");
@@ -175,7 +196,8 @@ impl Workers {
     /// Stops: no more messages are taken, and what was sent ahead goes back to its queue at once. Handlers that are
     /// running finish their message and settle it; waits for them, at most so long.
     ///
-    /// When it returns `Ok`, the broker has every acknowledgement.
+    /// When it returns `Ok`, the broker has read every acknowledgement that was sent. A message whose
+    /// acknowledgement was lost with an earlier connection has gone back to its queue before.
     ///
     /// # Errors
     /// As [`join`](Self::join). A timeout names the queues whose handlers are still running; they go on and settle their
@@ -190,7 +212,8 @@ impl Workers {
     ///
     /// # Errors
     /// Why the first thread could not go on: [`ErrorKind::ConsumerCancelled`], or the end of its channel or of the
-    /// connection.
+    /// connection. [`ErrorKind::AcksLost`] if the connection was lost while the threads stopped, so that the broker may
+    /// lack their last acknowledgements.
     pub fn join(&self) -> Result<()> {
         self.handle.crew.wait(None)
     }
@@ -212,6 +235,7 @@ impl Crew {
         self: &Arc<Self>,
         queue: &Arc<str>,
         handler: &Arc<Handler>,
+        prefetch: u16,
         consumers: Vec<Consumer>,
     ) -> Result<Vec<Worker>> {
         let mut state = self.state.lock();
@@ -225,7 +249,8 @@ impl Crew {
                 handler: Arc::clone(handler),
                 queue: Arc::clone(queue),
                 crew: Arc::clone(self),
-                has_warned: Cell::new(false),
+                answers: Answers::new(prefetch),
+                has_warned: false,
             };
             state.consumers.push(consumer);
             state.running.push(Arc::clone(queue));
@@ -256,12 +281,86 @@ impl Crew {
                 return Err(Error::timed_out(deadline.duration()).doing(doing));
             }
         }
-        state.failure.clone().map_or(Ok(()), Err)
+        let failure = state.failure.clone().or_else(|| state.lost.error());
+        failure.map_or(Ok(()), Err)
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.stopped.try_recv() == Err(TryRecvError::Disconnected)
     }
 
     fn fail(&self, error: Error) {
         self.state.lock().failure.get_or_insert(error);
         self.stop();
+    }
+
+    fn lose(&self, not_sent: u64, unconfirmed: u64, queue: &Arc<str>) {
+        let kind = ErrorKind::AcksLost {
+            not_sent,
+            unconfirmed,
+        };
+        log::error!("worker of queue {queue:?}: {kind}");
+        let lost = &mut self.state.lock().lost;
+        lost.not_sent += not_sent;
+        lost.unconfirmed += unconfirmed;
+        lost.queues.insert(Arc::clone(queue));
+    }
+}
+
+/// What became of the acknowledgements of one thread. Those of an earlier connection do not matter
+/// once the consumer has gone on: the broker has delivered their messages again.
+struct Answers {
+    prefetch: u64,
+    /// The connection on which the last ones were sent.
+    epoch: u64,
+    sent: u64,
+    /// The last one was not sent.
+    is_last_lost: bool,
+}
+
+impl Answers {
+    fn new(prefetch: u16) -> Self {
+        Self {
+            prefetch: prefetch.into(),
+            epoch: 0,
+            sent: 0,
+            is_last_lost: false,
+        }
+    }
+
+    fn forget(&mut self) {
+        self.sent = 0;
+        self.is_last_lost = false;
+    }
+
+    fn note(&mut self, answered: Answered) {
+        match answered {
+            Answered::Sent { epoch } => {
+                if self.is_last_lost || self.epoch != epoch {
+                    self.forget();
+                }
+                self.epoch = epoch;
+                self.sent += 1;
+            }
+            Answered::NotSent => {
+                if self.is_last_lost {
+                    self.forget();
+                }
+                self.is_last_lost = true;
+            }
+        }
+    }
+
+    /// How many the broker does not have, and how many more it may not have, when all that was sent
+    /// on the connection of this epoch has reached it.
+    fn lost(&self, confirmed_in: Option<u64>) -> (u64, u64) {
+        let not_sent = u64::from(self.is_last_lost);
+        if confirmed_in == Some(self.epoch) {
+            return (not_sent, 0);
+        }
+        // It has read all others, or it would not have delivered the last message.
+        let unread = self.sent.min(self.prefetch.saturating_sub(not_sent));
+        (not_sent, unread)
     }
 }
 
@@ -272,8 +371,9 @@ struct Worker {
     handler: Arc<Handler>,
     queue: Arc<str>,
     crew: Arc<Crew>,
+    answers: Answers,
     /// The log tells that this stream takes nothing back.
-    has_warned: Cell<bool>,
+    has_warned: bool,
 }
 
 /// Also for a thread that could not be started.
@@ -288,9 +388,8 @@ impl Drop for Worker {
 }
 
 impl Worker {
-    fn run(self) {
-        // Only when the channel is closed the broker has read every acknowledgement.
-        let ended = self.handle_all().and_then(|()| self.channel.close());
+    fn run(mut self) {
+        let ended = self.handle_all().and_then(|()| self.finish());
         if let Err(error) = ended {
             let error = error.doing(format!("worker of queue {:?}", self.queue));
             log::error!("{error}");
@@ -298,14 +397,34 @@ impl Worker {
         }
     }
 
-    fn handle_all(&self) -> Result<()> {
-        while let Some(delivery) = self.next()? {
+    fn handle_all(&mut self) -> Result<()> {
+        while !self.crew.is_stopped() {
+            let Some(delivery) = self.next()? else {
+                let open_in = self.channel.state().opened_in();
+                if open_in.is_some_and(|epoch| epoch != self.answers.epoch) {
+                    self.answers.forget();
+                }
+                return Ok(());
+            };
             let settlement = self.handle(&delivery);
-            match self.settle(&delivery, settlement) {
+            let answered = match self.settle(&delivery, settlement) {
                 // The handler has done it itself.
-                Err(error) if matches!(error.kind(), ErrorKind::AlreadySettled { .. }) => {}
+                Err(error) if matches!(error.kind(), ErrorKind::AlreadySettled { .. }) => {
+                    self.channel.answered(delivery.delivery_tag())
+                }
                 settled => settled?,
-            }
+            };
+            self.answers.note(answered);
+        }
+        Ok(())
+    }
+
+    /// Only when the channel is closed the broker has read every acknowledgement.
+    fn finish(&self) -> Result<()> {
+        let confirmed_in = self.channel.close_confirmed(ReplyCode::SUCCESS, "")?;
+        let (not_sent, unconfirmed) = self.answers.lost(confirmed_in);
+        if not_sent + unconfirmed > 0 {
+            self.crew.lose(not_sent, unconfirmed, &self.queue);
         }
         Ok(())
     }
@@ -313,9 +432,6 @@ impl Worker {
     /// `None` when it is time to stop.
     fn next(&self) -> Result<Option<Delivery>> {
         let stopped = &self.crew.stopped;
-        if stopped.try_recv() == Err(TryRecvError::Disconnected) {
-            return Ok(None);
-        }
         let delivery = select! {
             recv(stopped) -> _ => return Ok(None),
             recv(self.deliveries) -> delivery => delivery,
@@ -348,9 +464,10 @@ impl Worker {
         })
     }
 
-    fn settle(&self, delivery: &Delivery, settlement: Settlement) -> Result<()> {
+    fn settle(&mut self, delivery: &Delivery, settlement: Settlement) -> Result<Answered> {
         let is_from_stream = delivery.is_from_stream();
-        if is_from_stream && settlement == Settlement::Requeue && !self.has_warned.replace(true) {
+        if is_from_stream && settlement == Settlement::Requeue && !self.has_warned {
+            self.has_warned = true;
             log::warn!(
                 "the handler of stream {:?} requeues a message, but a stream takes nothing back: the message is \
                  acknowledged, and so are all others that this thread's handler requeues",
@@ -358,11 +475,11 @@ impl Worker {
             );
         }
         match settlement {
-            Settlement::Ack => delivery.ack(),
-            Settlement::Requeue | Settlement::Reject if is_from_stream => delivery.ack(),
+            Settlement::Ack => delivery.answer_ack(),
+            Settlement::Requeue | Settlement::Reject if is_from_stream => delivery.answer_ack(),
             // Since RabbitMQ 4.3 a nack does not count towards the queue's delivery limit.
-            Settlement::Requeue => delivery.reject(true),
-            Settlement::Reject => delivery.reject(false),
+            Settlement::Requeue => delivery.answer_reject(true),
+            Settlement::Reject => delivery.answer_reject(false),
         }
     }
 }
@@ -372,4 +489,34 @@ fn text_of(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str))
         .unwrap_or("no text")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_may_be_lost_is_at_most_the_prefetch_of_the_last_connection() {
+        let mut answers = Answers::new(3);
+        let sent = |epoch| Answered::Sent { epoch };
+        assert_eq!(answers.lost(None), (0, 0));
+        for _ in 0..2 {
+            answers.note(sent(0));
+        }
+        assert_eq!(answers.lost(Some(0)), (0, 0));
+        assert_eq!(answers.lost(None), (0, 2));
+        assert_eq!(answers.lost(Some(1)), (0, 2));
+        for _ in 0..5 {
+            answers.note(sent(0));
+        }
+        assert_eq!(answers.lost(None), (0, 3));
+        answers.note(Answered::NotSent);
+        // The message would not have come without the first five.
+        assert_eq!(answers.lost(Some(1)), (1, 2));
+        answers.note(sent(1));
+        assert_eq!(answers.lost(None), (0, 1));
+        answers.note(Answered::NotSent);
+        answers.note(Answered::NotSent);
+        assert_eq!(answers.lost(None), (1, 0));
+    }
 }

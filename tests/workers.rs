@@ -5,15 +5,18 @@ use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier};
 use std::time::Duration;
 
-use crossbeam_channel::{bounded, unbounded, RecvTimeoutError};
+use crossbeam_channel::{bounded, unbounded, Receiver, RecvTimeoutError, Sender};
+use leveret::broker::Broker;
 use leveret::{
-    Channel, Connection, ConsumeOptions, ErrorKind, Message, Queue, QueueDeclareOptions,
-    QueueDeleteOptions, Settlement, StreamOffset, WorkerOptions, Workers,
+    Channel, Connection, ConnectionOptions, ConsumeOptions, ErrorKind, Message, Queue,
+    QueueDeclareOptions, QueueDeleteOptions, Settlement, StreamOffset, WorkerOptions, Workers,
 };
 
+use crate::recovery::{lasting_queue, recovered, Lossy};
+use crate::support::proxy::quick;
 use crate::support::{
-    at, channel, eventually, exclusive_queue, logged, ready, scripted_server, short, unique, Node,
-    Program, SOON,
+    at, channel, eventually, exclusive_queue, logged, ready, scripted_connections, scripted_server,
+    short, unique, Node, Program, Script, SOON,
 };
 
 /// A queue, and the one that gets what it rejects.
@@ -427,6 +430,157 @@ fn shutting_down_returns_when_the_broker_has_read_the_last_acknowledgement() {
     workers.shutdown(SOON).unwrap();
     tell.send(()).unwrap();
     server.join().unwrap();
+}
+
+/// A handler that tells when it begins, and goes on when it is told to.
+struct Held {
+    has_begun: Receiver<()>,
+    go_on: Sender<()>,
+}
+
+impl Held {
+    /// It may acknowledge the message before.
+    fn start(workers: &Workers, queue: &str, acks_itself: bool) -> Self {
+        let (begun, has_begun) = unbounded();
+        let (go_on, may_go_on) = bounded(0);
+        workers
+            .consume(queue, WorkerOptions::default(), move |delivery| {
+                if acks_itself {
+                    delivery.ack().unwrap();
+                }
+                begun.send(()).unwrap();
+                may_go_on.recv().unwrap();
+                Settlement::Ack
+            })
+            .unwrap();
+        Self { has_begun, go_on }
+    }
+
+    fn wait(&self) {
+        self.has_begun.recv_timeout(SOON).unwrap();
+    }
+
+    fn go_on(&self) {
+        self.go_on.send_timeout((), SOON).unwrap();
+    }
+}
+
+#[test]
+fn shutting_down_tells_of_an_acknowledgement_that_was_lost_meanwhile() {
+    for (acks_itself, not_sent, unconfirmed) in [(false, 1, 0), (true, 0, 1)] {
+        let lossy = Lossy::new();
+        let channel = lossy.connection.open_channel().unwrap();
+        let queue = lasting_queue(&channel);
+        let workers = Workers::new(&lossy.connection);
+        let held = Held::start(&workers, queue.name(), acks_itself);
+        queue.publish("work").unwrap();
+        held.wait();
+        let error = workers.shutdown(Duration::ZERO).unwrap_err();
+        assert!(error.is_timeout(), "{error}");
+        lossy.lose();
+        held.go_on();
+        let expected = ErrorKind::AcksLost {
+            not_sent,
+            unconfirmed,
+        };
+        for error in [
+            workers.join().unwrap_err(),
+            workers.shutdown(SOON).unwrap_err(),
+        ] {
+            assert_eq!(*error.kind(), expected);
+            let text = error.to_string();
+            assert!(text.contains("deliver these messages again"), "{text}");
+            assert!(text.contains(queue.name()), "{text}");
+        }
+        assert_eq!(lossy.connection.stats().acks_not_sent, not_sent);
+        if !acks_itself {
+            eventually("it is there again", || ready(&channel, queue.name()) == 1);
+        }
+    }
+}
+
+/// The recovery itself may open a channel.
+fn answer_until_closed(server: &mut Script) {
+    loop {
+        match server.next_method() {
+            (20, 10) => server.send_method(1, 20, 11, b"\0\0\0\0"),
+            (20, 40) => server.send_method(1, 20, 41, b""),
+            method => {
+                assert_eq!(method, (10, 50));
+                return server.send_method(0, 10, 51, b"");
+            }
+        }
+    }
+}
+
+#[test]
+fn shutting_down_tells_of_an_acknowledgement_that_the_broker_may_not_have_read() {
+    let (address, server) = scripted_connections(2, |connection, server| {
+        server.handshake(0);
+        if connection == 1 {
+            return answer_until_closed(server);
+        }
+        server.open_channel();
+        server.expect(60, 10);
+        server.send_method(1, 60, 11, b"");
+        server.expect(60, 20);
+        server.send_method(1, 60, 21, &short("w"));
+        let deliver = [&short("w")[..], &[0, 0, 0, 0, 0, 0, 0, 1, 0], &[0, 0]].concat();
+        server.send_method(1, 60, 60, &deliver);
+        server.send_content(1, b"work");
+        // It goes without another word when all is asked.
+        while server.next_method() != (20, 40) {}
+    });
+    let connection = Connection::open_with(&at(address).recovery(quick())).unwrap();
+    let events = connection.events();
+    let workers = Workers::new(&connection);
+    let (handled, was_handled) = bounded(1);
+    let options = WorkerOptions::default().consume(ConsumeOptions::default().consumer_tag("w"));
+    workers
+        .consume("tasks", options, move |_| {
+            handled.send(()).unwrap();
+            Settlement::Ack
+        })
+        .unwrap();
+    was_handled.recv_timeout(SOON).unwrap();
+    let error = workers.shutdown(SOON).unwrap_err();
+    let expected = ErrorKind::AcksLost {
+        not_sent: 0,
+        unconfirmed: 1,
+    };
+    assert_eq!(*error.kind(), expected);
+    recovered(&events);
+    connection.close().unwrap();
+    server.join().unwrap();
+}
+
+#[test]
+fn an_acknowledgement_that_was_lost_before_does_not_matter_when_shutting_down() {
+    let broker = Broker::start().unwrap();
+    let options = ConnectionOptions::from_uri(&broker.uri()).unwrap();
+    let connection = Connection::open_with(&options.recovery(quick())).unwrap();
+    let channel = connection.open_channel().unwrap();
+    let durable = QueueDeclareOptions::durable();
+    let queue = channel.queue_declare("tasks", durable).unwrap();
+    let workers = Workers::new(&connection);
+    let held = Held::start(&workers, queue.name(), false);
+    queue.publish("work").unwrap();
+    held.wait();
+    let events = connection.events();
+    broker.drop_connections();
+    recovered(&events);
+    held.go_on();
+    // It comes again.
+    held.wait();
+    assert_eq!(connection.stats().acks_not_sent, 1);
+    held.go_on();
+    let is_done = |broker: &Broker| broker.queue("tasks").unwrap().unacknowledged == 0;
+    assert!(broker.wait_until(SOON, is_done));
+    // And once more while the worker has nothing to do.
+    broker.drop_connections();
+    recovered(&events);
+    workers.shutdown(SOON).unwrap();
+    assert_eq!(broker.queue("tasks").unwrap().ready, 0);
 }
 
 #[test]

@@ -1,13 +1,14 @@
 //! Getting messages, and answering for them.
 
 use std::borrow::Cow;
+use std::cell::Cell;
 use std::sync::Arc;
 
 use super::Channel;
 use crate::consumer::Consumer;
 use crate::deadline::Deadline;
 use crate::delivery::{GetResponse, ReadsFrom};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::mailbox::{Call, Command, ConsumerMailbox, Reply};
 use crate::options::{ConsumeOptions, NackOptions, QosOptions};
 use crate::outbox::{Admission, Frames, Gate};
@@ -18,6 +19,15 @@ use crate::wire::method::{
     BasicAck, BasicCancel, BasicConsume, BasicGet, BasicNack, BasicQos, BasicRecover,
     BasicRecoverAsync, BasicReject, Encode,
 };
+
+/// What became of an ack, nack or reject.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Answered {
+    /// It was sent on the connection of this epoch.
+    Sent { epoch: u64 },
+    /// It was not sent: the connection on which its message came was lost.
+    NotSent,
+}
 
 impl Channel {
     /// How many unacknowledged messages the broker may send ahead to each consumer that begins from now on. Without
@@ -44,7 +54,7 @@ impl Channel {
     ///
     /// # Errors
     /// 404 if there is no such queue, 403 if another consumer has it exclusively or without permission.
-    /// [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument) if the consumer tag is in use on this channel: the broker would close the
+    /// [`ErrorKind::InvalidArgument`] if the consumer tag is in use on this channel: the broker would close the
     /// whole connection for it.
     pub fn basic_consume(&self, queue: &str, options: ConsumeOptions) -> Result<Consumer> {
         self.consume_queue(queue.into(), options)
@@ -234,18 +244,19 @@ impl Channel {
     /// An unknown tag, or one that was acknowledged before, makes the broker close the channel (406): the next call
     /// says so.
     pub fn basic_ack(&self, delivery_tag: u64) -> Result<()> {
-        self.ack(delivery_tag, false)
+        self.ack(delivery_tag, false).map(drop)
     }
 
     /// Acknowledges a message and all earlier ones of the channel; 0 means all.
     ///
     /// # Errors
-    /// As [`basic_ack`](Self::basic_ack).
+    /// As [`basic_ack`](Self::basic_ack). [`ErrorKind::Recovering`] for 0, which waits for a connection
+    /// that is being recovered as calls do.
     pub fn basic_ack_multiple(&self, delivery_tag: u64) -> Result<()> {
-        self.ack(delivery_tag, true)
+        self.ack(delivery_tag, true).map(drop)
     }
 
-    fn ack(&self, delivery_tag: u64, multiple: bool) -> Result<()> {
+    pub(crate) fn ack(&self, delivery_tag: u64, multiple: bool) -> Result<Answered> {
         self.answer(delivery_tag, multiple, |delivery_tag| BasicAck {
             delivery_tag,
             multiple,
@@ -259,47 +270,72 @@ impl Channel {
         delivery_tag: u64,
         multiple: bool,
         answer: impl FnOnce(u64) -> M,
-    ) -> Result<()> {
+    ) -> Result<Answered> {
         let state = self.state();
         let settled = &state.settled;
-        let is_stale = || settled.broker_tag(delivery_tag).is_none();
-        let gate = || match state.gate()? {
-            Gate::Open if is_stale() => Err(Error::stale(delivery_tag)),
-            Gate::Open if state.is_detached() => Ok(Gate::Shut),
-            gate => Ok(gate),
+        let stale = || Error::stale(delivery_tag);
+        let opened_in = Cell::new(None);
+        let gate = || {
+            let gate = state.gate()?;
+            if settled.broker_tag(delivery_tag).is_none() {
+                return Err(stale());
+            }
+            opened_in.set(state.opened_in());
+            Ok(opened_in.get().map_or(Gate::Shut, |_| gate))
+        };
+        let admission = match delivery_tag {
+            // For "all", which is all of the next connection then.
+            0 => Admission::Room,
+            _ => Admission::Attached,
         };
         let patience = self.connection().publish_timeout();
         let outbox = &state.link.outbox;
-        let written = outbox.write(
-            state.number,
-            Admission::Attached,
-            patience,
-            gate,
-            |frames| {
-                let broker_tag = settled.broker_tag(delivery_tag);
-                let broker_tag = broker_tag.ok_or_else(|| Error::stale(delivery_tag))?;
-                frames.method(&answer(broker_tag))?;
-                state.settings.used();
-                if multiple {
-                    settled.up_to(delivery_tag);
-                    if settled.take_stale_open() {
-                        state.settings.answer_lost();
-                    }
+        let written = outbox.write(state.number, admission, patience, gate, |frames| {
+            let epoch = frames.epoch();
+            // The connection may be lost already, and the channel not have heard of it.
+            let tag = settled.broker_tag(delivery_tag);
+            let tag = tag.filter(|_| opened_in.get() == Some(epoch));
+            frames.method(&answer(tag.ok_or_else(stale)?))?;
+            state.settings.used();
+            if multiple {
+                settled.up_to(delivery_tag);
+                if settled.take_stale_open() {
+                    state.settings.answer_lost();
                 }
-                Ok(())
-            },
-        );
+            }
+            Ok(Answered::Sent { epoch })
+        });
         match written {
-            Err(_) if is_stale() && state.end.cause().is_none() => {
+            Err(error) if self.is_stale(delivery_tag, &error) => {
                 log::debug!(
                     "{} {delivery_tag} is not sent: the message was requeued when its connection was lost",
                     M::ID
                 );
                 state.answer_not_sent();
-                Ok(())
+                Ok(Answered::NotSent)
             }
             written => written.map_err(|error| Asked::about(M::ID, "").failed(error)),
         }
+    }
+
+    /// Whether an answer failed because its message came on a connection that was lost.
+    fn is_stale(&self, delivery_tag: u64, error: &Error) -> bool {
+        let state = self.state();
+        let is_stale = state.settled.broker_tag(delivery_tag).is_none()
+            || matches!(error.kind(), ErrorKind::AlreadySettled { .. });
+        is_stale && state.end.cause().is_none()
+    }
+
+    /// What became of the answer that the program itself has given to a delivery.
+    pub(crate) fn answered(&self, delivery_tag: u64) -> Answered {
+        let state = self.state();
+        // In this order: as long as the tag is known, the channel is open where it came.
+        let opened_in = state.opened_in();
+        let is_known = state.settled.broker_tag(delivery_tag).is_some();
+        // Else on a connection that was lost; nobody knows whether before or after.
+        let lost = || state.link.outbox.epoch().saturating_sub(1);
+        let epoch = opened_in.filter(|_| is_known).unwrap_or_else(lost);
+        Answered::Sent { epoch }
     }
 
     /// Gives messages back: to their queue, or to be dropped or dead-lettered. An extension of RabbitMQ.
@@ -310,6 +346,10 @@ impl Channel {
     /// # Errors
     /// As [`basic_ack`](Self::basic_ack).
     pub fn basic_nack(&self, delivery_tag: u64, options: NackOptions) -> Result<()> {
+        self.nack(delivery_tag, options).map(drop)
+    }
+
+    pub(crate) fn nack(&self, delivery_tag: u64, options: NackOptions) -> Result<Answered> {
         self.answer(delivery_tag, options.multiple, |delivery_tag| BasicNack {
             delivery_tag,
             multiple: options.multiple,
@@ -324,6 +364,10 @@ impl Channel {
     /// # Errors
     /// As [`basic_ack`](Self::basic_ack).
     pub fn basic_reject(&self, delivery_tag: u64, requeue: bool) -> Result<()> {
+        self.reject(delivery_tag, requeue).map(drop)
+    }
+
+    pub(crate) fn reject(&self, delivery_tag: u64, requeue: bool) -> Result<Answered> {
         self.answer(delivery_tag, false, |delivery_tag| BasicReject {
             delivery_tag,
             requeue,
@@ -346,6 +390,7 @@ impl Channel {
 
     /// [`basic_recover`](Self::basic_recover) without a reply. Deprecated in AMQP.
     pub fn basic_recover_async(&self, requeue: bool) -> Result<()> {
-        self.answer(0, true, |_| BasicRecoverAsync { requeue })
+        let answered = self.answer(0, true, |_| BasicRecoverAsync { requeue });
+        answered.map(drop)
     }
 }

@@ -16,6 +16,7 @@ use std::sync::Arc;
 
 pub use confirms::Confirmation;
 pub(crate) use consumers::Wanted;
+pub(crate) use consuming::Answered;
 pub(crate) use settings::Settings;
 pub(crate) use state::ChannelState;
 
@@ -230,6 +231,13 @@ impl Channel {
     /// # Errors
     /// As [`close`](Self::close).
     pub fn close_with(&self, code: ReplyCode, text: &str) -> Result<()> {
+        self.close_confirmed(code, text).map(drop)
+    }
+
+    /// As [`close_with`](Self::close_with). Returns the epoch of the connection on which the broker
+    /// has confirmed the close, and so has read all that was sent before; `None` if the channel went
+    /// with a connection that was lost.
+    pub(crate) fn close_confirmed(&self, code: ReplyCode, text: &str) -> Result<Option<u64>> {
         let state = self.state();
         let reason = CloseReason {
             by: ClosedBy::Program,
@@ -241,19 +249,23 @@ impl Channel {
         let timeout = Deadline::after(self.connection().request_timeout());
         let always = Admission::Always;
         let gate = || state.gate();
+        let mut sent_in = None;
         let closed = request::call(
             &state.link,
             state.number,
             timeout,
             always,
             gate,
-            |frames, call| state.append_close(frames, reason, Some(call)),
+            |frames, call| {
+                sent_in = Some(frames.epoch()).filter(|epoch| state.is_open_in(*epoch));
+                state.append_close(frames, reason, Some(call))
+            },
         );
         state.end_if_detached();
         match closed {
             // With the connection the channel is gone, too.
-            Err(error) if error.is_connection_end() && self.connection().is_open() => Ok(()),
-            closed => closed.map(drop).map_err(|error| asked.failed(error)),
+            Err(error) if error.is_connection_end() && self.connection().is_open() => Ok(None),
+            closed => closed.map(|_| sent_in).map_err(|error| asked.failed(error)),
         }
     }
 

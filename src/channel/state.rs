@@ -389,6 +389,12 @@ impl ChannelState {
         self.is_open_in(NEVER)
     }
 
+    /// The epoch of the connection on which the broker has the channel open. `None`: it has not.
+    pub(crate) fn opened_in(&self) -> Option<u64> {
+        let epoch = self.opened_in.load(Ordering::Acquire);
+        (epoch != NEVER).then_some(epoch)
+    }
+
     /// If the channel was closed while there was no connection, nobody else tells those who wait.
     pub(super) fn end_if_detached(&self) {
         if let Some(cause) = self.end.cause().filter(|_| self.is_detached()) {
@@ -399,6 +405,7 @@ impl ChannelState {
     /// A message is not answered for, since the broker delivers it again. It may be half of a
     /// transaction.
     pub(crate) fn answer_not_sent(&self) {
+        self.link.counters.ack_not_sent();
         self.link.outbox.change(|| self.settings.answer_lost());
     }
 

@@ -168,6 +168,7 @@ fn calls_wait_up_to_their_timeout_or_fail_at_once() {
             channel.basic_publish("", "q", "m").unwrap_err(),
             publisher.publish("", "q", "m").unwrap_err(),
             lossy.connection.open_channel().unwrap_err(),
+            channel.basic_ack_multiple(0).unwrap_err(),
         ];
         for error in errors {
             let ErrorKind::Recovering { cause, after } = error.kind() else {

@@ -1,10 +1,12 @@
 //! Consumers go on.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
 use leveret::{
-    Consumer, Delivery, Message, NackOptions, QosOptions, QueueDeclareOptions, QueueType,
+    Consumer, Delivery, Message, Metrics, NackOptions, QosOptions, QueueDeclareOptions, QueueType,
     StreamOffset,
 };
 
@@ -64,10 +66,20 @@ fn iteration_goes_on_and_what_was_not_acknowledged_comes_again() {
     assert_eq!(seen, expected);
 }
 
+#[derive(Default)]
+struct NotSent(AtomicU64);
+
+impl Metrics for NotSent {
+    fn ack_not_sent(&self) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
 #[test]
 fn answers_to_messages_of_the_lost_connection_are_not_sent_and_no_error() {
     logged::begin();
-    let lossy = Lossy::new();
+    let told = Arc::new(NotSent::default());
+    let lossy = Lossy::with(|options| options.metrics(Arc::<NotSent>::clone(&told)));
     let channel = lossy.connection.open_channel().unwrap();
     let queue = lasting_queue(&channel);
     for number in 1..=6 {
@@ -86,6 +98,8 @@ fn answers_to_messages_of_the_lost_connection_are_not_sent_and_no_error() {
         .unwrap();
     let quietly = |line: &str| line.contains("is not sent: the message was requeued");
     assert!(logged::has(quietly));
+    assert_eq!(lossy.connection.stats().acks_not_sent, 5);
+    assert_eq!(told.0.load(Ordering::SeqCst), 5);
     // All six come again, each just once, and answers are for the right ones.
     let again: Vec<_> = (0..4 + fetched_unread).map(|_| next(&consumer)).collect();
     assert_eq!(

@@ -20,20 +20,20 @@ use crate::support::proxy::Proxy;
 use crate::support::{unique, url, SOON};
 
 /// A queue that outlasts connections, and goes soon afterwards.
-fn lasting_queue(channel: &Channel) -> Queue {
+pub(crate) fn lasting_queue(channel: &Channel) -> Queue {
     let options = QueueDeclareOptions::default().expires(Duration::from_secs(60));
     channel.queue_declare(&unique("q"), options).unwrap()
 }
 
 /// A connection through a proxy to the broker that all tests share.
-struct Lossy {
+pub(crate) struct Lossy {
     proxy: Proxy,
-    connection: Connection,
+    pub(crate) connection: Connection,
     events: Receiver<ConnectionEvent>,
 }
 
 impl Lossy {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::with(|options| options)
     }
 
@@ -50,7 +50,7 @@ impl Lossy {
 
     /// Cuts the connection, waits until it is back, and returns what was told in between.
     #[track_caller]
-    fn lose(&self) -> Vec<ConnectionEvent> {
+    pub(crate) fn lose(&self) -> Vec<ConnectionEvent> {
         self.proxy.cut();
         recovered(&self.events)
     }
