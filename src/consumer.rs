@@ -323,7 +323,7 @@ impl ConsumerMailbox for Mailbox {
             cancels.push(Call::of_nobody());
         }
         for call in cancels {
-            self.state.cancel_for(consumer_tag, call);
+            self.state.cancel_for(&self.registration, call);
         }
     }
 
@@ -343,6 +343,8 @@ impl ConsumerMailbox for Mailbox {
             self.deliveries
                 .discard(|_, delivery_tag| self.give_back(delivery_tag));
         }
+        // Cancelled by the broker, it is cancelled for those who wanted that, too.
+        let error = error.filter(|it| !is_cancelled_by_broker(it));
         for call in cancels {
             let cancelled = || Ok(self.registration.cancelled());
             call.answer(error.clone().map_or_else(cancelled, Err));
@@ -572,7 +574,9 @@ impl Consumer {
     /// # Errors
     /// A timeout, or the end of the channel or the connection.
     pub fn cancel(&self) -> Result<()> {
-        self.channel().basic_cancel(self.consumer_tag())
+        let registration = &self.registration;
+        self.channel()
+            .cancel(&registration.consumer_tag, Some(registration))
     }
 }
 
@@ -581,7 +585,7 @@ impl Drop for Consumer {
         let state = self.channel().state();
         let registration = &self.registration;
         if registration.abandon() {
-            state.cancel_in_background(&registration.consumer_tag);
+            state.cancel_in_background(registration);
         }
         // Not left to the IO thread alone: unread deliveries in a channel keep theirs open.
         self.deliveries.discard(|_, delivery_tag| {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use leveret::{
     Channel, Connection, ConsumeOptions, ErrorKind, Metrics, NackOptions, Overflow,
-    PublisherOptions, QosOptions, Queue, QueueDeclareOptions, ReplyCode,
+    PublisherOptions, QosOptions, Queue, QueueDeclareOptions, QueueDeleteOptions, ReplyCode,
 };
 
 use crate::support::{
@@ -391,6 +391,29 @@ fn a_message_that_is_published_behind_a_reopen_gets_its_own_confirm() {
     assert_eq!(nacked, [false, true, false, true]);
 }
 
+#[test]
+fn what_was_lost_with_a_channel_is_told_once_after_it_is_opened_again() {
+    let connection = connect();
+    let channel = connection.open_channel().unwrap();
+    let queue = exclusive_queue(&channel);
+    channel.confirm_select().unwrap();
+    for _ in 0..100 {
+        // Until the error comes.
+        let _ = channel.basic_publish("no such exchange", "", "m");
+    }
+    eventually("the error has come", || !channel.is_open());
+    channel.reopen().unwrap();
+    let error = channel.wait_for_confirms().unwrap_err();
+    assert_eq!(error.reply_code(), Some(ReplyCode::NOT_FOUND), "{error}");
+    channel.wait_for_confirms().unwrap();
+    channel.basic_publish("", queue.name(), "m").unwrap();
+    channel.wait_for_confirms().unwrap();
+    // Nothing is told of what was answered before.
+    make_a_mistake(&channel);
+    channel.reopen().unwrap();
+    channel.wait_for_confirms().unwrap();
+}
+
 // ---- ends of consumers ----
 
 #[test]
@@ -514,6 +537,24 @@ fn a_consumer_that_the_broker_cancels_is_given_up_for_good() {
     works(&connection);
     connection.close().unwrap();
     server.join().unwrap();
+}
+
+#[test]
+fn a_consumer_that_has_ended_cancels_no_other_with_its_tag() {
+    let connection = connect();
+    let channel = connection.open_channel().unwrap();
+    let options = ConsumeOptions::default().consumer_tag("t");
+    let queue = exclusive_queue(&channel);
+    let first = queue.consume(options.clone()).unwrap();
+    queue.delete(QueueDeleteOptions::default()).unwrap();
+    first.recv().unwrap_err();
+    let queue = exclusive_queue(&channel);
+    let second = queue.consume(options).unwrap();
+    first.cancel().unwrap();
+    drop(first);
+    queue.publish("for the second").unwrap();
+    let delivery = second.recv_timeout(SOON).unwrap().unwrap();
+    delivery.ack().unwrap();
 }
 
 #[test]

@@ -146,10 +146,16 @@ impl Confirms {
         self.answered_to(answered_to);
     }
 
-    /// The channel is opened again after its end.
-    pub(super) fn reopen(&self) {
-        self.answers.lock().end = None;
-        self.unawaited.store(0, Ordering::Relaxed);
+    /// The channel is opened again after its end, which messages without an answer were lost with.
+    pub(super) fn reopen(&self, cause: &Error) {
+        let unawaited = self.unawaited.swap(0, Ordering::Relaxed);
+        let mut answers = self.answers.lock();
+        answers.end = None;
+        if answers.answered_to < unawaited {
+            let failure = Failure::Lost(cause.clone());
+            answers.failed.insert(LOST, failure);
+        }
+        drop(answers);
         self.resume(None);
     }
 

@@ -5,7 +5,7 @@ use std::cell::Cell;
 use std::sync::Arc;
 
 use super::Channel;
-use crate::consumer::Consumer;
+use crate::consumer::{Consumer, Registration};
 use crate::deadline::Deadline;
 use crate::delivery::{GetResponse, ReadsFrom};
 use crate::error::{Error, ErrorKind, Result};
@@ -165,8 +165,16 @@ impl Channel {
     /// Cancels a consumer by its tag and waits until the broker has agreed; an unknown tag is no error. What has come
     /// until then can still be read.
     pub fn basic_cancel(&self, consumer_tag: &str) -> Result<()> {
+        self.cancel(&consumer_tag.into(), None)
+    }
+
+    /// With `only`, nothing is done if the tag is not that consumer's any more.
+    pub(crate) fn cancel(
+        &self,
+        consumer_tag: &Arc<str>,
+        only: Option<&Registration>,
+    ) -> Result<()> {
         let asked = Asked::about(BasicCancel::ID, consumer_tag);
-        let consumer_tag = consumer_tag.into();
         let state = self.state();
         let deadline = Deadline::after(self.connection().request_timeout());
         let attached = Admission::Attached;
@@ -177,7 +185,7 @@ impl Channel {
             deadline,
             attached,
             gate,
-            |frames, call| state.append_cancel(frames, &consumer_tag, call),
+            |frames, call| state.append_cancel(frames, consumer_tag, only, call),
         );
         match cancelled {
             // With the connection the consumer is gone, too.
@@ -193,7 +201,8 @@ impl Channel {
         let consumer_tag = consumer_tag.into();
         self.write(asked, |frames| {
             let call = Call::of_nobody();
-            self.state().append_cancel(frames, &consumer_tag, call)
+            self.state()
+                .append_cancel(frames, &consumer_tag, None, call)
         })
     }
 

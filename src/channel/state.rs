@@ -11,6 +11,7 @@ use super::confirms::{Confirmation, Confirms};
 use super::consumers::Consumers;
 use super::settings::Settings;
 use super::settled::Settled;
+use crate::consumer::Registration;
 use crate::error::{CloseReason, ClosedBy, Error, ErrorKind, ReplyCode, Result};
 use crate::feed::Feed;
 use crate::io_thread::Link;
@@ -112,10 +113,6 @@ impl ChannelMailbox for ChannelState {
         if outlives {
             return;
         }
-        match error.close_reason() {
-            Some(reason) if reason.by == ClosedBy::Broker => log::warn!("{error}"),
-            _ => log::debug!("{error}"),
-        }
         self.confirms.end(error);
         self.returned.end();
         self.confirmations.end();
@@ -123,6 +120,11 @@ impl ChannelMailbox for ChannelState {
         let left = self.consumers.lock().wanted();
         for consumer in left {
             consumer.mailbox.ended(Some(error.clone()));
+        }
+        // The last, since the program's logger can panic.
+        match error.close_reason() {
+            Some(reason) if reason.by == ClosedBy::Broker => log::warn!("{error}"),
+            _ => log::debug!("{error}"),
         }
     }
 
@@ -451,7 +453,7 @@ impl ChannelState {
         // and an error of the new life would not end it.
         self.set_recovering(false);
         self.reset(&cause);
-        self.confirms.reopen();
+        self.confirms.reopen(&cause);
         self.returned.reopen();
         self.confirmations.reopen();
         self.end.clear();
@@ -502,15 +504,15 @@ impl ChannelState {
         )
     }
 
-    pub(crate) fn cancel_in_background(&self, consumer_tag: &Arc<str>) {
-        self.cancel_for(consumer_tag, Call::of_nobody());
+    pub(crate) fn cancel_in_background(&self, consumer: &Registration) {
+        self.cancel_for(consumer, Call::of_nobody());
     }
 
-    /// Cancels for one who already waits.
-    pub(crate) fn cancel_for(&self, consumer_tag: &Arc<str>, call: Call) {
+    /// Cancels for a caller that already waits.
+    pub(crate) fn cancel_for(&self, consumer: &Registration, call: Call) {
         let mut call = Some(call);
         let cancelled = self.write_now(|frames| match call.take() {
-            Some(call) => self.append_cancel(frames, consumer_tag, call),
+            Some(call) => self.append_cancel(frames, &consumer.consumer_tag, Some(consumer), call),
             None => Ok(()),
         });
         // It fails only if the channel has ended, and with it the consumer.
@@ -519,14 +521,23 @@ impl ChannelState {
         }
     }
 
-    /// Always with a reply, so that the IO thread knows when the last message has come.
+    /// Always with a reply, so that the IO thread knows when the last message has come. With `only`
+    /// nothing is done if the tag is not that consumer's any more.
     pub(super) fn append_cancel(
         &self,
         frames: &mut Frames<'_>,
         consumer_tag: &Arc<str>,
+        only: Option<&Registration>,
         call: Call,
     ) -> Result<()> {
         let consumer = self.consumers.lock().registration(consumer_tag);
+        if let Some(only) = only {
+            if !consumer.as_deref().is_some_and(|it| std::ptr::eq(it, only)) {
+                // It has ended, and another one may have its tag.
+                call.answer(Ok(only.cancelled()));
+                return Ok(());
+            }
+        }
         let call = match consumer {
             Some(consumer) if consumer.is_interrupted() => {
                 // It has no unread messages, which would have to be given back.
