@@ -1,12 +1,10 @@
 //! Threads that handle messages, and stop in good order.
 
-use std::any::Any;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::convert::Infallible;
 use std::fmt;
-use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::Arc;
-use std::thread;
+use std::thread::{self, ThreadId};
 use std::time::Duration;
 
 use crossbeam_channel::{bounded, select, Receiver, Sender, TryRecvError};
@@ -19,6 +17,7 @@ use crate::deadline::Deadline;
 use crate::delivery::Delivery;
 use crate::error::{Error, ErrorKind, ReplyCode, Result};
 use crate::options::WorkerOptions;
+use crate::panics;
 
 /// What becomes of a message that was handled.
 ///
@@ -105,6 +104,8 @@ struct State {
     consumers: Vec<Consumer>,
     /// The queues of the threads that run.
     running: Vec<Arc<str>>,
+    /// These threads, once they have begun.
+    threads: HashSet<ThreadId>,
     failure: Option<Error>,
     lost: Lost,
 }
@@ -137,6 +138,7 @@ impl Workers {
                 go_on: Some(go_on),
                 consumers: Vec::new(),
                 running: Vec::new(),
+                threads: HashSet::new(),
                 failure: None,
                 lost: Lost::default(),
             }),
@@ -202,6 +204,7 @@ impl Workers {
     /// # Errors
     /// As [`join`](Self::join). A timeout names the queues whose handlers are still running; they go on and settle their
     /// messages nevertheless, as long as the program and its connection live, and [`join`](Self::join) waits for them.
+    /// [`ErrorKind::InvalidArgument`] in a handler, which would wait for itself; all stop nevertheless.
     pub fn shutdown(&self, timeout: Duration) -> Result<()> {
         self.handle.crew.stop();
         self.handle.crew.wait(Some(Deadline::after(timeout)))
@@ -213,7 +216,7 @@ impl Workers {
     /// # Errors
     /// Why the first thread could not go on: [`ErrorKind::ConsumerCancelled`], or the end of its channel or of the
     /// connection. [`ErrorKind::AcksLost`] if the connection was lost while the threads stopped, so that the broker may
-    /// lack their last acknowledgements.
+    /// lack their last acknowledgements. [`ErrorKind::InvalidArgument`] in a handler, which would wait for itself.
     pub fn join(&self) -> Result<()> {
         self.handle.crew.wait(None)
     }
@@ -270,6 +273,9 @@ impl Crew {
 
     fn wait(&self, deadline: Option<Deadline>) -> Result<()> {
         let mut state = self.state.lock();
+        if state.threads.contains(&thread::current().id()) {
+            return Err(Error::invalid("a handler would wait for itself to end"));
+        }
         while !state.running.is_empty() {
             let Some(deadline) = deadline else {
                 self.ended.wait(&mut state);
@@ -382,6 +388,7 @@ impl Drop for Worker {
         let mut state = self.crew.state.lock();
         let own = state.running.iter().position(|it| *it == self.queue);
         own.map(|place| state.running.swap_remove(place));
+        state.threads.remove(&thread::current().id());
         drop(state);
         self.crew.ended.notify_all();
     }
@@ -389,6 +396,8 @@ impl Drop for Worker {
 
 impl Worker {
     fn run(mut self) {
+        let id = thread::current().id();
+        self.crew.state.lock().threads.insert(id);
         let ended = self.handle_all().and_then(|()| self.finish());
         if let Err(error) = ended {
             let error = error.doing(format!("worker of queue {:?}", self.queue));
@@ -441,8 +450,7 @@ impl Worker {
     }
 
     fn handle(&self, delivery: &Delivery) -> Settlement {
-        let handled = catch_unwind(AssertUnwindSafe(|| (self.handler)(delivery)));
-        handled.unwrap_or_else(|panic| {
+        panics::catch(|| (self.handler)(delivery)).unwrap_or_else(|message| {
             let (settlement, outcome) = if delivery.is_from_stream() {
                 (Settlement::Ack, "acknowledged, since a stream takes nothing back")
             } else if delivery.redelivered() {
@@ -454,7 +462,7 @@ impl Worker {
             log::error!(
                 "the handler of queue {:?} panicked: {}; delivery tag {}, message id {:?}, correlation id {:?}: {}",
                 self.queue,
-                text_of(&*panic),
+                message,
                 delivery.delivery_tag(),
                 properties.message_id.unwrap_or_default(),
                 properties.correlation_id.unwrap_or_default(),
@@ -481,42 +489,5 @@ impl Worker {
             Settlement::Requeue => delivery.answer_reject(true),
             Settlement::Reject => delivery.answer_reject(false),
         }
-    }
-}
-
-/// What a panic says, if it says something.
-fn text_of(panic: &(dyn Any + Send)) -> &str {
-    let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("no text")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_may_be_lost_is_at_most_the_prefetch_of_the_last_connection() {
-        let mut answers = Answers::new(3);
-        let sent = |epoch| Answered::Sent { epoch };
-        assert_eq!(answers.lost(None), (0, 0));
-        for _ in 0..2 {
-            answers.note(sent(0));
-        }
-        assert_eq!(answers.lost(Some(0)), (0, 0));
-        assert_eq!(answers.lost(None), (0, 2));
-        assert_eq!(answers.lost(Some(1)), (0, 2));
-        for _ in 0..5 {
-            answers.note(sent(0));
-        }
-        assert_eq!(answers.lost(None), (0, 3));
-        answers.note(Answered::NotSent);
-        // The message would not have come without the first five.
-        assert_eq!(answers.lost(Some(1)), (1, 2));
-        answers.note(sent(1));
-        assert_eq!(answers.lost(None), (0, 1));
-        answers.note(Answered::NotSent);
-        answers.note(Answered::NotSent);
-        assert_eq!(answers.lost(None), (1, 0));
     }
 }

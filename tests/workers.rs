@@ -15,8 +15,8 @@ use leveret::{
 use crate::recovery::{lasting_queue, recovered, Lossy};
 use crate::support::proxy::quick;
 use crate::support::{
-    at, channel, eventually, exclusive_queue, logged, ready, scripted_connections, scripted_server,
-    short, unique, Node, Program, Script, SOON,
+    at, channel, connect, eventually, exclusive_queue, logged, ready, scripted_connections,
+    scripted_server, short, unique, Node, Program, Script, SOON,
 };
 
 /// A queue, and the one that gets what it rejects.
@@ -627,4 +627,61 @@ fn a_worker_process_stops_at_signals_without_losing_or_repeating_anything() {
         .collect();
     assert_eq!(done, expected, "each once");
     assert_eq!(ready(&channel, "tasks"), 0);
+}
+
+/// A value that panics again when it is dropped.
+struct Grenade;
+
+impl Drop for Grenade {
+    fn drop(&mut self) {
+        std::panic::panic_any(Self);
+    }
+}
+
+#[test]
+fn a_panic_whose_payload_panics_stops_no_worker() {
+    let connection = connect();
+    let channel = connection.open_channel().unwrap();
+    let queue = exclusive_queue(&channel);
+    let workers = Workers::new(&connection);
+    let (handled, is_handled) = unbounded();
+    workers
+        .consume(queue.name(), WorkerOptions::default(), move |delivery| {
+            match delivery.body() {
+                b"grenade" => std::panic::panic_any(Grenade),
+                body => handled.send(body.to_vec()).unwrap(),
+            }
+            Settlement::Ack
+        })
+        .unwrap();
+    queue.publish("grenade").unwrap();
+    queue.publish("plain").unwrap();
+    assert_eq!(is_handled.recv_timeout(SOON).unwrap(), b"plain");
+    workers.shutdown(SOON).unwrap();
+}
+
+#[test]
+fn a_handler_cannot_wait_for_itself() {
+    let connection = connect();
+    let channel = connection.open_channel().unwrap();
+    let queue = exclusive_queue(&channel);
+    let workers = Workers::new(&connection);
+    let (told, is_told) = unbounded();
+    let own = workers.clone();
+    workers
+        .consume(queue.name(), WorkerOptions::default(), move |_| {
+            told.send([own.join(), own.shutdown(10 * SOON)]).unwrap();
+            Settlement::Ack
+        })
+        .unwrap();
+    queue.publish("join").unwrap();
+    for waited in is_told.recv_timeout(SOON).unwrap() {
+        let error = waited.unwrap_err();
+        assert!(
+            matches!(error.kind(), ErrorKind::InvalidArgument(_)),
+            "{error}"
+        );
+    }
+    // It has stopped them nevertheless.
+    workers.join().unwrap();
 }
