@@ -483,7 +483,7 @@ impl Consumer {
     /// error was already told.
     ///
     /// # Errors
-    /// Why no more messages come: [`ErrorKind::ConsumerCancelled`](crate::ErrorKind::ConsumerCancelled), or the end
+    /// Why no more messages come: [`ErrorKind::ConsumerCancelled`], or the end
     /// of the channel or the connection.
     pub fn recv(&self) -> Result<Option<Delivery>> {
         self.deliveries.recv(&self.origin, None).transpose()
