@@ -33,7 +33,7 @@ pub(super) enum Outcome {
     Unknown,
 }
 
-/// One message: which thread published it on which channel, and the how manieth it was.
+/// One message: its thread, its channel, and its number among all of its thread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Id {
     pub(super) thread: u32,

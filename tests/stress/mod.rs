@@ -37,10 +37,9 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 const MARGIN: Duration = Duration::from_secs(5);
 /// How long the threads may take to end.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// The longest pause between two cuts.
+/// The longest pause between two cuts, in milliseconds.
 const PAUSE: usize = 600;
-/// One cut in four comes at most this many milliseconds after the one before, and so meets the
-/// recovery.
+/// One cut in four comes within this time after the one before, and so meets the recovery.
 const SHORT_PAUSE: usize = 40;
 /// What does not exist has this in its name.
 const MISSING: &str = "missing";
@@ -66,6 +65,12 @@ enum Mixture {
     WithoutErrors,
 }
 
+const MIXTURES: [Mixture; 3] = [
+    Mixture::Everything,
+    Mixture::WithoutConsumers,
+    Mixture::WithoutErrors,
+];
+
 fn run_all(with_cuts: bool) {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _one = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
@@ -73,12 +78,8 @@ fn run_all(with_cuts: bool) {
     let seed = variable("LEVERET_STRESS_SEED").unwrap_or_else(random_seed);
     let time = Duration::from_secs(variable("LEVERET_STRESS_SECONDS").unwrap_or(SECONDS));
     eprintln!("LEVERET_STRESS_SEED={seed}, {time:?}, with cuts: {with_cuts}");
-    let mixtures = [
-        Mixture::Everything,
-        Mixture::WithoutConsumers,
-        Mixture::WithoutErrors,
-    ];
-    let faults = mixtures.map(|mixture| Stress::run(mixture, with_cuts, seed, time / 3));
+    let time = time / MIXTURES.len() as u32;
+    let faults = MIXTURES.map(|mixture| Stress::run(mixture, with_cuts, seed, time));
     let faults = faults.concat();
     assert!(faults.is_empty(), "LEVERET_STRESS_SEED={seed}{faults}");
 }

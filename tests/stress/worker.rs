@@ -17,7 +17,9 @@ use super::{Mixture, Random, Stress, Tracked, MARGIN, SHARED, TIMEOUT, UNKNOWN_T
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Operation {
     Publish,
+    /// Without a `Publisher`.
     PublishPlainly,
+    /// To a queue with consumers.
     PublishToBusy,
     WaitForConfirms,
     Consume,
@@ -30,6 +32,7 @@ enum Operation {
     Purge,
     Qos,
     Close,
+    /// Drops the handles.
     Leave,
     // These cost the channel:
     DeclareMissing,
@@ -191,8 +194,7 @@ impl<'a> Worker<'a> {
             }),
             Operation::ConsumeMissingNoWait => {
                 let options = ConsumeOptions::default().no_wait();
-                let consume = || channel.basic_consume(MISSING_QUEUE, options);
-                self.call("basic.consume, no_wait", consume).ok();
+                self.consume_from(&at, MISSING_QUEUE, options, false);
             }
             Operation::GetMissing => {
                 self.refused("basic.get", || channel.basic_get(MISSING_QUEUE, true));
@@ -424,26 +426,22 @@ impl<'a> Worker<'a> {
         }
         let wait = || at.channel.wait_for_confirms();
         let answer = self.timed("Channel::wait_for_confirms", TIMEOUT, wait);
-        let kind = answer.as_ref().map_err(Error::kind);
+        let refused: &[u64] = match answer.as_ref().map_err(Error::kind) {
+            Ok(()) => &[],
+            Err(ErrorKind::Nacked { sequence_numbers }) => sequence_numbers,
+            Err(_) => {
+                let unknown = |(id, to, _)| Sent(id, to, Outcome::Unknown);
+                self.sent.extend(batch.into_iter().map(unknown));
+                self.call("Channel::wait_for_confirms", || answer).ok();
+                return;
+            }
+        };
         for (id, destination, number) in batch {
-            let outcome = match kind {
-                Err(ErrorKind::Nacked { sequence_numbers })
-                    if sequence_numbers.contains(&number) =>
-                {
-                    self.stress.outcome(id, destination, &answer)
-                }
-                Ok(()) | Err(ErrorKind::Nacked { .. }) => {
-                    self.stress.outcome(id, destination, &Ok(()))
-                }
-                Err(_) => Outcome::Unknown,
+            let outcome = match refused.contains(&number) {
+                true => self.stress.outcome(id, destination, &answer),
+                false => self.stress.outcome(id, destination, &Ok(())),
             };
             self.sent.push(Sent(id, destination, outcome));
-        }
-        match &answer {
-            Err(error) if !matches!(error.kind(), ErrorKind::Nacked { .. }) => {
-                self.stress.check("Channel::wait_for_confirms", error);
-            }
-            _ => {}
         }
     }
 
@@ -495,11 +493,11 @@ impl<'a> Worker<'a> {
     fn conclude_or_drop(&mut self, all: Vec<Unconfirmed>) {
         let drops = self.random.one_in(2);
         for it in all {
-            match drops {
-                true => self
-                    .sent
-                    .push(Sent(it.id, it.destination, Outcome::Unknown)),
-                false => self.conclude(it, TIMEOUT),
+            if drops {
+                let unknown = Sent(it.id, it.destination, Outcome::Unknown);
+                self.sent.push(unknown);
+            } else {
+                self.conclude(it, TIMEOUT);
             }
         }
     }
@@ -511,9 +509,6 @@ impl<'a> Worker<'a> {
     }
 
     fn consume(&mut self, at: &Arc<Tracked>) {
-        if self.consumers.len() >= CONSUMERS {
-            self.drop_consumer();
-        }
         // Threads take the same tags, on channels that they share, too.
         let tags = ["", "tag-a", "tag-b", "tag-c"];
         let tag = tags[self.random.below(tags.len())];
@@ -526,6 +521,19 @@ impl<'a> Worker<'a> {
             options = options.no_wait();
         }
         let queue = self.busy();
+        self.consume_from(at, queue, options, no_ack);
+    }
+
+    fn consume_from(
+        &mut self,
+        at: &Arc<Tracked>,
+        queue: &'a str,
+        options: ConsumeOptions,
+        no_ack: bool,
+    ) {
+        if self.consumers.len() >= CONSUMERS {
+            self.drop_consumer();
+        }
         let consume = || at.channel.basic_consume(queue, options);
         if let Ok(consumer) = self.call("basic.consume", consume) {
             let on = Arc::clone(at);
