@@ -145,9 +145,10 @@ impl Recovery {
         if let Err(message) = panics::catch(|| self.work(link)) {
             // A fault of this crate, or of the program's SASL mechanism, filter or logger. No
             // thread may wait for ever.
-            self.progress.lock().is_over = true;
             let thread = "recovery thread";
             link.closed(Error::new(ErrorKind::Panicked { thread, message }));
+            // Now the IO thread finds the reason when it asks for a recovery that does not come.
+            self.progress.lock().is_over = true;
             link.outbox.give_up(link.outbox.epoch());
         }
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::replay::{closed, Replay};
 use crate::channel::ChannelState;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::mailbox::{ChannelMailbox, Command};
 use crate::outbox::Gate;
 use crate::unanswered::Unanswered;
@@ -58,6 +58,8 @@ impl Replay<'_> {
         unanswered.into_iter().for_each(Unanswered::lose);
         channel.set_recovering(false);
         if channel.end.cause().is_none() {
+            // Of these messages nothing was sent now, but that is not true of all that is told so.
+            let error = Error::new(error.kind().clone());
             channel.ended(&error, false);
         }
         Ok(())
