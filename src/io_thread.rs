@@ -499,8 +499,10 @@ impl<'a> Driver<'a> {
     fn handle_time(&mut self, events: &mut Events) {
         match self.closing {
             Closing::No => {
-                self.catch_up(events);
-                let now = now();
+                let mut now = now();
+                if self.core.deadline().is_some_and(|deadline| deadline <= now) {
+                    now = self.catch_up(events);
+                }
                 if self.readable {
                     self.core.input_waits(now);
                 }
@@ -519,15 +521,11 @@ impl<'a> Driver<'a> {
     /// Reads what has come before the time is told to the core: the process can have been stopped
     /// meanwhile (SIGSTOP), or the machine asleep, and the peer is not dead if its heartbeats lie in
     /// the socket.
-    fn catch_up(&mut self, events: &mut Events) {
-        if self
-            .core
-            .deadline()
-            .is_some_and(|deadline| deadline <= now())
-        {
-            self.poll(events, Some(Duration::ZERO));
-            self.read();
-        }
+    #[cold]
+    fn catch_up(&mut self, events: &mut Events) -> Instant {
+        self.poll(events, Some(Duration::ZERO));
+        self.read();
+        now()
     }
 
     /// What a burst has needed is not kept for the next one, if that does not come soon.
