@@ -25,7 +25,8 @@ use crate::wire::method::{
 pub(crate) enum Answered {
     /// It was sent on the connection of this epoch.
     Sent { epoch: u64 },
-    /// It was not sent: the connection on which its message came was lost.
+    /// It was not sent: the connection on which its message came was lost, or the broker has
+    /// cancelled the consumer.
     NotSent,
 }
 
@@ -341,7 +342,7 @@ impl Channel {
         // In this order: as long as the tag is known, the channel is open where it came.
         let opened_in = state.opened_in();
         let is_known = state.settled.broker_tag(delivery_tag).is_some();
-        // Else on a connection that was lost; nobody knows whether before or after.
+        // Else on a connection that was lost: the answer can have been sent before or after that.
         let lost = || state.link.outbox.epoch().saturating_sub(1);
         let epoch = opened_in.filter(|_| is_known).unwrap_or_else(lost);
         Answered::Sent { epoch }

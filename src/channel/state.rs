@@ -278,15 +278,26 @@ impl ChannelState {
     /// cancelled because an acknowledgement came too late, and goes on with it when that
     /// acknowledgement comes, until it hears that the consumer has ended.
     fn append_cancel_after_broker(&self, frames: &mut Frames<'_>, consumer_tag: &str) {
-        frames.answer(&BasicCancel {
-            consumer_tag: consumer_tag.into(),
+        let sent = self.append_basic_cancel(frames, consumer_tag.into(), Call::of_nobody());
+        debug_assert!(sent.is_ok(), "{sent:?}");
+    }
+
+    fn append_basic_cancel(
+        &self,
+        frames: &mut Frames<'_>,
+        consumer_tag: Arc<str>,
+        call: Call,
+    ) -> Result<()> {
+        frames.method(&BasicCancel {
+            consumer_tag: Cow::Borrowed(&consumer_tag),
             no_wait: false,
-        });
+        })?;
         frames.command(Command::Call {
             channel: self.number,
-            expected: Expected::CancelOk(consumer_tag.into()),
-            call: Call::of_nobody(),
+            expected: Expected::CancelOk(consumer_tag),
+            call,
         });
+        Ok(())
     }
 
     fn let_go_of_number(&self, who: u8) {
@@ -560,17 +571,7 @@ impl ChannelState {
             call.answer(Ok(Reply::Method(BasicCancelOk { consumer_tag }.into())));
             return Ok(());
         }
-        let cancel = BasicCancel {
-            consumer_tag: Cow::Borrowed(consumer_tag),
-            no_wait: false,
-        };
-        frames.method(&cancel)?;
-        frames.command(Command::Call {
-            channel: self.number,
-            expected: Expected::CancelOk(Arc::clone(consumer_tag)),
-            call,
-        });
-        Ok(())
+        self.append_basic_cancel(frames, Arc::clone(consumer_tag), call)
     }
 
     /// The last thing that is sent on the channel.

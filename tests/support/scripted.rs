@@ -108,7 +108,7 @@ impl Script<TcpStream> {
         Self { socket }
     }
 
-    /// Sends this again and again until the client takes nothing for so long, or `limit` bytes are
+    /// Sends `bytes` repeatedly until the client takes nothing for `patience`, or `limit` bytes are
     /// sent. Returns how many were.
     pub(crate) fn send_until_stuck(&self, bytes: &[u8], limit: usize, patience: Duration) -> usize {
         self.socket.set_write_timeout(Some(patience)).unwrap();
