@@ -12,11 +12,11 @@ use crossbeam_channel::Receiver;
 use crate::channel::Channel;
 use crate::connect::connect;
 use crate::deadline::Deadline;
-use crate::error::{CloseReason, Error, ErrorKind, ReplyCode, Result};
+use crate::error::{Error, ErrorKind, ReplyCode, Result};
 use crate::events::ConnectionEvent;
 use crate::exchange::ExchangeKind;
 use crate::io_thread::{self, Link, Peer};
-use crate::mailbox::{Command, Mailboxes};
+use crate::mailbox::Mailboxes;
 use crate::options::{ConnectionOptions, ExchangeDeclareOptions, QueueDeclareOptions};
 use crate::outbox::{Admission, Gate};
 use crate::recovery::Recovery;
@@ -27,8 +27,6 @@ use crate::wire::value::FieldTable;
 
 /// Dropping the last handle waits at most so long for the close in good order.
 const DROP_PATIENCE: Duration = Duration::from_secs(5);
-/// After the socket was cut, its thread needs no longer than this.
-const ABORT_PATIENCE: Duration = Duration::from_secs(5);
 
 /// A connection to a broker.
 ///
@@ -164,7 +162,7 @@ impl Connection {
     /// # Errors
     /// As [`close`](Self::close).
     pub fn close_with(&self, code: ReplyCode, text: &str, timeout: Duration) -> Result<()> {
-        let closed = self.inner.close(code, text, timeout);
+        let closed = self.inner.link.close(code, text, timeout);
         closed.map_err(|error| Asked::about(ConnectionClose::ID, "").failed(error))
     }
 
@@ -365,42 +363,6 @@ fn existence<T>(asked: Result<T>) -> Result<bool> {
     }
 }
 
-impl Inner {
-    fn close(&self, code: ReplyCode, text: &str, timeout: Duration) -> Result<()> {
-        let deadline = Deadline::after(timeout);
-        self.begin_close(code, text)?;
-        if self.link.wait_finished(deadline.remaining()) {
-            return Ok(());
-        }
-        self.link.outbox.abort();
-        self.link.wait_finished(ABORT_PATIENCE);
-        Err(Error::timed_out(timeout))
-    }
-
-    fn begin_close(&self, code: ReplyCode, text: &str) -> Result<()> {
-        let close = ConnectionClose {
-            reply_code: code.0,
-            reply_text: text.into(),
-            ..ConnectionClose::default()
-        };
-        let reason = CloseReason {
-            code,
-            ..CloseReason::program(text)
-        };
-        let closed = Error::new(ErrorKind::ConnectionClosed(reason.clone()));
-        let gate = || Ok(Gate::Open);
-        let outbox = &self.link.outbox;
-        outbox.write(0, Admission::Always, Duration::ZERO, gate, |frames| {
-            frames.last_method(&close)?;
-            frames.command(Command::CloseConnection { reason });
-            frames.end(closed.clone());
-            Ok(())
-        })?;
-        self.link.closed(closed);
-        Ok(())
-    }
-}
-
 impl Drop for Inner {
     fn drop(&mut self) {
         let code = ReplyCode::SUCCESS;
@@ -408,9 +370,10 @@ impl Drop for Inner {
         // A delivery that nobody read can be the last handle, and die with its consumer on the IO thread, which
         // cannot wait for itself.
         let closed = if thread::current().id() == self.io_thread {
-            self.begin_close(code, text)
+            self.link.begin_close(code, text)
         } else {
-            self.close(code, text, DROP_PATIENCE.min(self.options.request_timeout))
+            let patience = DROP_PATIENCE.min(self.options.request_timeout);
+            self.link.close(code, text, patience)
         };
         match closed {
             Err(error) if error.is_timeout() => log::warn!("closing the connection: {error}"),

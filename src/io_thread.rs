@@ -15,20 +15,21 @@ use crate::buffers::Buffers;
 use crate::channel_numbers::ChannelNumbers;
 use crate::connect::Connected;
 use crate::deadline::Deadline;
-use crate::error::{Error, ErrorKind as Kind, Result};
+use crate::error::{CloseReason, Error, ErrorKind as Kind, ReplyCode, Result};
 use crate::events::ConnectionEvent;
 use crate::feed::Feed;
 use crate::inbox::Inbox;
 use crate::mailbox::{Command, Mailboxes, Recover, Reply, Unclaimed};
 use crate::options::ConnectionOptions;
-use crate::outbox::Outbox;
+use crate::outbox::{Admission, Gate, Loss, Outbox};
 use crate::outgoing::Outgoing;
 use crate::panics;
 use crate::proto::{self, Event, Outcome, Server, Topology, Tuning};
 use crate::reading::{Reading, Waiting};
 use crate::stats::Counters;
 use crate::stream::Stream;
-use crate::unanswered::{self, Unanswered};
+use crate::unanswered::Unanswered;
+use crate::wire::method::ConnectionClose;
 
 const SOCKET: Token = Token(0);
 const WAKER: Token = Token(1);
@@ -44,6 +45,8 @@ const ANSWERS_LIMIT: usize = 4096;
 const EVENTS_LIMIT: usize = 64;
 /// After its end a connection waits so long for its last words to go out, and for the peer to hear them.
 const LINGER: Duration = Duration::from_secs(1);
+/// After its time to close a connection, a caller waits this long for the IO thread to cut the socket.
+const ABORT_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Who is at the other end, and what was agreed on with it.
 #[derive(Debug)]
@@ -120,6 +123,41 @@ impl Link {
     /// thread.
     pub(crate) fn closed(&self, error: Error) {
         let _ = self.next.send(Next::GivenUp(error));
+    }
+
+    /// Closes the connection, and waits until that is done.
+    pub(crate) fn close(&self, code: ReplyCode, text: &str, timeout: Duration) -> Result<()> {
+        let deadline = Deadline::after(timeout);
+        self.begin_close(code, text)?;
+        if self.wait_finished(deadline.remaining()) {
+            return Ok(());
+        }
+        self.outbox.abort();
+        self.wait_finished(ABORT_PATIENCE);
+        Err(Error::timed_out(timeout))
+    }
+
+    pub(crate) fn begin_close(&self, code: ReplyCode, text: &str) -> Result<()> {
+        let close = ConnectionClose {
+            reply_code: code.0,
+            reply_text: text.into(),
+            ..ConnectionClose::default()
+        };
+        let reason = CloseReason {
+            code,
+            ..CloseReason::program(text)
+        };
+        let closed = Error::new(Kind::ConnectionClosed(reason.clone()));
+        let gate = || Ok(Gate::Open);
+        self.outbox
+            .write(0, Admission::Always, Duration::ZERO, gate, |frames| {
+                frames.last_method(&close)?;
+                frames.command(Command::CloseConnection { reason });
+                frames.end(closed.clone());
+                Ok(())
+            })?;
+        self.closed(closed);
+        Ok(())
     }
 
     /// Tells those who wait for messages that were to be published again that this does not happen.
@@ -252,8 +290,8 @@ impl IoThread {
             self.link.end(&error);
             End::Final(error)
         });
-        let again = unanswered::without_the_guilty(unanswered);
-        self.link.unanswered.lock().extend(again);
+        unanswered.iter().for_each(Unanswered::keep);
+        self.link.unanswered.lock().extend(unanswered);
         end
     }
 
@@ -766,10 +804,13 @@ impl<'a> Driver<'a> {
 
     fn ended(&mut self, error: Error) {
         let by_us = error.closed_by() == Some(crate::ClosedBy::Program);
-        let is_lost = self.recovers && !by_us && self.link.outbox.set_lost(error.clone());
-        self.end = Some(match is_lost {
-            true => End::Lost(error.clone()),
-            false => {
+        let loss = match self.recovers && !by_us {
+            true => self.link.outbox.set_lost(error.clone()),
+            false => Loss::None,
+        };
+        self.end = Some(match loss {
+            Loss::New | Loss::Again => End::Lost(error.clone()),
+            Loss::None => {
                 // Before the outbox is emptied: nothing can be appended from now on.
                 self.link.outbox.set_end(error.clone());
                 End::Final(error.clone())
@@ -784,13 +825,17 @@ impl<'a> Driver<'a> {
         } else {
             Closing::Done
         };
-        if !is_lost {
-            return self.link.end(&error);
+        match loss {
+            Loss::New => {
+                self.link.tell(ConnectionEvent::Lost {
+                    cause: error.clone(),
+                });
+                log::warn!("{error}; it is opened again");
+            }
+            // The failed attempt is told.
+            Loss::Again => {}
+            Loss::None => self.link.end(&error),
         }
-        self.link.tell(ConnectionEvent::Lost {
-            cause: error.clone(),
-        });
-        log::warn!("{error}; it is opened again");
     }
 }
 

@@ -72,6 +72,17 @@ enum Phase {
     Ended(Error),
 }
 
+/// What the end of a socket means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Loss {
+    /// The connection is lost.
+    New,
+    /// It was lost before, and an attempt to recover it has failed.
+    Again,
+    /// It has ended for good.
+    None,
+}
+
 struct State {
     phase: Phase,
     /// How often the connection was lost.
@@ -603,11 +614,15 @@ impl Outbox {
         self.changed.notify_all();
     }
 
-    /// Callers wait from now on, unless the connection has ended for good. Says whether they do.
-    pub(crate) fn set_lost(&self, error: Error) -> bool {
+    /// Callers wait from now on, unless the connection has ended for good.
+    pub(crate) fn set_lost(&self, error: Error) -> Loss {
         let mut state = self.state.lock();
-        let lost = !matches!(state.phase, Phase::Ended(_));
-        if lost {
+        let lost = match &state.phase {
+            Phase::Open => Loss::New,
+            Phase::Lost { .. } => Loss::Again,
+            Phase::Ended(_) => Loss::None,
+        };
+        if lost != Loss::None {
             state.phase = Phase::Lost {
                 cause: error,
                 connected: false,

@@ -4,13 +4,13 @@ use crate::error::Error;
 use crate::mailbox::Published;
 use crate::proto::{Earlier, Outcome};
 use crate::wire::frame::{self, Cut};
-use crate::wire::method::{BasicPublish, Encode, Method};
+use crate::wire::method::Method;
 
 pub(crate) struct Unanswered {
     pub(crate) published: Published,
     pub(crate) cause: Error,
-    /// The broker may have closed the connection because of it.
-    is_suspect: bool,
+    /// The connection that was lost last may have carried it.
+    was_sent: bool,
 }
 
 impl Unanswered {
@@ -18,12 +18,10 @@ impl Unanswered {
         if may_have_been_sent {
             published.earlier = published.earlier.max(Earlier::Sent);
         }
-        let reason = cause.close_reason();
-        let is_for_publishing = reason.is_some_and(|it| it.method == BasicPublish::ID.name());
         Self {
             published,
-            is_suspect: may_have_been_sent && is_for_publishing,
             cause,
+            was_sent: may_have_been_sent,
         }
     }
 
@@ -32,14 +30,36 @@ impl Unanswered {
         self.published.kept.is_some()
     }
 
-    /// Whether it is a suspect of the kind that RabbitMQ does not take.
-    fn is_immediate(&self) -> bool {
+    /// The message with this sequence number on this channel.
+    pub(crate) fn id(&self) -> (u16, u64) {
+        (self.published.channel, self.published.sequence_number)
+    }
+
+    /// Its id if the last connection may have carried it. The next loss is not its fault unless it
+    /// is published again.
+    pub(crate) fn take_sent(&mut self) -> Option<(u16, u64)> {
+        std::mem::take(&mut self.was_sent).then(|| self.id())
+    }
+
+    /// Whether it was there twice when the broker closed the connection, perhaps because of it.
+    pub(crate) fn is_suspect(&self) -> bool {
+        self.published.earlier == Earlier::Suspect
+    }
+
+    pub(crate) fn is_immediate(&self) -> bool {
         let kept = self.published.kept.as_deref().unwrap_or_default();
         let Ok(Cut::Frame(publish, _)) = frame::cut(kept, usize::MAX) else {
             return false;
         };
         let method = Method::decode(publish.payload);
-        self.is_suspect && matches!(method, Ok(Method::BasicPublish(it)) if it.immediate)
+        matches!(method, Ok(Method::BasicPublish(it)) if it.immediate)
+    }
+
+    /// It is published again, when the connection is back.
+    pub(crate) fn keep(&self) {
+        if let Some(confirm) = &self.published.confirm {
+            confirm.is_kept();
+        }
     }
 
     /// It is not published again.
@@ -50,27 +70,4 @@ impl Unanswered {
             confirm.answered(self.published.sequence_number, outcome);
         }
     }
-}
-
-/// Those that are published again: all, but for the one because of which the broker has closed the connection. It would do
-/// so again and again.
-pub(crate) fn without_the_guilty(all: Vec<Unanswered>) -> Vec<Unanswered> {
-    let is_found = all.iter().any(Unanswered::is_immediate);
-    let is_guilty = |it: &mut Unanswered| match it.is_suspect {
-        true if is_found => it.is_immediate(),
-        true => std::mem::replace(&mut it.published.earlier, Earlier::Blamed) == Earlier::Blamed,
-        false => false,
-    };
-    let mut kept = Vec::with_capacity(all.len());
-    for mut message in all {
-        if is_guilty(&mut message) {
-            message.lose();
-            continue;
-        }
-        if let Some(confirm) = &message.published.confirm {
-            confirm.is_kept();
-        }
-        kept.push(message);
-    }
-    kept
 }

@@ -16,8 +16,7 @@ type Filter = Arc<dyn Fn(&Entity) -> bool + Send + Sync>;
 /// [`Publisher`](crate::Publisher) had published without an answer is published again. All handles stay valid.
 /// [`Connection::events`](crate::Connection::events) and the log tell what happens.
 ///
-/// Opening the first time is not repeated: a program that cannot connect shall know. A login that is refused ends the
-/// recovery, with [`ErrorKind::RecoveryGivenUp`](crate::ErrorKind::RecoveryGivenUp). A channel that the broker has closed
+/// A channel that the broker has closed
 /// because of an error stays closed: see [`Channel::reopen`](crate::Channel::reopen).
 ///
 /// What was declared is what this connection has declared and not deleted or unbound, and what did not go by itself as
@@ -45,7 +44,9 @@ pub struct RecoveryOptions {
     pub(crate) max_time: Duration,
     pub(crate) first_delay: Duration,
     pub(crate) max_delay: Duration,
+    pub(crate) entity_timeout: Duration,
     pub(crate) fail_fast: bool,
+    pub(crate) give_up_on_refused_login: bool,
     pub(crate) without_exchanges: bool,
     pub(crate) without_queues: bool,
     pub(crate) without_bindings: bool,
@@ -61,7 +62,9 @@ impl Default for RecoveryOptions {
             max_time: Duration::MAX,
             first_delay: Duration::from_millis(200),
             max_delay: Duration::from_secs(15),
+            entity_timeout: Duration::from_secs(5),
             fail_fast: false,
+            give_up_on_refused_login: false,
             without_exchanges: false,
             without_queues: false,
             without_bindings: false,
@@ -91,12 +94,23 @@ impl RecoveryOptions {
         first_delay: Duration;
         /// The longest delay between two attempts. Default: 15 seconds.
         max_delay: Duration;
+        /// How long recovery waits for the broker's answer to each exchange, queue, binding and
+        /// consumer. Without an answer, it is reported as
+        /// [`NotRecovered`](crate::ConnectionEvent::NotRecovered) and tried again in the background
+        /// on a connection of its own, and everything else goes on. RabbitMQ does not answer for a
+        /// queue on a node that is away, and since 4.3 it ends the connection after 30 seconds
+        /// without a majority of nodes: use less. Default: 5 seconds.
+        entity_timeout: Duration;
     }
 
     flags! {
         /// Calls and publishes that are made while the connection is being recovered fail at once, with
         /// [`ErrorKind::Recovering`](crate::ErrorKind::Recovering). Otherwise they wait for it, up to their timeouts.
         fail_fast;
+        /// A login that is refused ends the recovery. Otherwise it counts as one more failed
+        /// attempt, since brokers refuse every login while their LDAP, HTTP or OAuth 2 server is
+        /// down.
+        give_up_on_refused_login;
         /// Exchanges are not declared again.
         without_exchanges;
         /// Queues are not declared again.
@@ -146,7 +160,9 @@ impl fmt::Debug for RecoveryOptions {
             .field("max_time", &self.max_time)
             .field("first_delay", &self.first_delay)
             .field("max_delay", &self.max_delay)
+            .field("entity_timeout", &self.entity_timeout)
             .field("fail_fast", &self.fail_fast)
+            .field("give_up_on_refused_login", &self.give_up_on_refused_login)
             .field("without_exchanges", &self.without_exchanges)
             .field("without_queues", &self.without_queues)
             .field("without_bindings", &self.without_bindings)

@@ -37,6 +37,19 @@ pub(crate) enum Earlier {
     Sent,
     /// And may have closed the connection because of it.
     Blamed,
+    /// Twice.
+    Suspect,
+}
+
+impl Earlier {
+    /// The broker has closed a connection, perhaps because of this message.
+    pub(crate) fn blamed(self) -> Self {
+        match self {
+            Self::Nothing => Self::Nothing,
+            Self::Sent => Self::Blamed,
+            Self::Blamed | Self::Suspect => Self::Suspect,
+        }
+    }
 }
 
 /// What became of a message.

@@ -1,112 +1,266 @@
 //! Exchanges, queues and bindings are declared again.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
 
-use super::replay::{is_named, Failure, Replay};
+use super::desk::{Asked, Desk, Failure};
+use super::missing::{entity, Key, Trouble};
+use super::replay::Replay;
 use crate::channel::ChannelState;
-use crate::error::{ClosedBy, Error, ErrorKind, ReplyCode, Result};
+use crate::deadline::Deadline;
+use crate::error::{Error, ErrorKind, ReplyCode, Result};
 use crate::events::{ConnectionEvent, Entity};
-use crate::mailbox::{Call, Reply};
-use crate::outbox::Frames;
+use crate::mailbox::Reply;
 use crate::proto::Redeclare;
-use crate::request;
 use crate::wire::method::{Method, QueueDeclare};
 
+/// When a declaration has no answer for this long, the consumers are begun meanwhile.
+const STALL: Duration = Duration::from_millis(300);
+
+/// When a declaration has no answer in its time, this many channels are used for the others at
+/// once. RabbitMQ 4.3 closes the connection 30 seconds after the first one that it cannot answer.
+const LANES: usize = 16;
+
+/// RabbitMQ holds an exclusive queue for the lost connection until it has noticed the loss.
+const LOCKED_FOR: Duration = Duration::from_secs(1);
+const LOCKED_RETRY: Duration = Duration::from_millis(20);
+
+/// What was asked on one channel, without waiting in between.
+struct Lane {
+    channel: Arc<ChannelState>,
+    asked: VecDeque<(Redeclare, Asked)>,
+}
+
+impl Lane {
+    fn left(self) -> Vec<Redeclare> {
+        self.asked
+            .into_iter()
+            .map(|(redeclare, _)| redeclare)
+            .collect()
+    }
+}
+
 impl Replay<'_> {
-    pub(super) fn declare_all(&mut self) -> Result<()> {
-        let mut declares = self.wanted(|it| !it.is_binding());
-        if let Err(error) = self.scratch() {
-            return self.nothing_declared(error);
-        }
-        let mut survivors = Vec::new();
-        for declare in &declares {
-            // Exclusive ones went with the connection.
-            if let Redeclare::Queue {
-                declare,
-                named_by_server: true,
-            } = declare
-            {
-                if !declare.exclusive && self.queue_exists(&declare.queue)?.is_some() {
-                    survivors.push(declare.queue.clone());
-                }
-            }
-        }
-        declares.retain(|it| {
-            !matches!(it, Redeclare::Queue { declare, .. } if survivors.contains(&declare.queue))
-        });
-        self.declare(declares, Self::not_declared)?;
-        // Read only now, with the new names of queues.
-        let bindings = self.wanted(Redeclare::is_binding);
-        self.declare(bindings, Self::not_declared)
+    pub(super) fn declare_exchanges_and_queues(&mut self) -> Result<()> {
+        let mut wanted = self.wanted(|it| !it.is_binding());
+        self.keep_survivors(&mut wanted)?;
+        self.declare_all(wanted)?;
+        self.declare_locked()
     }
 
-    /// The program may hold all numbers, of channels that have ended. They may be free later.
-    fn nothing_declared(&mut self, error: Error) -> Result<()> {
-        if !matches!(error.kind(), ErrorKind::ChannelsExhausted { .. }) {
-            return Err(error);
+    pub(super) fn declare_bindings(&mut self) -> Result<()> {
+        // Read only now, with the new names of queues.
+        let bindings = self.wanted(Redeclare::is_binding);
+        let (stuck, bindings): (Vec<_>, Vec<_>) =
+            bindings.into_iter().partition(|it| self.lacks_an_end(it));
+        for binding in stuck {
+            let key = Key::of(&binding);
+            let error = self.no_answer(&key);
+            self.not_declared(key, error);
         }
-        for redeclare in self.wanted(|_| true) {
-            self.not_declared(entity(&redeclare), error.clone());
-        }
-        Ok(())
+        self.declare_all(bindings)
     }
 
     /// What is to be declared again.
-    pub(super) fn wanted(&self, is_one: impl Fn(&Redeclare) -> bool) -> Vec<Redeclare> {
-        let mut all = self.link.topology.lock().redeclare();
+    fn wanted(&self, is_one: impl Fn(&Redeclare) -> bool) -> Vec<Redeclare> {
+        let mut all = self.desk.link.topology.lock().redeclare();
         let options = &self.recovery.options.recovery;
         all.retain(|it| {
-            let entity = entity(it);
-            is_one(it) && !self.missing.is_fatal(&entity) && options.wants(&entity)
+            let key = Key::of(it);
+            is_one(it) && !self.missing.is_harmful(&key) && options.wants(&key.entity)
         });
         all
     }
 
-    /// Declares all of this, one behind the other without waiting in between. If the broker closes the channel because of
-    /// one, it goes on behind that on a new channel.
-    pub(super) fn declare(
-        &mut self,
-        all: Vec<Redeclare>,
-        not_declared: impl Fn(&mut Self, Entity, Error),
-    ) -> Result<()> {
-        let mut left = VecDeque::from(all);
+    /// Whether the broker has not answered for the exchange or the queue of this binding.
+    fn lacks_an_end(&self, binding: &Redeclare) -> bool {
+        let is_harmful = |entity: Entity| self.missing.is_harmful(&Key { entity, channel: 0 });
+        let exchange = |name: &str| {
+            is_harmful(Entity::Exchange {
+                name: name.to_owned(),
+            })
+        };
+        let queue = |name: &str| {
+            is_harmful(Entity::Queue {
+                name: name.to_owned(),
+            })
+        };
+        match binding {
+            Redeclare::BindQueue(bind) => exchange(&bind.exchange) || queue(&bind.queue),
+            Redeclare::BindExchange(bind) => exchange(&bind.source) || exchange(&bind.destination),
+            Redeclare::Exchange(_) | Redeclare::Queue { .. } => false,
+        }
+    }
+
+    /// Leaves out the queues that the broker has named and still has. Exclusive ones went with the
+    /// connection.
+    fn keep_survivors(&mut self, wanted: &mut Vec<Redeclare>) -> Result<()> {
+        let mut kept = Vec::with_capacity(wanted.len());
+        for redeclare in wanted.drain(..) {
+            let Some(name) = named_by_broker(&redeclare) else {
+                kept.push(redeclare);
+                continue;
+            };
+            match self
+                .desk
+                .queue_exists(name, self.recovery.options.recovery.entity_timeout)
+            {
+                Ok(Some(_)) => {}
+                Ok(None) => kept.push(redeclare),
+                Err(Failure::NoAnswer(_)) if !self.desk.is_over() => {
+                    self.not_answered(Key::of(&redeclare));
+                }
+                Err(Failure::Connection(error)) if is_exhausted(&error) => kept.push(redeclare),
+                Err(Failure::Connection(error) | Failure::NoAnswer(error)) => return Err(error),
+                Err(Failure::Refused(_) | Failure::ChannelGone | Failure::NotAsked) => {}
+            }
+        }
+        *wanted = kept;
+        Ok(())
+    }
+
+    /// Declares all of this; what may have cost a connection alone, at last.
+    fn declare_all(&mut self, all: Vec<Redeclare>) -> Result<()> {
+        let (suspects, others): (Vec<_>, Vec<_>) = all
+            .into_iter()
+            .partition(|it| self.missing.is_suspect(&Key::of(it)));
+        self.declare(others)?;
+        suspects
+            .into_iter()
+            .try_for_each(|it| self.declare(vec![it]))
+    }
+
+    /// Declares all of this, without waiting in between. If the broker closes the channel because
+    /// of one, it goes on after that one on a new channel. If the broker does not answer for one,
+    /// the others go to several channels, and have as much time together.
+    pub(super) fn declare(&mut self, all: Vec<Redeclare>) -> Result<()> {
+        let mut left = all;
+        let mut hurry = None;
         while !left.is_empty() {
-            let channel = self.scratch()?;
-            let asked: Vec<_> = left
-                .iter()
-                .map(|it| self.ask(&channel, |frames, call| append(it, frames, &channel, call)))
-                .collect();
-            for asked in asked {
-                let answer = self.answer(&channel, asked);
-                if let Err(Failure::ChannelGone | Failure::NotAsked) = answer {
+            if hurry.is_some_and(|it: Deadline| it.remaining().is_zero()) {
+                left.drain(..)
+                    .for_each(|it| self.not_answered(Key::of(&it)));
+                break;
+            }
+            let lanes = match self.ask_all(&mut left, hurry.map_or(1, |_| LANES)) {
+                Err(error) if is_exhausted(&error) => {
+                    // The program may hold all numbers, of channels that have ended. They may be
+                    // free later.
+                    left.drain(..)
+                        .for_each(|it| self.not_declared(Key::of(&it), error.clone()));
                     break;
                 }
-                let Some(redeclare) = left.pop_front() else {
-                    break;
-                };
-                let entity = entity(&redeclare);
-                match answer {
-                    Ok(reply) => self.declared(&redeclare, &reply),
-                    Err(Failure::Refused(error)) => {
-                        if let Some(gone) = self.take_gone(&redeclare, &error) {
-                            left.push_front(redeclare);
-                            left.push_front(gone);
-                            break;
-                        }
-                        let lacking = take_lacking(&mut left, &redeclare, &error);
-                        for entity in std::iter::once(entity).chain(lacking) {
-                            not_declared(self, entity, error.clone());
-                        }
-                        if !channel.is_open_in(self.epoch) {
-                            break;
-                        }
-                    }
-                    Err(Failure::Connection(error)) => return Err(self.blame(entity, error)),
-                    Err(Failure::ChannelGone | Failure::NotAsked) => {}
-                }
+                lanes => lanes?,
+            };
+            for lane in lanes {
+                left.extend(self.settle(lane, &mut hurry)?);
             }
         }
         Ok(())
+    }
+
+    fn ask_all(&mut self, all: &mut Vec<Redeclare>, lanes: usize) -> Result<Vec<Lane>> {
+        let mut asked: Vec<Lane> = Vec::new();
+        let lanes = lanes.min(all.len());
+        while asked.len() < lanes {
+            match self.scratch(asked.len()) {
+                Ok(channel) => asked.push(Lane {
+                    channel,
+                    asked: VecDeque::new(),
+                }),
+                Err(error) if is_exhausted(&error) && !asked.is_empty() => break,
+                Err(error) => return Err(error),
+            }
+        }
+        let per_lane = all.len().div_ceil(asked.len().max(1));
+        for lane in &mut asked {
+            for redeclare in all.drain(..per_lane.min(all.len())) {
+                self.asked.push(Key::of(&redeclare));
+                let answer = ask(&self.desk, &lane.channel, &redeclare);
+                lane.asked.push_back((redeclare, answer));
+            }
+        }
+        Ok(asked)
+    }
+
+    /// Takes the answers of one channel, and returns what is to be asked again.
+    fn settle(&mut self, mut lane: Lane, hurry: &mut Option<Deadline>) -> Result<Vec<Redeclare>> {
+        while let Some((redeclare, answer)) = lane.asked.pop_front() {
+            let key = Key::of(&redeclare);
+            let answer = match self.wait_for(&lane, &redeclare, answer, *hurry) {
+                Err(Failure::Connection(error)) => return Err(error),
+                Err(Failure::NoAnswer(error)) if self.desk.is_over() => return Err(error),
+                answer => answer,
+            };
+            self.answered(&key);
+            match answer {
+                Ok(reply) => self.declared(&redeclare, &reply),
+                Err(Failure::Refused(error)) => {
+                    if let Some(gone) = self.take_gone(&redeclare, &error) {
+                        return Ok([vec![gone, redeclare], lane.left()].concat());
+                    }
+                    let lacking = take_lacking(&mut lane.asked, &redeclare, &error);
+                    self.refused(redeclare, error.clone());
+                    for lacking in lacking {
+                        let key = Key::of(&lacking);
+                        self.answered(&key);
+                        self.not_declared(key, error.clone());
+                    }
+                }
+                Err(Failure::NoAnswer(_) | Failure::Connection(_)) => {
+                    self.desk.abandon(&lane.channel);
+                    self.not_answered(key);
+                    hurry.get_or_insert_with(|| Deadline::after(self.entity_timeout()));
+                    return Ok(self.not_asked(lane));
+                }
+                Err(Failure::ChannelGone | Failure::NotAsked) => {
+                    lane.asked.push_front((redeclare, Err(self.desk.cause())));
+                    return Ok(self.not_asked(lane));
+                }
+            }
+        }
+        Ok(Vec::new())
+    }
+
+    fn not_asked(&mut self, lane: Lane) -> Vec<Redeclare> {
+        let left = lane.left();
+        left.iter().for_each(|it| self.answered(&Key::of(it)));
+        left
+    }
+
+    fn wait_for(
+        &mut self,
+        lane: &Lane,
+        redeclare: &Redeclare,
+        answer: Asked,
+        hurry: Option<Deadline>,
+    ) -> Result<Reply, Failure> {
+        let deadline = hurry.unwrap_or_else(|| self.desk.within(self.entity_timeout()));
+        if !self.consumes && !self.desk.has_answer(&answer, STALL) {
+            log::warn!("no answer for {} yet; consumers go on", entity(redeclare));
+            self.hold_back(redeclare, lane);
+            self.consume_all().map_err(Failure::Connection)?;
+        }
+        self.desk.answer(&lane.channel, &answer, deadline)
+    }
+
+    /// Consumers of queues that cannot be there yet have to wait for them.
+    fn hold_back(&mut self, stuck: &Redeclare, lane: &Lane) {
+        let others = lane.asked.iter().map(|(redeclare, _)| redeclare);
+        let is_temporary = |it: &&Redeclare| match it {
+            Redeclare::Queue {
+                declare,
+                named_by_server,
+            } => !declare.durable || declare.exclusive || declare.auto_delete || *named_by_server,
+            _ => false,
+        };
+        let held_back = std::iter::once(stuck).chain(others.filter(is_temporary));
+        let names = held_back.filter_map(|it| match it {
+            Redeclare::Queue { declare, .. } => Some(declare.queue.to_string()),
+            _ => None,
+        });
+        self.undeclared = names.collect();
     }
 
     /// What a binding lacks although it was declared: an auto-delete exchange or queue goes when the broker notices, late,
@@ -130,7 +284,7 @@ impl Replay<'_> {
 
     pub(super) fn declared(&mut self, redeclare: &Redeclare, reply: &Reply) {
         // By its old name, as it was missed.
-        self.missing.found(&entity(redeclare), self.link);
+        self.missing.found(&Key::of(redeclare), &self.desk.link);
         if let (
             Redeclare::Queue {
                 declare,
@@ -146,55 +300,86 @@ impl Replay<'_> {
     pub(super) fn rename_queue(&mut self, old: &str, new: &str) {
         log::info!("queue {old:?} is now {new:?}");
         self.missing.queue_renamed(old, new);
-        self.link.topology.lock().queue_renamed(old, new);
+        self.desk.link.topology.lock().queue_renamed(old, new);
         for channel in self.recovery.channels() {
             channel.consumers.lock().queue_renamed(old, new);
         }
         self.recovery.server_names.rename(old, new);
-        self.link.tell(ConnectionEvent::QueueRenamed {
+        self.desk.link.tell(ConnectionEvent::QueueRenamed {
             old: old.to_owned(),
             new: new.to_owned(),
         });
     }
 
-    pub(super) fn not_declared(&mut self, entity: Entity, error: Error) {
-        self.missing.insert(entity, error, self.link);
+    fn refused(&mut self, redeclare: Redeclare, error: Error) {
+        match &redeclare {
+            Redeclare::Queue { declare, .. }
+                if declare.exclusive && error.reply_code() == Some(ReplyCode::RESOURCE_LOCKED) =>
+            {
+                self.locked.push((redeclare, error));
+            }
+            _ => self.not_declared(Key::of(&redeclare), error),
+        }
     }
 
-    /// Notes what the broker has closed the connection for: it is left out the next time.
-    pub(super) fn blame(&mut self, entity: Entity, error: Error) -> Error {
-        let ErrorKind::ConnectionClosed(reason) = error.kind() else {
-            return error;
-        };
-        let is_blamed =
-            reason.by == ClosedBy::Broker && reason.code != ReplyCode::CONNECTION_FORCED;
-        if is_blamed && reason.method.is_some() {
-            self.missing.insert_fatal(entity, error.clone(), self.link);
+    /// Tries again for exclusive queues that the broker still holds for the lost connection, so
+    /// that what is published to them meanwhile waits.
+    fn declare_locked(&mut self) -> Result<()> {
+        let until = self.desk.within(LOCKED_FOR);
+        while !self.locked.is_empty() {
+            let locked = std::mem::take(&mut self.locked);
+            if until.remaining().is_zero() {
+                for (redeclare, error) in locked {
+                    self.not_declared(Key::of(&redeclare), error);
+                }
+                return Ok(());
+            }
+            let pause = Deadline::after(LOCKED_RETRY);
+            if self.desk.link.outbox.wait_ended(pause) {
+                return Err(self.desk.cause());
+            }
+            self.declare(locked.into_iter().map(|(redeclare, _)| redeclare).collect())?;
         }
-        error
+        Ok(())
     }
 
-    /// The number of consumers of a queue, if it exists.
-    pub(super) fn queue_exists(&mut self, name: &str) -> Result<Option<u32>> {
-        let channel = self.scratch()?;
-        let declare = QueueDeclare {
-            queue: name.into(),
-            passive: true,
-            ..QueueDeclare::default()
-        };
-        let asked = self.ask(&channel, |frames, call| {
-            request::append(frames, channel.number, &declare, call)
-        });
-        match self.answer(&channel, asked) {
-            Ok(Reply::Method(Method::QueueDeclareOk(ok))) => Ok(Some(ok.consumer_count)),
-            Ok(_) | Err(Failure::Refused(_)) => Ok(None),
-            Err(Failure::ChannelGone | Failure::NotAsked) => self.queue_exists(name),
-            Err(Failure::Connection(error)) => Err(error),
-        }
+    fn not_declared(&mut self, key: Key, error: Error) {
+        self.missing
+            .insert(key, Trouble::Refused, error, &self.desk.link);
+    }
+
+    fn not_answered(&mut self, key: Key) {
+        let error = self.no_answer(&key);
+        self.missing
+            .insert(key, Trouble::Harmful, error, &self.desk.link);
     }
 }
 
-fn take_lacking(left: &mut VecDeque<Redeclare>, refused: &Redeclare, error: &Error) -> Vec<Entity> {
+pub(super) fn is_exhausted(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::ChannelsExhausted { .. })
+}
+
+/// A queue whose name only the broker can give, and that can have outlived the connection.
+pub(super) fn named_by_broker(redeclare: &Redeclare) -> Option<&str> {
+    match redeclare {
+        Redeclare::Queue {
+            declare,
+            named_by_server: true,
+        } if !declare.exclusive => Some(&declare.queue),
+        _ => None,
+    }
+}
+
+pub(super) fn is_named(error: &Error, name: &str) -> bool {
+    let reason = error.close_reason();
+    reason.is_some_and(|reason| reason.text.contains(&format!("'{name}'")))
+}
+
+fn take_lacking(
+    left: &mut VecDeque<(Redeclare, Asked)>,
+    refused: &Redeclare,
+    error: &Error,
+) -> Vec<Redeclare> {
     let code = error.reply_code();
     let lacks = matches!(
         code,
@@ -212,7 +397,7 @@ fn take_lacking(left: &mut VecDeque<Redeclare>, refused: &Redeclare, error: &Err
         return Vec::new();
     };
     let (no_source, no_destination) = (is_named(error, &source), is_named(error, &destination));
-    let needs_it = |it: &Redeclare| match entity(it) {
+    let needs_it = |(it, _): &(Redeclare, Asked)| match entity(it) {
         Entity::Binding {
             source: from,
             destination: to,
@@ -223,51 +408,27 @@ fn take_lacking(left: &mut VecDeque<Redeclare>, refused: &Redeclare, error: &Err
     let all = std::mem::take(left).into_iter();
     let (lacking, others): (Vec<_>, Vec<_>) = all.partition(needs_it);
     *left = others.into();
-    lacking.iter().map(entity).collect()
+    lacking
+        .into_iter()
+        .map(|(redeclare, _)| redeclare)
+        .collect()
 }
 
-fn append(
-    redeclare: &Redeclare,
-    frames: &mut Frames<'_>,
-    channel: &ChannelState,
-    call: Call,
-) -> Result<()> {
-    let number = channel.number;
+pub(super) fn ask(desk: &Desk, channel: &ChannelState, redeclare: &Redeclare) -> Asked {
     match redeclare {
-        Redeclare::Exchange(declare) => request::append(frames, number, declare, call),
-        Redeclare::BindExchange(bind) => request::append(frames, number, bind, call),
-        Redeclare::BindQueue(bind) => request::append(frames, number, bind, call),
+        Redeclare::Exchange(declare) => desk.ask_method(channel, declare),
+        Redeclare::BindExchange(bind) => desk.ask_method(channel, bind),
+        Redeclare::BindQueue(bind) => desk.ask_method(channel, bind),
         Redeclare::Queue {
             declare,
             named_by_server: false,
-        } => request::append(frames, number, declare, call),
+        } => desk.ask_method(channel, declare),
         Redeclare::Queue { declare, .. } => {
             let declare = QueueDeclare {
                 queue: "".into(),
                 ..declare.clone()
             };
-            request::append(frames, number, &declare, call)
+            desk.ask_method(channel, &declare)
         }
-    }
-}
-
-pub(super) fn entity(redeclare: &Redeclare) -> Entity {
-    match redeclare {
-        Redeclare::Exchange(declare) => Entity::Exchange {
-            name: declare.exchange.to_string(),
-        },
-        Redeclare::Queue { declare, .. } => Entity::Queue {
-            name: declare.queue.to_string(),
-        },
-        Redeclare::BindExchange(bind) => Entity::Binding {
-            source: bind.source.to_string(),
-            destination: bind.destination.to_string(),
-            routing_key: bind.routing_key.to_string(),
-        },
-        Redeclare::BindQueue(bind) => Entity::Binding {
-            source: bind.exchange.to_string(),
-            destination: bind.queue.to_string(),
-            routing_key: bind.routing_key.to_string(),
-        },
     }
 }

@@ -1,210 +1,325 @@
-//! What could not be declared again. It is looked for until it is there.
+//! What could not be brought back, and when it is tried again.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use super::declaring::entity;
-use super::replay::Replay;
-use super::Recovery;
+use crossbeam_channel::Receiver;
+
 use crate::channel::{ChannelState, Wanted};
 use crate::deadline::Deadline;
-use crate::error::{Error, ReplyCode, Result};
+use crate::error::{ClosedBy, Error, ErrorKind, ReplyCode, Result};
 use crate::events::{ConnectionEvent, Entity};
 use crate::io_thread::Link;
+use crate::mailbox::Reply;
 use crate::options::RecoveryOptions;
 use crate::proto::Redeclare;
 
-#[derive(Default)]
-pub(super) struct Missing {
-    entities: HashSet<Entity>,
-    consumers: Vec<MissingConsumer>,
-    /// The broker closes the connection for these: they are left alone.
-    fatal: HashSet<Entity>,
-    /// How often they were looked for since the connection came back.
-    retries: u32,
-    /// How often the connection had been lost when they were missed. It may be lost again before anyone is told: then there
-    /// is nothing to look at, and nobody but the one who looks to bring it back.
-    epoch: u64,
+/// The first and the longest delay before something that costs a connection, or its time, is tried
+/// again. An upgrade or a failure of a node takes minutes.
+const FIRST_DELAY_OF_HARMFUL: Duration = Duration::from_secs(1);
+const MAX_DELAY_OF_HARMFUL: Duration = Duration::from_secs(300);
+
+/// Something that is brought back.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Key {
+    pub(super) entity: Entity,
+    /// The channel of a consumer, whose tag is unique only there; 0 for everything else.
+    pub(super) channel: u16,
 }
 
-#[derive(Clone)]
-struct MissingConsumer {
-    channel: Weak<ChannelState>,
-    number: u16,
-    consumer_tag: String,
-    /// The queue is another consumer's alone: that has to go first.
-    waits_for_other: bool,
-}
-
-impl Missing {
-    /// Another connection: perhaps nothing is missing there.
-    pub(super) fn begin(&mut self, epoch: u64) {
-        self.entities.clear();
-        self.consumers.clear();
-        self.retries = 0;
-        self.epoch = epoch;
-    }
-
-    pub(super) fn queue_renamed(&mut self, old: &str, new: &str) {
-        let entities = std::mem::take(&mut self.entities);
-        let renamed = entities.into_iter().map(|it| it.queue_renamed(old, new));
-        self.entities = renamed.collect();
-    }
-
-    pub(super) fn insert(&mut self, entity: Entity, error: Error, link: &Link) {
-        tell_not_recovered(&entity, error, link);
-        self.entities.insert(entity);
-    }
-
-    pub(super) fn insert_fatal(&mut self, entity: Entity, error: Error, link: &Link) {
-        tell_not_recovered(&entity, error, link);
-        self.fatal.insert(entity);
-    }
-
-    pub(super) fn is_fatal(&self, entity: &Entity) -> bool {
-        self.fatal.contains(entity)
-    }
-
-    /// It is there; who was told of its lack is told so.
-    pub(super) fn found(&mut self, entity: &Entity, link: &Link) {
-        if self.entities.remove(entity) {
-            tell_recovered(entity.clone(), link);
+impl Key {
+    pub(super) fn of(redeclare: &Redeclare) -> Self {
+        Self {
+            entity: entity(redeclare),
+            channel: 0,
         }
     }
 
-    /// The broker does not let it consume. It goes on waiting if that can change by itself, else it ends.
+    pub(super) fn of_consumer(channel: &ChannelState, wanted: &Wanted) -> Self {
+        Self {
+            entity: wanted.entity(),
+            channel: channel.number,
+        }
+    }
+
+    /// Whether it is asked for with this method.
+    fn is_asked_with(&self, method: &str) -> bool {
+        match self.entity {
+            Entity::Exchange { .. } => method == "exchange.declare",
+            Entity::Queue { .. } => method == "queue.declare",
+            Entity::Binding { .. } => matches!(method, "queue.bind" | "exchange.bind"),
+            Entity::Consumer { .. } => method == "basic.consume",
+        }
+    }
+
+    fn queue_renamed(self, old: &str, new: &str) -> Self {
+        let entity = self.entity.queue_renamed(old, new);
+        Self { entity, ..self }
+    }
+}
+
+/// What is wrong with something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Trouble {
+    /// The broker refuses it. It is asked for on each new connection.
+    Refused,
+    /// It costs the connection, or all the time there is. It is left out of every recovery until
+    /// another connection has shown that it does no harm any more.
+    Harmful,
+}
+
+struct Missed {
+    trouble: Trouble,
+    /// How often it was tried again.
+    tries: u32,
+    next: Deadline,
+    consumer: Option<MissedConsumer>,
+}
+
+pub(super) struct MissedConsumer {
+    pub(super) channel: Weak<ChannelState>,
+    /// The queue is another consumer's alone: that has to go first.
+    pub(super) waits_for_other: bool,
+    /// Where the broker's answer comes, if it has not come in time.
+    answer: Option<Receiver<Result<Reply>>>,
+}
+
+/// All that is missing, and what may be to blame for a loss.
+pub(super) struct Missing {
+    all: HashMap<Key, Missed>,
+    /// The broker has closed a connection when these were asked for together: the next time each
+    /// is asked for alone.
+    suspects: HashSet<Key>,
+    options: RecoveryOptions,
+}
+
+impl Missing {
+    pub(super) fn new(options: &RecoveryOptions) -> Self {
+        Self {
+            all: HashMap::new(),
+            suspects: HashSet::new(),
+            options: options.clone(),
+        }
+    }
+
+    /// Another connection: what was refused may not be refused there.
+    pub(super) fn begin(&mut self) {
+        self.all.retain(|_, it| it.trouble == Trouble::Harmful);
+        for missed in self.all.values_mut() {
+            if let Some(consumer) = &mut missed.consumer {
+                consumer.answer = None;
+            }
+        }
+    }
+
+    pub(super) fn queue_renamed(&mut self, old: &str, new: &str) {
+        let all = std::mem::take(&mut self.all).into_iter();
+        self.all = all
+            .map(|(key, it)| (key.queue_renamed(old, new), it))
+            .collect();
+        let suspects = std::mem::take(&mut self.suspects).into_iter();
+        self.suspects = suspects.map(|it| it.queue_renamed(old, new)).collect();
+    }
+
+    pub(super) fn contains(&self, key: &Key) -> bool {
+        self.all.contains_key(key)
+    }
+
+    pub(super) fn consumer(&self, key: &Key) -> Option<&MissedConsumer> {
+        self.all.get(key)?.consumer.as_ref()
+    }
+
+    /// The broker's answer to a consumer that had none in its time.
+    pub(super) fn take_answer(&mut self, key: &Key) -> Option<Result<Reply>> {
+        let consumer = self.all.get_mut(key)?.consumer.as_mut()?;
+        let answer = consumer.answer.as_ref()?.try_recv().ok()?;
+        consumer.answer = None;
+        Some(answer)
+    }
+
+    /// Whether it is to be left out of recoveries.
+    pub(super) fn is_harmful(&self, key: &Key) -> bool {
+        let missed = self.all.get(key);
+        missed.is_some_and(|it| it.trouble == Trouble::Harmful)
+    }
+
+    pub(super) fn is_suspect(&self, key: &Key) -> bool {
+        self.suspects.contains(key)
+    }
+
+    /// It could not be brought back, or still cannot. The program is told the first time.
+    pub(super) fn insert(&mut self, key: Key, trouble: Trouble, error: Error, link: &Link) {
+        self.insert_with(key, trouble, error, None, link);
+    }
+
+    /// A consumer that could not be brought back. It waits if that can change by itself, else it
+    /// ends.
     pub(super) fn insert_consumer(
         &mut self,
         channel: &Arc<ChannelState>,
-        wanted: Wanted,
+        wanted: &Wanted,
+        trouble: Trouble,
         error: Error,
+        answer: Option<Receiver<Result<Reply>>>,
         link: &Link,
     ) {
+        let key = Key::of_consumer(channel, wanted);
         let waits_for_other = error
             .close_reason()
             .is_some_and(|reason| reason.text.contains("exclusive use"));
         let may_change = match error.reply_code() {
+            _ if trouble == Trouble::Harmful => true,
             Some(ReplyCode::NOT_FOUND | ReplyCode::RESOURCE_LOCKED) => true,
             Some(ReplyCode::ACCESS_REFUSED) => waits_for_other,
             _ => false,
         };
-        tell_not_recovered(&wanted.entity(), error.clone(), link);
         if !may_change {
+            self.all.remove(&key);
+            tell_not_recovered(&key.entity, error.clone(), link);
             return wanted.mailbox.ended(Some(error));
         }
-        self.consumers.push(MissingConsumer {
+        let consumer = MissedConsumer {
             channel: Arc::downgrade(channel),
-            number: channel.number,
-            consumer_tag: wanted.consume.consumer_tag.to_string(),
             waits_for_other,
+            answer,
+        };
+        self.insert_with(key, trouble, error, Some(consumer), link);
+    }
+
+    fn insert_with(
+        &mut self,
+        key: Key,
+        trouble: Trouble,
+        error: Error,
+        consumer: Option<MissedConsumer>,
+        link: &Link,
+    ) {
+        self.suspects.remove(&key);
+        if let Some(missed) = self.all.get_mut(&key) {
+            log::debug!("{} is still missing: {error}", key.entity);
+            missed.tries = match missed.trouble == trouble {
+                true => missed.tries.saturating_add(1),
+                false => 0,
+            };
+            missed.trouble = trouble;
+            missed.next = delay(trouble, missed.tries, &self.options);
+            if consumer.is_some() {
+                missed.consumer = consumer;
+            }
+            return;
+        }
+        tell_not_recovered(&key.entity, error, link);
+        let missed = Missed {
+            trouble,
+            tries: 0,
+            next: delay(trouble, 0, &self.options),
+            consumer,
+        };
+        self.all.insert(key, missed);
+    }
+
+    /// It has gone after it was declared again, and is to be looked for at once.
+    pub(super) fn insert_gone(&mut self, key: Key) {
+        self.all.entry(key).or_insert_with(|| Missed {
+            trouble: Trouble::Refused,
+            tries: 0,
+            next: Deadline::after(Duration::ZERO),
+            consumer: None,
         });
     }
 
-    pub(super) fn has_consumer(&self, channel: &ChannelState, wanted: &Wanted) -> bool {
-        self.consumers
-            .iter()
-            .any(|it| it.number == channel.number && it.consumer_tag == wanted.consume.consumer_tag)
+    /// It is there; whoever was told of its lack is told so.
+    pub(super) fn found(&mut self, key: &Key, link: &Link) {
+        self.suspects.remove(key);
+        if self.all.remove(key).is_some() {
+            tell_recovered(key.entity.clone(), link);
+        }
     }
 
-    /// When to look again. None if nothing is missing.
-    pub(super) fn next_retry(&self, options: &RecoveryOptions) -> Option<Deadline> {
-        let nothing = self.entities.is_empty() && self.consumers.is_empty();
-        let delay = options.delay(self.retries.saturating_add(1), super::random());
-        (!nothing).then(|| Deadline::after(delay))
+    /// Nothing waits for it any more.
+    pub(super) fn forget(&mut self, key: &Key) {
+        self.all.remove(key);
     }
 
-    pub(super) fn retry(&mut self, recovery: &Recovery, link: &Arc<Link>) {
-        self.retries = self.retries.saturating_add(1);
-        let until = Deadline::after(Duration::MAX);
-        let mut replay = Replay::new(recovery, link, self.epoch, until, self);
-        let retried = replay
-            .retry_entities()
-            .and_then(|()| replay.retry_consumers());
-        if let Err(error) = retried {
-            log::debug!("looking for what is missing: {error}");
+    /// The broker has closed the connection, perhaps because of something that was asked and not
+    /// answered. If that was one thing alone, it is to blame; else each is asked for alone the next
+    /// time. Returns whom to blame.
+    pub(super) fn blame(&mut self, mut asked: Vec<Key>, cause: &Error) -> Option<Key> {
+        let ErrorKind::ConnectionClosed(reason) = cause.kind() else {
+            return None;
+        };
+        if reason.by != ClosedBy::Broker || reason.code == ReplyCode::CONNECTION_FORCED {
+            return None;
+        }
+        if let Some(method) = reason.method {
+            asked.retain(|it| it.is_asked_with(method));
+        }
+        if let [guilty] = asked.as_slice() {
+            return Some(guilty.clone());
+        }
+        self.suspects.extend(asked);
+        None
+    }
+
+    /// When to try again. `None` if nothing is missing.
+    pub(super) fn next_retry(&self) -> Option<Deadline> {
+        let next = self.all.values().map(|it| it.next);
+        next.min_by_key(Deadline::at)
+    }
+
+    /// What is to be tried again by now, those that were tried least first.
+    pub(super) fn due(&self) -> Vec<Key> {
+        let is_due = |it: &Missed| it.next.remaining().is_zero();
+        let mut due: Vec<_> = self.all.iter().filter(|(_, it)| is_due(it)).collect();
+        due.sort_by_key(|(_, it)| it.tries);
+        due.into_iter().map(|(key, _)| key.clone()).collect()
+    }
+
+    /// It is being tried. Should that end without a result, it is tried again later.
+    pub(super) fn begin_trial(&mut self, key: &Key) {
+        if let Some(missed) = self.all.get_mut(key) {
+            missed.next = delay(missed.trouble, missed.tries, &self.options);
+        }
+    }
+
+    /// It was not tried after all.
+    pub(super) fn postpone(&mut self, key: &Key) {
+        if let Some(missed) = self.all.get_mut(key) {
+            missed.tries = missed.tries.saturating_add(1);
+            missed.next = delay(missed.trouble, missed.tries, &self.options);
         }
     }
 }
 
-impl Replay<'_> {
-    fn retry_entities(&mut self) -> Result<()> {
-        let still_missing = |_: &mut Self, entity: Entity, error: Error| {
-            log::debug!("{entity} is still not there: {error}");
-        };
-        let mut missing = self.missing_entities();
-        // The program may have deleted others meanwhile.
-        self.missing.entities = missing.iter().map(entity).collect();
-        missing.retain(|it| !it.is_binding());
-        self.declare(missing, still_missing)?;
-        // Read only now, with the new names of queues.
-        let mut bindings = self.missing_entities();
-        bindings.retain(Redeclare::is_binding);
-        self.declare(bindings, still_missing)
-    }
-
-    fn missing_entities(&self) -> Vec<Redeclare> {
-        let mut missing = self.link.topology.lock().redeclare();
-        missing.retain(|it| self.missing.entities.contains(&entity(it)));
-        missing
-    }
-
-    /// It went, with its bindings, after it was declared again: as an auto-delete queue does when the broker notices late
-    /// that the consumers of the lost connection are gone.
-    fn miss_queue(&mut self, name: &str) {
-        let declared = self.link.topology.lock().redeclare();
-        let concerns_it = |it: &Redeclare| match entity(it) {
-            Entity::Queue { name: queue } => queue == name,
-            Entity::Binding { destination, .. } => {
-                matches!(it, Redeclare::BindQueue(_)) && destination == name
-            }
-            _ => false,
-        };
-        let wanted = declared.iter().filter(|it| concerns_it(it)).map(entity);
-        let options = &self.recovery.options.recovery;
-        let wanted = wanted.filter(|it| options.wants(it));
-        self.missing.entities.extend(wanted);
-    }
-
-    fn retry_consumers(&mut self) -> Result<()> {
-        for consumer in self.missing.consumers.clone() {
-            if self.retry_consumer(&consumer)? {
-                self.missing.consumers.retain(|it| !it.is(&consumer));
-            }
+fn delay(trouble: Trouble, tries: u32, options: &RecoveryOptions) -> Deadline {
+    Deadline::after(match trouble {
+        Trouble::Refused => options.delay(tries.saturating_add(1), super::random()),
+        Trouble::Harmful => {
+            let doubled = FIRST_DELAY_OF_HARMFUL.saturating_mul(1 << tries.min(20));
+            doubled.min(MAX_DELAY_OF_HARMFUL)
         }
-        Ok(())
-    }
-
-    /// Says whether it is done with this one. The channel is in use again, and must not be closed by an attempt: so it is
-    /// only made when it looks good.
-    fn retry_consumer(&mut self, consumer: &MissingConsumer) -> Result<bool> {
-        let channel = consumer.channel.upgrade();
-        let Some(channel) = channel.filter(|it| it.end.cause().is_none()) else {
-            return Ok(true);
-        };
-        let wanted = channel.consumers.lock().get(&consumer.consumer_tag);
-        let Some(wanted) = wanted else {
-            return Ok(true);
-        };
-        match self.queue_exists(&wanted.consume.queue)? {
-            None => {
-                self.miss_queue(&wanted.consume.queue);
-                return Ok(false);
-            }
-            Some(1..) if consumer.waits_for_other => return Ok(false),
-            Some(_) => {}
-        }
-        let asked = self.consume(&channel, &wanted);
-        if self.consumes(&channel, asked)? {
-            tell_recovered(wanted.entity(), self.link);
-        }
-        Ok(true)
-    }
+    })
 }
 
-impl MissingConsumer {
-    fn is(&self, other: &Self) -> bool {
-        self.number == other.number && self.consumer_tag == other.consumer_tag
+pub(super) fn entity(redeclare: &Redeclare) -> Entity {
+    match redeclare {
+        Redeclare::Exchange(declare) => Entity::Exchange {
+            name: declare.exchange.to_string(),
+        },
+        Redeclare::Queue { declare, .. } => Entity::Queue {
+            name: declare.queue.to_string(),
+        },
+        Redeclare::BindExchange(bind) => Entity::Binding {
+            source: bind.source.to_string(),
+            destination: bind.destination.to_string(),
+            routing_key: bind.routing_key.to_string(),
+        },
+        Redeclare::BindQueue(bind) => Entity::Binding {
+            source: bind.exchange.to_string(),
+            destination: bind.queue.to_string(),
+            routing_key: bind.routing_key.to_string(),
+        },
     }
 }
 

@@ -1,11 +1,15 @@
 //! Brings a lost connection back, on a thread of its own: connects again, then does with calls that wait what any thread
 //! of the program could do. Only that the outbox lets it pass while all others wait.
 
+mod aside;
 mod declaring;
+mod desk;
+mod messages;
 mod missing;
 mod opening;
-mod publishing;
+mod outage;
 mod replay;
+mod retry;
 
 use std::collections::hash_map::RandomState;
 use std::collections::BTreeMap;
@@ -20,19 +24,19 @@ use crate::channel::ChannelState;
 use crate::connect::{connect, Connected};
 use crate::deadline::Deadline;
 use crate::error::{Error, ErrorKind, Result};
-use crate::events::ConnectionEvent;
+use crate::events::{ConnectionEvent, Entity};
 use crate::io_thread::{Link, Next};
 use crate::mailbox::{ChannelMailbox, Mailboxes, Recover};
 use crate::options::ConnectionOptions;
 use crate::panics;
 use crate::queue::ServerNames;
 
-use missing::Missing;
+use aside::{Aside, Verdict};
+use messages::Blame;
+use missing::{Key, Missing, Trouble};
+use outage::{is_login_refused, Outage};
 use replay::Replay;
-
-/// Connecting may take so long, and so may what is done again then, even if less is left of the time for all attempts:
-/// the last one shall have a chance.
-const LAST_ATTEMPT: Duration = Duration::from_secs(1);
+use retry::Trials;
 
 /// What outlasts the sockets of one connection, beside its [`Link`].
 pub(crate) struct Recovery {
@@ -58,13 +62,19 @@ struct Progress {
     holds: Option<Deadline>,
     /// How often in a row it was lost again soon after it came back.
     relapses: u32,
+    /// Another thread tries what is missing.
+    is_trying: bool,
+    /// What came of that so far.
+    verdicts: Vec<(Key, Verdict)>,
 }
 
 /// What the thread has to do.
 enum Task {
     Recover(Error),
-    /// Look for what could not be declared.
+    /// Try again what is missing.
     Retry,
+    /// Take in what came of that.
+    Tried(Vec<(Key, Verdict)>),
     Nothing,
 }
 
@@ -141,7 +151,7 @@ impl Recovery {
         channels.filter(|it| it.end.cause().is_none()).collect()
     }
 
-    fn run(&self, link: &Arc<Link>) {
+    fn run(self: &Arc<Self>, link: &Arc<Link>) {
         if let Err(message) = panics::catch(|| self.work(link)) {
             // A fault of this crate, or of the program's SASL mechanism, filter or logger. No
             // thread may wait for ever.
@@ -153,14 +163,25 @@ impl Recovery {
         }
     }
 
-    fn work(&self, link: &Arc<Link>) {
-        let mut missing = Missing::default();
+    fn work(self: &Arc<Self>, link: &Arc<Link>) {
+        let mut missing = Missing::new(&self.options.recovery);
+        let mut blame = Blame::default();
         loop {
             match self.next_task(&missing) {
                 Task::Nothing => return,
-                Task::Retry => missing.retry(self, link),
+                Task::Retry => {
+                    let trials = missing.replay(self, link, &mut blame).retry();
+                    self.try_aside(trials);
+                }
+                Task::Tried(verdicts) => {
+                    let mut replay = missing.replay(self, link, &mut blame);
+                    for (key, verdict) in verdicts {
+                        replay.tried(&key, verdict);
+                    }
+                }
                 Task::Recover(cause) => {
-                    if let Err(error) = self.recover(link, cause, &mut missing) {
+                    let recovered = self.recover(link, cause, &mut missing, &mut blame);
+                    if let Err(error) = recovered {
                         return link.closed(error);
                     }
                 }
@@ -170,7 +191,6 @@ impl Recovery {
 
     fn next_task(&self, missing: &Missing) -> Task {
         let mut progress = self.progress.lock();
-        let retry = missing.next_retry(&self.options.recovery);
         loop {
             if progress.is_over {
                 return Task::Nothing;
@@ -178,35 +198,90 @@ impl Recovery {
             if let Some(cause) = progress.lost.take() {
                 return Task::Recover(cause);
             }
-            let Some(retry) = retry else {
-                progress.is_running = false;
-                return Task::Nothing;
-            };
-            let waited = self.changed.wait_until(&mut progress, retry.at());
-            if waited.timed_out() && progress.lost.is_none() && !progress.is_over {
-                return Task::Retry;
+            if !progress.verdicts.is_empty() {
+                return Task::Tried(std::mem::take(&mut progress.verdicts));
+            }
+            match missing.next_retry().filter(|_| !progress.is_trying) {
+                Some(retry) if retry.remaining().is_zero() => return Task::Retry,
+                Some(retry) => {
+                    self.changed.wait_until(&mut progress, retry.at());
+                }
+                None if progress.is_trying => self.changed.wait(&mut progress),
+                None => {
+                    progress.is_running = false;
+                    return Task::Nothing;
+                }
             }
         }
     }
 
+    /// Tries this on another connection and another thread, since it can take its time.
+    fn try_aside(self: &Arc<Self>, trials: Trials) {
+        if trials.is_empty() {
+            return;
+        }
+        self.progress.lock().is_trying = true;
+        let recovery = Arc::clone(self);
+        let name = "leveret retry".to_owned();
+        let started = thread::Builder::new().name(name).spawn(move || {
+            let _trying = Trying(&recovery);
+            // What was not tried is tried the next time.
+            let tried = panics::catch(|| recovery.try_all(trials));
+            if let Err(message) = tried {
+                log::error!("trying again what is missing: {message}");
+            }
+        });
+        if let Err(error) = started {
+            log::error!("cannot start a thread that tries again what is missing: {error}");
+            self.progress.lock().is_trying = false;
+        }
+    }
+
+    fn try_all(&self, trials: Trials) {
+        let mut options = self.options.clone();
+        if let Some(secret) = &*self.secret.lock() {
+            options.password.clone_from(secret);
+        }
+        let mut aside = Aside::new(options);
+        for (key, trial) in trials {
+            if self.progress.lock().is_over {
+                return;
+            }
+            let verdict = aside.run(&key, &trial);
+            self.progress.lock().verdicts.push((key, verdict));
+            self.changed.notify_all();
+        }
+    }
+
     /// Attempts until one succeeds, or the program closes the connection. An error if that has to end.
-    fn recover(&self, link: &Arc<Link>, cause: Error, missing: &mut Missing) -> Result<()> {
+    fn recover(
+        &self,
+        link: &Arc<Link>,
+        cause: Error,
+        missing: &mut Missing,
+        blame: &mut Blame,
+    ) -> Result<()> {
+        let options = &self.options.recovery;
+        blame.judge(&cause, link);
         let mut outage = Outage::new(cause, self.relapses());
         loop {
-            let delay = outage.delay(&self.options)?;
+            let delay = outage.delay(options)?;
             if link.outbox.wait_ended(Deadline::after(delay)) {
                 return Ok(());
             }
-            outage.attempts += 1;
+            outage.begin_attempt();
             log::info!("attempt {} to recover the connection", outage.attempts);
-            let attempted =
-                connect::<Mailboxes>(&self.options_until(&outage.attempt_ends(&self.options)))
-                    .and_then(|connected| self.come_back(link, connected, &outage, missing));
+            let connected =
+                connect::<Mailboxes>(&self.options_until(&outage.attempt_ends(options)));
+            let attempted = connected
+                .and_then(|connected| self.come_back(link, connected, &mut outage, missing, blame));
             match attempted {
                 _ if link.outbox.end_cause().is_some() => return Ok(()),
                 Ok(()) => return Ok(()),
-                Err(error) if is_login_refused(&error) => return Err(outage.given_up(error)),
-                Err(error) => outage.failed(error, link, &self.options)?,
+                Err(error) if options.give_up_on_refused_login && is_login_refused(&error) => {
+                    return Err(outage.given_up(error));
+                }
+                Err(error) => outage.failed(error, link, options)?,
             }
         }
     }
@@ -228,20 +303,57 @@ impl Recovery {
         &self,
         link: &Arc<Link>,
         connected: Connected<Mailboxes>,
-        outage: &Outage,
+        outage: &mut Outage,
         missing: &mut Missing,
+        blame: &mut Blame,
     ) -> Result<()> {
         let epoch = link.outbox.epoch();
         let _ = link.next.send(Next::Connected(Box::new(connected)));
-        let until = outage.attempt_ends(&self.options);
-        let replayed = Replay::new(self, link, epoch, until, missing).run();
-        match replayed {
-            Ok(()) if self.came_back(link, epoch, outage) => return Ok(()),
+        let until = outage.attempt_ends(&self.options.recovery);
+        let mut replay = Replay::new(self, link, epoch, until, missing, blame);
+        let replayed = replay.run();
+        let asked = std::mem::take(&mut replay.asked);
+        drop(replay);
+        match &replayed {
+            Ok(()) if self.came_back(link, epoch, outage) => {
+                blame.clear();
+                return Ok(());
+            }
             Ok(()) => {}
             Err(_) => link.outbox.give_up(epoch),
         }
         let lost = self.wait_lost();
-        replayed.and(Err(lost.unwrap_or_else(|| Error::timed_out(Duration::ZERO))))
+        let cause = lost.or_else(|| replayed.err());
+        let cause = cause.unwrap_or_else(|| Error::timed_out(until.duration()));
+        let guilty = missing.blame(asked, &cause);
+        let has_hope = match guilty {
+            Some(key) => {
+                self.leave_out(key, &cause, missing, link);
+                true
+            }
+            None => blame.judge(&cause, link),
+        };
+        if has_hope {
+            outage.has_hope();
+        }
+        Err(cause)
+    }
+
+    /// The broker closes the connection for this.
+    fn leave_out(&self, key: Key, cause: &Error, missing: &mut Missing, link: &Arc<Link>) {
+        let trouble = Trouble::Harmful;
+        let Entity::Consumer { consumer_tag, .. } = &key.entity else {
+            return missing.insert(key, trouble, cause.clone(), link);
+        };
+        let channel = self
+            .channels()
+            .into_iter()
+            .find(|it| it.number == key.channel);
+        let Some(channel) = channel else { return };
+        let wanted = channel.consumers.lock().get(consumer_tag);
+        if let Some(wanted) = wanted {
+            missing.insert_consumer(&channel, &wanted, trouble, cause.clone(), None, link);
+        }
     }
 
     /// Waits until the IO thread has noticed the loss, and returns its cause; none if that was the end.
@@ -274,94 +386,13 @@ impl Recovery {
     }
 }
 
-/// Between a loss and the recovery from it.
-struct Outage {
-    cause: Error,
-    since: Deadline,
-    attempts: u32,
-    relapses: u32,
-    last: Option<Error>,
-    next: Option<Duration>,
-}
+/// Notes that trying is over, whatever happens.
+struct Trying<'a>(&'a Recovery);
 
-impl Outage {
-    fn new(cause: Error, relapses: u32) -> Self {
-        Self {
-            cause,
-            since: Deadline::after(Duration::MAX),
-            attempts: 0,
-            relapses,
-            last: None,
-            next: None,
-        }
-    }
-
-    /// What is left of the time that it may take.
-    fn left(&self, options: &ConnectionOptions) -> Option<Duration> {
-        let max_time = options.recovery.max_time;
-        max_time.checked_sub(self.since.elapsed())
-    }
-
-    fn attempt_ends(&self, options: &ConnectionOptions) -> Deadline {
-        let left = self.left(options).unwrap_or_default();
-        Deadline::after(left.max(LAST_ATTEMPT))
-    }
-
-    /// How long to wait before the next attempt. An error if there is none.
-    fn delay(&mut self, options: &ConnectionOptions) -> Result<Duration> {
-        let recovery = &options.recovery;
-        let left = self.left(options);
-        let left = left.filter(|_| self.attempts < recovery.max_attempts);
-        let Some(left) = left else {
-            let last = self.last.take().unwrap_or_else(|| self.cause.clone());
-            return Err(self.given_up(last));
-        };
-        let delay = self.next.take().unwrap_or_else(|| {
-            let attempt = self.attempts.saturating_add(1);
-            recovery.delay(attempt.saturating_add(self.relapses), random())
-        });
-        Ok(delay.min(left))
-    }
-
-    fn failed(&mut self, error: Error, link: &Link, options: &ConnectionOptions) -> Result<()> {
-        self.last = Some(error.clone());
-        let next = self.delay(options)?;
-        self.next = Some(next);
-        let attempt = self.attempts;
-        log::warn!("attempt {attempt} to recover the connection failed, the next one follows in {next:.1?}: {error}");
-        link.tell(ConnectionEvent::RecoveryFailed {
-            attempt,
-            error,
-            next,
-        });
-        Ok(())
-    }
-
-    fn given_up(&self, last: Error) -> Error {
-        let kind = ErrorKind::RecoveryGivenUp {
-            cause: Box::new(self.cause.kind().clone()),
-            attempts: self.attempts,
-            after: self.since.elapsed(),
-            last: Box::new(last.kind().clone()),
-        };
-        Error::new(kind).caused_by(last)
-    }
-}
-
-/// Whether nobody who could be reached takes this login any more, and says so: a socket that was closed behind the
-/// credentials can also be that of a broker that went away just then.
-fn is_login_refused(error: &Error) -> bool {
-    match error.kind() {
-        ErrorKind::LoginRefused { text, .. } => !text.is_empty(),
-        ErrorKind::EndpointsFailed(failed) => {
-            let refused = failed.iter().any(|it| is_login_refused(&it.error));
-            refused
-                && failed.iter().all(|it| {
-                    let unreachable = matches!(it.error.kind(), ErrorKind::ConnectFailed { .. });
-                    unreachable || is_login_refused(&it.error)
-                })
-        }
-        _ => false,
+impl Drop for Trying<'_> {
+    fn drop(&mut self) {
+        self.0.progress.lock().is_trying = false;
+        self.0.changed.notify_all();
     }
 }
 

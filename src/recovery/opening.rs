@@ -1,14 +1,23 @@
 //! Channels are opened again, with their consumers.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use super::replay::{is_named, Asked, Failure, Replay};
+use super::declaring::is_named;
+use super::desk::{Asked, Failure};
+use super::missing::{Key, Trouble};
+use super::replay::Replay;
 use crate::channel::{ChannelState, Wanted};
+use crate::deadline::Deadline;
 use crate::error::{Error, ErrorKind, Result};
 use crate::mailbox::{Call, ChannelMailbox, Command, Reply};
 use crate::outbox::Frames;
 use crate::request;
 use crate::wire::method::{BasicConsume, BasicConsumeOk, BasicQos};
+
+/// When a consumer has no answer in its time, others that were asked at the same time have this
+/// much more.
+const GRACE: Duration = Duration::from_millis(500);
 
 /// A channel that is being opened.
 struct Opening {
@@ -23,7 +32,7 @@ impl Replay<'_> {
         &self,
         channels: Vec<Arc<ChannelState>>,
     ) -> Vec<Arc<ChannelState>> {
-        let channel_max = self.link.channel_numbers.highest();
+        let channel_max = self.desk.link.channel_numbers.highest();
         let is_within = |it: &Arc<ChannelState>| it.number <= channel_max;
         let (within, beyond): (Vec<_>, Vec<_>) = channels.into_iter().partition(is_within);
         for channel in beyond {
@@ -34,26 +43,55 @@ impl Replay<'_> {
         within
     }
 
+    /// Opens the channels and begins the consumers that are not begun yet: all at once, then, one
+    /// by one, those that may have cost a connection.
+    pub(super) fn consume_all(&mut self) -> Result<()> {
+        self.consumes = true;
+        self.open_all(|replay, key| !replay.missing.is_suspect(key))?;
+        for channel in self.channels.clone() {
+            for wanted in channel.consumers.lock().wanted() {
+                let suspect = Key::of_consumer(&channel, &wanted);
+                if self.missing.is_suspect(&suspect) {
+                    self.open_all(|_, key| *key == suspect)?;
+                }
+            }
+        }
+        self.undeclared.clear();
+        Ok(())
+    }
+
     /// Opens the channels, all at once, and those once more that the broker closes for one of their consumers.
-    pub(super) fn open_all(&mut self, channels: &[Arc<ChannelState>]) -> Result<()> {
-        let opening: Vec<_> = channels.iter().map(|it| self.begin(it)).collect();
+    fn open_all(&mut self, is_one: impl Fn(&Self, &Key) -> bool) -> Result<()> {
+        let channels = self.channels.clone();
+        let mut hurry = None;
+        let opening: Vec<_> = channels.iter().map(|it| self.begin(it, &is_one)).collect();
         for mut opening in opening {
-            while !self.finish(&mut opening)? {
-                opening = self.begin(&opening.channel);
+            while !self.finish(&mut opening, &mut hurry)? {
+                opening = self.begin(&opening.channel, &is_one);
             }
         }
         Ok(())
     }
 
-    fn begin(&self, channel: &Arc<ChannelState>) -> Opening {
-        let is_open = channel.is_open_in(self.epoch);
-        let opened = (!is_open).then(|| self.open(channel));
+    fn begin(
+        &mut self,
+        channel: &Arc<ChannelState>,
+        is_one: impl Fn(&Self, &Key) -> bool,
+    ) -> Opening {
+        let is_open = channel.is_open_in(self.desk.epoch);
+        let opened = (!is_open).then(|| self.desk.open(channel));
+        if !is_open {
+            self.begun.retain(|it| it.channel != channel.number);
+        }
         let mut consumers = Vec::new();
         let all = channel.consumers.lock().wanted();
         for wanted in all {
+            let key = Key::of_consumer(channel, &wanted);
             if !self.is_to_consume(&wanted) {
-                wanted.mailbox.ended(Some(self.cause()));
-            } else if !self.missing.has_consumer(channel, &wanted) {
+                wanted.mailbox.ended(Some(self.desk.cause()));
+            } else if self.is_to_begin(&wanted, &key) && is_one(self, &key) {
+                self.asked.push(key.clone());
+                self.begun.insert(key);
                 let asked = self.consume(channel, &wanted);
                 consumers.push((wanted, asked));
             }
@@ -66,17 +104,20 @@ impl Replay<'_> {
     }
 
     fn is_to_consume(&self, wanted: &Wanted) -> bool {
-        let entity = wanted.entity();
         // The place for answers is nothing that the program knows of.
         let is_reply_to = wanted.consume.queue == "amq.rabbitmq.reply-to";
-        let wants = is_reply_to || self.recovery.options.recovery.wants(&entity);
-        wants && !self.missing.is_fatal(&entity)
+        is_reply_to || self.recovery.options.recovery.wants(&wanted.entity())
+    }
+
+    fn is_to_begin(&self, wanted: &Wanted, key: &Key) -> bool {
+        let waits = self.undeclared.contains(&*wanted.consume.queue);
+        !waits && !self.begun.contains(key) && !self.missing.contains(key)
     }
 
     /// Begins to consume again, with the prefetch that the consumer had; unless nobody wants it any more.
     pub(super) fn consume(&self, channel: &ChannelState, wanted: &Wanted) -> Asked {
         let mut begun = false;
-        let asked = self.ask(channel, |frames, call| {
+        let asked = self.desk.ask(channel, |frames, call| {
             let mut consume = wanted.consume.clone();
             // Under the lock, as whoever cancels it.
             begun = wanted.mailbox.restart(consume.arguments.to_mut());
@@ -96,44 +137,71 @@ impl Replay<'_> {
         asked
     }
 
-    /// Says whether the broker has agreed.
-    pub(super) fn consumes(&self, channel: &ChannelState, asked: Asked) -> Result<bool> {
-        match self.answer(channel, asked) {
-            Ok(_) => Ok(true),
-            Err(Failure::ChannelGone | Failure::NotAsked | Failure::Refused(_)) => Ok(false),
-            Err(Failure::Connection(error)) => Err(error),
-        }
-    }
-
     /// Says whether it is done, else it has to begin again.
-    fn finish(&mut self, opening: &mut Opening) -> Result<bool> {
+    fn finish(&mut self, opening: &mut Opening, hurry: &mut Option<Deadline>) -> Result<bool> {
         let Opening {
             channel,
             opened,
             consumers,
         } = opening;
-        match opened.take().map(|opened| self.answer(channel, opened)) {
+        let deadline = self.desk.within(self.recovery.options.request_timeout);
+        let opened = opened.take();
+        match opened.map(|opened| self.desk.answer(channel, &opened, deadline)) {
             None | Some(Ok(_)) => {}
-            Some(Err(Failure::ChannelGone)) => return Ok(true),
-            Some(Err(Failure::NotAsked)) => return Ok(false),
-            Some(Err(Failure::Refused(error) | Failure::Connection(error))) => return Err(error),
+            Some(Err(Failure::ChannelGone)) => {
+                self.asked.retain(|it| it.channel != channel.number);
+                return Ok(true);
+            }
+            Some(Err(Failure::NotAsked)) => {
+                self.asked.retain(|it| it.channel != channel.number);
+                return Ok(false);
+            }
+            Some(Err(
+                Failure::Refused(error) | Failure::NoAnswer(error) | Failure::Connection(error),
+            )) => return Err(error),
         }
-        let (mut refused, mut all_asked) = (Vec::new(), true);
-        // All of them, also behind one that is refused: who has no answer yet cannot begin again.
+        let (mut refused, mut all_asked, mut is_gone) = (Vec::new(), true, false);
+        // All of them, also after one that is refused: who has no answer yet cannot begin again.
         for (wanted, asked) in consumers.drain(..) {
-            match self.answer(channel, asked) {
+            let key = Key::of_consumer(channel, &wanted);
+            let deadline = hurry.unwrap_or_else(|| self.desk.within(self.entity_timeout()));
+            let answer = match self.desk.answer(channel, &asked, deadline) {
+                Err(Failure::Connection(error)) => return Err(error),
+                Err(Failure::NoAnswer(error)) if self.desk.is_over() => return Err(error),
+                answer => answer,
+            };
+            self.answered(&key);
+            match answer {
                 Ok(_) => {}
-                Err(Failure::ChannelGone) => return Ok(true),
+                Err(Failure::ChannelGone) => is_gone = true,
                 Err(Failure::NotAsked) => all_asked = false,
                 Err(Failure::Refused(error)) => refused.push((wanted, error)),
-                Err(Failure::Connection(error)) => return Err(self.blame(wanted.entity(), error)),
+                Err(Failure::NoAnswer(_) | Failure::Connection(_)) => {
+                    hurry.get_or_insert_with(|| Deadline::after(GRACE));
+                    let error = self.no_answer(&key);
+                    let link = &self.desk.link;
+                    let trouble = Trouble::Harmful;
+                    self.missing.insert_consumer(
+                        channel,
+                        &wanted,
+                        trouble,
+                        error,
+                        asked.ok(),
+                        link,
+                    );
+                }
             }
+        }
+        if is_gone {
+            return Ok(true);
         }
         let Some((wanted, error)) = take_blamed(refused) else {
             return Ok(all_asked);
         };
+        let link = &self.desk.link;
+        let trouble = Trouble::Refused;
         self.missing
-            .insert_consumer(channel, wanted, error, self.link);
+            .insert_consumer(channel, &wanted, trouble, error, None, link);
         Ok(false)
     }
 }

@@ -4,207 +4,127 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, RecvTimeoutError};
-
-use super::missing::Missing;
+use super::desk::{Desk, Failure};
+use super::messages::Blame;
+use super::missing::{Key, Missing};
 use super::Recovery;
 use crate::channel::ChannelState;
 use crate::deadline::Deadline;
-use crate::error::{CloseReason, ClosedBy, Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::events::Entity;
 use crate::io_thread::Link;
-use crate::mailbox::{Call, Reply};
-use crate::outbox::{Admission, Frames, Gate};
-
-/// The answer to a call that was sent, or why it was not.
-pub(super) type Asked = Result<Receiver<Result<Reply>>>;
-
-/// Whom a failure concerns.
-pub(super) enum Failure {
-    /// What was asked for; its channel is closed, if it was sent at all.
-    Refused(Error),
-    /// The channel, which has ended for another reason.
-    ChannelGone,
-    /// It was not asked: what was asked before has cost the channel.
-    NotAsked,
-    /// All.
-    Connection(Error),
-}
+use crate::outbox::Gate;
+use crate::proto::Redeclare;
 
 pub(super) struct Replay<'a> {
     pub(super) recovery: &'a Recovery,
-    pub(super) link: &'a Arc<Link>,
-    pub(super) epoch: u64,
-    /// By then all is done, or it has failed.
-    until: Deadline,
+    pub(super) desk: Desk,
     pub(super) missing: &'a mut Missing,
-    /// A channel of our own, for what can cost a channel.
-    pub(super) own: Option<Arc<ChannelState>>,
+    pub(super) blame: &'a mut Blame,
+    /// The program's channels.
+    pub(super) channels: Vec<Arc<ChannelState>>,
+    /// What was asked and has no answer.
+    pub(super) asked: Vec<Key>,
+    /// The consumers that were begun on this connection.
+    pub(super) begun: HashSet<Key>,
+    /// The consumers of these queues have to wait until the queues are declared.
+    pub(super) undeclared: HashSet<String>,
+    /// Exclusive queues that the broker still holds for the lost connection.
+    pub(super) locked: Vec<(Redeclare, Error)>,
     /// What was declared once more, since it had gone in between.
     pub(super) again: HashSet<Entity>,
-}
-
-impl Drop for Replay<'_> {
-    fn drop(&mut self) {
-        if let Some(own) = self.own.take() {
-            own.dropped();
-        }
-    }
+    /// The consumers are being begun, or were.
+    pub(super) consumes: bool,
 }
 
 impl<'a> Replay<'a> {
     pub(super) fn new(
         recovery: &'a Recovery,
-        link: &'a Arc<Link>,
+        link: &Arc<Link>,
         epoch: u64,
         until: Deadline,
         missing: &'a mut Missing,
+        blame: &'a mut Blame,
     ) -> Self {
+        let request_timeout = recovery.options.request_timeout;
         Self {
             recovery,
-            link,
-            epoch,
-            until,
+            desk: Desk::new(link, epoch, request_timeout, until),
             missing,
-            own: None,
+            blame,
+            channels: Vec::new(),
+            asked: Vec::new(),
+            begun: HashSet::new(),
+            undeclared: HashSet::new(),
+            locked: Vec::new(),
             again: HashSet::new(),
+            consumes: false,
         }
     }
 
-    pub(super) fn run(mut self) -> Result<()> {
-        self.missing.begin(self.epoch);
+    /// Consumers come before bindings: a broker that lacks a majority of its nodes does not answer
+    /// a binding, even if it exists, and answers everything else.
+    pub(super) fn run(&mut self) -> Result<()> {
+        self.missing.begin();
         let channels = self.recovery.channels();
         for channel in &channels {
             channel.set_recovering(true);
         }
         self.wait_connected()?;
-        let channels = self.within_the_limit(channels);
-        self.declare_all()?;
-        self.open_all(&channels)?;
-        for channel in &channels {
-            self.publish_again(channel)?;
+        self.channels = self.within_the_limit(channels);
+        self.declare_exchanges_and_queues()?;
+        self.consume_all()?;
+        self.declare_bindings()?;
+        for channel in self.channels.clone() {
+            self.publish_again(&channel)?;
         }
-        self.lose_those_of_others(&channels);
+        self.lose_those_of_others();
         Ok(())
     }
 
-    /// Sends what `append` writes on a channel, when `gate` is open and this connection is there.
-    pub(super) fn write<T>(
-        &self,
-        channel: u16,
-        gate: impl Fn() -> Result<Gate>,
-        append: impl FnOnce(&mut Frames<'_>) -> Result<T>,
-    ) -> Result<T> {
-        let admission = Admission::Recovery { epoch: self.epoch };
-        let outbox = &self.link.outbox;
-        outbox.write(channel, admission, self.patience(), gate, append)
-    }
-
-    /// How long to wait for room, or for an answer.
-    fn patience(&self) -> Duration {
-        let request_timeout = self.recovery.options.request_timeout;
-        request_timeout.min(self.until.remaining())
-    }
-
-    /// Why the connection was lost.
-    pub(super) fn cause(&self) -> Error {
-        let cause = self.link.outbox.cause();
-        cause.unwrap_or_else(|| closed(0))
-    }
-
     fn wait_connected(&self) -> Result<()> {
-        self.write(0, || Ok(Gate::Open), |_| Ok(()))
+        self.desk.write(0, || Ok(Gate::Open), |_| Ok(()))
     }
 
-    /// Sends on a channel that is open on this connection.
-    pub(super) fn ask(
-        &self,
-        channel: &ChannelState,
-        append: impl FnOnce(&mut Frames<'_>, Call) -> Result<()>,
-    ) -> Asked {
-        let (call, answer) = Call::new();
-        let gate = || match channel.gate()? {
-            Gate::Open if !channel.is_open_in(self.epoch) => Err(closed(channel.number)),
-            gate => Ok(gate),
+    /// How long one declaration, binding or consumer may take.
+    pub(super) fn entity_timeout(&self) -> Duration {
+        self.recovery.options.recovery.entity_timeout
+    }
+
+    pub(super) fn no_answer(&self, key: &Key) -> Error {
+        let timeout = self.entity_timeout();
+        Error::timed_out(timeout).doing(format!(
+            "waiting for the broker's answer for {}",
+            key.entity
+        ))
+    }
+
+    /// A channel that may be closed by what it is used for: one of our own; or, if all numbers are
+    /// in use, one of the program's, since they are opened again.
+    pub(super) fn scratch(&mut self, place: usize) -> Result<Arc<ChannelState>> {
+        let error = match self.desk.channel(place) {
+            Err(error) if matches!(error.kind(), ErrorKind::ChannelsExhausted { .. }) => error,
+            result => return result,
         };
-        self.write(channel.number, gate, |frames| append(frames, call))?;
-        Ok(answer)
-    }
-
-    pub(super) fn open(&self, channel: &Arc<ChannelState>) -> Asked {
-        let (call, answer) = Call::new();
-        let gate = || channel.gate().map(|_| channel.opening_gate());
-        self.write(channel.number, gate, |frames| {
-            channel.append_open(frames, call)
-        })?;
-        Ok(answer)
-    }
-
-    pub(super) fn answer(&self, channel: &ChannelState, asked: Asked) -> Result<Reply, Failure> {
-        let timeout = self.patience();
-        let reply = asked.and_then(|answer| match answer.recv_timeout(timeout) {
-            Ok(reply) => reply,
-            Err(RecvTimeoutError::Timeout) => Err(Error::timed_out(timeout)),
-            Err(RecvTimeoutError::Disconnected) => Err(self.cause()),
-        });
-        reply.map_err(|error| match error.kind() {
-            // For another reason, such as an ack that the program has sent.
-            ErrorKind::ChannelClosed { .. } if channel.end.cause().is_some() => {
-                Failure::ChannelGone
+        if place > 0 {
+            return Err(error);
+        }
+        for channel in self.channels.clone() {
+            if !channel.is_recovering() {
+                continue;
             }
-            ErrorKind::ChannelClosed { reason, .. } => match reason.by {
-                ClosedBy::Broker => Failure::Refused(error),
-                ClosedBy::Program => Failure::NotAsked,
-            },
-            // It does not fit into the frames of this broker.
-            ErrorKind::InvalidArgument(_) => Failure::Refused(error),
-            _ => Failure::Connection(error),
-        })
-    }
-
-    /// A channel that may be closed by what it is used for: one of the program's, since they are opened again; else one of
-    /// our own.
-    pub(super) fn scratch(&mut self) -> Result<Arc<ChannelState>> {
-        let channels = self.recovery.channels();
-        let recovering = channels.into_iter().find(|it| it.is_recovering());
-        let channel = match recovering.or_else(|| self.own.clone()) {
-            Some(channel) => channel,
-            None => self.take_own()?,
-        };
-        if channel.is_open_in(self.epoch) {
-            return Ok(channel);
+            match self.desk.make_open(&channel) {
+                Ok(()) => return Ok(channel),
+                Err(Failure::ChannelGone | Failure::NotAsked) => {}
+                Err(
+                    Failure::Refused(error) | Failure::NoAnswer(error) | Failure::Connection(error),
+                ) => return Err(error),
+            }
         }
-        match self.answer(&channel, self.open(&channel)) {
-            Ok(_) => Ok(channel),
-            Err(Failure::ChannelGone | Failure::NotAsked) => self.scratch(),
-            Err(Failure::Refused(error) | Failure::Connection(error)) => Err(error),
-        }
+        Err(error)
     }
 
-    fn take_own(&mut self) -> Result<Arc<ChannelState>> {
-        let numbers = &self.link.channel_numbers;
-        // Without waiting: nobody else releases one meanwhile.
-        let number = numbers
-            .take(Deadline::after(Duration::ZERO))
-            .ok_or_else(|| {
-                let channel_max = numbers.highest();
-                Error::new(ErrorKind::ChannelsExhausted { channel_max })
-            })?;
-        let channel = Arc::new(ChannelState::new(number, Arc::clone(self.link)));
-        channel.set_recovering(true);
-        self.own = Some(Arc::clone(&channel));
-        Ok(channel)
+    pub(super) fn answered(&mut self, key: &Key) {
+        self.asked.retain(|it| it != key);
     }
-}
-
-pub(super) fn closed(channel: u16) -> Error {
-    Error::new(ErrorKind::ChannelClosed {
-        channel,
-        reason: CloseReason::program("it was closed while it was being opened again"),
-    })
-}
-
-pub(super) fn is_named(error: &Error, name: &str) -> bool {
-    let reason = error.close_reason();
-    reason.is_some_and(|reason| reason.text.contains(&format!("'{name}'")))
 }

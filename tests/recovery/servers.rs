@@ -6,7 +6,8 @@ use std::thread;
 use std::time::Duration;
 
 use leveret::{
-    Connection, ConnectionOptions, ConsumeOptions, ErrorKind, QueueDeclareOptions, ReplyCode,
+    Connection, ConnectionEvent, ConnectionOptions, ConsumeOptions, ErrorKind, QueueDeclareOptions,
+    ReplyCode,
 };
 
 use super::{lost, recovered};
@@ -143,7 +144,7 @@ fn a_login_that_all_refuse_who_can_be_reached_ends_the_recovery() {
     });
     let options = at(address)
         .endpoint(hangs_up.ip().to_string(), hangs_up.port())
-        .recovery(quick());
+        .recovery(quick().give_up_on_refused_login());
     let connection = Connection::open_with(&options).unwrap();
     connection.wait_closed(SOON).unwrap();
     let cause = connection.close_cause().unwrap();
@@ -153,6 +154,63 @@ fn a_login_that_all_refuse_who_can_be_reached_ends_the_recovery() {
     assert!(matches!(**last, ErrorKind::EndpointsFailed(_)), "{cause}");
     // At the first, the other one may just have been going away.
     assert_eq!(*attempts, 2);
+    server.join().unwrap();
+}
+
+#[test]
+fn a_refused_login_is_one_more_failed_attempt_and_each_outage_has_one_loss() {
+    let (cut, is_cut) = mpsc::channel();
+    let (address, server) = scripted_connections(5, move |connection, server| match connection {
+        0 => {
+            server.handshake(0);
+            server.open_channel();
+            is_cut.recv().unwrap();
+        }
+        // It comes back and is lost at once: that is the same outage.
+        1 => {
+            server.handshake(0);
+            server.expect(20, 10);
+        }
+        4 => {
+            server.handshake(0);
+            server.open_channel();
+            is_cut.recv().unwrap();
+        }
+        _ => {
+            server.expect_header();
+            server.send_start();
+            server.expect(10, 11);
+            let refused = [&403_u16.to_be_bytes()[..], &short("LDAP is down"), &[0; 4]];
+            server.send_method(0, 10, 50, &refused.concat());
+            server.expect(10, 51);
+        }
+    });
+    let connection = Connection::open_with(&at(address).recovery(quick())).unwrap();
+    let events = connection.events();
+    let _channel = connection.open_channel().unwrap();
+    cut.send(()).unwrap();
+    let told = recovered(&events);
+    let kinds: Vec<_> = told
+        .iter()
+        .map(|event| match event {
+            ConnectionEvent::Lost { .. } => "lost".to_owned(),
+            ConnectionEvent::RecoveryFailed { attempt, error, .. } => {
+                let refused = matches!(error.kind(), ErrorKind::LoginRefused { .. });
+                format!("failed {attempt}, refused {refused}")
+            }
+            ConnectionEvent::Recovered { attempts, .. } => format!("back {attempts}"),
+            other => format!("{other:?}"),
+        })
+        .collect();
+    let expected = [
+        "lost",
+        "failed 1, refused false",
+        "failed 2, refused true",
+        "failed 3, refused true",
+        "back 4",
+    ];
+    assert_eq!(kinds, expected, "{told:?}");
+    cut.send(()).unwrap();
     server.join().unwrap();
 }
 

@@ -1,0 +1,235 @@
+//! What is missing is tried again: first on a connection of its own; what only the program's
+//! connection can have, then there.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::aside::{Trial, Verdict};
+use super::desk::Failure;
+use super::messages::Blame;
+use super::missing::{Key, Missing, Trouble};
+use super::replay::Replay;
+use super::Recovery;
+use crate::channel::{ChannelState, Wanted};
+use crate::deadline::Deadline;
+use crate::error::Error;
+use crate::events::Entity;
+use crate::io_thread::Link;
+use crate::proto::Redeclare;
+
+/// What is to be tried aside, each with what it is for.
+pub(super) type Trials = Vec<(Key, Trial)>;
+
+impl Replay<'_> {
+    /// Tries everything that is due, or says how it is to be tried on a connection of its own.
+    pub(super) fn retry(&mut self) -> Trials {
+        let mut trials = Vec::new();
+        let due = self.missing.due();
+        let declared = self.desk.link.topology.lock().redeclare();
+        for redeclare in declared {
+            let key = Key::of(&redeclare);
+            if due.contains(&key) {
+                let trial = match self.is_own(&redeclare) {
+                    true => Trial::StandIn(redeclare),
+                    false => Trial::Declare(redeclare),
+                };
+                trials.push((key, trial));
+            }
+        }
+        for key in due {
+            let is_tried = trials.iter().any(|(tried, _)| *tried == key);
+            match &key.entity {
+                Entity::Consumer { .. } => trials.extend(self.retry_consumer(key)),
+                // The program has deleted it meanwhile.
+                _ if !is_tried => self.missing.forget(&key),
+                _ => {}
+            }
+        }
+        for (key, _) in &trials {
+            self.missing.begin_trial(key);
+        }
+        trials.sort_by_key(|(key, _)| match key.entity {
+            Entity::Exchange { .. } | Entity::Queue { .. } => 0,
+            Entity::Consumer { .. } => 1,
+            Entity::Binding { .. } => 2,
+        });
+        trials
+    }
+
+    /// Whether no other connection can declare it.
+    fn is_own(&self, redeclare: &Redeclare) -> bool {
+        match redeclare {
+            Redeclare::Queue { declare, .. } => declare.exclusive,
+            Redeclare::BindQueue(bind) => self.is_exclusive(&bind.queue),
+            Redeclare::Exchange(_) | Redeclare::BindExchange(_) => false,
+        }
+    }
+
+    fn is_exclusive(&self, queue: &str) -> bool {
+        let declared = self.desk.link.topology.lock().redeclare();
+        declared.iter().any(|it| {
+            matches!(it, Redeclare::Queue { declare, .. } if declare.exclusive && declare.queue == queue)
+        })
+    }
+
+    fn missed(&self, key: &Key) -> Option<(Arc<ChannelState>, Wanted)> {
+        let Entity::Consumer { consumer_tag, .. } = &key.entity else {
+            return None;
+        };
+        let missed = self.missing.consumer(key)?;
+        let channel = missed.channel.upgrade()?;
+        if channel.end.cause().is_some() {
+            return None;
+        }
+        let wanted = channel.consumers.lock().get(consumer_tag)?;
+        Some((channel, wanted))
+    }
+
+    fn retry_consumer(&mut self, key: Key) -> Option<(Key, Trial)> {
+        let Some((_, wanted)) = self.missed(&key) else {
+            self.missing.forget(&key);
+            return None;
+        };
+        if let Some(answer) = self.missing.take_answer(&key) {
+            // The broker has answered at last; a refusal has ended its channel.
+            match answer {
+                Ok(_) => self.missing.found(&key, &self.desk.link),
+                Err(_) => self.missing.forget(&key),
+            }
+            return None;
+        }
+        let queue = wanted.consume.queue.to_string();
+        let own = Key {
+            entity: Entity::Queue {
+                name: queue.clone(),
+            },
+            channel: 0,
+        };
+        if self.is_exclusive(&queue) {
+            // No other connection sees it.
+            match self.missing.contains(&own) {
+                true => self.missing.postpone(&key),
+                false => self.begin_consumer(&key),
+            }
+            return None;
+        }
+        let trial = match self.missing.is_harmful(&key) {
+            true => Trial::Consume(wanted.consume),
+            false => Trial::Queue(queue),
+        };
+        Some((key, trial))
+    }
+
+    /// Takes in what came of a trial.
+    pub(super) fn tried(&mut self, key: &Key, verdict: Verdict) {
+        match verdict {
+            Verdict::Failed(trouble, error) => self.still_missing(key, trouble, error),
+            Verdict::NotTried(error) => {
+                log::debug!("{} was not tried again: {error}", key.entity);
+                self.missing.postpone(key);
+            }
+            Verdict::Exists => self.missing.found(key, &self.desk.link),
+            Verdict::Declared(reply) => {
+                if let Some(redeclare) = self.redeclare(key) {
+                    self.declared(&redeclare, &reply);
+                }
+            }
+            Verdict::Harmless => {
+                let redeclare = self.redeclare(key);
+                let declared = redeclare.map_or(Ok(()), |it| self.declare(vec![it]));
+                if let Err(error) = declared {
+                    self.still_missing(key, Trouble::Refused, error);
+                }
+            }
+            Verdict::Queue(count) => self.queue_looked_up(key, count),
+        }
+    }
+
+    fn redeclare(&self, key: &Key) -> Option<Redeclare> {
+        let declared = self.desk.link.topology.lock().redeclare();
+        declared.into_iter().find(|it| Key::of(it) == *key)
+    }
+
+    fn still_missing(&mut self, key: &Key, trouble: Trouble, error: Error) {
+        if self.missing.contains(key) {
+            let link = &self.desk.link;
+            self.missing.insert(key.clone(), trouble, error, link);
+        }
+    }
+
+    fn queue_looked_up(&mut self, key: &Key, count: Option<u32>) {
+        let Entity::Consumer { queue, .. } = &key.entity else {
+            return;
+        };
+        let waits_for_other = self
+            .missing
+            .consumer(key)
+            .is_some_and(|it| it.waits_for_other);
+        match count {
+            None => {
+                self.miss_queue(queue);
+                self.missing.postpone(key);
+            }
+            Some(1..) if waits_for_other => self.missing.postpone(key),
+            Some(_) => self.begin_consumer(key),
+        }
+    }
+
+    /// The channel is in use again, and must not be closed by an attempt: so it is only made when
+    /// it looks good.
+    fn begin_consumer(&mut self, key: &Key) {
+        let Some((channel, wanted)) = self.missed(key) else {
+            return self.missing.forget(key);
+        };
+        let asked = self.consume(&channel, &wanted);
+        let deadline = self.desk.within(self.entity_timeout());
+        match self.desk.answer(&channel, &asked, deadline) {
+            Ok(_) => self.missing.found(key, &self.desk.link),
+            Err(Failure::NoAnswer(error)) => {
+                let link = &self.desk.link;
+                let trouble = Trouble::Harmful;
+                self.missing
+                    .insert_consumer(&channel, &wanted, trouble, error, asked.ok(), link);
+            }
+            // Its channel has ended, and with it the consumer; or the connection is lost, and a
+            // consumer that costs it must not be asked for at once.
+            Err(_) if self.missing.is_harmful(key) => self.missing.postpone(key),
+            Err(_) => self.missing.forget(key),
+        }
+    }
+
+    /// It went, with its bindings, after it was declared again: as an auto-delete queue does when the broker notices late
+    /// that the consumers of the lost connection are gone.
+    fn miss_queue(&mut self, name: &str) {
+        let declared = self.desk.link.topology.lock().redeclare();
+        let concerns_it = |it: &Redeclare| match Key::of(it).entity {
+            Entity::Queue { name: queue } => queue == name,
+            Entity::Binding { destination, .. } => {
+                matches!(it, Redeclare::BindQueue(_)) && destination == name
+            }
+            _ => false,
+        };
+        let options = &self.recovery.options.recovery;
+        for key in declared.iter().filter(|it| concerns_it(it)).map(Key::of) {
+            if options.wants(&key.entity) {
+                self.missing.insert_gone(key);
+            }
+        }
+    }
+}
+
+impl Missing {
+    /// Brings back what is missing, between recoveries.
+    pub(super) fn replay<'a>(
+        &'a mut self,
+        recovery: &'a Recovery,
+        link: &Arc<Link>,
+        blame: &'a mut Blame,
+    ) -> Replay<'a> {
+        let until = Deadline::after(Duration::MAX);
+        let epoch = link.outbox.epoch();
+        let mut replay = Replay::new(recovery, link, epoch, until, self, blame);
+        replay.consumes = true;
+        replay
+    }
+}
