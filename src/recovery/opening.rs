@@ -49,7 +49,8 @@ impl Replay<'_> {
         self.consumes = true;
         self.open_all(|replay, key| !replay.missing.is_suspect(key))?;
         for channel in self.channels.clone() {
-            for wanted in channel.consumers.lock().wanted() {
+            let all = channel.consumers.lock().wanted();
+            for wanted in all {
                 let suspect = Key::of_consumer(&channel, &wanted);
                 if self.missing.is_suspect(&suspect) {
                     self.open_all(|_, key| *key == suspect)?;

@@ -3,6 +3,7 @@
 mod calls;
 mod consuming;
 mod faults;
+mod harmful;
 mod nodes;
 mod obstacles;
 mod publishing;

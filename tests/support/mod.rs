@@ -2,6 +2,7 @@
 
 #[cfg(feature = "native-tls")]
 pub(crate) mod certificates;
+pub(crate) mod interceptor;
 pub(crate) mod logged;
 mod node;
 pub(crate) mod program;

@@ -1,0 +1,326 @@
+//! What hangs or costs the connection takes nothing else with it.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::Receiver;
+use leveret::{
+    Connection, ConnectionEvent, Entity, ErrorKind, PublisherOptions, QueueDeclareOptions,
+    ReplyCode,
+};
+
+use super::{lasting_queue, lost, recovered};
+use crate::support::interceptor::{Interceptor, Verdict};
+use crate::support::proxy::quick;
+use crate::support::{channel, unique, Frame, SOON};
+
+const AT_ONCE: Duration = Duration::ZERO;
+
+const QUEUE_DECLARE: (u16, u16) = (50, 10);
+const QUEUE_BIND: (u16, u16) = (50, 20);
+const BASIC_CONSUME: (u16, u16) = (60, 20);
+
+/// Does this to every such method that names this.
+fn judge(
+    method: (u16, u16),
+    name: &str,
+    verdict: Verdict,
+) -> (Arc<AtomicBool>, impl Fn(usize, &Frame) -> Verdict) {
+    let (armed, name) = (Arc::new(AtomicBool::new(false)), name.to_owned());
+    let is_armed = Arc::clone(&armed);
+    let judge = move |_: usize, frame: &Frame| {
+        let is_it = frame.method() == Some(method) && contains(&frame.payload, &name);
+        match is_it && is_armed.load(Ordering::SeqCst) {
+            true => verdict,
+            false => Verdict::Pass,
+        }
+    };
+    (armed, judge)
+}
+
+fn contains(payload: &[u8], name: &str) -> bool {
+    payload.windows(name.len()).any(|it| it == name.as_bytes())
+}
+
+/// Reads events until one says that this is back.
+#[track_caller]
+fn recovered_later(events: &Receiver<ConnectionEvent>, wanted: &Entity) {
+    loop {
+        match events.recv_timeout(SOON).unwrap() {
+            ConnectionEvent::RecoveredLater { entity } if entity == *wanted => return,
+            ConnectionEvent::RecoveredLater { .. } => {}
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+fn not_recovered(told: &[ConnectionEvent]) -> Vec<&Entity> {
+    let entities = told.iter().filter_map(|event| match event {
+        ConnectionEvent::NotRecovered { entity, .. } => Some(entity),
+        _ => None,
+    });
+    entities.collect()
+}
+
+#[test]
+fn a_queue_without_an_answer_holds_up_no_consumer_of_another() {
+    let name = unique("hung");
+    let (armed, judge) = judge(QUEUE_DECLARE, &name, Verdict::Hang);
+    let interceptor = Interceptor::start(judge);
+    let timeout = Duration::from_secs(3);
+    let recovery = quick().entity_timeout(timeout);
+    let connection = Connection::open_with(&interceptor.options().recovery(recovery)).unwrap();
+    let events = connection.events();
+    let declaring = connection.open_channel().unwrap();
+    let options = QueueDeclareOptions::default().expires(Duration::from_secs(60));
+    declaring.queue_declare(&name, options).unwrap();
+    let well = lasting_queue(&connection.open_channel().unwrap());
+    let consumer = well.consume(Default::default()).unwrap();
+    armed.store(true, Ordering::SeqCst);
+    interceptor.cut(AT_ONCE);
+    lost(&events);
+    let begin = Instant::now();
+    channel().basic_publish("", well.name(), "m").unwrap();
+    let delivery = consumer.recv_timeout(SOON).unwrap().unwrap();
+    delivery.ack().unwrap();
+    // The others do not wait for its time.
+    assert!(
+        begin.elapsed() < timeout - Duration::from_millis(500),
+        "{:?}",
+        begin.elapsed()
+    );
+    let told = recovered(&events);
+    let hung = Entity::Queue { name: name.clone() };
+    assert_eq!(not_recovered(&told), [&hung], "{told:?}");
+    // It is asked for on another connection, until there is an answer.
+    let before = interceptor.connections();
+    armed.store(false, Ordering::SeqCst);
+    recovered_later(&events, &hung);
+    assert!(interceptor.connections() > before);
+    assert_eq!(connection.epoch(), 1);
+}
+
+#[test]
+fn bindings_without_an_answer_come_after_consumers_and_are_left_out_the_next_time() {
+    let key = unique("hung");
+    let (armed, judge) = judge(QUEUE_BIND, &key, Verdict::Hang);
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let asked_on = Arc::clone(&asked);
+    let interceptor = Interceptor::start(move |connection, frame| {
+        let verdict = judge(connection, frame);
+        if verdict == Verdict::Hang {
+            asked_on.lock().unwrap().push(connection);
+        }
+        verdict
+    });
+    let recovery = quick().entity_timeout(Duration::from_secs(1));
+    let connection = Connection::open_with(&interceptor.options().recovery(recovery)).unwrap();
+    let events = connection.events();
+    let channel = connection.open_channel().unwrap();
+    let queue = lasting_queue(&channel);
+    for number in 0..30 {
+        let key = format!("{key}-{number}");
+        queue.bind(&channel.exchange("amq.topic"), &key).unwrap();
+    }
+    queue.bind(&channel.exchange("amq.direct"), "well").unwrap();
+    let consumer = queue.consume(Default::default()).unwrap();
+    armed.store(true, Ordering::SeqCst);
+    interceptor.cut(AT_ONCE);
+    lost(&events);
+    self::channel()
+        .basic_publish("", queue.name(), "m")
+        .unwrap();
+    let delivery = consumer.recv_timeout(SOON).unwrap().unwrap();
+    delivery.ack().unwrap();
+    // All of them have no more time than two.
+    let told = recovered(&events);
+    let Some(ConnectionEvent::Recovered { after, .. }) = told.last() else {
+        panic!("{told:?}");
+    };
+    assert!(*after < Duration::from_secs(10), "{after:?}");
+    assert_eq!(not_recovered(&told).len(), 30, "{told:?}");
+    // None of them is asked for again on the program's own connection: neither now nor the next time.
+    let mut of_program = 1;
+    assert!(asked.lock().unwrap().contains(&of_program));
+    for _ in 0..2 {
+        let before = interceptor.connections();
+        interceptor.cut(AT_ONCE);
+        lost(&events);
+        let told = recovered(&events);
+        assert_eq!(not_recovered(&told).len(), 0, "{told:?}");
+        of_program = of_program.max(before);
+        channel.basic_qos(1).unwrap();
+    }
+    self::channel()
+        .basic_publish("amq.direct", "well", "m")
+        .unwrap();
+    let delivery = consumer.recv_timeout(SOON).unwrap().unwrap();
+    delivery.ack().unwrap();
+    armed.store(false, Ordering::SeqCst);
+    let mut found = 0;
+    while found < 30 {
+        let event = events.recv_timeout(SOON).unwrap();
+        assert!(
+            matches!(event, ConnectionEvent::RecoveredLater { .. }),
+            "{event:?}"
+        );
+        found += 1;
+    }
+}
+
+#[test]
+fn a_queue_that_costs_the_connection_is_found_and_left_out_until_it_does_no_harm() {
+    let name = unique("poison");
+    let (armed, judge) = judge(QUEUE_DECLARE, &name, Verdict::Close(541));
+    let interceptor = Interceptor::start(judge);
+    let connection = Connection::open_with(&interceptor.options()).unwrap();
+    let events = connection.events();
+    let channel = connection.open_channel().unwrap();
+    let expires = QueueDeclareOptions::default().expires(Duration::from_secs(60));
+    let mut consumers = Vec::new();
+    for number in 0..10 {
+        let name = match number {
+            4 => name.clone(),
+            _ => unique("q"),
+        };
+        let queue = channel.queue_declare(&name, expires.clone()).unwrap();
+        let consumer = queue.consume(Default::default()).unwrap();
+        consumers.push((queue, consumer));
+    }
+    armed.store(true, Ordering::SeqCst);
+    interceptor.cut(AT_ONCE);
+    let told = recovered(&events);
+    let poison = Entity::Queue { name: name.clone() };
+    assert_eq!(not_recovered(&told), [&poison], "{told:?}");
+    // Together, alone, and without it.
+    let failed = |it: &&ConnectionEvent| matches!(it, ConnectionEvent::RecoveryFailed { .. });
+    assert_eq!(told.iter().filter(failed).count(), 2, "{told:?}");
+    // The next time it is not asked for.
+    interceptor.cut(AT_ONCE);
+    let told = recovered(&events);
+    assert_eq!(told.len(), 2, "{told:?}");
+    let epoch = connection.epoch();
+    armed.store(false, Ordering::SeqCst);
+    recovered_later(&events, &poison);
+    assert_eq!(connection.epoch(), epoch);
+    // All consume.
+    for (queue, consumer) in &consumers {
+        self::channel()
+            .basic_publish("", queue.name(), "m")
+            .unwrap();
+        assert!(consumer.recv_timeout(SOON).unwrap().is_some());
+    }
+}
+
+#[test]
+fn a_consumer_that_costs_the_connection_is_found_and_comes_back_when_it_does_no_harm() {
+    let tag = unique("poison");
+    let (armed, judge) = judge(BASIC_CONSUME, &tag, Verdict::Close(541));
+    let interceptor = Interceptor::start(judge);
+    let connection = Connection::open_with(&interceptor.options()).unwrap();
+    let events = connection.events();
+    let channels = [(); 5].map(|()| connection.open_channel().unwrap());
+    let queue = lasting_queue(&channels[0]);
+    let consumers = channels.each_ref().map(|channel| {
+        let options = leveret::ConsumeOptions::default();
+        let options = match channel.number() {
+            3 => options.consumer_tag(&tag),
+            _ => options,
+        };
+        channel.basic_consume(queue.name(), options).unwrap()
+    });
+    armed.store(true, Ordering::SeqCst);
+    interceptor.cut(AT_ONCE);
+    let told = recovered(&events);
+    let poison = Entity::Consumer {
+        queue: queue.name().to_owned(),
+        consumer_tag: tag,
+    };
+    assert_eq!(not_recovered(&told), [&poison], "{told:?}");
+    assert!(!consumers[2].has_ended());
+    armed.store(false, Ordering::SeqCst);
+    recovered_later(&events, &poison);
+    let watching = channel();
+    let passive = QueueDeclareOptions::passive();
+    let asked = watching.queue_declare(queue.name(), passive).unwrap();
+    assert_eq!(asked.consumer_count(), Some(5));
+}
+
+#[test]
+fn messages_that_cost_the_connection_are_found_in_a_whole_window() {
+    const WINDOW: usize = 1000;
+    let is_bad = |payload: &[u8]| contains(payload, "costs the connection");
+    let interceptor = Interceptor::start(move |_, frame| match frame.kind {
+        3 if is_bad(&frame.payload) => Verdict::Close(541),
+        _ => Verdict::Pass,
+    });
+    let connection = Connection::open_with(&interceptor.options()).unwrap();
+    let channel = connection.open_channel().unwrap();
+    let queue = lasting_queue(&channel);
+    let window = PublisherOptions::default().window(WINDOW as u32);
+    let publisher = channel.publisher_with(window).unwrap();
+    let begin = Instant::now();
+    let confirms: Vec<_> = (0..WINDOW)
+        .map(|number| {
+            let body = match number {
+                300 | 700 => "costs the connection".to_owned(),
+                _ => number.to_string(),
+            };
+            publisher.publish("", queue.name(), body).unwrap()
+        })
+        .collect();
+    for (number, confirm) in confirms.iter().enumerate() {
+        let outcome = confirm.wait_timeout(SOON);
+        match number {
+            300 | 700 => {
+                let error = outcome.unwrap_err();
+                let code = error.reply_code();
+                assert_eq!(code, Some(ReplyCode::INTERNAL_ERROR), "{error}");
+                let is_close = matches!(error.kind(), ErrorKind::ConnectionClosed(_));
+                assert!(is_close && error.may_have_been_sent(), "{error:?}");
+            }
+            _ => outcome.unwrap(),
+        }
+    }
+    assert!(begin.elapsed() < SOON, "{:?}", begin.elapsed());
+    // All good ones are there, in their order, each three times at most.
+    let consumer = queue.consume(Default::default()).unwrap();
+    let mut counts = vec![0; WINDOW];
+    let mut last_new = None;
+    while counts.iter().filter(|it| **it > 0).count() < WINDOW - 2 {
+        let delivery = consumer.recv_timeout(SOON).unwrap().unwrap();
+        let number: usize = std::str::from_utf8(delivery.body())
+            .unwrap()
+            .parse()
+            .unwrap();
+        if counts[number] == 0 {
+            assert!(last_new < Some(number), "{number} after {last_new:?}");
+            last_new = Some(number);
+        }
+        counts[number] += 1;
+        delivery.ack().unwrap();
+    }
+    assert!(counts.iter().all(|it| *it <= 3), "{counts:?}");
+}
+
+#[test]
+fn an_exclusive_queue_that_the_broker_still_holds_is_back_before_anything_is_published() {
+    let interceptor = Interceptor::start(|_, _| Verdict::Pass);
+    let connection = Connection::open_with(&interceptor.options()).unwrap();
+    let events = connection.events();
+    let channel = connection.open_channel().unwrap();
+    let exclusive = QueueDeclareOptions::exclusive();
+    let queue = channel.queue_declare(&unique("own"), exclusive).unwrap();
+    queue
+        .bind(&channel.exchange("amq.topic"), queue.name())
+        .unwrap();
+    let consumer = queue.consume(Default::default()).unwrap();
+    let publisher = channel.publisher().unwrap();
+    interceptor.cut(Duration::from_millis(400));
+    let told = recovered(&events);
+    assert_eq!(told.len(), 2, "{told:?}");
+    let confirm = publisher.publish("amq.topic", queue.name(), "m").unwrap();
+    confirm.wait_timeout(SOON).unwrap();
+    assert!(consumer.recv_timeout(SOON).unwrap().is_some());
+}
