@@ -283,7 +283,7 @@ fn unsendable(error: WireError) -> Error {
         ),
         other => other.to_string(),
     };
-    Error::invalid(text).caused_by(error)
+    Error::invalid(text)
 }
 
 impl Outbox {

@@ -5,7 +5,7 @@ use std::net::TcpStream;
 use leveret::broker::Broker;
 use leveret::{Channel, Connection, Publisher, QueueDeclareOptions, ReplyCode};
 
-use crate::support::{content_frames, method_frame, short, Script, SOON};
+use crate::support::{content_frames, frame, method_frame, short, Script, SOON};
 
 /// What a client hears on its channels, content in one piece.
 #[derive(Debug, PartialEq, Eq)]
@@ -568,4 +568,27 @@ fn a_client_can_cancel_consumers_that_are_unknown() {
     client.expect([CANCEL_OK]);
     client.send(&[cancel_ok("unknown")]);
     client.expect_nothing();
+}
+
+#[test]
+fn a_float_that_is_not_finite_costs_the_connection() {
+    const CLOSE: Heard = Heard::Method(0, (10, 50));
+    let nan = [&short("x")[..], b"d", &f64::NAN.to_be_bytes()].concat();
+    let broker = Broker::start().unwrap();
+
+    let mut publisher = connect(&broker);
+    let properties = [&[0x20, 0][..], &long(&nan)].concat();
+    let header = [&[0, 60, 0, 0][..], &[0; 8], &properties].concat();
+    publisher.send(&[publish("q", "")]);
+    publisher.send(&[method_frame(1, 60, 40, &[0; 5]), frame(2, 1, &header)]);
+    publisher.expect([CLOSE]);
+
+    let mut declarer = connect(&broker);
+    let declare = [&[0; 2], &short("q")[..], &[0], &long(&nan)].concat();
+    declarer.send(&[method_frame(1, 50, 10, &declare)]);
+    declarer.expect([CLOSE]);
+    assert!(broker.queue("q").is_none());
+
+    // The broker goes on.
+    connect(&broker).expect_nothing();
 }

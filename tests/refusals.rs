@@ -1,8 +1,9 @@
 //! Every class of refusal, as the user reads it; a refusal costs its channel alone.
 
 use leveret::{
-    Channel, Connection, ConsumeOptions, Error, ExchangeDeclareOptions, ExchangeKind,
-    QueueDeclareOptions, QueueDeleteOptions, RecoveryOptions, ReplyCode,
+    BindOptions, Channel, Connection, ConsumeOptions, Error, ErrorKind, ExchangeDeclareOptions,
+    ExchangeKind, FieldTable, FieldValue, Message, QueueDeclareOptions, QueueDeleteOptions,
+    RecoveryOptions, ReplyCode,
 };
 
 use crate::support::{connect, eventually, exclusive_queue, options, unique};
@@ -192,6 +193,78 @@ fn not_allowed_530() {
     // What else is not allowed, such as a consumer tag twice, is refused before the broker sees it.
     let error = Connection::open_with(&options().vhost("nope")).unwrap_err();
     assert_eq!(error.reply_code(), Some(ReplyCode::NOT_ALLOWED));
+}
+
+#[test]
+fn floats_that_are_not_finite_are_refused_before_anything_is_sent() {
+    let connection = connect();
+    let channel = connection.open_channel().unwrap();
+    let queue = exclusive_queue(&channel);
+    let publisher = channel.publisher().unwrap();
+    let infinite = || FieldTable::new().with("ratio", f64::INFINITY);
+    let message = || Message::new("x").header("stats", vec![FieldValue::from(f32::NAN)]);
+    let large = Message::new(vec![0; 300_000]).headers(infinite());
+    let declare = QueueDeclareOptions::exclusive().argument("ratio", f64::NAN);
+    let properties = options().client_properties(infinite());
+    let (kind, name) = (ExchangeKind::Headers, unique("not-finite"));
+    let exchange = ExchangeDeclareOptions::default().argument("ratio", -f64::INFINITY);
+    let bind = BindOptions::default().argument("ratio", f64::NAN);
+    let consume = ConsumeOptions::default().argument("ratio", f64::NAN);
+    let errors = [
+        (
+            queue.publish(message()).unwrap_err(),
+            "header \"stats\"[0] is NaN",
+        ),
+        (
+            queue.publish(&large).unwrap_err(),
+            "header \"ratio\" is inf",
+        ),
+        (
+            publisher.publish("", queue.name(), message()).unwrap_err(),
+            "header \"stats\"[0] is NaN",
+        ),
+        (
+            channel.queue_declare("", declare).unwrap_err(),
+            "argument \"ratio\" is NaN",
+        ),
+        (
+            channel.exchange_declare(&name, kind, exchange).unwrap_err(),
+            "argument \"ratio\" is -inf",
+        ),
+        (
+            channel
+                .queue_bind(queue.name(), "amq.headers", "", bind.clone())
+                .unwrap_err(),
+            "argument \"ratio\" is NaN",
+        ),
+        (
+            channel
+                .exchange_bind("amq.fanout", "amq.headers", "", bind)
+                .unwrap_err(),
+            "argument \"ratio\" is NaN",
+        ),
+        (
+            queue.consume(consume).unwrap_err(),
+            "argument \"ratio\" is NaN",
+        ),
+        (
+            Connection::open_with(&properties).unwrap_err(),
+            "client property \"ratio\" is inf",
+        ),
+    ];
+    for (error, text) in errors {
+        assert!(
+            matches!(error.kind(), ErrorKind::InvalidArgument(_)),
+            "{error}"
+        );
+        assert!(error.to_string().contains(text), "{error}");
+        assert!(!error.may_have_been_sent(), "{error}");
+    }
+    // The connection, the channel and the window go on.
+    assert_eq!(connection.epoch(), 0);
+    let confirm = publisher.publish("", queue.name(), "good").unwrap();
+    confirm.wait().unwrap();
+    assert_eq!(channel.queue_purge(queue.name()).unwrap(), 1);
 }
 
 #[test]

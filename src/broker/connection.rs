@@ -39,12 +39,23 @@ pub(super) fn method_id(frame: &Frame<'_>) -> Option<MethodId> {
 }
 
 pub(super) fn decode<'a>(frame: &Frame<'a>) -> Result<Method<'a>, Refusal> {
-    Method::decode(frame.payload).map_err(|error| match error {
+    let method = Method::decode(frame.payload).map_err(|error| match error {
         WireError::UnknownMethod { .. } => {
             Refusal::of_connection(ReplyCode::COMMAND_INVALID, "unimplemented method")
         }
         error => Refusal::of_connection(ReplyCode::FRAME_ERROR, error.to_string()),
-    })
+    })?;
+    match method.is_finite() {
+        true => Ok(method),
+        false => Err(not_finite()),
+    }
+}
+
+/// RabbitMQ fails to read such a float: it closes the connection with 541 for a header, and the
+/// socket without a word for an argument.
+pub(super) fn not_finite() -> Refusal {
+    let text = "a float in a field table is not finite";
+    Refusal::of_connection(ReplyCode::INTERNAL_ERROR, text)
 }
 
 pub(super) fn unexpected_frame(text: &str) -> Refusal {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::arguments::{type_name, LONGEST};
 use super::channel::{Incoming, Mode, Staged};
-use super::connection::unexpected_frame;
+use super::connection::{not_finite, unexpected_frame};
 use super::core::{confirm_all, Noted};
 use super::message::Message;
 use super::methods::{Asked, REPLY_TO};
@@ -46,6 +46,10 @@ impl Asked<'_> {
                 let properties = Properties::decode(header.properties);
                 let properties =
                     properties.map_err(|error| unexpected_frame(&error.to_string()))?;
+                let headers = properties.headers.as_ref();
+                if headers.is_some_and(|headers| !headers.is_finite()) {
+                    return Err(not_finite());
+                }
                 incoming.header = Some((properties, header.body_size));
             }
             (FrameKind::Body, Some(_)) => incoming.body.extend_from_slice(frame.payload),

@@ -11,6 +11,7 @@ use crate::sasl::SaslMechanism;
 use crate::stats::Metrics;
 use crate::tls;
 use crate::uri;
+use crate::wire::codec::Writer;
 use crate::wire::frame::MIN_SIZE;
 use crate::wire::value::FieldTable;
 
@@ -301,6 +302,9 @@ impl ConnectionOptions {
                 self.vhost.len()
             )));
         }
+        let written =
+            Writer::new(&mut Vec::new()).table(&self.client_properties, "client_properties");
+        written.map_err(|error| Error::invalid(error.to_string()))?;
         // The broker takes user name and password apart at the NUL between them.
         if matches!(self.login_method, LoginMethod::Plain)
             && (self.username.contains('\0') || self.password.contains('\0'))

@@ -7,7 +7,7 @@ use byteorder::{BigEndian, ByteOrder, WriteBytesExt};
 use super::value::FieldTable;
 
 /// What is wrong with bytes that were received, or with values that cannot be encoded.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) enum WireError {
     /// A value claims more bytes than there are.
     Truncated { what: &'static str },
@@ -33,6 +33,8 @@ pub(crate) enum WireError {
     ShortStringTooLong { field: &'static str, length: usize },
     /// Something longer than a 32-bit length can say.
     TooLong { field: &'static str },
+    /// A float that is NaN or infinite: no broker reads it. Where it stands, and its value.
+    NotFinite { at: String, value: f64 },
 }
 
 impl fmt::Display for WireError {
@@ -67,6 +69,10 @@ impl fmt::Display for WireError {
                 write!(f, "{field} has {length} bytes, at most 255 are possible")
             }
             Self::TooLong { field } => write!(f, "{field} is longer than 4 GiB"),
+            Self::NotFinite { at, value } => write!(
+                f,
+                "{at} is {value}: AMQP brokers accept only finite numbers"
+            ),
         }
     }
 }

@@ -28,6 +28,11 @@ trait Field<'a>: Sized {
     fn read(reader: &mut Reader<'a>, name: &'static str) -> WireResult<Self>;
     fn write(&self, writer: &mut Writer<'_>, name: &'static str) -> WireResult<()>;
     fn into_owned(self) -> Self::Static;
+    /// Only tables have floats.
+    #[cfg(feature = "broker")]
+    fn is_finite(&self) -> bool {
+        true
+    }
 }
 
 macro_rules! integer_fields {
@@ -98,6 +103,10 @@ impl<'a> Field<'a> for Table<'a> {
     }
     fn write(&self, writer: &mut Writer<'_>, name: &'static str) -> WireResult<()> {
         writer.table(self, name)
+    }
+    #[cfg(feature = "broker")]
+    fn is_finite(&self) -> bool {
+        FieldTable::is_finite(self)
     }
     fn into_owned(self) -> Self::Static {
         Cow::Owned(Cow::into_owned(self))
@@ -233,6 +242,14 @@ macro_rules! methods {
 
             pub(crate) fn id(&self) -> MethodId {
                 match self { $(Self::$name(_) => $name::ID,)* }
+            }
+
+            /// Whether all floats in its tables are finite.
+            #[cfg(feature = "broker")]
+            pub(crate) fn is_finite(&self) -> bool {
+                match self {
+                    $(Self::$name($name { $($field,)* }) => true $(&& Field::is_finite($field))*,)*
+                }
             }
 
             pub(crate) fn into_owned(self) -> Method<'static> {

@@ -35,9 +35,9 @@ pub enum FieldValue {
     U32(u32),
     /// A signed 64-bit integer (`l`; `L` is read as the same, as RabbitMQ does).
     I64(i64),
-    /// A 32-bit float (`f`).
+    /// A 32-bit float (`f`). Calls that would send NaN or an infinity fail: RabbitMQ closes the connection for one.
     F32(f32),
-    /// A 64-bit float (`d`).
+    /// A 64-bit float (`d`). Calls that would send NaN or an infinity fail, as for [`FieldValue::F32`].
     F64(f64),
     /// A decimal (`D`): `value` divided by ten to the power of `scale`.
     Decimal {
@@ -385,7 +385,10 @@ pub(crate) fn write_table(
     writer.with_length(field, |writer| {
         for (name, value) in &table.values {
             writer.short_bytes(name.as_bytes(), "a name in a field table")?;
-            write_value(writer, value, field, depth)?;
+            write_value(writer, value, field, depth).map_err(|error| match depth {
+                0 => error.inside(format_args!("{} {name:?}", entry_of(field))),
+                _ => error.inside(format_args!("[{name:?}]")),
+            })?;
         }
         Ok(())
     })
@@ -432,11 +435,13 @@ fn write_value(
             writer.u64(*value as u64);
         }
         FieldValue::F32(value) => {
-            tag(b'f');
+            check_finite((*value).into())?;
+            writer.u8(b'f');
             writer.u32(value.to_bits());
         }
         FieldValue::F64(value) => {
-            tag(b'd');
+            check_finite(*value)?;
+            writer.u8(b'd');
             writer.u64(value.to_bits());
         }
         FieldValue::Decimal { scale, value } => {
@@ -469,6 +474,60 @@ fn write_value(
     Ok(())
 }
 
+/// NaN and infinities: RabbitMQ closes the whole connection for one, wherever it stands.
+fn check_finite(value: f64) -> WireResult<()> {
+    if value.is_finite() {
+        return Ok(());
+    }
+    let at = String::new();
+    Err(WireError::NotFinite { at, value })
+}
+
+/// What an entry of the table in this field of a method is called.
+fn entry_of(field: &'static str) -> &'static str {
+    match field {
+        "headers" => "header",
+        "arguments" => "argument",
+        "client_properties" => "client property",
+        other => other,
+    }
+}
+
+impl WireError {
+    /// Says in which table or array the value stands.
+    fn inside(self, container: fmt::Arguments<'_>) -> Self {
+        match self {
+            Self::NotFinite { at, value } => Self::NotFinite {
+                at: format!("{container}{at}"),
+                value,
+            },
+            other => other,
+        }
+    }
+}
+
+impl FieldTable {
+    /// Whether a broker can read it: [`WireError::NotFinite`] otherwise.
+    #[cfg(feature = "broker")]
+    pub(crate) fn is_finite(&self) -> bool {
+        self.values.values().all(FieldValue::is_finite)
+    }
+}
+
+impl FieldValue {
+    /// The table's depth is limited, also when it is read.
+    #[cfg(feature = "broker")]
+    fn is_finite(&self) -> bool {
+        match self {
+            Self::F32(value) => value.is_finite(),
+            Self::F64(value) => value.is_finite(),
+            Self::Array(values) => values.iter().all(Self::is_finite),
+            Self::Table(table) => table.is_finite(),
+            _ => true,
+        }
+    }
+}
+
 fn write_array(
     writer: &mut Writer<'_>,
     values: &[FieldValue],
@@ -479,8 +538,9 @@ fn write_array(
         return Err(WireError::TooDeep);
     }
     writer.with_length(field, |writer| {
-        values
-            .iter()
-            .try_for_each(|value| write_value(writer, value, field, depth))
+        values.iter().enumerate().try_for_each(|(index, value)| {
+            write_value(writer, value, field, depth)
+                .map_err(|error| error.inside(format_args!("[{index}]")))
+        })
     })
 }

@@ -20,7 +20,8 @@ use leveret::{Channel, Connection, ConnectionOptions, Queue, QueueDeclareOptions
 pub(crate) use node::Node;
 pub(crate) use program::Program;
 pub(crate) use scripted::{
-    at, content_frames, method_frame, scripted_connections, scripted_server, short, Frame, Script,
+    at, content_frames, frame, method_frame, scripted_connections, scripted_server, short, Frame,
+    Script,
 };
 
 /// What a test waits at most for something that should happen soon.

@@ -71,7 +71,7 @@ impl Frame {
 }
 
 /// A frame around a payload.
-fn frame(kind: u8, channel: u16, payload: &[u8]) -> Vec<u8> {
+pub(crate) fn frame(kind: u8, channel: u16, payload: &[u8]) -> Vec<u8> {
     let mut bytes = vec![kind];
     bytes.extend_from_slice(&channel.to_be_bytes());
     bytes.extend_from_slice(&(payload.len() as u32).to_be_bytes());

@@ -284,6 +284,54 @@ fn nesting_beyond_the_limit_is_refused_in_both_directions() {
     assert_eq!(read_table(&sized(&arrays)), Err(WireError::TooDeep));
 }
 
+#[test]
+fn floats_that_are_not_finite_are_read_but_not_written_and_the_place_is_named() {
+    let list = vec![1.into(), f64::NEG_INFINITY.into()];
+    let list = FieldTable::new().with("a \"list\"", FieldValue::Array(list));
+    let mut deep = FieldTable::new().with("x", f32::NAN);
+    for _ in 0..MAX_DEPTH {
+        deep = FieldTable::new().with("t", deep);
+    }
+    let table = [
+        (FieldTable::new().with("x", f64::NAN), "header \"x\" is NaN"),
+        (
+            FieldTable::new().with("x", -f32::NAN),
+            "header \"x\" is NaN",
+        ),
+        (
+            FieldTable::new().with("x", f32::INFINITY),
+            "header \"x\" is inf",
+        ),
+        (
+            FieldTable::new().with("stats", list),
+            "header \"stats\"[\"a \\\"list\\\"\"][1] is -inf",
+        ),
+        (deep, "[\"t\"][\"x\"] is NaN"),
+    ];
+    for (headers, expected) in table {
+        let properties = Properties::default().headers(headers);
+        let error = properties.encode(&mut Vec::new()).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+        assert!(
+            error.ends_with(": AMQP brokers accept only finite numbers"),
+            "{error}"
+        );
+    }
+    let argument = FieldTable::new().with("x-limit", f64::NAN);
+    let error = Writer::new(&mut Vec::new()).table(&argument, "arguments");
+    let error = error.unwrap_err().to_string();
+    assert!(error.starts_with("argument \"x-limit\" is NaN"), "{error}");
+
+    let largest = FieldTable::new()
+        .with("x", f64::MAX)
+        .with("y", f32::MIN_POSITIVE);
+    assert_eq!(read_table(&table_bytes(&largest)).unwrap(), largest);
+    let read = read_table(b"\0\0\0\x0b\x01nd\x7f\xf8\0\0\0\0\0\0").unwrap();
+    assert!(read.get("n").unwrap().as_f64().unwrap().is_nan());
+    let read = read_table(b"\0\0\0\x07\x01nf\xff\x80\0\0").unwrap();
+    assert_eq!(read.get("n"), Some(&f32::NEG_INFINITY.into()));
+}
+
 fn sized(bytes: &[u8]) -> Vec<u8> {
     [&(bytes.len() as u32).to_be_bytes(), bytes].concat()
 }
