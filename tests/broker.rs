@@ -204,6 +204,24 @@ fn a_client_notices_when_heartbeats_stop() {
 }
 
 #[test]
+fn a_client_gets_heartbeats_from_a_broker_that_proposes_none() {
+    let proposes_none = BrokerOptions::default().heartbeat(Duration::ZERO);
+    let broker = Broker::start_with(proposes_none).unwrap();
+    let connection = Connection::open_with(&impatient(&broker)).unwrap();
+    assert_eq!(connection.server_heartbeat(), Duration::ZERO);
+    assert_eq!(connection.heartbeat(), Duration::from_secs(1));
+    // Both sides send them: neither takes the other one for dead.
+    thread::sleep(Duration::from_millis(2500));
+    assert!(connection.is_open());
+    broker.stop_heartbeats(true);
+    connection.wait_closed(SOON).unwrap();
+
+    let without = impatient(&broker).heartbeat(Duration::ZERO);
+    let connection = Connection::open_with(&without).unwrap();
+    assert_eq!(connection.heartbeat(), Duration::ZERO);
+}
+
+#[test]
 fn a_client_that_is_silent_is_dropped_and_its_messages_go_back() {
     let broker = Broker::start().unwrap();
     let proxy = Proxy::start(&broker.uri());

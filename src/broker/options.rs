@@ -20,7 +20,8 @@ pub struct BrokerOptions {
     pub users: Vec<(String, String)>,
     /// Virtual hosts; at first `/` alone.
     pub vhosts: Vec<String>,
-    /// What is proposed to clients, in whole seconds: 60 s. Zero for none.
+    /// The heartbeat interval that is proposed to clients, in whole seconds: 60 s. Zero proposes none; a client that asks
+    /// for heartbeats nevertheless gets them.
     pub heartbeat: Duration,
     /// How many channels a connection can have: 2047.
     pub channel_max: u16,

@@ -212,8 +212,10 @@ impl ConnectionOptions {
         /// How long a publish waits while the socket takes nothing or the broker has blocked the connection.
         /// Default: 30 seconds.
         publish_timeout: Duration;
-        /// After two intervals without a byte from the broker the connection is given up. Whole seconds; zero turns
-        /// heartbeats off. The broker may ask for less. Default: 60 seconds.
+        /// The interval of heartbeats: the connection is lost after two intervals without a byte from the broker. The
+        /// shorter of this interval and the one that the broker proposes counts. If the broker proposes none, this one
+        /// counts. Zero turns heartbeats off, whatever the broker proposes. Whole seconds: a part of a second is rounded
+        /// up. Default: 60 seconds.
         ///
         /// See <https://www.rabbitmq.com/docs/heartbeats>.
         heartbeat: Duration;

@@ -176,8 +176,9 @@ pub(crate) fn start_ok<'a>(
     })
 }
 
-/// Takes the lower of both sides' limits; zero means that a side has none. A heartbeat of zero, of either side,
-/// means none.
+/// Takes the lower of both sides' limits; zero means that a side has none. The same holds for heartbeats, but a program
+/// that asks for none gets none. A broker that proposes none sends them nevertheless if tune-ok asks for them: a proxy that
+/// cuts idle connections is the program's concern, and the broker may know nothing of it.
 pub(crate) fn tune(config: &Config, server: &ConnectionTune) -> Result<Tuning, String> {
     if server.frame_max != 0 && server.frame_max < MIN_SIZE {
         return Err(format!(
@@ -185,11 +186,14 @@ pub(crate) fn tune(config: &Config, server: &ConnectionTune) -> Result<Tuning, S
             server.frame_max
         ));
     }
-    let seconds = u64::from(config.heartbeat.min(server.heartbeat));
+    let seconds = match config.heartbeat {
+        0 => 0,
+        ours => lower_limit(ours.into(), server.heartbeat.into()),
+    };
     Ok(Tuning {
         channel_max: lower_limit(config.channel_max.into(), server.channel_max.into()) as u16,
         frame_max: lower_limit(config.frame_max, server.frame_max),
-        heartbeat: Duration::from_secs(seconds),
+        heartbeat: Duration::from_secs(seconds.into()),
     })
 }
 

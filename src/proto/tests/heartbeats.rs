@@ -78,7 +78,11 @@ fn an_idle_hour_costs_two_wake_ups_an_interval() {
 
 #[test]
 fn zero_means_none_at_all() {
-    let mut scenario = with_heartbeat(0);
+    let config = Config {
+        heartbeat: 0,
+        ..config()
+    };
+    let mut scenario = Scenario::opened_with(config, &tune(0, 0, 60));
     assert_eq!(scenario.core.deadline(), None);
     scenario.pass(100_000 * SECOND);
     assert_eq!(scenario.sent(), [""; 0]);
