@@ -15,7 +15,7 @@ use crate::error::{Error, ErrorKind as Kind, FailedEndpoint, Result};
 use crate::inbox::Inbox;
 use crate::options::{ConnectionOptions, Endpoint};
 use crate::proto::{self, Event, Mailboxes};
-use crate::stream::{remaining, Socket, Stream};
+use crate::stream::{remaining, uninterrupted, Socket, Stream};
 use crate::tls;
 
 /// The kernel keeps so many bytes that are not on their way. Its own limit is 4 MiB, which is a second of work for a broker
@@ -140,7 +140,10 @@ fn look_up(endpoint: &Endpoint, deadline: Deadline) -> io::Result<Vec<SocketAddr
     let (sender, receiver) = crossbeam_channel::bounded(1);
     thread::Builder::new()
         .name("leveret look-up".to_owned())
-        .spawn(move || sender.send(name.to_socket_addrs().map(Vec::from_iter)))?;
+        .spawn(move || {
+            let addresses = uninterrupted(|| name.to_socket_addrs());
+            sender.send(addresses.map(Vec::from_iter))
+        })?;
     match receiver.recv_timeout(deadline.remaining()) {
         Ok(addresses) => addresses,
         Err(_) => Err(ErrorKind::TimedOut.into()),
@@ -152,7 +155,7 @@ fn open_socket(
     options: &ConnectionOptions,
     deadline: Deadline,
 ) -> io::Result<TcpStream> {
-    let socket = TcpStream::connect_timeout(&address, remaining(deadline)?)?;
+    let socket = uninterrupted(|| TcpStream::connect_timeout(&address, remaining(deadline)?))?;
     socket.set_nodelay(true)?;
     let settings = SockRef::from(&socket);
     if !options.tcp_keepalive.is_zero() {
@@ -222,7 +225,6 @@ fn handshake<M: Mailboxes>(
                 let consumed = core.receive(inbox.bytes(), now());
                 inbox.consume(consumed);
             }
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) if is_timeout(&error) => return Err(timed_out(core, deadline)),
             Err(error) => match tls::failure_of(stream, &error) {
                 Some(failure) => return Err(failure),

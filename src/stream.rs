@@ -86,15 +86,26 @@ pub(crate) fn remaining(deadline: Deadline) -> io::Result<std::time::Duration> {
     Ok(remaining)
 }
 
+/// Tries again if a signal has interrupted it. A socket with a timeout is interrupted by every handler, also with
+/// `SA_RESTART`, and TLS libraries take that for a failure of the connection.
+pub(crate) fn uninterrupted<T>(mut attempt: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match attempt() {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            done => return done,
+        }
+    }
+}
+
 impl Read for Socket {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = match &mut self.mode {
-            Mode::Polled(socket) => socket.read(buffer)?,
+        let count = uninterrupted(|| match &mut self.mode {
+            Mode::Polled(socket) => socket.read(buffer),
             Mode::Blocking(socket, deadline) => {
                 socket.set_read_timeout(Some(remaining(*deadline)?))?;
-                socket.read(buffer)?
+                socket.read(buffer)
             }
-        };
+        })?;
         self.ended |= count == 0;
         if let Mode::Blocking(..) = self.mode {
             let words = &self.first_words.0;
@@ -106,13 +117,13 @@ impl Read for Socket {
 
 impl Write for Socket {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match &mut self.mode {
+        uninterrupted(|| match &mut self.mode {
             Mode::Polled(socket) => socket.write(bytes),
             Mode::Blocking(socket, deadline) => {
                 socket.set_write_timeout(Some(remaining(*deadline)?))?;
                 socket.write(bytes)
             }
-        }
+        })
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -211,5 +222,26 @@ impl Source for Stream {
 
     fn deregister(&mut self, registry: &Registry) -> io::Result<()> {
         self.socket().polled()?.deregister(registry)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::uninterrupted;
+    use std::io::{Error, ErrorKind};
+
+    #[test]
+    fn only_what_a_signal_has_interrupted_is_tried_again() {
+        let mut left = [
+            ErrorKind::Interrupted,
+            ErrorKind::Interrupted,
+            ErrorKind::TimedOut,
+        ]
+        .into_iter();
+        let failed = uninterrupted(|| left.next().map_or(Ok(7), |kind| Err(Error::from(kind))));
+        assert_eq!(failed.unwrap_err().kind(), ErrorKind::TimedOut);
+        let mut left = [ErrorKind::Interrupted].into_iter();
+        let done = uninterrupted(|| left.next().map_or(Ok(7), |kind| Err(Error::from(kind))));
+        assert_eq!(done.unwrap(), 7);
     }
 }

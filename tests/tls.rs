@@ -2,7 +2,7 @@
 
 use std::io::Read;
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::sync::Arc;
+use std::sync::{mpsc, Arc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use leveret::{
 use crate::recovery::recovered;
 use crate::support::certificates::Certificates;
 use crate::support::proxy::{Direction, Fault, Plan, Proxy};
-use crate::support::{at, eventually, exclusive_queue, Node, Script, SOON};
+use crate::support::{at, eventually, exclusive_queue, short, Node, Program, Script, SOON};
 
 /// The node's configuration wants a number. Not one of those that the system gives to clients: somebody who just connects
 /// would take it.
@@ -377,5 +377,50 @@ fn an_end_with_a_goodbye_is_told_apart_from_one_that_was_cut() {
         let cause = connection.close_cause().unwrap();
         assert_eq!(*cause.kind(), ErrorKind::SocketClosed { kind });
     }
+    server.join().unwrap();
+}
+
+#[test]
+fn a_signal_during_the_tls_handshake_does_not_fail_it() {
+    let certificates = Certificates::make();
+    let (certificate, key) = (
+        certificates.read("server.pem"),
+        certificates.read("server.key"),
+    );
+    let identity = native_tls::Identity::from_pkcs8(&certificate, &key).unwrap();
+    let acceptor = native_tls::TlsAcceptor::new(identity).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let (waits, waiting) = mpsc::channel();
+    let (go_on, goes_on) = mpsc::channel();
+    let server = thread::spawn(move || {
+        let (socket, _) = listener.accept().unwrap();
+        socket.set_read_timeout(Some(SOON)).unwrap();
+        socket.peek(&mut [0]).unwrap();
+        waits.send(()).unwrap();
+        goes_on.recv().unwrap();
+        let mut script = Script::over(acceptor.accept(socket).unwrap());
+        script.handshake(0);
+        script.open_channel();
+        script.expect(50, 10);
+        let declared = [&short("hello")[..], &[0; 8]].concat();
+        script.send_method(1, 50, 11, &declared);
+        script.expect(60, 40);
+        script.expect(10, 50);
+        script.send_method(0, 10, 51, &[]);
+    });
+    let authority = certificates.path("ca.pem");
+    let uri = format!("amqps://{address}?cacertfile={}", authority.display());
+    let mut program = Program::start("tutorial_1_send", &[], &uri);
+    waiting.recv().unwrap();
+    // It has said hello, and waits for the answer soon, if not already.
+    thread::sleep(Duration::from_millis(100));
+    // A stop interrupts a read with a timeout as a signal's handler does, and needs no handler.
+    program.signal("STOP");
+    program.signal("CONT");
+    thread::sleep(Duration::from_millis(100));
+    go_on.send(()).unwrap();
+    program.expect(" [x] Sent 'Hello World!'");
+    assert!(program.wait().success());
     server.join().unwrap();
 }
