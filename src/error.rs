@@ -218,7 +218,8 @@ pub enum ErrorKind {
         /// What the broker said; nothing, if it just closed the socket.
         text: String,
     },
-    /// There is no such virtual host, or this user may not use it.
+    /// There is no such virtual host, or this user may not use it. A connection beyond a limit of the virtual host or the
+    /// user is [`ConnectionClosed`](Self::ConnectionClosed), with the broker's words.
     VhostRefused {
         /// The virtual host.
         vhost: String,

@@ -9,7 +9,7 @@ use crate::error::{CloseReason, Error, ErrorKind, ReplyCode};
 use crate::wire::codec::Writer;
 use crate::wire::frame::{MIN_SIZE, OVERHEAD};
 use crate::wire::method::{
-    ConnectionOpen, ConnectionStart, ConnectionStartOk, ConnectionTune, ConnectionTuneOk,
+    ConnectionOpen, ConnectionStart, ConnectionStartOk, ConnectionTune, ConnectionTuneOk, Encode,
     LongString,
 };
 use crate::wire::value::FieldTable;
@@ -117,16 +117,30 @@ impl Step {
         if reason.code == ReplyCode::ACCESS_REFUSED {
             return config.login.failed(&reason.text);
         }
-        let about_vhost = matches!(
-            reason.code,
-            ReplyCode::NOT_ALLOWED | ReplyCode::INVALID_PATH
-        );
-        if self == Self::OpenOk && about_vhost {
+        if self == Self::OpenOk && is_about_vhost(&reason) {
             let vhost = config.vhost.clone();
             return Error::new(ErrorKind::VhostRefused { vhost, reason });
         }
         let error = Error::new(ErrorKind::ConnectionClosed(reason));
         error.doing(format!("waiting for {}", self.name()))
+    }
+}
+
+/// Whether a broker that closes the connection before open-ok means the virtual host. With the same code RabbitMQ refuses a
+/// connection beyond a limit of the virtual host, the user or the node, and a value in tune-ok that it does not accept.
+fn is_about_vhost(reason: &CloseReason) -> bool {
+    let text = reason.text.as_str();
+    // The name of a virtual host can contain anything, but RabbitMQ puts no name at the beginning, and closes the quotes
+    // around one: what stands at either end are RabbitMQ's own words.
+    let is_limit =
+        text.starts_with("NOT_ALLOWED - connection refused") || text.ends_with(" is reached");
+    let is_for_open = reason
+        .method
+        .map_or(true, |it| Some(it) == ConnectionOpen::ID.name());
+    match reason.code {
+        ReplyCode::INVALID_PATH => true,
+        ReplyCode::NOT_ALLOWED => is_for_open && !is_limit,
+        _ => false,
     }
 }
 

@@ -200,6 +200,14 @@ fn a_socket_that_ends_elsewhere_is_no_refused_login() {
 fn a_refused_vhost_is_told_apart() {
     for (code, text) in [
         (530, "NOT_ALLOWED - vhost nope not found"),
+        (
+            530,
+            "NOT_ALLOWED - access to vhost 'nope' refused for user 'guest'",
+        ),
+        (
+            530,
+            "NOT_ALLOWED - access to vhost ' is reached' refused for user 'guest'",
+        ),
         (402, "INVALID_PATH"),
     ] {
         let mut scenario = Scenario::begun(Config {
@@ -216,14 +224,25 @@ fn a_refused_vhost_is_told_apart() {
         assert_eq!((vhost.as_str(), reason.text.as_str()), ("nope", text));
     }
     // Other reasons stay what they are.
-    let mut scenario = Scenario::begun(config());
-    scenario.receive(0, &start());
-    scenario.receive(0, &tune(0, 0, 0));
-    scenario.receive(0, &close(541, "INTERNAL_ERROR"));
-    assert!(matches!(
-        scenario.end().kind(),
-        ErrorKind::ConnectionClosed(_)
-    ));
+    for (code, method, text) in [
+        (541, 0, "INTERNAL_ERROR"),
+        (530, 40, "NOT_ALLOWED - access to vhost '/' refused for user 'guest': connection limit (9) is reached"),
+        (530, 40, "NOT_ALLOWED - connection refused for user 'guest': user connection limit (0) is reached"),
+        (530, 40, "NOT_ALLOWED - connection refused: node connection limit (7) is reached"),
+        (530, 31, "NOT_ALLOWED - negotiated frame_max = 4096 is lower than the minimum allowed value (8192)"),
+    ] {
+        let mut scenario = Scenario::begun(config());
+        scenario.receive(0, &start());
+        scenario.receive(0, &tune(0, 0, 0));
+        let (class_id, method_id) = (if method > 0 { 10 } else { 0 }, method);
+        scenario.receive(0, &ConnectionClose { class_id, method_id, ..close(code, text) });
+        let error = scenario.end();
+        let ErrorKind::ConnectionClosed(reason) = error.kind() else {
+            panic!("{error:#?}");
+        };
+        assert_eq!(reason.text, text);
+        assert!(error.to_string().starts_with("waiting for connection.open-ok: "), "{error}");
+    }
 }
 
 #[test]
