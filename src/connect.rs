@@ -249,7 +249,11 @@ fn is_timeout(error: &io::Error) -> bool {
 
 fn timed_out<M: Mailboxes>(core: &proto::Connection<M>, deadline: Deadline) -> Error {
     let step = core.handshake_step().unwrap_or("the socket");
-    Error::timed_out(deadline.duration()).doing(format!("waiting for {step}"))
+    let error = Error::timed_out(deadline.duration()).doing(format!("waiting for {step}"));
+    match core.handshake_note() {
+        Some(note) => error.noting(note),
+        None => error,
+    }
 }
 
 #[allow(clippy::disallowed_methods)] // The core is driven here until the IO thread takes over.

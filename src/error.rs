@@ -577,6 +577,8 @@ impl Eq for FailedPublish {}
 struct Inner {
     doing: Option<String>,
     kind: ErrorKind,
+    /// What may explain it, and what to do.
+    note: Option<String>,
     /// Set where the kind alone does not say so: nothing of what was asked has left this program.
     unsent: bool,
     source: Option<Arc<dyn std::error::Error + Send + Sync>>,
@@ -606,6 +608,7 @@ impl Error {
         Self(Arc::new(Inner {
             doing: None,
             kind,
+            note: None,
             unsent: false,
             source: None,
         }))
@@ -652,6 +655,13 @@ impl Error {
             whole.push_str(part);
         }
         inner.doing = Some(whole);
+        self
+    }
+
+    /// Appends what may explain the failure. The first explanation counts.
+    pub(crate) fn noting(mut self, note: impl Into<String>) -> Self {
+        let inner = Arc::make_mut(&mut self.0);
+        inner.note.get_or_insert_with(|| note.into());
         self
     }
 
@@ -767,7 +777,11 @@ impl fmt::Display for Error {
         if let Some(doing) = &self.0.doing {
             write!(f, "{doing}: ")?;
         }
-        self.0.kind.fmt(f)
+        self.0.kind.fmt(f)?;
+        match &self.0.note {
+            Some(note) => write!(f, "; {note}"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -780,12 +794,14 @@ impl fmt::Debug for Error {
         let Inner {
             doing,
             kind,
+            note,
             unsent: _,
             source,
         } = &*self.0;
         f.debug_struct("Error")
             .field("doing", doing)
             .field("kind", kind)
+            .field("note", note)
             .field("may_have_been_sent", &self.may_have_been_sent())
             .field("source", source)
             .finish()

@@ -12,15 +12,15 @@ use super::confirms::{Left, Published};
 use super::content::Delivered;
 use super::effects::Effects;
 use super::event::{Command, Event, Mailboxes};
-use super::handshake::{self, Login, Step};
+use super::handshake::{self, Login, LoginFrame, Step};
 use super::heartbeat::{Due, Heartbeat};
 use super::violation::{invalid, violation, Checked, Violation};
 use crate::error::{CloseReason, Error, ErrorKind, ReplyCode};
 use crate::wire::delivery::WholeDelivery;
-use crate::wire::frame::{self, Cut, Frame, FrameKind};
+use crate::wire::frame::{self, Cut, Frame, FrameKind, OVERHEAD};
 use crate::wire::method::{
     ConnectionClose, ConnectionCloseOk, ConnectionSecure, ConnectionSecureOk, ConnectionStart,
-    ConnectionTune, LongString, Method, MethodId,
+    ConnectionStartOk, ConnectionTune, Encode, LongString, Method, MethodId,
 };
 use crate::wire::value::FieldTable;
 
@@ -76,6 +76,8 @@ pub(crate) struct Connection<M: Mailboxes> {
     config: Config,
     state: State,
     server: Server,
+    /// What was sent last to log in.
+    login: Option<LoginFrame>,
     tuning: Tuning,
     heartbeat: Option<Heartbeat>,
     /// Calls on the connection itself.
@@ -91,6 +93,7 @@ impl<M: Mailboxes> Connection<M> {
         Self {
             state: State::Handshake(Step::Start),
             server: Server::default(),
+            login: None,
             heartbeat: None,
             calls: Calls::new(),
             channels: Channels::new(config.max_message_size),
@@ -123,6 +126,14 @@ impl<M: Mailboxes> Connection<M> {
     pub(crate) fn handshake_step(&self) -> Option<&'static str> {
         match self.state {
             State::Handshake(step) => Some(step.name()),
+            _ => None,
+        }
+    }
+
+    /// Why the broker may have nothing to say to it.
+    pub(crate) fn handshake_note(&self) -> Option<String> {
+        match self.state {
+            State::Handshake(step) => step.note(self.login, &self.tuning),
             _ => None,
         }
     }
@@ -219,7 +230,7 @@ impl<M: Mailboxes> Connection<M> {
     pub(crate) fn socket_closed(&mut self, kind: io::ErrorKind) {
         let error = match &self.state {
             State::Ended(_) => return,
-            State::Handshake(step) => step.socket_closed(&self.config, kind),
+            State::Handshake(step) => step.socket_closed(&self.config, kind, self.handshake_note()),
             State::Closing(reason) => Error::new(ErrorKind::ConnectionClosed(reason.clone())),
             State::Open => Error::new(ErrorKind::SocketClosed { kind }),
         };
@@ -358,13 +369,17 @@ impl<M: Mailboxes> Connection<M> {
     }
 
     fn started(&mut self, start: ConnectionStart<'_>) {
+        let before = self.effects.output.len();
         // Client properties are the user's, so they may be too large for any frame.
         let answered = handshake::start_ok(&mut self.config, &start).and_then(|start_ok| {
             let sent = self.effects.try_send(0, &start_ok);
             sent.map_err(|error| Error::invalid(format!("client properties: {error}")))
         });
         match answered {
-            Ok(()) => self.state = State::Handshake(Step::Tune),
+            Ok(()) => {
+                self.logging_in(ConnectionStartOk::ID, before);
+                self.state = State::Handshake(Step::Tune);
+            }
             Err(error) => self.end(error),
         }
         self.server = Server {
@@ -376,15 +391,23 @@ impl<M: Mailboxes> Connection<M> {
     }
 
     fn challenged(&mut self, secure: &ConnectionSecure<'_>) {
+        let before = self.effects.output.len();
         let answered = self.config.login.respond(&secure.challenge.0);
         let sent = answered.and_then(|response| {
             let response = LongString(Cow::Owned(response));
             let sent = self.effects.try_send(0, &ConnectionSecureOk { response });
             sent.map_err(|error| Error::invalid(format!("SASL response: {error}")))
         });
-        if let Err(error) = sent {
-            self.end(error);
+        match sent {
+            Ok(()) => self.logging_in(ConnectionSecureOk::ID, before),
+            Err(error) => self.end(error),
         }
+    }
+
+    /// This method has been sent: the output behind `before`.
+    fn logging_in(&mut self, method: MethodId, before: usize) {
+        let size = (self.effects.output.len() - before).saturating_sub(OVERHEAD);
+        self.login = Some(LoginFrame { method, size });
     }
 
     fn tuned(&mut self, tune: ConnectionTune, now: Instant) -> Checked<()> {

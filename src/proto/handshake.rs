@@ -10,7 +10,7 @@ use crate::wire::codec::Writer;
 use crate::wire::frame::{MIN_SIZE, OVERHEAD};
 use crate::wire::method::{
     ConnectionOpen, ConnectionStart, ConnectionStartOk, ConnectionTune, ConnectionTuneOk, Encode,
-    LongString,
+    LongString, MethodId,
 };
 use crate::wire::value::FieldTable;
 
@@ -86,6 +86,30 @@ impl Login {
     }
 }
 
+/// The largest payload that RabbitMQ accepts before the login, up to 4.0.
+const MAX_LOGIN: usize = 4096;
+
+/// What RabbitMQ accepts before the login since 4.1, and the least `frame_max` that it accepts since then.
+const MAX_LOGIN_SINCE_4_1: usize = 8192;
+
+/// A method that was sent to log in, and the size of its payload.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct LoginFrame {
+    pub(crate) method: MethodId,
+    pub(crate) size: usize,
+}
+
+impl fmt::Display for LoginFrame {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { method, size } = self;
+        write!(
+            f,
+            "{method} has {size} bytes, and RabbitMQ accepts at most {MAX_LOGIN} before the login \
+             ({MAX_LOGIN_SINCE_4_1} since 4.1): use a shorter password or token, or fewer client properties"
+        )
+    }
+}
+
 /// What the handshake waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Step {
@@ -103,13 +127,34 @@ impl Step {
         }
     }
 
-    /// What a socket that ended at this step means.
-    pub(crate) fn socket_closed(self, config: &Config, kind: std::io::ErrorKind) -> Error {
-        let error = match self {
-            Self::Tune => config.login.failed(""),
-            Self::Start | Self::OpenOk => Error::new(ErrorKind::SocketClosed { kind }),
+    /// What a socket that ended at this step means. A login that is too large for the broker is none that it has refused.
+    pub(crate) fn socket_closed(
+        self,
+        config: &Config,
+        kind: std::io::ErrorKind,
+        note: Option<String>,
+    ) -> Error {
+        let error = match (self, &note) {
+            (Self::Tune, None) => config.login.failed(""),
+            _ => Error::new(ErrorKind::SocketClosed { kind }),
         };
-        error.doing(format!("waiting for {}", self.name()))
+        let error = error.doing(format!("waiting for {}", self.name()));
+        match note {
+            Some(note) => error.noting(note),
+            None => error,
+        }
+    }
+
+    /// Why a broker may end this step without a word. RabbitMQ closes the socket if a frame of the login is too large for it,
+    /// and, since 4.1, if it does not accept what tune-ok says: three seconds later, and without a reason.
+    pub(crate) fn note(self, login: Option<LoginFrame>, tuning: &Tuning) -> Option<String> {
+        match self {
+            Self::Start => None,
+            Self::Tune => login
+                .filter(|it| it.size > MAX_LOGIN)
+                .map(|it| it.to_string()),
+            Self::OpenOk => Some(tuning.note()),
+        }
     }
 
     /// What a `connection.close` at this step means.
@@ -241,6 +286,22 @@ impl Tuning {
         frame_max: 128 << 10,
         heartbeat: Duration::ZERO,
     };
+
+    /// What was agreed, and what of that a broker may not accept.
+    fn note(&self) -> String {
+        let Self {
+            channel_max,
+            frame_max,
+            heartbeat,
+        } = self;
+        let mut note = format!(
+            "both sides had agreed on frame_max {frame_max}, channel_max {channel_max}, heartbeat {heartbeat:?}"
+        );
+        if (1..MAX_LOGIN_SINCE_4_1 as u32).contains(frame_max) {
+            note.push_str(", but RabbitMQ 4.1 and later accept no frame_max below 8192");
+        }
+        note
+    }
 
     /// The largest payload of a frame. Without a limit of either side, frames are still bounded, so that neither side
     /// has to take gigabytes at once.

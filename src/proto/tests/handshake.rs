@@ -197,6 +197,66 @@ fn a_socket_that_ends_elsewhere_is_no_refused_login() {
 }
 
 #[test]
+fn what_a_broker_closes_the_socket_for_without_a_word_is_explained() {
+    let logging_in = |length: usize| {
+        let mut scenario = Scenario::begun(Config {
+            login: Login::plain("guest", &"x".repeat(length)),
+            ..config()
+        });
+        scenario.receive(0, &start());
+        scenario
+    };
+    // Around the password stand 31 bytes.
+    let mut scenario = logging_in(4065);
+    scenario.socket_closed();
+    let error = scenario.end();
+    assert!(
+        matches!(error.kind(), ErrorKind::LoginRefused { .. }),
+        "{error}"
+    );
+
+    let mut scenario = logging_in(4066);
+    assert!(scenario.core.handshake_note().is_some());
+    scenario.socket_closed();
+    let error = scenario.end();
+    assert_eq!(
+        error.to_string(),
+        "waiting for connection.tune: the connection was lost: unexpected end of file; \
+         connection.start-ok has 4097 bytes, and RabbitMQ accepts at most 4096 before the login (8192 since 4.1): \
+         use a shorter password or token, or fewer client properties"
+    );
+    assert!(matches!(error.kind(), ErrorKind::SocketClosed { .. }));
+
+    // What the broker says itself needs no explanation.
+    let mut scenario = logging_in(6000);
+    scenario.receive(0, &close(403, "ACCESS_REFUSED - Login was refused"));
+    let error = scenario.end().to_string();
+    assert!(
+        error.ends_with(": ACCESS_REFUSED - Login was refused"),
+        "{error}"
+    );
+
+    let remedy = ", but RabbitMQ 4.1 and later accept no frame_max below 8192";
+    for (frame_max, says_more) in [(4096, remedy), (8191, remedy), (8192, ""), (0, "")] {
+        let mut scenario = Scenario::begun(Config {
+            frame_max,
+            heartbeat: 7,
+            ..config()
+        });
+        scenario.receive(0, &start());
+        scenario.receive(0, &tune(10, 0, 0));
+        scenario.socket_closed();
+        assert_eq!(
+            scenario.end().to_string(),
+            format!(
+                "waiting for connection.open-ok: the connection was lost: unexpected end of file; \
+                 both sides had agreed on frame_max {frame_max}, channel_max 10, heartbeat 7s{says_more}"
+            )
+        );
+    }
+}
+
+#[test]
 fn a_refused_vhost_is_told_apart() {
     for (code, text) in [
         (530, "NOT_ALLOWED - vhost nope not found"),
