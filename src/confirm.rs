@@ -101,7 +101,9 @@ impl Confirm {
                     "waiting for the confirm of message {}",
                     self.sequence_number
                 );
-                return Err(Error::timed_out(timeout).doing(doing));
+                drop(outcome);
+                let outbox = &self.channel.connection().link().outbox;
+                return Err(outbox.explained(Error::timed_out(timeout).doing(doing)));
             }
         }
         drop(outcome);

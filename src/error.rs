@@ -258,7 +258,8 @@ pub enum ErrorKind {
         /// How long was waited.
         after: Duration,
     },
-    /// No answer within the time given. The answer may still come; it will be dropped.
+    /// No answer within the time given. The answer may still come; it will be dropped. If the broker has blocked the
+    /// connection, the error's text says so: a broker reads nothing from a connection that it has blocked.
     TimedOut {
         /// How long was waited.
         after: Duration,
@@ -432,8 +433,7 @@ impl fmt::Display for ErrorKind {
             }
             Self::TimedOut { after } => write!(f, "timed out after {after:?}"),
             Self::ConnectionBlocked { reason, after } => {
-                let text = format!("the broker has blocked the connection ({reason})");
-                write_given_up(f, &text, *after)
+                write_given_up(f, &blocked(reason), *after)
             }
             Self::FlowStopped { after } => {
                 let text = "the broker has stopped publishing on the channel (channel.flow)";
@@ -509,6 +509,10 @@ impl fmt::Display for ErrorKind {
             }
         }
     }
+}
+
+pub(crate) fn blocked(reason: &str) -> String {
+    format!("the broker has blocked the connection ({reason})")
 }
 
 /// What hindered, and how long it was waited for, if at all.

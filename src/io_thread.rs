@@ -132,9 +132,10 @@ impl Link {
         if self.wait_finished(deadline.remaining()) {
             return Ok(());
         }
+        let error = self.outbox.explained(Error::timed_out(timeout));
         self.outbox.abort();
         self.wait_finished(ABORT_PATIENCE);
-        Err(Error::timed_out(timeout))
+        Err(error)
     }
 
     pub(crate) fn begin_close(&self, code: ReplyCode, text: &str) -> Result<()> {

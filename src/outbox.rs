@@ -17,7 +17,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::backlog::Backlog;
 use crate::deadline::Deadline;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{blocked, Error, ErrorKind, Result};
 use crate::mailbox::Command;
 use crate::outgoing::Outgoing;
 use crate::reading::Waiting;
@@ -549,6 +549,18 @@ impl Outbox {
 
     pub(crate) fn blocked_reason(&self) -> Option<String> {
         self.state.lock().blocked.clone()
+    }
+
+    /// Says so in a timeout if the broker has blocked the connection: it reads nothing from it then, and answers nothing.
+    pub(crate) fn explained(&self, error: Error) -> Error {
+        let says_so = matches!(error.kind(), ErrorKind::ConnectionBlocked { .. });
+        if says_so || !error.is_timeout() {
+            return error;
+        }
+        match self.blocked_reason() {
+            Some(reason) => error.noting(blocked(&reason)),
+            None => error,
+        }
     }
 
     /// Ends the connection without another word, even if the socket takes nothing.

@@ -232,7 +232,10 @@ impl Publisher {
         let answered = match self.channel().wait_until_answered(deadline) {
             Err(error) if error.is_timeout() => Err(error),
             // The channel has ended: each message is told so now, those that were just being handed over last.
-            Err(_) if !unconfirmed.window.wait_empty(deadline) => Err(Error::timed_out(timeout)),
+            Err(_) if !unconfirmed.window.wait_empty(deadline) => {
+                let outbox = &self.channel().connection().link().outbox;
+                Err(outbox.explained(Error::timed_out(timeout)))
+            }
             _ => Ok(()),
         };
         let failures = &mut unconfirmed.failures.lock();

@@ -73,10 +73,12 @@ pub(crate) fn call(
     append: impl FnOnce(&mut Frames<'_>, Call) -> Result<()>,
 ) -> Result<Reply> {
     let (call, reply) = Call::new();
-    link.outbox
+    let written = link
+        .outbox
         .write(channel, admission, deadline, gate, |frames| {
             append(frames, call)
-        })?;
+        });
+    written.map_err(|error| link.outbox.explained(error))?;
     match reply.recv_timeout(deadline.remaining()) {
         Ok(reply) => {
             if reply.is_ok() {
@@ -84,7 +86,10 @@ pub(crate) fn call(
             }
             reply
         }
-        Err(RecvTimeoutError::Timeout) => Err(Error::timed_out(deadline.duration())),
+        Err(RecvTimeoutError::Timeout) => {
+            let error = Error::timed_out(deadline.duration());
+            Err(link.outbox.explained(error))
+        }
         // Only if the IO thread has panicked.
         Err(RecvTimeoutError::Disconnected) => Err(link.outbox.cause().unwrap_or_else(|| {
             Error::new(ErrorKind::ConnectionClosed(CloseReason::program(

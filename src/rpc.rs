@@ -130,7 +130,10 @@ impl RpcClient {
         let _waits = self.channel().connection().link().waiting.begin();
         match answer.recv_timeout(deadline.remaining()) {
             Ok(answer) => answer,
-            Err(_) => Err(Error::timed_out(timeout)),
+            Err(_) => {
+                let outbox = &self.channel().connection().link().outbox;
+                Err(outbox.explained(Error::timed_out(timeout)))
+            }
         }
     }
 }

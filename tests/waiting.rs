@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use leveret::{
     ClosedBy, Connection, ConnectionEvent, ConsumeOptions, ErrorKind, PublisherOptions,
-    QueueDeclareOptions,
+    QueueDeclareOptions, ReplyCode,
 };
 
 use crate::support::{
@@ -146,6 +146,43 @@ fn closing_its_channel_wakes_a_publisher_that_waits() {
     let error = publisher.join().unwrap();
     assert_eq!(error.closed_by(), Some(ClosedBy::Program), "{error}");
     drop((channel, connection));
+    server.join().unwrap();
+}
+
+#[test]
+fn what_times_out_while_the_broker_blocks_the_connection_says_so() {
+    let (address, server) = scripted_server(|server| {
+        server.handshake(0);
+        server.open_channel();
+        server.expect(85, 10);
+        server.send_method(1, 85, 11, &[]);
+        server.expect(60, 40);
+        server.send_method(0, 10, 60, &short("low on memory"));
+        server.wait_for_end();
+    });
+    let options = at(address).request_timeout(SHORT).publish_timeout(SHORT);
+    let connection = Connection::open_with(&options).unwrap();
+    let publisher = connection.open_channel().unwrap().publisher().unwrap();
+    let confirm = publisher.publish("", "q", "m").unwrap();
+    eventually("it is blocked", || connection.blocked_reason().is_some());
+    let channel = publisher.channel();
+    let errors = [
+        channel.queue_purge("q").unwrap_err(),
+        connection.open_channel().unwrap_err(),
+        confirm.wait_timeout(SHORT).unwrap_err(),
+        channel.wait_for_confirms().unwrap_err(),
+        publisher.wait_for_confirms_timeout(SHORT).unwrap_err(),
+        publisher.publish("", "q", "m").map(drop).unwrap_err(),
+        channel.close().unwrap_err(),
+        connection
+            .close_with(ReplyCode::SUCCESS, "", SHORT)
+            .unwrap_err(),
+    ];
+    for error in errors {
+        assert!(error.is_timeout(), "{error}");
+        let reason = "the broker has blocked the connection (low on memory)";
+        assert_eq!(error.to_string().matches(reason).count(), 1, "{error}");
+    }
     server.join().unwrap();
 }
 

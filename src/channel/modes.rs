@@ -78,12 +78,15 @@ impl Channel {
                 "the channel is not in confirm mode (confirm_select)",
             )),
         };
-        answered.map_err(|error| error.doing("waiting for confirms"))
+        let outbox = &self.connection().link().outbox;
+        answered.map_err(|error| outbox.explained(error).doing("waiting for confirms"))
     }
 
     /// Waits until the broker has answered for all messages published on this channel so far.
     pub(crate) fn wait_until_answered(&self, deadline: Deadline) -> Result<()> {
-        self.state().confirms.wait(deadline)
+        let outbox = &self.connection().link().outbox;
+        let answered = self.state().confirms.wait(deadline);
+        answered.map_err(|error| outbox.explained(error))
     }
 
     /// The broker's answers to the messages of this channel in confirm mode, from now on, for a program that keeps its
