@@ -121,13 +121,11 @@ fn all_failed(endpoint: &Endpoint, unreachable: &[(&SocketAddr, io::Error)]) -> 
 fn failed(endpoint: &Endpoint, error: &io::Error) -> Error {
     let kind = error.kind();
     let text = error.to_string();
-    let cause = io::Error::new(kind, text.clone());
     Error::new(Kind::ConnectFailed {
         address: endpoint.to_string(),
         kind,
         text,
     })
-    .caused_by(cause)
 }
 
 /// The addresses behind the name. The system's look-up has no time limit; so if it takes too long, it is left to end by

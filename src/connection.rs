@@ -12,7 +12,7 @@ use crossbeam_channel::Receiver;
 use crate::channel::Channel;
 use crate::connect::connect;
 use crate::deadline::Deadline;
-use crate::error::{Error, ErrorKind, ReplyCode, Result};
+use crate::error::{Error, ErrorKind, OneLine, ReplyCode, Result};
 use crate::events::ConnectionEvent;
 use crate::exchange::ExchangeKind;
 use crate::io_thread::{self, Link, Peer};
@@ -104,9 +104,10 @@ impl Connection {
                     kind: error.kind(),
                     text: error.to_string(),
                 };
-                Error::new(kind).caused_by(error).doing(doing())
+                Error::new(kind).doing(doing())
             })?;
-        log::info!("connected to {options} at {peer}: {:?}", link.peer().tuning);
+        let uri = OneLine(options);
+        log::info!("connected to {uri} at {peer}: {:?}", link.peer().tuning);
         Ok(Self {
             inner: Arc::new(Inner {
                 link,

@@ -146,6 +146,12 @@ impl CloseReason {
 
 impl fmt::Display for CloseReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.describe(&mut Escaping(f))
+    }
+}
+
+impl CloseReason {
+    fn describe(&self, f: &mut dyn fmt::Write) -> fmt::Result {
         write!(f, "closed by {}", self.by)?;
         if self.by == ClosedBy::Program && self.code == ReplyCode::SUCCESS {
             return Ok(());
@@ -160,6 +166,36 @@ impl fmt::Display for CloseReason {
             }
             _ => write!(f, ": {} - {}", self.code, self.text),
         }
+    }
+}
+
+/// Writes text in one line. A broker's text, and each name in it, can contain anything: line breaks that forge log lines,
+/// sequences that steer a terminal, marks that turn the direction of what follows.
+struct Escaping<'a, 'f>(&'a mut fmt::Formatter<'f>);
+
+impl fmt::Write for Escaping<'_, '_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        let is_escaped = |it: char| {
+            let is_direction = matches!(it, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+            it.is_control() || is_direction || matches!(it, '\u{2028}' | '\u{2029}')
+        };
+        let mut escaped = text.matches(is_escaped);
+        for piece in text.split(is_escaped) {
+            self.0.write_str(piece)?;
+            if let Some(escaped) = escaped.next() {
+                write!(self.0, "{}", escaped.escape_default())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A text of others, in one line for the log.
+pub(crate) struct OneLine<T>(pub(crate) T);
+
+impl<T: fmt::Display> fmt::Display for OneLine<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Write::write_fmt(&mut Escaping(f), format_args!("{}", self.0))
     }
 }
 
@@ -368,6 +404,12 @@ pub enum ErrorKind {
 
 impl fmt::Display for ErrorKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.describe(&mut Escaping(f))
+    }
+}
+
+impl ErrorKind {
+    fn describe(&self, f: &mut dyn fmt::Write) -> fmt::Result {
         match self {
             Self::InvalidUri(text) => write!(f, "invalid AMQP URI: {text}"),
             Self::InvalidArgument(text) => f.write_str(text),
@@ -454,10 +496,7 @@ impl fmt::Display for ErrorKind {
                 attempts,
                 after,
                 last,
-            } => write!(
-                f,
-                "{cause}; after {attempts} attempts and {after:.1?} it was given up: {last}"
-            ),
+            } => write_recovery_given_up(f, cause, *attempts, *after, &**last),
             Self::ChannelsExhausted { channel_max } => {
                 write!(
                     f,
@@ -516,7 +555,7 @@ pub(crate) fn blocked(reason: &str) -> String {
 }
 
 /// What hindered, and how long it was waited for, if at all.
-fn write_given_up(f: &mut fmt::Formatter<'_>, hindrance: &str, after: Duration) -> fmt::Result {
+fn write_given_up(f: &mut dyn fmt::Write, hindrance: &str, after: Duration) -> fmt::Result {
     f.write_str(hindrance)?;
     match after {
         Duration::ZERO => Ok(()),
@@ -524,7 +563,20 @@ fn write_given_up(f: &mut fmt::Formatter<'_>, hindrance: &str, after: Duration) 
     }
 }
 
-fn write_acks_lost(f: &mut fmt::Formatter<'_>, not_sent: u64, unconfirmed: u64) -> fmt::Result {
+fn write_recovery_given_up(
+    f: &mut dyn fmt::Write,
+    cause: &ErrorKind,
+    attempts: u32,
+    after: Duration,
+    last: &dyn fmt::Display,
+) -> fmt::Result {
+    write!(
+        f,
+        "{cause}; after {attempts} attempts and {after:.1?} it was given up: {last}"
+    )
+}
+
+fn write_acks_lost(f: &mut dyn fmt::Write, not_sent: u64, unconfirmed: u64) -> fmt::Result {
     f.write_str("the connection was lost")?;
     if not_sent > 0 {
         write!(
@@ -591,7 +643,8 @@ struct Inner {
 /// Any failure of this crate: what was being done, what happened, who said so.
 ///
 /// Small (one pointer) and cheap to clone, since one event, such as a lost connection, is told to everyone who
-/// waits. `Display` is one line; it never contains a password.
+/// waits. `Display` is one line, whatever a broker's text or a name contains: control characters are escaped. It never
+/// contains a password. [`source`](std::error::Error::source) does not repeat it.
 ///
 /// ```no_run
 /// use leveret::{Connection, QueueDeclareOptions, ReplyCode};
@@ -636,6 +689,7 @@ impl Error {
         Self::new(ErrorKind::TimedOut { after })
     }
 
+    /// Keeps an error that says more than this one's `Display`, which is shown before it where a chain of errors is printed.
     pub(crate) fn caused_by(
         mut self,
         source: impl std::error::Error + Send + Sync + 'static,
@@ -778,10 +832,28 @@ impl Error {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.describe(&mut Escaping(f))
+    }
+}
+
+impl Error {
+    fn describe(&self, f: &mut dyn fmt::Write) -> fmt::Result {
         if let Some(doing) = &self.0.doing {
             write!(f, "{doing}: ")?;
         }
-        self.0.kind.fmt(f)?;
+        match (&self.0.kind, &self.0.source) {
+            // The whole error of the last attempt says more than its kind: what was done, and what may explain it.
+            (
+                ErrorKind::RecoveryGivenUp {
+                    cause,
+                    attempts,
+                    after,
+                    ..
+                },
+                Some(last),
+            ) => write_recovery_given_up(f, cause, *attempts, *after, last)?,
+            (kind, _) => kind.describe(f)?,
+        }
         match &self.0.note {
             Some(note) => write!(f, "; {note}"),
             None => Ok(()),
@@ -813,10 +885,107 @@ impl fmt::Debug for Error {
 }
 
 impl std::error::Error for Error {
+    /// What `Display` does not say already, if there is more.
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        if matches!(self.kind(), ErrorKind::RecoveryGivenUp { .. }) {
+            return None;
+        }
         self.0
             .source
             .as_deref()
             .map(|source| source as &(dyn std::error::Error + 'static))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::error::Error as _;
+
+    use super::*;
+
+    /// What a peer can say, and how it is shown.
+    const SAID: &str = "a\r\nWARN b\0\x1b[31m\u{85}\u{2028}c\u{202e}d\u{2066}é\\n";
+    const SHOWN: &str = "a\\r\\nWARN b\\u{0}\\u{1b}[31m\\u{85}\\u{2028}c\\u{202e}d\\u{2066}é\\n";
+
+    #[test]
+    fn whatever_a_broker_says_an_error_is_one_line() {
+        let said = || SAID.to_owned();
+        let reason = CloseReason::broker(541, SAID, 0, 0);
+        assert_eq!(
+            reason.to_string(),
+            format!("closed by the broker: 541 INTERNAL_ERROR - {SHOWN}")
+        );
+        let closed = ErrorKind::ConnectionClosed(reason.clone());
+        let after = Duration::from_secs(1);
+        let kinds = [
+            closed.clone(),
+            ErrorKind::ChannelClosed {
+                channel: 1,
+                reason: reason.clone(),
+            },
+            ErrorKind::VhostRefused {
+                vhost: said(),
+                reason,
+            },
+            ErrorKind::InvalidUri(said()),
+            ErrorKind::InvalidArgument(said()),
+            ErrorKind::TlsFailed { text: said() },
+            ErrorKind::ProtocolVersionMismatch { server: said() },
+            ErrorKind::MechanismNotOffered {
+                mechanism: said(),
+                offered: said(),
+            },
+            ErrorKind::LoginRefused {
+                user: said(),
+                mechanism: said(),
+                text: said(),
+            },
+            ErrorKind::ProtocolViolation {
+                code: ReplyCode(501),
+                text: said(),
+            },
+            ErrorKind::ConnectionBlocked {
+                reason: said(),
+                after,
+            },
+            ErrorKind::Panicked {
+                thread: "IO thread",
+                message: said(),
+            },
+            ErrorKind::Recovering {
+                cause: Box::new(closed),
+                after,
+            },
+        ];
+        for kind in kinds {
+            let text = kind.to_string();
+            assert!(text.contains(SHOWN), "{text}");
+            assert!(!text.contains(char::is_control), "{text:?}");
+            let whole = Error::new(kind).doing(SAID).noting(SAID).to_string();
+            assert_eq!(whole, format!("{SHOWN}: {text}; {SHOWN}"));
+        }
+        assert_eq!(OneLine(SAID).to_string(), SHOWN);
+    }
+
+    #[test]
+    fn a_recovery_that_is_given_up_tells_all_of_its_last_attempt_once() {
+        let kind = io::ErrorKind::UnexpectedEof;
+        let lost = ErrorKind::SocketClosed { kind };
+        let last = Error::timed_out(Duration::from_secs(2))
+            .doing("waiting for it")
+            .noting("why");
+        let given_up = Error::new(ErrorKind::RecoveryGivenUp {
+            cause: Box::new(lost),
+            attempts: 3,
+            after: Duration::from_secs(7),
+            last: Box::new(last.kind().clone()),
+        });
+        let error = given_up.caused_by(last);
+        assert_eq!(
+            error.to_string(),
+            "the connection was lost: unexpected end of file; after 3 attempts and 7.0s it was given up: \
+             waiting for it: timed out after 2s; why"
+        );
+        assert!(error.source().is_none());
     }
 }

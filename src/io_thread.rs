@@ -15,7 +15,7 @@ use crate::buffers::Buffers;
 use crate::channel_numbers::ChannelNumbers;
 use crate::connect::Connected;
 use crate::deadline::Deadline;
-use crate::error::{CloseReason, Error, ErrorKind as Kind, ReplyCode, Result};
+use crate::error::{CloseReason, Error, ErrorKind as Kind, OneLine, ReplyCode, Result};
 use crate::events::ConnectionEvent;
 use crate::feed::Feed;
 use crate::inbox::Inbox;
@@ -787,6 +787,7 @@ impl<'a> Driver<'a> {
                     self.link.tell(ConnectionEvent::Blocked {
                         reason: reason.clone(),
                     });
+                    let reason = OneLine(reason);
                     log::warn!("the broker has blocked the connection: {reason}");
                 }
                 Event::Unblocked => {

@@ -99,6 +99,6 @@ impl fmt::Debug for ReturnedMessage {
 pub(crate) fn read_properties(content: &Content) -> Result<Properties> {
     content.properties().map_err(|error| {
         let text = error.to_string();
-        Error::new(ErrorKind::MalformedProperties { text }).caused_by(error)
+        Error::new(ErrorKind::MalformedProperties { text })
     })
 }

@@ -47,7 +47,10 @@ pub(crate) fn handshake(
             Error::timed_out(deadline.duration()).doing("waiting for the TLS handshake")
         }
         native_tls::HandshakeError::Failure(error) => {
-            Error::tls(readable(&error.to_string())).caused_by(error)
+            let whole = error.to_string();
+            let words = crate::error::OneLine(&whole);
+            log::debug!("the TLS handshake failed: {words}");
+            Error::tls(readable(&whole))
         }
     })
 }
@@ -109,7 +112,7 @@ mod native {
             Source::Bytes(bytes) => Ok(Cow::Borrowed(bytes)),
             Source::File(path) => std::fs::read(path).map(Cow::Owned).map_err(|error| {
                 let text = format!("cannot read {what} from {}: {error}", path.display());
-                Error::invalid(text).caused_by(error)
+                Error::invalid(text)
             }),
         }
     }

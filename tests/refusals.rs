@@ -267,6 +267,84 @@ fn floats_that_are_not_finite_are_refused_before_anything_is_sent() {
     assert_eq!(channel.queue_purge(queue.name()).unwrap(), 1);
 }
 
+/// An error and what its sources say, as a program prints it that shows all of them.
+fn chain(error: &Error) -> String {
+    let mut texts = vec![error.to_string()];
+    let mut source = std::error::Error::source(error);
+    while let Some(error) = source {
+        texts.push(error.to_string());
+        source = error.source();
+    }
+    texts.join(": ")
+}
+
+#[test]
+fn a_chain_of_errors_says_nothing_twice() {
+    let connection = connect();
+    let channel = connection.open_channel().unwrap();
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = closed.local_addr().unwrap();
+    drop(closed);
+    let broker = leveret::broker::Broker::start().unwrap();
+    let port = broker.address().port();
+    let taken = leveret::broker::BrokerOptions::default().port(port);
+    let errors = [
+        (
+            Connection::open(&format!("amqp://{address}")).unwrap_err(),
+            "onnection refused",
+        ),
+        (
+            Connection::open("amqp://localhost:x").unwrap_err(),
+            "the port",
+        ),
+        (
+            channel.basic_get(&"q".repeat(256), true).unwrap_err(),
+            "has 256 bytes",
+        ),
+        (channel.basic_get("nope", true).unwrap_err(), "NOT_FOUND"),
+        (
+            leveret::broker::Broker::start_with(taken).unwrap_err(),
+            "cannot listen",
+        ),
+    ];
+    for (error, text) in errors {
+        let chain = chain(&error);
+        assert_eq!(chain.matches(text).count(), 1, "{chain}");
+    }
+    #[cfg(feature = "native-tls")]
+    {
+        let tls = leveret::TlsOptions::default();
+        let options = options().tls(tls.clone().ca_certificate_file("/nope.pem"));
+        let error = Connection::open_with(&options).unwrap_err();
+        assert_eq!(
+            chain(&error).matches("o such file").count(),
+            1,
+            "{}",
+            chain(&error)
+        );
+        let plain = options.tls(tls);
+        let error = Connection::open_with(&plain).unwrap_err();
+        assert_eq!(
+            chain(&error).matches("without TLS").count(),
+            1,
+            "{}",
+            chain(&error)
+        );
+    }
+}
+
+#[test]
+fn what_a_broker_says_cannot_forge_a_line() {
+    let error = Connection::open_with(&options().vhost("no\npe")).unwrap_err();
+    assert!(
+        error.reply_code() == Some(ReplyCode::NOT_ALLOWED),
+        "{error}"
+    );
+    let text = error.to_string();
+    assert!(text.contains("vhost no\\npe not found"), "{text}");
+    assert!(!text.contains('\n'), "{text}");
+}
+
 #[test]
 fn names_that_are_too_long_are_refused_here() {
     let connection = connect();

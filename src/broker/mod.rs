@@ -170,7 +170,6 @@ fn cannot_listen(address: SocketAddr, error: io::Error) -> Error {
         kind: error.kind(),
         text: error.to_string(),
     })
-    .caused_by(error)
 }
 
 /// A broker that ends with this value.

@@ -15,7 +15,7 @@ use super::event::{Command, Event, Mailboxes};
 use super::handshake::{self, Login, LoginFrame, Step};
 use super::heartbeat::{Due, Heartbeat};
 use super::violation::{invalid, violation, Checked, Violation};
-use crate::error::{CloseReason, Error, ErrorKind, ReplyCode};
+use crate::error::{CloseReason, Error, ErrorKind, OneLine, ReplyCode};
 use crate::wire::delivery::WholeDelivery;
 use crate::wire::frame::{self, Cut, Frame, FrameKind, OVERHEAD};
 use crate::wire::method::{
@@ -440,7 +440,7 @@ impl<M: Mailboxes> Connection<M> {
         let Violation { code, text, method } = violation;
         if let State::Closing(reason) = &self.state {
             // All but close and close-ok is to be discarded now, and this is the end anyway.
-            log::debug!("after connection.close: {code} - {text}");
+            log::debug!("after connection.close: {code} - {}", OneLine(&text));
             let reason = reason.clone();
             return self.end(Error::new(ErrorKind::ConnectionClosed(reason)));
         }
