@@ -90,7 +90,7 @@ mod native {
         let mut builder = TlsConnector::builder();
         for source in &options.ca_certificates {
             let pem = read(source, "CA certificates")?;
-            for certificate in certificates(&pem, source)? {
+            for certificate in certificates(&pem, source, "CA certificates")? {
                 builder.add_root_certificate(certificate);
             }
         }
@@ -102,9 +102,14 @@ mod native {
             .danger_accept_invalid_hostnames(
                 options.danger_accept_invalid_hostnames || options.danger_accept_invalid_certs,
             );
-        builder
-            .build()
-            .map_err(|error| unusable("TLS options", &error))
+        builder.build().map_err(|error| match &options.identity {
+            // A key that is not the certificate's, for example.
+            Some(identity) => unusable(
+                &format!("client certificate and key ({identity:?})"),
+                &error,
+            ),
+            None => unusable("TLS options", &error),
+        })
     }
 
     fn read<'a>(source: &'a Source, what: &str) -> Result<Cow<'a, [u8]>> {
@@ -118,14 +123,35 @@ mod native {
     }
 
     /// A PEM text can hold several.
-    fn certificates(pem: &[u8], source: &Source) -> Result<Vec<Certificate>> {
+    fn certificates(pem: &[u8], source: &Source, what: &str) -> Result<Vec<Certificate>> {
         let found = Certificate::stack_from_pem(pem)
-            .map_err(|error| unusable(&format!("CA certificates in {source:?}"), &error))?;
+            .map_err(|error| unusable(&format!("{what} in {source:?}"), &error))?;
         if found.is_empty() {
-            let text = format!("there is no certificate in {source:?} (PEM is expected)");
+            let text = format!("{what}: there is no certificate in {source:?} (PEM is expected)");
             return Err(Error::invalid(text));
         }
         Ok(found)
+    }
+
+    /// The key in a PEM text, from its first line on: `openssl` writes other text before it, and the system's TLS wants none.
+    /// Otherwise, what the text is instead: never its content.
+    fn pkcs8(text: &[u8]) -> Result<&[u8], String> {
+        const BEGIN: &[u8] = b"-----BEGIN PRIVATE KEY-----";
+        let begin = text.windows(BEGIN.len()).position(|it| it == BEGIN);
+        if let Some(key) = begin.and_then(|at| text.get(at..)) {
+            return Ok(key);
+        }
+        let needed =
+            "PKCS#8 in PEM (BEGIN PRIVATE KEY) is needed: openssl pkcs8 -topk8 -nocrypt converts it";
+        let text = String::from_utf8_lossy(text);
+        let is = match text {
+            text if text.contains("-----BEGIN ENCRYPTED PRIVATE KEY-----") => "is encrypted",
+            text if text.contains("-----BEGIN RSA PRIVATE KEY-----") => "is in PKCS#1",
+            text if text.contains("-----BEGIN EC PRIVATE KEY-----") => "is in SEC1",
+            text if text.contains("-----BEGIN ") => "is no private key",
+            _ => "is not in PEM",
+        };
+        Err(format!("{is}, and {needed}"))
     }
 
     fn load(identity: &Identity) -> Result<native_tls::Identity> {
@@ -135,9 +161,15 @@ mod native {
                 native_tls::Identity::from_pkcs12(&archive, password)
             }
             Identity::Pem { certificates, key } => {
-                let certificates = read(certificates, "the client's certificates")?;
-                let key = read(key, "the client's key")?;
-                native_tls::Identity::from_pkcs8(&certificates, &key)
+                let chain = read(certificates, "the client's certificates")?;
+                // Whatever fails afterwards is the key's fault.
+                self::certificates(&chain, certificates, "the client's certificates")?;
+                let text = read(key, "the client's key")?;
+                let pem = pkcs8(&text)
+                    .map_err(|why| Error::invalid(format!("the client's key in {key:?} {why}")))?;
+                let loaded = native_tls::Identity::from_pkcs8(&chain, pem);
+                return loaded
+                    .map_err(|error| unusable(&format!("client's key in {key:?}"), &error));
             }
         };
         loaded.map_err(|error| {

@@ -424,3 +424,71 @@ fn a_signal_during_the_tls_handshake_does_not_fail_it() {
     assert!(program.wait().success());
     server.join().unwrap();
 }
+
+#[test]
+fn a_key_that_cannot_be_used_is_named_with_the_format_that_is_needed() {
+    let certificates = Certificates::make();
+    let path = |name: &str| certificates.path(name);
+    let key = certificates.read("client.key");
+    let with_text = [&b"Bag Attributes: <No Attributes>\n"[..], &key].concat();
+    let files = [
+        ("encrypted.key", "-----BEGIN ENCRYPTED PRIVATE KEY-----\n"),
+        ("pkcs1.key", "-----BEGIN RSA PRIVATE KEY-----\n"),
+        ("sec1.key", "-----BEGIN EC PRIVATE KEY-----\n"),
+        ("binary.key", "\0\u{1}0\u{82}"),
+        (
+            "broken.key",
+            "-----BEGIN PRIVATE KEY-----\nc2VjcmV0\n-----END PRIVATE KEY-----\n",
+        ),
+        ("empty.pem", ""),
+    ];
+    for (name, text) in files {
+        std::fs::write(path(name), text).unwrap();
+    }
+    std::fs::write(path("text.key"), with_text).unwrap();
+    // It accepts, and says nothing.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let options = |certificate: &str, key: &str| {
+        let tls = TlsOptions::default().ca_certificate_file(path("ca.pem"));
+        at(listener.local_addr().unwrap())
+            .tls(tls.identity_files(path(certificate), path(key)))
+            .connect_timeout(Duration::from_millis(300))
+    };
+    let needed = "PKCS#8 in PEM (BEGIN PRIVATE KEY) is needed";
+    for (certificate, key, texts) in [
+        ("client.pem", "encrypted.key", ["is encrypted", needed]),
+        ("client.pem", "pkcs1.key", ["is in PKCS#1", needed]),
+        ("client.pem", "sec1.key", ["is in SEC1", needed]),
+        ("client.pem", "binary.key", ["is not in PEM", needed]),
+        ("client.pem", "client.pem", ["is no private key", needed]),
+        ("client.pem", "broken.key", ["unusable client's key", ""]),
+        (
+            "client.pem",
+            "server.key",
+            ["unusable client certificate and key", "client.pem"],
+        ),
+        (
+            "empty.pem",
+            "client.key",
+            ["there is no certificate", "empty.pem"],
+        ),
+    ] {
+        let error = Connection::open_with(&options(certificate, key)).unwrap_err();
+        assert!(
+            matches!(error.kind(), ErrorKind::InvalidArgument(_)),
+            "{error}"
+        );
+        let error = error.to_string();
+        let named = if certificate == "empty.pem" {
+            certificate
+        } else {
+            key
+        };
+        for text in texts.into_iter().chain([named]) {
+            assert!(error.contains(text), "{key}: {error}");
+        }
+        assert!(!error.contains("c2VjcmV0"), "{error}");
+    }
+    let error = Connection::open_with(&options("client.pem", "text.key")).unwrap_err();
+    assert!(error.is_timeout(), "{error}");
+}

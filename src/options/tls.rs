@@ -31,7 +31,9 @@ impl fmt::Debug for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Pkcs12 { archive, .. } => write!(f, "PKCS#12 in {archive:?}"),
-            Self::Pem { certificates, .. } => write!(f, "PEM in {certificates:?}"),
+            Self::Pem { certificates, key } => {
+                write!(f, "PEM in {certificates:?} and {key:?}")
+            }
         }
     }
 }
