@@ -6,7 +6,7 @@ use std::hash::{BuildHasher, Hasher};
 use std::io::{self, ErrorKind, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use socket2::{SockRef, TcpKeepalive};
 
@@ -157,16 +157,27 @@ fn open_socket(
     socket.set_nodelay(true)?;
     let settings = SockRef::from(&socket);
     if !options.tcp_keepalive.is_zero() {
-        settings.set_tcp_keepalive(&TcpKeepalive::new().with_time(options.tcp_keepalive))?;
+        let time = rounded_up(options.tcp_keepalive, Duration::from_secs(1));
+        settings.set_tcp_keepalive(&TcpKeepalive::new().with_time(time))?;
     }
     #[cfg(any(target_os = "linux", target_os = "android"))]
     if !options.tcp_user_timeout.is_zero() {
-        settings.set_tcp_user_timeout(Some(options.tcp_user_timeout))?;
+        let timeout = rounded_up(options.tcp_user_timeout, Duration::from_millis(1));
+        settings.set_tcp_user_timeout(Some(timeout))?;
     }
     // Not every kernel that calls itself Linux has it, and all works without.
     #[cfg(any(target_os = "linux", target_os = "android"))]
     let _ = settings.set_tcp_notsent_lowat(MAX_UNSENT);
     Ok(socket)
+}
+
+/// In whole units: the system takes no fractions, and a fraction that is cut off can leave zero.
+fn rounded_up(value: Duration, unit: Duration) -> Duration {
+    let rest = value.as_nanos() % unit.as_nanos();
+    match u64::try_from(rest) {
+        Ok(rest @ 1..) => value.saturating_add(unit.saturating_sub(Duration::from_nanos(rest))),
+        _ => value,
+    }
 }
 
 /// TLS, if it is wanted, and AMQP's handshake.
@@ -351,6 +362,28 @@ mod tests {
             assert_eq!(timeout, Some(Duration::from_secs(8)));
             assert_eq!(settings.tcp_notsent_lowat().unwrap(), MAX_UNSENT);
         }
+        for (asked, keepalive, timeout) in [
+            (Duration::from_nanos(1), 1, 1),
+            (Duration::from_micros(1_000_001), 2, 1001),
+            (Duration::from_secs(2), 2, 2000),
+            (Duration::from_secs(32_767), 32_767, 32_767_000),
+        ] {
+            let options = options.clone().tcp_keepalive(asked).tcp_user_timeout(asked);
+            options.check().unwrap();
+            let socket = open_socket(address, &options, deadline).unwrap();
+            #[cfg(target_os = "linux")]
+            {
+                let settings = SockRef::from(&socket);
+                let time = settings.tcp_keepalive_time().unwrap();
+                assert_eq!(time, Duration::from_secs(keepalive));
+                let time = settings.tcp_user_timeout().unwrap();
+                assert_eq!(time, Some(Duration::from_millis(timeout)));
+            }
+            let _ = (socket, keepalive, timeout);
+        }
+        let longest = options.tcp_user_timeout(Duration::from_millis(i32::MAX as u64));
+        longest.check().unwrap();
+        open_socket(address, &longest, deadline).unwrap();
         let options = ConnectionOptions::default().tcp_keepalive(Duration::ZERO);
         let socket = open_socket(address, &options, deadline).unwrap();
         assert!(!SockRef::from(&socket).keepalive().unwrap());

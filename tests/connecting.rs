@@ -176,6 +176,29 @@ fn options_that_no_server_would_take_are_refused() {
             "{error}"
         );
     }
+    let second = Duration::from_secs(1);
+    for (options, text) in [
+        (options().tcp_keepalive(Duration::MAX), "tcp_keepalive is "),
+        (
+            options().tcp_keepalive(32_768 * second),
+            "tcp_keepalive is 32768s, at most 32767s are possible (zero for none)",
+        ),
+        (
+            options().tcp_user_timeout(Duration::MAX),
+            "tcp_user_timeout is ",
+        ),
+        (
+            options().tcp_user_timeout(Duration::from_millis(1 << 31)),
+            "tcp_user_timeout is 2147483.648s, at most 2147483.647s are possible",
+        ),
+    ] {
+        let error = Connection::open_with(&options).unwrap_err();
+        assert!(
+            matches!(error.kind(), ErrorKind::InvalidArgument(_)),
+            "{error}"
+        );
+        assert!(error.to_string().contains(text), "{error}");
+    }
     assert!(matches!(
         Connection::open("amqp://host:notaport").unwrap_err().kind(),
         ErrorKind::InvalidUri(_)

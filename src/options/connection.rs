@@ -15,6 +15,20 @@ use crate::wire::codec::Writer;
 use crate::wire::frame::MIN_SIZE;
 use crate::wire::value::FieldTable;
 
+/// Linux takes no more seconds (`TCP_KEEPIDLE`).
+const MAX_TCP_KEEPALIVE: Duration = Duration::from_secs(32_767);
+
+/// The system takes the milliseconds as a signed number of 32 bits.
+const MAX_TCP_USER_TIMEOUT: Duration = Duration::from_millis(i32::MAX as u64);
+
+fn check_at_most(most: Duration, option: &str, value: Duration) -> Result<()> {
+    if value <= most {
+        return Ok(());
+    }
+    let text = format!("{option} is {value:?}, at most {most:?} are possible (zero for none)");
+    Err(Error::invalid(text))
+}
+
 /// How to log in: the SASL mechanism.
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
@@ -190,11 +204,13 @@ impl ConnectionOptions {
         /// TLS, with these options. Default: none.
         tls: TlsOptions;
         /// After so long without a byte either way, the system asks whether the peer is still there. Zero: never.
-        /// Heartbeats do the same, and are told to the broker. Default: 60 seconds.
+        /// Heartbeats do the same, and are told to the broker. Whole seconds, at most 32767: a part of a second is rounded up.
+        /// Default: 60 seconds.
         tcp_keepalive: Duration;
         /// The system gives the connection up when what was sent is not acknowledged by the peer's system for so long
         /// (`TCP_USER_TIMEOUT`, on Linux). It also does so when the broker reads nothing for so long, as RabbitMQ does when
-        /// it has blocked the connection. Default: zero, which leaves it to the system, often some 15 minutes.
+        /// it has blocked the connection. Whole milliseconds, at most 2147483647 (24 days): a part of a millisecond is
+        /// rounded up. Default: zero, which leaves it to the system, often some 15 minutes.
         tcp_user_timeout: Duration;
         /// The virtual host. Default: `/`.
         vhost: impl Into<String>;
@@ -298,6 +314,12 @@ impl ConnectionOptions {
                 self.frame_max
             )));
         }
+        check_at_most(MAX_TCP_KEEPALIVE, "tcp_keepalive", self.tcp_keepalive)?;
+        check_at_most(
+            MAX_TCP_USER_TIMEOUT,
+            "tcp_user_timeout",
+            self.tcp_user_timeout,
+        )?;
         if self.vhost.len() > 255 {
             return Err(Error::invalid(format!(
                 "vhost has {} bytes, at most 255 are possible",
