@@ -9,6 +9,8 @@ use parking_lot::{Condvar, Mutex};
 use crate::channel::Channel;
 use crate::deadline::Deadline;
 use crate::error::{Error, ErrorKind, FailedPublish, Result};
+use crate::io_thread::Link;
+use crate::label::{log_line, Label};
 use crate::mailbox::ConfirmMailbox;
 use crate::proto::{Outcome, Returned};
 use crate::report::{Report, Since};
@@ -157,10 +159,9 @@ impl ConfirmMailbox for Awaited {
         let outcome = result_of(sequence_number, outcome);
         if let Err(error) = &outcome {
             // Before the window is seen to be empty, and so before anyone reports.
-            self.publisher
-                .failures
-                .lock()
-                .push(sequence_number, error.clone());
+            let label = || self.publisher.link.label();
+            let mut failures = self.publisher.failures.lock();
+            failures.push(sequence_number, error.clone(), label);
         }
         // Under the lock, so that whoever reads the outcome finds the room given back, and the other way round.
         let mut slot = self.outcome.lock();
@@ -206,8 +207,8 @@ pub(crate) fn result_of(sequence_number: u64, outcome: Outcome) -> Result<()> {
 }
 
 /// What a publisher shares with the messages that it waits for.
-#[derive(Debug)]
 pub(crate) struct Unconfirmed {
+    pub(crate) link: Arc<Link>,
     pub(crate) window: Window,
     pub(crate) failures: Mutex<Failures>,
     pub(crate) confirm_timeout: Duration,
@@ -236,7 +237,7 @@ impl Failures {
         }
     }
 
-    fn push(&mut self, sequence_number: u64, error: Error) {
+    fn push(&mut self, sequence_number: u64, error: Error, label: impl Fn() -> Label) {
         self.bytes += returned_bytes(&error);
         self.failed.insert(sequence_number, error);
         while self.failed.len() > FAILURES_LIMIT
@@ -247,7 +248,11 @@ impl Failures {
             };
             self.bytes -= returned_bytes(&error);
             self.forgotten += 1;
-            log::warn!("nobody asked for the failure of a publish: {error}");
+            log_line!(
+                Warn,
+                label(),
+                "nobody asked for the failure of a publish: {error}"
+            );
         }
     }
 

@@ -13,6 +13,7 @@ use socket2::{SockRef, TcpKeepalive};
 use crate::deadline::Deadline;
 use crate::error::{Error, ErrorKind as Kind, FailedEndpoint, Result};
 use crate::inbox::Inbox;
+use crate::label::Label;
 use crate::options::{ConnectionOptions, Endpoint};
 use crate::proto::{self, Event, Mailboxes};
 use crate::stream::{remaining, uninterrupted, Socket, Stream};
@@ -192,7 +193,8 @@ fn open<M: Mailboxes>(
         Some(tls) => tls::handshake(socket, tls, &endpoint.host, deadline)?,
         None => Stream::Tcp(socket),
     };
-    let mut core = proto::Connection::new(options.config());
+    let label = Label::new(&options.connection_name, peer);
+    let mut core = proto::Connection::new(options.config(), label);
     let mut inbox = Inbox::default();
     handshake(&mut stream, &mut core, &mut inbox, deadline)?;
     stream

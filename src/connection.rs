@@ -16,6 +16,7 @@ use crate::error::{Error, ErrorKind, OneLine, ReplyCode, Result};
 use crate::events::ConnectionEvent;
 use crate::exchange::ExchangeKind;
 use crate::io_thread::{self, Link, Peer};
+use crate::label::log_line;
 use crate::mailbox::Mailboxes;
 use crate::options::{ConnectionOptions, ExchangeDeclareOptions, QueueDeclareOptions};
 use crate::outbox::{Admission, Gate};
@@ -106,8 +107,8 @@ impl Connection {
                 };
                 Error::new(kind).doing(doing())
             })?;
-        let uri = OneLine(options);
-        log::info!("connected to {uri} at {peer}: {:?}", link.peer().tuning);
+        let (uri, tuning) = (OneLine(options), &link.peer().tuning);
+        log_line!(Info, link.label(), "connected to {uri}: {tuning:?}");
         Ok(Self {
             inner: Arc::new(Inner {
                 link,
@@ -377,7 +378,9 @@ impl Drop for Inner {
             self.link.close(code, text, patience)
         };
         match closed {
-            Err(error) if error.is_timeout() => log::warn!("closing the connection: {error}"),
+            Err(error) if error.is_timeout() => {
+                log_line!(Warn, self.link.label(), "closing the connection: {error}");
+            }
             _ => {}
         }
     }

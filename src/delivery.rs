@@ -8,6 +8,7 @@ use std::sync::Arc;
 use crate::channel::{Answered, Channel};
 use crate::consumer::Registration;
 use crate::error::{Error, ErrorKind, Result};
+use crate::label::log_line;
 use crate::options::NackOptions;
 use crate::proto::{Delivered, Fetched};
 use crate::returned::read_properties;
@@ -223,7 +224,9 @@ impl Delivery {
         }
         // One for many is sent, since it is for messages of other consumers, too.
         if let Some(registration) = self.origin.revoked().filter(|_| !multiple) {
-            log::debug!(
+            log_line!(
+                Debug,
+                self.channel().connection().link().label(),
                 "{doing} {delivery_tag} is not sent: the broker has cancelled the consumer"
             );
             let state = self.channel().state();

@@ -19,6 +19,7 @@ use crate::error::{CloseReason, Error, ErrorKind as Kind, OneLine, ReplyCode, Re
 use crate::events::ConnectionEvent;
 use crate::feed::Feed;
 use crate::inbox::Inbox;
+use crate::label::{log_line, Label};
 use crate::mailbox::{Command, Mailboxes, Recover, Reply, Unclaimed};
 use crate::options::ConnectionOptions;
 use crate::outbox::{Admission, Gate, Loss, Outbox};
@@ -54,6 +55,7 @@ pub(crate) struct Peer {
     pub(crate) server: Server,
     pub(crate) tuning: Tuning,
     pub(crate) address: SocketAddr,
+    label: Label,
 }
 
 impl Peer {
@@ -62,6 +64,7 @@ impl Peer {
             server: connected.core.server().clone(),
             tuning: connected.core.tuning().clone(),
             address: connected.peer,
+            label: connected.core.label().clone(),
         })
     }
 }
@@ -97,6 +100,11 @@ impl Link {
         Arc::clone(&self.peer.lock())
     }
 
+    /// Names the connection in the log, as it is connected now.
+    pub(crate) fn label(&self) -> Label {
+        self.peer.lock().label.clone()
+    }
+
     pub(crate) fn tell(&self, event: ConnectionEvent) {
         // What the program does not read has been logged.
         self.events.send(event, drop);
@@ -113,9 +121,9 @@ impl Link {
         // The last, since the program's logger can panic.
         match error.kind() {
             Kind::ConnectionClosed(reason) if reason.by == crate::ClosedBy::Program => {
-                log::info!("{error}");
+                log_line!(Info, self.label(), "{error}");
             }
-            _ => log::warn!("{error}"),
+            _ => log_line!(Warn, self.label(), "{error}"),
         }
     }
 
@@ -193,8 +201,9 @@ pub(crate) fn spawn(
     let (next, connections) = crossbeam_channel::unbounded();
     let tuning = connected.core.tuning();
     let fails_fast = options.recovery.fail_fast;
+    let label = connected.core.label().clone();
     let link = Arc::new(Link {
-        outbox: Outbox::new(waker, tuning.payload_limit(), fails_fast),
+        outbox: Outbox::new(waker, tuning.payload_limit(), fails_fast, label),
         channel_numbers: ChannelNumbers::new(tuning.highest_channel()),
         events: Feed::new(EVENTS_LIMIT),
         waiting: Waiting::default(),
@@ -310,10 +319,12 @@ impl IoThread {
                 // Before the replay is let in: it has to know how many channels there can be.
                 let peer = Peer::of(&connected);
                 let highest = peer.tuning.highest_channel();
+                let label = peer.label.clone();
                 self.link.channel_numbers.begin(highest);
                 *self.link.peer.lock() = peer;
                 let payload_limit = connected.core.tuning().payload_limit();
-                self.link.outbox.begin(payload_limit).map(|()| *connected)
+                let begun = self.link.outbox.begin(payload_limit, label);
+                begun.map(|()| *connected)
             }
             Ok(Next::GivenUp(error)) => Err(error),
             Err(_) => Err(cause),
@@ -378,6 +389,7 @@ impl<'a> Driver<'a> {
             ..
         } = connected;
         let link = &io_thread.link;
+        let label = core.label().clone();
         Self {
             poll: &mut io_thread.poll,
             link,
@@ -391,7 +403,7 @@ impl<'a> Driver<'a> {
             answers: 0,
             write_again: false,
             failed: false,
-            reading: Reading::new(io_thread.max_unread_bytes),
+            reading: Reading::new(io_thread.max_unread_bytes, label),
             closing: Closing::No,
             recovers: io_thread.recovery.is_on(),
             unanswered: Vec::new(),
@@ -600,7 +612,7 @@ impl<'a> Driver<'a> {
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 // What the peer said before it went away is still to be read: it tells why.
                 Err(error) => {
-                    log::debug!("write failed: {error}");
+                    log_line!(Debug, self.link.label(), "write failed: {error}");
                     self.writable = false;
                     self.readable = true;
                     self.failed = true;
@@ -787,13 +799,18 @@ impl<'a> Driver<'a> {
                     self.link.tell(ConnectionEvent::Blocked {
                         reason: reason.clone(),
                     });
-                    let reason = OneLine(reason);
-                    log::warn!("the broker has blocked the connection: {reason}");
+                    let (label, reason) = (self.link.label(), OneLine(reason));
+                    log_line!(
+                        Warn,
+                        label,
+                        "the broker has blocked the connection: {reason}"
+                    );
                 }
                 Event::Unblocked => {
                     self.link.outbox.set_blocked(None);
                     self.link.tell(ConnectionEvent::Unblocked);
-                    log::info!("the broker has unblocked the connection");
+                    let label = self.link.label();
+                    log_line!(Info, label, "the broker has unblocked the connection");
                 }
                 Event::Ended { error } => self.ended(error),
             }
@@ -832,7 +849,7 @@ impl<'a> Driver<'a> {
                 self.link.tell(ConnectionEvent::Lost {
                     cause: error.clone(),
                 });
-                log::warn!("{error}; it is opened again");
+                log_line!(Warn, self.link.label(), "{error}; it is opened again");
             }
             // The failed attempt is told.
             Loss::Again => {}

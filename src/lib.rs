@@ -49,10 +49,13 @@
 //!
 //! # Logging
 //! Through the `log` crate: the life of connections at `info` and `warn`, each frame's method at `trace`; never
-//! bodies or passwords.
+//! bodies or passwords. Every line begins with the name and the peer of its connection:
+//! `[billing worker at 10.0.0.1:5672] the broker has unblocked the connection`.
 
 mod backlog;
 #[cfg(feature = "broker")]
+// Its lines belong to no connection of a program.
+#[allow(clippy::disallowed_macros)]
 pub mod broker;
 mod buffers;
 mod channel;
@@ -70,6 +73,7 @@ mod exchange;
 mod feed;
 mod inbox;
 mod io_thread;
+mod label;
 mod mailbox;
 mod message;
 mod options;
@@ -80,6 +84,7 @@ mod proto;
 mod publisher;
 mod queue;
 mod reading;
+#[allow(clippy::disallowed_macros)]
 mod recovery;
 mod report;
 mod request;
@@ -94,6 +99,7 @@ mod unread;
 mod uri;
 mod window;
 mod wire;
+#[allow(clippy::disallowed_macros)]
 mod workers;
 
 pub use channel::{Channel, Confirmation};

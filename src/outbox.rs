@@ -18,12 +18,13 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use crate::backlog::Backlog;
 use crate::deadline::Deadline;
 use crate::error::{blocked, Error, ErrorKind, Result};
+use crate::label::{log_line, Label};
 use crate::mailbox::Command;
 use crate::outgoing::Outgoing;
 use crate::reading::Waiting;
 use crate::wire::codec::{WireError, WireResult};
 use crate::wire::frame;
-use crate::wire::method::{BasicPublish, Encode};
+use crate::wire::method::{BasicPublish, Encode, MethodId};
 use crate::wire::properties::Properties;
 use crate::wire::publish::write_plain;
 
@@ -89,6 +90,8 @@ struct State {
     epoch: u64,
     /// The largest payload of a frame on this connection, in bytes.
     payload_limit: usize,
+    /// Names this connection in the log.
+    label: Label,
     backlog: Backlog,
     /// Copies of messages that may have to be published again are taken from here.
     keeping: BytesMut,
@@ -147,7 +150,13 @@ pub(crate) struct Frames<'a> {
 
 impl Frames<'_> {
     #[inline]
-    pub(crate) fn method(&mut self, method: &impl Encode) -> Result<()> {
+    fn trace(&self, id: MethodId) {
+        log_line!(Trace, self.state.label, "channel {} → {id}", self.channel);
+    }
+
+    #[inline]
+    pub(crate) fn method<M: Encode>(&mut self, method: &M) -> Result<()> {
+        self.trace(M::ID);
         let limit = self.state.payload_limit;
         let target = self.state.backlog.target(self.channel);
         let written = frame::write_method(target, self.channel, method, limit);
@@ -168,6 +177,7 @@ impl Frames<'_> {
         properties: Option<&Properties>,
         body: &[u8],
     ) -> Result<&[u8]> {
+        self.trace(BasicPublish::ID);
         let limit = self.state.payload_limit;
         let target = self.state.backlog.target(self.channel);
         self.start = target.len();
@@ -194,6 +204,7 @@ impl Frames<'_> {
 
     /// A message that was encoded before. It goes in a lane.
     pub(crate) fn large(&mut self, large: Large) -> Result<()> {
+        self.trace(BasicPublish::ID);
         let limit = self.state.payload_limit;
         let frames = if limit < large.payload_limit {
             frame::cut_smaller(&large.frames, limit).map_err(unsendable)?
@@ -207,6 +218,7 @@ impl Frames<'_> {
 
     /// A message that was sent on an earlier connection.
     pub(crate) fn again(&mut self, kept: &[u8]) -> Result<()> {
+        self.trace(BasicPublish::ID);
         let limit = self.state.payload_limit;
         let target = self.state.backlog.target(self.channel);
         if frame::fits(kept, limit) {
@@ -224,7 +236,8 @@ impl Frames<'_> {
     }
 
     /// The last method of the connection: behind all that was appended before.
-    pub(crate) fn last_method(&mut self, method: &impl Encode) -> Result<()> {
+    pub(crate) fn last_method<M: Encode>(&mut self, method: &M) -> Result<()> {
+        self.trace(M::ID);
         let limit = self.state.payload_limit;
         let target = self.state.backlog.last_target();
         let written = frame::write_method(target, self.channel, method, limit);
@@ -287,12 +300,13 @@ fn unsendable(error: WireError) -> Error {
 }
 
 impl Outbox {
-    pub(crate) fn new(waker: Waker, payload_limit: usize, fails_fast: bool) -> Self {
+    pub(crate) fn new(waker: Waker, payload_limit: usize, fails_fast: bool, label: Label) -> Self {
         Self {
             state: Mutex::new(State {
                 phase: Phase::Open,
                 epoch: 0,
                 payload_limit,
+                label,
                 keeping: BytesMut::new(),
                 backlog: Backlog::default(),
                 commands: Vec::new(),
@@ -476,7 +490,8 @@ impl Outbox {
 
     fn wake(&self) {
         if let Err(error) = self.waker.wake() {
-            log::error!("cannot wake the IO thread: {error}");
+            let label = self.state.lock().label.clone();
+            log_line!(Error, label, "cannot wake the IO thread: {error}");
         }
     }
 
@@ -648,8 +663,9 @@ impl Outbox {
     }
 
     /// Begins with the connection that follows a lost one. Returns why not, if all has ended.
-    pub(crate) fn begin(&self, payload_limit: usize) -> Result<()> {
+    pub(crate) fn begin(&self, payload_limit: usize, label: Label) -> Result<()> {
         let mut state = self.state.lock();
+        state.label = label;
         state.payload_limit = payload_limit;
         state.backlog = Backlog::default();
         let stale = std::mem::take(&mut state.commands);
@@ -748,7 +764,7 @@ mod tests {
     fn outbox() -> Outbox {
         let poll = mio::Poll::new().unwrap();
         let waker = Waker::new(poll.registry(), mio::Token(0)).unwrap();
-        Outbox::new(waker, 4096, false)
+        Outbox::new(waker, 4096, false, Label::new("test", "nowhere"))
     }
 
     fn append_call(frames: &mut Frames<'_>) -> Result<()> {

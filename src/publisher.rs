@@ -10,6 +10,7 @@ use crate::channel::Channel;
 use crate::confirm::{Awaited, Confirm, Failures, Unconfirmed};
 use crate::deadline::Deadline;
 use crate::error::{Error, ErrorKind, Result};
+use crate::label::log_line;
 use crate::message::Message;
 use crate::options::PublisherOptions;
 use crate::request::Asked;
@@ -75,6 +76,7 @@ struct Inner {
 impl Publisher {
     pub(crate) fn new(channel: Channel, options: PublisherOptions) -> Self {
         let unconfirmed = Unconfirmed {
+            link: Arc::clone(channel.connection().link()),
             window: Window::new(options.window, options.window_bytes),
             failures: Mutex::new(Failures::new(options.window_bytes)),
             confirm_timeout: options.confirm_timeout,
@@ -255,7 +257,11 @@ impl Drop for Inner {
         let unconfirmed = self.unconfirmed.window.len();
         if unconfirmed > 0 {
             let channel = self.channel.number();
-            log::warn!("a publisher of channel {channel} was dropped with {unconfirmed} unconfirmed messages");
+            log_line!(
+                Warn,
+                self.unconfirmed.link.label(),
+                "a publisher of channel {channel} was dropped with {unconfirmed} unconfirmed messages"
+            );
         }
     }
 }

@@ -3,6 +3,8 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::label::{log_line, Label};
+
 /// How often a connection that does not read looks whether it may; beyond its limit it reads once each time.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -45,6 +47,8 @@ pub(crate) struct Reading {
     /// Not before this time; none while it reads.
     pauses_until: Option<Instant>,
     told: Told,
+    /// Names the connection in the log.
+    label: Label,
 }
 
 /// What the log has been told, once each.
@@ -56,12 +60,13 @@ enum Told {
 }
 
 impl Reading {
-    pub(crate) fn new(limit: u64) -> Self {
+    pub(crate) fn new(limit: u64, label: Label) -> Self {
         Self {
             limit,
             unread: 0,
             pauses_until: None,
             told: Told::Nothing,
+            label,
         }
     }
 
@@ -104,17 +109,26 @@ impl Reading {
     }
 
     fn tell(&mut self) {
-        let Self { limit, unread, .. } = self;
+        let Self {
+            limit,
+            unread,
+            label,
+            ..
+        } = self;
         if unread > limit && self.told < Told::BeyondLimit {
             self.told = Told::BeyondLimit;
-            log::warn!(
+            log_line!(
+                Warn,
+                label,
                 "{unread} bytes of messages wait for consumers, more than max_unread_bytes ({limit}): answers of the \
                  broker come slowly until they have caught up. With acknowledgements and basic_qos it would not send \
                  so many"
             );
         } else if self.told < Told::Pauses {
             self.told = Told::Pauses;
-            log::info!(
+            log_line!(
+                Info,
+                label,
                 "{unread} bytes of messages wait for consumers: the connection reads on when they have caught up"
             );
         }
@@ -129,7 +143,7 @@ mod tests {
     #[allow(clippy::disallowed_methods)] // A beginning; all else is counted from it.
     fn half_of_the_limit_is_for_those_who_wait_and_beyond_it_reading_is_slow() {
         let now = Instant::now();
-        let mut reading = Reading::new(100);
+        let mut reading = Reading::new(100, Label::new("test", "nowhere"));
         let nobody = || false;
         reading.delivered(50);
         assert!(reading.may_read(now, || unreachable!(), nobody));

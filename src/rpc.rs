@@ -15,6 +15,7 @@ use crate::connection::Connection;
 use crate::deadline::Deadline;
 use crate::delivery::{Delivery, Origin, ReadsFrom};
 use crate::error::{ClosedBy, Error, ErrorKind, Result};
+use crate::label::log_line;
 use crate::mailbox::{ConfirmMailbox, ConsumerMailbox};
 use crate::message::Message;
 use crate::options::{ConsumeOptions, WorkerOptions};
@@ -267,7 +268,9 @@ impl Replies {
             .and_then(|id| self.calls.take(id));
         match call {
             Some(call) => drop(call.send(Ok(delivery))),
-            None => log::debug!(
+            None => log_line!(
+                Debug,
+                self.state.link.label(),
                 "nobody waits any more for the answer with correlation id {correlation_id:?}: {delivery:?}"
             ),
         }
@@ -401,7 +404,12 @@ impl RpcServer {
 fn answer(request: &Delivery, mut answer: Message<'_>) -> Settlement {
     let properties = request.properties().unwrap_or_default();
     let Some(reply_to) = properties.reply_to else {
-        log::debug!("nobody wants the answer to a request without reply_to: {request:?}");
+        let label = request.channel().connection().link().label();
+        log_line!(
+            Debug,
+            label,
+            "nobody wants the answer to a request without reply_to: {request:?}"
+        );
         return Settlement::Ack;
     };
     if let Some(correlation_id) = properties.correlation_id {
@@ -410,7 +418,12 @@ fn answer(request: &Delivery, mut answer: Message<'_>) -> Settlement {
     let Err(error) = request.channel().basic_publish("", &reply_to, answer) else {
         return Settlement::Ack;
     };
-    log::error!("the answer to {request:?} was not sent: {error}");
+    let label = request.channel().connection().link().label();
+    log_line!(
+        Error,
+        label,
+        "the answer to {request:?} was not sent: {error}"
+    );
     match error.kind() {
         // Nor can it be sent another time.
         ErrorKind::InvalidArgument(_) => Settlement::Reject,

@@ -21,6 +21,7 @@ mod guide;
 mod handshake;
 mod in_flight;
 mod large_messages;
+mod logging;
 mod losing;
 mod memory;
 mod perf_test;

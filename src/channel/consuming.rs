@@ -9,6 +9,7 @@ use crate::consumer::{Consumer, Registration};
 use crate::deadline::Deadline;
 use crate::delivery::{GetResponse, ReadsFrom};
 use crate::error::{Error, ErrorKind, Result};
+use crate::label::log_line;
 use crate::mailbox::{Call, Command, ConsumerMailbox, Reply};
 use crate::options::{ConsumeOptions, NackOptions, QosOptions};
 use crate::outbox::{Admission, Frames, Gate};
@@ -317,7 +318,9 @@ impl Channel {
         });
         match written {
             Err(error) if self.is_stale(delivery_tag, &error) => {
-                log::debug!(
+                log_line!(
+                    Debug,
+                    state.link.label(),
                     "{} {delivery_tag} is not sent: the message was requeued when its connection was lost",
                     M::ID
                 );

@@ -15,6 +15,7 @@ use crate::consumer::Registration;
 use crate::error::{CloseReason, ClosedBy, Error, ErrorKind, ReplyCode, Result};
 use crate::feed::Feed;
 use crate::io_thread::Link;
+use crate::label::log_line;
 use crate::mailbox::{Call, ChannelMailbox, Command, Reply};
 use crate::outbox::{Admission, Frames, Gate};
 use crate::proto::{Answer, Expected, Left, Returned};
@@ -46,7 +47,7 @@ pub(crate) struct ChannelState {
     pub(crate) number: u16,
     /// Who needs the number.
     needed_by: AtomicU8,
-    pub(super) link: Arc<Link>,
+    pub(crate) link: Arc<Link>,
     pub(crate) end: End,
     /// The broker asked to stop publishing with `channel.flow`.
     flow_stopped: AtomicBool,
@@ -123,8 +124,10 @@ impl ChannelMailbox for ChannelState {
         }
         // The last, since the program's logger can panic.
         match error.close_reason() {
-            Some(reason) if reason.by == ClosedBy::Broker => log::warn!("{error}"),
-            _ => log::debug!("{error}"),
+            Some(reason) if reason.by == ClosedBy::Broker => {
+                log_line!(Warn, self.link.label(), "{error}");
+            }
+            _ => log_line!(Debug, self.link.label(), "{error}"),
         }
     }
 
@@ -197,7 +200,12 @@ impl ChannelMailbox for ChannelState {
         } = returned;
         let message = ReturnedMessage::new(code, text, sequence_number, content);
         self.returned.send(message, |unread| {
-            log::warn!("channel {}: {unread:?} was dropped unread", self.number);
+            let (label, channel) = (self.link.label(), self.number);
+            log_line!(
+                Warn,
+                label,
+                "channel {channel}: {unread:?} was dropped unread"
+            );
         });
     }
 

@@ -9,6 +9,7 @@ use super::consumers::{Consumers, Receiver, Settling};
 use super::content::{Assembly, Names};
 use super::event::Mailboxes;
 use crate::error::{Error, ReplyCode};
+use crate::label::Label;
 use crate::wire::method::{BasicDeliver, ChannelCloseOk, Encode, Method, MethodId, TxCommitOk};
 
 /// What answers a call.
@@ -216,11 +217,12 @@ impl<M: Mailboxes> Channel<M> {
     pub(crate) fn begin_delivery(
         &mut self,
         deliver: &BasicDeliver<'_>,
+        label: &Label,
     ) -> Result<Option<u64>, String> {
         let delivery_tag = deliver.delivery_tag;
         match self
             .consumers
-            .receiver_of(&deliver.consumer_tag, delivery_tag)
+            .receiver_of(&deliver.consumer_tag, delivery_tag, label)
         {
             Receiver::Consumer(consumer) => {
                 self.names.set(&deliver.exchange, &deliver.routing_key);

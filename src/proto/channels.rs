@@ -11,6 +11,7 @@ use super::effects::Effects;
 use super::event::{Event, Mailboxes};
 use super::violation::{invalid, violation, Checked};
 use crate::error::{CloseReason, ClosedBy, Error, ErrorKind, ReplyCode};
+use crate::label::log_line;
 use crate::wire::content::Content;
 use crate::wire::delivery::WholeDelivery;
 use crate::wire::frame::{ContentHeader, Frame, FrameKind};
@@ -169,7 +170,8 @@ impl<M: Mailboxes> Channels<M> {
         else {
             return false;
         };
-        log::trace!("channel {} ← {}", message.channel, BasicDeliver::ID);
+        let (number, id) = (message.channel, BasicDeliver::ID);
+        log_line!(Trace, effects.label, "channel {number} ← {id}");
         let delivered = Delivered {
             delivery_tag: message.delivery_tag,
             redelivered: message.redelivered,
@@ -193,7 +195,8 @@ impl<M: Mailboxes> Channels<M> {
         let mailbox = channel.mailbox.clone();
         match method {
             Method::BasicDeliver(deliver) => {
-                if let Some(delivery_tag) = channel.begin_delivery(&deliver).map_err(invalid)? {
+                let begun = channel.begin_delivery(&deliver, &effects.label);
+                if let Some(delivery_tag) = begun.map_err(invalid)? {
                     effects.event(Event::Unwanted {
                         channel: mailbox,
                         delivery_tag,

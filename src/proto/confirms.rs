@@ -12,6 +12,7 @@ use super::effects::Effects;
 use super::event::{Event, Mailboxes};
 use super::identity::{Identity, Likeness};
 use crate::error::Error;
+use crate::label::log_line;
 
 /// A message that was published in confirm mode.
 pub(crate) struct Published<M: Mailboxes> {
@@ -198,7 +199,9 @@ impl<M: Mailboxes> Confirms<M> {
             tag => tag,
         };
         if tag > self.published {
-            log::warn!(
+            log_line!(
+                Warn,
+                effects.label,
                 "the broker answers for message {tag}, {} were published",
                 self.published
             );

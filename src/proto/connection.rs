@@ -16,6 +16,7 @@ use super::handshake::{self, Login, LoginFrame, Step};
 use super::heartbeat::{Due, Heartbeat};
 use super::violation::{invalid, violation, Checked, Violation};
 use crate::error::{CloseReason, Error, ErrorKind, OneLine, ReplyCode};
+use crate::label::{log_line, Label};
 use crate::wire::delivery::WholeDelivery;
 use crate::wire::frame::{self, Cut, Frame, FrameKind, OVERHEAD};
 use crate::wire::method::{
@@ -88,7 +89,7 @@ pub(crate) struct Connection<M: Mailboxes> {
 
 impl<M: Mailboxes> Connection<M> {
     /// A connection that begins with the protocol header.
-    pub(crate) fn new(config: Config) -> Self {
+    pub(crate) fn new(config: Config, label: Label) -> Self {
         let tuning = Tuning::BEFORE;
         Self {
             state: State::Handshake(Step::Start),
@@ -103,6 +104,7 @@ impl<M: Mailboxes> Connection<M> {
                 messages: Vec::new(),
                 buffers: Vec::new(),
                 payload_limit: tuning.payload_limit(),
+                label,
             },
             tuning,
             config,
@@ -112,6 +114,11 @@ impl<M: Mailboxes> Connection<M> {
     #[cfg(test)]
     pub(crate) fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// Names the connection in the log.
+    pub(crate) fn label(&self) -> &Label {
+        &self.effects.label
     }
 
     pub(crate) fn server(&self) -> &Server {
@@ -194,7 +201,7 @@ impl<M: Mailboxes> Connection<M> {
             Due::Send => {
                 // Whether the socket takes it or not: one heartbeat in half an interval is enough.
                 heartbeat.output(now);
-                log::trace!("channel 0 → heartbeat");
+                log_line!(Trace, self.effects.label, "channel 0 → heartbeat");
                 frame::write_heartbeat(&mut self.effects.output);
                 self.effects.give_memory_back();
                 self.channels.give_memory_back();
@@ -288,7 +295,7 @@ impl<M: Mailboxes> Connection<M> {
     fn handle_frame(&mut self, frame: Frame<'_>, now: Instant) -> Checked<()> {
         match (frame.kind, frame.channel) {
             (FrameKind::Heartbeat, 0) => {
-                log::trace!("channel 0 ← heartbeat");
+                log_line!(Trace, self.label(), "channel 0 ← heartbeat");
                 Ok(())
             }
             (FrameKind::Heartbeat, channel) => Err(violation(
@@ -298,7 +305,7 @@ impl<M: Mailboxes> Connection<M> {
             (FrameKind::Method, channel) => {
                 let method = Method::decode(frame.payload)?;
                 let id = method.id();
-                log::trace!("channel {channel} ← {id}");
+                log_line!(Trace, self.label(), "channel {channel} ← {id}");
                 let handled = match channel {
                     0 => self.connection_method(method, now),
                     _ => self.channels.method(channel, method, &mut self.effects),
@@ -440,7 +447,8 @@ impl<M: Mailboxes> Connection<M> {
         let Violation { code, text, method } = violation;
         if let State::Closing(reason) = &self.state {
             // All but close and close-ok is to be discarded now, and this is the end anyway.
-            log::debug!("after connection.close: {code} - {}", OneLine(&text));
+            let (label, text) = (self.label(), OneLine(&text));
+            log_line!(Debug, label, "after connection.close: {code} - {text}");
             let reason = reason.clone();
             return self.end(Error::new(ErrorKind::ConnectionClosed(reason)));
         }

@@ -4,6 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use super::event::Mailboxes;
+use crate::label::{log_line, Label};
 
 /// How many consumers that have ended are remembered, and how many tags of former lives.
 const ENDED_LIMIT: usize = 256;
@@ -153,7 +154,12 @@ impl<M: Mailboxes> Consumers<M> {
     }
 
     /// Whom a message with these tags is for, whatever became of that consumer.
-    pub(super) fn receiver_of(&mut self, consumer_tag: &str, delivery_tag: u64) -> Receiver<'_, M> {
+    pub(super) fn receiver_of(
+        &mut self,
+        consumer_tag: &str,
+        delivery_tag: u64,
+        label: &Label,
+    ) -> Receiver<'_, M> {
         // Looked up twice, since a borrow that is returned lasts on all ways.
         if self.get(consumer_tag.as_bytes(), delivery_tag).is_some() {
             let found = self.last.as_ref().map(|last| &last.mailbox);
@@ -166,7 +172,11 @@ impl<M: Mailboxes> Consumers<M> {
         let mut ended = self.ended.iter_mut().rev();
         if let Some(ended) = ended.find(|it| *it.consumer_tag == *consumer_tag) {
             if !std::mem::replace(&mut ended.is_logged, true) {
-                log::info!("messages for consumer {consumer_tag:?} came after it had ended");
+                log_line!(
+                    Info,
+                    label,
+                    "messages for consumer {consumer_tag:?} came after it had ended"
+                );
             }
             self.delivered = delivery_tag;
             return Receiver::Ended(ended.settling);

@@ -6,6 +6,7 @@ use super::confirms::Published;
 use super::content::Delivered;
 use super::event::{Event, Mailboxes};
 use crate::error::Error;
+use crate::label::{log_line, Label};
 use crate::wire::codec::WireResult;
 use crate::wire::frame;
 use crate::wire::method::{Encode, Method};
@@ -19,6 +20,8 @@ pub(super) struct Effects<M: Mailboxes> {
     pub(super) buffers: Vec<Vec<u8>>,
     /// The largest payload of a frame.
     pub(super) payload_limit: usize,
+    /// Names the connection in the log.
+    pub(super) label: Label,
 }
 
 impl<M: Mailboxes> Effects<M> {
@@ -90,7 +93,8 @@ impl<M: Mailboxes> Effects<M> {
         debug_assert!(sent.is_ok(), "{sent:?}");
     }
 
-    pub(super) fn try_send(&mut self, channel: u16, method: &impl Encode) -> WireResult<()> {
+    pub(super) fn try_send<E: Encode>(&mut self, channel: u16, method: &E) -> WireResult<()> {
+        log_line!(Trace, self.label, "channel {channel} → {}", E::ID);
         frame::write_method(&mut self.output, channel, method, self.payload_limit)
     }
 }

@@ -185,7 +185,6 @@ pub(crate) fn write_method<M: Encode>(
     method: &M,
     limit: usize,
 ) -> WireResult<()> {
-    log::trace!("channel {channel} → {}", M::ID);
     write_frame(buffer, METHOD, channel, limit, |buffer| {
         method.encode(buffer)
     })

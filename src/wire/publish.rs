@@ -30,7 +30,6 @@ pub(crate) fn write_plain(
     if !is_one_piece || usize::from(method_size) > limit {
         return None;
     }
-    log::trace!("channel {channel} → {}", BasicPublish::ID);
     let [c0, c1] = channel.to_be_bytes();
     let [s0, s1] = method_size.to_be_bytes();
     let [b0, b1, b2, b3] = u32::try_from(body.len()).ok()?.to_be_bytes();

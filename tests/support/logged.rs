@@ -2,25 +2,33 @@
 
 use std::sync::{Mutex, Once};
 
-use log::{Level, LevelFilter, Log, Metadata, Record};
+use log::{LevelFilter, Log, Metadata, Record};
 
 /// Logging this text panics.
 pub(crate) const PANIC: &str = "the logger panics";
 
-static LINES: Mutex<Vec<String>> = Mutex::new(Vec::new());
+static LINES: Mutex<Vec<Line>> = Mutex::new(Vec::new());
+
+#[derive(Debug, Clone)]
+pub(crate) struct Line {
+    /// The module that has written it.
+    pub(crate) target: String,
+    pub(crate) text: String,
+}
 
 struct Logger;
 
 impl Log for Logger {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        metadata.level() <= Level::Debug
+        metadata.level() <= log::max_level()
     }
 
     fn log(&self, record: &Record<'_>) {
         let text = record.args().to_string();
         assert!(!text.contains(PANIC), "the test wanted it");
         if self.enabled(record.metadata()) {
-            LINES.lock().unwrap().push(text);
+            let target = record.target().to_owned();
+            LINES.lock().unwrap().push(Line { target, text });
         }
     }
 
@@ -29,11 +37,21 @@ impl Log for Logger {
 
 /// From now on all is kept but the frames, that of all tests.
 pub(crate) fn begin() {
+    begin_at(LevelFilter::Debug);
+}
+
+/// From now on all up to this level is kept, if it is the first test that wants that.
+pub(crate) fn begin_at(level: LevelFilter) {
     static BEGIN: Once = Once::new();
     BEGIN.call_once(|| {
         log::set_logger(&Logger).unwrap();
-        log::set_max_level(LevelFilter::Debug);
+        log::set_max_level(level);
     });
+}
+
+/// All that was written so far.
+pub(crate) fn lines() -> Vec<Line> {
+    LINES.lock().unwrap().clone()
 }
 
 /// Whether such a line was written.
@@ -44,5 +62,5 @@ pub(crate) fn has(is_it: impl Fn(&str) -> bool) -> bool {
 /// How many such lines were written.
 pub(crate) fn count(is_it: impl Fn(&str) -> bool) -> usize {
     let lines = LINES.lock().unwrap();
-    lines.iter().filter(|it| is_it(it)).count()
+    lines.iter().filter(|it| is_it(&it.text)).count()
 }

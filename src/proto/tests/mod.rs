@@ -20,6 +20,7 @@ use super::event::{Command, Event, Mailboxes};
 use super::handshake::Login;
 use super::identity::Identity;
 use crate::error::{CloseReason, Error};
+use crate::label::Label;
 use crate::wire::content::Content;
 use crate::wire::frame::{self, Cut, FrameKind};
 use crate::wire::method::{
@@ -105,7 +106,7 @@ impl Scenario {
     /// Nothing but the protocol header has been sent.
     fn begun(config: Config) -> Self {
         let mut scenario = Self {
-            core: Connection::new(config),
+            core: Connection::new(config, Label::new("test", "nowhere")),
             now: some_time(),
             unread: Vec::new(),
             events: Vec::new(),

@@ -1,0 +1,114 @@
+//! What an operator reads in the log.
+
+use std::process::Command;
+
+use leveret::broker::Broker;
+use leveret::{Connection, ConnectionOptions, QueueDeclareOptions};
+use log::LevelFilter;
+
+use crate::recovery::recovered;
+use crate::support::logged::Line;
+use crate::support::{eventually, logged};
+
+/// What has no connection, or names it in its own way.
+const OTHERS: [&str; 3] = ["leveret::broker", "leveret::recovery", "leveret::workers"];
+
+/// The texts of these lines, which must all begin with the name of the connection at this broker.
+#[track_caller]
+fn texts(lines: &[Line], name: &str, broker: &Broker) -> Vec<String> {
+    let beginning = format!("[{name} at {}] ", broker.address());
+    let is_other = |line: &Line| OTHERS.iter().any(|it| line.target.starts_with(it));
+    let of_crate = |line: &&Line| line.target.starts_with("leveret") && !is_other(line);
+    let text = |line: &Line| match line.text.strip_prefix(&beginning) {
+        Some(text) => text.to_owned(),
+        None => panic!("no {beginning:?}: {line:?}"),
+    };
+    lines.iter().filter(of_crate).map(text).collect()
+}
+
+#[track_caller]
+fn assert_some(lines: &[String], part: &str) {
+    assert!(
+        lines.iter().any(|it| it.contains(part)),
+        "{part}: {lines:#?}"
+    );
+}
+
+/// In a process of its own, where nobody else has connections, and each frame can be logged.
+#[test]
+fn each_line_of_the_log_names_its_connection() {
+    let run = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "logging::each_line", "--ignored"])
+        .output()
+        .unwrap();
+    assert!(
+        run.status.success(),
+        "{}",
+        String::from_utf8_lossy(&run.stdout)
+    );
+}
+
+#[test]
+#[ignore = "the program that the test before it runs"]
+fn each_line() {
+    logged::begin_at(LevelFilter::Trace);
+    let name = "billing 7";
+    let brokers = [(); 2].map(|()| Broker::start().unwrap());
+    let [first, second] = &brokers;
+    let options = ConnectionOptions::from_uri(&first.uri()).unwrap();
+    let address = second.address();
+    let options = options
+        .endpoint(address.ip().to_string(), address.port())
+        .connection_name(name);
+    let connection = Connection::open_with(&options).unwrap();
+    let events = connection.events();
+    let channel = connection.open_channel().unwrap();
+    let queue = QueueDeclareOptions::default();
+    let queue = channel.queue_declare("tasks", queue).unwrap();
+    let consumer = queue.consume(Default::default()).unwrap();
+    let publisher = channel.publisher().unwrap();
+    publisher.publish("", "tasks", "m").unwrap().wait().unwrap();
+    let delivery = consumer.recv().unwrap().unwrap();
+    first.block("disk alarm");
+    eventually("it is blocked", || connection.blocked_reason().is_some());
+    first.unblock();
+    eventually("it goes on", || connection.blocked_reason().is_none());
+    let refused = connection.open_channel().unwrap();
+    refused
+        .queue_declare("tasks", QueueDeclareOptions::exclusive())
+        .unwrap_err();
+
+    // The node that the connection comes back to has another address.
+    first.refuse_connections(true);
+    first.drop_connections();
+    recovered(&events);
+    delivery.ack().unwrap();
+    connection.close().unwrap();
+    check_lines(name, first, second);
+}
+
+/// What was written up to the loss is about the first broker, and all after that about the second.
+fn check_lines(name: &str, first: &Broker, second: &Broker) {
+    let lines = logged::lines();
+    let is_lost = |line: &Line| line.text.contains("it is opened again");
+    let (before, after) = lines.split_at(1 + lines.iter().position(is_lost).unwrap());
+    let before = texts(before, name, first);
+    for part in [
+        "connected to amqp://guest@",
+        "channel 1 → queue.declare",
+        "channel 1 → basic.publish",
+        "channel 1 ← basic.deliver",
+        "the broker has blocked the connection: disk alarm",
+        "channel 2 was closed by the broker because of queue.declare: 405",
+    ] {
+        assert_some(&before, part);
+    }
+    let after = texts(after, name, second);
+    for part in [
+        "channel 1 → queue.declare",
+        "is not sent",
+        "the connection was closed by this program",
+    ] {
+        assert_some(&after, part);
+    }
+}
