@@ -133,7 +133,7 @@ impl Connection {
     /// # Errors
     /// 403 without permission; as [`open_channel`](Self::open_channel).
     pub fn queue_exists(&self, name: &str) -> Result<bool> {
-        let channel = self.open_channel()?;
+        let channel = self.open_question()?;
         existence(channel.queue_declare(name, QueueDeclareOptions::passive()))
     }
 
@@ -142,7 +142,7 @@ impl Connection {
     /// # Errors
     /// 403 without permission; as [`open_channel`](Self::open_channel).
     pub fn exchange_exists(&self, name: &str) -> Result<bool> {
-        let channel = self.open_channel()?;
+        let channel = self.open_question()?;
         // Asked passively, the kind does not matter.
         let options = ExchangeDeclareOptions::passive();
         existence(channel.exchange_declare(name, ExchangeKind::Direct, options))
@@ -322,6 +322,13 @@ impl Connection {
         reply.map_err(|error| asked.failed(error))?;
         self.inner.recovery.set_secret(new_secret);
         Ok(())
+    }
+
+    /// A channel that may be refused what it asks for.
+    fn open_question(&self) -> Result<Channel> {
+        let channel = self.open_channel()?;
+        channel.state().ask_existence();
+        Ok(channel)
     }
 
     fn peer(&self) -> Arc<Peer> {

@@ -4,11 +4,11 @@ use std::process::Command;
 
 use leveret::broker::Broker;
 use leveret::{Connection, ConnectionOptions, QueueDeclareOptions};
-use log::LevelFilter;
+use log::{Level, LevelFilter};
 
 use crate::recovery::recovered;
 use crate::support::logged::Line;
-use crate::support::{eventually, logged};
+use crate::support::{eventually, logged, options, unique};
 
 /// What has no connection, or names it in its own way.
 const OTHERS: [&str; 3] = ["leveret::broker", "leveret::recovery", "leveret::workers"];
@@ -111,4 +111,23 @@ fn check_lines(name: &str, first: &Broker, second: &Broker) {
     ] {
         assert_some(&after, part);
     }
+}
+
+#[test]
+fn a_question_whose_answer_is_no_is_no_warning() {
+    logged::begin();
+    let name = unique("questions");
+    let connection = Connection::open_with(&options().connection_name(&name)).unwrap();
+    let closed = |level| {
+        let lines = logged::lines().into_iter();
+        let is_it = |it: &Line| it.text.contains(&name) && it.text.contains("404");
+        lines.filter(|it| is_it(it) && it.level == level).count()
+    };
+    assert!(!connection.queue_exists("no such queue").unwrap());
+    assert!(!connection.exchange_exists("no such exchange").unwrap());
+    let channel = connection.open_channel().unwrap();
+    let passive = QueueDeclareOptions::passive();
+    channel.queue_declare("no such queue", passive).unwrap_err();
+    connection.close().unwrap();
+    assert_eq!((closed(Level::Debug), closed(Level::Warn)), (2, 1));
 }

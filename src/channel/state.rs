@@ -62,6 +62,8 @@ pub(crate) struct ChannelState {
     opened_in: AtomicU64,
     /// It is being opened again on a new connection: what goes wrong there does not end it.
     is_recovering: AtomicBool,
+    /// It asks whether something exists: "no" closes it, and is no fault.
+    is_question: AtomicBool,
 }
 
 /// Why nothing can be sent any more. Set under the outbox's lock, like everything that decides what may follow what on
@@ -123,11 +125,10 @@ impl ChannelMailbox for ChannelState {
             consumer.mailbox.ended(Some(error.clone()));
         }
         // The last, since the program's logger can panic.
-        match error.close_reason() {
-            Some(reason) if reason.by == ClosedBy::Broker => {
-                log_line!(Warn, self.link.label(), "{error}");
-            }
-            _ => log_line!(Debug, self.link.label(), "{error}"),
+        let (label, channel) = (self.link.label(), self.number);
+        match self.is_closed_by_broker(error) {
+            true => log_line!(Warn, label, "{error}"),
+            false => log_line!(Debug, label, "channel {channel} has ended: {error}"),
         }
     }
 
@@ -264,7 +265,23 @@ impl ChannelState {
             settings: Settings::default(),
             opened_in: AtomicU64::new(NEVER),
             is_recovering: AtomicBool::new(false),
+            is_question: AtomicBool::new(false),
         }
+    }
+
+    /// From now on "not found" and "locked" are answers.
+    pub(crate) fn ask_existence(&self) {
+        self.is_question.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the broker has closed this channel because of a fault.
+    fn is_closed_by_broker(&self, error: &Error) -> bool {
+        let ErrorKind::ChannelClosed { reason, .. } = error.kind() else {
+            return false;
+        };
+        let answers = [ReplyCode::NOT_FOUND, ReplyCode::RESOURCE_LOCKED];
+        let is_question = self.is_question.load(Ordering::Relaxed);
+        reason.by == ClosedBy::Broker && !(is_question && answers.contains(&reason.code))
     }
 
     /// Whether the broker gets answers on the channel: no frame may follow our close, of which the

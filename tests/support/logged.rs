@@ -2,7 +2,7 @@
 
 use std::sync::{Mutex, Once};
 
-use log::{LevelFilter, Log, Metadata, Record};
+use log::{Level, LevelFilter, Log, Metadata, Record};
 
 /// Logging this text panics.
 pub(crate) const PANIC: &str = "the logger panics";
@@ -11,6 +11,7 @@ static LINES: Mutex<Vec<Line>> = Mutex::new(Vec::new());
 
 #[derive(Debug, Clone)]
 pub(crate) struct Line {
+    pub(crate) level: Level,
     /// The module that has written it.
     pub(crate) target: String,
     pub(crate) text: String,
@@ -27,8 +28,11 @@ impl Log for Logger {
         let text = record.args().to_string();
         assert!(!text.contains(PANIC), "the test wanted it");
         if self.enabled(record.metadata()) {
-            let target = record.target().to_owned();
-            LINES.lock().unwrap().push(Line { target, text });
+            LINES.lock().unwrap().push(Line {
+                level: record.level(),
+                target: record.target().to_owned(),
+                text,
+            });
         }
     }
 
