@@ -32,7 +32,11 @@ impl Lane {
     }
 
     fn unwritten(&self) -> usize {
-        self.writing + self.end.len() + self.pieces.iter().map(Vec::len).sum::<usize>()
+        self.writing + self.untaken()
+    }
+
+    fn untaken(&self) -> usize {
+        self.end.len() + self.pieces.iter().map(Vec::len).sum::<usize>()
     }
 }
 
@@ -86,6 +90,12 @@ impl Backlog {
                 writing: 0,
             }),
         }
+    }
+
+    /// How much waits to be taken, in bytes.
+    pub(crate) fn len(&self) -> usize {
+        let lanes = self.lanes.iter().map(Lane::untaken).sum::<usize>();
+        self.in_order.len() + lanes + self.last.len()
     }
 
     pub(crate) fn give_memory_back(&mut self) {

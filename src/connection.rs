@@ -10,8 +10,10 @@ use std::time::Duration;
 use crossbeam_channel::Receiver;
 
 use crate::channel::Channel;
+use crate::confirm::Unconfirmed;
 use crate::connect::connect;
 use crate::deadline::Deadline;
+use crate::deliveries::Deliveries;
 use crate::error::{Error, ErrorKind, OneLine, ReplyCode, Result};
 use crate::events::ConnectionEvent;
 use crate::exchange::ExchangeKind;
@@ -21,6 +23,7 @@ use crate::mailbox::Mailboxes;
 use crate::options::{ConnectionOptions, ExchangeDeclareOptions, QueueDeclareOptions};
 use crate::outbox::{Admission, Gate};
 use crate::recovery::Recovery;
+use crate::registry::Registry;
 use crate::request::{self, Asked};
 use crate::stats::ConnectionStats;
 use crate::wire::method::{ConnectionClose, ConnectionUpdateSecret, Encode, LongString};
@@ -65,6 +68,10 @@ struct Inner {
     io_thread: ThreadId,
     options: ConnectionOptions,
     recovery: Arc<Recovery>,
+    /// What publishers wait for.
+    unconfirmed: Registry<Unconfirmed>,
+    /// What consumers have not read.
+    deliveries: Registry<Deliveries>,
 }
 
 impl Connection {
@@ -115,6 +122,8 @@ impl Connection {
                 io_thread,
                 options: options.clone(),
                 recovery,
+                unconfirmed: Registry::default(),
+                deliveries: Registry::default(),
             }),
         })
     }
@@ -235,15 +244,25 @@ impl Connection {
         self.inner.link.events.receiver()
     }
 
-    /// What the connection has done so far: bytes, messages, confirms, calls, open channels.
+    /// What the connection has done so far, and what it does at the moment: bytes, messages, confirms, calls, what waits to
+    /// be sent, confirmed or read, blocks and losses.
     pub fn stats(&self) -> ConnectionStats {
-        let Link {
-            outbox,
-            counters,
-            channel_numbers,
+        let Inner {
+            link,
+            unconfirmed,
+            deliveries,
             ..
-        } = &*self.inner.link;
-        counters.snapshot(outbox.messages_published(), channel_numbers.in_use())
+        } = &*self.inner;
+        let mut stats = link.counters.snapshot();
+        link.outbox.add_to(&mut stats);
+        stats.channels = link.channel_numbers.in_use();
+        for publisher in unconfirmed.all() {
+            let (messages, bytes) = publisher.window.taken();
+            stats.unconfirmed_messages += messages;
+            stats.unconfirmed_bytes += bytes;
+        }
+        stats.unread_bytes = deliveries.all().iter().map(|it| it.unread()).sum();
+        stats
     }
 
     /// What the broker tells about itself: product, version, capabilities, …
@@ -337,6 +356,16 @@ impl Connection {
 
     pub(crate) fn recovery(&self) -> &Arc<Recovery> {
         &self.inner.recovery
+    }
+
+    /// Counts what the publisher waits for.
+    pub(crate) fn enlist_publisher(&self, unconfirmed: &Arc<Unconfirmed>) {
+        self.inner.unconfirmed.add(unconfirmed);
+    }
+
+    /// Counts what the consumer has not read.
+    pub(crate) fn enlist_consumer(&self, deliveries: &Arc<Deliveries>) {
+        self.inner.deliveries.add(deliveries);
     }
 
     pub(crate) fn link(&self) -> &Arc<Link> {

@@ -448,6 +448,7 @@ impl Consumer {
             reads_from,
         });
         let deliveries = Arc::new(Deliveries::new(Arc::downgrade(&origin)));
+        origin.channel.connection().enlist_consumer(&deliveries);
         let mailbox = Mailbox {
             deliveries: Arc::clone(&deliveries),
             state,

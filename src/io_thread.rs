@@ -292,6 +292,8 @@ impl IoThread {
                 break;
             }
         }
+        // What was not written is dropped.
+        driver.link.counters.writing(0);
         let unanswered = std::mem::take(&mut driver.unanswered);
         let end = driver.end.take().unwrap_or_else(|| {
             let error = Error::new(Kind::SocketClosed {
@@ -619,6 +621,7 @@ impl<'a> Driver<'a> {
                 }
             }
         }
+        self.link.counters.writing(self.outgoing.len());
         if wrote {
             self.core.wrote(now());
         }
@@ -702,13 +705,17 @@ impl<'a> Driver<'a> {
                 } => {
                     channel.broker_replied(None);
                     message.delivery_tag = channel.received(message.delivery_tag);
+                    let redelivered = usize::from(message.redelivered);
                     let message = Unclaimed::new(message, no_ack, channel);
+                    self.link.counters.redelivered(redelivered);
                     let answer = || call.answer(Ok(Reply::Message(message)));
                     self.link.counters.delivered(1, answer);
                 }
                 Event::Failed { call, error } => call.answer(Err(error)),
                 Event::Deliveries { consumer, count } => {
                     let messages = self.core.take_messages(count);
+                    let redelivered = messages.as_slice().iter().filter(|it| it.redelivered);
+                    self.link.counters.redelivered(redelivered.count());
                     let deliver = || consumer.deliver(messages);
                     let bytes = self.link.counters.delivered(count, deliver);
                     self.reading.delivered(bytes);

@@ -86,6 +86,7 @@ mod queue;
 mod reading;
 #[allow(clippy::disallowed_macros)]
 mod recovery;
+mod registry;
 mod report;
 mod request;
 mod returned;

@@ -22,9 +22,10 @@ use crate::label::{log_line, Label};
 use crate::mailbox::Command;
 use crate::outgoing::Outgoing;
 use crate::reading::Waiting;
+use crate::stats::ConnectionStats;
 use crate::wire::codec::{WireError, WireResult};
 use crate::wire::frame;
-use crate::wire::method::{BasicPublish, Encode, MethodId};
+use crate::wire::method::{BasicAck, BasicNack, BasicPublish, BasicReject, Encode, MethodId};
 use crate::wire::properties::Properties;
 use crate::wire::publish::write_plain;
 
@@ -68,6 +69,7 @@ enum Phase {
         cause: Error,
         /// The next one is there, but not all that was on the lost one.
         connected: bool,
+        since: Deadline,
     },
     /// For the first cause.
     Ended(Error),
@@ -99,10 +101,34 @@ struct State {
     commands: Vec<Command>,
     /// All messages that were appended, in any mode.
     messages: u64,
+    /// All answers to deliveries that were appended.
+    acks: u64,
+    nacks: u64,
+    rejects: u64,
     /// The IO thread has nothing to do and sleeps, or is about to.
     asleep: bool,
-    /// `connection.blocked`, with the broker's reason.
-    blocked: Option<String>,
+    blocked: Option<Blocked>,
+}
+
+/// `connection.blocked`.
+struct Blocked {
+    /// The broker's.
+    reason: String,
+    since: Deadline,
+}
+
+impl State {
+    /// A method was appended.
+    #[inline]
+    fn count(&mut self, id: MethodId) {
+        // Known when this is compiled: it costs one addition, or nothing.
+        match id {
+            BasicAck::ID => self.acks += 1,
+            BasicNack::ID => self.nacks += 1,
+            BasicReject::ID => self.rejects += 1,
+            _ => {}
+        }
+    }
 }
 
 pub(crate) struct Outbox {
@@ -160,7 +186,9 @@ impl Frames<'_> {
         let limit = self.state.payload_limit;
         let target = self.state.backlog.target(self.channel);
         let written = frame::write_method(target, self.channel, method, limit);
-        written.map_err(unsendable)
+        written.map_err(unsendable)?;
+        self.state.count(M::ID);
+        Ok(())
     }
 
     /// An answer to the broker, which is so small that it fits into any frame.
@@ -284,6 +312,11 @@ fn write_message(
     frame::write_content(buffer, channel, properties, body, limit)
 }
 
+/// To count from.
+fn now() -> Deadline {
+    Deadline::after(Duration::MAX)
+}
+
 fn recovering(cause: &Error, after: Duration) -> Error {
     let cause = Box::new(cause.kind().clone());
     Error::new(ErrorKind::Recovering { cause, after })
@@ -311,6 +344,9 @@ impl Outbox {
                 backlog: Backlog::default(),
                 commands: Vec::new(),
                 messages: 0,
+                acks: 0,
+                nacks: 0,
+                rejects: 0,
                 asleep: false,
                 blocked: None,
             }),
@@ -440,7 +476,9 @@ impl Outbox {
     fn admits_now(&self, state: &State, admission: Admission) -> Result<bool> {
         let (cause, connected) = match &state.phase {
             Phase::Open => return Ok(true),
-            Phase::Lost { cause, connected } => (cause, *connected),
+            Phase::Lost {
+                cause, connected, ..
+            } => (cause, *connected),
             Phase::Ended(error) => return Err(error.clone()),
         };
         match admission {
@@ -480,7 +518,7 @@ impl Outbox {
         }
         match &state.blocked {
             _ if stopped => Error::new(ErrorKind::FlowStopped { after }),
-            Some(reason) if matches!(admission, Admission::Publish { .. }) => {
+            Some(Blocked { reason, .. }) if matches!(admission, Admission::Publish { .. }) => {
                 let reason = reason.clone();
                 Error::new(ErrorKind::ConnectionBlocked { reason, after })
             }
@@ -558,12 +596,25 @@ impl Outbox {
         self.wake();
     }
 
-    pub(crate) fn messages_published(&self) -> u64 {
-        self.state.lock().messages
+    /// Adds what is known here.
+    pub(crate) fn add_to(&self, stats: &mut ConnectionStats) {
+        let state = self.state.lock();
+        stats.messages_published = state.messages;
+        stats.acks = state.acks;
+        stats.nacks = state.nacks;
+        stats.rejects = state.rejects;
+        stats.outbox_bytes += state.backlog.len() as u64;
+        let blocked = || state.blocked.as_ref().map(|it| it.since.elapsed());
+        (stats.blocked_for, stats.lost_for) = match &state.phase {
+            Phase::Open => (blocked(), None),
+            Phase::Lost { since, .. } => (blocked(), Some(since.elapsed())),
+            Phase::Ended(_) => (None, None),
+        };
     }
 
     pub(crate) fn blocked_reason(&self) -> Option<String> {
-        self.state.lock().blocked.clone()
+        let state = self.state.lock();
+        state.blocked.as_ref().map(|it| it.reason.clone())
     }
 
     /// Says so in a timeout if the broker has blocked the connection: it reads nothing from it then, and answers nothing.
@@ -631,7 +682,13 @@ impl Outbox {
     }
 
     pub(crate) fn set_blocked(&self, reason: Option<String>) {
-        self.state.lock().blocked = reason;
+        let mut state = self.state.lock();
+        let before = state.blocked.take();
+        state.blocked = reason.map(|reason| Blocked {
+            reason,
+            since: before.map_or_else(now, |it| it.since),
+        });
+        drop(state);
         self.changed.notify_all();
     }
 
@@ -650,9 +707,15 @@ impl Outbox {
             Phase::Ended(_) => Loss::None,
         };
         if lost != Loss::None {
+            let since = match &state.phase {
+                // It has not come back in between.
+                Phase::Lost { since, .. } => *since,
+                Phase::Open | Phase::Ended(_) => now(),
+            };
             state.phase = Phase::Lost {
                 cause: error,
                 connected: false,
+                since,
             };
             state.epoch += 1;
         }

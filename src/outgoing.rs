@@ -29,6 +29,12 @@ struct Lane {
     pieces: VecDeque<Piece>,
 }
 
+impl Lane {
+    fn len(&self) -> usize {
+        self.pieces.iter().map(|piece| piece.rest().len()).sum()
+    }
+}
+
 #[derive(Debug, Default)]
 struct Piece {
     bytes: Vec<u8>,
@@ -100,6 +106,12 @@ impl Outgoing {
         self.front().is_empty()
     }
 
+    /// How much was taken and is not written, in bytes.
+    pub(crate) fn len(&self) -> usize {
+        let lanes = self.lanes.iter().map(Lane::len).sum::<usize>();
+        self.in_order.rest().len() + lanes
+    }
+
     // ---- taking: only when `front` is empty ----
 
     /// Exchanges what has come in order for an empty buffer.
@@ -131,7 +143,7 @@ impl Outgoing {
                 }
             }
         };
-        lane.pieces.iter().map(|piece| piece.rest().len()).sum()
+        lane.len()
     }
 
     /// Appends behind what has come in order.

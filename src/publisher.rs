@@ -82,11 +82,13 @@ impl Publisher {
             confirm_timeout: options.confirm_timeout,
             recovers: channel.connection().options().recovery.is_on,
         };
+        let unconfirmed = Arc::new(unconfirmed);
+        channel.connection().enlist_publisher(&unconfirmed);
         Self {
             inner: Arc::new(Inner {
                 channel,
                 options,
-                unconfirmed: Arc::new(unconfirmed),
+                unconfirmed,
             }),
         }
     }

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 /// What a connection has done so far, and its state: [`Connection::stats`](crate::Connection::stats).
 ///
-/// The numbers are taken one after the other, while the connection goes on.
+/// The numbers are taken one after the other, while the connection goes on. Counts only grow, also over
+/// several connections that follow one another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct ConnectionStats {
@@ -25,6 +26,27 @@ pub struct ConnectionStats {
     pub messages_confirmed: u64,
     /// Messages that the broker has refused (`basic.nack`).
     pub messages_nacked: u64,
+    /// Messages among [`messages_delivered`](Self::messages_delivered) that the broker had delivered
+    /// before (`redelivered`).
+    pub redeliveries: u64,
+    /// Messages of [`Publisher`](crate::Publisher)s that the broker has not answered for: those that are just being
+    /// handed over, wait to be sent, or are published again after a loss. Messages that
+    /// [`Channel::basic_publish`](crate::Channel::basic_publish) publishes in confirm mode are not among them.
+    pub unconfirmed_messages: u64,
+    /// The sum of the bodies of the [`unconfirmed_messages`](Self::unconfirmed_messages).
+    pub unconfirmed_bytes: u64,
+    /// Bytes of frames that wait in this program to be written to the socket.
+    pub outbox_bytes: u64,
+    /// Bytes of messages that have come and that no consumer of the program has taken, counted as
+    /// [`max_unread_bytes`](crate::ConnectionOptions::max_unread_bytes) counts them: with what they take in memory beside their bodies.
+    pub unread_bytes: u64,
+    /// Acks (`basic.ack`) that were handed over to be sent. One for several messages counts once.
+    pub acks: u64,
+    /// Nacks (`basic.nack`) that were handed over to be sent, also those with which this crate gives unread messages back to
+    /// their queue. One for several messages counts once.
+    pub nacks: u64,
+    /// Rejects (`basic.reject`) that were handed over to be sent.
+    pub rejects: u64,
     /// Acks, nacks and rejects that were not sent, because the connection on which their message came
     /// was lost, or the broker has cancelled the consumer. The broker delivers these messages again.
     pub acks_not_sent: u64,
@@ -34,6 +56,16 @@ pub struct ConnectionStats {
     pub call_time: Duration,
     /// How many channels are open.
     pub channels: u16,
+    /// Channels that the broker has closed because of an error. A channel of
+    /// [`queue_exists`](crate::Connection::queue_exists) or [`exchange_exists`](crate::Connection::exchange_exists) that is closed to say "no" is not counted.
+    pub channels_closed_by_broker: u64,
+    /// How long the broker has blocked the connection (`connection.blocked`). `None`: it is not blocked.
+    pub blocked_for: Option<Duration>,
+    /// How long the connection has been lost: since the loss, until all that was lost with it is there again.
+    /// `None`: it is open, or closed for good.
+    pub lost_for: Option<Duration>,
+    /// Attempts to recover the connection, of all losses together, failed or not.
+    pub recovery_attempts: u64,
     /// How often the connection was lost and came back.
     pub recoveries: u64,
 }
@@ -102,9 +134,14 @@ pub(crate) struct Counters {
     messages_returned: AtomicU64,
     messages_confirmed: AtomicU64,
     messages_nacked: AtomicU64,
+    redeliveries: AtomicU64,
     acks_not_sent: AtomicU64,
+    channels_closed_by_broker: AtomicU64,
+    /// What the IO thread has taken out of the outbox and not written, in bytes.
+    writing: AtomicU64,
     calls: AtomicU64,
     call_nanoseconds: AtomicU64,
+    recovery_attempts: AtomicU64,
     recoveries: AtomicU64,
 }
 
@@ -122,9 +159,13 @@ impl Counters {
             messages_returned: AtomicU64::new(0),
             messages_confirmed: AtomicU64::new(0),
             messages_nacked: AtomicU64::new(0),
+            redeliveries: AtomicU64::new(0),
             acks_not_sent: AtomicU64::new(0),
+            channels_closed_by_broker: AtomicU64::new(0),
+            writing: AtomicU64::new(0),
             calls: AtomicU64::new(0),
             call_nanoseconds: AtomicU64::new(0),
+            recovery_attempts: AtomicU64::new(0),
             recoveries: AtomicU64::new(0),
         }
     }
@@ -145,6 +186,15 @@ impl Counters {
         self.tell(|metrics| metrics.bytes_sent(count));
     }
 
+    pub(crate) fn writing(&self, bytes: usize) {
+        self.writing.store(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// A channel was closed because of an error.
+    pub(crate) fn channel_closed_by_broker(&self) {
+        add(&self.channels_closed_by_broker, 1);
+    }
+
     // Counted before the program can see it. The program's own metrics are told afterwards, since
     // they can panic.
 
@@ -153,6 +203,13 @@ impl Counters {
         let delivered = deliver();
         self.tell(|metrics| (0..messages).for_each(|_| metrics.message_delivered()));
         delivered
+    }
+
+    /// So many of the messages that are about to be delivered were delivered before.
+    pub(crate) fn redelivered(&self, messages: usize) {
+        if messages > 0 {
+            add(&self.redeliveries, messages as u64);
+        }
     }
 
     pub(crate) fn returned(&self, give_back: impl FnOnce()) {
@@ -176,6 +233,11 @@ impl Counters {
         self.tell(|metrics| metrics.message_published());
     }
 
+    #[allow(dead_code)] // `recovery` calls it soon.
+    pub(crate) fn recovery_attempt(&self) {
+        add(&self.recovery_attempts, 1);
+    }
+
     pub(crate) fn recovered(&self) {
         add(&self.recoveries, 1);
     }
@@ -196,21 +258,38 @@ impl Counters {
         self.tell(|metrics| metrics.call_answered(time));
     }
 
-    pub(crate) fn snapshot(&self, messages_published: u64, channels: u16) -> ConnectionStats {
+    /// What is counted here; the rest is zero.
+    pub(crate) fn snapshot(&self) -> ConnectionStats {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         ConnectionStats {
             bytes_received: get(&self.bytes_received),
             bytes_sent: get(&self.bytes_sent),
             messages_delivered: get(&self.messages_delivered),
-            messages_published,
             messages_returned: get(&self.messages_returned),
             messages_confirmed: get(&self.messages_confirmed),
             messages_nacked: get(&self.messages_nacked),
+            redeliveries: get(&self.redeliveries),
+            outbox_bytes: get(&self.writing),
             acks_not_sent: get(&self.acks_not_sent),
             calls: get(&self.calls),
             call_time: Duration::from_nanos(get(&self.call_nanoseconds)),
-            channels,
+            channels_closed_by_broker: get(&self.channels_closed_by_broker),
+            recovery_attempts: get(&self.recovery_attempts),
             recoveries: get(&self.recoveries),
+            ..ConnectionStats::default()
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attempts_to_recover_are_counted() {
+        let counters = Counters::new(None);
+        counters.recovery_attempt();
+        counters.recovery_attempt();
+        assert_eq!(counters.snapshot().recovery_attempts, 2);
     }
 }

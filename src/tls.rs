@@ -46,12 +46,7 @@ pub(crate) fn handshake(
         native_tls::HandshakeError::WouldBlock(_) => {
             Error::timed_out(deadline.duration()).doing("waiting for the TLS handshake")
         }
-        native_tls::HandshakeError::Failure(error) => {
-            let whole = error.to_string();
-            let words = crate::error::OneLine(&whole);
-            log::debug!("the TLS handshake failed: {words}");
-            Error::tls(readable(&whole))
-        }
+        native_tls::HandshakeError::Failure(error) => Error::tls(readable(&error.to_string())),
     })
 }
 

@@ -58,7 +58,13 @@ impl Window {
 
     /// How many messages are in the window.
     pub(crate) fn len(&self) -> u64 {
-        self.taken.load(Ordering::SeqCst) / MESSAGE
+        self.taken().0
+    }
+
+    /// How many messages are in the window, and how many bytes of them.
+    pub(crate) fn taken(&self) -> (u64, u64) {
+        let taken = self.taken.load(Ordering::SeqCst);
+        (taken / MESSAGE, taken & BYTES)
     }
 
     /// Takes room for a message, if there is. One message always fits.
@@ -155,7 +161,7 @@ mod tests {
         window.give_back(one);
         let huge = Weight::of(usize::MAX);
         assert!(window.try_take(huge) && !window.try_take(Weight::of(0)));
-        assert_eq!(window.len(), 1);
+        assert_eq!(window.taken(), (1, huge.bytes()));
         window.give_back(huge);
         assert_eq!(window.len(), 0);
         assert!(!Window::new(1, u64::MAX).try_take(huge) || window.try_take(huge));

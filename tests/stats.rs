@@ -4,7 +4,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Arc;
 use std::time::Duration;
 
-use leveret::{Connection, ConnectionEvent, ConsumeOptions, Metrics, PublisherOptions};
+use leveret::broker::Broker;
+use leveret::{
+    Connection, ConnectionEvent, ConsumeOptions, ErrorKind, Metrics, NackOptions, PublisherOptions,
+    QueueDeclareOptions,
+};
 
 use crate::support::{eventually, exclusive_queue, options, SOON};
 
@@ -61,7 +65,7 @@ fn what_has_been_done_is_counted_and_told() {
     connection.open_channel().unwrap().close().unwrap();
     let queue = exclusive_queue(&channel);
     // A queue of ten that refuses more.
-    let few = leveret::QueueDeclareOptions::exclusive()
+    let few = QueueDeclareOptions::exclusive()
         .max_length(10)
         .overflow(leveret::Overflow::RejectPublish);
     let few = channel.queue_declare("", few).unwrap();
@@ -180,4 +184,121 @@ fn metrics_that_panic_again_and_again_end_the_connection_for_everyone() {
     assert!(channel.basic_qos(1).unwrap_err().is_connection_end());
     let last = events.iter().last().unwrap();
     assert!(matches!(last, ConnectionEvent::Closed { .. }), "{last:?}");
+}
+
+#[test]
+fn answers_to_deliveries_and_what_became_of_channels_are_counted() {
+    let connection = Connection::open_with(&options()).unwrap();
+    let channel = connection.open_channel().unwrap();
+    let queue = exclusive_queue(&channel);
+    for _ in 0..5 {
+        queue.publish("m").unwrap();
+    }
+    let consumer = queue.consume(ConsumeOptions::default()).unwrap();
+    let next = || consumer.recv_timeout(SOON).unwrap().unwrap();
+    let deliveries: Vec<_> = (0..5).map(|_| next()).collect();
+    deliveries[1].ack_multiple().unwrap();
+    deliveries[2].reject(true).unwrap();
+    deliveries[3].nack(NackOptions::requeue()).unwrap();
+    deliveries[4].ack().unwrap();
+    for _ in 0..2 {
+        next().ack().unwrap();
+    }
+    // One that is fetched.
+    drop(consumer);
+    queue.publish("m").unwrap();
+    queue.get(false).unwrap().unwrap().reject(true).unwrap();
+    queue.get(false).unwrap().unwrap().ack().unwrap();
+    let stats = connection.stats();
+    assert_eq!((stats.acks, stats.nacks, stats.rejects), (5, 1, 2));
+    assert_eq!((stats.messages_delivered, stats.redeliveries), (9, 3));
+    assert_eq!(stats.unread_bytes, 0);
+
+    assert!(!connection.queue_exists("no such queue").unwrap());
+    assert_eq!(connection.stats().channels_closed_by_broker, 0);
+    let passive = QueueDeclareOptions::passive();
+    channel.queue_declare("no such queue", passive).unwrap_err();
+    connection.open_channel().unwrap().close().unwrap();
+    assert_eq!(connection.stats().channels_closed_by_broker, 1);
+}
+
+#[test]
+fn what_waits_is_known_at_any_time() {
+    let broker = Broker::start().unwrap();
+    let connection = Connection::open(&broker.uri()).unwrap();
+    let channel = connection.open_channel().unwrap();
+    let (queue, sink) = (exclusive_queue(&channel), exclusive_queue(&channel));
+    let consumer = queue.consume(ConsumeOptions::default().no_ack()).unwrap();
+    let idle = |stats: leveret::ConnectionStats| {
+        let unconfirmed = (stats.unconfirmed_messages, stats.unconfirmed_bytes);
+        (unconfirmed, stats.unread_bytes, stats.outbox_bytes) == ((0, 0), 0, 0)
+    };
+    assert!(idle(connection.stats()));
+    queue.publish(vec![7; 1000]).unwrap();
+    eventually("it has come", || consumer.unread() == 1);
+    let unread = connection.stats().unread_bytes;
+    assert!((1000..2000).contains(&unread), "{unread}");
+    drop(consumer.recv().unwrap().unwrap());
+
+    let channels = [(); 3].map(|()| connection.open_channel().unwrap());
+    let publishers = [0, 1].map(|at: usize| channels[at].publisher().unwrap());
+    broker.stop_answering(true);
+    for (publisher, size) in publishers.iter().zip([100, 1 << 20]) {
+        publisher.publish("", sink.name(), vec![7; size]).unwrap();
+    }
+    // Until neither the socket nor the outbox takes any more.
+    let error = loop {
+        let published = channels[2].try_basic_publish("", sink.name(), vec![7; 64 << 10]);
+        if let Err(error) = published {
+            break error;
+        }
+    };
+    assert!(
+        matches!(error.kind(), ErrorKind::OutboxFull { .. }),
+        "{error}"
+    );
+    eventually("the socket takes no more", || {
+        let before = connection.stats();
+        std::thread::sleep(Duration::from_millis(50));
+        let stats = connection.stats();
+        stats.bytes_sent == before.bytes_sent && stats.outbox_bytes >= 512 << 10
+    });
+    let stats = connection.stats();
+    let unconfirmed = (stats.unconfirmed_messages, stats.unconfirmed_bytes);
+    assert_eq!(unconfirmed, (2, 100 + (1 << 20)));
+    broker.stop_answering(false);
+    for publisher in &publishers {
+        publisher.wait_for_confirms().unwrap();
+    }
+    eventually("nothing waits", || idle(connection.stats()));
+}
+
+#[test]
+fn how_long_a_connection_is_blocked_or_lost_is_known() {
+    let broker = Broker::start().unwrap();
+    let connection = Connection::open(&broker.uri()).unwrap();
+    let since = || (connection.stats().blocked_for, connection.stats().lost_for);
+    assert_eq!(since(), (None, None));
+    broker.block("a test");
+    eventually("it is blocked", || since().0.is_some());
+    let blocked_for = since().0.unwrap();
+    broker.block("a test again");
+    eventually("the time goes on", || since().0.unwrap() > blocked_for);
+    assert!(blocked_for < SOON);
+    broker.unblock();
+    eventually("it is not blocked", || since() == (None, None));
+
+    broker.refuse_connections(true);
+    broker.drop_connections();
+    eventually("it is lost", || since().1.is_some());
+    let lost_for = since().1.unwrap();
+    eventually("the time goes on", || since().1.unwrap() > lost_for);
+    broker.refuse_connections(false);
+    eventually("it is back", || since() == (None, None));
+    assert_eq!(connection.stats().recoveries, 1);
+    broker.refuse_connections(true);
+    broker.drop_connections();
+    eventually("it is lost", || since().1.is_some());
+    connection.close().unwrap();
+    assert_eq!(since(), (None, None));
 }

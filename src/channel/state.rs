@@ -116,6 +116,9 @@ impl ChannelMailbox for ChannelState {
         if outlives {
             return;
         }
+        if self.is_closed_by_broker(error) {
+            self.link.counters.channel_closed_by_broker();
+        }
         self.confirms.end(error);
         self.returned.end();
         self.confirmations.end();

@@ -170,8 +170,14 @@ impl<M: Mailboxes> Channels<M> {
         else {
             return false;
         };
-        let (number, id) = (message.channel, BasicDeliver::ID);
-        log_line!(Trace, effects.label, "channel {number} ← {id}");
+        let label = &effects.label;
+        log_line!(
+            Trace,
+            label,
+            "channel {} ← {}",
+            message.channel,
+            BasicDeliver::ID
+        );
         let delivered = Delivered {
             delivery_tag: message.delivery_tag,
             redelivered: message.redelivered,
