@@ -30,19 +30,41 @@ pub(crate) struct Connected<M: Mailboxes> {
     pub(crate) core: proto::Connection<M>,
     /// What was read behind `open-ok`.
     pub(crate) inbox: Inbox,
+    pub(crate) endpoint: Endpoint,
     pub(crate) peer: SocketAddr,
 }
 
-/// Tries the endpoints one after the other, each with its share of the time that is left.
-pub(crate) fn connect<M: Mailboxes>(options: &ConnectionOptions) -> Result<Connected<M>> {
-    let deadline = Deadline::after(options.connect_timeout);
-    let mut endpoints = options.endpoints();
-    if options.shuffle_endpoints {
-        shuffle(&mut endpoints);
+/// Where the connection was that was lost.
+#[derive(Debug, Clone)]
+pub(crate) struct Last {
+    pub(crate) endpoint: Endpoint,
+    pub(crate) address: SocketAddr,
+    /// Nothing came from there any more. An attempt there may cost all of its time.
+    pub(crate) is_silent: bool,
+}
+
+impl Last {
+    /// Moves what worked last to the front, and what fell silent to the end.
+    fn place<T: PartialEq>(&self, last: &T, all: &mut Vec<T>) {
+        let Some(place) = all.iter().position(|it| it == last) else {
+            return;
+        };
+        let last = all.remove(place);
+        let place = if self.is_silent { all.len() } else { 0 };
+        all.insert(place, last);
     }
+}
+
+/// Tries the endpoints one after the other, each with its share of the time that is left.
+pub(crate) fn connect<M: Mailboxes>(
+    options: &ConnectionOptions,
+    last: Option<Last>,
+) -> Result<Connected<M>> {
+    let deadline = Deadline::after(options.connect_timeout);
+    let endpoints = in_order(options, last.as_ref());
     let mut failed = Vec::new();
     for (endpoint, left) in endpoints.iter().zip((1..=endpoints.len()).rev()) {
-        match connect_to(endpoint, options, deadline.share(left)) {
+        match connect_to(endpoint, options, last.as_ref(), deadline.share(left)) {
             Ok(connected) => return Ok(connected),
             Err(error) => failed.push(FailedEndpoint {
                 endpoint: endpoint.to_string(),
@@ -54,6 +76,18 @@ pub(crate) fn connect<M: Mailboxes>(options: &ConnectionOptions) -> Result<Conne
         Ok([FailedEndpoint { error, .. }]) => Err(error),
         Err(failed) => Err(Error::new(Kind::EndpointsFailed(failed))),
     }
+}
+
+/// The endpoints in the order in which they are tried.
+fn in_order(options: &ConnectionOptions, last: Option<&Last>) -> Vec<Endpoint> {
+    let mut endpoints = options.endpoints();
+    if options.shuffle_endpoints {
+        shuffle(&mut endpoints);
+    }
+    if let Some(last) = last {
+        last.place(&last.endpoint, &mut endpoints);
+    }
+    endpoints
 }
 
 /// Each order is as likely as any other. The seed of the standard library's hash maps is the randomness at hand.
@@ -68,9 +102,13 @@ fn shuffle(endpoints: &mut [Endpoint]) {
 fn connect_to<M: Mailboxes>(
     endpoint: &Endpoint,
     options: &ConnectionOptions,
+    last: Option<&Last>,
     deadline: Deadline,
 ) -> Result<Connected<M>> {
-    let addresses = look_up(endpoint, deadline).map_err(|error| failed(endpoint, &error))?;
+    let mut addresses = look_up(endpoint, deadline).map_err(|error| failed(endpoint, &error))?;
+    if let Some(last) = last {
+        last.place(&last.address, &mut addresses);
+    }
     connect_to_any(&addresses, endpoint, options, deadline)
 }
 
@@ -204,6 +242,7 @@ fn open<M: Mailboxes>(
         stream,
         core,
         inbox,
+        endpoint: endpoint.clone(),
         peer,
     })
 }
@@ -389,5 +428,42 @@ mod tests {
         let options = ConnectionOptions::default().tcp_keepalive(Duration::ZERO);
         let socket = open_socket(address, &options, deadline).unwrap();
         assert!(!SockRef::from(&socket).keepalive().unwrap());
+    }
+
+    fn last(options: &ConnectionOptions, at: usize, is_silent: bool) -> Last {
+        Last {
+            endpoint: options.endpoints()[at].clone(),
+            address: listener().1,
+            is_silent,
+        }
+    }
+
+    #[test]
+    fn what_worked_last_is_tried_first_and_what_fell_silent_last() {
+        let options = ConnectionOptions::default().host("0").port(0);
+        let options = options.endpoint("1", 1).endpoint("2", 2);
+        let ports = |options: &ConnectionOptions, last: Option<&Last>| {
+            let endpoints = in_order(options, last).into_iter();
+            endpoints.map(|it| it.port).collect::<Vec<_>>()
+        };
+        assert_eq!(ports(&options, None), [0, 1, 2]);
+        let worked = last(&options, 1, false);
+        assert_eq!(ports(&options, Some(&worked)), [1, 0, 2]);
+        let silent = last(&options, 1, true);
+        assert_eq!(ports(&options, Some(&silent)), [0, 2, 1]);
+        // Whatever the order of the others.
+        let shuffled = options.shuffle_endpoints();
+        for _ in 0..20 {
+            assert_eq!(ports(&shuffled, Some(&worked))[0], 1);
+            assert_eq!(ports(&shuffled, Some(&silent))[2], 1);
+        }
+        // The name can stand for other addresses by now.
+        let mut addresses = vec![listener().1];
+        let same = addresses.clone();
+        worked.place(&worked.address, &mut addresses);
+        assert_eq!(addresses, same);
+        addresses.push(worked.address);
+        worked.place(&worked.address, &mut addresses);
+        assert_eq!(addresses, [worked.address, same[0]]);
     }
 }

@@ -99,7 +99,8 @@ impl Connection {
     pub fn open_with(options: &ConnectionOptions) -> Result<Self> {
         let doing = || format!("opening {options}");
         options.check().map_err(|error| error.doing(doing()))?;
-        let connected = connect::<Mailboxes>(options).map_err(|error| error.doing(doing()))?;
+        let connected =
+            connect::<Mailboxes>(options, None).map_err(|error| error.doing(doing()))?;
         let peer = connected.peer;
         // Linux shows 15 bytes of a thread's name.
         let name = format!("leveret:{}", peer.port());

@@ -13,7 +13,7 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::buffers::Buffers;
 use crate::channel_numbers::ChannelNumbers;
-use crate::connect::Connected;
+use crate::connect::{Connected, Last};
 use crate::deadline::Deadline;
 use crate::error::{CloseReason, Error, ErrorKind as Kind, OneLine, ReplyCode, Result};
 use crate::events::ConnectionEvent;
@@ -21,7 +21,7 @@ use crate::feed::Feed;
 use crate::inbox::Inbox;
 use crate::label::{log_line, Label};
 use crate::mailbox::{Command, Mailboxes, Recover, Reply, Unclaimed};
-use crate::options::ConnectionOptions;
+use crate::options::{ConnectionOptions, Endpoint};
 use crate::outbox::{Admission, Gate, Loss, Outbox};
 use crate::outgoing::Outgoing;
 use crate::panics;
@@ -55,6 +55,7 @@ pub(crate) struct Peer {
     pub(crate) server: Server,
     pub(crate) tuning: Tuning,
     pub(crate) address: SocketAddr,
+    endpoint: Endpoint,
     label: Label,
 }
 
@@ -64,6 +65,7 @@ impl Peer {
             server: connected.core.server().clone(),
             tuning: connected.core.tuning().clone(),
             address: connected.peer,
+            endpoint: connected.endpoint.clone(),
             label: connected.core.label().clone(),
         })
     }
@@ -103,6 +105,33 @@ impl Link {
     /// Names the connection in the log, as it is connected now.
     pub(crate) fn label(&self) -> Label {
         self.peer.lock().label.clone()
+    }
+
+    /// Where the connection is.
+    pub(crate) fn here(&self) -> Last {
+        let peer = self.peer();
+        Last {
+            endpoint: peer.endpoint.clone(),
+            address: peer.address,
+            is_silent: false,
+        }
+    }
+
+    /// Where the lost connection was, if that tells where to look for the next one: first where it
+    /// worked, last where the broker fell silent.
+    pub(crate) fn last(&self) -> Option<Last> {
+        let (cause, was_open) = self.outbox.last_loss()?;
+        let is_silent = matches!(
+            cause.kind(),
+            Kind::HeartbeatMissed { .. }
+                | Kind::SocketClosed {
+                    kind: ErrorKind::TimedOut
+                }
+        );
+        (is_silent || was_open).then(|| Last {
+            is_silent,
+            ..self.here()
+        })
     }
 
     pub(crate) fn tell(&self, event: ConnectionEvent) {

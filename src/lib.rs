@@ -84,7 +84,6 @@ mod proto;
 mod publisher;
 mod queue;
 mod reading;
-#[allow(clippy::disallowed_macros)]
 mod recovery;
 mod registry;
 mod report;

@@ -70,6 +70,8 @@ enum Phase {
         /// The next one is there, but not all that was on the lost one.
         connected: bool,
         since: Deadline,
+        /// The lost connection was open to callers: all that belongs to it was there.
+        was_open: bool,
     },
     /// For the first cause.
     Ended(Error),
@@ -554,6 +556,16 @@ impl Outbox {
         }
     }
 
+    /// As [`loss`](Self::loss), and whether all was there on the connection that was lost.
+    pub(crate) fn last_loss(&self) -> Option<(Error, bool)> {
+        match &self.state.lock().phase {
+            Phase::Lost {
+                cause, was_open, ..
+            } => Some((cause.clone(), *was_open)),
+            Phase::Open | Phase::Ended(_) => None,
+        }
+    }
+
     /// Whether the connection is being recovered, and callers do not wait for that.
     pub(crate) fn refuses(&self) -> bool {
         self.fails_fast && self.loss().is_some()
@@ -707,15 +719,16 @@ impl Outbox {
             Phase::Ended(_) => Loss::None,
         };
         if lost != Loss::None {
-            let since = match &state.phase {
+            let (since, was_open) = match &state.phase {
                 // It has not come back in between.
-                Phase::Lost { since, .. } => *since,
-                Phase::Open | Phase::Ended(_) => now(),
+                Phase::Lost { since, .. } => (*since, false),
+                Phase::Open | Phase::Ended(_) => (now(), true),
             };
             state.phase = Phase::Lost {
                 cause: error,
                 connected: false,
                 since,
+                was_open,
             };
             state.epoch += 1;
         }

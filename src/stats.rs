@@ -233,7 +233,6 @@ impl Counters {
         self.tell(|metrics| metrics.message_published());
     }
 
-    #[allow(dead_code)] // `recovery` calls it soon.
     pub(crate) fn recovery_attempt(&self) {
         add(&self.recovery_attempts, 1);
     }

@@ -5,8 +5,12 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use leveret::{Connection, ConnectionOptions, ErrorKind};
+use crossbeam_channel::Receiver;
+use leveret::broker::Broker;
+use leveret::{Connection, ConnectionEvent, ConnectionOptions, ErrorKind};
 
+use crate::recovery::recovered;
+use crate::support::proxy::quick;
 use crate::support::{options, scripted_server, url};
 
 /// Where nobody listens.
@@ -114,4 +118,57 @@ fn shuffled_endpoints_are_tried_in_any_order_and_others_in_theirs() {
         shuffled.contains(&0) && shuffled.contains(&1),
         "{shuffled:?}"
     );
+}
+
+/// Waits until the connection is back, and returns how long that took.
+#[track_caller]
+fn back_after(events: &Receiver<ConnectionEvent>) -> Duration {
+    match recovered(events).pop() {
+        Some(ConnectionEvent::Recovered { attempts: 1, after }) => after,
+        last => panic!("{last:?}"),
+    }
+}
+
+/// Each endpoint's share of `connect_timeout`, which one that is silent costs.
+const SHARE: Duration = Duration::from_secs(2);
+
+#[test]
+fn a_recovery_begins_with_the_endpoint_that_worked_last() {
+    // Accepts, as the system does for it, and says nothing.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let broker = Broker::start().unwrap();
+    let address = broker.address();
+    let options = to(silent.local_addr().unwrap())
+        .endpoint(address.ip().to_string(), address.port())
+        .connect_timeout(2 * SHARE)
+        .recovery(quick());
+    let begin = Instant::now();
+    let connection = Connection::open_with(&options).unwrap();
+    assert!(begin.elapsed() >= SHARE, "{:?}", begin.elapsed());
+    let events = connection.events();
+    for _ in 0..2 {
+        broker.drop_connections();
+        let after = back_after(&events);
+        assert!(after < SHARE, "{after:?}");
+    }
+    connection.close().unwrap();
+}
+
+#[test]
+fn a_recovery_ends_with_the_endpoint_that_fell_silent() {
+    let [first, second] = [(); 2].map(|()| Broker::start().unwrap());
+    let address = second.address();
+    let options = to(first.address())
+        .endpoint(address.ip().to_string(), address.port())
+        .heartbeat(Duration::from_secs(1))
+        .connect_timeout(2 * SHARE)
+        .recovery(quick());
+    let connection = Connection::open_with(&options).unwrap();
+    let events = connection.events();
+    assert_eq!(connection.peer_addr(), first.address());
+    first.stop_answering(true);
+    let after = back_after(&events);
+    assert!(after < SHARE, "{after:?}");
+    assert_eq!(connection.peer_addr(), second.address());
+    connection.close().unwrap();
 }

@@ -11,7 +11,7 @@ use crate::support::logged::Line;
 use crate::support::{eventually, logged, options, unique};
 
 /// What has no connection, or names it in its own way.
-const OTHERS: [&str; 3] = ["leveret::broker", "leveret::recovery", "leveret::workers"];
+const OTHERS: [&str; 2] = ["leveret::broker", "leveret::workers"];
 
 /// The texts of these lines, which must all begin with the name of the connection at this broker.
 #[track_caller]

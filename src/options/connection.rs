@@ -263,12 +263,17 @@ impl ConnectionOptions {
     }
 
     flags! {
-        /// Tries the endpoints in random order, so that many programs do not all connect to the same one.
+        /// Tries the endpoints in random order, so that many programs do not all connect to the same one. A recovery
+        /// shuffles them anew, but begins with the endpoint that worked last: see [`endpoint`](Self::endpoint).
         shuffle_endpoints;
     }
 
     /// One more place to connect to, if `host` and the endpoints before cannot be used: a node of the same cluster. Every
     /// endpoint, and every address behind its name, has its share of `connect_timeout`.
+    ///
+    /// When a lost connection is recovered, the endpoint and the address that it was open to are tried first, then the others
+    /// in their order: an endpoint that accepts connections and never answers costs its share once, and not at every loss. But
+    /// an endpoint from which nothing came any more (missed heartbeats, a timeout of TCP) is tried last.
     ///
     /// ```
     /// use leveret::ConnectionOptions;

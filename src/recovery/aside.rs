@@ -8,7 +8,7 @@ use std::vec::Drain;
 use super::declaring::{ask, named_by_broker};
 use super::desk::{Desk, Failure};
 use super::missing::{Key, Trouble};
-use crate::connect::connect;
+use crate::connect::{connect, Last};
 use crate::deadline::Deadline;
 use crate::error::{Error, ErrorKind, ReplyCode, Result};
 use crate::io_thread::{self, Link};
@@ -53,6 +53,8 @@ pub(super) enum Verdict {
 
 pub(super) struct Aside {
     options: ConnectionOptions,
+    /// Where the program's connection is.
+    here: Last,
     until: Deadline,
     connected: Option<Connected>,
     connections: u32,
@@ -72,12 +74,13 @@ impl Drop for Connected {
 }
 
 impl Aside {
-    pub(super) fn new(mut options: ConnectionOptions) -> Self {
+    pub(super) fn new(mut options: ConnectionOptions, here: Last) -> Self {
         options.connection_name.push_str(" (recovery)");
         options.recovery.is_on = false;
         options.metrics = None;
         Self {
             options,
+            here,
             until: Deadline::after(MAX_TIME),
             connected: None,
             connections: 0,
@@ -122,7 +125,7 @@ impl Aside {
     }
 
     fn open(&self) -> Result<Connected> {
-        let connected = connect::<Mailboxes>(&self.options)?;
+        let connected = connect::<Mailboxes>(&self.options, Some(self.here.clone()))?;
         let recovery = Arc::new(NoRecovery);
         let name = "leveret aside";
         let (link, _) = io_thread::spawn(connected, &self.options, recovery, name)

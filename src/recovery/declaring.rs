@@ -11,6 +11,7 @@ use crate::channel::ChannelState;
 use crate::deadline::Deadline;
 use crate::error::{Error, ErrorKind, ReplyCode, Result};
 use crate::events::{ConnectionEvent, Entity};
+use crate::label::log_line;
 use crate::mailbox::Reply;
 use crate::proto::Redeclare;
 use crate::wire::method::{Method, QueueDeclare};
@@ -238,7 +239,12 @@ impl Replay<'_> {
     ) -> Result<Reply, Failure> {
         let deadline = hurry.unwrap_or_else(|| self.desk.within(self.entity_timeout()));
         if !self.consumes && !self.desk.has_answer(&answer, STALL) {
-            log::warn!("no answer for {} yet; consumers go on", entity(redeclare));
+            log_line!(
+                Warn,
+                self.desk.link.label(),
+                "no answer for {} yet; consumers go on",
+                entity(redeclare)
+            );
             self.hold_back(redeclare, lane);
             self.consume_all().map_err(Failure::Connection)?;
         }
@@ -298,7 +304,7 @@ impl Replay<'_> {
     }
 
     pub(super) fn rename_queue(&mut self, old: &str, new: &str) {
-        log::info!("queue {old:?} is now {new:?}");
+        log_line!(Info, self.desk.link.label(), "queue {old:?} is now {new:?}");
         self.missing.queue_renamed(old, new);
         self.desk.link.topology.lock().queue_renamed(old, new);
         for channel in self.recovery.channels() {

@@ -11,6 +11,7 @@ use super::replay::Replay;
 use crate::channel::ChannelState;
 use crate::error::{ClosedBy, Error, ErrorKind, ReplyCode, Result};
 use crate::io_thread::Link;
+use crate::label::log_line;
 use crate::mailbox::{ChannelMailbox, Command, ConfirmMailbox};
 use crate::outbox::Gate;
 use crate::proto::Outcome;
@@ -81,7 +82,9 @@ impl Blame {
         let is_found = !guilty.is_empty();
         for mut message in guilty {
             let (channel, number) = message.id();
-            log::error!(
+            log_line!(
+                Error,
+                link.label(),
                 "message {number} of channel {channel} is not published again: the broker closes \
                  the connection for it: {cause}"
             );
@@ -157,7 +160,9 @@ impl Replay<'_> {
     ) -> Result<Option<(u64, u64)>> {
         let last = unanswered.iter().rposition(Unanswered::is_suspect);
         let Some(last) = last else { return Ok(None) };
-        log::warn!(
+        log_line!(
+            Warn,
+            self.desk.link.label(),
             "{} messages of channel {} are published one at a time: the broker has closed the \
              connection twice, perhaps because of one of them",
             last + 1,

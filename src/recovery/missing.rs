@@ -11,6 +11,7 @@ use crate::deadline::Deadline;
 use crate::error::{ClosedBy, Error, ErrorKind, ReplyCode, Result};
 use crate::events::{ConnectionEvent, Entity};
 use crate::io_thread::Link;
+use crate::label::log_line;
 use crate::mailbox::Reply;
 use crate::options::RecoveryOptions;
 use crate::proto::Redeclare;
@@ -197,7 +198,12 @@ impl Missing {
     ) {
         self.suspects.remove(&key);
         if let Some(missed) = self.all.get_mut(&key) {
-            log::debug!("{} is still missing: {error}", key.entity);
+            log_line!(
+                Debug,
+                link.label(),
+                "{} is still missing: {error}",
+                key.entity
+            );
             missed.tries = match missed.trouble == trouble {
                 true => missed.tries.saturating_add(1),
                 false => 0,
@@ -324,12 +330,12 @@ pub(super) fn entity(redeclare: &Redeclare) -> Entity {
 }
 
 fn tell_not_recovered(entity: &Entity, error: Error, link: &Link) {
-    log::warn!("{entity} was not recovered: {error}");
+    log_line!(Warn, link.label(), "{entity} was not recovered: {error}");
     let entity = entity.clone();
     link.tell(ConnectionEvent::NotRecovered { entity, error });
 }
 
 fn tell_recovered(entity: Entity, link: &Link) {
-    log::info!("{entity} is there again");
+    log_line!(Info, link.label(), "{entity} is there again");
     link.tell(ConnectionEvent::RecoveredLater { entity });
 }

@@ -26,6 +26,7 @@ use crate::deadline::Deadline;
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::{ConnectionEvent, Entity};
 use crate::io_thread::{Link, Next};
+use crate::label::log_line;
 use crate::mailbox::{ChannelMailbox, Mailboxes, Recover};
 use crate::options::ConnectionOptions;
 use crate::panics;
@@ -93,12 +94,16 @@ impl Recover for Recovery {
         if progress.is_running {
             return true;
         }
-        let (recovery, link) = (Arc::clone(&self), Arc::clone(link));
+        let (recovery, own_link) = (Arc::clone(&self), Arc::clone(link));
         let thread = thread::Builder::new().name("leveret recovery".to_owned());
-        let started = thread.spawn(move || recovery.run(&link));
+        let started = thread.spawn(move || recovery.run(&own_link));
         progress.is_running = started.is_ok();
         if let Err(error) = &started {
-            log::error!("cannot start a thread that recovers the connection: {error}");
+            log_line!(
+                Error,
+                link.label(),
+                "cannot start a thread that recovers the connection: {error}"
+            );
         }
         started.is_ok()
     }
@@ -171,7 +176,7 @@ impl Recovery {
                 Task::Nothing => return,
                 Task::Retry => {
                     let trials = missing.replay(self, link, &mut blame).retry();
-                    self.try_aside(trials);
+                    self.try_aside(link, trials);
                 }
                 Task::Tried(verdicts) => {
                     let mut replay = missing.replay(self, link, &mut blame);
@@ -216,33 +221,41 @@ impl Recovery {
     }
 
     /// Tries this on another connection and another thread, since it can take its time.
-    fn try_aside(self: &Arc<Self>, trials: Trials) {
+    fn try_aside(self: &Arc<Self>, link: &Arc<Link>, trials: Trials) {
         if trials.is_empty() {
             return;
         }
         self.progress.lock().is_trying = true;
-        let recovery = Arc::clone(self);
+        let (recovery, program) = (Arc::clone(self), Arc::clone(link));
         let name = "leveret retry".to_owned();
         let started = thread::Builder::new().name(name).spawn(move || {
             let _trying = Trying(&recovery);
             // What was not tried is tried the next time.
-            let tried = panics::catch(|| recovery.try_all(trials));
+            let tried = panics::catch(|| recovery.try_all(&program, trials));
             if let Err(message) = tried {
-                log::error!("trying again what is missing: {message}");
+                log_line!(
+                    Error,
+                    program.label(),
+                    "trying again what is missing: {message}"
+                );
             }
         });
         if let Err(error) = started {
-            log::error!("cannot start a thread that tries again what is missing: {error}");
+            log_line!(
+                Error,
+                link.label(),
+                "cannot start a thread that tries again what is missing: {error}"
+            );
             self.progress.lock().is_trying = false;
         }
     }
 
-    fn try_all(&self, trials: Trials) {
+    fn try_all(&self, link: &Link, trials: Trials) {
         let mut options = self.options.clone();
         if let Some(secret) = &*self.secret.lock() {
             options.password.clone_from(secret);
         }
-        let mut aside = Aside::new(options);
+        let mut aside = Aside::new(options, link.here());
         for (key, trial) in trials {
             if self.progress.lock().is_over {
                 return;
@@ -270,10 +283,15 @@ impl Recovery {
                 return Ok(());
             }
             outage.begin_attempt();
-            log::info!("attempt {} to recover the connection", outage.attempts);
-            let connected =
-                connect::<Mailboxes>(&self.options_until(&outage.attempt_ends(options)));
-            let attempted = connected
+            log_line!(
+                Info,
+                link.label(),
+                "attempt {} to recover the connection",
+                outage.attempts
+            );
+            link.counters.recovery_attempt();
+            let options_now = self.options_until(&outage.attempt_ends(options));
+            let attempted = connect::<Mailboxes>(&options_now, link.last())
                 .and_then(|connected| self.come_back(link, connected, &mut outage, missing, blame));
             match attempted {
                 _ if link.outbox.end_cause().is_some() => return Ok(()),
@@ -378,7 +396,9 @@ impl Recovery {
         }
         self.progress.lock().holds = Some(Deadline::after(Duration::MAX));
         link.counters.tell_recovered(after);
-        log::info!(
+        log_line!(
+            Info,
+            link.label(),
             "connected again to {} after {attempts} attempts and {after:.1?}",
             link.peer().address
         );

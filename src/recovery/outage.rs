@@ -6,6 +6,7 @@ use crate::deadline::Deadline;
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::ConnectionEvent;
 use crate::io_thread::Link;
+use crate::label::log_line;
 use crate::options::RecoveryOptions;
 
 /// Connecting may take this long, and so may what is done again then, even if less is left of the
@@ -80,7 +81,7 @@ impl Outage {
         let next = self.delay(options)?;
         self.next = Some(next);
         let attempt = self.attempts;
-        log::warn!("attempt {attempt} to recover the connection failed, the next one follows in {next:.1?}: {error}");
+        log_line!(Warn, link.label(),"attempt {attempt} to recover the connection failed, the next one follows in {next:.1?}: {error}");
         link.tell(ConnectionEvent::RecoveryFailed {
             attempt,
             error,

@@ -15,6 +15,7 @@ use crate::deadline::Deadline;
 use crate::error::Error;
 use crate::events::Entity;
 use crate::io_thread::Link;
+use crate::label::log_line;
 use crate::proto::Redeclare;
 
 /// What is to be tried aside, each with what it is for.
@@ -125,7 +126,12 @@ impl Replay<'_> {
         match verdict {
             Verdict::Failed(trouble, error) => self.still_missing(key, trouble, error),
             Verdict::NotTried(error) => {
-                log::debug!("{} was not tried again: {error}", key.entity);
+                log_line!(
+                    Debug,
+                    self.desk.link.label(),
+                    "{} was not tried again: {error}",
+                    key.entity
+                );
                 self.missing.postpone(key);
             }
             Verdict::Exists => self.missing.found(key, &self.desk.link),
