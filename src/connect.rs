@@ -1,6 +1,7 @@
 //! From options to an open connection: name look-up, TCP, TLS, handshake, all on the caller's thread and before one
 //! deadline.
 
+use std::borrow::Cow;
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
 use std::io::{self, ErrorKind, Write};
@@ -13,7 +14,7 @@ use socket2::{SockRef, TcpKeepalive};
 use crate::deadline::Deadline;
 use crate::error::{Error, ErrorKind as Kind, FailedEndpoint, Result};
 use crate::inbox::Inbox;
-use crate::label::Label;
+use crate::label::{log_line, Label};
 use crate::options::{ConnectionOptions, Endpoint};
 use crate::proto::{self, Event, Mailboxes};
 use crate::stream::{remaining, uninterrupted, Socket, Stream};
@@ -32,6 +33,8 @@ pub(crate) struct Connected<M: Mailboxes> {
     pub(crate) inbox: Inbox,
     pub(crate) endpoint: Endpoint,
     pub(crate) peer: SocketAddr,
+    /// How long the secret is valid that it has logged in with.
+    pub(crate) secret_valid_for: Option<Duration>,
 }
 
 /// Where the connection was that was lost.
@@ -55,17 +58,78 @@ impl Last {
     }
 }
 
+/// The last attempt to open a connection has this long, even if less is left for all attempts.
+const LAST_ATTEMPT: Duration = Duration::from_secs(1);
+
+/// Connects as [`connect`] does, again and again for as long as the options say.
+#[allow(clippy::disallowed_methods)] // No other thread has the connection yet, and can end the wait.
+pub(crate) fn connect_patiently<M: Mailboxes>(options: &ConnectionOptions) -> Result<Connected<M>> {
+    let until = Deadline::after(options.retry_open_for);
+    let mut attempt = 0;
+    loop {
+        attempt += 1;
+        let mut limited = Cow::Borrowed(options);
+        if !options.retry_open_for.is_zero() {
+            let left = until.remaining().max(LAST_ATTEMPT);
+            limited.to_mut().connect_timeout = options.connect_timeout.min(left);
+        }
+        let error = match connect(&limited, None) {
+            Ok(connected) => return Ok(connected),
+            Err(error) => error,
+        };
+        if until.remaining().is_zero() || !can_pass(&error) {
+            return Err(match attempt {
+                1 => error,
+                _ => error.doing(format!(
+                    "after {attempt} attempts in {:.1?}",
+                    until.elapsed()
+                )),
+            });
+        }
+        let next = options.recovery.delay(attempt, random());
+        let next = next.min(until.remaining());
+        let label = Label::new(&options.connection_name, options);
+        log_line!(
+            Warn,
+            label,
+            "attempt {attempt} to connect failed, the next one follows in {next:.1?}: {error}"
+        );
+        thread::sleep(next);
+    }
+}
+
+/// Whether the next attempt to connect may succeed.
+fn can_pass(error: &Error) -> bool {
+    match error.kind() {
+        Kind::LoginRefused { text, .. } => text.is_empty(),
+        Kind::EndpointsFailed(failed) => failed.iter().any(|it| can_pass(&it.error)),
+        Kind::ConnectFailed { .. }
+        | Kind::ConnectionClosed(_)
+        | Kind::SocketClosed { .. }
+        | Kind::HeartbeatMissed { .. }
+        | Kind::TimedOut { .. }
+        | Kind::CredentialsUnavailable { .. } => true,
+        _ => false,
+    }
+}
+
 /// Tries the endpoints one after the other, each with its share of the time that is left.
 pub(crate) fn connect<M: Mailboxes>(
     options: &ConnectionOptions,
     last: Option<Last>,
 ) -> Result<Connected<M>> {
+    let (options, secret_valid_for) = options.with_credentials()?;
     let deadline = Deadline::after(options.connect_timeout);
-    let endpoints = in_order(options, last.as_ref());
+    let endpoints = in_order(&options, last.as_ref());
     let mut failed = Vec::new();
     for (endpoint, left) in endpoints.iter().zip((1..=endpoints.len()).rev()) {
-        match connect_to(endpoint, options, last.as_ref(), deadline.share(left)) {
-            Ok(connected) => return Ok(connected),
+        match connect_to(endpoint, &options, last.as_ref(), deadline.share(left)) {
+            Ok(connected) => {
+                return Ok(Connected {
+                    secret_valid_for,
+                    ..connected
+                })
+            }
             Err(error) => failed.push(FailedEndpoint {
                 endpoint: endpoint.to_string(),
                 error,
@@ -90,11 +154,15 @@ fn in_order(options: &ConnectionOptions, last: Option<&Last>) -> Vec<Endpoint> {
     endpoints
 }
 
-/// Each order is as likely as any other. The seed of the standard library's hash maps is the randomness at hand.
+/// The seed of the standard library's hash maps is the randomness at hand.
+pub(crate) fn random() -> u64 {
+    RandomState::new().build_hasher().finish()
+}
+
+/// Each order is as likely as any other.
 fn shuffle(endpoints: &mut [Endpoint]) {
     for end in (2..=endpoints.len()).rev() {
-        let random = RandomState::new().build_hasher().finish();
-        let chosen = usize::try_from(random % end as u64).unwrap_or_default();
+        let chosen = usize::try_from(random() % end as u64).unwrap_or_default();
         endpoints.swap(chosen, end - 1);
     }
 }
@@ -244,6 +312,7 @@ fn open<M: Mailboxes>(
         inbox,
         endpoint: endpoint.clone(),
         peer,
+        secret_valid_for: None,
     })
 }
 

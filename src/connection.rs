@@ -11,7 +11,7 @@ use crossbeam_channel::Receiver;
 
 use crate::channel::Channel;
 use crate::confirm::Unconfirmed;
-use crate::connect::connect;
+use crate::connect::connect_patiently;
 use crate::deadline::Deadline;
 use crate::deliveries::Deliveries;
 use crate::error::{Error, ErrorKind, OneLine, ReplyCode, Result};
@@ -78,7 +78,8 @@ impl Connection {
     /// Connects to the broker at this URI, such as `amqp://user:password@host:5672/vhost`.
     ///
     /// # Errors
-    /// Within `connect_timeout`: [`ErrorKind::InvalidUri`], [`ErrorKind::ConnectFailed`],
+    /// Within `connect_timeout`, and without another attempt unless
+    /// [`retry_open_for`](ConnectionOptions::retry_open_for) is set: [`ErrorKind::InvalidUri`], [`ErrorKind::ConnectFailed`],
     /// [`ErrorKind::LoginRefused`], [`ErrorKind::VhostRefused`] and the other failures of a handshake.
     pub fn open(uri: &str) -> Result<Self> {
         Self::open_with(&ConnectionOptions::from_uri(uri)?)
@@ -100,8 +101,8 @@ impl Connection {
         let doing = || format!("opening {options}");
         options.check().map_err(|error| error.doing(doing()))?;
         let connected =
-            connect::<Mailboxes>(options, None).map_err(|error| error.doing(doing()))?;
-        let peer = connected.peer;
+            connect_patiently::<Mailboxes>(options).map_err(|error| error.doing(doing()))?;
+        let (peer, secret_valid_for) = (connected.peer, connected.secret_valid_for);
         // Linux shows 15 bytes of a thread's name.
         let name = format!("leveret:{}", peer.port());
         let recovery = Arc::new(Recovery::new(options));
@@ -115,6 +116,7 @@ impl Connection {
                 };
                 Error::new(kind).doing(doing())
             })?;
+        recovery.renew_after(&link, secret_valid_for);
         let (uri, tuning) = (OneLine(options), &link.peer().tuning);
         log_line!(Info, link.label(), "connected to {uri}: {tuning:?}");
         Ok(Self {

@@ -395,6 +395,11 @@ pub enum ErrorKind {
         /// delivers these again only if that is so.
         unconfirmed: u64,
     },
+    /// The program's function for [`credentials`](crate::ConnectionOptions::credentials) has none.
+    CredentialsUnavailable {
+        /// What the function says.
+        text: String,
+    },
     /// The system does not start another thread.
     ThreadNotStarted {
         /// What the system says.
@@ -539,6 +544,9 @@ impl ErrorKind {
                 not_sent,
                 unconfirmed,
             } => write_acks_lost(f, *not_sent, *unconfirmed),
+            Self::CredentialsUnavailable { text } => {
+                write!(f, "no credentials to log in with: {text}")
+            }
             Self::ThreadNotStarted { kind } => write!(f, "cannot start a thread: {kind}"),
             Self::AlreadySettled { delivery_tag } => {
                 write!(

@@ -115,9 +115,10 @@ pub use events::{ConnectionEvent, Entity};
 pub use exchange::{Exchange, ExchangeKind};
 pub use message::{Body, Message};
 pub use options::{
-    BindOptions, ConnectionOptions, ConsumeOptions, ExchangeDeclareOptions, ExchangeDeleteOptions,
-    LoginMethod, NackOptions, Overflow, PublisherOptions, QosOptions, QueueDeclareOptions,
-    QueueDeleteOptions, QueueType, RecoveryOptions, StreamOffset, TlsOptions, WorkerOptions,
+    BindOptions, ConnectionOptions, ConsumeOptions, Credentials, ExchangeDeclareOptions,
+    ExchangeDeleteOptions, LoginMethod, NackOptions, Overflow, PublisherOptions, QosOptions,
+    QueueDeclareOptions, QueueDeleteOptions, QueueType, RecoveryOptions, StreamOffset, TlsOptions,
+    WorkerOptions,
 };
 pub use publisher::Publisher;
 pub use queue::Queue;

@@ -15,6 +15,7 @@ mod broker_wire;
 mod channels;
 mod connecting;
 mod consuming;
+mod credentials;
 mod endpoints;
 mod exchanges_and_queues;
 mod guide;

@@ -1,9 +1,11 @@
 //! How to connect.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::credentials::{Credentials, Provider};
 use super::{RecoveryOptions, TlsOptions};
 use crate::error::{Error, Result};
 use crate::proto::{Config, Login};
@@ -90,8 +92,10 @@ pub struct ConnectionOptions {
     pub(crate) vhost: String,
     pub(crate) username: String,
     pub(crate) password: String,
+    pub(crate) credentials: Option<Provider>,
     pub(crate) login_method: LoginMethod,
     pub(crate) connect_timeout: Duration,
+    pub(crate) retry_open_for: Duration,
     pub(crate) request_timeout: Duration,
     pub(crate) publish_timeout: Duration,
     pub(crate) heartbeat: Duration,
@@ -118,8 +122,10 @@ impl Default for ConnectionOptions {
             vhost: "/".to_owned(),
             username: "guest".to_owned(),
             password: "guest".to_owned(),
+            credentials: None,
             login_method: LoginMethod::default(),
             connect_timeout: Duration::from_secs(30),
+            retry_open_for: Duration::ZERO,
             request_timeout: Duration::from_secs(30),
             publish_timeout: Duration::from_secs(30),
             heartbeat: Duration::from_secs(60),
@@ -148,8 +154,10 @@ impl fmt::Debug for ConnectionOptions {
             .field("tcp_user_timeout", &self.tcp_user_timeout)
             .field("vhost", &self.vhost)
             .field("username", &self.username)
+            .field("credentials", &self.credentials)
             .field("login_method", &self.login_method)
             .field("connect_timeout", &self.connect_timeout)
+            .field("retry_open_for", &self.retry_open_for)
             .field("request_timeout", &self.request_timeout)
             .field("publish_timeout", &self.publish_timeout)
             .field("heartbeat", &self.heartbeat)
@@ -223,6 +231,23 @@ impl ConnectionOptions {
         /// How long opening may take in all, from the look-up of the name over TCP and TLS to AMQP's `open-ok`, and with
         /// several endpoints for all of them. Default: 30 seconds.
         connect_timeout: Duration;
+        /// For how long opening is tried again, with the growing delays of
+        /// [`RecoveryOptions`], when the broker cannot be reached: a container often starts before
+        /// its broker. Each attempt has its own `connect_timeout`, but the last one ends with this
+        /// time. Zero: one attempt. Default: zero.
+        ///
+        /// What waiting does not change ends it at once: a login that is refused in so many words,
+        /// a virtual host that is missing or forbidden, a TLS certificate that is not trusted, a
+        /// login mechanism or a protocol version that the broker does not speak, and options that
+        /// are invalid.
+        ///
+        /// ```
+        /// use leveret::ConnectionOptions;
+        /// use std::time::Duration;
+        ///
+        /// let options = ConnectionOptions::default().retry_open_for(Duration::from_secs(120));
+        /// ```
+        retry_open_for: Duration;
         /// How long a call waits for the broker's reply. Default: 30 seconds.
         request_timeout: Duration;
         /// How long a publish waits while the socket takes nothing or the broker has blocked the connection.
@@ -266,6 +291,56 @@ impl ConnectionOptions {
         /// Tries the endpoints in random order, so that many programs do not all connect to the same one. A recovery
         /// shuffles them anew, but begins with the endpoint that worked last: see [`endpoint`](Self::endpoint).
         shuffle_endpoints;
+    }
+
+    /// Asks this function at every connect for the user, the secret and how long it is valid, in the
+    /// place of `username` and `password`: for OAuth 2 tokens and passwords that change. Before the
+    /// secret expires, the connection asks again and sends the new secret to the broker.
+    ///
+    /// The function is called on the thread that opens the connection, then on threads of this
+    /// crate. It may block, but recovery waits for it; its time is not part of `connect_timeout`. An
+    /// error of it is [`CredentialsUnavailable`](crate::ErrorKind::CredentialsUnavailable); in a
+    /// recovery it counts as one more failed attempt. With
+    /// [`LoginMethod::External`] and a mechanism of your own it has no effect.
+    ///
+    /// ```no_run
+    /// use leveret::{Connection, ConnectionOptions, Credentials};
+    /// use std::time::Duration;
+    ///
+    /// let options = ConnectionOptions::default().credentials(|| {
+    ///     let token = std::fs::read_to_string("/run/secrets/token")?;
+    ///     Ok(Credentials::new("worker", token.trim()).valid_for(Duration::from_secs(3600)))
+    /// });
+    /// let connection = Connection::open_with(&options)?;
+    /// # Ok::<(), leveret::Error>(())
+    /// ```
+    ///
+    /// See <https://www.rabbitmq.com/docs/oauth2>.
+    #[must_use]
+    pub fn credentials(
+        mut self,
+        ask: impl Fn() -> std::result::Result<Credentials, Box<dyn std::error::Error + Send + Sync>>
+            + Send
+            + Sync
+            + 'static,
+    ) -> Self {
+        self.credentials = Some(Provider::new(ask));
+        self
+    }
+
+    /// These options with what the program's function returns, and how long that is valid.
+    pub(crate) fn with_credentials(&self) -> Result<(Cow<'_, Self>, Option<Duration>)> {
+        let Some(provider) = &self.credentials else {
+            return Ok((Cow::Borrowed(self), None));
+        };
+        let credentials = provider.ask()?;
+        let options = Self {
+            username: credentials.username,
+            password: credentials.secret,
+            ..self.clone()
+        };
+        options.check_login()?;
+        Ok((Cow::Owned(options), credentials.valid_for))
     }
 
     /// One more place to connect to, if `host` and the endpoints before cannot be used: a node of the same cluster. Every
@@ -334,6 +409,10 @@ impl ConnectionOptions {
         let written =
             Writer::new(&mut Vec::new()).table(&self.client_properties, "client_properties");
         written.map_err(|error| Error::invalid(error.to_string()))?;
+        self.check_login()
+    }
+
+    fn check_login(&self) -> Result<()> {
         // The broker takes user name and password apart at the NUL between them.
         if matches!(self.login_method, LoginMethod::Plain)
             && (self.username.contains('\0') || self.password.contains('\0'))

@@ -72,6 +72,7 @@ macro_rules! flags {
 mod bind;
 mod connection;
 mod consume;
+mod credentials;
 mod exchange;
 mod publisher;
 mod queue;
@@ -83,6 +84,7 @@ pub use bind::BindOptions;
 pub(crate) use connection::Endpoint;
 pub use connection::{ConnectionOptions, LoginMethod};
 pub use consume::{ConsumeOptions, NackOptions, QosOptions, StreamOffset};
+pub use credentials::Credentials;
 pub use exchange::{ExchangeDeclareOptions, ExchangeDeleteOptions};
 pub use publisher::PublisherOptions;
 pub use queue::{Overflow, QueueDeclareOptions, QueueDeleteOptions, QueueType};

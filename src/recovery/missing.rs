@@ -7,6 +7,7 @@ use std::time::Duration;
 use crossbeam_channel::Receiver;
 
 use crate::channel::{ChannelState, Wanted};
+use crate::connect::random;
 use crate::deadline::Deadline;
 use crate::error::{ClosedBy, Error, ErrorKind, ReplyCode, Result};
 use crate::events::{ConnectionEvent, Entity};
@@ -300,7 +301,7 @@ impl Missing {
 
 fn delay(trouble: Trouble, tries: u32, options: &RecoveryOptions) -> Deadline {
     Deadline::after(match trouble {
-        Trouble::Refused => options.delay(tries.saturating_add(1), super::random()),
+        Trouble::Refused => options.delay(tries.saturating_add(1), random()),
         Trouble::Harmful => {
             let doubled = FIRST_DELAY_OF_HARMFUL.saturating_mul(1 << tries.min(20));
             doubled.min(MAX_DELAY_OF_HARMFUL)

@@ -8,12 +8,11 @@ mod messages;
 mod missing;
 mod opening;
 mod outage;
+mod renewal;
 mod replay;
 mod retry;
 
-use std::collections::hash_map::RandomState;
 use std::collections::BTreeMap;
-use std::hash::{BuildHasher, Hasher};
 use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::Duration;
@@ -36,6 +35,7 @@ use aside::{Aside, Verdict};
 use messages::Blame;
 use missing::{Key, Missing, Trouble};
 use outage::{is_login_refused, Outage};
+use renewal::Renewal;
 use replay::Replay;
 use retry::Trials;
 
@@ -63,6 +63,8 @@ struct Progress {
     holds: Option<Deadline>,
     /// How often in a row it was lost again soon after it came back.
     relapses: u32,
+    /// When the secret is to be renewed.
+    renewal: Option<Renewal>,
     /// Another thread tries what is missing.
     is_trying: bool,
     /// What came of that so far.
@@ -74,6 +76,8 @@ enum Task {
     Recover(Error),
     /// Try again what is missing.
     Retry,
+    /// Renew the secret.
+    Renew(Renewal),
     /// Take in what came of that.
     Tried(Vec<(Key, Verdict)>),
     Nothing,
@@ -91,21 +95,7 @@ impl Recover for Recovery {
         }
         progress.lost = Some(cause.clone());
         self.changed.notify_all();
-        if progress.is_running {
-            return true;
-        }
-        let (recovery, own_link) = (Arc::clone(&self), Arc::clone(link));
-        let thread = thread::Builder::new().name("leveret recovery".to_owned());
-        let started = thread.spawn(move || recovery.run(&own_link));
-        progress.is_running = started.is_ok();
-        if let Err(error) = &started {
-            log_line!(
-                Error,
-                link.label(),
-                "cannot start a thread that recovers the connection: {error}"
-            );
-        }
-        started.is_ok()
+        self.start(&mut progress, link)
     }
 
     fn ended(&self, cause: &Error) {
@@ -137,6 +127,36 @@ impl Recovery {
 
     pub(crate) fn set_secret(&self, secret: &str) {
         *self.secret.lock() = Some(secret.to_owned());
+    }
+
+    /// Starts the thread, unless it is there. Says whether it is.
+    fn start(self: &Arc<Self>, progress: &mut Progress, link: &Arc<Link>) -> bool {
+        if progress.is_running {
+            return true;
+        }
+        let (recovery, own_link) = (Arc::clone(self), Arc::clone(link));
+        let thread = thread::Builder::new().name("leveret recovery".to_owned());
+        let started = thread.spawn(move || recovery.run(&own_link));
+        progress.is_running = started.is_ok();
+        if let Err(error) = &started {
+            log_line!(
+                Error,
+                link.label(),
+                "cannot start a thread that recovers the connection: {error}"
+            );
+        }
+        started.is_ok()
+    }
+
+    /// The secret is valid for this long.
+    pub(crate) fn renew_after(self: &Arc<Self>, link: &Arc<Link>, valid_for: Option<Duration>) {
+        let Some(valid_for) = valid_for else { return };
+        let mut progress = self.progress.lock();
+        if progress.is_over {
+            return;
+        }
+        progress.renewal = Some(Renewal::of(valid_for));
+        self.start(&mut progress, link);
     }
 
     /// To connect with.
@@ -178,6 +198,10 @@ impl Recovery {
                     let trials = missing.replay(self, link, &mut blame).retry();
                     self.try_aside(link, trials);
                 }
+                Task::Renew(renewal) => {
+                    let renewal = self.renew(link, renewal);
+                    self.progress.lock().renewal = renewal;
+                }
                 Task::Tried(verdicts) => {
                     let mut replay = missing.replay(self, link, &mut blame);
                     for (key, verdict) in verdicts {
@@ -206,11 +230,17 @@ impl Recovery {
             if !progress.verdicts.is_empty() {
                 return Task::Tried(std::mem::take(&mut progress.verdicts));
             }
-            match missing.next_retry().filter(|_| !progress.is_trying) {
-                Some(retry) if retry.remaining().is_zero() => return Task::Retry,
-                Some(retry) => {
-                    self.changed.wait_until(&mut progress, retry.at());
-                }
+            let retry = missing.next_retry().filter(|_| !progress.is_trying);
+            if retry.is_some_and(|it| it.remaining().is_zero()) {
+                return Task::Retry;
+            }
+            if let Some(renewal) = progress.renewal.filter(|it| it.next.remaining().is_zero()) {
+                progress.renewal = None;
+                return Task::Renew(renewal);
+            }
+            let renew = progress.renewal.map(|it| it.next);
+            match retry.into_iter().chain(renew).min_by_key(Deadline::at) {
+                Some(next) => drop(self.changed.wait_until(&mut progress, next.at())),
                 None if progress.is_trying => self.changed.wait(&mut progress),
                 None => {
                     progress.is_running = false;
@@ -326,6 +356,7 @@ impl Recovery {
         blame: &mut Blame,
     ) -> Result<()> {
         let epoch = link.outbox.epoch();
+        self.progress.lock().renewal = connected.secret_valid_for.map(Renewal::of);
         let _ = link.next.send(Next::Connected(Box::new(connected)));
         let until = outage.attempt_ends(&self.options.recovery);
         let mut replay = Replay::new(self, link, epoch, until, missing, blame);
@@ -414,9 +445,4 @@ impl Drop for Trying<'_> {
         self.0.progress.lock().is_trying = false;
         self.0.changed.notify_all();
     }
-}
-
-/// The seed of the standard library's hash maps is the randomness at hand.
-fn random() -> u64 {
-    RandomState::new().build_hasher().finish()
 }

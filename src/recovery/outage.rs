@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::connect::random;
 use crate::deadline::Deadline;
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::ConnectionEvent;
@@ -56,7 +57,7 @@ impl Outage {
         };
         let delay = self.next.take().unwrap_or_else(|| {
             let attempt = self.pace.saturating_add(1);
-            options.delay(attempt, super::random())
+            options.delay(attempt, random())
         });
         Ok(delay.min(left))
     }

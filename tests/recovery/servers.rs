@@ -131,16 +131,12 @@ fn a_login_that_all_refuse_who_can_be_reached_ends_the_recovery() {
         if connection == 0 {
             return server.handshake(0);
         }
-        server.expect_header();
-        server.send_start();
-        server.expect(10, 11);
+        server.expect_login();
         if connection == 2 {
             // Only now it is certain that nobody listens there any more.
             other.take().unwrap().join().unwrap();
         }
-        let refused = [&403_u16.to_be_bytes()[..], &short("no"), &[0; 4]];
-        server.send_method(0, 10, 50, &refused.concat());
-        server.expect(10, 51);
+        server.refuse_login("no");
     });
     let options = at(address)
         .endpoint(hangs_up.ip().to_string(), hangs_up.port())
@@ -177,12 +173,8 @@ fn a_refused_login_is_one_more_failed_attempt_and_each_outage_has_one_loss() {
             is_cut.recv().unwrap();
         }
         _ => {
-            server.expect_header();
-            server.send_start();
-            server.expect(10, 11);
-            let refused = [&403_u16.to_be_bytes()[..], &short("LDAP is down"), &[0; 4]];
-            server.send_method(0, 10, 50, &refused.concat());
-            server.expect(10, 51);
+            server.expect_login();
+            server.refuse_login("LDAP is down");
         }
     });
     let connection = Connection::open_with(&at(address).recovery(quick())).unwrap();

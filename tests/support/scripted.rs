@@ -202,9 +202,21 @@ impl<S: Read + Write> Script<S> {
     }
 
     pub(crate) fn handshake_with(&mut self, channel_max: u16, heartbeat: u8) {
+        self.expect_login();
+        self.accept_login(channel_max, heartbeat);
+    }
+
+    /// Asks who it is, and returns the answer.
+    pub(crate) fn expect_login(&mut self) -> Vec<u8> {
         self.expect_header();
         self.send_start();
-        self.expect(10, 11);
+        let start_ok = self.next_frame();
+        assert_eq!(start_ok.method(), Some((10, 11)));
+        start_ok.payload
+    }
+
+    /// The rest of the handshake.
+    pub(crate) fn accept_login(&mut self, channel_max: u16, heartbeat: u8) {
         let tune = [
             &channel_max.to_be_bytes()[..],
             &FRAME_MAX.to_be_bytes(),
@@ -222,6 +234,12 @@ impl<S: Read + Write> Script<S> {
         assert_eq!(open.method(), Some((20, 10)));
         self.send_method(open.channel, 20, 11, b"\0\0\0\0");
         open.channel
+    }
+
+    pub(crate) fn refuse_login(&mut self, text: &str) {
+        let refused = [&403_u16.to_be_bytes()[..], &short(text), &[0; 4]];
+        self.send_method(0, 10, 50, &refused.concat());
+        self.expect(10, 51);
     }
 
     /// Waits until the client has ended, reading what it still says.

@@ -1,0 +1,73 @@
+//! Who logs in, and with what, asked for at every connect.
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A user and a secret, such as an OAuth 2 token, that a function returns for
+/// [`ConnectionOptions::credentials`](super::ConnectionOptions::credentials).
+#[derive(Clone)]
+pub struct Credentials {
+    pub(crate) username: String,
+    pub(crate) secret: String,
+    pub(crate) valid_for: Option<Duration>,
+}
+
+impl Credentials {
+    /// A user name and a password or token. RabbitMQ takes the name from a token and ignores this
+    /// one.
+    pub fn new(username: impl Into<String>, secret: impl Into<String>) -> Self {
+        Self {
+            username: username.into(),
+            secret: secret.into(),
+            valid_for: None,
+        }
+    }
+
+    /// How long the secret is valid from now on. When three quarters of that are over, the
+    /// connection asks for new credentials and sends the secret to the broker
+    /// (`connection.update-secret`). Default: for ever.
+    #[must_use]
+    pub fn valid_for(mut self, valid_for: Duration) -> Self {
+        self.valid_for = Some(valid_for);
+        self
+    }
+}
+
+/// Without the secret.
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Credentials")
+            .field("username", &self.username)
+            .field("valid_for", &self.valid_for)
+            .finish_non_exhaustive()
+    }
+}
+
+type Ask = dyn Fn() -> Result<Credentials, Box<dyn StdError + Send + Sync>> + Send + Sync;
+
+/// The program's function.
+#[derive(Clone)]
+pub(crate) struct Provider(Arc<Ask>);
+
+impl Provider {
+    pub(super) fn new(
+        ask: impl Fn() -> Result<Credentials, Box<dyn StdError + Send + Sync>> + Send + Sync + 'static,
+    ) -> Self {
+        Self(Arc::new(ask))
+    }
+
+    pub(crate) fn ask(&self) -> crate::Result<Credentials> {
+        (self.0)().map_err(|error| {
+            let text = error.to_string();
+            crate::Error::new(crate::ErrorKind::CredentialsUnavailable { text })
+        })
+    }
+}
+
+impl fmt::Debug for Provider {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("…")
+    }
+}
