@@ -184,6 +184,14 @@ fn options_that_no_server_would_take_are_refused() {
             "tcp_keepalive is 32768s, at most 32767s are possible (zero for none)",
         ),
         (
+            options().client_properties(FieldTable::new().with("k".repeat(256), 1)),
+            "client_properties: a name in a field table has 256 bytes",
+        ),
+        (
+            options().password("x".repeat(200_000)),
+            "connection.start-ok has 200",
+        ),
+        (
             options().tcp_user_timeout(Duration::MAX),
             "tcp_user_timeout is ",
         ),

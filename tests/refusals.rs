@@ -260,6 +260,13 @@ fn floats_that_are_not_finite_are_refused_before_anything_is_sent() {
         assert!(error.to_string().contains(text), "{error}");
         assert!(!error.may_have_been_sent(), "{error}");
     }
+    // A tag that was not used is free.
+    let tagged = || ConsumeOptions::default().consumer_tag("tag");
+    for options in [tagged(), tagged().no_wait()] {
+        let options = options.argument("ratio", f64::NAN);
+        assert!(!queue.consume(options).unwrap_err().may_have_been_sent());
+    }
+    queue.consume(tagged()).unwrap().cancel().unwrap();
     // The connection, the channel and the window go on.
     assert_eq!(connection.epoch(), 0);
     let confirm = publisher.publish("", queue.name(), "good").unwrap();

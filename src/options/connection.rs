@@ -408,7 +408,7 @@ impl ConnectionOptions {
         }
         let written =
             Writer::new(&mut Vec::new()).table(&self.client_properties, "client_properties");
-        written.map_err(|error| Error::invalid(error.to_string()))?;
+        written.map_err(|error| Error::invalid(format!("client_properties: {error}")))?;
         self.check_login()
     }
 

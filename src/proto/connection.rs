@@ -377,10 +377,10 @@ impl<M: Mailboxes> Connection<M> {
 
     fn started(&mut self, start: ConnectionStart<'_>) {
         let before = self.effects.output.len();
-        // Client properties are the user's, so they may be too large for any frame.
+        // Client properties and password are the user's, so they may be too large for any frame.
         let answered = handshake::start_ok(&mut self.config, &start).and_then(|start_ok| {
             let sent = self.effects.try_send(0, &start_ok);
-            sent.map_err(|error| Error::invalid(format!("client properties: {error}")))
+            sent.map_err(|error| handshake::unsendable(ConnectionStartOk::ID, &error))
         });
         match answered {
             Ok(()) => {
@@ -403,7 +403,7 @@ impl<M: Mailboxes> Connection<M> {
         let sent = answered.and_then(|response| {
             let response = LongString(Cow::Owned(response));
             let sent = self.effects.try_send(0, &ConnectionSecureOk { response });
-            sent.map_err(|error| Error::invalid(format!("SASL response: {error}")))
+            sent.map_err(|error| handshake::unsendable(ConnectionSecureOk::ID, &error))
         });
         match sent {
             Ok(()) => self.logging_in(ConnectionSecureOk::ID, before),

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::connection::{Config, Tuning};
 use crate::error::{CloseReason, Error, ErrorKind, ReplyCode};
-use crate::wire::codec::Writer;
+use crate::wire::codec::{WireError, Writer};
 use crate::wire::frame::{MIN_SIZE, OVERHEAD};
 use crate::wire::method::{
     ConnectionOpen, ConnectionStart, ConnectionStartOk, ConnectionTune, ConnectionTuneOk, Encode,
@@ -108,6 +108,17 @@ impl fmt::Display for LoginFrame {
              ({MAX_LOGIN_SINCE_4_1} since 4.1): use a shorter password or token, or fewer client properties"
         )
     }
+}
+
+/// A method of the login that cannot be put into a frame.
+pub(crate) fn unsendable(method: MethodId, error: &WireError) -> Error {
+    Error::invalid(match error {
+        WireError::FrameTooLarge { size, .. } => {
+            let size = usize::try_from(*size).unwrap_or(usize::MAX);
+            LoginFrame { method, size }.to_string()
+        }
+        error => format!("{method}: {error}"),
+    })
 }
 
 /// What the handshake waits for.
