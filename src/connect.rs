@@ -2,8 +2,6 @@
 //! deadline.
 
 use std::borrow::Cow;
-use std::collections::hash_map::RandomState;
-use std::hash::{BuildHasher, Hasher};
 use std::io::{self, ErrorKind, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::thread;
@@ -11,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use socket2::{SockRef, TcpKeepalive};
 
+use crate::backoff::random;
 use crate::deadline::Deadline;
 use crate::error::{Error, ErrorKind as Kind, FailedEndpoint, Result};
 use crate::inbox::Inbox;
@@ -152,11 +151,6 @@ fn in_order(options: &ConnectionOptions, last: Option<&Last>) -> Vec<Endpoint> {
         last.place(&last.endpoint, &mut endpoints);
     }
     endpoints
-}
-
-/// The seed of the standard library's hash maps is the randomness at hand.
-pub(crate) fn random() -> u64 {
-    RandomState::new().build_hasher().finish()
 }
 
 /// Each order is as likely as any other.

@@ -220,8 +220,9 @@ impl Connection {
         self.inner.link.outbox.blocked_reason()
     }
 
-    /// What happens to the connection from now on: blocked, unblocked, lost, recovered, closed. The receiver keeps the newest 64; all
-    /// receivers of a connection share them. It is disconnected when the connection has ended.
+    /// What happens to the connection from now on: blocked, unblocked, lost, recovered, closed; and to its
+    /// [`Workers`](crate::Workers). The receiver keeps the newest 64; all receivers of a connection share them. It is
+    /// disconnected when the connection has ended.
     ///
     /// ```no_run
     /// use leveret::{Connection, ConnectionEvent};

@@ -386,7 +386,7 @@ pub enum ErrorKind {
         /// What is wrong with them.
         text: String,
     },
-    /// The connection was lost before the broker had the acknowledgements of these messages, which
+    /// The connection or a channel was lost before the broker had the acknowledgements of these messages, which
     /// [`Workers`](crate::Workers) have handled. The broker will deliver the messages again.
     AcksLost {
         /// Messages whose acknowledgement was not sent.
@@ -399,6 +399,12 @@ pub enum ErrorKind {
     CredentialsUnavailable {
         /// What the function says.
         text: String,
+    },
+    /// A thread of [`Workers`](crate::Workers) has panicked outside of the program's handler: in the program's logger, or
+    /// because this crate has a fault.
+    WorkerPanicked {
+        /// What the panic says.
+        message: String,
     },
     /// The system does not start another thread.
     ThreadNotStarted {
@@ -547,6 +553,7 @@ impl ErrorKind {
             Self::CredentialsUnavailable { text } => {
                 write!(f, "no credentials to log in with: {text}")
             }
+            Self::WorkerPanicked { message } => write!(f, "the thread has panicked: {message}"),
             Self::ThreadNotStarted { kind } => write!(f, "cannot start a thread: {kind}"),
             Self::AlreadySettled { delivery_tag } => {
                 write!(
@@ -585,7 +592,7 @@ fn write_recovery_given_up(
 }
 
 fn write_acks_lost(f: &mut dyn fmt::Write, not_sent: u64, unconfirmed: u64) -> fmt::Result {
-    f.write_str("the connection was lost")?;
+    f.write_str("the connection or a channel was lost")?;
     if not_sent > 0 {
         write!(
             f,

@@ -58,6 +58,22 @@ pub enum ConnectionEvent {
         /// How long it was away.
         after: Duration,
     },
+    /// A thread of [`Workers`](crate::Workers) has lost its consumer, or could not begin another one. It tries again.
+    WorkerInterrupted {
+        /// The thread's queue.
+        queue: String,
+        /// Why.
+        error: Error,
+        /// When the thread tries to consume again: so long from now.
+        next: Duration,
+    },
+    /// A thread of [`Workers`](crate::Workers) that was interrupted consumes again.
+    WorkerResumed {
+        /// The thread's queue.
+        queue: String,
+        /// How long the thread had no consumer.
+        after: Duration,
+    },
     /// The connection has ended for good; the last event.
     Closed {
         /// By whom and why: what everyone who waits is told.

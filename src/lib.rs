@@ -53,6 +53,7 @@
 //! `[billing worker at 10.0.0.1:5672] the broker has unblocked the connection`.
 
 mod backlog;
+mod backoff;
 #[cfg(feature = "broker")]
 // Its lines belong to no connection of a program.
 #[allow(clippy::disallowed_macros)]
@@ -116,9 +117,9 @@ pub use exchange::{Exchange, ExchangeKind};
 pub use message::{Body, Message};
 pub use options::{
     BindOptions, ConnectionOptions, ConsumeOptions, Credentials, ExchangeDeclareOptions,
-    ExchangeDeleteOptions, LoginMethod, NackOptions, Overflow, PublisherOptions, QosOptions,
-    QueueDeclareOptions, QueueDeleteOptions, QueueType, RecoveryOptions, StreamOffset, TlsOptions,
-    WorkerOptions,
+    ExchangeDeleteOptions, LoginMethod, NackOptions, OnConsumerEnd, Overflow, PublisherOptions,
+    QosOptions, QueueDeclareOptions, QueueDeleteOptions, QueueType, RecoveryOptions, StreamOffset,
+    TlsOptions, WorkerOptions,
 };
 pub use publisher::Publisher;
 pub use queue::Queue;

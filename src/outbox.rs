@@ -7,11 +7,13 @@
 //! A large message gets a lane of its own beside all others, and so does what follows it on its channel: the IO thread
 //! sends it a few frames at a time, so that it does not hold up heartbeats and other channels.
 
+use std::convert::Infallible;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use crossbeam_channel::{Receiver, Sender};
 use mio::Waker;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
@@ -90,6 +92,8 @@ pub(crate) enum Loss {
 
 struct State {
     phase: Phase,
+    /// Dropped when the connection ends for good.
+    has_not_ended: Option<Sender<Infallible>>,
     /// How often the connection was lost.
     epoch: u64,
     /// The largest payload of a frame on this connection, in bytes.
@@ -133,10 +137,19 @@ impl State {
     }
 }
 
+impl State {
+    fn end(&mut self, error: Error) {
+        self.phase = Phase::Ended(error);
+        self.has_not_ended = None;
+    }
+}
+
 pub(crate) struct Outbox {
     state: Mutex<State>,
     /// Notified when there may be room, or nothing to wait for any more.
     changed: Condvar,
+    /// Disconnected when the connection has ended for good.
+    ended: Receiver<Infallible>,
     /// Publishers who wait for the broker to say that it takes messages again.
     stopped: Waiting,
     waker: Waker,
@@ -284,7 +297,7 @@ impl Frames<'_> {
     /// Nothing can be appended from now on.
     pub(crate) fn end(&mut self, error: Error) {
         if !matches!(self.state.phase, Phase::Ended(_)) {
-            self.state.phase = Phase::Ended(error);
+            self.state.end(error);
         }
         self.wake_all();
     }
@@ -336,9 +349,11 @@ fn unsendable(error: WireError) -> Error {
 
 impl Outbox {
     pub(crate) fn new(waker: Waker, payload_limit: usize, fails_fast: bool, label: Label) -> Self {
+        let (has_not_ended, ended) = crossbeam_channel::bounded(0);
         Self {
             state: Mutex::new(State {
                 phase: Phase::Open,
+                has_not_ended: Some(has_not_ended),
                 epoch: 0,
                 payload_limit,
                 label,
@@ -353,6 +368,7 @@ impl Outbox {
                 blocked: None,
             }),
             changed: Condvar::new(),
+            ended,
             stopped: Waiting::default(),
             waker,
             aborted: AtomicBool::new(false),
@@ -588,6 +604,11 @@ impl Outbox {
         true
     }
 
+    /// A channel for `select!`, which is disconnected when the connection has ended for good.
+    pub(crate) fn ended(&self) -> &Receiver<Infallible> {
+        &self.ended
+    }
+
     /// What was lost is there again: callers go on, unless it was lost once more. Says whether they do. `tell` is called
     /// before anyone does, and before another loss can be told.
     pub(crate) fn recovered(&self, epoch: u64, tell: impl FnOnce()) -> bool {
@@ -706,7 +727,7 @@ impl Outbox {
 
     /// This is what everyone who waits is told. When closes cross, it takes the place of our own reason.
     pub(crate) fn set_end(&self, error: Error) {
-        self.state.lock().phase = Phase::Ended(error);
+        self.state.lock().end(error);
         self.changed.notify_all();
     }
 

@@ -279,7 +279,8 @@ impl Names {
 }
 
 impl ServerNames {
-    fn name(&self, text: &str) -> Arc<Name> {
+    /// A name that follows the queue, if the broker has made the name up.
+    pub(crate) fn name(&self, text: &str) -> Arc<Name> {
         let name = Name::new(text);
         if !name.is_made_up() {
             return name;

@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{bounded, unbounded, Receiver, RecvTimeoutError, Sender};
 use leveret::broker::Broker;
 use leveret::{
-    Channel, Connection, ConnectionOptions, ConsumeOptions, ErrorKind, Message, Queue,
-    QueueDeclareOptions, QueueDeleteOptions, Settlement, StreamOffset, WorkerOptions, Workers,
+    Channel, Connection, ConnectionEvent, ConnectionOptions, ConsumeOptions, Error, ErrorKind,
+    Message, OnConsumerEnd, Queue, QueueDeclareOptions, QueueDeleteOptions, ReplyCode, Settlement,
+    StreamOffset, WorkerOptions, Workers,
 };
 
 use crate::recovery::{lasting_queue, recovered, Lossy};
@@ -239,13 +240,14 @@ fn shutting_down_gives_back_at_once_what_waits_behind_a_running_handler() {
 }
 
 #[test]
-fn when_one_cannot_go_on_all_stop_and_say_why() {
+fn when_one_is_to_stop_all_they_stop_and_say_why() {
     let channel = channel();
     let (first, second) = (exclusive_queue(&channel), exclusive_queue(&channel));
     let workers = Workers::new(channel.connection());
     for queue in [&first, &second] {
+        let options = WorkerOptions::default().on_consumer_end(OnConsumerEnd::StopAll);
         workers
-            .consume(queue.name(), WorkerOptions::default(), |_| Settlement::Ack)
+            .consume(queue.name(), options, |_| Settlement::Ack)
             .unwrap();
     }
     first.delete(QueueDeleteOptions::default()).unwrap();
@@ -257,10 +259,15 @@ fn when_one_cannot_go_on_all_stop_and_say_why() {
     assert!(error.to_string().contains(first.name()), "{error}");
     assert_eq!(workers.shutdown(SOON).unwrap_err().kind(), error.kind());
     assert!(channel.is_open());
+}
 
+#[test]
+fn when_the_connection_ends_for_good_all_stop_and_say_why() {
+    let channel = channel();
+    let queue = exclusive_queue(&channel);
     let workers = Workers::new(channel.connection());
     workers
-        .consume(second.name(), WorkerOptions::default(), |_| Settlement::Ack)
+        .consume(queue.name(), WorkerOptions::default(), |_| Settlement::Ack)
         .unwrap();
     channel.connection().close().unwrap();
     assert!(workers.join().unwrap_err().is_connection_end());
@@ -290,7 +297,7 @@ fn what_cannot_be_is_refused_before_a_thread_starts() {
             Settlement::Ack
         })
         .unwrap_err();
-    assert_eq!(error.reply_code(), Some(leveret::ReplyCode::NOT_FOUND));
+    assert_eq!(error.reply_code(), Some(ReplyCode::NOT_FOUND));
     // Nothing runs.
     workers.join().unwrap();
     workers.shutdown(Duration::ZERO).unwrap();
@@ -441,10 +448,19 @@ struct Held {
 impl Held {
     /// It may acknowledge the message before.
     fn start(workers: &Workers, queue: &str, acks_itself: bool) -> Self {
+        Self::start_with(workers, queue, WorkerOptions::default(), acks_itself)
+    }
+
+    fn start_with(
+        workers: &Workers,
+        queue: &str,
+        options: WorkerOptions,
+        acks_itself: bool,
+    ) -> Self {
         let (begun, has_begun) = unbounded();
         let (go_on, may_go_on) = bounded(0);
         workers
-            .consume(queue, WorkerOptions::default(), move |delivery| {
+            .consume(queue, options, move |delivery| {
                 if acks_itself {
                     delivery.ack().unwrap();
                 }
@@ -684,4 +700,397 @@ fn a_handler_cannot_wait_for_itself() {
     }
     // It has stopped them nevertheless.
     workers.join().unwrap();
+}
+
+// ---- consumers that the broker ends ----
+
+/// Delays for tests that wait for the next attempt.
+fn soon_again() -> WorkerOptions {
+    let options = WorkerOptions::default().restart_delay(Duration::from_millis(10));
+    options.max_restart_delay(Duration::from_millis(200))
+}
+
+/// A first delay that no test waits for.
+fn not_again() -> WorkerOptions {
+    let options = WorkerOptions::default().restart_delay(100 * SOON);
+    options.max_restart_delay(100 * SOON)
+}
+
+/// Waits until a worker of this queue is interrupted.
+#[track_caller]
+fn interrupted(events: &Receiver<ConnectionEvent>, of: &str) -> (Error, Duration) {
+    loop {
+        match events.recv_timeout(SOON).unwrap() {
+            ConnectionEvent::WorkerInterrupted { queue, error, next } => {
+                assert_eq!(queue, of);
+                return (error, next);
+            }
+            ConnectionEvent::Closed { cause } => panic!("{cause}"),
+            _ => {}
+        }
+    }
+}
+
+/// Waits until a worker of this queue consumes again.
+#[track_caller]
+fn resumed(events: &Receiver<ConnectionEvent>, of: &str) {
+    loop {
+        match events.recv_timeout(SOON).unwrap() {
+            ConnectionEvent::WorkerResumed { queue, .. } => return assert_eq!(queue, of),
+            ConnectionEvent::Closed { cause } => panic!("{cause}"),
+            _ => {}
+        }
+    }
+}
+
+fn declare(channel: &Channel, name: &str) -> Queue {
+    let options = QueueDeclareOptions::durable().expires(Duration::from_secs(60));
+    channel.queue_declare(name, options).unwrap()
+}
+
+/// Makes the broker close the channel of a delivery, and waits for that.
+fn cost_the_channel(delivery: &leveret::Delivery) {
+    let channel = delivery.channel();
+    channel.basic_ack(delivery.delivery_tag() + 1000).unwrap();
+    eventually("the channel is closed", || !channel.is_open());
+}
+
+#[test]
+fn a_queue_that_is_deleted_and_declared_again_is_consumed_again() {
+    logged::begin();
+    let channel = channel();
+    let events = channel.connection().events();
+    let queue = declare(&channel, &unique("deleted"));
+    let workers = Workers::new(channel.connection());
+    let (handled, is_handled) = unbounded();
+    workers
+        .consume(queue.name(), soon_again().threads(2), move |delivery| {
+            handled.send(delivery.channel().number()).unwrap();
+            Settlement::Ack
+        })
+        .unwrap();
+    for round in 0..2 {
+        queue.delete(QueueDeleteOptions::default()).unwrap();
+        // One of the two threads has tried once more.
+        let mut cancelled = 0;
+        loop {
+            let (error, next) = interrupted(&events, queue.name());
+            assert!(next < Duration::from_millis(200), "{next:?}");
+            assert!(error.to_string().contains(queue.name()), "{error}");
+            match error.kind() {
+                ErrorKind::ConsumerCancelled { .. } => cancelled += 1,
+                _ => {
+                    assert_eq!(error.reply_code(), Some(ReplyCode::NOT_FOUND), "{error}");
+                    break;
+                }
+            }
+        }
+        assert!(cancelled > 0, "round {round}");
+        declare(&channel, queue.name());
+        resumed(&events, queue.name());
+        resumed(&events, queue.name());
+        queue.publish("work").unwrap();
+        is_handled.recv_timeout(SOON).unwrap();
+    }
+    assert_eq!(ready(&channel, queue.name()), 0);
+    workers.shutdown(SOON).unwrap();
+    let warned = |line: &str| line.contains(queue.name()) && line.contains("consumes again in");
+    assert!(logged::count(warned) >= 6);
+    let consumes = |line: &str| line.contains(queue.name()) && line.contains("again after");
+    assert_eq!(logged::count(consumes), 4);
+    queue.delete(QueueDeleteOptions::default()).unwrap();
+}
+
+#[test]
+fn a_channel_that_the_broker_closes_costs_no_message_and_no_worker() {
+    const MESSAGES: usize = 20;
+    let channel = channel();
+    let events = channel.connection().events();
+    let queue = exclusive_queue(&channel);
+    for number in 0..MESSAGES {
+        queue.publish(number.to_string()).unwrap();
+    }
+    let workers = Workers::new(channel.connection());
+    let (handled, is_handled) = unbounded();
+    workers
+        .consume(queue.name(), soon_again().prefetch(10), move |delivery| {
+            handled.send(delivery.body().to_vec()).unwrap();
+            if delivery.body() == b"5" && !delivery.redelivered() {
+                cost_the_channel(delivery);
+            }
+            Settlement::Ack
+        })
+        .unwrap();
+    let (error, _) = interrupted(&events, queue.name());
+    assert_eq!(error.reply_code(), Some(ReplyCode::PRECONDITION_FAILED));
+    resumed(&events, queue.name());
+    // Only the one message is handled twice: what was sent ahead is left alone.
+    let next = |_| is_handled.recv_timeout(SOON).unwrap();
+    let mut bodies: Vec<_> = (0..=MESSAGES).map(next).collect();
+    bodies.sort();
+    let mut expected: Vec<_> = (0..MESSAGES)
+        .chain([5])
+        .map(|number| number.to_string().into_bytes())
+        .collect();
+    expected.sort();
+    assert_eq!(bodies, expected);
+    workers.shutdown(SOON).unwrap();
+    assert!(is_handled.try_recv().is_err());
+    assert_eq!(ready(&channel, queue.name()), 0);
+}
+
+#[test]
+fn a_worker_whose_acknowledgement_is_late_consumes_again() {
+    let broker = Broker::start().unwrap();
+    let connection = Connection::open(&broker.uri()).unwrap();
+    let channel = connection.open_channel().unwrap();
+    let events = connection.events();
+    let queue = channel
+        .queue_declare("tasks", QueueDeclareOptions::durable())
+        .unwrap();
+    let workers = Workers::new(&connection);
+    let held = Held::start_with(&workers, queue.name(), soon_again(), false);
+    queue.publish("work").unwrap();
+    held.wait();
+    let late = "delivery acknowledgement on channel timed out";
+    let time_out: [&dyn Fn(); 2] = [
+        // RabbitMQ 4.3, then all before.
+        &|| assert_eq!(broker.time_out_consumers("tasks"), 1),
+        &|| broker.close_channels(ReplyCode::PRECONDITION_FAILED, late),
+    ];
+    for time_out in time_out {
+        time_out();
+        held.go_on();
+        interrupted(&events, queue.name());
+        resumed(&events, queue.name());
+        // It comes again.
+        held.wait();
+    }
+    held.go_on();
+    workers.shutdown(SOON).unwrap();
+    let state = broker.queue("tasks").unwrap();
+    assert_eq!((state.ready, state.unacknowledged), (0, 0));
+    let channels = |broker: &Broker| broker.connections()[0].channels;
+    assert!(broker.wait_until(SOON, |broker| channels(broker) == 0));
+}
+
+#[test]
+fn a_worker_that_rabbitmq_times_out_consumes_again() {
+    let node = Node::start();
+    for limit in ["consumer_timeout, 1000", "channel_tick_interval, 500"] {
+        node.ctl(&["eval", &format!("application:set_env(rabbit, {limit}).")]);
+    }
+    let connection = Connection::open_with(&node.options()).unwrap();
+    let channel = connection.open_channel().unwrap();
+    let events = connection.events();
+    let queue = exclusive_queue(&channel);
+    let workers = Workers::new(&connection);
+    let held = Held::start_with(&workers, queue.name(), soon_again(), false);
+    queue.publish("work").unwrap();
+    held.wait();
+    eventually("the broker has the message back", || {
+        node.counts() == (1, 0)
+    });
+    held.go_on();
+    let (error, _) = interrupted(&events, queue.name());
+    assert_eq!(error.reply_code(), Some(ReplyCode::PRECONDITION_FAILED));
+    assert!(error.to_string().contains("timed out"), "{error}");
+    held.wait();
+    held.go_on();
+    workers.shutdown(SOON).unwrap();
+    assert_eq!(ready(&channel, queue.name()), 0);
+}
+
+#[test]
+fn trouble_with_one_queue_never_stops_the_workers_of_another() {
+    for on_end in [OnConsumerEnd::Restart, OnConsumerEnd::StopQueue] {
+        let channel = channel();
+        let events = channel.connection().events();
+        let (gone, good) = (exclusive_queue(&channel), exclusive_queue(&channel));
+        let workers = Workers::new(channel.connection());
+        let options = not_again().on_consumer_end(on_end).threads(2);
+        // Its handler is dropped with its last thread.
+        let (alive, has_stopped) = bounded::<()>(0);
+        workers
+            .consume(gone.name(), options, move |_| {
+                let _ = &alive;
+                Settlement::Ack
+            })
+            .unwrap();
+        let (handled, is_handled) = unbounded();
+        workers
+            .consume(good.name(), WorkerOptions::default(), move |_| {
+                handled.send(()).unwrap();
+                Settlement::Ack
+            })
+            .unwrap();
+        gone.delete(QueueDeleteOptions::default()).unwrap();
+        if on_end == OnConsumerEnd::Restart {
+            interrupted(&events, gone.name());
+        } else {
+            let ended = has_stopped.recv_timeout(SOON);
+            assert_eq!(ended, Err(RecvTimeoutError::Disconnected));
+        }
+        good.publish("work").unwrap();
+        is_handled.recv_timeout(SOON).unwrap();
+        let stopped = workers.shutdown(SOON);
+        if on_end == OnConsumerEnd::Restart {
+            stopped.unwrap();
+            continue;
+        }
+        let error = stopped.unwrap_err();
+        assert!(
+            matches!(error.kind(), ErrorKind::ConsumerCancelled { .. }),
+            "{error}"
+        );
+        assert!(error.to_string().contains(gone.name()), "{error}");
+    }
+}
+
+#[test]
+fn a_worker_that_waits_to_consume_again_stops_at_once() {
+    for by_close in [false, true] {
+        let channel = channel();
+        let events = channel.connection().events();
+        let queue = exclusive_queue(&channel);
+        let workers = Workers::new(channel.connection());
+        workers
+            .consume(queue.name(), not_again(), |_| Settlement::Ack)
+            .unwrap();
+        queue.delete(QueueDeleteOptions::default()).unwrap();
+        let (_, next) = interrupted(&events, queue.name());
+        assert!(next >= 50 * SOON, "{next:?}");
+        let begin = Instant::now();
+        if by_close {
+            channel.connection().close().unwrap();
+            let error = workers.join().unwrap_err();
+            assert!(error.is_connection_end(), "{error}");
+        } else {
+            workers.shutdown(SOON).unwrap();
+        }
+        let took = begin.elapsed();
+        assert!(took < Duration::from_secs(5), "{took:?}");
+    }
+}
+
+#[test]
+fn a_message_that_always_costs_the_channel_comes_with_growing_delays() {
+    let channel = channel();
+    let events = channel.connection().events();
+    let queue = exclusive_queue(&channel);
+    let workers = Workers::new(channel.connection());
+    let options = WorkerOptions::default().restart_delay(Duration::from_millis(8));
+    workers
+        .consume(queue.name(), options, |delivery| {
+            cost_the_channel(delivery);
+            Settlement::Ack
+        })
+        .unwrap();
+    queue.publish("poison").unwrap();
+    let mut last = Duration::ZERO;
+    for attempt in 0..6 {
+        let (error, next) = interrupted(&events, queue.name());
+        assert_eq!(error.reply_code(), Some(ReplyCode::PRECONDITION_FAILED));
+        let most = Duration::from_millis(8 << attempt);
+        assert!(next > last && next >= most / 2 && next < most, "{next:?}");
+        last = next;
+    }
+    // Ok, or AcksLost if the thread waits.
+    let _ = workers.shutdown(SOON);
+}
+
+#[test]
+fn a_consumer_that_has_lasted_begins_again_after_the_first_delay() {
+    let broker = Broker::start().unwrap();
+    let connection = Connection::open(&broker.uri()).unwrap();
+    let events = connection.events();
+    let channel = connection.open_channel().unwrap();
+    let queue = channel
+        .queue_declare("tasks", QueueDeclareOptions::durable())
+        .unwrap();
+    let workers = Workers::new(&connection);
+    // Whatever time a consumer has lasted, it was long enough.
+    let options = WorkerOptions::default()
+        .restart_delay(SOON)
+        .max_restart_delay(Duration::ZERO);
+    workers
+        .consume(queue.name(), options, |_| Settlement::Ack)
+        .unwrap();
+    for _ in 0..5 {
+        assert_eq!(broker.cancel_consumers("tasks"), 1);
+        interrupted(&events, queue.name());
+        resumed(&events, queue.name());
+    }
+    workers.shutdown(SOON).unwrap();
+}
+
+#[test]
+fn shutting_down_tells_of_an_acknowledgement_that_was_lost_with_a_channel() {
+    for is_waiting in [false, true] {
+        let broker = Broker::start().unwrap();
+        let connection = Connection::open(&broker.uri()).unwrap();
+        let events = connection.events();
+        let channel = connection.open_channel().unwrap();
+        let queue = channel
+            .queue_declare("tasks", QueueDeclareOptions::durable())
+            .unwrap();
+        let workers = Workers::new(&connection);
+        let held = Held::start_with(&workers, queue.name(), not_again(), false);
+        queue.publish("work").unwrap();
+        held.wait();
+        broker.close_channels(ReplyCode::PRECONDITION_FAILED, "late");
+        assert!(broker.wait_until(SOON, |it| it.queue("tasks").unwrap().ready == 1));
+        if is_waiting {
+            held.go_on();
+            interrupted(&events, queue.name());
+        } else {
+            let error = workers.shutdown(Duration::ZERO).unwrap_err();
+            assert!(error.is_timeout(), "{error}");
+            held.go_on();
+        }
+        let error = workers.shutdown(SOON).unwrap_err();
+        let expected = ErrorKind::AcksLost {
+            not_sent: 1,
+            unconfirmed: 0,
+        };
+        assert_eq!(*error.kind(), expected);
+        assert!(error.to_string().contains(queue.name()), "{error}");
+        connection.close().unwrap();
+    }
+}
+
+#[test]
+fn a_worker_of_a_stream_goes_on_where_it_was_when_its_channel_was_closed() {
+    let channel = channel();
+    let events = channel.connection().events();
+    let name = unique("stream");
+    let stream = channel
+        .queue_declare(&name, QueueDeclareOptions::stream())
+        .unwrap();
+    let publisher = channel.publisher().unwrap();
+    for number in 0..10 {
+        publisher.publish("", &name, number.to_string()).unwrap();
+    }
+    publisher.wait_for_confirms().unwrap();
+    let consume = ConsumeOptions::default().stream_offset(StreamOffset::First);
+    let workers = Workers::new(channel.connection());
+    let (handled, is_handled) = unbounded();
+    let options = soon_again().prefetch(5).consume(consume);
+    workers
+        .consume(&name, options, move |delivery| {
+            handled.send(delivery.body().to_vec()).unwrap();
+            if delivery.body() == b"3" {
+                cost_the_channel(delivery);
+            }
+            Settlement::Ack
+        })
+        .unwrap();
+    let handled: Vec<_> = (0..10)
+        .map(|_| is_handled.recv_timeout(SOON).unwrap())
+        .collect();
+    let expected = (0..10).map(|number| number.to_string().into_bytes());
+    assert_eq!(handled, expected.collect::<Vec<_>>());
+    resumed(&events, &name);
+    workers.shutdown(SOON).unwrap();
+    stream.delete(QueueDeleteOptions::default()).unwrap();
 }

@@ -92,4 +92,4 @@ pub use recovery::RecoveryOptions;
 pub use tls::TlsOptions;
 #[cfg(feature = "native-tls")]
 pub(crate) use tls::{Identity, Source};
-pub use worker::WorkerOptions;
+pub use worker::{OnConsumerEnd, WorkerOptions};

@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::backoff;
 use crate::events::Entity;
 
 type Filter = Arc<dyn Fn(&Entity) -> bool + Send + Sync>;
@@ -145,10 +146,7 @@ impl RecoveryOptions {
 
     /// How long to wait before this attempt, counted from 1. `random` is anything.
     pub(crate) fn delay(&self, attempt: u32, random: u64) -> Duration {
-        let doubled = 1 << attempt.saturating_sub(1).min(31);
-        let delay = self.first_delay.saturating_mul(doubled).min(self.max_delay);
-        let half = delay / 2;
-        half + half.mul_f64((random % 1024) as f64 / 1024.0)
+        backoff::delay(self.first_delay, self.max_delay, attempt, random)
     }
 }
 

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use crossbeam_channel::Receiver;
 
+use crate::backoff::random;
 use crate::channel::{ChannelState, Wanted};
-use crate::connect::random;
 use crate::deadline::Deadline;
 use crate::error::{ClosedBy, Error, ErrorKind, ReplyCode, Result};
 use crate::events::{ConnectionEvent, Entity};

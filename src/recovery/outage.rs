@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::connect::random;
+use crate::backoff::random;
 use crate::deadline::Deadline;
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::ConnectionEvent;

@@ -1,9 +1,11 @@
 //! Whether the broker has what a thread has acknowledged.
 
 use crate::channel::Answered;
+use crate::error::ErrorKind;
 
-/// What became of the acknowledgements of one thread. Those of an earlier connection do not matter
-/// once the consumer has gone on: the broker has delivered their messages again.
+/// What became of the acknowledgements that a thread has sent on one channel. Those of an earlier
+/// connection do not matter once the consumer has gone on: the broker has delivered their messages
+/// again.
 pub(super) struct Answers {
     prefetch: u64,
     /// The connection on which the last ones were sent.
@@ -11,6 +13,31 @@ pub(super) struct Answers {
     sent: u64,
     /// The last one was not sent.
     is_last_lost: bool,
+}
+
+/// How many acknowledgements the broker does not have, and how many more it may not have.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(super) struct LostAnswers {
+    not_sent: u64,
+    unconfirmed: u64,
+}
+
+impl LostAnswers {
+    pub(super) fn is_none(self) -> bool {
+        self == Self::default()
+    }
+
+    pub(super) fn add(&mut self, others: Self) {
+        self.not_sent += others.not_sent;
+        self.unconfirmed += others.unconfirmed;
+    }
+
+    pub(super) fn kind(self) -> ErrorKind {
+        ErrorKind::AcksLost {
+            not_sent: self.not_sent,
+            unconfirmed: self.unconfirmed,
+        }
+    }
 }
 
 impl Answers {
@@ -46,15 +73,17 @@ impl Answers {
         }
     }
 
-    /// How many the broker does not have, and how many more it may not have, when all that was sent
-    /// on the connection of this epoch has reached it.
-    pub(super) fn lost(&self, confirmed_in: Option<u64>) -> (u64, u64) {
+    /// What the broker lacks when all that was sent on the connection of this epoch has reached it.
+    pub(super) fn lost(&self, confirmed_in: Option<u64>) -> LostAnswers {
         let not_sent = u64::from(self.is_last_lost);
-        if confirmed_in == Some(self.epoch) {
-            return (not_sent, 0);
+        let unconfirmed = match confirmed_in {
+            Some(epoch) if epoch == self.epoch => 0,
+            // It has read all others, or it would not have delivered the last message.
+            _ => self.sent.min(self.prefetch.saturating_sub(not_sent)),
+        };
+        LostAnswers {
+            not_sent,
+            unconfirmed,
         }
-        // It has read all others, or it would not have delivered the last message.
-        let unread = self.sent.min(self.prefetch.saturating_sub(not_sent));
-        (not_sent, unread)
     }
 }

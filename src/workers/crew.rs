@@ -1,6 +1,6 @@
 //! What the threads of one `Workers` share.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::fmt;
 use std::sync::Arc;
@@ -9,154 +9,295 @@ use std::thread::{self, ThreadId};
 use crossbeam_channel::{bounded, Receiver, Sender, TryRecvError};
 use parking_lot::{Condvar, Mutex};
 
-use super::answers::Answers;
-use super::worker::Worker;
-use super::Handler;
+use super::answers::LostAnswers;
 use crate::consumer::Consumer;
 use crate::deadline::Deadline;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
+use crate::queue::Name;
 
-/// What all threads share.
+/// The threads of all queues.
 pub(super) struct Crew {
-    pub(super) state: Mutex<State>,
+    state: Mutex<State>,
     /// Notified when a thread has ended.
-    pub(super) ended: Condvar,
-    /// Disconnected when it is time to stop.
-    pub(super) stopped: Receiver<Infallible>,
+    ended: Condvar,
 }
 
-pub(super) struct State {
-    /// Gone when it is time to stop.
-    go_on: Option<Sender<Infallible>>,
-    /// Here, so that whoever stops can give back what waits behind a long message.
-    consumers: Vec<Consumer>,
-    /// The queues of the threads that run.
-    pub(super) running: Vec<Arc<str>>,
-    /// These threads, once they have begun.
-    pub(super) threads: HashSet<ThreadId>,
+#[derive(Default)]
+struct State {
+    is_stopped: bool,
+    squads: Vec<Squad>,
     failure: Option<Error>,
     lost: Lost,
 }
 
-/// What the threads have handled, and the broker delivers again since a connection was lost.
+/// The threads that one call of `Workers::consume` has started.
+struct Squad {
+    queue: Arc<Name>,
+    /// Gone when it is time to stop.
+    go_on: Option<Sender<Infallible>>,
+    /// `None` for a thread that has ended.
+    members: Vec<Option<Member>>,
+}
+
+/// One thread, as the others see it.
+struct Member {
+    /// Known once the thread has begun.
+    thread: Option<ThreadId>,
+    duty: Duty,
+}
+
+enum Duty {
+    /// The consumer is here so that any thread can stop it, and give back what waits after a long
+    /// message.
+    Consuming(Consumer),
+    /// The consumer has ended. The thread will begin another one.
+    Restarting,
+    Stopping,
+}
+
+/// What the threads have handled, and the broker delivers again, since a connection or a channel
+/// was lost while they stopped.
 #[derive(Debug, Default)]
 struct Lost {
-    not_sent: u64,
-    unconfirmed: u64,
-    queues: BTreeSet<Arc<str>>,
+    answers: LostAnswers,
+    queues: BTreeSet<String>,
 }
 
 impl Lost {
     fn error(&self) -> Option<Error> {
-        let kind = ErrorKind::AcksLost {
-            not_sent: self.not_sent,
-            unconfirmed: self.unconfirmed,
-        };
+        let kind = self.answers.kind();
         let doing = || format!("workers of {:?}", self.queues);
         (!self.queues.is_empty()).then(|| Error::new(kind).doing(doing()))
     }
 }
 
+/// Whose work ends with a failure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Scope {
+    /// That of the threads of the same squad.
+    Queue,
+    All,
+}
+
+/// Where a thread stands in its crew.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    squad: usize,
+    member: usize,
+}
+
+impl State {
+    fn member(&mut self, at: Place) -> Option<&mut Option<Member>> {
+        self.squads.get_mut(at.squad)?.members.get_mut(at.member)
+    }
+
+    /// The queues of the threads that run, one for each thread.
+    fn running(&self) -> Vec<&str> {
+        let running = self.squads.iter().flat_map(|squad| {
+            let members = squad.members.iter().flatten();
+            members.map(|_| squad.queue.current())
+        });
+        running.collect()
+    }
+
+    fn has_thread(&self, thread: ThreadId) -> bool {
+        let mut members = self
+            .squads
+            .iter()
+            .flat_map(|it| it.members.iter().flatten());
+        members.any(|it| it.thread == Some(thread))
+    }
+
+    /// What it returns is dropped when the lock is free, since that sends.
+    #[must_use]
+    fn stop(&mut self) -> Vec<Consumer> {
+        self.is_stopped = true;
+        self.squads.iter_mut().flat_map(Squad::stop).collect()
+    }
+}
+
+impl Squad {
+    #[must_use]
+    fn stop(&mut self) -> Vec<Consumer> {
+        self.go_on = None;
+        let members = self.members.iter_mut().flatten();
+        let stopped = members.filter_map(|it| it.turn_to(Duty::Stopping));
+        stopped.collect()
+    }
+}
+
+impl Member {
+    /// Returns the consumer that ends with the former duty.
+    #[must_use]
+    fn turn_to(&mut self, duty: Duty) -> Option<Consumer> {
+        match std::mem::replace(&mut self.duty, duty) {
+            Duty::Consuming(consumer) => Some(consumer),
+            Duty::Restarting | Duty::Stopping => None,
+        }
+    }
+}
+
 impl Crew {
     pub(super) fn new() -> Self {
-        let (go_on, stopped) = bounded(0);
         Self {
-            state: Mutex::new(State {
-                go_on: Some(go_on),
-                consumers: Vec::new(),
-                running: Vec::new(),
-                threads: HashSet::new(),
-                failure: None,
-                lost: Lost::default(),
-            }),
+            state: Mutex::default(),
             ended: Condvar::new(),
-            stopped,
         }
     }
 
     pub(super) fn show(&self, shown: &mut fmt::DebugStruct<'_, '_>) {
         let state = self.state.lock();
         shown
-            .field("running", &state.running)
-            .field("stopped", &state.go_on.is_none())
+            .field("running", &state.running())
+            .field("stopped", &state.is_stopped)
             .field("failure", &state.failure);
     }
 
+    /// Makes room for one thread a consumer.
     pub(super) fn enlist(
         self: &Arc<Self>,
-        queue: &Arc<str>,
-        handler: &Arc<Handler>,
-        prefetch: u16,
+        queue: &Arc<Name>,
         consumers: Vec<Consumer>,
-    ) -> Result<Vec<Worker>> {
+    ) -> Result<Vec<Post>> {
         let mut state = self.state.lock();
-        if state.go_on.is_none() {
+        if state.is_stopped {
             return Err(Error::invalid("the workers were shut down"));
         }
-        let workers = consumers.into_iter().map(|consumer| {
-            let worker = Worker {
-                channel: consumer.channel().clone(),
-                deliveries: consumer.receiver().clone(),
-                handler: Arc::clone(handler),
-                queue: Arc::clone(queue),
-                crew: Arc::clone(self),
-                answers: Answers::new(prefetch),
-                has_warned: false,
-            };
-            state.consumers.push(consumer);
-            state.running.push(Arc::clone(queue));
-            worker
+        let (go_on, stopped) = bounded(0);
+        let squad = state.squads.len();
+        let posts = (0..consumers.len()).map(|member| Post {
+            crew: Arc::clone(self),
+            queue: Arc::clone(queue),
+            place: Place { squad, member },
+            stopped: stopped.clone(),
         });
-        Ok(workers.collect())
+        let posts = posts.collect();
+        let members = consumers.into_iter().map(|consumer| {
+            let duty = Duty::Consuming(consumer);
+            Some(Member { thread: None, duty })
+        });
+        state.squads.push(Squad {
+            queue: Arc::clone(queue),
+            go_on: Some(go_on),
+            members: members.collect(),
+        });
+        Ok(posts)
     }
 
     pub(super) fn stop(&self) {
-        let mut state = self.state.lock();
-        state.go_on = None;
-        let consumers = std::mem::take(&mut state.consumers);
-        // Dropping them sends, and that must not happen under the lock.
-        drop(state);
-        drop(consumers);
+        let stopped = self.state.lock().stop();
+        drop(stopped);
     }
 
     pub(super) fn wait(&self, deadline: Option<Deadline>) -> Result<()> {
         let mut state = self.state.lock();
-        if state.threads.contains(&thread::current().id()) {
+        if state.has_thread(thread::current().id()) {
             return Err(Error::invalid("a handler would wait for itself to end"));
         }
-        while !state.running.is_empty() {
+        while !state.running().is_empty() {
             let Some(deadline) = deadline else {
                 self.ended.wait(&mut state);
                 continue;
             };
             let waited = self.ended.wait_until(&mut state, deadline.at());
-            if waited.timed_out() && !state.running.is_empty() {
-                let doing = format!("waiting for handlers of {:?}", state.running);
+            if waited.timed_out() && !state.running().is_empty() {
+                let doing = format!("waiting for handlers of {:?}", state.running());
                 return Err(Error::timed_out(deadline.duration()).doing(doing));
             }
         }
         let failure = state.failure.clone().or_else(|| state.lost.error());
         failure.map_or(Ok(()), Err)
     }
+}
+
+/// One thread's place in its crew. The others take the thread for ended when this is dropped.
+pub(super) struct Post {
+    crew: Arc<Crew>,
+    queue: Arc<Name>,
+    place: Place,
+    /// Disconnected when it is time to stop.
+    stopped: Receiver<Infallible>,
+}
+
+impl Drop for Post {
+    fn drop(&mut self) {
+        let mut state = self.crew.state.lock();
+        let member = state.member(self.place).and_then(Option::take);
+        drop(state);
+        // Dropping a consumer sends.
+        drop(member);
+        self.crew.ended.notify_all();
+    }
+}
+
+impl Post {
+    /// The name of the queue, which changes if the broker has made it up.
+    pub(super) fn queue(&self) -> &Name {
+        &self.queue
+    }
+
+    pub(super) fn stopped(&self) -> &Receiver<Infallible> {
+        &self.stopped
+    }
 
     pub(super) fn is_stopped(&self) -> bool {
         self.stopped.try_recv() == Err(TryRecvError::Disconnected)
     }
 
-    pub(super) fn fail(&self, error: Error) {
-        self.state.lock().failure.get_or_insert(error);
-        self.stop();
+    /// To be called by the thread itself.
+    pub(super) fn begin(&self) {
+        let thread = Some(thread::current().id());
+        if let Some(Some(member)) = self.crew.state.lock().member(self.place) {
+            member.thread = thread;
+        }
     }
 
-    pub(super) fn lose(&self, not_sent: u64, unconfirmed: u64, queue: &Arc<str>) {
-        let kind = ErrorKind::AcksLost {
-            not_sent,
-            unconfirmed,
+    /// The consumer has ended, or could not begin.
+    pub(super) fn interrupted(&self) {
+        let mut state = self.crew.state.lock();
+        let member = state.member(self.place).and_then(Option::as_mut);
+        let former = match member {
+            Some(member) if !matches!(member.duty, Duty::Stopping) => {
+                member.turn_to(Duty::Restarting)
+            }
+            _ => None,
         };
-        log::error!("worker of queue {queue:?}: {kind}");
-        let lost = &mut self.state.lock().lost;
-        lost.not_sent += not_sent;
-        lost.unconfirmed += unconfirmed;
-        lost.queues.insert(Arc::clone(queue));
+        drop(state);
+        drop(former);
+    }
+
+    /// False if it is time to stop. Then the consumer is dropped.
+    pub(super) fn resume(&self, consumer: Consumer) -> bool {
+        let mut state = self.crew.state.lock();
+        let member = state.member(self.place).and_then(Option::as_mut);
+        let unwanted = match member {
+            Some(member) if !matches!(member.duty, Duty::Stopping) => {
+                let former = member.turn_to(Duty::Consuming(consumer));
+                debug_assert!(former.is_none());
+                None
+            }
+            _ => Some(consumer),
+        };
+        drop(state);
+        unwanted.is_none()
+    }
+
+    /// Stops threads for this reason.
+    pub(super) fn fail(&self, error: Error, scope: Scope) {
+        let mut state = self.crew.state.lock();
+        state.failure.get_or_insert(error);
+        let stopped = match (scope, state.squads.get_mut(self.place.squad)) {
+            (Scope::Queue, Some(squad)) => squad.stop(),
+            _ => state.stop(),
+        };
+        drop(state);
+        drop(stopped);
+    }
+
+    /// Tells whoever waits for the threads to end what the broker may lack of this one's answers.
+    pub(super) fn lose(&self, answers: LostAnswers) {
+        let lost = &mut self.crew.state.lock().lost;
+        lost.answers.add(answers);
+        lost.queues.insert(self.queue.current().to_owned());
     }
 }

@@ -5,18 +5,19 @@ mod crew;
 mod worker;
 
 use std::fmt;
+use std::io;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
 use crate::connection::Connection;
-use crate::consumer::Consumer;
 use crate::deadline::Deadline;
 use crate::delivery::Delivery;
 use crate::error::{Error, ErrorKind, Result};
 use crate::options::WorkerOptions;
 
 use crew::Crew;
+use worker::{Progress, Shift, Worker};
 
 /// What becomes of a message that was handled.
 ///
@@ -47,8 +48,16 @@ type Handler = dyn Fn(&Delivery) -> Settlement + Send + Sync;
 /// goes back to its queue as with [`Settlement::Requeue`]; if it had been delivered before, it is rejected, so that a message
 /// that no handler survives is dead-lettered and does not go round for ever. A message from a stream is acknowledged.
 ///
-/// When one thread cannot go on (its queue was deleted, its channel was closed, the connection has ended for good), all stop as in
-/// [`shutdown`](Self::shutdown), and [`join`](Self::join) says why: so the program can end, and be started again.
+/// When the broker cancels the consumer of a thread (its queue was deleted, for example) or closes its channel (an
+/// acknowledgement came too late, for example), the thread consumes again on a new channel. It tries until that succeeds,
+/// with growing delays ([`WorkerOptions::restart_delay`]), and also while the queue does not exist. Threads of other queues
+/// go on meanwhile. Each attempt that fails is a warning in the log, and an event of the connection:
+/// [`WorkerInterrupted`](crate::ConnectionEvent::WorkerInterrupted), then
+/// [`WorkerResumed`](crate::ConnectionEvent::WorkerResumed). The broker delivers a message again if its handler was running
+/// at that time. [`WorkerOptions::on_consumer_end`] chooses to stop instead.
+///
+/// When the connection is lost and comes back, the consumers come back with it. When the connection ends for good, all
+/// threads stop, and [`join`](Self::join) says why.
 ///
 /// ```no_run
 /// use leveret::{Connection, Settlement, WorkerOptions, Workers};
@@ -75,7 +84,7 @@ pub struct Workers {
     handle: Arc<Handle>,
 }
 
-/// What the threads do not have, so that they know when nobody can stop them any more.
+/// Owned by the program's clones only: dropping the last one stops the threads.
 struct Handle {
     connection: Connection,
     crew: Arc<Crew>,
@@ -102,49 +111,64 @@ impl Workers {
     /// can be consumed at the same time.
     ///
     /// # Errors
-    /// As [`Channel::basic_consume`](crate::Channel::basic_consume): 404 if there is no such queue. [`ErrorKind::InvalidArgument`] for no threads, for
-    /// `no_ack`, and after [`shutdown`](Self::shutdown). Then no thread was started. [`ErrorKind::ThreadNotStarted`]; then
-    /// all stop.
+    /// As [`Channel::basic_consume`](crate::Channel::basic_consume): 404 if there is no such queue.
+    /// [`ErrorKind::InvalidArgument`] for no threads, for `no_ack`, and after [`shutdown`](Self::shutdown). Then no thread
+    /// was started, and nothing is tried again. [`ErrorKind::ThreadNotStarted`]; then all stop.
     pub fn consume(
         &self,
         queue: &str,
         options: WorkerOptions,
         handler: impl Fn(&Delivery) -> Settlement + Send + Sync + 'static,
     ) -> Result<()> {
-        options.check()?;
-        let handler: Arc<Handler> = Arc::new(handler);
-        let queue: Arc<str> = queue.into();
-        let consumers = (0..options.threads)
-            .map(|_| self.begin(&queue, &options))
-            .collect::<Result<Vec<_>>>()?;
-        let crew = &self.handle.crew;
-        let workers = crew.enlist(&queue, &handler, options.prefetch, consumers)?;
-        for worker in workers {
-            // Linux shows 15 bytes of it; a NUL is not possible in it.
-            let name = queue.replace('\0', "");
-            thread::Builder::new()
-                .name(name)
-                .spawn(move || worker.run())
-                .map_err(|error| {
-                    crew.stop();
-                    let kind = error.kind();
-                    Error::new(ErrorKind::ThreadNotStarted { kind }).caused_by(error)
-                })?;
-        }
-        Ok(())
+        self.start(queue, options, Arc::new(handler))
     }
 
-    fn begin(&self, queue: &str, options: &WorkerOptions) -> Result<Consumer> {
-        let channel = self.handle.connection.open_channel()?;
-        channel.basic_qos(options.prefetch)?;
-        channel.basic_consume(queue, options.consume.clone())
+    fn start(&self, queue: &str, options: WorkerOptions, handler: Arc<Handler>) -> Result<()> {
+        options.check()?;
+        let Handle { connection, crew } = &*self.handle;
+        let queue = connection.recovery().server_names.name(queue);
+        let begin = |_| {
+            let options = &options;
+            worker::begin(
+                connection,
+                queue.as_ref().into(),
+                options.prefetch,
+                options.consume.clone(),
+            )
+        };
+        let consumers = (0..options.threads)
+            .map(begin)
+            .collect::<Result<Vec<_>>>()?;
+        let shifts = consumers.iter().map(|it| Shift::new(it, options.prefetch));
+        let shifts: Vec<_> = shifts.collect();
+        let posts = crew.enlist(&queue, consumers)?;
+        let options = Arc::new(options);
+        let worker = |post| Worker {
+            connection: connection.clone(),
+            options: Arc::clone(&options),
+            handler: Arc::clone(&handler),
+            progress: Progress::default(),
+            post,
+        };
+        let workers: Vec<_> = posts.into_iter().map(worker).collect();
+        for (worker, shift) in workers.into_iter().zip(shifts) {
+            spawn(worker, shift).map_err(|error| {
+                crew.stop();
+                let kind = error.kind();
+                Error::new(ErrorKind::ThreadNotStarted { kind }).caused_by(error)
+            })?;
+        }
+        Ok(())
     }
 
     /// Stops: no more messages are taken, and what was sent ahead goes back to its queue at once. Handlers that are
     /// running finish their message and settle it; waits for them, at most so long.
     ///
+    /// A thread that waits to consume again stops at once.
+    ///
     /// When it returns `Ok`, the broker has read every acknowledgement that was sent. A message whose
-    /// acknowledgement was lost with an earlier connection has gone back to its queue before.
+    /// acknowledgement was lost with an earlier connection or channel had gone back to its queue before its thread consumed
+    /// again.
     ///
     /// # Errors
     /// As [`join`](Self::join). A timeout names the queues whose handlers are still running; they go on and settle their
@@ -155,16 +179,24 @@ impl Workers {
         self.handle.crew.wait(Some(Deadline::after(timeout)))
     }
 
-    /// Waits until all threads have ended, as long as it takes: after [`shutdown`](Self::shutdown), or because one could
-    /// not go on.
+    /// Waits until all threads have ended, as long as it takes: after [`shutdown`](Self::shutdown), because the connection
+    /// has ended, or because [`OnConsumerEnd`](crate::OnConsumerEnd) says so.
     ///
     /// # Errors
-    /// Why the first thread could not go on: [`ErrorKind::ConsumerCancelled`], or the end of its channel or of the
-    /// connection. [`ErrorKind::AcksLost`] if the connection was lost while the threads stopped, so that the broker may
-    /// lack their last acknowledgements. [`ErrorKind::InvalidArgument`] in a handler, which would wait for itself.
+    /// Why the first thread could not go on: the end of the connection; or [`ErrorKind::ConsumerCancelled`] or the end of its
+    /// channel, if [`WorkerOptions::on_consumer_end`] chooses to stop. [`ErrorKind::AcksLost`] if a connection or a channel
+    /// was lost, and the threads stopped before they consumed again: the broker may lack their last acknowledgements.
+    /// [`ErrorKind::InvalidArgument`] in a handler, which would wait for itself.
     pub fn join(&self) -> Result<()> {
         self.handle.crew.wait(None)
     }
+}
+
+fn spawn(worker: Worker, shift: Shift) -> io::Result<()> {
+    // Linux shows 15 bytes of it; a NUL is not possible in it.
+    let name = worker.post.queue().current().replace('\0', "");
+    let thread = thread::Builder::new().name(name);
+    thread.spawn(move || worker.run(shift)).map(drop)
 }
 
 impl fmt::Debug for Workers {

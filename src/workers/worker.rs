@@ -1,136 +1,400 @@
 //! One thread that handles messages.
 
 use std::sync::Arc;
-use std::thread;
+use std::time::Duration;
 
 use crossbeam_channel::{select, Receiver};
 
-use super::answers::Answers;
-use super::crew::Crew;
+use super::answers::{Answers, LostAnswers};
+use super::crew::{Post, Scope};
 use super::{Handler, Settlement};
+use crate::backoff;
 use crate::channel::{Answered, Channel};
-use crate::delivery::Delivery;
-use crate::error::{ErrorKind, ReplyCode, Result};
+use crate::connection::Connection;
+use crate::consumer::Consumer;
+use crate::deadline::Deadline;
+use crate::delivery::{stream_offset, Delivery};
+use crate::error::{Error, ErrorKind, ReplyCode, Result};
+use crate::events::ConnectionEvent;
+use crate::options::{ConsumeOptions, OnConsumerEnd, WorkerOptions};
 use crate::panics;
+use crate::queue::QueueName;
+
+/// How often a thread that waits for a lost connection looks for it.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+
+/// Begins to consume on a new channel.
+pub(super) fn begin(
+    connection: &Connection,
+    queue: QueueName<'_>,
+    prefetch: u16,
+    options: ConsumeOptions,
+) -> Result<Consumer> {
+    let channel = connection.open_channel()?;
+    channel.basic_qos(prefetch)?;
+    channel.consume_queue(queue, options)
+}
+
+/// Logs something. A panic of the program's logger does not end the thread: the panic hook has told
+/// of it.
+fn say(log: impl FnOnce()) {
+    let _ = panics::catch(log);
+}
 
 /// One thread's work.
 pub(super) struct Worker {
-    pub(super) channel: Channel,
-    pub(super) deliveries: Receiver<Result<Delivery>>,
+    pub(super) connection: Connection,
+    pub(super) options: Arc<WorkerOptions>,
     pub(super) handler: Arc<Handler>,
-    pub(super) queue: Arc<str>,
-    pub(super) crew: Arc<Crew>,
-    pub(super) answers: Answers,
-    /// The log tells that this stream takes nothing back.
-    pub(super) has_warned: bool,
+    pub(super) progress: Progress,
+    /// The last to be dropped, since it tells that the thread has ended.
+    pub(super) post: Post,
 }
 
-/// Also for a thread that could not be started.
-impl Drop for Worker {
-    fn drop(&mut self) {
-        let mut state = self.crew.state.lock();
-        let own = state.running.iter().position(|it| *it == self.queue);
-        own.map(|place| state.running.swap_remove(place));
-        state.threads.remove(&thread::current().id());
-        drop(state);
-        self.crew.ended.notify_all();
+/// What a thread keeps from one consumer to the next.
+#[derive(Default)]
+pub(super) struct Progress {
+    /// How often in a row a consumer has ended soon, or could not begin.
+    failures: u32,
+    /// Where in its stream the next consumer begins.
+    next_offset: Option<i64>,
+    /// The log tells that this stream takes nothing back.
+    has_warned: bool,
+}
+
+/// The life of one consumer.
+pub(super) struct Shift {
+    channel: Channel,
+    deliveries: Receiver<Result<Delivery>>,
+    answers: Answers,
+    since: Deadline,
+}
+
+impl Shift {
+    pub(super) fn new(consumer: &Consumer, prefetch: u16) -> Self {
+        Self {
+            channel: consumer.channel().clone(),
+            deliveries: consumer.receiver().clone(),
+            answers: Answers::new(prefetch),
+            since: Deadline::after(Duration::MAX),
+        }
+    }
+
+    /// Why the channel has ended, if it has.
+    fn end(&self) -> Option<Error> {
+        self.channel.state().end.cause()
+    }
+
+    /// Closes the channel of a consumer that has ended. Returns what the broker may lack.
+    fn give_up(self) -> LostAnswers {
+        let closed = self.channel.close_confirmed(ReplyCode::SUCCESS, "");
+        self.answers.lost(closed.ok().flatten())
     }
 }
 
 impl Worker {
-    pub(super) fn run(mut self) {
-        let id = thread::current().id();
-        self.crew.state.lock().threads.insert(id);
-        let ended = self.handle_all().and_then(|()| self.finish());
-        if let Err(error) = ended {
-            let error = error.doing(format!("worker of queue {:?}", self.queue));
-            log::error!("{error}");
-            self.crew.fail(error);
+    pub(super) fn run(mut self, shift: Shift) {
+        self.post.begin();
+        if let Err(message) = panics::catch(|| self.work(shift)) {
+            // A fault of this crate.
+            self.fail(panicked(message), Scope::All);
         }
     }
 
-    fn handle_all(&mut self) -> Result<()> {
-        while !self.crew.is_stopped() {
-            let Some(delivery) = self.next()? else {
-                let open_in = self.channel.state().opened_in();
-                if open_in.is_some_and(|epoch| epoch != self.answers.epoch) {
-                    self.answers.forget();
+    fn work(&mut self, mut shift: Shift) {
+        loop {
+            let handled = panics::catch(|| self.handle_all(&mut shift));
+            let handled = handled.unwrap_or_else(|message| {
+                shift.answers.note(Answered::NotSent);
+                Err(panicked(message))
+            });
+            let error = match handled {
+                Err(error) if !self.post.is_stopped() => error,
+                _ => return self.finish(&shift),
+            };
+            match self.begin_again(shift, error) {
+                Some(next) => shift = next,
+                None => return,
+            }
+        }
+    }
+
+    /// Handles messages until it is time to stop, or the consumer ends.
+    fn handle_all(&mut self, shift: &mut Shift) -> Result<()> {
+        while !self.post.is_stopped() {
+            let Some(delivery) = self.next(shift)? else {
+                let open_in = shift.channel.state().opened_in();
+                if open_in.is_some_and(|epoch| epoch != shift.answers.epoch) {
+                    shift.answers.forget();
                 }
                 return Ok(());
             };
-            let settlement = self.handle(&delivery);
-            let answered = match self.settle(&delivery, settlement) {
-                // The handler has done it itself.
-                Err(error) if matches!(error.kind(), ErrorKind::AlreadySettled { .. }) => {
-                    self.channel.answered(delivery.delivery_tag())
-                }
-                settled => settled?,
-            };
-            self.answers.note(answered);
-        }
-        Ok(())
-    }
-
-    /// Only when the channel is closed the broker has read every acknowledgement.
-    fn finish(&self) -> Result<()> {
-        let confirmed_in = self.channel.close_confirmed(ReplyCode::SUCCESS, "")?;
-        let (not_sent, unconfirmed) = self.answers.lost(confirmed_in);
-        if not_sent + unconfirmed > 0 {
-            self.crew.lose(not_sent, unconfirmed, &self.queue);
+            self.handle(shift, &delivery)?;
         }
         Ok(())
     }
 
     /// `None` when it is time to stop.
-    fn next(&self) -> Result<Option<Delivery>> {
-        let stopped = &self.crew.stopped;
+    fn next(&self, shift: &Shift) -> Result<Option<Delivery>> {
+        let stopped = self.post.stopped();
         let delivery = select! {
             recv(stopped) -> _ => return Ok(None),
-            recv(self.deliveries) -> delivery => delivery,
+            recv(shift.deliveries) -> delivery => delivery,
         };
         // Without a sender the consumer was cancelled by this program.
-        delivery.ok().transpose()
-    }
-
-    fn handle(&self, delivery: &Delivery) -> Settlement {
-        panics::catch(|| (self.handler)(delivery)).unwrap_or_else(|message| {
-            let (settlement, outcome) = if delivery.is_from_stream() {
-                (Settlement::Ack, "acknowledged, since a stream takes nothing back")
-            } else if delivery.redelivered() {
-                (Settlement::Reject, "rejected")
-            } else {
-                (Settlement::Requeue, "requeued")
-            };
-            let properties = delivery.properties().unwrap_or_default();
-            log::error!(
-                "the handler of queue {:?} panicked: {}; delivery tag {}, message id {:?}, correlation id {:?}: {}",
-                self.queue,
-                message,
-                delivery.delivery_tag(),
-                properties.message_id.unwrap_or_default(),
-                properties.correlation_id.unwrap_or_default(),
-                outcome
-            );
-            settlement
-        })
-    }
-
-    fn settle(&mut self, delivery: &Delivery, settlement: Settlement) -> Result<Answered> {
-        let is_from_stream = delivery.is_from_stream();
-        if is_from_stream && settlement == Settlement::Requeue && !self.has_warned {
-            self.has_warned = true;
-            log::warn!(
-                "the handler of stream {:?} requeues a message, but a stream takes nothing back: the message is \
-                 acknowledged, and so are all others that this thread's handler requeues",
-                self.queue
-            );
+        let delivery = delivery.ok().transpose()?;
+        match shift.end().filter(|_| delivery.is_some()) {
+            // The broker delivers the message again.
+            Some(cause) => Err(cause),
+            None => Ok(delivery),
         }
-        match settlement {
+    }
+
+    fn handle(&mut self, shift: &mut Shift, delivery: &Delivery) -> Result<()> {
+        let handled = panics::catch(|| (self.handler)(delivery));
+        let settlement = match &handled {
+            Ok(settlement) => *settlement,
+            Err(_) => after_panic(delivery),
+        };
+        let answered = self.settle(shift, delivery, settlement);
+        if let Err(message) = handled {
+            say(|| self.log_panic(delivery, &message));
+        }
+        shift.answers.note(match &answered {
+            Ok(answered) => *answered,
+            Err(_) => Answered::NotSent,
+        });
+        answered?;
+        if delivery.is_from_stream() {
+            let next = stream_offset(delivery.content()).map(|it| it.saturating_add(1));
+            self.progress.next_offset = next.or(self.progress.next_offset);
+        }
+        Ok(())
+    }
+
+    fn log_panic(&self, delivery: &Delivery, message: &str) {
+        let outcome = match after_panic(delivery) {
+            Settlement::Ack => "acknowledged, since a stream takes nothing back",
+            Settlement::Requeue => "requeued",
+            Settlement::Reject => "rejected",
+        };
+        let properties = delivery.properties().unwrap_or_default();
+        log::error!(
+            "the handler of queue {:?} panicked: {}; delivery tag {}, message id {:?}, correlation id {:?}: {}",
+            self.post.queue(),
+            message,
+            delivery.delivery_tag(),
+            properties.message_id.unwrap_or_default(),
+            properties.correlation_id.unwrap_or_default(),
+            outcome
+        );
+    }
+
+    fn settle(
+        &mut self,
+        shift: &Shift,
+        delivery: &Delivery,
+        settlement: Settlement,
+    ) -> Result<Answered> {
+        let is_from_stream = delivery.is_from_stream();
+        let settled = match settlement {
             Settlement::Ack => delivery.answer_ack(),
             Settlement::Requeue | Settlement::Reject if is_from_stream => delivery.answer_ack(),
             // Since RabbitMQ 4.3 a nack does not count towards the queue's delivery limit.
             Settlement::Requeue => delivery.answer_reject(true),
             Settlement::Reject => delivery.answer_reject(false),
+        };
+        if is_from_stream && settlement == Settlement::Requeue {
+            self.warn_of_stream();
         }
+        match settled {
+            // The handler has done it itself.
+            Err(error) if matches!(error.kind(), ErrorKind::AlreadySettled { .. }) => {
+                Ok(shift.channel.answered(delivery.delivery_tag()))
+            }
+            Err(error) if shift.end().is_some() => {
+                let queue = self.post.queue();
+                say(|| {
+                    log::warn!(
+                        "worker of queue {queue:?}: the broker delivers a message again that was handled: {error}"
+                    );
+                });
+                Ok(Answered::NotSent)
+            }
+            settled => settled,
+        }
+    }
+
+    fn warn_of_stream(&mut self) {
+        if std::mem::replace(&mut self.progress.has_warned, true) {
+            return;
+        }
+        let stream = self.post.queue();
+        say(|| {
+            log::warn!(
+                "the handler of stream {stream:?} requeues a message, but a stream takes nothing back: the message \
+                 is acknowledged, and so are all others that this thread's handler requeues"
+            );
+        });
+    }
+
+    // ---- the end of a consumer ----
+
+    /// Only when the channel is closed the broker has read every acknowledgement.
+    fn finish(&self, shift: &Shift) {
+        match shift.channel.close_confirmed(ReplyCode::SUCCESS, "") {
+            Ok(confirmed_in) => self.lose(shift.answers.lost(confirmed_in)),
+            // The broker has closed the channel: it may not have read the last ones.
+            Err(error) if matches!(error.kind(), ErrorKind::ChannelClosed { .. }) => {
+                self.lose(shift.answers.lost(None));
+            }
+            Err(error) => self.fail(error, Scope::Queue),
+        }
+    }
+
+    fn lose(&self, answers: LostAnswers) {
+        if answers.is_none() {
+            return;
+        }
+        self.post.lose(answers);
+        let queue = self.post.queue();
+        say(|| log::error!("worker of queue {queue:?}: {}", answers.kind()));
+    }
+
+    fn fail(&self, error: Error, scope: Scope) {
+        let error = self.named(error);
+        self.post.fail(error.clone(), scope);
+        say(|| log::error!("{error}"));
+    }
+
+    fn named(&self, error: Error) -> Error {
+        error.doing(format!("worker of queue {:?}", self.post.queue()))
+    }
+
+    /// Consumes again, when that is possible. `None` if the thread is to end.
+    fn begin_again(&mut self, shift: Shift, error: Error) -> Option<Shift> {
+        let begun = Deadline::after(Duration::MAX);
+        if shift.since.elapsed() >= self.options.max_restart_delay {
+            self.progress.failures = 0;
+        }
+        let mut next = self.interrupted(error)?;
+        let lost = shift.give_up();
+        loop {
+            if !self.wait(next) {
+                self.lose(lost);
+                return None;
+            }
+            match self.try_again() {
+                Ok(consumer) => {
+                    let shift = Shift::new(&consumer, self.options.prefetch);
+                    if !self.post.resume(consumer) {
+                        self.lose(lost);
+                        return None;
+                    }
+                    self.tell_resumed(begun.elapsed());
+                    return Some(shift);
+                }
+                Err(error) => next = self.interrupted(error)?,
+            }
+        }
+    }
+
+    /// Tells of an error, and when the next attempt is made. `None` if there is none.
+    fn interrupted(&mut self, error: Error) -> Option<Deadline> {
+        if let Some(cause) = self.connection.close_cause() {
+            self.fail(cause, Scope::All);
+            return None;
+        }
+        match self.options.on_consumer_end {
+            OnConsumerEnd::Restart => {}
+            OnConsumerEnd::StopQueue => {
+                self.fail(error, Scope::Queue);
+                return None;
+            }
+            OnConsumerEnd::StopAll => {
+                self.fail(error, Scope::All);
+                return None;
+            }
+        }
+        let error = self.named(error);
+        let WorkerOptions {
+            restart_delay,
+            max_restart_delay,
+            ..
+        } = *self.options;
+        self.progress.failures = self.progress.failures.saturating_add(1);
+        let random = backoff::random();
+        let next = backoff::delay(
+            restart_delay,
+            max_restart_delay,
+            self.progress.failures,
+            random,
+        );
+        self.post.interrupted();
+        let event = ConnectionEvent::WorkerInterrupted {
+            queue: self.post.queue().current().to_owned(),
+            error: error.clone(),
+            next,
+        };
+        self.connection.link().tell(event);
+        say(|| log::warn!("{error}; it consumes again in {next:.1?}"));
+        Some(Deadline::after(next))
+    }
+
+    /// Waits until then, and for a connection that is lost and may come back. False if it is time to
+    /// stop.
+    fn wait(&self, until: Deadline) -> bool {
+        let (mut until, stopped) = (until, self.post.stopped());
+        let ended = self.connection.link().outbox.ended();
+        loop {
+            select! {
+                recv(stopped) -> _ => return false,
+                recv(ended) -> _ => return true,
+                default(until.remaining()) => {}
+            }
+            if self.connection.loss().is_none() {
+                return true;
+            }
+            until = Deadline::after(LOOK_AGAIN);
+        }
+    }
+
+    fn try_again(&mut self) -> Result<Consumer> {
+        let mut options = self.options.consume.clone();
+        // A refusal is to be known here.
+        options.no_wait = false;
+        if let Some(next) = self.progress.next_offset {
+            options.arguments.insert("x-stream-offset", next);
+        }
+        let queue = self.post.queue().into();
+        let begun = begin(&self.connection, queue, self.options.prefetch, options);
+        let is_gone = |error: &Error| error.reply_code() == Some(ReplyCode::NOT_FOUND);
+        if begun.as_ref().is_err_and(is_gone) {
+            // A stream that is declared anew counts from 0.
+            self.progress.next_offset = None;
+        }
+        begun
+    }
+
+    fn tell_resumed(&self, after: Duration) {
+        let queue = self.post.queue();
+        self.connection.link().tell(ConnectionEvent::WorkerResumed {
+            queue: queue.current().to_owned(),
+            after,
+        });
+        say(|| log::info!("worker of queue {queue:?}: consumes again after {after:.1?}"));
+    }
+}
+
+fn panicked(message: String) -> Error {
+    Error::new(ErrorKind::WorkerPanicked { message })
+}
+
+/// What becomes of a message whose handler has panicked.
+fn after_panic(delivery: &Delivery) -> Settlement {
+    match delivery.redelivered() {
+        _ if delivery.is_from_stream() => Settlement::Ack,
+        true => Settlement::Reject,
+        false => Settlement::Requeue,
     }
 }
