@@ -475,6 +475,11 @@ impl Consumer {
         self.registration.epoch.load(Ordering::Acquire)
     }
 
+    /// Whether the connection was lost and the consumer is not back yet.
+    pub(crate) fn is_interrupted(&self) -> bool {
+        self.registration.is_interrupted()
+    }
+
     /// The channel it consumes on.
     pub fn channel(&self) -> &Channel {
         &self.origin.channel

@@ -129,4 +129,4 @@ pub use sasl::{SaslConversation, SaslMechanism};
 pub use stats::{ConnectionStats, Metrics};
 pub use wire::properties::Properties;
 pub use wire::value::{FieldTable, FieldValue};
-pub use workers::{Settlement, Workers};
+pub use workers::{LastError, QueueWorkers, Settlement, Workers, WorkersStatus};

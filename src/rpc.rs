@@ -21,7 +21,7 @@ use crate::message::Message;
 use crate::options::{ConsumeOptions, WorkerOptions};
 use crate::proto::{Delivered, Outcome, Settling};
 use crate::wire::value::FieldTable;
-use crate::workers::{Settlement, Workers};
+use crate::workers::{Settlement, Workers, WorkersStatus};
 
 /// RabbitMQ's name for "straight to the channel that asked".
 const DIRECT_REPLY_TO: &str = "amq.rabbitmq.reply-to";
@@ -382,6 +382,11 @@ impl RpcServer {
         self.workers.consume(queue, options, move |request| {
             answer(request, handler(request).into())
         })
+    }
+
+    /// As [`Workers::status`].
+    pub fn status(&self) -> WorkersStatus {
+        self.workers.status()
     }
 
     /// As [`Workers::shutdown`].

@@ -1094,3 +1094,105 @@ fn a_worker_of_a_stream_goes_on_where_it_was_when_its_channel_was_closed() {
     workers.shutdown(SOON).unwrap();
     stream.delete(QueueDeleteOptions::default()).unwrap();
 }
+
+// ---- status ----
+
+/// Threads of each queue that consume, wait to consume again, and are busy.
+fn counts(workers: &Workers) -> Vec<(usize, usize, usize)> {
+    let status = workers.status();
+    let counts = status
+        .queues
+        .iter()
+        .map(|it| (it.consuming, it.restarting, it.busy));
+    counts.collect()
+}
+
+#[test]
+fn the_status_tells_what_the_threads_of_each_queue_do() {
+    let channel = channel();
+    let events = channel.connection().events();
+    let (first, second) = (
+        declare(&channel, &unique("status")),
+        exclusive_queue(&channel),
+    );
+    let workers = Workers::new(channel.connection());
+    assert!(workers.status().queues.is_empty() && workers.status().is_healthy());
+    let options = soon_again().threads(2);
+    let held = Held::start_with(&workers, first.name(), options, false);
+    workers
+        .consume(second.name(), not_again().threads(3), |_| Settlement::Ack)
+        .unwrap();
+    first.publish("work").unwrap();
+    held.wait();
+    assert_eq!(counts(&workers), [(2, 0, 1), (3, 0, 0)]);
+    let status = workers.status();
+    assert!(status.is_healthy() && !status.stopped && status.failure.is_none());
+    assert_eq!(status.queues[0].queue, first.name());
+    assert_eq!(status.queues[1].threads, 3);
+    assert!(status.queues[0].last_error.is_none());
+    second.delete(QueueDeleteOptions::default()).unwrap();
+    eventually("all are interrupted", || {
+        counts(&workers) == [(2, 0, 1), (0, 3, 0)]
+    });
+    let status = workers.status();
+    assert!(!status.is_healthy() && status.queues[0].last_error.is_none());
+    let last = status.queues[1].last_error.clone().unwrap();
+    assert!(last.ago < SOON, "{last:?}");
+    assert!(
+        matches!(last.error.kind(), ErrorKind::ConsumerCancelled { .. }),
+        "{last:?}"
+    );
+    first.delete(QueueDeleteOptions::default()).unwrap();
+    // The busy one has not noticed.
+    eventually("the idle one waits", || counts(&workers)[0] == (1, 1, 1));
+    declare(&channel, first.name());
+    resumed(&events, first.name());
+    held.go_on();
+    eventually("both consume", || counts(&workers)[0] == (2, 0, 0));
+    assert!(workers.status().queues[0].last_error.is_some());
+    workers.shutdown(SOON).unwrap();
+    assert_eq!(counts(&workers), [(0, 0, 0), (0, 0, 0)]);
+    assert!(workers.status().stopped && !workers.status().is_healthy());
+    first.delete(QueueDeleteOptions::default()).unwrap();
+}
+
+#[test]
+fn the_status_does_not_call_a_worker_healthy_whose_connection_is_lost() {
+    let broker = Broker::start().unwrap();
+    let options = ConnectionOptions::from_uri(&broker.uri()).unwrap();
+    let connection = Connection::open_with(&options.recovery(quick())).unwrap();
+    let channel = connection.open_channel().unwrap();
+    let durable = QueueDeclareOptions::durable();
+    channel.queue_declare("tasks", durable).unwrap();
+    let workers = Workers::new(&connection);
+    workers
+        .consume("tasks", WorkerOptions::default(), |_| Settlement::Ack)
+        .unwrap();
+    assert_eq!(counts(&workers), [(1, 0, 0)]);
+    broker.refuse_connections(true);
+    broker.drop_connections();
+    eventually("the loss is known", || counts(&workers) == [(0, 1, 0)]);
+    broker.refuse_connections(false);
+    eventually("the consumer is back", || counts(&workers) == [(1, 0, 0)]);
+    // Its worker was not told.
+    assert!(workers.status().queues[0].last_error.is_none());
+    workers.shutdown(SOON).unwrap();
+}
+
+#[test]
+fn the_status_tells_why_the_threads_of_a_queue_have_stopped() {
+    let channel = channel();
+    let queue = exclusive_queue(&channel);
+    let workers = Workers::new(channel.connection());
+    let options = WorkerOptions::default().on_consumer_end(OnConsumerEnd::StopQueue);
+    workers
+        .consume(queue.name(), options, |_| Settlement::Ack)
+        .unwrap();
+    queue.delete(QueueDeleteOptions::default()).unwrap();
+    workers.join().unwrap_err();
+    let status = workers.status();
+    assert_eq!(counts(&workers), [(0, 0, 0)]);
+    assert!(!status.is_healthy() && !status.stopped);
+    let last = status.queues[0].last_error.clone().unwrap();
+    assert_eq!(status.failure.unwrap().kind(), last.error.kind());
+}

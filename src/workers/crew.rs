@@ -2,14 +2,16 @@
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
-use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::thread::{self, ThreadId};
+use std::time::Duration;
 
 use crossbeam_channel::{bounded, Receiver, Sender, TryRecvError};
 use parking_lot::{Condvar, Mutex};
 
 use super::answers::LostAnswers;
+use super::status::{LastError, QueueWorkers, WorkersStatus};
 use crate::consumer::Consumer;
 use crate::deadline::Deadline;
 use crate::error::{Error, Result};
@@ -37,12 +39,16 @@ struct Squad {
     go_on: Option<Sender<Infallible>>,
     /// `None` for a thread that has ended.
     members: Vec<Option<Member>>,
+    /// With the time of the error.
+    last_error: Option<(Error, Deadline)>,
 }
 
 /// One thread, as the others see it.
 struct Member {
     /// Known once the thread has begun.
     thread: Option<ThreadId>,
+    /// Its handler runs.
+    is_busy: Arc<AtomicBool>,
     duty: Duty,
 }
 
@@ -124,9 +130,47 @@ impl Squad {
         let stopped = members.filter_map(|it| it.turn_to(Duty::Stopping));
         stopped.collect()
     }
+
+    fn note(&mut self, error: Error) {
+        self.last_error = Some((error, Deadline::after(Duration::MAX)));
+    }
+
+    fn status(&self) -> QueueWorkers {
+        let members = || self.members.iter().flatten();
+        let last_error = self.last_error.as_ref().map(|(error, at)| LastError {
+            error: error.clone(),
+            ago: at.elapsed(),
+        });
+        QueueWorkers {
+            queue: self.queue.current().to_owned(),
+            threads: self.members.len(),
+            consuming: members().filter(|it| it.duty.consumes()).count(),
+            restarting: members().filter(|it| it.duty.restarts()).count(),
+            busy: members().filter(|it| it.is_busy()).count(),
+            last_error,
+        }
+    }
+}
+
+impl Duty {
+    fn consumes(&self) -> bool {
+        matches!(self, Self::Consuming(consumer) if !consumer.is_interrupted())
+    }
+
+    fn restarts(&self) -> bool {
+        match self {
+            Self::Consuming(consumer) => consumer.is_interrupted(),
+            Self::Restarting => true,
+            Self::Stopping => false,
+        }
+    }
 }
 
 impl Member {
+    fn is_busy(&self) -> bool {
+        self.is_busy.load(Ordering::Relaxed)
+    }
+
     /// Returns the consumer that ends with the former duty.
     #[must_use]
     fn turn_to(&mut self, duty: Duty) -> Option<Consumer> {
@@ -145,12 +189,13 @@ impl Crew {
         }
     }
 
-    pub(super) fn show(&self, shown: &mut fmt::DebugStruct<'_, '_>) {
+    pub(super) fn status(&self) -> WorkersStatus {
         let state = self.state.lock();
-        shown
-            .field("running", &state.running())
-            .field("stopped", &state.is_stopped)
-            .field("failure", &state.failure);
+        WorkersStatus {
+            queues: state.squads.iter().map(Squad::status).collect(),
+            stopped: state.is_stopped,
+            failure: state.failure.clone(),
+        }
     }
 
     /// Makes room for one thread a consumer.
@@ -165,21 +210,28 @@ impl Crew {
         }
         let (go_on, stopped) = bounded(0);
         let squad = state.squads.len();
-        let posts = (0..consumers.len()).map(|member| Post {
-            crew: Arc::clone(self),
-            queue: Arc::clone(queue),
-            place: Place { squad, member },
-            stopped: stopped.clone(),
-        });
-        let posts = posts.collect();
-        let members = consumers.into_iter().map(|consumer| {
-            let duty = Duty::Consuming(consumer);
-            Some(Member { thread: None, duty })
-        });
+        let mut posts = Vec::new();
+        let mut members = Vec::new();
+        for (member, consumer) in consumers.into_iter().enumerate() {
+            let is_busy = Arc::new(AtomicBool::new(false));
+            posts.push(Post {
+                crew: Arc::clone(self),
+                queue: Arc::clone(queue),
+                place: Place { squad, member },
+                stopped: stopped.clone(),
+                is_busy: Arc::clone(&is_busy),
+            });
+            members.push(Some(Member {
+                thread: None,
+                is_busy,
+                duty: Duty::Consuming(consumer),
+            }));
+        }
         state.squads.push(Squad {
             queue: Arc::clone(queue),
             go_on: Some(go_on),
-            members: members.collect(),
+            members,
+            last_error: None,
         });
         Ok(posts)
     }
@@ -217,6 +269,7 @@ pub(super) struct Post {
     place: Place,
     /// Disconnected when it is time to stop.
     stopped: Receiver<Infallible>,
+    is_busy: Arc<AtomicBool>,
 }
 
 impl Drop for Post {
@@ -244,6 +297,10 @@ impl Post {
         self.stopped.try_recv() == Err(TryRecvError::Disconnected)
     }
 
+    pub(super) fn set_busy(&self, is_busy: bool) {
+        self.is_busy.store(is_busy, Ordering::Relaxed);
+    }
+
     /// To be called by the thread itself.
     pub(super) fn begin(&self) {
         let thread = Some(thread::current().id());
@@ -253,8 +310,11 @@ impl Post {
     }
 
     /// The consumer has ended, or could not begin.
-    pub(super) fn interrupted(&self) {
+    pub(super) fn interrupted(&self, error: Error) {
         let mut state = self.crew.state.lock();
+        if let Some(squad) = state.squads.get_mut(self.place.squad) {
+            squad.note(error);
+        }
         let member = state.member(self.place).and_then(Option::as_mut);
         let former = match member {
             Some(member) if !matches!(member.duty, Duty::Stopping) => {
@@ -285,13 +345,20 @@ impl Post {
     /// Stops threads for this reason.
     pub(super) fn fail(&self, error: Error, scope: Scope) {
         let mut state = self.crew.state.lock();
-        state.failure.get_or_insert(error);
-        let stopped = match (scope, state.squads.get_mut(self.place.squad)) {
-            (Scope::Queue, Some(squad)) => squad.stop(),
-            _ => state.stop(),
+        state.failure.get_or_insert_with(|| error.clone());
+        let stopped = match state.squads.get_mut(self.place.squad) {
+            Some(squad) => {
+                squad.note(error);
+                squad.stop()
+            }
+            None => Vec::new(),
+        };
+        let others = match scope {
+            Scope::Queue => Vec::new(),
+            Scope::All => state.stop(),
         };
         drop(state);
-        drop(stopped);
+        drop((stopped, others));
     }
 
     /// Tells whoever waits for the threads to end what the broker may lack of this one's answers.

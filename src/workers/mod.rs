@@ -2,6 +2,7 @@
 
 mod answers;
 mod crew;
+mod status;
 mod worker;
 
 use std::fmt;
@@ -17,6 +18,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::options::WorkerOptions;
 
 use crew::Crew;
+pub use status::{LastError, QueueWorkers, WorkersStatus};
 use worker::{Progress, Shift, Worker};
 
 /// What becomes of a message that was handled.
@@ -161,6 +163,12 @@ impl Workers {
         Ok(())
     }
 
+    /// What the threads do at the moment: which queues run, how many handlers are busy, what went wrong last. Does not wait
+    /// for the broker or for a handler.
+    pub fn status(&self) -> WorkersStatus {
+        self.handle.crew.status()
+    }
+
     /// Stops: no more messages are taken, and what was sent ahead goes back to its queue at once. Handlers that are
     /// running finish their message and settle it; waits for them, at most so long.
     ///
@@ -201,8 +209,12 @@ fn spawn(worker: Worker, shift: Shift) -> io::Result<()> {
 
 impl fmt::Debug for Workers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let status = self.status();
         let mut shown = f.debug_struct("Workers");
-        self.handle.crew.show(&mut shown);
+        shown
+            .field("queues", &status.queues)
+            .field("stopped", &status.stopped)
+            .field("failure", &status.failure);
         shown.finish_non_exhaustive()
     }
 }

@@ -105,6 +105,7 @@ impl Worker {
         loop {
             let handled = panics::catch(|| self.handle_all(&mut shift));
             let handled = handled.unwrap_or_else(|message| {
+                self.post.set_busy(false);
                 shift.answers.note(Answered::NotSent);
                 Err(panicked(message))
             });
@@ -129,7 +130,10 @@ impl Worker {
                 }
                 return Ok(());
             };
-            self.handle(shift, &delivery)?;
+            self.post.set_busy(true);
+            let handled = self.handle(shift, &delivery);
+            self.post.set_busy(false);
+            handled?;
         }
         Ok(())
     }
@@ -330,7 +334,7 @@ impl Worker {
             self.progress.failures,
             random,
         );
-        self.post.interrupted();
+        self.post.interrupted(error.clone());
         let event = ConnectionEvent::WorkerInterrupted {
             queue: self.post.queue().current().to_owned(),
             error: error.clone(),

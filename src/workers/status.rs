@@ -1,0 +1,75 @@
+//! What `Workers` do at the moment, for health checks.
+
+use std::time::Duration;
+
+use crate::error::Error;
+
+/// What [`Workers`](crate::Workers) do at the moment: [`Workers::status`](crate::Workers::status).
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct WorkersStatus {
+    /// One entry for each call of [`Workers::consume`](crate::Workers::consume) that has started threads, in their order.
+    pub queues: Vec<QueueWorkers>,
+    /// Whether all threads have ended, or end when their handlers return.
+    pub stopped: bool,
+    /// The error that [`Workers::join`](crate::Workers::join) returns when all threads have ended.
+    pub failure: Option<Error>,
+}
+
+impl WorkersStatus {
+    /// Whether all threads of all queues consume.
+    ///
+    /// ```
+    /// # use leveret::{broker::Broker, Connection, QueueDeclareOptions, Settlement, WorkerOptions, Workers};
+    /// # let broker = Broker::start()?;
+    /// # let connection = Connection::open(&broker.uri())?;
+    /// # let channel = connection.open_channel()?;
+    /// # channel.queue_declare("mails", QueueDeclareOptions::durable())?;
+    /// let workers = Workers::new(&connection);
+    /// workers.consume("mails", WorkerOptions::default().threads(2), |_| Settlement::Ack)?;
+    ///
+    /// let status = workers.status();
+    /// for queue in &status.queues {
+    ///     println!("{}: {} of {} threads consume", queue.queue, queue.consuming, queue.threads);
+    ///     if let Some(last) = &queue.last_error {
+    ///         println!("{:?} ago: {}", last.ago, last.error);
+    ///     }
+    /// }
+    /// assert!(status.is_healthy());
+    /// # workers.shutdown(std::time::Duration::from_secs(10))?;
+    /// # Ok::<(), leveret::Error>(())
+    /// ```
+    pub fn is_healthy(&self) -> bool {
+        let all_consume = |it: &QueueWorkers| it.consuming == it.threads;
+        !self.stopped && self.queues.iter().all(all_consume)
+    }
+}
+
+/// The threads that one call of [`Workers::consume`](crate::Workers::consume) has started, in a [`WorkersStatus`].
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct QueueWorkers {
+    /// The queue's name.
+    pub queue: String,
+    /// Number of threads that were started.
+    pub threads: usize,
+    /// Number of threads that consume.
+    pub consuming: usize,
+    /// Number of threads that wait to consume again: the broker has ended their consumer, or the connection is lost and not
+    /// back yet.
+    pub restarting: usize,
+    /// Number of threads whose handler is running.
+    pub busy: usize,
+    /// Why a consumer has ended, or could not begin again, the last time. It stays when the thread consumes again.
+    pub last_error: Option<LastError>,
+}
+
+/// The last error of a [`QueueWorkers`].
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct LastError {
+    /// What went wrong.
+    pub error: Error,
+    /// How long ago.
+    pub ago: Duration,
+}
