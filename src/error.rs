@@ -400,8 +400,8 @@ pub enum ErrorKind {
         /// What the function says.
         text: String,
     },
-    /// A thread of [`Workers`](crate::Workers) has panicked outside of the program's handler: in the program's logger, or
-    /// because this crate has a fault.
+    /// A thread of [`Workers`](crate::Workers) has panicked outside of its handler: in the program's logger or
+    /// [`Metrics`](crate::Metrics), or because this crate has a fault.
     WorkerPanicked {
         /// What the panic says.
         message: String,

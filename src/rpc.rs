@@ -342,6 +342,7 @@ impl ConsumerMailbox for Replies {
 /// It is made of [`Workers`], and does as they do when a handler panics (the request is tried once more, then rejected,
 /// and its caller gets no answer), when the broker ends the consumer of a thread, and when the last clone is dropped.
 #[derive(Clone, Debug)]
+#[must_use = "dropping the last handle stops the server"]
 pub struct RpcServer {
     workers: Workers,
 }

@@ -9,8 +9,8 @@ use crossbeam_channel::{bounded, unbounded, Receiver, RecvTimeoutError, Sender};
 use leveret::broker::Broker;
 use leveret::{
     Channel, Connection, ConnectionEvent, ConnectionOptions, ConsumeOptions, Error, ErrorKind,
-    Message, OnConsumerEnd, Queue, QueueDeclareOptions, QueueDeleteOptions, ReplyCode, Settlement,
-    StreamOffset, WorkerOptions, Workers,
+    Message, Metrics, OnConsumerEnd, Queue, QueueDeclareOptions, QueueDeleteOptions, ReplyCode,
+    Settlement, StreamOffset, WorkerOptions, Workers,
 };
 
 use crate::recovery::{lasting_queue, recovered, Lossy};
@@ -304,20 +304,31 @@ fn what_cannot_be_is_refused_before_a_thread_starts() {
 }
 
 #[test]
-fn dropping_the_last_handle_stops_the_threads() {
-    let channel = channel();
-    let queue = exclusive_queue(&channel);
-    let workers = Workers::new(channel.connection());
-    workers
-        .consume(queue.name(), WorkerOptions::default().threads(3), |_| {
-            Settlement::Ack
-        })
-        .unwrap();
-    drop(workers);
-    eventually("nobody consumes", || {
-        let declared = channel.queue_declare(queue.name(), QueueDeclareOptions::passive());
-        declared.unwrap().consumer_count() == Some(0)
-    });
+fn dropping_the_last_handle_stops_the_threads_and_says_so() {
+    logged::begin();
+    for is_shut_down in [false, true] {
+        let channel = channel();
+        let queue = exclusive_queue(&channel);
+        let workers = Workers::new(channel.connection());
+        workers
+            .consume(queue.name(), WorkerOptions::default().threads(3), |_| {
+                Settlement::Ack
+            })
+            .unwrap();
+        let other = workers.clone();
+        drop(workers);
+        let says_so = |line: &str| line.contains(queue.name()) && line.contains("was dropped");
+        assert!(!logged::has(says_so) && other.status().is_healthy());
+        if is_shut_down {
+            other.shutdown(SOON).unwrap();
+        }
+        drop(other);
+        assert_eq!(logged::has(says_so), !is_shut_down);
+        eventually("nobody consumes", || {
+            let declared = channel.queue_declare(queue.name(), QueueDeclareOptions::passive());
+            declared.unwrap().consumer_count() == Some(0)
+        });
+    }
 }
 
 #[test]
@@ -1195,4 +1206,97 @@ fn the_status_tells_why_the_threads_of_a_queue_have_stopped() {
     assert!(!status.is_healthy() && !status.stopped);
     let last = status.queues[0].last_error.clone().unwrap();
     assert_eq!(status.failure.unwrap().kind(), last.error.kind());
+}
+
+// ---- panics outside of handlers ----
+
+#[test]
+fn a_logger_that_panics_on_a_handlers_panic_stops_no_worker() {
+    logged::begin();
+    let channel = channel();
+    let (queue, dead) = queue_with_dead_letters(&channel);
+    let workers = Workers::new(channel.connection());
+    let (handled, is_handled) = unbounded();
+    workers
+        .consume(queue.name(), WorkerOptions::default(), move |delivery| {
+            assert_ne!(delivery.body(), b"poison", "{}", logged::PANIC);
+            handled.send(()).unwrap();
+            Settlement::Ack
+        })
+        .unwrap();
+    queue.publish("poison").unwrap();
+    queue.publish("plain").unwrap();
+    is_handled.recv_timeout(SOON).unwrap();
+    eventually("the poison is a dead letter", || {
+        ready(&channel, dead.name()) == 1
+    });
+    assert!(workers.status().is_healthy());
+    assert!(workers.status().queues[0].last_error.is_none());
+    workers.shutdown(SOON).unwrap();
+}
+
+#[test]
+fn a_logger_that_panics_on_an_interruption_stops_no_worker() {
+    logged::begin();
+    let broker = Broker::start().unwrap();
+    let connection = Connection::open(&broker.uri()).unwrap();
+    let events = connection.events();
+    let channel = connection.open_channel().unwrap();
+    let queue = channel
+        .queue_declare(logged::PANIC, QueueDeclareOptions::durable())
+        .unwrap();
+    let workers = Workers::new(&connection);
+    let held = Held::start_with(&workers, queue.name(), soon_again(), false);
+    for _ in 0..2 {
+        assert_eq!(broker.cancel_consumers(queue.name()), 1);
+        interrupted(&events, queue.name());
+        resumed(&events, queue.name());
+    }
+    queue.publish("work").unwrap();
+    held.wait();
+    held.go_on();
+    workers.shutdown(SOON).unwrap();
+    assert_eq!(broker.queue(queue.name()).unwrap().ready, 0);
+}
+
+/// Panics when an acknowledgement is not sent.
+struct Fragile;
+
+impl Metrics for Fragile {
+    fn ack_not_sent(&self) {
+        panic!("the test wants it");
+    }
+}
+
+#[test]
+fn metrics_that_panic_cost_a_worker_its_channel_only() {
+    let broker = Broker::start().unwrap();
+    let options = ConnectionOptions::from_uri(&broker.uri()).unwrap();
+    let connection = Connection::open_with(&options.metrics(Arc::new(Fragile))).unwrap();
+    let events = connection.events();
+    let channel = connection.open_channel().unwrap();
+    let queue = channel
+        .queue_declare("tasks", QueueDeclareOptions::durable())
+        .unwrap();
+    let workers = Workers::new(&connection);
+    let held = Held::start_with(&workers, queue.name(), soon_again(), false);
+    queue.publish("work").unwrap();
+    held.wait();
+    assert_eq!(broker.time_out_consumers("tasks"), 1);
+    // The acknowledgement is too late only when the client knows that it is.
+    eventually("the cancel has come", || {
+        broker.queue("tasks").unwrap().consumers == 0
+    });
+    held.go_on();
+    let (error, _) = interrupted(&events, queue.name());
+    let ErrorKind::WorkerPanicked { message } = error.kind() else {
+        panic!("{error}");
+    };
+    assert_eq!(message, "the test wants it");
+    assert!(!error.is_connection_end());
+    resumed(&events, queue.name());
+    held.wait();
+    held.go_on();
+    workers.shutdown(SOON).unwrap();
+    assert_eq!(broker.queue("tasks").unwrap().ready, 0);
 }

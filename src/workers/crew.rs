@@ -241,6 +241,14 @@ impl Crew {
         drop(stopped);
     }
 
+    /// The queues whose threads run, and were not told to stop.
+    pub(super) fn at_work(&self) -> BTreeSet<String> {
+        let state = self.state.lock();
+        let at_work = state.squads.iter().filter(|it| it.go_on.is_some());
+        let at_work = at_work.filter(|it| it.members.iter().flatten().next().is_some());
+        at_work.map(|it| it.queue.current().to_owned()).collect()
+    }
+
     pub(super) fn wait(&self, deadline: Option<Deadline>) -> Result<()> {
         let mut state = self.state.lock();
         if state.has_thread(thread::current().id()) {

@@ -16,6 +16,7 @@ use crate::deadline::Deadline;
 use crate::delivery::Delivery;
 use crate::error::{Error, ErrorKind, Result};
 use crate::options::WorkerOptions;
+use crate::panics;
 
 use crew::Crew;
 pub use status::{LastError, QueueWorkers, WorkersStatus};
@@ -80,8 +81,9 @@ type Handler = dyn Fn(&Delivery) -> Settlement + Send + Sync;
 /// # Ok::<(), leveret::Error>(())
 /// ```
 ///
-/// Cheap to clone. Dropping the last clone stops the threads without waiting for them.
+/// Cheap to clone. Dropping the last clone stops the threads without waiting for them, and logs that at `warn`.
 #[derive(Clone)]
+#[must_use = "dropping the last handle stops the workers"]
 pub struct Workers {
     handle: Arc<Handle>,
 }
@@ -94,8 +96,22 @@ struct Handle {
 
 impl Drop for Handle {
     fn drop(&mut self) {
+        let queues = self.crew.at_work();
         self.crew.stop();
+        if !queues.is_empty() {
+            say(|| {
+                log::warn!(
+                    "the workers of {queues:?} stop, since the last handle of these `Workers` was dropped: keep it, \
+                     and call `shutdown` to stop them and to wait for their handlers"
+                );
+            });
+        }
     }
+}
+
+/// Logs something. A panic of the program's logger ends no thread: the panic hook has told of it.
+fn say(log: impl FnOnce()) {
+    let _ = panics::catch(log);
 }
 
 impl Workers {

@@ -7,7 +7,7 @@ use crossbeam_channel::{select, Receiver};
 
 use super::answers::{Answers, LostAnswers};
 use super::crew::{Post, Scope};
-use super::{Handler, Settlement};
+use super::{say, Handler, Settlement};
 use crate::backoff;
 use crate::channel::{Answered, Channel};
 use crate::connection::Connection;
@@ -33,12 +33,6 @@ pub(super) fn begin(
     let channel = connection.open_channel()?;
     channel.basic_qos(prefetch)?;
     channel.consume_queue(queue, options)
-}
-
-/// Logs something. A panic of the program's logger does not end the thread: the panic hook has told
-/// of it.
-fn say(log: impl FnOnce()) {
-    let _ = panics::catch(log);
 }
 
 /// One thread's work.
@@ -87,8 +81,9 @@ impl Shift {
 
     /// Closes the channel of a consumer that has ended. Returns what the broker may lack.
     fn give_up(self) -> LostAnswers {
-        let closed = self.channel.close_confirmed(ReplyCode::SUCCESS, "");
-        self.answers.lost(closed.ok().flatten())
+        let close = || self.channel.close_confirmed(ReplyCode::SUCCESS, "");
+        let closed = panics::catch(close).ok().and_then(Result::ok);
+        self.answers.lost(closed.flatten())
     }
 }
 
@@ -96,7 +91,7 @@ impl Worker {
     pub(super) fn run(mut self, shift: Shift) {
         self.post.begin();
         if let Err(message) = panics::catch(|| self.work(shift)) {
-            // A fault of this crate.
+            // A fault of this crate, or of the program's metrics. Whoever joins is told.
             self.fail(panicked(message), Scope::All);
         }
     }
@@ -277,7 +272,7 @@ impl Worker {
 
     /// Consumes again, when that is possible. `None` if the thread is to end.
     fn begin_again(&mut self, shift: Shift, error: Error) -> Option<Shift> {
-        let begun = Deadline::after(Duration::MAX);
+        let outage = Deadline::after(Duration::MAX);
         if shift.since.elapsed() >= self.options.max_restart_delay {
             self.progress.failures = 0;
         }
@@ -288,14 +283,15 @@ impl Worker {
                 self.lose(lost);
                 return None;
             }
-            match self.try_again() {
+            let begun = panics::catch(|| self.try_again());
+            match begun.unwrap_or_else(|message| Err(panicked(message))) {
                 Ok(consumer) => {
                     let shift = Shift::new(&consumer, self.options.prefetch);
                     if !self.post.resume(consumer) {
                         self.lose(lost);
                         return None;
                     }
-                    self.tell_resumed(begun.elapsed());
+                    self.tell_resumed(outage.elapsed());
                     return Some(shift);
                 }
                 Err(error) => next = self.interrupted(error)?,
