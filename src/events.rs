@@ -38,8 +38,8 @@ pub enum ConnectionEvent {
         /// Its name now.
         new: String,
     },
-    /// Something could not be declared again. Unless it ends the connection each time, it is tried again until that
-    /// succeeds.
+    /// Something could not be brought back. Everything else goes on, and this is tried again in the
+    /// background, unless it is a consumer that ends with this error.
     NotRecovered {
         /// What.
         entity: Entity,

@@ -68,6 +68,7 @@ mod consumer;
 mod deadline;
 mod deliveries;
 mod delivery;
+pub mod docs;
 mod error;
 mod events;
 mod exchange;

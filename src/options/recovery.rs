@@ -36,6 +36,8 @@ type Filter = Arc<dyn Fn(&Entity) -> bool + Send + Sync>;
 /// let options = ConnectionOptions::default().recovery(recovery);
 /// ```
 ///
+/// What comes back in which order, what is reported, and what to set: [`docs::recovery`](crate::docs::recovery).
+///
 /// See <https://www.rabbitmq.com/docs/api-guide#recovery>.
 #[derive(Clone)]
 #[non_exhaustive]

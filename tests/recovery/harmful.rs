@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
@@ -20,6 +21,7 @@ const AT_ONCE: Duration = Duration::ZERO;
 const QUEUE_DECLARE: (u16, u16) = (50, 10);
 const QUEUE_BIND: (u16, u16) = (50, 20);
 const BASIC_CONSUME: (u16, u16) = (60, 20);
+const CONNECTION_CLOSE: (u16, u16) = (10, 50);
 
 /// Does this to every such method that names this.
 fn judge(
@@ -323,4 +325,30 @@ fn an_exclusive_queue_that_the_broker_still_holds_is_back_before_anything_is_pub
     let confirm = publisher.publish("amq.topic", queue.name(), "m").unwrap();
     confirm.wait_timeout(SOON).unwrap();
     assert!(consumer.recv_timeout(SOON).unwrap().is_some());
+}
+
+#[test]
+fn closing_ends_in_its_time_whatever_hangs() {
+    const TIMEOUT: Duration = Duration::from_millis(300);
+    // The broker closes a connection only when all its channels have ended.
+    let hangs = |ids| matches!(ids, Some(QUEUE_DECLARE | CONNECTION_CLOSE));
+    let (asks, asked) = crossbeam_channel::unbounded();
+    let interceptor = Interceptor::start(move |_, frame| match hangs(frame.method()) {
+        true => {
+            asks.send(()).unwrap();
+            Verdict::Hang
+        }
+        false => Verdict::Pass,
+    });
+    let connection = Connection::open_with(&interceptor.options()).unwrap();
+    let channel = connection.open_channel().unwrap();
+    let hung = thread::spawn(move || channel.queue_declare("hung", Default::default()));
+    asked.recv_timeout(SOON).unwrap();
+    let begin = Instant::now();
+    let closed = connection.close_with(ReplyCode::SUCCESS, "", TIMEOUT);
+    let error = closed.unwrap_err();
+    assert!(error.is_timeout() && !connection.is_open(), "{error}");
+    assert!(begin.elapsed() < SOON / 4, "{:?}", begin.elapsed());
+    let error = hung.join().unwrap().unwrap_err();
+    assert!(error.is_connection_end(), "{error}");
 }

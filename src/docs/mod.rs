@@ -1,0 +1,3 @@
+//! Pages about what concerns more than one type.
+
+pub mod recovery;
