@@ -90,7 +90,7 @@ fn each_line() {
 /// What was written up to the loss is about the first broker, and all after that about the second.
 fn check_lines(name: &str, first: &Broker, second: &Broker) {
     let lines = logged::lines();
-    let is_lost = |line: &Line| line.text.contains("it is opened again");
+    let is_lost = |line: &Line| line.text.contains("attempt 1 to recover");
     let (before, after) = lines.split_at(1 + lines.iter().position(is_lost).unwrap());
     let before = texts(before, name, first);
     for part in [
@@ -105,7 +105,8 @@ fn check_lines(name: &str, first: &Broker, second: &Broker) {
     }
     let after = texts(after, name, second);
     for part in [
-        "channel 1 → queue.declare",
+        "→ queue.declare",
+        "channel 1 → basic.consume",
         "is not sent",
         "the connection was closed by this program",
     ] {
