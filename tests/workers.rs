@@ -1012,27 +1012,54 @@ fn a_message_that_always_costs_the_channel_comes_with_growing_delays() {
 
 #[test]
 fn a_consumer_that_has_lasted_begins_again_after_the_first_delay() {
+    const FIRST: Duration = Duration::from_millis(10);
+    const LONG: Duration = Duration::from_millis(400);
+    let channel = channel();
+    let events = channel.connection().events();
+    let queue = declare(&channel, &unique("lasting"));
+    let workers = Workers::new(channel.connection());
+    let options = WorkerOptions::default().restart_delay(FIRST);
+    workers
+        .consume(queue.name(), options.max_restart_delay(LONG), |_| {
+            Settlement::Ack
+        })
+        .unwrap();
+    for _ in 0..2 {
+        queue.delete(QueueDeleteOptions::default()).unwrap();
+        let (_, next) = interrupted(&events, queue.name());
+        assert!(next < FIRST, "{next:?}");
+        while interrupted(&events, queue.name()).1 < 4 * FIRST {}
+        declare(&channel, queue.name());
+        resumed(&events, queue.name());
+        // The consumer lasts for at least that time.
+        std::thread::sleep(LONG);
+    }
+    workers.shutdown(SOON).unwrap();
+    queue.delete(QueueDeleteOptions::default()).unwrap();
+}
+
+#[test]
+fn a_worker_whose_connection_recovers_no_consumers_consumes_again() {
     let broker = Broker::start().unwrap();
-    let connection = Connection::open(&broker.uri()).unwrap();
+    let options = ConnectionOptions::from_uri(&broker.uri()).unwrap();
+    let options = options.recovery(quick().without_consumers());
+    let connection = Connection::open_with(&options).unwrap();
     let events = connection.events();
     let channel = connection.open_channel().unwrap();
     let queue = channel
         .queue_declare("tasks", QueueDeclareOptions::durable())
         .unwrap();
     let workers = Workers::new(&connection);
-    // Whatever time a consumer has lasted, it was long enough.
-    let options = WorkerOptions::default()
-        .restart_delay(SOON)
-        .max_restart_delay(Duration::ZERO);
-    workers
-        .consume(queue.name(), options, |_| Settlement::Ack)
-        .unwrap();
-    for _ in 0..5 {
-        assert_eq!(broker.cancel_consumers("tasks"), 1);
-        interrupted(&events, queue.name());
-        resumed(&events, queue.name());
-    }
+    let held = Held::start_with(&workers, queue.name(), soon_again(), false);
+    broker.drop_connections();
+    let (error, _) = interrupted(&events, queue.name());
+    assert!(error.is_connection_end(), "{error}");
+    resumed(&events, queue.name());
+    queue.publish("work").unwrap();
+    held.wait();
+    held.go_on();
     workers.shutdown(SOON).unwrap();
+    assert_eq!(broker.queue("tasks").unwrap().ready, 0);
 }
 
 #[test]
