@@ -7,7 +7,7 @@ use std::vec::Drain;
 
 use super::declaring::{ask, named_by_broker};
 use super::desk::{Desk, Failure};
-use super::missing::{Key, Trouble};
+use super::missing::{is_close_by_broker, Key, Trouble};
 use crate::connect::{connect, Last};
 use crate::deadline::Deadline;
 use crate::error::{Error, ErrorKind, ReplyCode, Result};
@@ -139,15 +139,11 @@ impl Aside {
             Failure::Refused(error) => Verdict::Failed(Trouble::Refused, error),
             Failure::NoAnswer(error) => {
                 let doing = format!("waiting for the broker's answer for {}", key.entity);
-                Verdict::Failed(Trouble::Harmful, error.doing(doing))
+                Verdict::Failed(Trouble::Silent, error.doing(doing))
             }
-            Failure::Connection(error) => match error.kind() {
-                ErrorKind::ConnectionClosed(reason)
-                    if reason.code != ReplyCode::CONNECTION_FORCED =>
-                {
-                    Verdict::Failed(Trouble::Harmful, error)
-                }
-                _ => Verdict::NotTried(error),
+            Failure::Connection(error) => match is_close_by_broker(&error) {
+                true => Verdict::Failed(Trouble::Harmful, error),
+                false => Verdict::NotTried(error),
             },
             Failure::ChannelGone | Failure::NotAsked => {
                 Verdict::NotTried(Error::invalid("its channel has ended"))

@@ -53,12 +53,14 @@ impl Replay<'_> {
     pub(super) fn declare_bindings(&mut self) -> Result<()> {
         // Read only now, with the new names of queues.
         let bindings = self.wanted(Redeclare::is_binding);
-        let (stuck, bindings): (Vec<_>, Vec<_>) =
-            bindings.into_iter().partition(|it| self.lacks_an_end(it));
-        for binding in stuck {
-            let key = Key::of(&binding);
-            let error = self.no_answer(&key);
-            self.not_declared(key, error);
+        let (lacking, bindings): (Vec<_>, Vec<_>) = bindings
+            .into_iter()
+            .partition(|it| self.missing.lacks_silent(&Key::of(it)));
+        for binding in lacking {
+            let error = Error::invalid("its queue or exchange is not there");
+            let link = &self.desk.link;
+            self.missing
+                .insert(Key::of(&binding), Trouble::Lacking, error, link);
         }
         self.declare_all(bindings)
     }
@@ -69,29 +71,9 @@ impl Replay<'_> {
         let options = &self.recovery.options.recovery;
         all.retain(|it| {
             let key = Key::of(it);
-            is_one(it) && !self.missing.is_harmful(&key) && options.wants(&key.entity)
+            is_one(it) && !self.missing.is_left_out(&key) && options.wants(&key.entity)
         });
         all
-    }
-
-    /// Whether the broker has not answered for the exchange or the queue of this binding.
-    fn lacks_an_end(&self, binding: &Redeclare) -> bool {
-        let is_harmful = |entity: Entity| self.missing.is_harmful(&Key { entity, channel: 0 });
-        let exchange = |name: &str| {
-            is_harmful(Entity::Exchange {
-                name: name.to_owned(),
-            })
-        };
-        let queue = |name: &str| {
-            is_harmful(Entity::Queue {
-                name: name.to_owned(),
-            })
-        };
-        match binding {
-            Redeclare::BindQueue(bind) => exchange(&bind.exchange) || queue(&bind.queue),
-            Redeclare::BindExchange(bind) => exchange(&bind.source) || exchange(&bind.destination),
-            Redeclare::Exchange(_) | Redeclare::Queue { .. } => false,
-        }
     }
 
     /// Leaves out the queues that the broker has named and still has. Exclusive ones went with the
@@ -357,7 +339,7 @@ impl Replay<'_> {
     fn not_answered(&mut self, key: Key) {
         let error = self.no_answer(&key);
         self.missing
-            .insert(key, Trouble::Harmful, error, &self.desk.link);
+            .insert(key, Trouble::Silent, error, &self.desk.link);
     }
 }
 

@@ -7,9 +7,10 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, Sender};
 
 use super::desk::closed;
+use super::missing::is_close_by_broker;
 use super::replay::Replay;
 use crate::channel::ChannelState;
-use crate::error::{ClosedBy, Error, ErrorKind, ReplyCode, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::io_thread::Link;
 use crate::label::log_line;
 use crate::mailbox::{ChannelMailbox, Command, ConfirmMailbox};
@@ -53,13 +54,9 @@ impl Blame {
             .iter_mut()
             .filter_map(Unanswered::take_sent)
             .collect();
-        let ErrorKind::ConnectionClosed(reason) = cause.kind() else {
-            return false;
-        };
-        let by_broker =
-            reason.by == ClosedBy::Broker && reason.code != ReplyCode::CONNECTION_FORCED;
-        let is_for_publishing = reason.method == BasicPublish::ID.name();
-        if !by_broker || (reason.method.is_some() && !is_for_publishing) {
+        let method = cause.close_reason().and_then(|it| it.method);
+        let is_for_publishing = method == BasicPublish::ID.name();
+        if !is_close_by_broker(cause) || (method.is_some() && !is_for_publishing) {
             return false;
         }
         // RabbitMQ takes no such messages.

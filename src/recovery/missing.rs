@@ -55,6 +55,28 @@ impl Key {
         }
     }
 
+    /// Whether it is a binding or a consumer of this exchange or queue. An exchange and a queue can
+    /// have the same name: then it may not be, and waits in vain for a while.
+    fn needs(&self, other: &Self) -> bool {
+        let (Entity::Exchange { name } | Entity::Queue { name }) = &other.entity else {
+            return false;
+        };
+        match &self.entity {
+            Entity::Exchange { .. } | Entity::Queue { .. } => false,
+            Entity::Consumer { queue, .. } => {
+                matches!(other.entity, Entity::Queue { .. }) && queue == name
+            }
+            Entity::Binding {
+                source,
+                destination,
+                ..
+            } => match other.entity {
+                Entity::Queue { .. } => destination == name,
+                _ => source == name || destination == name,
+            },
+        }
+    }
+
     fn queue_renamed(self, old: &str, new: &str) -> Self {
         let entity = self.entity.queue_renamed(old, new);
         Self { entity, ..self }
@@ -66,9 +88,13 @@ impl Key {
 pub(super) enum Trouble {
     /// The broker refuses it. It is asked for on each new connection.
     Refused,
-    /// It costs the connection, or all the time there is. It is left out of every recovery until
-    /// another connection has shown that it does no harm any more.
+    /// The broker closes the connection for it. This and all below are left out of every recovery
+    /// until another connection has shown that they do no harm any more.
     Harmful,
+    /// The broker does not answer.
+    Silent,
+    /// The broker does not answer for its queue or exchange.
+    Lacking,
 }
 
 struct Missed {
@@ -107,7 +133,7 @@ impl Missing {
 
     /// Another connection: what was refused may not be refused there.
     pub(super) fn begin(&mut self) {
-        self.all.retain(|_, it| it.trouble == Trouble::Harmful);
+        self.all.retain(|_, it| it.trouble != Trouble::Refused);
         for missed in self.all.values_mut() {
             if let Some(consumer) = &mut missed.consumer {
                 consumer.answer = None;
@@ -141,9 +167,27 @@ impl Missing {
     }
 
     /// Whether it is to be left out of recoveries.
-    pub(super) fn is_harmful(&self, key: &Key) -> bool {
+    pub(super) fn is_left_out(&self, key: &Key) -> bool {
         let missed = self.all.get(key);
-        missed.is_some_and(|it| it.trouble == Trouble::Harmful)
+        missed.is_some_and(|it| it.trouble != Trouble::Refused)
+    }
+
+    /// Whether the queue or exchange of this binding or consumer is missing.
+    pub(super) fn lacks(&self, key: &Key) -> bool {
+        self.all.keys().any(|it| key.needs(it))
+    }
+
+    /// As [`lacks`](Self::lacks), if the broker does not answer for that.
+    pub(super) fn lacks_silent(&self, key: &Key) -> bool {
+        let silent = self
+            .all
+            .iter()
+            .filter(|(_, it)| it.trouble == Trouble::Silent);
+        silent.into_iter().any(|(it, _)| key.needs(it))
+    }
+
+    pub(super) fn trouble(&self, key: &Key) -> Option<Trouble> {
+        self.all.get(key).map(|it| it.trouble)
     }
 
     pub(super) fn is_suspect(&self, key: &Key) -> bool {
@@ -171,7 +215,7 @@ impl Missing {
             .close_reason()
             .is_some_and(|reason| reason.text.contains("exclusive use"));
         let may_change = match error.reply_code() {
-            _ if trouble == Trouble::Harmful => true,
+            _ if trouble != Trouble::Refused => true,
             Some(ReplyCode::NOT_FOUND | ReplyCode::RESOURCE_LOCKED) => true,
             Some(ReplyCode::ACCESS_REFUSED) => waits_for_other,
             _ => false,
@@ -239,9 +283,15 @@ impl Missing {
     /// It is there; whoever was told of its lack is told so.
     pub(super) fn found(&mut self, key: &Key, link: &Link) {
         self.suspects.remove(key);
-        if self.all.remove(key).is_some() {
-            tell_recovered(key.entity.clone(), link);
+        if self.all.remove(key).is_none() {
+            return;
         }
+        for (dependent, missed) in &mut self.all {
+            if dependent.needs(key) {
+                missed.next = Deadline::after(Duration::ZERO);
+            }
+        }
+        tell_recovered(key.entity.clone(), link);
     }
 
     /// Nothing waits for it any more.
@@ -253,13 +303,10 @@ impl Missing {
     /// answered. If that was one thing alone, it is to blame; else each is asked for alone the next
     /// time. Returns whom to blame.
     pub(super) fn blame(&mut self, mut asked: Vec<Key>, cause: &Error) -> Option<Key> {
-        let ErrorKind::ConnectionClosed(reason) = cause.kind() else {
-            return None;
-        };
-        if reason.by != ClosedBy::Broker || reason.code == ReplyCode::CONNECTION_FORCED {
+        if !is_close_by_broker(cause) {
             return None;
         }
-        if let Some(method) = reason.method {
+        if let Some(method) = cause.close_reason().and_then(|it| it.method) {
             asked.retain(|it| it.is_asked_with(method));
         }
         if let [guilty] = asked.as_slice() {
@@ -299,10 +346,21 @@ impl Missing {
     }
 }
 
+/// Whether the broker has closed the connection, perhaps because of something that it was asked; it
+/// is not about to stop, and no operator has closed the connection.
+pub(super) fn is_close_by_broker(error: &Error) -> bool {
+    match error.kind() {
+        ErrorKind::ConnectionClosed(reason) => {
+            reason.by == ClosedBy::Broker && reason.code != ReplyCode::CONNECTION_FORCED
+        }
+        _ => false,
+    }
+}
+
 fn delay(trouble: Trouble, tries: u32, options: &RecoveryOptions) -> Deadline {
     Deadline::after(match trouble {
-        Trouble::Refused => options.delay(tries.saturating_add(1), random()),
-        Trouble::Harmful => {
+        Trouble::Refused | Trouble::Lacking => options.delay(tries.saturating_add(1), random()),
+        Trouble::Harmful | Trouble::Silent => {
             let doubled = FIRST_DELAY_OF_HARMFUL.saturating_mul(1 << tries.min(20));
             doubled.min(MAX_DELAY_OF_HARMFUL)
         }

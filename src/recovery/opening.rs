@@ -88,9 +88,7 @@ impl Replay<'_> {
         let all = channel.consumers.lock().wanted();
         for wanted in all {
             let key = Key::of_consumer(channel, &wanted);
-            if !self.is_to_consume(&wanted) {
-                wanted.mailbox.ended(Some(self.desk.cause()));
-            } else if self.is_to_begin(&wanted, &key) && is_one(self, &key) {
+            if self.is_to_begin(channel, &wanted, &key) && is_one(self, &key) {
                 self.asked.push(key.clone());
                 self.begun.insert(key);
                 let asked = self.consume(channel, &wanted);
@@ -104,15 +102,25 @@ impl Replay<'_> {
         }
     }
 
-    fn is_to_consume(&self, wanted: &Wanted) -> bool {
+    fn is_to_begin(&mut self, channel: &Arc<ChannelState>, wanted: &Wanted, key: &Key) -> bool {
         // The place for answers is nothing that the program knows of.
         let is_reply_to = wanted.consume.queue == "amq.rabbitmq.reply-to";
-        is_reply_to || self.recovery.options.recovery.wants(&wanted.entity())
-    }
-
-    fn is_to_begin(&self, wanted: &Wanted, key: &Key) -> bool {
-        let waits = self.undeclared.contains(&*wanted.consume.queue);
-        !waits && !self.begun.contains(key) && !self.missing.contains(key)
+        if !is_reply_to && !self.recovery.options.recovery.wants(&key.entity) {
+            wanted.mailbox.ended(Some(self.desk.cause()));
+            return false;
+        }
+        if self.begun.contains(key) || self.missing.contains(key) {
+            return false;
+        }
+        if self.missing.lacks_silent(key) {
+            let error = Error::invalid("the broker does not answer for its queue");
+            let link = &self.desk.link;
+            let trouble = Trouble::Lacking;
+            self.missing
+                .insert_consumer(channel, wanted, trouble, error, None, link);
+            return false;
+        }
+        !self.undeclared.contains(&*wanted.consume.queue)
     }
 
     /// Begins to consume again, with the prefetch that the consumer had; unless nobody wants it any more.
@@ -181,7 +189,7 @@ impl Replay<'_> {
                     hurry.get_or_insert_with(|| Deadline::after(GRACE));
                     let error = self.no_answer(&key);
                     let link = &self.desk.link;
-                    let trouble = Trouble::Harmful;
+                    let trouble = Trouble::Silent;
                     self.missing.insert_consumer(
                         channel,
                         &wanted,

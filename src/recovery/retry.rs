@@ -1,13 +1,14 @@
 //! What is missing is tried again: first on a connection of its own; what only the program's
 //! connection can have, then there.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::aside::{Trial, Verdict};
 use super::desk::Failure;
 use super::messages::Blame;
-use super::missing::{Key, Missing, Trouble};
+use super::missing::{is_close_by_broker, Key, Missing, Trouble};
 use super::replay::Replay;
 use super::Recovery;
 use crate::channel::{ChannelState, Wanted};
@@ -26,10 +27,12 @@ impl Replay<'_> {
     pub(super) fn retry(&mut self) -> Trials {
         let mut trials = Vec::new();
         let due = self.missing.due();
-        let declared = self.desk.link.topology.lock().redeclare();
-        for redeclare in declared {
+        let all = self.desk.link.topology.lock().redeclare();
+        // The program may have deleted others meanwhile.
+        let declared: HashSet<_> = all.iter().map(Key::of).collect();
+        for redeclare in all {
             let key = Key::of(&redeclare);
-            if due.contains(&key) {
+            if due.contains(&key) && !self.missing.lacks(&key) {
                 let trial = match self.is_own(&redeclare) {
                     true => Trial::StandIn(redeclare),
                     false => Trial::Declare(redeclare),
@@ -38,11 +41,11 @@ impl Replay<'_> {
             }
         }
         for key in due {
-            let is_tried = trials.iter().any(|(tried, _)| *tried == key);
+            let is_declared = declared.contains(&key);
             match &key.entity {
                 Entity::Consumer { .. } => trials.extend(self.retry_consumer(key)),
-                // The program has deleted it meanwhile.
-                _ if !is_tried => self.missing.forget(&key),
+                _ if !is_declared => self.missing.forget(&key),
+                _ if self.missing.lacks(&key) => self.missing.postpone(&key),
                 _ => {}
             }
         }
@@ -100,23 +103,17 @@ impl Replay<'_> {
             return None;
         }
         let queue = wanted.consume.queue.to_string();
-        let own = Key {
-            entity: Entity::Queue {
-                name: queue.clone(),
-            },
-            channel: 0,
-        };
         if self.is_exclusive(&queue) {
             // No other connection sees it.
-            match self.missing.contains(&own) {
+            match self.missing.lacks(&key) {
                 true => self.missing.postpone(&key),
                 false => self.begin_consumer(&key),
             }
             return None;
         }
-        let trial = match self.missing.is_harmful(&key) {
-            true => Trial::Consume(wanted.consume),
-            false => Trial::Queue(queue),
+        let trial = match self.missing.trouble(&key)? {
+            Trouble::Harmful | Trouble::Silent => Trial::Consume(wanted.consume),
+            Trouble::Refused | Trouble::Lacking => Trial::Queue(queue),
         };
         Some((key, trial))
     }
@@ -144,7 +141,11 @@ impl Replay<'_> {
                 let redeclare = self.redeclare(key);
                 let declared = redeclare.map_or(Ok(()), |it| self.declare(vec![it]));
                 if let Err(error) = declared {
-                    self.still_missing(key, Trouble::Refused, error);
+                    let trouble = match is_close_by_broker(&error) {
+                        true => Trouble::Harmful,
+                        false => Trouble::Refused,
+                    };
+                    self.still_missing(key, trouble, error);
                 }
             }
             Verdict::Queue(count) => self.queue_looked_up(key, count),
@@ -193,13 +194,13 @@ impl Replay<'_> {
             Ok(_) => self.missing.found(key, &self.desk.link),
             Err(Failure::NoAnswer(error)) => {
                 let link = &self.desk.link;
-                let trouble = Trouble::Harmful;
+                let trouble = Trouble::Silent;
                 self.missing
                     .insert_consumer(&channel, &wanted, trouble, error, asked.ok(), link);
             }
             // Its channel has ended, and with it the consumer; or the connection is lost, and a
             // consumer that costs it must not be asked for at once.
-            Err(_) if self.missing.is_harmful(key) => self.missing.postpone(key),
+            Err(_) if self.missing.is_left_out(key) => self.missing.postpone(key),
             Err(_) => self.missing.forget(key),
         }
     }

@@ -76,7 +76,8 @@ fn a_queue_without_an_answer_holds_up_no_consumer_of_another() {
     let events = connection.events();
     let declaring = connection.open_channel().unwrap();
     let options = QueueDeclareOptions::default().expires(Duration::from_secs(60));
-    declaring.queue_declare(&name, options).unwrap();
+    let hung = declaring.queue_declare(&name, options).unwrap();
+    let waiting = hung.consume(Default::default()).unwrap();
     let well = lasting_queue(&connection.open_channel().unwrap());
     let consumer = well.consume(Default::default()).unwrap();
     armed.store(true, Ordering::SeqCst);
@@ -94,13 +95,26 @@ fn a_queue_without_an_answer_holds_up_no_consumer_of_another() {
     );
     let told = recovered(&events);
     let hung = Entity::Queue { name: name.clone() };
-    assert_eq!(not_recovered(&told), [&hung], "{told:?}");
+    let lacking = Entity::Consumer {
+        queue: name.clone(),
+        consumer_tag: waiting.consumer_tag().to_owned(),
+    };
+    assert_eq!(not_recovered(&told), [&hung, &lacking], "{told:?}");
+    // Neither is reported again, nor costs time again.
+    let begin = Instant::now();
+    interceptor.cut(AT_ONCE);
+    lost(&events);
+    let told = recovered(&events);
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(begin.elapsed() < timeout, "{:?}", begin.elapsed());
     // It is asked for on another connection, until there is an answer.
     let before = interceptor.connections();
     armed.store(false, Ordering::SeqCst);
     recovered_later(&events, &hung);
+    channel().basic_publish("", &name, "m").unwrap();
+    assert!(waiting.recv_timeout(SOON).unwrap().is_some());
     assert!(interceptor.connections() > before);
-    assert_eq!(connection.epoch(), 1);
+    assert_eq!(connection.epoch(), 2);
 }
 
 #[test]
