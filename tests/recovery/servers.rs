@@ -202,6 +202,7 @@ fn a_refused_login_is_one_more_failed_attempt_and_each_outage_has_one_loss() {
         "back 4",
     ];
     assert_eq!(kinds, expected, "{told:?}");
+    assert_eq!(connection.stats().recovery_attempts, 4);
     cut.send(()).unwrap();
     server.join().unwrap();
 }
