@@ -1,6 +1,6 @@
 //! Threads that handle messages, and processes of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
@@ -239,6 +239,13 @@ fn shutting_down_gives_back_at_once_what_waits_behind_a_running_handler() {
     );
 }
 
+/// Waits until workers stop that nobody has told to.
+#[track_caller]
+fn stopped(workers: &Workers) -> Result<(), Error> {
+    eventually("the workers stop", || workers.status().stopped);
+    workers.join()
+}
+
 #[test]
 fn when_one_is_to_stop_all_they_stop_and_say_why() {
     let channel = channel();
@@ -251,7 +258,7 @@ fn when_one_is_to_stop_all_they_stop_and_say_why() {
             .unwrap();
     }
     first.delete(QueueDeleteOptions::default()).unwrap();
-    let error = workers.join().unwrap_err();
+    let error = stopped(&workers).unwrap_err();
     assert!(
         matches!(error.kind(), ErrorKind::ConsumerCancelled { .. }),
         "{error}"
@@ -270,7 +277,7 @@ fn when_the_connection_ends_for_good_all_stop_and_say_why() {
         .consume(queue.name(), WorkerOptions::default(), |_| Settlement::Ack)
         .unwrap();
     channel.connection().close().unwrap();
-    assert!(workers.join().unwrap_err().is_connection_end());
+    assert!(stopped(&workers).unwrap_err().is_connection_end());
 }
 
 #[test]
@@ -974,7 +981,7 @@ fn a_worker_that_waits_to_consume_again_stops_at_once() {
         let begin = Instant::now();
         if by_close {
             channel.connection().close().unwrap();
-            let error = workers.join().unwrap_err();
+            let error = stopped(&workers).unwrap_err();
             assert!(error.is_connection_end(), "{error}");
         } else {
             workers.shutdown(SOON).unwrap();
@@ -1028,7 +1035,8 @@ fn a_consumer_that_has_lasted_begins_again_after_the_first_delay() {
         queue.delete(QueueDeleteOptions::default()).unwrap();
         let (_, next) = interrupted(&events, queue.name());
         assert!(next < FIRST, "{next:?}");
-        while interrupted(&events, queue.name()).1 < 4 * FIRST {}
+        let grows = (0..10).any(|_| interrupted(&events, queue.name()).1 >= 4 * FIRST);
+        assert!(grows);
         declare(&channel, queue.name());
         resumed(&events, queue.name());
         // The consumer lasts for at least that time.
@@ -1095,6 +1103,57 @@ fn shutting_down_tells_of_an_acknowledgement_that_was_lost_with_a_channel() {
         assert!(error.to_string().contains(queue.name()), "{error}");
         connection.close().unwrap();
     }
+}
+
+#[test]
+fn no_message_is_lost_when_channels_are_closed_again_and_again() {
+    const MESSAGES: usize = 500;
+    let broker = Broker::start().unwrap();
+    let connection = Connection::open(&broker.uri()).unwrap();
+    let channel = connection.open_channel().unwrap();
+    let queue = channel
+        .queue_declare("tasks", QueueDeclareOptions::durable())
+        .unwrap();
+    for number in 0..MESSAGES {
+        queue.publish(number.to_string()).unwrap();
+    }
+    let workers = Workers::new(&connection);
+    let handled = Arc::new(parking_lot::Mutex::new(HashSet::new()));
+    let options = soon_again().restart_delay(Duration::from_millis(1));
+    let options = options.max_restart_delay(Duration::from_millis(4));
+    let handler = {
+        let handled = Arc::clone(&handled);
+        move |delivery: &leveret::Delivery| {
+            handled.lock().insert(delivery.body().to_vec());
+            std::thread::sleep(Duration::from_millis(1));
+            Settlement::Ack
+        }
+    };
+    workers
+        .consume("tasks", options.threads(3).prefetch(5), handler)
+        .unwrap();
+    let is_done = |broker: &Broker| {
+        let state = broker.queue("tasks").unwrap();
+        (state.ready, state.unacknowledged) == (0, 0)
+    };
+    let begin = Instant::now();
+    let mut closes = 0;
+    while !broker.wait_until(Duration::from_millis(20), is_done) {
+        assert!(begin.elapsed() < SOON, "{:?}", broker.queues());
+        broker.close_channels(ReplyCode::PRECONDITION_FAILED, "once more");
+        closes += 1;
+    }
+    assert_eq!(handled.lock().len(), MESSAGES);
+    assert!(closes > 0);
+    // The last acknowledgements may have crossed the last close.
+    if let Err(error) = workers.shutdown(SOON) {
+        assert!(
+            matches!(error.kind(), ErrorKind::AcksLost { .. }),
+            "{error}"
+        );
+    }
+    assert!(is_done(&broker));
+    assert_eq!(connection.epoch(), 0);
 }
 
 #[test]
