@@ -812,7 +812,7 @@ fn a_queue_that_is_deleted_and_declared_again_is_consumed_again() {
     }
     assert_eq!(ready(&channel, queue.name()), 0);
     workers.shutdown(SOON).unwrap();
-    let warned = |line: &str| line.contains(queue.name()) && line.contains("consumes again in");
+    let warned = |line: &str| line.contains(queue.name()) && line.contains("consume again in");
     assert!(logged::count(warned) >= 6);
     let consumes = |line: &str| line.contains(queue.name()) && line.contains("again after");
     assert_eq!(logged::count(consumes), 4);

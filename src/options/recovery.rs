@@ -120,7 +120,7 @@ impl RecoveryOptions {
         without_queues;
         /// Bindings are not made again.
         without_bindings;
-        /// Consumers do not consume on: they end when the connection is lost.
+        /// Consumers do not consume on: they end when the connection is lost. [`Workers`](crate::Workers) begin others.
         without_consumers;
     }
 

@@ -301,44 +301,38 @@ impl Worker {
 
     /// Tells of an error, and when the next attempt is made. `None` if there is none.
     fn interrupted(&mut self, error: Error) -> Option<Deadline> {
-        if let Some(cause) = self.connection.close_cause() {
-            self.fail(cause, Scope::All);
+        let error = self.connection.close_cause().unwrap_or(error);
+        if let Some(scope) = self.ends() {
+            self.fail(error, scope);
             return None;
         }
-        match self.options.on_consumer_end {
-            OnConsumerEnd::Restart => {}
-            OnConsumerEnd::StopQueue => {
-                self.fail(error, Scope::Queue);
-                return None;
-            }
-            OnConsumerEnd::StopAll => {
-                self.fail(error, Scope::All);
-                return None;
-            }
-        }
         let error = self.named(error);
-        let WorkerOptions {
-            restart_delay,
-            max_restart_delay,
-            ..
-        } = *self.options;
-        self.progress.failures = self.progress.failures.saturating_add(1);
-        let random = backoff::random();
-        let next = backoff::delay(
-            restart_delay,
-            max_restart_delay,
-            self.progress.failures,
-            random,
-        );
         self.post.interrupted(error.clone());
+        self.progress.failures = self.progress.failures.saturating_add(1);
+        let next = backoff::delay(
+            self.options.restart_delay,
+            self.options.max_restart_delay,
+            self.progress.failures,
+            backoff::random(),
+        );
         let event = ConnectionEvent::WorkerInterrupted {
             queue: self.post.queue().current().to_owned(),
             error: error.clone(),
             next,
         };
         self.connection.link().tell(event);
-        say(|| log::warn!("{error}; it consumes again in {next:.1?}"));
+        say(|| log::warn!("{error}; the worker tries to consume again in {next:.1?}"));
         Some(Deadline::after(next))
+    }
+
+    /// Whose work ends when the consumer has ended. `None` if the thread tries again.
+    fn ends(&self) -> Option<Scope> {
+        match self.options.on_consumer_end {
+            _ if !self.connection.is_open() => Some(Scope::All),
+            OnConsumerEnd::Restart => None,
+            OnConsumerEnd::StopQueue => Some(Scope::Queue),
+            OnConsumerEnd::StopAll => Some(Scope::All),
+        }
     }
 
     /// Waits until then, and for a connection that is lost and may come back. False if it is time to
