@@ -3,13 +3,15 @@
 use std::fmt;
 use std::sync::Arc;
 
+use crate::error::OneLine;
+
 /// The name of a connection and the peer of its socket: `worker 4711 at 10.0.0.1:5672`.
 #[derive(Debug, Clone)]
 pub(crate) struct Label(Arc<str>);
 
 impl Label {
     pub(crate) fn new(connection_name: &str, peer: impl fmt::Display) -> Self {
-        Self(format!("{connection_name} at {peer}").into())
+        Self(format!("{} at {peer}", OneLine(connection_name)).into())
     }
 }
 

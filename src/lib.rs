@@ -101,7 +101,6 @@ mod unread;
 mod uri;
 mod window;
 mod wire;
-#[allow(clippy::disallowed_macros)]
 mod workers;
 
 pub use channel::{Channel, Confirmation};

@@ -10,14 +10,14 @@ use crate::recovery::recovered;
 use crate::support::logged::Line;
 use crate::support::{eventually, logged, options, unique};
 
-/// What has no connection, or names it in its own way.
-const OTHERS: [&str; 2] = ["leveret::broker", "leveret::workers"];
+/// Its lines belong to no connection of a program.
+const OTHER: &str = "leveret::broker";
 
 /// The texts of these lines, which must all begin with the name of the connection at this broker.
 #[track_caller]
 fn texts(lines: &[Line], name: &str, broker: &Broker) -> Vec<String> {
     let beginning = format!("[{name} at {}] ", broker.address());
-    let is_other = |line: &Line| OTHERS.iter().any(|it| line.target.starts_with(it));
+    let is_other = |line: &Line| line.target.starts_with(OTHER);
     let of_crate = |line: &&Line| line.target.starts_with("leveret") && !is_other(line);
     let text = |line: &Line| match line.text.strip_prefix(&beginning) {
         Some(text) => text.to_owned(),

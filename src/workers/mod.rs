@@ -15,6 +15,7 @@ use crate::connection::Connection;
 use crate::deadline::Deadline;
 use crate::delivery::Delivery;
 use crate::error::{Error, ErrorKind, Result};
+use crate::label::log_line;
 use crate::options::WorkerOptions;
 use crate::panics;
 
@@ -100,7 +101,7 @@ impl Drop for Handle {
         self.crew.stop();
         if !queues.is_empty() {
             say(|| {
-                log::warn!(
+                log_line!(Warn, self.connection.link().label(),
                     "the workers of {queues:?} stop, since the last handle of these `Workers` was dropped: keep it, \
                      and call `shutdown` to stop them and to wait for their handlers"
                 );

@@ -14,8 +14,9 @@ use crate::connection::Connection;
 use crate::consumer::Consumer;
 use crate::deadline::Deadline;
 use crate::delivery::{stream_offset, Delivery};
-use crate::error::{Error, ErrorKind, ReplyCode, Result};
+use crate::error::{Error, ErrorKind, OneLine, ReplyCode, Result};
 use crate::events::ConnectionEvent;
+use crate::label::log_line;
 use crate::options::{ConsumeOptions, OnConsumerEnd, WorkerOptions};
 use crate::panics;
 use crate::queue::QueueName;
@@ -178,10 +179,10 @@ impl Worker {
             Settlement::Reject => "rejected",
         };
         let properties = delivery.properties().unwrap_or_default();
-        log::error!(
+        log_line!(Error, self.connection.link().label(),
             "the handler of queue {:?} panicked: {}; delivery tag {}, message id {:?}, correlation id {:?}: {}",
             self.post.queue(),
-            message,
+            OneLine(message),
             delivery.delivery_tag(),
             properties.message_id.unwrap_or_default(),
             properties.correlation_id.unwrap_or_default(),
@@ -214,7 +215,7 @@ impl Worker {
             Err(error) if shift.end().is_some() => {
                 let queue = self.post.queue();
                 say(|| {
-                    log::warn!(
+                    log_line!(Warn, self.connection.link().label(),
                         "worker of queue {queue:?}: the broker delivers a message again that was handled: {error}"
                     );
                 });
@@ -230,7 +231,7 @@ impl Worker {
         }
         let stream = self.post.queue();
         say(|| {
-            log::warn!(
+            log_line!(Warn, self.connection.link().label(),
                 "the handler of stream {stream:?} requeues a message, but a stream takes nothing back: the message \
                  is acknowledged, and so are all others that this thread's handler requeues"
             );
@@ -257,13 +258,20 @@ impl Worker {
         }
         self.post.lose(answers);
         let queue = self.post.queue();
-        say(|| log::error!("worker of queue {queue:?}: {}", answers.kind()));
+        say(|| {
+            log_line!(
+                Error,
+                self.connection.link().label(),
+                "worker of queue {queue:?}: {}",
+                answers.kind()
+            )
+        });
     }
 
     fn fail(&self, error: Error, scope: Scope) {
         let error = self.named(error);
         self.post.fail(error.clone(), scope);
-        say(|| log::error!("{error}"));
+        say(|| log_line!(Error, self.connection.link().label(), "{error}"));
     }
 
     fn named(&self, error: Error) -> Error {
@@ -321,7 +329,13 @@ impl Worker {
             next,
         };
         self.connection.link().tell(event);
-        say(|| log::warn!("{error}; the worker tries to consume again in {next:.1?}"));
+        say(|| {
+            log_line!(
+                Warn,
+                self.connection.link().label(),
+                "{error}; the worker tries to consume again in {next:.1?}"
+            )
+        });
         Some(Deadline::after(next))
     }
 
@@ -376,7 +390,13 @@ impl Worker {
             queue: queue.current().to_owned(),
             after,
         });
-        say(|| log::info!("worker of queue {queue:?}: consumes again after {after:.1?}"));
+        say(|| {
+            log_line!(
+                Info,
+                self.connection.link().label(),
+                "worker of queue {queue:?}: consumes again after {after:.1?}"
+            )
+        });
     }
 }
 
