@@ -92,6 +92,12 @@ impl ChannelNumbers {
         }
     }
 
+    /// How many numbers can be taken.
+    pub(crate) fn free(&self) -> u16 {
+        let highest = self.highest();
+        highest.saturating_sub(self.in_use())
+    }
+
     /// How many channels there are, also such as are being opened or closed.
     pub(crate) fn in_use(&self) -> u16 {
         let state = self.state.lock();

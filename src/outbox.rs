@@ -780,7 +780,13 @@ impl Outbox {
     /// Whether this connection is to be ended; told once.
     pub(crate) fn take_given_up(&self) -> bool {
         let is_any = self.given_up.load(Ordering::Acquire) != NONE;
-        is_any && self.given_up.swap(NONE, Ordering::AcqRel) == self.epoch()
+        if !is_any {
+            return false;
+        }
+        let given_up = self.given_up.swap(NONE, Ordering::AcqRel);
+        let state = self.state.lock();
+        // The program may have closed the connection meanwhile, and the broker is to hear of that.
+        given_up == state.epoch && !matches!(state.phase, Phase::Ended(_))
     }
 
     /// Appends what the core itself has to say.

@@ -146,6 +146,11 @@ impl Confirms {
         self.answered_to(answered_to);
     }
 
+    /// This is the last one that is published again: those after it could not be sent.
+    pub(crate) fn resume_up_to(&self, last: u64) {
+        self.answers.lock().lost_behind.0 = last;
+    }
+
     /// The channel is opened again after its end, which messages without an answer were lost with.
     pub(super) fn reopen(&self, cause: &Error) {
         let unawaited = self.unawaited.swap(0, Ordering::Relaxed);

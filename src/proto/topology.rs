@@ -186,6 +186,31 @@ impl Topology {
         }
     }
 
+    /// Whether this is still to be declared again.
+    pub(crate) fn contains(&self, redeclare: &Redeclare) -> bool {
+        match redeclare {
+            Redeclare::Exchange(declare) => self.exchanges.contains_key(&*declare.exchange),
+            Redeclare::Queue { declare, .. } => self.queues.contains_key(&*declare.queue),
+            Redeclare::BindQueue(bind) => {
+                let destination = Destination::Queue(bind.queue.clone().into_owned());
+                let (source, key) = (&bind.exchange, &bind.routing_key);
+                let key = BindingKey::new(source, destination, key, &bind.arguments);
+                self.bindings.contains_key(&key)
+            }
+            Redeclare::BindExchange(bind) => {
+                let destination = Destination::Exchange(bind.destination.clone().into_owned());
+                let (source, key) = (&bind.source, &bind.routing_key);
+                let key = BindingKey::new(source, destination, key, &bind.arguments);
+                self.bindings.contains_key(&key)
+            }
+        }
+    }
+
+    /// A queue as it was declared here.
+    pub(crate) fn declared_queue(&self, name: &str) -> Option<&QueueDeclare<'static>> {
+        self.queues.get(name).map(|it| &it.declare)
+    }
+
     /// Whether this queue was declared here as a stream.
     pub(crate) fn is_stream(&self, queue: &str) -> bool {
         let queue = self.queues.get(queue);

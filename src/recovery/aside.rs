@@ -5,12 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 use std::vec::Drain;
 
-use super::declaring::{ask, named_by_broker};
+use super::declaring::{ask, is_named, named_by_broker};
 use super::desk::{Desk, Failure};
 use super::missing::{is_close_by_broker, Key, Trouble};
 use crate::connect::{connect, Last};
 use crate::deadline::Deadline;
 use crate::error::{Error, ErrorKind, ReplyCode, Result};
+use crate::events::Entity;
 use crate::io_thread::{self, Link};
 use crate::mailbox::{Command, ConsumerMailbox, Mailboxes, Recover, Reply};
 use crate::options::ConnectionOptions;
@@ -28,7 +29,8 @@ const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
 /// Something to be tried.
 pub(super) enum Trial {
     Declare(Redeclare),
-    /// Only the program's own connection can have it: one like it is tried.
+    /// Only the program's own connection can have it: an exclusive queue like it is tried, or a
+    /// binding of one that gets no messages.
     StandIn(Redeclare),
     /// Whether the queue is there.
     Queue(String),
@@ -40,8 +42,6 @@ pub(super) enum Trial {
 pub(super) enum Verdict {
     /// It is there now.
     Declared(Reply),
-    /// It was there.
-    Exists,
     /// The one like it did no harm.
     Harmless,
     /// The number of consumers of the queue, if it exists.
@@ -58,6 +58,8 @@ pub(super) struct Aside {
     until: Deadline,
     connected: Option<Connected>,
     connections: u32,
+    /// What bindings were refused for because it does not exist.
+    lacking: Vec<Error>,
 }
 
 struct Connected {
@@ -84,12 +86,16 @@ impl Aside {
             until: Deadline::after(MAX_TIME),
             connected: None,
             connections: 0,
+            lacking: Vec::new(),
         }
     }
 
     pub(super) fn run(&mut self, key: &Key, trial: &Trial) -> Verdict {
         if self.until.remaining().is_zero() {
             return Verdict::NotTried(Error::timed_out(MAX_TIME));
+        }
+        if let Some(error) = self.lacks(key) {
+            return Verdict::Failed(Trouble::Refused, error);
         }
         let timeout = self.options.recovery.entity_timeout;
         let desk = match self.desk() {
@@ -103,6 +109,20 @@ impl Aside {
             Trial::Consume(consume) => try_consume(desk, consume, timeout),
         };
         verdict.unwrap_or_else(|failure| self.failed(key, failure))
+    }
+
+    /// Why this binding is refused, if others were refused for the same reason.
+    fn lacks(&self, key: &Key) -> Option<Error> {
+        let Entity::Binding {
+            source,
+            destination,
+            ..
+        } = &key.entity
+        else {
+            return None;
+        };
+        let names_it = |error: &&Error| is_named(error, source) || is_named(error, destination);
+        self.lacking.iter().find(names_it).cloned()
     }
 
     fn desk(&mut self) -> Result<&mut Desk> {
@@ -134,9 +154,15 @@ impl Aside {
         Ok(Connected { link, desk })
     }
 
-    fn failed(&self, key: &Key, failure: Failure) -> Verdict {
+    fn failed(&mut self, key: &Key, failure: Failure) -> Verdict {
         match failure {
-            Failure::Refused(error) => Verdict::Failed(Trouble::Refused, error),
+            Failure::Refused(error) => {
+                let is_binding = matches!(key.entity, Entity::Binding { .. });
+                if is_binding && error.reply_code() == Some(ReplyCode::NOT_FOUND) {
+                    self.lacking.push(error.clone());
+                }
+                Verdict::Failed(Trouble::Refused, error)
+            }
             Failure::NoAnswer(error) => {
                 let doing = format!("waiting for the broker's answer for {}", key.entity);
                 Verdict::Failed(Trouble::Silent, error.doing(doing))
@@ -153,15 +179,18 @@ impl Aside {
 }
 
 fn declare(desk: &mut Desk, redeclare: &Redeclare, timeout: Duration) -> Result<Verdict, Failure> {
-    if let Some(name) = named_by_broker(redeclare) {
-        if desk.queue_exists(name, timeout)?.is_some() {
-            return Ok(Verdict::Exists);
+    let declared = ask_alone(desk, redeclare, false, timeout);
+    let declared = match declared {
+        Err(Failure::Refused(_)) if named_by_broker(redeclare).is_some() => {
+            ask_alone(desk, redeclare, true, timeout)
         }
-    }
-    ask_alone(desk, redeclare, timeout).map(Verdict::Declared)
+        declared => declared,
+    };
+    declared.map(Verdict::Declared)
 }
 
-/// Asks for an exclusive queue without a name, or binds one.
+/// Asks for an exclusive queue without a name; in the place of a binding, binds that by its name, so
+/// that it takes no message away from anyone.
 fn stand_in(desk: &mut Desk, redeclare: &Redeclare, timeout: Duration) -> Result<Verdict, Failure> {
     let declare = match redeclare {
         Redeclare::Queue { declare, .. } => declare.clone(),
@@ -174,22 +203,27 @@ fn stand_in(desk: &mut Desk, redeclare: &Redeclare, timeout: Duration) -> Result
         declare,
         named_by_server: true,
     };
-    let reply = ask_alone(desk, &queue, timeout)?;
-    if let (Redeclare::BindQueue(bind), Reply::Method(Method::QueueDeclareOk(ok))) =
-        (redeclare, reply)
-    {
+    let reply = ask_alone(desk, &queue, true, timeout)?;
+    if let (true, Reply::Method(Method::QueueDeclareOk(ok))) = (redeclare.is_binding(), reply) {
         let bind = QueueBind {
+            routing_key: ok.queue.clone(),
             queue: ok.queue,
-            ..bind.clone()
+            exchange: "amq.direct".into(),
+            ..QueueBind::default()
         };
-        ask_alone(desk, &Redeclare::BindQueue(bind), timeout)?;
+        ask_alone(desk, &Redeclare::BindQueue(bind), true, timeout)?;
     }
     Ok(Verdict::Harmless)
 }
 
-fn ask_alone(desk: &mut Desk, redeclare: &Redeclare, timeout: Duration) -> Result<Reply, Failure> {
+fn ask_alone(
+    desk: &mut Desk,
+    redeclare: &Redeclare,
+    is_gone: bool,
+    timeout: Duration,
+) -> Result<Reply, Failure> {
     let channel = desk.channel(0).map_err(Failure::Connection)?;
-    let asked = ask(desk, &channel, redeclare);
+    let asked = ask(desk, &channel, redeclare, is_gone);
     let answer = desk.answer(&channel, &asked, desk.within(timeout));
     if let Err(Failure::NoAnswer(_)) = answer {
         desk.abandon(&channel);

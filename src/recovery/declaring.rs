@@ -44,10 +44,13 @@ impl Lane {
 
 impl Replay<'_> {
     pub(super) fn declare_exchanges_and_queues(&mut self) -> Result<()> {
-        let mut wanted = self.wanted(|it| !it.is_binding());
-        self.keep_survivors(&mut wanted)?;
-        self.declare_all(wanted)?;
-        self.declare_locked()
+        let wanted = self.wanted(|it| !it.is_binding());
+        self.waits_for_locked = true;
+        let declared = self
+            .declare_all(wanted)
+            .and_then(|()| self.declare_locked());
+        self.waits_for_locked = false;
+        declared
     }
 
     pub(super) fn declare_bindings(&mut self) -> Result<()> {
@@ -76,52 +79,30 @@ impl Replay<'_> {
         all
     }
 
-    /// Leaves out the queues that the broker has named and still has. Exclusive ones went with the
-    /// connection.
-    fn keep_survivors(&mut self, wanted: &mut Vec<Redeclare>) -> Result<()> {
-        let mut kept = Vec::with_capacity(wanted.len());
-        for redeclare in wanted.drain(..) {
-            let Some(name) = named_by_broker(&redeclare) else {
-                kept.push(redeclare);
-                continue;
-            };
-            match self
-                .desk
-                .queue_exists(name, self.recovery.options.recovery.entity_timeout)
-            {
-                Ok(Some(_)) => {}
-                Ok(None) => kept.push(redeclare),
-                Err(Failure::NoAnswer(_)) if !self.desk.is_over() => {
-                    self.not_answered(Key::of(&redeclare));
-                }
-                Err(Failure::Connection(error)) if is_exhausted(&error) => kept.push(redeclare),
-                Err(Failure::Connection(error) | Failure::NoAnswer(error)) => return Err(error),
-                Err(Failure::Refused(_) | Failure::ChannelGone | Failure::NotAsked) => {}
-            }
-        }
-        *wanted = kept;
-        Ok(())
-    }
-
     /// Declares all of this; what may have cost a connection alone, at last.
     fn declare_all(&mut self, all: Vec<Redeclare>) -> Result<()> {
         let (suspects, others): (Vec<_>, Vec<_>) = all
             .into_iter()
             .partition(|it| self.missing.is_suspect(&Key::of(it)));
-        self.declare(others)?;
+        let mut hurry = None;
+        self.declare_in(others, &mut hurry)?;
         suspects
             .into_iter()
-            .try_for_each(|it| self.declare(vec![it]))
+            .try_for_each(|it| self.declare_in(vec![it], &mut hurry))
     }
 
     /// Declares all of this, without waiting in between. If the broker closes the channel because
     /// of one, it goes on after that one on a new channel. If the broker does not answer for one,
     /// the others go to several channels, and have as much time together.
     pub(super) fn declare(&mut self, all: Vec<Redeclare>) -> Result<()> {
+        self.declare_in(all, &mut None)
+    }
+
+    /// As [`declare`](Self::declare). After one without an answer `hurry` is when all must be done.
+    fn declare_in(&mut self, all: Vec<Redeclare>, hurry: &mut Option<Deadline>) -> Result<()> {
         let mut left = all;
-        let mut hurry = None;
         while !left.is_empty() {
-            if hurry.is_some_and(|it: Deadline| it.remaining().is_zero()) {
+            if hurry.is_some_and(|it| it.remaining().is_zero()) {
                 left.drain(..)
                     .for_each(|it| self.not_answered(Key::of(&it)));
                 break;
@@ -137,7 +118,7 @@ impl Replay<'_> {
                 lanes => lanes?,
             };
             for lane in lanes {
-                left.extend(self.settle(lane, &mut hurry)?);
+                left.extend(self.settle(lane, hurry)?);
             }
         }
         Ok(())
@@ -145,7 +126,9 @@ impl Replay<'_> {
 
     fn ask_all(&mut self, all: &mut Vec<Redeclare>, lanes: usize) -> Result<Vec<Lane>> {
         let mut asked: Vec<Lane> = Vec::new();
-        let lanes = lanes.min(all.len());
+        // The program needs some, too.
+        let free = usize::from(self.desk.link.channel_numbers.free());
+        let lanes = lanes.min(all.len()).min((free / 2).max(1));
         while asked.len() < lanes {
             match self.scratch(asked.len()) {
                 Ok(channel) => asked.push(Lane {
@@ -160,7 +143,8 @@ impl Replay<'_> {
         for lane in &mut asked {
             for redeclare in all.drain(..per_lane.min(all.len())) {
                 self.asked.push(Key::of(&redeclare));
-                let answer = ask(&self.desk, &lane.channel, &redeclare);
+                let is_gone = self.vanished.contains(&Key::of(&redeclare));
+                let answer = ask(&self.desk, &lane.channel, &redeclare, is_gone);
                 lane.asked.push_back((redeclare, answer));
             }
         }
@@ -177,11 +161,17 @@ impl Replay<'_> {
                 answer => answer,
             };
             self.answered(&key);
+            self.stalled.clear();
             match answer {
                 Ok(reply) => self.declared(&redeclare, &reply),
                 Err(Failure::Refused(error)) => {
+                    if named_by_broker(&redeclare).is_some() && self.vanished.insert(key) {
+                        lane.asked.push_front((redeclare, Err(error)));
+                        return Ok(self.not_asked(lane));
+                    }
                     if let Some(gone) = self.take_gone(&redeclare, &error) {
-                        return Ok([vec![gone, redeclare], lane.left()].concat());
+                        lane.asked.push_front((redeclare, Err(error)));
+                        return Ok([vec![gone], self.not_asked(lane)].concat());
                     }
                     let lacking = take_lacking(&mut lane.asked, &redeclare, &error);
                     self.refused(redeclare, error.clone());
@@ -190,9 +180,12 @@ impl Replay<'_> {
                         self.answered(&key);
                         self.not_declared(key, error.clone());
                     }
+                    if !self.desk.is_open(&lane.channel) {
+                        return Ok(self.not_asked(lane));
+                    }
                 }
                 Err(Failure::NoAnswer(_) | Failure::Connection(_)) => {
-                    self.desk.abandon(&lane.channel);
+                    self.abandon(&lane.channel);
                     self.not_answered(key);
                     hurry.get_or_insert_with(|| Deadline::after(self.entity_timeout()));
                     return Ok(self.not_asked(lane));
@@ -227,8 +220,11 @@ impl Replay<'_> {
                 "no answer for {} yet; consumers go on",
                 entity(redeclare)
             );
+            let key = Key::of(redeclare);
+            self.answered(&key);
+            self.stalled.push(key);
             self.hold_back(redeclare, lane);
-            self.consume_all().map_err(Failure::Connection)?;
+            self.consume_early().map_err(Failure::Connection)?;
         }
         self.desk.answer(&lane.channel, &answer, deadline)
     }
@@ -281,7 +277,9 @@ impl Replay<'_> {
             Reply::Method(Method::QueueDeclareOk(ok)),
         ) = (redeclare, reply)
         {
-            self.rename_queue(&declare.queue, &ok.queue);
+            if ok.queue != declare.queue {
+                self.rename_queue(&declare.queue, &ok.queue);
+            }
         }
     }
 
@@ -302,7 +300,9 @@ impl Replay<'_> {
     fn refused(&mut self, redeclare: Redeclare, error: Error) {
         match &redeclare {
             Redeclare::Queue { declare, .. }
-                if declare.exclusive && error.reply_code() == Some(ReplyCode::RESOURCE_LOCKED) =>
+                if self.waits_for_locked
+                    && declare.exclusive
+                    && error.reply_code() == Some(ReplyCode::RESOURCE_LOCKED) =>
             {
                 self.locked.push((redeclare, error));
             }
@@ -402,7 +402,14 @@ fn take_lacking(
         .collect()
 }
 
-pub(super) fn ask(desk: &Desk, channel: &ChannelState, redeclare: &Redeclare) -> Asked {
+/// Asks for it. For a queue that the broker has named it asks whether the old one is still there,
+/// unless it `is_gone`.
+pub(super) fn ask(
+    desk: &Desk,
+    channel: &ChannelState,
+    redeclare: &Redeclare,
+    is_gone: bool,
+) -> Asked {
     match redeclare {
         Redeclare::Exchange(declare) => desk.ask_method(channel, declare),
         Redeclare::BindExchange(bind) => desk.ask_method(channel, bind),
@@ -411,10 +418,18 @@ pub(super) fn ask(desk: &Desk, channel: &ChannelState, redeclare: &Redeclare) ->
             declare,
             named_by_server: false,
         } => desk.ask_method(channel, declare),
-        Redeclare::Queue { declare, .. } => {
+        Redeclare::Queue { declare, .. } if declare.exclusive || is_gone => {
             let declare = QueueDeclare {
                 queue: "".into(),
                 ..declare.clone()
+            };
+            desk.ask_method(channel, &declare)
+        }
+        Redeclare::Queue { declare, .. } => {
+            let declare = QueueDeclare {
+                queue: declare.queue.clone(),
+                passive: true,
+                ..QueueDeclare::default()
             };
             desk.ask_method(channel, &declare)
         }

@@ -86,7 +86,12 @@ impl Desk {
     }
 
     pub(super) fn is_over(&self) -> bool {
-        self.until.remaining().is_zero()
+        self.left().is_zero()
+    }
+
+    /// The time that is left for all.
+    pub(super) fn left(&self) -> Duration {
+        self.until.remaining()
     }
 
     /// Why the connection was lost.
@@ -153,7 +158,9 @@ impl Desk {
         };
         reply.map_err(|error| match error.kind() {
             // For another reason, such as an ack that the program has sent.
-            ErrorKind::ChannelClosed { .. } if channel.end.cause().is_some() => {
+            ErrorKind::ChannelClosed { .. }
+                if channel.end.cause().is_some() && !self.is_own(channel) =>
+            {
                 Failure::ChannelGone
             }
             ErrorKind::ChannelClosed { reason, .. } => match reason.by {
@@ -168,6 +175,10 @@ impl Desk {
 
     /// A channel of this desk that is open, counted from 0.
     pub(super) fn channel(&mut self, place: usize) -> Result<Arc<ChannelState>> {
+        let ended = self.own.iter().find(|it| it.end.cause().is_some());
+        if let Some(ended) = ended.cloned() {
+            self.abandon(&ended);
+        }
         let channel = match self.own.get(place) {
             Some(own) => Arc::clone(own),
             None => self.take_number()?,
@@ -186,7 +197,7 @@ impl Desk {
 
     /// Opens the channel, unless it is open on this connection.
     pub(super) fn make_open(&self, channel: &Arc<ChannelState>) -> Result<(), Failure> {
-        if channel.is_open_in(self.epoch) {
+        if self.is_open(channel) {
             return Ok(());
         }
         let deadline = self.within(self.request_timeout);
@@ -203,6 +214,15 @@ impl Desk {
             }
             !is_it
         });
+    }
+
+    /// Whether the channel is open on this connection.
+    pub(super) fn is_open(&self, channel: &ChannelState) -> bool {
+        channel.is_open_in(self.epoch) && channel.end.cause().is_none()
+    }
+
+    fn is_own(&self, channel: &ChannelState) -> bool {
+        self.own.iter().any(|it| it.number == channel.number)
     }
 
     fn take_number(&mut self) -> Result<Arc<ChannelState>> {

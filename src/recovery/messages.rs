@@ -21,7 +21,7 @@ use crate::wire::method::{BasicPublish, Encode};
 
 /// For how long messages are published one at a time. Then the others are published together, and
 /// the next loss goes on with the search.
-const SEARCH: Duration = Duration::from_secs(30);
+const SEARCH: Duration = Duration::from_secs(15);
 
 /// The message with this sequence number on this channel.
 type Id = (u16, u64);
@@ -31,17 +31,16 @@ type Id = (u16, u64);
 pub(super) struct Blame {
     /// The one that was published alone, and has no answer.
     alone: Option<Id>,
-    /// They were published alone, and the connection went on.
+    /// The connection was lost once while this one was alone.
+    accused: Option<Id>,
+    /// They were published alone, and the connection went on for a while.
     cleared: HashSet<Id>,
+    /// How often all of them were cleared, and the connection was lost all the same: some message
+    /// takes longer to cost it.
+    doubts: u32,
 }
 
 impl Blame {
-    /// All messages are answered.
-    pub(super) fn clear(&mut self) {
-        self.alone = None;
-        self.cleared.clear();
-    }
-
     /// The connection was lost for this reason. The broker may have closed it because of a message:
     /// the one that was published alone is to blame, and is not published again. Others that were
     /// there twice are suspects from now on. Says whether one was found.
@@ -63,14 +62,22 @@ impl Blame {
         let is_immediate =
             |it: &Unanswered| is_for_publishing && sent.contains(&it.id()) && it.is_immediate();
         let any_immediate = unanswered.iter().any(is_immediate);
+        let is_accused = alone.is_some() && self.accused == alone;
+        self.accused = alone;
         let is_guilty = |it: &Unanswered| match any_immediate {
             true => is_immediate(it),
-            false => alone == Some(it.id()),
+            false => is_accused && alone == Some(it.id()),
         };
         let all = std::mem::take(&mut *unanswered).into_iter();
         let (guilty, others): (Vec<_>, Vec<_>) = all.partition(is_guilty);
         *unanswered = others;
         if guilty.is_empty() {
+            self.cleared
+                .retain(|it| sent.contains(it) || unanswered.iter().any(|left| left.id() == *it));
+            if alone.is_none() && !sent.is_empty() && sent.is_subset(&self.cleared) {
+                self.cleared.clear();
+                self.doubts += 1;
+            }
             let may_be_guilty = |it: Id| sent.contains(&it) && !self.cleared.contains(&it);
             let suspects = unanswered.iter_mut().filter(|it| may_be_guilty(it.id()));
             suspects.for_each(|it| it.published.earlier = it.published.earlier.blamed());
@@ -120,7 +127,7 @@ impl Replay<'_> {
         let mut unanswered = self.take_unanswered(channel.number);
         let published = self
             .publish_suspects(channel, &mut unanswered)
-            .and_then(|in_flight| self.publish_all(channel, &mut unanswered, in_flight));
+            .and_then(|begun| self.publish_all(channel, &mut unanswered, begun));
         let Err(error) = published else { return Ok(()) };
         let link = &self.desk.link;
         if link.outbox.epoch() != self.desk.epoch || error.is_connection_end() {
@@ -149,14 +156,16 @@ impl Replay<'_> {
     }
 
     /// Publishes all messages up to the last suspect one at a time, each after the answer for the
-    /// one before. Returns the first and the last of them that are not answered.
+    /// one before. Returns which numbers are published again in all, if it has published any.
     fn publish_suspects(
         &mut self,
         channel: &ChannelState,
         unanswered: &mut VecDeque<Unanswered>,
     ) -> Result<Option<(u64, u64)>> {
         let last = unanswered.iter().rposition(Unanswered::is_suspect);
-        let Some(last) = last else { return Ok(None) };
+        let (Some(last), Some(range)) = (last, range_of(unanswered)) else {
+            return Ok(None);
+        };
         log_line!(
             Warn,
             self.desk.link.label(),
@@ -165,44 +174,48 @@ impl Replay<'_> {
             last + 1,
             channel.number
         );
-        let until = self.desk.within(SEARCH);
-        let mut in_flight = None;
+        // Before any is published: later it would take back what was answered meanwhile.
+        let resume = || channel.confirms.resume(Some(range));
+        self.desk.link.outbox.change(resume);
+        let search_ends = *self
+            .search_ends
+            .get_or_insert_with(|| self.desk.within(SEARCH));
+        let doubled = 1 << self.blame.doubts.min(8);
         for _ in 0..=last {
-            if until.remaining().is_zero() || unanswered.is_empty() {
+            if search_ends.remaining().is_zero() {
                 break;
             }
-            let Some(told) = self.publish_alone(channel, unanswered, in_flight)? else {
+            let Some((id, told)) = self.publish_alone(channel, unanswered)? else {
                 continue;
             };
-            let answered = told.recv_deadline(self.desk.within(self.entity_timeout()).at());
+            if self.blame.cleared.contains(&id) {
+                continue;
+            }
+            self.blame.alone = Some(id);
+            let patience = self.entity_timeout().saturating_mul(doubled);
+            let answered = told.recv_deadline(self.desk.within(patience).at());
             if self.desk.link.outbox.epoch() != self.desk.epoch {
                 // What was published alone is judged with the cause.
                 return Err(self.desk.cause());
             }
-            if let (Err(_), Some(alone)) = (answered, self.blame.alone) {
-                self.blame.cleared.insert(alone);
-                let (_, number) = alone;
-                in_flight = Some((in_flight.map_or(number, |(first, _)| first), number));
-            }
             self.blame.alone = None;
+            if answered.is_err() {
+                self.blame.cleared.insert(id);
+            }
         }
-        Ok(in_flight)
+        Ok(Some(range))
     }
 
     fn publish_alone(
-        &mut self,
+        &self,
         channel: &ChannelState,
         unanswered: &mut VecDeque<Unanswered>,
-        in_flight: Option<(u64, u64)>,
-    ) -> Result<Option<Receiver<()>>> {
-        let last = unanswered.back().map(|it| it.published.sequence_number);
+    ) -> Result<Option<(Id, Receiver<()>)>> {
         let Some(mut message) = unanswered.pop_front() else {
             return Ok(None);
         };
         let (told, receiver) = crossbeam_channel::bounded(1);
-        let number = message.published.sequence_number;
-        let alone = message.id();
-        let first = in_flight.map_or(number, |(first, _)| first);
+        let id = message.id();
         let confirm = message.published.confirm.take();
         let witness = |confirm| Arc::new(Witness { confirm, told }) as Arc<dyn ConfirmMailbox>;
         message.published.confirm = confirm.map(witness);
@@ -220,17 +233,11 @@ impl Replay<'_> {
                     return Err(error);
                 }
                 frames.command(Command::Publish(it.published));
-                channel
-                    .confirms
-                    .resume(Some((first, last.unwrap_or(number))));
                 Ok(())
             },
         );
         match (written, message) {
-            (Ok(()), _) => {
-                self.blame.alone = Some(alone);
-                Ok(Some(receiver))
-            }
+            (Ok(()), _) => Ok(Some((id, receiver))),
             (Err(error), Some(mut message)) if is_unsendable(&error) => {
                 message.cause = error;
                 message.lose();
@@ -250,7 +257,7 @@ impl Replay<'_> {
         &self,
         channel: &ChannelState,
         unanswered: &mut VecDeque<Unanswered>,
-        in_flight: Option<(u64, u64)>,
+        begun: Option<(u64, u64)>,
     ) -> Result<()> {
         let mut unsendable = Vec::new();
         let written = self.desk.write(
@@ -258,7 +265,7 @@ impl Replay<'_> {
             || self.gate(channel),
             |frames| {
                 channel.set_recovering(false);
-                let mut again = in_flight;
+                let mut again = begun;
                 for mut message in unanswered.drain(..) {
                     let kept = message.published.kept.as_deref().unwrap_or_default();
                     if let Err(error) = frames.again(kept) {
@@ -270,8 +277,10 @@ impl Replay<'_> {
                     again = Some((again.map_or(last, |(first, _)| first), last));
                     frames.command(Command::Publish(message.published));
                 }
-                if again.is_some() {
-                    channel.confirms.resume(again);
+                match (begun, again) {
+                    (None, Some(again)) => channel.confirms.resume(Some(again)),
+                    (Some(_), Some((_, last))) => channel.confirms.resume_up_to(last),
+                    (_, None) => {}
                 }
                 Ok(again.is_some())
             },
@@ -311,6 +320,11 @@ impl Replay<'_> {
         *unanswered = others;
         theirs.into()
     }
+}
+
+fn range_of(messages: &VecDeque<Unanswered>) -> Option<(u64, u64)> {
+    let number = |it: &Unanswered| it.published.sequence_number;
+    Some((messages.front().map(number)?, messages.back().map(number)?))
 }
 
 fn is_unsendable(error: &Error) -> bool {

@@ -16,32 +16,59 @@ use crate::label::log_line;
 use crate::mailbox::Reply;
 use crate::options::RecoveryOptions;
 use crate::proto::Redeclare;
+use crate::wire::codec::Writer;
+use crate::wire::value::FieldTable;
 
 /// The first and the longest delay before something that costs a connection, or its time, is tried
 /// again. An upgrade or a failure of a node takes minutes.
 const FIRST_DELAY_OF_HARMFUL: Duration = Duration::from_secs(1);
+/// Something that is refused is tried again at most this often.
+const MIN_DELAY_OF_REFUSED: Duration = Duration::from_millis(100);
 const MAX_DELAY_OF_HARMFUL: Duration = Duration::from_secs(300);
 
 /// Something that is brought back.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Key {
     pub(super) entity: Entity,
-    /// The channel of a consumer, whose tag is unique only there; 0 for everything else.
-    pub(super) channel: u16,
+    /// What tells it from others that are called the same.
+    detail: Detail,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Detail {
+    None,
+    /// The channel of a consumer, whose tag is unique only there.
+    Channel(u16),
+    /// The arguments of a binding, as they are sent.
+    OfQueue(Vec<u8>),
+    OfExchange(Vec<u8>),
 }
 
 impl Key {
     pub(super) fn of(redeclare: &Redeclare) -> Self {
+        let detail = match redeclare {
+            Redeclare::Exchange(_) | Redeclare::Queue { .. } => Detail::None,
+            Redeclare::BindQueue(bind) => Detail::OfQueue(encoded(&bind.arguments)),
+            Redeclare::BindExchange(bind) => Detail::OfExchange(encoded(&bind.arguments)),
+        };
         Self {
             entity: entity(redeclare),
-            channel: 0,
+            detail,
         }
     }
 
     pub(super) fn of_consumer(channel: &ChannelState, wanted: &Wanted) -> Self {
         Self {
             entity: wanted.entity(),
-            channel: channel.number,
+            detail: Detail::Channel(channel.number),
+        }
+    }
+
+    /// The number of a consumer's channel; 0 for everything else.
+    pub(super) fn channel(&self) -> u16 {
+        match self.detail {
+            Detail::Channel(number) => number,
+            _ => 0,
         }
     }
 
@@ -55,8 +82,7 @@ impl Key {
         }
     }
 
-    /// Whether it is a binding or a consumer of this exchange or queue. An exchange and a queue can
-    /// have the same name: then it may not be, and waits in vain for a while.
+    /// Whether it is a binding or a consumer of this exchange or queue.
     fn needs(&self, other: &Self) -> bool {
         let (Entity::Exchange { name } | Entity::Queue { name }) = &other.entity else {
             return false;
@@ -70,10 +96,13 @@ impl Key {
                 source,
                 destination,
                 ..
-            } => match other.entity {
-                Entity::Queue { .. } => destination == name,
-                _ => source == name || destination == name,
-            },
+            } => {
+                let is_of_queue = matches!(self.detail, Detail::OfQueue(_));
+                match other.entity {
+                    Entity::Queue { .. } => is_of_queue && destination == name,
+                    _ => source == name || (!is_of_queue && destination == name),
+                }
+            }
         }
     }
 
@@ -119,6 +148,9 @@ pub(super) struct Missing {
     /// The broker has closed a connection when these were asked for together: the next time each
     /// is asked for alone.
     suspects: HashSet<Key>,
+    /// How often the connection had been lost when it came back. It may be lost again before this
+    /// thread is told: then nothing must be asked, since only this thread can bring it back.
+    pub(super) epoch: u64,
     options: RecoveryOptions,
 }
 
@@ -127,6 +159,7 @@ impl Missing {
         Self {
             all: HashMap::new(),
             suspects: HashSet::new(),
+            epoch: 0,
             options: options.clone(),
         }
     }
@@ -322,10 +355,14 @@ impl Missing {
         next.min_by_key(Deadline::at)
     }
 
-    /// What is to be tried again by now, those that were tried least first.
+    /// What is to be tried again by now, those that were tried least first. If something is that was
+    /// refused, then all of that kind, on one connection.
     pub(super) fn due(&self) -> Vec<Key> {
         let is_due = |it: &Missed| it.next.remaining().is_zero();
-        let mut due: Vec<_> = self.all.iter().filter(|(_, it)| is_due(it)).collect();
+        let is_mild = |it: &Missed| matches!(it.trouble, Trouble::Refused | Trouble::Lacking);
+        let any_mild = self.all.values().any(|it| is_mild(it) && is_due(it));
+        let is_wanted = |it: &Missed| is_due(it) || (any_mild && is_mild(it));
+        let mut due: Vec<_> = self.all.iter().filter(|(_, it)| is_wanted(it)).collect();
         due.sort_by_key(|(_, it)| it.tries);
         due.into_iter().map(|(key, _)| key.clone()).collect()
     }
@@ -359,12 +396,22 @@ pub(super) fn is_close_by_broker(error: &Error) -> bool {
 
 fn delay(trouble: Trouble, tries: u32, options: &RecoveryOptions) -> Deadline {
     Deadline::after(match trouble {
-        Trouble::Refused | Trouble::Lacking => options.delay(tries.saturating_add(1), random()),
+        Trouble::Refused | Trouble::Lacking => {
+            let delay = options.delay(tries.saturating_add(1), random());
+            delay.max(MIN_DELAY_OF_REFUSED)
+        }
         Trouble::Harmful | Trouble::Silent => {
-            let doubled = FIRST_DELAY_OF_HARMFUL.saturating_mul(1 << tries.min(20));
-            doubled.min(MAX_DELAY_OF_HARMFUL)
+            let grown = FIRST_DELAY_OF_HARMFUL.saturating_mul(1 << (2 * tries).min(20));
+            grown.min(MAX_DELAY_OF_HARMFUL)
         }
     })
+}
+
+fn encoded(arguments: &FieldTable) -> Vec<u8> {
+    let mut encoded = Vec::new();
+    // What cannot be encoded was never sent.
+    let _ = Writer::new(&mut encoded).table(arguments, "arguments");
+    encoded
 }
 
 pub(super) fn entity(redeclare: &Redeclare) -> Entity {

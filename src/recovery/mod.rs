@@ -31,7 +31,7 @@ use crate::options::ConnectionOptions;
 use crate::panics;
 use crate::queue::ServerNames;
 
-use aside::{Aside, Verdict};
+use aside::{Aside, Trial, Verdict};
 use messages::Blame;
 use missing::{Key, Missing, Trouble};
 use outage::{is_login_refused, Outage};
@@ -68,7 +68,7 @@ struct Progress {
     /// Another thread tries what is missing.
     is_trying: bool,
     /// What came of that so far.
-    verdicts: Vec<(Key, Verdict)>,
+    verdicts: Vec<(Key, Trial, Verdict)>,
 }
 
 /// What the thread has to do.
@@ -79,7 +79,7 @@ enum Task {
     /// Renew the secret.
     Renew(Renewal),
     /// Take in what came of that.
-    Tried(Vec<(Key, Verdict)>),
+    Tried(Vec<(Key, Trial, Verdict)>),
     Nothing,
 }
 
@@ -155,7 +155,7 @@ impl Recovery {
         if progress.is_over {
             return;
         }
-        progress.renewal = Some(Renewal::of(valid_for));
+        progress.renewal = Some(Renewal::of(valid_for, 0));
         self.start(&mut progress, link);
     }
 
@@ -204,8 +204,8 @@ impl Recovery {
                 }
                 Task::Tried(verdicts) => {
                     let mut replay = missing.replay(self, link, &mut blame);
-                    for (key, verdict) in verdicts {
-                        replay.tried(&key, verdict);
+                    for (key, trial, verdict) in verdicts {
+                        replay.tried(&key, trial, verdict);
                     }
                 }
                 Task::Recover(cause) => {
@@ -290,8 +290,17 @@ impl Recovery {
             if self.progress.lock().is_over {
                 return;
             }
+            let is_wanted = match &trial {
+                Trial::Declare(redeclare) | Trial::StandIn(redeclare) => {
+                    link.topology.lock().contains(redeclare)
+                }
+                Trial::Queue(_) | Trial::Consume(_) => true,
+            };
+            if !is_wanted {
+                continue;
+            }
             let verdict = aside.run(&key, &trial);
-            self.progress.lock().verdicts.push((key, verdict));
+            self.progress.lock().verdicts.push((key, trial, verdict));
             self.changed.notify_all();
         }
     }
@@ -356,16 +365,18 @@ impl Recovery {
         blame: &mut Blame,
     ) -> Result<()> {
         let epoch = link.outbox.epoch();
-        self.progress.lock().renewal = connected.secret_valid_for.map(Renewal::of);
+        let valid_for = connected.secret_valid_for;
+        let renewal = valid_for.map(|it| Renewal::of(it, epoch));
+        self.progress.lock().renewal = renewal;
         let _ = link.next.send(Next::Connected(Box::new(connected)));
         let until = outage.attempt_ends(&self.options.recovery);
         let mut replay = Replay::new(self, link, epoch, until, missing, blame);
         let replayed = replay.run();
-        let asked = std::mem::take(&mut replay.asked);
+        let asked = replay.take_asked();
         drop(replay);
         match &replayed {
             Ok(()) if self.came_back(link, epoch, outage) => {
-                blame.clear();
+                missing.epoch = epoch;
                 return Ok(());
             }
             Ok(()) => {}
@@ -397,7 +408,7 @@ impl Recovery {
         let channel = self
             .channels()
             .into_iter()
-            .find(|it| it.number == key.channel);
+            .find(|it| it.number == key.channel());
         let Some(channel) = channel else { return };
         let wanted = channel.consumers.lock().get(consumer_tag);
         if let Some(wanted) = wanted {

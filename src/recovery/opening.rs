@@ -1,5 +1,6 @@
 //! Channels are opened again, with their consumers.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,10 +11,10 @@ use super::replay::Replay;
 use crate::channel::{ChannelState, Wanted};
 use crate::deadline::Deadline;
 use crate::error::{Error, ErrorKind, Result};
-use crate::mailbox::{Call, ChannelMailbox, Command, Reply};
+use crate::mailbox::{Call, ChannelMailbox, Command};
 use crate::outbox::Frames;
 use crate::request;
-use crate::wire::method::{BasicConsume, BasicConsumeOk, BasicQos};
+use crate::wire::method::{BasicConsume, BasicQos};
 
 /// When a consumer has no answer in its time, others that were asked at the same time have this
 /// much more.
@@ -61,6 +62,14 @@ impl Replay<'_> {
         Ok(())
     }
 
+    /// As [`consume_all`](Self::consume_all), while queues are still being declared.
+    pub(super) fn consume_early(&mut self) -> Result<()> {
+        self.early = Some(HashSet::new());
+        let begun = self.consume_all();
+        self.early = None;
+        begun
+    }
+
     /// Opens the channels, all at once, and those once more that the broker closes for one of their consumers.
     fn open_all(&mut self, is_one: impl Fn(&Self, &Key) -> bool) -> Result<()> {
         let channels = self.channels.clone();
@@ -82,17 +91,18 @@ impl Replay<'_> {
         let is_open = channel.is_open_in(self.desk.epoch);
         let opened = (!is_open).then(|| self.desk.open(channel));
         if !is_open {
-            self.begun.retain(|it| it.channel != channel.number);
+            self.begun.retain(|it| it.channel() != channel.number);
         }
         let mut consumers = Vec::new();
         let all = channel.consumers.lock().wanted();
         for wanted in all {
             let key = Key::of_consumer(channel, &wanted);
             if self.is_to_begin(channel, &wanted, &key) && is_one(self, &key) {
-                self.asked.push(key.clone());
-                self.begun.insert(key);
-                let asked = self.consume(channel, &wanted);
-                consumers.push((wanted, asked));
+                self.begun.insert(key.clone());
+                if let Some(asked) = self.consume(channel, &wanted) {
+                    self.asked.push(key);
+                    consumers.push((wanted, asked));
+                }
             }
         }
         Opening {
@@ -109,7 +119,8 @@ impl Replay<'_> {
             wanted.mailbox.ended(Some(self.desk.cause()));
             return false;
         }
-        if self.begun.contains(key) || self.missing.contains(key) {
+        let is_refused = self.early.as_ref().is_some_and(|it| it.contains(key));
+        if is_refused || self.begun.contains(key) || self.missing.contains(key) {
             return false;
         }
         if self.missing.lacks_silent(key) {
@@ -123,8 +134,9 @@ impl Replay<'_> {
         !self.undeclared.contains(&*wanted.consume.queue)
     }
 
-    /// Begins to consume again, with the prefetch that the consumer had; unless nobody wants it any more.
-    pub(super) fn consume(&self, channel: &ChannelState, wanted: &Wanted) -> Asked {
+    /// Begins to consume again, with the prefetch that the consumer had. `None` if nobody wants it
+    /// any more, or it is being begun already.
+    pub(super) fn consume(&self, channel: &ChannelState, wanted: &Wanted) -> Option<Asked> {
         let mut begun = false;
         let asked = self.desk.ask(channel, |frames, call| {
             let mut consume = wanted.consume.clone();
@@ -132,18 +144,14 @@ impl Replay<'_> {
             begun = wanted.mailbox.restart(consume.arguments.to_mut());
             match begun {
                 true => append_consume(frames, channel, wanted, &consume, call),
-                false => {
-                    let consumer_tag = consume.consumer_tag;
-                    call.answer(Ok(Reply::Method(BasicConsumeOk { consumer_tag }.into())));
-                    Ok(())
-                }
+                false => Ok(()),
             }
         });
         if let (Err(error), true) = (&asked, begun) {
             // The IO thread has not heard of it, and so will not say that it was lost once more.
             wanted.mailbox.interrupted(error);
         }
-        asked
+        (begun || asked.is_err()).then_some(asked)
     }
 
     /// Says whether it is done, else it has to begin again.
@@ -158,11 +166,11 @@ impl Replay<'_> {
         match opened.map(|opened| self.desk.answer(channel, &opened, deadline)) {
             None | Some(Ok(_)) => {}
             Some(Err(Failure::ChannelGone)) => {
-                self.asked.retain(|it| it.channel != channel.number);
+                self.asked.retain(|it| it.channel() != channel.number);
                 return Ok(true);
             }
             Some(Err(Failure::NotAsked)) => {
-                self.asked.retain(|it| it.channel != channel.number);
+                self.asked.retain(|it| it.channel() != channel.number);
                 return Ok(false);
             }
             Some(Err(
@@ -207,6 +215,10 @@ impl Replay<'_> {
         let Some((wanted, error)) = take_blamed(refused) else {
             return Ok(all_asked);
         };
+        if let Some(early) = &mut self.early {
+            early.insert(Key::of_consumer(channel, &wanted));
+            return Ok(false);
+        }
         let link = &self.desk.link;
         let trouble = Trouble::Refused;
         self.missing

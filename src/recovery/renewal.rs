@@ -21,14 +21,17 @@ const MAX_DELAY: Duration = Duration::from_secs(15);
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Renewal {
     expires: Deadline,
+    /// On which connection. Only this thread can bring back another, so nothing waits for that.
+    epoch: u64,
     pub(super) next: Deadline,
 }
 
 impl Renewal {
-    pub(super) fn of(valid_for: Duration) -> Self {
+    pub(super) fn of(valid_for: Duration, epoch: u64) -> Self {
         let next = valid_for.mul_f64(0.75).max(MIN_DELAY);
         Self {
             expires: Deadline::after(valid_for),
+            epoch,
             next: Deadline::after(next),
         }
     }
@@ -43,8 +46,9 @@ impl Renewal {
 impl Recovery {
     /// Asks for new credentials, and sends the secret. Returns when to do so again.
     pub(super) fn renew(&self, link: &Arc<Link>, renewal: Renewal) -> Option<Renewal> {
-        match self.send_secret(link) {
-            Ok(valid_for) => valid_for.map(Renewal::of),
+        let epoch = renewal.epoch;
+        match self.send_secret(link, epoch) {
+            Ok(valid_for) => valid_for.map(|it| Renewal::of(it, epoch)),
             // The next connection logs in with new credentials.
             Err(_) if link.outbox.cause().is_some() => None,
             Err(error) => {
@@ -60,8 +64,7 @@ impl Recovery {
         }
     }
 
-    fn send_secret(&self, link: &Arc<Link>) -> Result<Option<Duration>> {
-        let epoch = link.outbox.epoch();
+    fn send_secret(&self, link: &Arc<Link>, epoch: u64) -> Result<Option<Duration>> {
         let Some(provider) = &self.options.credentials else {
             return Ok(None);
         };
@@ -70,7 +73,6 @@ impl Recovery {
             new_secret: LongString(Cow::Borrowed(credentials.secret.as_bytes())),
             reason: "the secret expires".into(),
         };
-        // Only on this connection: this thread is the one that would bring back another.
         let admission = Admission::Recovery { epoch };
         let deadline = Deadline::after(self.options.request_timeout);
         let open = || Ok(Gate::Open);

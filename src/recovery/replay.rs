@@ -25,16 +25,29 @@ pub(super) struct Replay<'a> {
     pub(super) channels: Vec<Arc<ChannelState>>,
     /// What was asked and has no answer.
     pub(super) asked: Vec<Key>,
+    /// What had no answer for a while. It is only to blame if nothing else was asked.
+    pub(super) stalled: Vec<Key>,
+    /// Queues that the broker has named and does not have any more.
+    pub(super) vanished: HashSet<Key>,
     /// The consumers that were begun on this connection.
     pub(super) begun: HashSet<Key>,
     /// The consumers of these queues have to wait until the queues are declared.
     pub(super) undeclared: HashSet<String>,
+    /// Consumers that were refused while their queue may not have been declared: they are asked for
+    /// once more.
+    pub(super) early: Option<HashSet<Key>>,
+    /// Whether exclusive queues are tried again that the broker still holds.
+    pub(super) waits_for_locked: bool,
     /// Exclusive queues that the broker still holds for the lost connection.
     pub(super) locked: Vec<(Redeclare, Error)>,
     /// What was declared once more, since it had gone in between.
     pub(super) again: HashSet<Entity>,
     /// The consumers are being begun, or were.
     pub(super) consumes: bool,
+    /// The program's channels on which something hangs.
+    stuck: HashSet<u16>,
+    /// When the search for a message that costs the connection has to end.
+    pub(super) search_ends: Option<Deadline>,
 }
 
 impl<'a> Replay<'a> {
@@ -54,11 +67,17 @@ impl<'a> Replay<'a> {
             blame,
             channels: Vec::new(),
             asked: Vec::new(),
+            stalled: Vec::new(),
+            vanished: HashSet::new(),
             begun: HashSet::new(),
             undeclared: HashSet::new(),
+            early: None,
+            waits_for_locked: false,
             locked: Vec::new(),
             again: HashSet::new(),
             consumes: false,
+            stuck: HashSet::new(),
+            search_ends: None,
         }
     }
 
@@ -86,9 +105,24 @@ impl<'a> Replay<'a> {
         self.desk.write(0, || Ok(Gate::Open), |_| Ok(()))
     }
 
-    /// How long one declaration, binding or consumer may take.
+    /// How long one declaration, binding or consumer may take: not all that is left.
     pub(super) fn entity_timeout(&self) -> Duration {
-        self.recovery.options.recovery.entity_timeout
+        let timeout = self.recovery.options.recovery.entity_timeout;
+        timeout.min(self.desk.left() / 2)
+    }
+
+    /// What may be to blame if the broker closes the connection now.
+    pub(super) fn take_asked(&mut self) -> Vec<Key> {
+        match self.asked.is_empty() {
+            true => std::mem::take(&mut self.stalled),
+            false => std::mem::take(&mut self.asked),
+        }
+    }
+
+    /// The channel is stuck until the broker answers.
+    pub(super) fn abandon(&mut self, channel: &Arc<ChannelState>) {
+        self.stuck.insert(channel.number);
+        self.desk.abandon(channel);
     }
 
     pub(super) fn no_answer(&self, key: &Key) -> Error {
@@ -110,12 +144,14 @@ impl<'a> Replay<'a> {
             return Err(error);
         }
         for channel in self.channels.clone() {
-            if !channel.is_recovering() {
+            if !channel.is_recovering() || self.stuck.contains(&channel.number) {
                 continue;
             }
             match self.desk.make_open(&channel) {
                 Ok(()) => return Ok(channel),
-                Err(Failure::ChannelGone | Failure::NotAsked) => {}
+                Err(Failure::ChannelGone | Failure::NotAsked) => {
+                    self.stuck.insert(channel.number);
+                }
                 Err(
                     Failure::Refused(error) | Failure::NoAnswer(error) | Failure::Connection(error),
                 ) => return Err(error),

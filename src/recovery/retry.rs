@@ -18,6 +18,7 @@ use crate::events::Entity;
 use crate::io_thread::Link;
 use crate::label::log_line;
 use crate::proto::Redeclare;
+use crate::wire::method::QueueDeclare;
 
 /// What is to be tried aside, each with what it is for.
 pub(super) type Trials = Vec<(Key, Trial)>;
@@ -25,32 +26,33 @@ pub(super) type Trials = Vec<(Key, Trial)>;
 impl Replay<'_> {
     /// Tries everything that is due, or says how it is to be tried on a connection of its own.
     pub(super) fn retry(&mut self) -> Trials {
-        let mut trials = Vec::new();
         let due = self.missing.due();
+        let is_due: HashSet<_> = due.iter().collect();
         let all = self.desk.link.topology.lock().redeclare();
         // The program may have deleted others meanwhile.
         let declared: HashSet<_> = all.iter().map(Key::of).collect();
+        let (mut trials, mut own) = (Vec::new(), Vec::new());
         for redeclare in all {
             let key = Key::of(&redeclare);
-            if due.contains(&key) && !self.missing.lacks(&key) {
-                let trial = match self.is_own(&redeclare) {
-                    true => Trial::StandIn(redeclare),
-                    false => Trial::Declare(redeclare),
-                };
-                trials.push((key, trial));
+            if !is_due.contains(&key) || self.missing.lacks(&key) {
+                continue;
+            }
+            self.missing.begin_trial(&key);
+            match self.is_own(&redeclare) {
+                // Another connection can learn nothing about it, and it does no harm.
+                true if self.missing.trouble(&key) == Some(Trouble::Refused) => own.push(redeclare),
+                true => trials.push((key, Trial::StandIn(redeclare))),
+                false => trials.push((key, Trial::Declare(redeclare))),
             }
         }
+        self.declare_own(own);
         for key in due {
-            let is_declared = declared.contains(&key);
             match &key.entity {
                 Entity::Consumer { .. } => trials.extend(self.retry_consumer(key)),
-                _ if !is_declared => self.missing.forget(&key),
+                _ if !declared.contains(&key) => self.missing.forget(&key),
                 _ if self.missing.lacks(&key) => self.missing.postpone(&key),
                 _ => {}
             }
-        }
-        for (key, _) in &trials {
-            self.missing.begin_trial(key);
         }
         trials.sort_by_key(|(key, _)| match key.entity {
             Entity::Exchange { .. } | Entity::Queue { .. } => 0,
@@ -64,16 +66,23 @@ impl Replay<'_> {
     fn is_own(&self, redeclare: &Redeclare) -> bool {
         match redeclare {
             Redeclare::Queue { declare, .. } => declare.exclusive,
-            Redeclare::BindQueue(bind) => self.is_exclusive(&bind.queue),
+            Redeclare::BindQueue(bind) => self.is_queue(&bind.queue, |it| it.exclusive),
             Redeclare::Exchange(_) | Redeclare::BindExchange(_) => false,
         }
     }
 
-    fn is_exclusive(&self, queue: &str) -> bool {
-        let declared = self.desk.link.topology.lock().redeclare();
-        declared.iter().any(|it| {
-            matches!(it, Redeclare::Queue { declare, .. } if declare.exclusive && declare.queue == queue)
-        })
+    /// Whether this queue was declared here in such a way.
+    fn is_queue(&self, queue: &str, is_so: impl Fn(&QueueDeclare<'_>) -> bool) -> bool {
+        let topology = self.desk.link.topology.lock();
+        topology.declared_queue(queue).is_some_and(is_so)
+    }
+
+    /// Declares this on the program's own connection.
+    fn declare_own(&mut self, own: Vec<Redeclare>) {
+        if let Err(error) = self.declare(own) {
+            let label = self.desk.link.label();
+            log_line!(Debug, label, "trying again what is missing: {error}");
+        }
     }
 
     fn missed(&self, key: &Key) -> Option<(Arc<ChannelState>, Wanted)> {
@@ -102,8 +111,9 @@ impl Replay<'_> {
             }
             return None;
         }
+        self.missing.begin_trial(&key);
         let queue = wanted.consume.queue.to_string();
-        if self.is_exclusive(&queue) {
+        if self.is_queue(&queue, |it| it.exclusive) {
             // No other connection sees it.
             match self.missing.lacks(&key) {
                 true => self.missing.postpone(&key),
@@ -112,17 +122,19 @@ impl Replay<'_> {
             return None;
         }
         let trial = match self.missing.trouble(&key)? {
-            Trouble::Harmful | Trouble::Silent => Trial::Consume(wanted.consume),
             Trouble::Refused | Trouble::Lacking => Trial::Queue(queue),
+            // It would go with the consumer that tries it.
+            _ if self.is_queue(&queue, |it| it.auto_delete) => Trial::Queue(queue),
+            Trouble::Harmful | Trouble::Silent => Trial::Consume(wanted.consume),
         };
         Some((key, trial))
     }
 
     /// Takes in what came of a trial.
-    pub(super) fn tried(&mut self, key: &Key, verdict: Verdict) {
-        match verdict {
-            Verdict::Failed(trouble, error) => self.still_missing(key, trouble, error),
-            Verdict::NotTried(error) => {
+    pub(super) fn tried(&mut self, key: &Key, trial: Trial, verdict: Verdict) {
+        match (verdict, trial) {
+            (Verdict::Failed(trouble, error), _) => self.still_missing(key, trouble, error),
+            (Verdict::NotTried(error), _) => {
                 log_line!(
                     Debug,
                     self.desk.link.label(),
@@ -131,30 +143,26 @@ impl Replay<'_> {
                 );
                 self.missing.postpone(key);
             }
-            Verdict::Exists => self.missing.found(key, &self.desk.link),
-            Verdict::Declared(reply) => {
-                if let Some(redeclare) = self.redeclare(key) {
-                    self.declared(&redeclare, &reply);
-                }
+            (Verdict::Declared(reply), Trial::Declare(redeclare)) => {
+                self.declared(&redeclare, &reply);
             }
-            Verdict::Harmless => {
-                let redeclare = self.redeclare(key);
-                let declared = redeclare.map_or(Ok(()), |it| self.declare(vec![it]));
-                if let Err(error) = declared {
-                    let trouble = match is_close_by_broker(&error) {
-                        true => Trouble::Harmful,
-                        false => Trouble::Refused,
-                    };
-                    self.still_missing(key, trouble, error);
-                }
-            }
-            Verdict::Queue(count) => self.queue_looked_up(key, count),
+            (Verdict::Harmless, Trial::StandIn(redeclare)) => self.try_own(key, redeclare),
+            (Verdict::Queue(count), _) => self.queue_looked_up(key, count),
+            (Verdict::Declared(_) | Verdict::Harmless, _) => {}
         }
     }
 
-    fn redeclare(&self, key: &Key) -> Option<Redeclare> {
-        let declared = self.desk.link.topology.lock().redeclare();
-        declared.into_iter().find(|it| Key::of(it) == *key)
+    fn try_own(&mut self, key: &Key, redeclare: Redeclare) {
+        if !self.desk.link.topology.lock().contains(&redeclare) {
+            return self.missing.forget(key);
+        }
+        if let Err(error) = self.declare(vec![redeclare]) {
+            let trouble = match is_close_by_broker(&error) {
+                true => Trouble::Harmful,
+                false => Trouble::Refused,
+            };
+            self.still_missing(key, trouble, error);
+        }
     }
 
     fn still_missing(&mut self, key: &Key, trouble: Trouble, error: Error) {
@@ -188,7 +196,10 @@ impl Replay<'_> {
         let Some((channel, wanted)) = self.missed(key) else {
             return self.missing.forget(key);
         };
-        let asked = self.consume(&channel, &wanted);
+        let Some(asked) = self.consume(&channel, &wanted) else {
+            // It was cancelled, or the broker has not answered for it yet.
+            return self.missing.postpone(key);
+        };
         let deadline = self.desk.within(self.entity_timeout());
         match self.desk.answer(&channel, &asked, deadline) {
             Ok(_) => self.missing.found(key, &self.desk.link),
@@ -234,7 +245,7 @@ impl Missing {
         blame: &'a mut Blame,
     ) -> Replay<'a> {
         let until = Deadline::after(Duration::MAX);
-        let epoch = link.outbox.epoch();
+        let epoch = self.epoch;
         let mut replay = Replay::new(recovery, link, epoch, until, self, blame);
         replay.consumes = true;
         replay
