@@ -47,6 +47,8 @@ pub(crate) struct Recovery {
     pub(crate) server_names: ServerNames,
     /// What the program has given in the place of the password since.
     secret: Mutex<Option<String>>,
+    /// The thread has it while it runs.
+    blame: Mutex<Blame>,
     progress: Mutex<Progress>,
     changed: Condvar,
 }
@@ -114,6 +116,7 @@ impl Recovery {
             channels: Mutex::default(),
             server_names: ServerNames::default(),
             secret: Mutex::default(),
+            blame: Mutex::default(),
             progress: Mutex::default(),
             changed: Condvar::new(),
         }
@@ -190,12 +193,12 @@ impl Recovery {
 
     fn work(self: &Arc<Self>, link: &Arc<Link>) {
         let mut missing = Missing::new(&self.options.recovery);
-        let mut blame = Blame::default();
+        let blame = &mut *self.blame.lock();
         loop {
             match self.next_task(&missing) {
                 Task::Nothing => return,
                 Task::Retry => {
-                    let trials = missing.replay(self, link, &mut blame).retry();
+                    let trials = missing.replay(self, link, blame).retry();
                     self.try_aside(link, trials);
                 }
                 Task::Renew(renewal) => {
@@ -203,13 +206,13 @@ impl Recovery {
                     self.progress.lock().renewal = renewal;
                 }
                 Task::Tried(verdicts) => {
-                    let mut replay = missing.replay(self, link, &mut blame);
+                    let mut replay = missing.replay(self, link, blame);
                     for (key, trial, verdict) in verdicts {
                         replay.tried(&key, trial, verdict);
                     }
                 }
                 Task::Recover(cause) => {
-                    let recovered = self.recover(link, cause, &mut missing, &mut blame);
+                    let recovered = self.recover(link, cause, &mut missing, blame);
                     if let Err(error) = recovered {
                         return link.closed(error);
                     }

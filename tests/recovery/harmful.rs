@@ -1,20 +1,20 @@
 //! What hangs or costs the connection takes nothing else with it.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{mpsc, Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
 use leveret::{
-    Connection, ConnectionEvent, Entity, ErrorKind, PublisherOptions, QueueDeclareOptions,
-    ReplyCode,
+    BindOptions, Channel, Connection, ConnectionEvent, Entity, ErrorKind, ExchangeDeclareOptions,
+    ExchangeKind, Message, PublisherOptions, QueueDeclareOptions, ReplyCode,
 };
 
 use super::{lasting_queue, lost, recovered};
 use crate::support::interceptor::{Interceptor, Verdict};
 use crate::support::proxy::quick;
-use crate::support::{channel, unique, Frame, SOON};
+use crate::support::{at, channel, scripted_connections, short, unique, Frame, Script, SOON};
 
 const AT_ONCE: Duration = Duration::ZERO;
 
@@ -365,4 +365,136 @@ fn closing_ends_in_its_time_whatever_hangs() {
     assert!(begin.elapsed() < SOON / 4, "{:?}", begin.elapsed());
     let error = hung.join().unwrap().unwrap_err();
     assert!(error.is_connection_end(), "{error}");
+}
+
+#[test]
+fn one_refused_binding_takes_no_other_along() {
+    let interceptor = Interceptor::start(|_, _| Verdict::Pass);
+    let connection = Connection::open_with(&interceptor.options()).unwrap();
+    let events = connection.events();
+    let channel = connection.open_channel().unwrap();
+    let queue = lasting_queue(&channel);
+    // It comes first.
+    let (gone, other) = (unique("aa-gone"), self::channel());
+    let options = ExchangeDeclareOptions::default();
+    other
+        .exchange_declare(&gone, ExchangeKind::Direct, options)
+        .unwrap();
+    queue.bind(&channel.exchange(&gone), "k").unwrap();
+    let keys = [(); 5].map(|()| unique("key"));
+    for key in &keys {
+        queue.bind(&channel.exchange("amq.direct"), key).unwrap();
+    }
+    other.exchange_delete(&gone, Default::default()).unwrap();
+    // The broker forgets the bindings while nobody watches.
+    for key in &keys {
+        other
+            .queue_unbind(queue.name(), "amq.direct", key, Default::default())
+            .unwrap();
+    }
+    interceptor.cut(AT_ONCE);
+    let told = recovered(&events);
+    let refused = Entity::Binding {
+        source: gone,
+        destination: queue.name().to_owned(),
+        routing_key: "k".to_owned(),
+    };
+    assert_eq!(not_recovered(&told), [&refused], "{told:?}");
+    let publisher = channel.publisher_with(PublisherOptions::default().mandatory(true));
+    let publisher = publisher.unwrap();
+    for key in &keys {
+        let confirm = publisher.publish("amq.direct", key, "m").unwrap();
+        confirm.wait_timeout(SOON).unwrap();
+    }
+}
+
+#[test]
+fn bindings_that_differ_only_in_their_arguments_are_told_apart() {
+    let colour = unique("red");
+    let (armed, judge) = judge(QUEUE_BIND, &colour, Verdict::Hang);
+    let interceptor = Interceptor::start(judge);
+    let recovery = quick().entity_timeout(Duration::from_millis(500));
+    let connection = Connection::open_with(&interceptor.options().recovery(recovery)).unwrap();
+    let events = connection.events();
+    let channel = connection.open_channel().unwrap();
+    let queue = lasting_queue(&channel);
+    let colours = ["blue", &colour, "violet"];
+    let bind = |channel: &Channel, colour: &str| {
+        let options = BindOptions::default().argument("colour", colour);
+        channel.queue_bind(queue.name(), "amq.headers", "", options)
+    };
+    for colour in colours {
+        bind(&channel, colour).unwrap();
+    }
+    armed.store(true, Ordering::SeqCst);
+    interceptor.cut(AT_ONCE);
+    let told = recovered(&events);
+    let hung = not_recovered(&told);
+    assert_eq!(hung.len(), 1, "{told:?}");
+    let hung = hung[0].clone();
+    // It is missing, whatever its likes.
+    let other = self::channel();
+    let options = BindOptions::default().argument("colour", &*colour);
+    other
+        .queue_unbind(queue.name(), "amq.headers", "", options)
+        .unwrap();
+    armed.store(false, Ordering::SeqCst);
+    recovered_later(&events, &hung);
+    let publisher = channel.publisher_with(PublisherOptions::default().mandatory(true));
+    let publisher = publisher.unwrap();
+    for colour in colours {
+        let message = Message::new("m").header("colour", colour);
+        let confirm = publisher.publish("amq.headers", "", message).unwrap();
+        confirm.wait_timeout(SOON).unwrap();
+    }
+}
+
+#[test]
+fn a_confirm_that_comes_late_leaves_nobody_waiting() {
+    let published = |server: &mut Script| loop {
+        let frame = server.next_frame();
+        match (frame.method(), frame.kind) {
+            (Some((20, 10)), _) => server.send_method(frame.channel, 20, 11, &[0; 4]),
+            (Some((85, 10)), _) if frame.payload.last() == Some(&0) => {
+                server.send_method(frame.channel, 85, 11, &[]);
+            }
+            (_, 3) => return (frame.channel, frame.payload),
+            _ => {}
+        }
+    };
+    let close = [
+        &541_u16.to_be_bytes()[..],
+        &short("INTERNAL_ERROR"),
+        &[0; 4],
+    ]
+    .concat();
+    let ack = |tag: u64| [&tag.to_be_bytes()[..], &[0]].concat();
+    let (done, is_done) = mpsc::channel();
+    let (address, server) = scripted_connections(3, move |connection, server| {
+        server.handshake(0);
+        let (channel, body) = published(server);
+        assert_eq!(body, b"1");
+        if connection < 2 {
+            assert_eq!(published(server).1, b"2");
+            server.send_method(0, 10, 50, &close);
+            server.wait_for_end();
+            return;
+        }
+        // The second is published alone when the time of the first is over.
+        assert_eq!(published(server).1, b"2");
+        server.send_method(channel, 60, 80, &ack(1));
+        server.send_method(channel, 60, 80, &ack(2));
+        is_done.recv().unwrap();
+    });
+    let recovery = quick().entity_timeout(Duration::from_millis(100));
+    let connection = Connection::open_with(&at(address).recovery(recovery)).unwrap();
+    let channel = connection.open_channel().unwrap();
+    let publisher = channel.publisher().unwrap();
+    let confirms = ["1", "2"].map(|body| publisher.publish("", "q", body).unwrap());
+    for confirm in confirms {
+        confirm.wait_timeout(SOON).unwrap();
+    }
+    channel.wait_for_confirms_timeout(SOON).unwrap();
+    done.send(()).unwrap();
+    server.join().unwrap();
 }

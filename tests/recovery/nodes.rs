@@ -171,7 +171,9 @@ fn the_next_node_of_a_list_takes_over() {
 fn a_connection_that_an_operator_closes_comes_back_until_its_login_is_refused() {
     logged::begin();
     let node = Node::start();
-    let connection = Connection::open_with(&node.options().recovery(quick())).unwrap();
+    let connection =
+        Connection::open_with(&node.options().recovery(quick().give_up_on_refused_login()))
+            .unwrap();
     let events = connection.events();
     let channel = connection.open_channel().unwrap();
     let queue = exclusive_queue(&channel);
