@@ -13,6 +13,7 @@ mod alike;
 mod broker;
 mod broker_wire;
 mod channels;
+mod cluster_chaos;
 mod connecting;
 mod consuming;
 mod credentials;

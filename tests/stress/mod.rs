@@ -85,17 +85,17 @@ fn run_all(with_cuts: bool) {
 }
 
 /// An environment variable, which has to make sense if it is set.
-fn variable<T: FromStr<Err: Debug>>(name: &str) -> Option<T> {
+pub(crate) fn variable<T: FromStr<Err: Debug>>(name: &str) -> Option<T> {
     let value = std::env::var(name).ok()?;
     Some(value.parse().unwrap())
 }
 
 /// A sequence of numbers that depends only on the seed (SplitMix64).
-struct Random(u64);
+pub(crate) struct Random(u64);
 
 impl Random {
     /// A sequence of its own for each part of a run.
-    fn of(seed: u64, part: usize) -> Self {
+    pub(crate) fn of(seed: u64, part: usize) -> Self {
         Self(Self(seed.wrapping_add(part as u64)).next())
     }
 
@@ -107,11 +107,11 @@ impl Random {
         mixed ^ (mixed >> 31)
     }
 
-    fn below(&mut self, limit: usize) -> usize {
+    pub(crate) fn below(&mut self, limit: usize) -> usize {
         (self.next() % limit as u64) as usize
     }
 
-    fn one_in(&mut self, count: usize) -> bool {
+    pub(crate) fn one_in(&mut self, count: usize) -> bool {
         self.below(count) == 0
     }
 

@@ -165,6 +165,11 @@ impl Proxy {
         }
     }
 
+    /// Where it listens, on 127.0.0.1.
+    pub(crate) fn port(&self) -> u16 {
+        self.address.port()
+    }
+
     /// Through the proxy to the broker, with attempts in quick succession.
     pub(crate) fn options(&self) -> ConnectionOptions {
         ConnectionOptions::default()
