@@ -71,7 +71,8 @@
 //! A **message** can cost the connection, too. When the broker has closed the connection twice with
 //! the same unconfirmed messages, they are published one at a time until the one is found. Its
 //! [`Confirm`](crate::Confirm) fails with the broker's words. The others are published in their
-//! order; consumers may see them up to three times.
+//! order; consumers see some of them more than once. The search takes at most 15 seconds of each
+//! outage.
 //!
 //! # What is given up
 //!
