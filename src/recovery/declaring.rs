@@ -142,9 +142,10 @@ impl Replay<'_> {
         let per_lane = all.len().div_ceil(asked.len().max(1));
         for lane in &mut asked {
             for redeclare in all.drain(..per_lane.min(all.len())) {
-                self.asked.push(Key::of(&redeclare));
-                let is_gone = self.vanished.contains(&Key::of(&redeclare));
+                let key = Key::of(&redeclare);
+                let is_gone = self.vanished.contains(&key);
                 let answer = ask(&self.desk, &lane.channel, &redeclare, is_gone);
+                self.asked.insert(key);
                 lane.asked.push_back((redeclare, answer));
             }
         }

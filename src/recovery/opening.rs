@@ -100,7 +100,7 @@ impl Replay<'_> {
             if self.is_to_begin(channel, &wanted, &key) && is_one(self, &key) {
                 self.begun.insert(key.clone());
                 if let Some(asked) = self.consume(channel, &wanted) {
-                    self.asked.push(key);
+                    self.asked.insert(key);
                     consumers.push((wanted, asked));
                 }
             }

@@ -24,7 +24,7 @@ pub(super) struct Replay<'a> {
     /// The program's channels.
     pub(super) channels: Vec<Arc<ChannelState>>,
     /// What was asked and has no answer.
-    pub(super) asked: Vec<Key>,
+    pub(super) asked: HashSet<Key>,
     /// What had no answer for a while. It is only to blame if nothing else was asked.
     pub(super) stalled: Vec<Key>,
     /// Queues that the broker has named and does not have any more.
@@ -66,7 +66,7 @@ impl<'a> Replay<'a> {
             missing,
             blame,
             channels: Vec::new(),
-            asked: Vec::new(),
+            asked: HashSet::new(),
             stalled: Vec::new(),
             vanished: HashSet::new(),
             begun: HashSet::new(),
@@ -115,7 +115,7 @@ impl<'a> Replay<'a> {
     pub(super) fn take_asked(&mut self) -> Vec<Key> {
         match self.asked.is_empty() {
             true => std::mem::take(&mut self.stalled),
-            false => std::mem::take(&mut self.asked),
+            false => self.asked.drain().collect(),
         }
     }
 
@@ -161,6 +161,6 @@ impl<'a> Replay<'a> {
     }
 
     pub(super) fn answered(&mut self, key: &Key) {
-        self.asked.retain(|it| it != key);
+        self.asked.remove(key);
     }
 }
