@@ -37,8 +37,8 @@
 //! ```
 //!
 //! # Where to look
-//! - [`Connection`] and [`ConnectionOptions`]: connecting, timeouts, the end of a connection. [`RecoveryOptions`]: what
-//!   happens when it is lost.
+//! - [`Connection`] and [`ConnectionOptions`]: connecting, timeouts, the end of a connection. [`docs::recovery`] and
+//!   [`RecoveryOptions`]: what happens when it is lost.
 //! - [`Channel`]: every method of AMQP, under AMQP's own name. [`Exchange`] and [`Queue`] are shorthands for one name.
 //! - [`Message`] and [`Properties`]: what is published. [`Publisher`] and [`Confirm`]: knowing what became of it.
 //! - [`Consumer`], [`Delivery`]: what comes back, and acknowledging it. [`Workers`]: threads that do so, and stop in good

@@ -47,7 +47,9 @@ pub(super) enum Verdict {
     /// The number of consumers of the queue, if it exists.
     Queue(Option<u32>),
     Failed(Trouble, Error),
-    /// It was not tried, for lack of time or of a connection.
+    /// It was not tried, for lack of time.
+    OutOfTime,
+    /// It was not tried, for lack of a connection.
     NotTried(Error),
 }
 
@@ -92,7 +94,7 @@ impl Aside {
 
     pub(super) fn run(&mut self, key: &Key, trial: &Trial) -> Verdict {
         if self.until.remaining().is_zero() {
-            return Verdict::NotTried(Error::timed_out(MAX_TIME));
+            return Verdict::OutOfTime;
         }
         if let Some(error) = self.lacks(key) {
             return Verdict::Failed(Trouble::Refused, error);

@@ -355,19 +355,24 @@ impl Missing {
         next.min_by_key(Deadline::at)
     }
 
-    /// What is to be tried again by now, those that were tried least first. If something is that was
-    /// refused, then all of that kind, on one connection.
+    /// How often it was tried again.
+    pub(super) fn tries(&self, key: &Key) -> u32 {
+        self.all.get(key).map_or(0, |it| it.tries)
+    }
+
+    /// What is to be tried again by now. If something is that was refused, then all of that kind, on
+    /// one connection.
     pub(super) fn due(&self) -> Vec<Key> {
         let is_due = |it: &Missed| it.next.remaining().is_zero();
         let is_mild = |it: &Missed| matches!(it.trouble, Trouble::Refused | Trouble::Lacking);
         let any_mild = self.all.values().any(|it| is_mild(it) && is_due(it));
         let is_wanted = |it: &Missed| is_due(it) || (any_mild && is_mild(it));
-        let mut due: Vec<_> = self.all.iter().filter(|(_, it)| is_wanted(it)).collect();
-        due.sort_by_key(|(_, it)| it.tries);
-        due.into_iter().map(|(key, _)| key.clone()).collect()
+        let due = self.all.iter().filter(|(_, it)| is_wanted(it));
+        due.map(|(key, _)| key.clone()).collect()
     }
 
-    /// It is being tried. Should that end without a result, it is tried again later.
+    /// It is being tried, or was not for lack of time. It is tried again later, unless there is a
+    /// result before.
     pub(super) fn begin_trial(&mut self, key: &Key) {
         if let Some(missed) = self.all.get_mut(key) {
             missed.next = delay(missed.trouble, missed.tries, &self.options);
@@ -444,4 +449,53 @@ fn tell_not_recovered(entity: &Entity, error: Error, link: &Link) {
 fn tell_recovered(entity: Entity, link: &Link) {
     log_line!(Info, link.label(), "{entity} is there again");
     link.tell(ConnectionEvent::RecoveredLater { entity });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::CloseReason;
+
+    fn queue(name: &str) -> Key {
+        let name = name.to_owned();
+        let entity = Entity::Queue { name };
+        let detail = Detail::None;
+        Key { entity, detail }
+    }
+
+    fn closed(code: u16, class: u16, method: u16) -> Error {
+        let reason = CloseReason::broker(code, "", class, method);
+        Error::new(ErrorKind::ConnectionClosed(reason))
+    }
+
+    #[test]
+    fn what_does_harm_is_tried_again_after_seconds_and_then_after_minutes() {
+        let options = RecoveryOptions::default();
+        let seconds = |tries| {
+            let delay = delay(Trouble::Harmful, tries, &options);
+            delay.duration().as_secs()
+        };
+        let expected = [1, 4, 16, 64, 256, 300, 300];
+        assert_eq!([0, 1, 2, 3, 4, 5, u32::MAX].map(seconds), expected);
+        let at_once = RecoveryOptions::default().first_delay(Duration::ZERO);
+        let refused = delay(Trouble::Refused, 0, &at_once);
+        assert_eq!(refused.duration(), MIN_DELAY_OF_REFUSED);
+    }
+
+    #[test]
+    fn one_that_was_asked_alone_is_to_blame_and_several_are_suspects() {
+        let (one, other) = (queue("one"), queue("other"));
+        let mut missing = Missing::new(&RecoveryOptions::default());
+        let both = || vec![one.clone(), other.clone()];
+        // An operator, or a broker that stops.
+        assert_eq!(missing.blame(vec![one.clone()], &closed(320, 0, 0)), None);
+        // For something else.
+        let publishing = closed(541, 60, 40);
+        assert_eq!(missing.blame(vec![one.clone()], &publishing), None);
+        assert!(!missing.is_suspect(&one));
+        assert_eq!(missing.blame(both(), &closed(541, 0, 0)), None);
+        assert!(missing.is_suspect(&one) && missing.is_suspect(&other));
+        let guilty = missing.blame(vec![other.clone()], &closed(541, 50, 10));
+        assert_eq!(guilty, Some(other));
+    }
 }

@@ -54,10 +54,14 @@ impl Replay<'_> {
                 _ => {}
             }
         }
-        trials.sort_by_key(|(key, _)| match key.entity {
-            Entity::Exchange { .. } | Entity::Queue { .. } => 0,
-            Entity::Consumer { .. } => 1,
-            Entity::Binding { .. } => 2,
+        // There may not be time for all of them.
+        trials.sort_by_key(|(key, _)| {
+            let rank = match key.entity {
+                Entity::Exchange { .. } | Entity::Queue { .. } => 0,
+                Entity::Consumer { .. } => 1,
+                Entity::Binding { .. } => 2,
+            };
+            (self.missing.tries(key), rank)
         });
         trials
     }
@@ -134,6 +138,7 @@ impl Replay<'_> {
     pub(super) fn tried(&mut self, key: &Key, trial: Trial, verdict: Verdict) {
         match (verdict, trial) {
             (Verdict::Failed(trouble, error), _) => self.still_missing(key, trouble, error),
+            (Verdict::OutOfTime, _) => self.missing.begin_trial(key),
             (Verdict::NotTried(error), _) => {
                 log_line!(
                     Debug,
