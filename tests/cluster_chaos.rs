@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::Receiver;
 use leveret::{
     Channel, Confirm, Connection, ConnectionEvent, ConnectionOptions, Consumer, Entity, Error,
     ErrorKind, ExchangeDeclareOptions, ExchangeKind, Message, Publisher, PublisherOptions,
@@ -49,10 +50,11 @@ fn nothing_is_lost() {
     let mut connections: Vec<_> = (0..=2 * PUBLISHERS as usize)
         .map(|number| chaos.connect(number))
         .collect();
-    for connection in &connections {
+    let listen = |connection: &Connection| {
         let (events, chaos) = (connection.events(), Arc::clone(&chaos));
-        thread::spawn(move || events.into_iter().for_each(|event| chaos.told(event)));
-    }
+        thread::spawn(move || chaos.listen(events))
+    };
+    let listeners: Vec<_> = connections.iter().map(listen).collect();
     let mut threads = Vec::new();
     let all = connections.clone();
     let mut start = |name: String, run: fn(&Doer, &Connection, u64) -> Option<()>, number| {
@@ -81,6 +83,10 @@ fn nothing_is_lost() {
     let doer = chaos.doer("the end".to_owned());
     for connection in &all {
         let _ = doer.call("connection.close", || connection.close());
+    }
+    // The close is the last event.
+    for listener in listeners {
+        listener.join().unwrap();
     }
     chaos.report(seed);
 }
@@ -132,8 +138,6 @@ struct Chaos {
     recoveries: Mutex<Vec<Duration>>,
     longest_confirm: Mutex<Duration>,
     longest_call: Mutex<(Duration, &'static str)>,
-    /// Entities that are being looked for.
-    missing: Mutex<Vec<Entity>>,
     events: Tally,
     errors: Tally,
     /// What must not happen.
@@ -167,7 +171,6 @@ impl Chaos {
             recoveries: Mutex::default(),
             longest_confirm: Mutex::default(),
             longest_call: Mutex::new((Duration::ZERO, "nothing")),
-            missing: Mutex::default(),
             events: Tally::default(),
             errors: Tally::default(),
             failures: Tally::default(),
@@ -282,33 +285,45 @@ impl Chaos {
 
     // ---- events ----
 
-    fn told(&self, event: ConnectionEvent) {
-        let text = match event {
-            ConnectionEvent::Lost { cause } => format!("lost: {cause}"),
-            ConnectionEvent::RecoveryFailed { error, .. } => format!("attempt failed: {error}"),
-            ConnectionEvent::Recovered { after, .. } => {
-                self.recoveries.lock().unwrap().push(after);
-                return;
-            }
-            ConnectionEvent::NotRecovered { entity, error } => {
-                let text = format!("not recovered: {entity}: {error}");
-                self.missing.lock().unwrap().push(entity);
-                text
-            }
-            ConnectionEvent::RecoveredLater { entity } => {
-                let text = format!("recovered later: {entity}");
-                self.missing.lock().unwrap().retain(|it| *it != entity);
-                text
-            }
-            ConnectionEvent::Closed { cause } => {
-                if !self.is_over() {
-                    self.failures.add(format!("closed for good: {cause}"));
+    /// Counts what is told of one connection, until its end.
+    fn listen(&self, events: Receiver<ConnectionEvent>) {
+        // What the client looks for.
+        let mut missing: Vec<Entity> = Vec::new();
+        for event in events {
+            let text = match event {
+                ConnectionEvent::Lost { cause } => {
+                    // The next recovery begins anew.
+                    missing.clear();
+                    format!("lost: {cause}")
                 }
-                return;
-            }
-            other => format!("{other:?}"),
-        };
-        self.events.add(text);
+                ConnectionEvent::RecoveryFailed { error, .. } => {
+                    format!("an attempt to recover failed: {error}")
+                }
+                ConnectionEvent::Recovered { after, .. } => {
+                    self.recoveries.lock().unwrap().push(after);
+                    continue;
+                }
+                ConnectionEvent::NotRecovered { entity, error } => {
+                    let text = format!("not recovered: {entity}: {error}");
+                    missing.push(entity);
+                    text
+                }
+                ConnectionEvent::RecoveredLater { entity } => {
+                    missing.retain(|it| *it != entity);
+                    format!("recovered later: {entity}")
+                }
+                ConnectionEvent::Closed { cause } if !self.is_over() => {
+                    self.failures.add(format!("closed for good: {cause}"));
+                    continue;
+                }
+                ConnectionEvent::Closed { .. } => continue,
+                other => format!("{other:?}"),
+            };
+            self.events.add(text);
+        }
+        for entity in missing {
+            self.failures.add(format!("never recovered: {entity}"));
+        }
     }
 
     // ---- faults ----
@@ -346,11 +361,13 @@ impl Chaos {
                 self.wait_for_recoveries(connections);
             }
             let recoveries = self.recoveries.lock().unwrap().split_off(recoveries);
-            let longest = recoveries.iter().max().copied().unwrap_or_default();
-            self.say(format_args!(
-                "        over; {} recoveries, {longest:.1?} at most",
-                recoveries.len(),
-            ));
+            self.say(match recoveries.iter().max() {
+                Some(longest) => {
+                    let count = recoveries.len();
+                    format!("        over; {count} recoveries, {longest:.1?} at most")
+                }
+                None => "        over; no connection was lost".to_owned(),
+            });
             self.recoveries.lock().unwrap().extend(recoveries);
             *self.pace.lock().unwrap() = (number + 1, Instant::now());
         }
@@ -462,9 +479,6 @@ impl Chaos {
         if missing > 0 {
             self.failures
                 .add(format!("{missing} confirmed messages are missing"));
-        }
-        for entity in &*self.missing.lock().unwrap() {
-            self.failures.add(format!("never recovered: {entity}"));
         }
         let failures = self.failures.to_string();
         assert!(failures.is_empty(), "LEVERET_CLUSTER_SEED={seed}{failures}");
