@@ -418,7 +418,8 @@ fn bindings_that_differ_only_in_their_arguments_are_told_apart() {
     let events = connection.events();
     let channel = connection.open_channel().unwrap();
     let queue = lasting_queue(&channel);
-    let colours = ["blue", &colour, "violet"];
+    // One is asked for before it, and one after it.
+    let colours = ["blue", &colour, "a colour whose name is longer"];
     let bind = |channel: &Channel, colour: &str| {
         let options = BindOptions::default().argument("colour", colour);
         channel.queue_bind(queue.name(), "amq.headers", "", options)
