@@ -248,9 +248,9 @@ impl Replay<'_> {
         self.undeclared = names.collect();
     }
 
-    /// What a binding lacks although it was declared: an auto-delete exchange or queue goes when the broker notices, late,
-    /// that the lost connection has gone with the last that was bound or consumed there. It is declared once more, and no
-    /// more than that.
+    /// What a binding lacks although it was declared: an auto-delete exchange or queue goes when the
+    /// broker notices, late, that the lost connection has gone with the last that was bound or
+    /// consumed there. It is declared once more, and no more than that.
     fn take_gone(&mut self, refused: &Redeclare, error: &Error) -> Option<Redeclare> {
         if !refused.is_binding() || error.reply_code() != Some(ReplyCode::NOT_FOUND) {
             return None;

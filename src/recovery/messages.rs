@@ -137,7 +137,8 @@ impl Replay<'_> {
             }
             return Err(error);
         }
-        // The channel is gone, and nothing else says so if the broker has closed it for nothing that was asked.
+        // The channel is gone, and nothing else says so if the broker has closed it for nothing that
+        // was asked.
         unanswered.into_iter().for_each(Unanswered::lose);
         channel.set_recovering(false);
         if channel.end.cause().is_none() {
@@ -296,7 +297,8 @@ impl Replay<'_> {
         Ok(())
     }
 
-    /// Of channels that are gone. Should the connection be lost again just now, theirs are among them, and stay.
+    /// Of channels that are gone. Should the connection be lost again just now, theirs are among
+    /// them, and stay.
     pub(super) fn lose_those_of_others(&self) {
         let mut unanswered = self.desk.link.unanswered.lock();
         let all = std::mem::take(&mut *unanswered);

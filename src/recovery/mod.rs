@@ -1,5 +1,5 @@
-//! Brings a lost connection back, on a thread of its own: connects again, then does with calls that wait what any thread
-//! of the program could do. Only that the outbox lets it pass while all others wait.
+//! Brings a lost connection back, on a thread of its own: connects again, then does with calls that
+//! wait what any thread of the program could do. The outbox lets it pass while all others wait.
 
 mod aside;
 mod declaring;
@@ -308,7 +308,8 @@ impl Recovery {
         }
     }
 
-    /// Attempts until one succeeds, or the program closes the connection. An error if that has to end.
+    /// Attempts until one succeeds, or the program closes the connection. An error if that has to
+    /// end.
     fn recover(
         &self,
         link: &Arc<Link>,
@@ -346,8 +347,8 @@ impl Recovery {
         }
     }
 
-    /// Whether the connection was lost soon after it had come back, and how often in a row: then there is little hope that
-    /// it holds the next time.
+    /// How often in a row the connection was lost soon after it had come back: then there is little
+    /// hope that it holds the next time.
     fn relapses(&self) -> u32 {
         let mut progress = self.progress.lock();
         let soon = |held: Deadline| held.elapsed() < self.options.recovery.max_delay;
@@ -419,7 +420,8 @@ impl Recovery {
         }
     }
 
-    /// Waits until the IO thread has noticed the loss, and returns its cause; none if that was the end.
+    /// Waits until the IO thread has noticed the loss, and returns its cause; none if that was the
+    /// end.
     fn wait_lost(&self) -> Option<Error> {
         let mut progress = self.progress.lock();
         while progress.lost.is_none() && !progress.is_over {

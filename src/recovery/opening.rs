@@ -4,6 +4,8 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crossbeam_channel::Receiver;
+
 use super::declaring::is_named;
 use super::desk::{Asked, Failure};
 use super::missing::{Key, Trouble};
@@ -11,7 +13,7 @@ use super::replay::Replay;
 use crate::channel::{ChannelState, Wanted};
 use crate::deadline::Deadline;
 use crate::error::{Error, ErrorKind, Result};
-use crate::mailbox::{Call, ChannelMailbox, Command};
+use crate::mailbox::{Call, ChannelMailbox, Command, Reply};
 use crate::outbox::Frames;
 use crate::request;
 use crate::wire::method::{BasicConsume, BasicQos};
@@ -70,7 +72,8 @@ impl Replay<'_> {
         begun
     }
 
-    /// Opens the channels, all at once, and those once more that the broker closes for one of their consumers.
+    /// Opens the channels, all at once, and those once more that the broker closes for one of their
+    /// consumers.
     fn open_all(&mut self, is_one: impl Fn(&Self, &Key) -> bool) -> Result<()> {
         let channels = self.channels.clone();
         let mut hurry = None;
@@ -125,10 +128,7 @@ impl Replay<'_> {
         }
         if self.missing.lacks_silent(key) {
             let error = Error::invalid("the broker does not answer for its queue");
-            let link = &self.desk.link;
-            let trouble = Trouble::Lacking;
-            self.missing
-                .insert_consumer(channel, wanted, trouble, error, None, link);
+            self.miss(channel, wanted, Trouble::Lacking, error, None);
             return false;
         }
         !self.undeclared.contains(&*wanted.consume.queue)
@@ -161,21 +161,8 @@ impl Replay<'_> {
             opened,
             consumers,
         } = opening;
-        let deadline = self.desk.within(self.recovery.options.request_timeout);
-        let opened = opened.take();
-        match opened.map(|opened| self.desk.answer(channel, &opened, deadline)) {
-            None | Some(Ok(_)) => {}
-            Some(Err(Failure::ChannelGone)) => {
-                self.asked.retain(|it| it.channel() != channel.number);
-                return Ok(true);
-            }
-            Some(Err(Failure::NotAsked)) => {
-                self.asked.retain(|it| it.channel() != channel.number);
-                return Ok(false);
-            }
-            Some(Err(
-                Failure::Refused(error) | Failure::NoAnswer(error) | Failure::Connection(error),
-            )) => return Err(error),
+        if let Some(is_done) = self.wait_open(channel, opened.take())? {
+            return Ok(is_done);
         }
         let (mut refused, mut all_asked, mut is_gone) = (Vec::new(), true, false);
         // All of them, also after one that is refused: who has no answer yet cannot begin again.
@@ -196,16 +183,7 @@ impl Replay<'_> {
                 Err(Failure::NoAnswer(_) | Failure::Connection(_)) => {
                     hurry.get_or_insert_with(|| Deadline::after(GRACE));
                     let error = self.no_answer(&key);
-                    let link = &self.desk.link;
-                    let trouble = Trouble::Silent;
-                    self.missing.insert_consumer(
-                        channel,
-                        &wanted,
-                        trouble,
-                        error,
-                        asked.ok(),
-                        link,
-                    );
+                    self.miss(channel, &wanted, Trouble::Silent, error, asked.ok());
                 }
             }
         }
@@ -219,11 +197,37 @@ impl Replay<'_> {
             early.insert(Key::of_consumer(channel, &wanted));
             return Ok(false);
         }
-        let link = &self.desk.link;
-        let trouble = Trouble::Refused;
-        self.missing
-            .insert_consumer(channel, &wanted, trouble, error, None, link);
+        self.miss(channel, &wanted, Trouble::Refused, error, None);
         Ok(false)
+    }
+
+    /// Waits until the channel is open. Else says whether it is done with the channel.
+    fn wait_open(&mut self, channel: &ChannelState, asked: Option<Asked>) -> Result<Option<bool>> {
+        let Some(asked) = asked else { return Ok(None) };
+        let deadline = self.desk.within(self.recovery.options.request_timeout);
+        let is_done = match self.desk.answer(channel, &asked, deadline) {
+            Ok(_) => return Ok(None),
+            Err(Failure::ChannelGone) => true,
+            Err(Failure::NotAsked) => false,
+            Err(
+                Failure::Refused(error) | Failure::NoAnswer(error) | Failure::Connection(error),
+            ) => return Err(error),
+        };
+        self.asked.retain(|it| it.channel() != channel.number);
+        Ok(Some(is_done))
+    }
+
+    pub(super) fn miss(
+        &mut self,
+        channel: &Arc<ChannelState>,
+        wanted: &Wanted,
+        trouble: Trouble,
+        error: Error,
+        answer: Option<Receiver<Result<Reply>>>,
+    ) {
+        let link = &self.desk.link;
+        self.missing
+            .insert_consumer(channel, wanted, trouble, error, answer, link);
     }
 }
 

@@ -209,10 +209,7 @@ impl Replay<'_> {
         match self.desk.answer(&channel, &asked, deadline) {
             Ok(_) => self.missing.found(key, &self.desk.link),
             Err(Failure::NoAnswer(error)) => {
-                let link = &self.desk.link;
-                let trouble = Trouble::Silent;
-                self.missing
-                    .insert_consumer(&channel, &wanted, trouble, error, asked.ok(), link);
+                self.miss(&channel, &wanted, Trouble::Silent, error, asked.ok());
             }
             // Its channel has ended, and with it the consumer; or the connection is lost, and a
             // consumer that costs it must not be asked for at once.
@@ -221,8 +218,8 @@ impl Replay<'_> {
         }
     }
 
-    /// It went, with its bindings, after it was declared again: as an auto-delete queue does when the broker notices late
-    /// that the consumers of the lost connection are gone.
+    /// It went, with its bindings, after it was declared again: as an auto-delete queue does when the
+    /// broker notices late that the consumers of the lost connection are gone.
     fn miss_queue(&mut self, name: &str) {
         let declared = self.desk.link.topology.lock().redeclare();
         let concerns_it = |it: &Redeclare| match Key::of(it).entity {
