@@ -320,6 +320,8 @@ impl Connection {
     /// While the connection is lost, the next attempt to recover it logs in with the new secret, whether this call waits for
     /// that or fails.
     ///
+    /// With [`credentials`](ConnectionOptions::credentials) the connection does this itself, and a recovery asks that function.
+    ///
     /// # Errors
     /// The broker closes the connection if it does not take the secret.
     ///

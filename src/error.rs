@@ -334,7 +334,7 @@ pub enum ErrorKind {
         after: Duration,
     },
     /// The connection was lost, and did not come back within the limits of its
-    /// [`RecoveryOptions`](crate::RecoveryOptions), or the login is now refused.
+    /// [`RecoveryOptions`](crate::RecoveryOptions), or the login was refused and these options end the recovery then.
     RecoveryGivenUp {
         /// Why it was lost.
         cause: Box<Self>,

@@ -17,8 +17,8 @@ type Filter = Arc<dyn Fn(&Entity) -> bool + Send + Sync>;
 /// [`Publisher`](crate::Publisher) had published without an answer is published again. All handles stay valid.
 /// [`Connection::events`](crate::Connection::events) and the log tell what happens.
 ///
-/// A channel that the broker has closed
-/// because of an error stays closed: see [`Channel::reopen`](crate::Channel::reopen).
+/// A channel that the broker has closed because of an error stays closed: see
+/// [`Channel::reopen`](crate::Channel::reopen).
 ///
 /// What was declared is what this connection has declared and not deleted or unbound, and what did not go by itself as
 /// an auto-delete queue goes with its last consumer. A queue that the broker has named gets another name if it is gone. What
