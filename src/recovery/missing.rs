@@ -406,7 +406,7 @@ fn delay(trouble: Trouble, tries: u32, options: &RecoveryOptions) -> Deadline {
             delay.max(MIN_DELAY_OF_REFUSED)
         }
         Trouble::Harmful | Trouble::Silent => {
-            let grown = FIRST_DELAY_OF_HARMFUL.saturating_mul(1 << (2 * tries).min(20));
+            let grown = FIRST_DELAY_OF_HARMFUL.saturating_mul(1 << (2 * tries.min(10)));
             grown.min(MAX_DELAY_OF_HARMFUL)
         }
     })
