@@ -340,15 +340,20 @@ fn logs_in_with_a_certificate_and_with_challenges(broker: &Secured) {
     assert!(offered.contains("RABBIT-CR-DEMO"), "{offered}");
 }
 
-#[test]
-fn an_end_with_a_goodbye_is_told_apart_from_one_that_was_cut() {
-    let certificates = Certificates::make();
+/// The server's side of TLS.
+fn acceptor(certificates: &Certificates) -> native_tls::TlsAcceptor {
     let (certificate, key) = (
         certificates.read("server.pem"),
         certificates.read("server.key"),
     );
     let identity = native_tls::Identity::from_pkcs8(&certificate, &key).unwrap();
-    let acceptor = native_tls::TlsAcceptor::new(identity).unwrap();
+    native_tls::TlsAcceptor::new(identity).unwrap()
+}
+
+#[test]
+fn an_end_with_a_goodbye_is_told_apart_from_one_that_was_cut() {
+    let certificates = Certificates::make();
+    let acceptor = acceptor(&certificates);
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let server = thread::spawn(move || {
@@ -383,12 +388,7 @@ fn an_end_with_a_goodbye_is_told_apart_from_one_that_was_cut() {
 #[test]
 fn a_signal_during_the_tls_handshake_does_not_fail_it() {
     let certificates = Certificates::make();
-    let (certificate, key) = (
-        certificates.read("server.pem"),
-        certificates.read("server.key"),
-    );
-    let identity = native_tls::Identity::from_pkcs8(&certificate, &key).unwrap();
-    let acceptor = native_tls::TlsAcceptor::new(identity).unwrap();
+    let acceptor = acceptor(&certificates);
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let (waits, waiting) = mpsc::channel();
