@@ -57,8 +57,9 @@ impl Last {
     }
 }
 
-/// The last attempt to open a connection has this long, even if less is left for all attempts.
-const LAST_ATTEMPT: Duration = Duration::from_secs(1);
+/// Connecting may take this long, and so may the replay of a recovery, even if less is left of the
+/// time for all attempts: the last one shall have a chance.
+pub(crate) const LAST_ATTEMPT: Duration = Duration::from_secs(1);
 
 /// Connects as [`connect`] does, again and again for as long as the options say.
 #[allow(clippy::disallowed_methods)] // No other thread has the connection yet, and can end the wait.

@@ -36,22 +36,27 @@ struct BindingKey {
     source: String,
     destination: Destination,
     routing_key: String,
-    /// As they are sent: tables have no order.
+    /// [`encoded`].
     arguments: Vec<u8>,
 }
 
 impl BindingKey {
     fn new(source: &str, destination: Destination, key: &str, arguments: &FieldTable) -> Self {
-        let mut encoded = Vec::new();
-        // What cannot be encoded was never sent.
-        let _ = Writer::new(&mut encoded).table(arguments, "arguments");
         Self {
             source: source.to_owned(),
             destination,
             routing_key: key.to_owned(),
-            arguments: encoded,
+            arguments: encoded(arguments),
         }
     }
+}
+
+/// Arguments as they are sent, which tell bindings apart: tables have no order.
+pub(crate) fn encoded(arguments: &FieldTable) -> Vec<u8> {
+    let mut encoded = Vec::new();
+    // What cannot be encoded was never sent.
+    let _ = Writer::new(&mut encoded).table(arguments, "arguments");
+    encoded
 }
 
 /// What has to be done to have all of it again. In this order, each finds what it needs.

@@ -107,7 +107,7 @@ impl Aside {
         let verdict = match trial {
             Trial::Declare(redeclare) => declare(desk, redeclare, timeout),
             Trial::StandIn(redeclare) => stand_in(desk, redeclare, timeout),
-            Trial::Queue(name) => desk.queue_exists(name, timeout).map(Verdict::Queue),
+            Trial::Queue(name) => queue_exists(desk, name, timeout).map(Verdict::Queue),
             Trial::Consume(consume) => try_consume(desk, consume, timeout),
         };
         verdict.unwrap_or_else(|failure| self.failed(key, failure))
@@ -226,11 +226,24 @@ fn ask_alone(
 ) -> Result<Reply, Failure> {
     let channel = desk.channel(0).map_err(Failure::Connection)?;
     let asked = ask(desk, &channel, redeclare, is_gone);
-    let answer = desk.answer(&channel, &asked, desk.within(timeout));
-    if let Err(Failure::NoAnswer(_)) = answer {
-        desk.abandon(&channel);
+    desk.answer_or_abandon(&channel, &asked, timeout)
+}
+
+/// The number of consumers of a queue, if it exists and can be used by this connection.
+fn queue_exists(desk: &mut Desk, name: &str, timeout: Duration) -> Result<Option<u32>, Failure> {
+    let channel = desk.channel(0).map_err(Failure::Connection)?;
+    let declare = QueueDeclare {
+        queue: name.into(),
+        passive: true,
+        ..QueueDeclare::default()
+    };
+    let asked = desk.ask_method(&channel, &declare);
+    match desk.answer_or_abandon(&channel, &asked, timeout) {
+        Ok(Reply::Method(Method::QueueDeclareOk(ok))) => Ok(Some(ok.consumer_count)),
+        Ok(_) | Err(Failure::Refused(_)) => Ok(None),
+        Err(Failure::ChannelGone | Failure::NotAsked) => queue_exists(desk, name, timeout),
+        Err(failure) => Err(failure),
     }
-    answer
 }
 
 /// A message that comes meanwhile goes back to its queue when the channel is closed.
@@ -239,7 +252,7 @@ fn try_consume(
     consume: &BasicConsume<'static>,
     timeout: Duration,
 ) -> Result<Verdict, Failure> {
-    let count = desk.queue_exists(&consume.queue, timeout)?;
+    let count = queue_exists(desk, &consume.queue, timeout)?;
     if count.is_none() {
         return Ok(Verdict::Queue(count));
     }

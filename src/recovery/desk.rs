@@ -12,7 +12,7 @@ use crate::io_thread::Link;
 use crate::mailbox::{Call, Reply};
 use crate::outbox::{Admission, Frames, Gate};
 use crate::request;
-use crate::wire::method::{Method, QueueDeclare, Request};
+use crate::wire::method::Request;
 
 /// The answer to a call that was sent, or why the call was not sent.
 pub(super) type Asked = Result<Receiver<Result<Reply>>>;
@@ -107,12 +107,17 @@ impl Desk {
         append: impl FnOnce(&mut Frames<'_>, Call) -> Result<()>,
     ) -> Asked {
         let (call, answer) = Call::new();
-        let gate = || match channel.gate()? {
-            Gate::Open if !channel.is_open_in(self.epoch) => Err(closed(channel.number)),
-            gate => Ok(gate),
-        };
+        let gate = || self.gate(channel);
         self.write(channel.number, gate, |frames| append(frames, call))?;
         Ok(answer)
+    }
+
+    /// Passes when the channel is open on this connection.
+    pub(super) fn gate(&self, channel: &ChannelState) -> Result<Gate> {
+        match channel.gate()? {
+            Gate::Open if !channel.is_open_in(self.epoch) => Err(closed(channel.number)),
+            gate => Ok(gate),
+        }
     }
 
     pub(super) fn ask_method<R: Request>(&self, channel: &ChannelState, method: &R) -> Asked {
@@ -240,33 +245,22 @@ impl Desk {
         Ok(channel)
     }
 
-    /// The number of consumers of a queue, if it exists and can be used by this connection.
-    pub(super) fn queue_exists(
+    /// Waits for an answer as [`answer`](Self::answer) does. Without one the channel is abandoned.
+    pub(super) fn answer_or_abandon(
         &mut self,
-        name: &str,
+        channel: &Arc<ChannelState>,
+        asked: &Asked,
         timeout: Duration,
-    ) -> Result<Option<u32>, Failure> {
-        let channel = self.channel(0).map_err(Failure::Connection)?;
-        let declare = QueueDeclare {
-            queue: name.into(),
-            passive: true,
-            ..QueueDeclare::default()
-        };
-        let asked = self.ask_method(&channel, &declare);
-        match self.answer(&channel, &asked, self.within(timeout)) {
-            Ok(Reply::Method(Method::QueueDeclareOk(ok))) => Ok(Some(ok.consumer_count)),
-            Ok(_) | Err(Failure::Refused(_)) => Ok(None),
-            Err(Failure::ChannelGone | Failure::NotAsked) => self.queue_exists(name, timeout),
-            Err(Failure::NoAnswer(error)) => {
-                self.abandon(&channel);
-                Err(Failure::NoAnswer(error))
-            }
-            Err(Failure::Connection(error)) => Err(Failure::Connection(error)),
+    ) -> Result<Reply, Failure> {
+        let answer = self.answer(channel, asked, self.within(timeout));
+        if let Err(Failure::NoAnswer(_)) = answer {
+            self.abandon(channel);
         }
+        answer
     }
 }
 
-pub(super) fn closed(channel: u16) -> Error {
+fn closed(channel: u16) -> Error {
     Error::new(ErrorKind::ChannelClosed {
         channel,
         reason: CloseReason::program("it was closed while it was being opened again"),

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender};
 
-use super::desk::closed;
 use super::missing::is_close_by_broker;
 use super::replay::Replay;
 use crate::channel::ChannelState;
@@ -14,7 +13,6 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::io_thread::Link;
 use crate::label::log_line;
 use crate::mailbox::{ChannelMailbox, Command, ConfirmMailbox};
-use crate::outbox::Gate;
 use crate::proto::Outcome;
 use crate::unanswered::Unanswered;
 use crate::wire::method::{BasicPublish, Encode};
@@ -149,13 +147,6 @@ impl Replay<'_> {
         Ok(())
     }
 
-    fn gate(&self, channel: &ChannelState) -> Result<Gate> {
-        match channel.gate()? {
-            Gate::Open if !channel.is_open_in(self.desk.epoch) => Err(closed(channel.number)),
-            gate => Ok(gate),
-        }
-    }
-
     /// Publishes all messages up to the last suspect one at a time, each after the answer for the
     /// one before. Returns which numbers are published again in all, if it has published any.
     fn publish_suspects(
@@ -223,7 +214,7 @@ impl Replay<'_> {
         let mut message = Some(message);
         let written = self.desk.write(
             channel.number,
-            || self.gate(channel),
+            || self.desk.gate(channel),
             |frames| {
                 let Some(it) = message.take() else {
                     return Ok(());
@@ -263,7 +254,7 @@ impl Replay<'_> {
         let mut unsendable = Vec::new();
         let written = self.desk.write(
             channel.number,
-            || self.gate(channel),
+            || self.desk.gate(channel),
             |frames| {
                 channel.set_recovering(false);
                 let mut again = begun;

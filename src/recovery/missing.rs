@@ -15,9 +15,7 @@ use crate::io_thread::Link;
 use crate::label::log_line;
 use crate::mailbox::Reply;
 use crate::options::RecoveryOptions;
-use crate::proto::Redeclare;
-use crate::wire::codec::Writer;
-use crate::wire::value::FieldTable;
+use crate::proto::{encoded, Redeclare};
 
 /// The first and the longest delay before something that costs a connection, or its time, is tried
 /// again. An upgrade or a failure of a node takes minutes.
@@ -212,11 +210,8 @@ impl Missing {
 
     /// As [`lacks`](Self::lacks), if the broker does not answer for that.
     pub(super) fn lacks_silent(&self, key: &Key) -> bool {
-        let silent = self
-            .all
-            .iter()
-            .filter(|(_, it)| it.trouble == Trouble::Silent);
-        silent.into_iter().any(|(it, _)| key.needs(it))
+        let mut all = self.all.iter();
+        all.any(|(it, missed)| missed.trouble == Trouble::Silent && key.needs(it))
     }
 
     pub(super) fn trouble(&self, key: &Key) -> Option<Trouble> {
@@ -383,8 +378,8 @@ impl Missing {
     pub(super) fn postpone(&mut self, key: &Key) {
         if let Some(missed) = self.all.get_mut(key) {
             missed.tries = missed.tries.saturating_add(1);
-            missed.next = delay(missed.trouble, missed.tries, &self.options);
         }
+        self.begin_trial(key);
     }
 }
 
@@ -410,13 +405,6 @@ fn delay(trouble: Trouble, tries: u32, options: &RecoveryOptions) -> Deadline {
             grown.min(MAX_DELAY_OF_HARMFUL)
         }
     })
-}
-
-fn encoded(arguments: &FieldTable) -> Vec<u8> {
-    let mut encoded = Vec::new();
-    // What cannot be encoded was never sent.
-    let _ = Writer::new(&mut encoded).table(arguments, "arguments");
-    encoded
 }
 
 pub(super) fn entity(redeclare: &Redeclare) -> Entity {

@@ -163,9 +163,8 @@ impl Recovery {
     }
 
     /// To connect with.
-    fn options_until(&self, attempt_ends: &Deadline) -> ConnectionOptions {
+    fn options_now(&self) -> ConnectionOptions {
         let mut options = self.options.clone();
-        options.connect_timeout = options.connect_timeout.min(attempt_ends.remaining());
         if let Some(secret) = &*self.secret.lock() {
             options.password.clone_from(secret);
         }
@@ -284,11 +283,7 @@ impl Recovery {
     }
 
     fn try_all(&self, link: &Link, trials: Trials) {
-        let mut options = self.options.clone();
-        if let Some(secret) = &*self.secret.lock() {
-            options.password.clone_from(secret);
-        }
-        let mut aside = Aside::new(options, link.here());
+        let mut aside = Aside::new(self.options_now(), link.here());
         for (key, trial) in trials {
             if self.progress.lock().is_over {
                 return;
@@ -333,7 +328,9 @@ impl Recovery {
                 outage.attempts
             );
             link.counters.recovery_attempt();
-            let options_now = self.options_until(&outage.attempt_ends(options));
+            let mut options_now = self.options_now();
+            let left = outage.attempt_ends(options).remaining();
+            options_now.connect_timeout = options_now.connect_timeout.min(left);
             let attempted = connect::<Mailboxes>(&options_now, link.last())
                 .and_then(|connected| self.come_back(link, connected, &mut outage, missing, blame));
             match attempted {

@@ -3,16 +3,13 @@
 use std::time::Duration;
 
 use crate::backoff::random;
+use crate::connect::LAST_ATTEMPT;
 use crate::deadline::Deadline;
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::ConnectionEvent;
 use crate::io_thread::Link;
 use crate::label::log_line;
 use crate::options::RecoveryOptions;
-
-/// Connecting may take this long, and so may what is done again then, even if less is left of the
-/// time for all attempts: the last one shall have a chance.
-const LAST_ATTEMPT: Duration = Duration::from_secs(1);
 
 pub(super) struct Outage {
     cause: Error,
