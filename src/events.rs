@@ -64,7 +64,7 @@ pub enum ConnectionEvent {
         queue: String,
         /// Why.
         error: Error,
-        /// When the thread tries to consume again: so long from now.
+        /// How long until the thread tries to consume again.
         next: Duration,
     },
     /// A thread of [`Workers`](crate::Workers) that was interrupted consumes again.

@@ -2,7 +2,7 @@
 //!
 //! A connection is lost when its socket breaks, when heartbeats are missing, or when the broker
 //! closes it. Only the program's own [`close`](crate::Connection::close) is not a loss. The
-//! connection then opens again by itself: every handle stays valid, and calls wait until the
+//! connection then opens again: every handle stays valid, and calls wait until the
 //! connection is back, up to their timeouts.
 //!
 //! # What comes back, and in which order

@@ -411,7 +411,7 @@ impl<M: Mailboxes> Connection<M> {
         }
     }
 
-    /// This method has been sent: the output behind `before`.
+    /// Notes the size of a login method that was just encoded, after the first `before` bytes.
     fn logging_in(&mut self, method: MethodId, before: usize) {
         let size = (self.effects.output.len() - before).saturating_sub(OVERHEAD);
         self.login = Some(LoginFrame { method, size });

@@ -279,7 +279,7 @@ impl Replay<'_> {
         );
         unsendable.into_iter().for_each(Unanswered::lose);
         if !written? {
-            // After the news of those that were lost: whoever waits for all asks for them then.
+            // Only after the lost ones are reported: a caller of wait_for_confirms then reads them.
             self.desk
                 .link
                 .outbox

@@ -308,7 +308,7 @@ impl Missing {
         });
     }
 
-    /// It is there; whoever was told of its lack is told so.
+    /// It is there. The program is told if it was told that it was missing.
     pub(super) fn found(&mut self, key: &Key, link: &Link) {
         self.suspects.remove(key);
         if self.all.remove(key).is_none() {
