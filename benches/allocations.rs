@@ -1,4 +1,4 @@
-//! How often memory is asked for, a message, and what is kept of it after a burst: `cargo bench --bench allocations`.
+//! How often memory is asked for, a message, and what is kept of it after a burst: `cargo bench -p leveret-benches --bench allocations`.
 
 // It waits for what time alone brings.
 #![allow(

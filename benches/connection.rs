@@ -1,5 +1,5 @@
 //! The ways through a connection, to a server in this process that takes everything and delivers as fast as it can:
-//! `cargo bench --bench connection`. What all of it costs together is measured by the example `perf_test`.
+//! `cargo bench -p leveret-benches --bench connection`. What all of it costs together is measured by `perf_test`.
 
 // It measures time, and ends with what went wrong.
 #![allow(

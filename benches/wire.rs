@@ -1,9 +1,15 @@
-//! Encoding and decoding what comes with every message: `cargo bench --bench wire`.
+//! Encoding and decoding what comes with every message: `cargo bench -p leveret-benches --bench wire`.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 // The layer as it stands, without the rest of the crate: it needs nothing of that, and nothing of it is public.
-#[allow(dead_code, unreachable_pub, unnameable_types, unused_imports)]
+#[allow(
+    dead_code,
+    unexpected_cfgs,
+    unreachable_pub,
+    unnameable_types,
+    unused_imports
+)]
 #[path = "../src/wire/mod.rs"]
 mod wire;
 

@@ -1,11 +1,11 @@
-//! The example `perf_test`: that it does what it says, not how fast.
+//! The benchmarks' program `perf_test`: that it does what it says, not how fast.
 
 use std::net::TcpListener;
 use std::process::{Command, Output};
 use std::thread;
 use std::time::Duration;
 
-use crate::support::program::command;
+use crate::support::program::{perf_test, printed};
 use crate::support::{connect, unique, url, Program};
 
 /// All that is compared here takes some seconds at most.
@@ -16,6 +16,22 @@ fn number(line: &str, key: &str) -> f64 {
     let (_, rest) = line.split_once(&format!("\"{key}\":")).unwrap();
     let end = rest.find([',', '}']).unwrap();
     rest[..end].parse().unwrap()
+}
+
+/// A server for the clients that are measured, and its URI.
+fn sink(arguments: &[&str]) -> (Program, String) {
+    let mut command = perf_test();
+    command.arg("sink").args(arguments);
+    let server = Program::spawn(command);
+    let uri = server.line();
+    (server, uri)
+}
+
+/// What a run that succeeds prints.
+fn run(arguments: &[&str]) -> String {
+    let mut command = perf_test();
+    command.args(arguments);
+    printed(command)
 }
 
 /// What it prints, when all of its processes have ended: they have the same standard error.
@@ -34,7 +50,7 @@ fn compare(arguments: &[&str]) -> Vec<Vec<String>> {
 
 #[track_caller]
 fn compare_trusting(authority: &str, arguments: &[&str]) -> Vec<Vec<String>> {
-    let mut command = command("perf_test");
+    let mut command = perf_test();
     command.env("PERF_TEST_CA", authority);
     command
         .args(["compare", "--scale", "0.001"])
@@ -60,8 +76,7 @@ fn first_number(cell: &str) -> f64 {
 
 #[test]
 fn each_mode_gives_a_line_of_json_from_a_server_that_it_brings_along() {
-    let server = Program::start("perf_test", &["sink"], "");
-    let uri = server.line();
+    let (_server, uri) = sink(&[]);
     for client in ["bench", "limit"] {
         for mode in [
             "publish",
@@ -80,7 +95,7 @@ fn each_mode_gives_a_line_of_json_from_a_server_that_it_brings_along() {
             let threads = if client == "limit" { "1" } else { "2" };
             // Messages of several frames, and more than a prefetch of them.
             let arguments = [client, mode, &uri, "600", "150000", threads];
-            let line = Program::run("perf_test", &arguments, "");
+            let line = run(&arguments);
             let named = format!("\"mode\":\"{mode}\",\"size\":150000,\"threads\":{threads}");
             assert!(line.contains(&named), "{line}");
             assert_eq!(number(&line, "count"), 600.0, "{line}");
@@ -95,7 +110,7 @@ fn each_mode_gives_a_line_of_json_from_a_server_that_it_brings_along() {
         }
     }
     for mode in ["channels", "connections"] {
-        let line = Program::run("perf_test", &["bench", mode, &uri, "50", "0", "1"], "");
+        let line = run(&["bench", mode, &uri, "50", "0", "1"]);
         assert!(line.contains("rss_bytes_each") || cfg!(not(target_os = "linux")));
     }
 }
@@ -107,7 +122,7 @@ fn producers_and_consumers_work_on_a_broker_with_the_options_of_perftest() {
     let mut arguments: Vec<_> = options.split(' ').collect();
     let pid = std::process::id().to_string();
     arguments.extend(["--uri", &uri, "-u", &queue, "--server-pid", &pid]);
-    let output = Program::run("perf_test", &arguments, "");
+    let output = run(&arguments);
     let line = output.lines().last().unwrap();
     assert_eq!(number(line, "count"), 2000.0, "{output}");
     assert_eq!(number(line, "threads"), 6.0, "{output}");
@@ -119,13 +134,13 @@ fn producers_and_consumers_work_on_a_broker_with_the_options_of_perftest() {
     let channel = connect().open_channel().unwrap();
     assert_eq!(channel.queue_delete(&queue, Default::default()).unwrap(), 0);
     let refused = ["--uri", "amqp://guest:wrong@127.0.0.1:1", "-z", "1"];
-    let output = command("perf_test").args(refused).output().unwrap();
+    let output = perf_test().args(refused).output().unwrap();
     assert!(!output.status.success() && !output.stderr.is_empty());
 }
 
 #[test]
 fn clients_are_compared_in_a_table() {
-    let program = command("perf_test").get_program().to_owned();
+    let program = perf_test().get_program().to_owned();
     let itself = format!("self={}", program.to_str().unwrap());
     let json = std::env::temp_dir().join(unique("perf_test.json"));
     let peers = ["--peer", &itself, "--peer", "none=/no/such/program"];
@@ -185,11 +200,10 @@ fn tls_is_compared_with_tcp() {
     let files = ["--tls", &certificate, &key];
 
     // Whatever is published and delivered comes through it.
-    let server = Program::start("perf_test", &[&["sink"][..], &files].concat(), "");
-    let uri = server.line();
+    let (server, uri) = sink(&files);
     assert!(uri.starts_with("amqps://"), "{uri}");
     for mode in ["publish", "confirm", "confirm1", "consume", "consume-ack"] {
-        let mut command = command("perf_test");
+        let mut command = perf_test();
         command.args(["bench", mode, &uri, "600", "150000", "2"]);
         command.env("PERF_TEST_CA", &authority);
         let output = output(command);

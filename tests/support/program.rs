@@ -18,9 +18,13 @@ pub(crate) struct Program {
 
 impl Program {
     pub(crate) fn start(example: &str, arguments: &[&str], uri: &str) -> Self {
-        let mut child = command(example)
-            .args(arguments)
-            .env("AMQP_URL", uri)
+        let mut example = command(example);
+        example.args(arguments).env("AMQP_URL", uri);
+        Self::spawn(example)
+    }
+
+    pub(crate) fn spawn(mut command: Command) -> Self {
+        let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -37,13 +41,9 @@ impl Program {
 
     /// Runs it to its end, in good order, and returns what it has printed.
     pub(crate) fn run(example: &str, arguments: &[&str], uri: &str) -> String {
-        let output = command(example)
-            .args(arguments)
-            .env("AMQP_URL", uri)
-            .output()
-            .unwrap();
-        assert!(output.status.success(), "{output:?}");
-        String::from_utf8(output.stdout).unwrap()
+        let mut example = command(example);
+        example.args(arguments).env("AMQP_URL", uri);
+        printed(example)
     }
 
     /// Waits for the next line.
@@ -78,21 +78,38 @@ impl Drop for Program {
     }
 }
 
+/// What a command prints, which has to succeed.
+pub(crate) fn printed(mut command: Command) -> String {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
 /// It is built when it is missing: `cargo test --test` does not build examples.
 pub(crate) fn command(example: &str) -> Command {
+    built(&["--example", example], &format!("examples/{example}"))
+}
+
+/// A command of the benchmarks' program.
+pub(crate) fn perf_test() -> Command {
+    built(&["--package", "leveret-benches"], "perf_test")
+}
+
+/// Builds a target with the features of this test, and returns a command that runs it.
+fn built(target: &[&str], path: &str) -> Command {
     static BUILD: Mutex<()> = Mutex::new(());
     let guard = BUILD.lock();
-    let built = Command::new(env!("CARGO"))
-        .args(["build", "--quiet", "--locked", "--example", example])
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .status();
-    assert!(built.unwrap().success());
+    let mut build = Command::new(env!("CARGO"));
+    build.args(["build", "--quiet", "--locked"]).args(target);
+    if cfg!(not(feature = "native-tls")) {
+        build.arg("--no-default-features");
+    }
+    let status = build.current_dir(env!("CARGO_MANIFEST_DIR")).status();
+    assert!(status.unwrap().success());
     drop(guard);
-    // The tests are in `deps`, beside `examples`.
-    let mut path = std::env::current_exe().unwrap();
-    path.pop();
-    path.set_file_name("examples");
-    Command::new(path.join(example))
+    // The tests are in `deps`, and the programs beside it.
+    let test = std::env::current_exe().unwrap();
+    Command::new(test.parent().unwrap().with_file_name(path))
 }
 
 /// Sends a signal to a process: KILL, STOP, CONT. After STOP, all its threads have stopped.

@@ -1,6 +1,6 @@
 //! Measures a broker, and this crate, under load: with the options of RabbitMQ's PerfTest.
 //!
-//!     cargo run --release --example perf_test -- --uri amqp://localhost -x 2 -y 2 -s 1000 -c 200 -z 30
+//!     cargo run --release -p leveret-benches -- --uri amqp://localhost -x 2 -y 2 -s 1000 -c 200 -z 30
 
 // It measures time, and ends with what went wrong.
 #![allow(
@@ -16,7 +16,7 @@ mod client;
 mod clients;
 mod cliffs;
 mod compare;
-#[path = "../../benches/support/frames.rs"]
+#[path = "../support/frames.rs"]
 mod frames;
 mod hand_over;
 mod limit;
@@ -24,10 +24,11 @@ mod load;
 mod options;
 mod process;
 mod rows;
-#[path = "../../benches/support/sink.rs"]
+#[path = "../support/sink.rs"]
 mod sink;
 mod table;
 mod tally;
+#[cfg(feature = "native-tls")]
 mod tls;
 mod usage;
 
@@ -72,7 +73,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         Some(Command::Compare(options)) => compare::run(&options)?,
         Some(Command::Sink { tls }) => {
             let sink = match tls.as_deref() {
+                #[cfg(feature = "native-tls")]
                 Some([certificate, key]) => tls::start(certificate, key)?,
+                #[cfg(not(feature = "native-tls"))]
+                Some(_) => return Err("TLS needs the feature native-tls".into()),
                 _ => Sink::start()?,
             };
             println!("{}", sink.uri());
