@@ -1,6 +1,7 @@
 //! A broker of a test's own, to be killed, stopped or alarmed.
 
 use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
@@ -13,7 +14,7 @@ pub(crate) struct Node {
     script: Child,
     /// Servers that were started again; the script ends them, too.
     restarted: Vec<Child>,
-    /// The environment in which rabbitmqctl finds the node.
+    /// What the script tells of the node.
     environment: Vec<(String, String)>,
 }
 
@@ -26,7 +27,7 @@ impl Node {
     pub(crate) fn start_with(config: &str, plugins: &str) -> Self {
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/with-rabbitmq");
         // It holds the node until its standard input ends.
-        let hold = "env | grep -E '^(AMQP_URL|RABBITMQ_[A-Z]+|ERL_EPMD_[A-Z]+)='; echo; cat";
+        let hold = "env | grep -E '^(AMQP_URL|RABBITMQ_HOME)='; echo; cat";
         let mut child = Command::new(script)
             .args(["sh", "-c", hold])
             .env_remove("AMQP_URL")
@@ -70,13 +71,7 @@ impl Node {
 
     /// Runs rabbitmqctl on this node and returns what it prints.
     pub(crate) fn ctl(&self, arguments: &[&str]) -> String {
-        let output = Command::new(format!("{}/rabbitmqctl", self.variable("RABBITMQ_BIN")))
-            .args(["-q", "-n", self.variable("RABBITMQ_NODENAME")])
-            .args(arguments)
-            .envs(self.environment.iter().cloned())
-            .env("HOME", self.variable("RABBITMQ_HOME"))
-            .output()
-            .unwrap();
+        let output = self.script("ctl").args(arguments).output().unwrap();
         assert!(
             output.status.success(),
             "rabbitmqctl {arguments:?}: {output:?}"
@@ -99,18 +94,24 @@ impl Node {
     }
 
     fn pid(&self) -> String {
-        let path = format!("{}/pid", self.variable("RABBITMQ_HOME"));
-        std::fs::read_to_string(path).unwrap().trim().to_owned()
+        let pid = std::fs::read_to_string(self.path("pid"));
+        pid.unwrap().trim().to_owned()
+    }
+
+    /// One of its files.
+    fn path(&self, name: &str) -> PathBuf {
+        Path::new(self.variable("RABBITMQ_HOME")).join(name)
+    }
+
+    fn script(&self, name: &str) -> Command {
+        let mut command = Command::new("bash");
+        command.arg(self.path(name));
+        command
     }
 
     /// Starts a node that was killed again, with what it had on disk, and waits until it takes connections.
     pub(crate) fn restart(&mut self) {
-        let start = format!("{}/start", self.variable("RABBITMQ_HOME"));
-        let mut server = Command::new("sh")
-            .arg(start)
-            .envs(self.environment.iter().cloned())
-            .spawn()
-            .unwrap();
+        let mut server = self.script("start").spawn().unwrap();
         let options = self.options();
         // How fast RabbitMQ recovers its queues is not what is tested: beside other builds it took 35 s.
         let begin = Instant::now();
@@ -129,8 +130,7 @@ impl Node {
 
     /// What the node has said since its first start.
     fn console(&self) -> String {
-        let path = format!("{}/console", self.variable("RABBITMQ_HOME"));
-        std::fs::read_to_string(path).unwrap_or_default()
+        std::fs::read_to_string(self.path("console")).unwrap_or_default()
     }
 }
 
