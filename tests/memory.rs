@@ -11,11 +11,9 @@ use leveret::{
     QueueDeleteOptions,
 };
 
-#[cfg(target_os = "linux")]
-use crate::support::resident_kib;
 use crate::support::{
     connect, content_frames, eventually, exclusive_queue, method_frame, options, ready,
-    scripted_server, short, unique, url, Script, SOON,
+    resident_kib, scripted_server, short, unique, url, Script, SOON,
 };
 
 const MIB: usize = 1 << 20;
@@ -126,9 +124,7 @@ fn watch_slow_consumer(url: &str, queue: &str, count: usize) {
         if let Some(status) = child.try_wait().unwrap() {
             break status;
         }
-        let ps = Command::new("ps").args(["-o", "rss=", "-p", &pid]).output();
-        let kib = String::from_utf8(ps.unwrap().stdout).unwrap();
-        most = most.max(kib.trim().parse().unwrap_or(0) << 10);
+        most = most.max(resident_kib(&pid).unwrap_or(0) << 10);
         thread::sleep(Duration::from_millis(20));
     };
     let mut said = String::new();
@@ -257,8 +253,9 @@ fn a_burst() {
     };
     let channels: Vec<_> = (0..CONNECTIONS).map(|_| open()).collect();
     let grown_by = {
-        let before = resident_kib();
-        move || resident_kib().saturating_sub(before) / CONNECTIONS
+        let resident = || resident_kib("self").unwrap();
+        let before = resident();
+        move || resident().saturating_sub(before) / CONNECTIONS
     };
     for channel in &channels {
         for _ in 0..2_000 {

@@ -81,14 +81,21 @@ pub(crate) fn ready(channel: &Channel, queue: &str) -> u32 {
         .unwrap()
 }
 
-/// How much memory this process has.
+/// How much memory a process has, or, on Linux, `self` has. None if it has ended.
 #[cfg(target_os = "linux")]
-pub(crate) fn resident_kib() -> usize {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+pub(crate) fn resident_kib(process: &str) -> Option<usize> {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
     let kib = status
         .lines()
         .find_map(|line| line.strip_prefix("VmRSS:")?.strip_suffix(" kB"));
-    kib.unwrap().trim().parse().unwrap()
+    kib?.trim().parse().ok()
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn resident_kib(process: &str) -> Option<usize> {
+    let mut ps = std::process::Command::new("ps");
+    let output = ps.args(["-o", "rss=", "-p", process]).output().ok()?;
+    String::from_utf8(output.stdout).ok()?.trim().parse().ok()
 }
 
 /// Waits until the condition holds.

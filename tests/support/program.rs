@@ -114,7 +114,10 @@ fn built(target: &[&str], path: &str) -> Command {
 
 /// Sends a signal to a process: KILL, STOP, CONT. After STOP, all its threads have stopped.
 pub(crate) fn signal(pid: &str, signal: &str) {
-    let sent = Command::new("kill").args(["-s", signal, pid]).status();
+    // The shell has it built in; not every system has the command.
+    let sent = Command::new("sh")
+        .args(["-c", "kill -s \"$1\" \"$2\"", "sh", signal, pid])
+        .status();
     assert!(sent.unwrap().success());
     if signal == "STOP" {
         eventually("all its threads have stopped", || has_stopped(pid));
