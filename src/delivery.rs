@@ -119,13 +119,33 @@ impl Delivery {
         read_properties(&self.content)
     }
 
-    /// How often the message was delivered before, if its queue counts that (`x-delivery-count`): quorum queues do, from
-    /// the second delivery on.
+    /// What counts towards the delivery limit of a quorum queue (`x-delivery-count`): how often the
+    /// message was delivered before, and since RabbitMQ 4.3 how often that failed.
+    ///
+    /// `None` if nothing was counted yet (`Some(0)` before RabbitMQ 4.0). Since 4.3 a message that
+    /// is dead-lettered into another quorum queue keeps its count. Other queues do not count, and
+    /// leave this header as the publisher has set it.
     ///
     /// See <https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling>.
     pub fn delivery_count(&self) -> Option<u64> {
+        self.count("x-delivery-count")
+    }
+
+    /// How often a quorum queue has delivered the message before, whatever became of it
+    /// (`x-acquired-count`).
+    ///
+    /// Only RabbitMQ 4.3 and later send this, from the second delivery on. It also grows with what
+    /// [`delivery_count`](Self::delivery_count) does not count: a [`nack`](Self::nack), a late
+    /// acknowledgement, and messages that a consumer gave back unread. A program that requeues
+    /// messages with `nack` can set a limit of its own by it. Other queues leave this header as the
+    /// publisher has set it.
+    pub fn acquired_count(&self) -> Option<u64> {
+        self.count("x-acquired-count")
+    }
+
+    fn count(&self, header: &str) -> Option<u64> {
         let properties = self.properties().ok()?;
-        let count = properties.headers?.get("x-delivery-count")?.as_i64()?;
+        let count = properties.headers?.get(header)?.as_i64()?;
         u64::try_from(count).ok()
     }
 

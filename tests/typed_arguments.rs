@@ -3,8 +3,8 @@
 use std::time::{Duration, SystemTime};
 
 use leveret::{
-    Channel, ConsumeOptions, ExchangeDeclareOptions, ExchangeKind, Message, Overflow, Queue,
-    QueueDeclareOptions, QueueType, StreamOffset,
+    Channel, ConsumeOptions, ExchangeDeclareOptions, ExchangeKind, Message, NackOptions, Overflow,
+    Queue, QueueDeclareOptions, QueueType, StreamOffset,
 };
 
 use crate::support::{channel, connect, eventually, exclusive_queue, ready, unique, SOON};
@@ -147,6 +147,39 @@ fn a_quorum_queue_counts_deliveries_and_gives_up_at_its_limit() {
     }
     assert_eq!(next(&dead), "poison");
     queue.delete(Default::default()).unwrap();
+}
+
+#[test]
+fn a_message_tells_how_often_it_was_delivered_and_how_often_that_failed() {
+    let channel = channel();
+    let queue = channel
+        .queue_declare(&unique("counted"), QueueDeclareOptions::quorum())
+        .unwrap();
+    publish(&channel, &queue, &["again"]);
+    let consumer = queue.consume(ConsumeOptions::default()).unwrap();
+    let next = || consumer.recv_timeout(SOON).unwrap().unwrap();
+    let first = next();
+    assert_eq!(first.acquired_count(), None);
+    first.nack(NackOptions::requeue()).unwrap();
+    next().reject(true).unwrap();
+    let third = next();
+    let counts = (third.acquired_count(), third.delivery_count());
+    match tells_failures_apart(&channel) {
+        true => assert_eq!(counts, (Some(2), Some(1)), "only the reject is a failure"),
+        false => assert_eq!(counts, (None, Some(2)), "both are counted alike"),
+    }
+    third.ack().unwrap();
+    queue.delete(Default::default()).unwrap();
+}
+
+/// RabbitMQ does so since 4.3; the broker in the box does not.
+fn tells_failures_apart(channel: &Channel) -> bool {
+    let properties = channel.connection().server_properties();
+    let text = |key| properties.get(key).and_then(|value| value.as_str());
+    let version = text("version").unwrap_or_default();
+    let mut numbers = version.split('.').map_while(|it| it.parse::<u32>().ok());
+    let version = (numbers.next(), numbers.next());
+    text("product") == Some("RabbitMQ") && version >= (Some(4), Some(3))
 }
 
 #[test]
