@@ -44,6 +44,7 @@
 //! - [`Consumer`], [`Delivery`]: what comes back, and acknowledging it. [`Workers`]: threads that do so, and stop in good
 //!   order. [`RpcClient`], [`RpcServer`]: requests and answers.
 //! - [`Error`]: what went wrong, who says so, and whether it is safe to try again.
+//! - [`docs::rabbitmq`]: what differs between RabbitMQ 3.10, 4.0 and 4.3.
 //!
 //! Receivers are those of `crossbeam-channel`, which is re-exported for its `select!`.
 //!

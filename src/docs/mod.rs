@@ -1,3 +1,4 @@
 //! Pages about what concerns more than one type.
 
+pub mod rabbitmq;
 pub mod recovery;
