@@ -142,17 +142,21 @@ impl Connection {
     /// Whether there is such a queue. Asked on a channel of its own, so that "no" costs the program none. The question
     /// counts as use of a queue that [`expires`](QueueDeclareOptions::expires).
     ///
+    /// Before RabbitMQ 4.3 any user may ask. Since then the user needs a permission for this name: "configure", "write" or
+    /// "read", one of them is enough. (RabbitMQ 4.3.0 wants "configure".)
+    ///
     /// # Errors
-    /// 403 without permission; as [`open_channel`](Self::open_channel).
+    /// 403 without permission, whether the queue exists or not; as [`open_channel`](Self::open_channel).
     pub fn queue_exists(&self, name: &str) -> Result<bool> {
         let channel = self.open_question()?;
         existence(channel.queue_declare(name, QueueDeclareOptions::passive()))
     }
 
-    /// Whether there is such an exchange. Asked on a channel of its own, so that "no" costs the program none.
+    /// Whether there is such an exchange. Asked on a channel of its own, so that "no" costs the program none. It takes
+    /// the same permission as [`queue_exists`](Self::queue_exists).
     ///
     /// # Errors
-    /// 403 without permission; as [`open_channel`](Self::open_channel).
+    /// 403 without permission, whether the exchange exists or not; as [`open_channel`](Self::open_channel).
     pub fn exchange_exists(&self, name: &str) -> Result<bool> {
         let channel = self.open_question()?;
         // Asked passively, the kind does not matter.
@@ -321,6 +325,9 @@ impl Connection {
     /// that or fails.
     ///
     /// With [`credentials`](ConnectionOptions::credentials) the connection does this itself, and a recovery asks that function.
+    ///
+    /// RabbitMQ 4.3 checks permissions again with each new secret, and cancels the consumers of queues that the user may no
+    /// longer read ([`ErrorKind::ConsumerCancelled`]).
     ///
     /// # Errors
     /// The broker closes the connection if it does not take the secret.

@@ -27,7 +27,8 @@ use crate::wire::properties::Properties;
 /// [`ConnectionStats::acks_not_sent`](crate::ConnectionStats::acks_not_sent) counts these answers.
 ///
 /// A message from a stream can only be acknowledged: a stream keeps its messages and takes none
-/// back. A consumer reads from a stream if its options have a
+/// back. (RabbitMQ closes the connection for a nack up to 3.x, and takes it for an ack since 4.0;
+/// this crate sends none.) A consumer reads from a stream if its options have a
 /// [`stream_offset`](crate::ConsumeOptions::stream_offset), or if its connection has declared the
 /// queue as a stream. The message's headers do not matter.
 ///
@@ -65,7 +66,8 @@ impl Origin {
 pub(crate) enum ReadsFrom {
     /// It takes messages back.
     Queue,
-    /// It keeps its messages, and takes none back: the broker closes the connection for a nack (540).
+    /// It keeps its messages, and takes none back: RabbitMQ closes the connection for a nack (540) up
+    /// to 3.x, and takes it for an ack since 4.0.
     Stream,
 }
 
@@ -126,7 +128,9 @@ impl Delivery {
     /// is dead-lettered into another quorum queue keeps its count. Other queues do not count, and
     /// leave this header as the publisher has set it.
     ///
-    /// See <https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling>.
+    /// [`docs::rabbitmq`](crate::docs::rabbitmq#what-counts-towards-the-delivery-limit) says what a
+    /// failure is. See also
+    /// <https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling>.
     pub fn delivery_count(&self) -> Option<u64> {
         self.count("x-delivery-count")
     }
@@ -187,8 +191,7 @@ impl Delivery {
     /// again without end. [`reject`](Self::reject) counts.
     ///
     /// # Errors
-    /// As [`ack`](Self::ack). [`ErrorKind::InvalidArgument`] for a message from a stream (see [`Delivery`]): the broker
-    /// would close the connection (540).
+    /// As [`ack`](Self::ack). [`ErrorKind::InvalidArgument`] for a message from a stream (see [`Delivery`]).
     pub fn nack(&self, options: NackOptions) -> Result<()> {
         self.check_can_be_given_back("basic.nack")?;
         let answered = self.settle("basic.nack", options.multiple, || {

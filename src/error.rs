@@ -317,9 +317,10 @@ pub enum ErrorKind {
         /// The highest channel number that was agreed.
         channel_max: u16,
     },
-    /// The consumer was cancelled. The broker does so when its queue was deleted, when the node that held the queue is gone,
-    /// or when an acknowledgement came too late (`consumer_timeout`; a quorum queue of RabbitMQ 4.3 does not close the
-    /// channel for it).
+    /// The consumer was cancelled. The broker does so when its queue was deleted, or when the node that held the queue is
+    /// gone. Since RabbitMQ 4.3 it also does so when an acknowledgement for a quorum queue came too late
+    /// (`consumer_timeout`, 30 minutes; before, that closed the channel: 406), and when the user lost the permission to
+    /// read the queue and the connection got a [new secret](crate::Connection::update_secret).
     ConsumerCancelled {
         /// The consumer's tag.
         consumer_tag: String,

@@ -23,7 +23,7 @@ pub enum ExchangeKind {
     Topic,
     /// By the message's headers instead of its routing key.
     Headers,
-    /// A kind that a plugin brings, such as `x-delayed-message`.
+    /// A kind that a plugin brings, such as `x-jms-topic`.
     Other(Cow<'static, str>),
 }
 

@@ -35,7 +35,14 @@ setters! {
     content_encoding(value: impl Into<String>);
     /// 1: kept in memory. 2: written to disk if the queue is durable.
     delivery_mode(value: u8);
-    /// The priority in a queue that has priorities; 0 is the lowest.
+    /// The priority in its queue; messages of a higher priority are delivered first.
+    ///
+    /// | queue | priorities | without one |
+    /// | --- | --- | --- |
+    /// | classic | 0 to its [`max_priority`](crate::QueueDeclareOptions::max_priority); none without that | 0 |
+    /// | quorum, since RabbitMQ 4.3 | 0 to 31, higher ones count as 31 | 4 |
+    /// | quorum, RabbitMQ 4.0 to 4.2 | two: 0 to 4, and from 5 on; two of the higher for one of the lower | the lower |
+    /// | quorum before 4.0, streams | none | |
     priority(value: u8);
     /// Which request this message answers.
     correlation_id(value: impl Into<String>);

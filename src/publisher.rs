@@ -47,9 +47,9 @@ use crate::wire::method::{BasicPublish, Encode};
 /// | outcome | it means | what the program should do |
 /// | --- | --- | --- |
 /// | `Ok` from [`Confirm::wait`] | the broker has taken charge of the message | forget it |
-/// | [`ErrorKind::Returned`] | no queue is bound for its exchange and routing key; it is in none | declare what is missing, or report a wrong key; publishing it again as it is brings it back again |
+/// | [`ErrorKind::Returned`] | no queue is bound for its exchange and routing key; it is in none | declare what is missing, or report a wrong key; publishing it again as it is brings it back again. An exchange of a plugin that holds messages back, such as `x-delayed-message`, returns every message and delivers it all the same: set [`mandatory`](PublisherOptions::mandatory) to false for it |
 /// | [`ErrorKind::Nacked`] | a queue refused it: it is full (`x-overflow: reject-publish`), or its node has failed. With several queues, others may have it | publish it again later, more slowly |
-/// | [`ErrorKind::ChannelClosed`] | the broker refused something on the channel, such as an exchange that does not exist: [`Error::close_reason`] says what. The message itself may have been routed | correct the cause, [`reopen`](Channel::reopen) the channel or open another, publish again |
+/// | [`ErrorKind::ChannelClosed`] | the broker refused something on the channel, such as an exchange that does not exist, or a message above its limit (16 MiB since RabbitMQ 4.0): [`Error::close_reason`] says what. The message itself may have been routed | correct the cause, [`reopen`](Channel::reopen) the channel or open another, publish again |
 /// | any error with [`Error::is_connection_end`] | the connection ended for good before the answer came: it was closed, did not come back, or [`recovery`](crate::ConnectionOptions::recovery) is off; or the broker closed it because of a message. With [`Error::may_have_been_sent`] the broker may have this one | publish it again on a new connection. If it may have been sent, consumers can see it twice: give it a [`message_id`](Message::message_id) |
 /// | [`ErrorKind::TimedOut`] from [`Confirm::wait`] | no answer yet | wait on; do not publish it again: that happens by itself |
 /// | an error of [`publish`](Self::publish) | nothing was sent | publish it again when the cause has gone |

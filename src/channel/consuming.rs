@@ -33,7 +33,10 @@ pub(crate) enum Answered {
 
 impl Channel {
     /// How many unacknowledged messages the broker may send ahead to each consumer that begins from now on. Without
-    /// it, it sends the whole queue.
+    /// it, it sends the whole queue; a stream refuses a consumer without it (406).
+    ///
+    /// What a consumer of a quorum queue gets and does not read can count
+    /// [towards the delivery limit](Consumer#unread-messages-and-the-delivery-limit): do not send ahead more than needed.
     pub fn basic_qos(&self, prefetch_count: u16) -> Result<()> {
         self.basic_qos_with(QosOptions::default().prefetch_count(prefetch_count))
     }
@@ -41,7 +44,8 @@ impl Channel {
     /// [`basic_qos`](Self::basic_qos) with all its parameters.
     ///
     /// # Errors
-    /// 540, which closes the connection, for a `prefetch_size`: RabbitMQ has none.
+    /// 540, which closes the connection, for a `prefetch_size`: RabbitMQ has none. What becomes of a
+    /// [`global`](QosOptions::global) limit depends on the version.
     pub fn basic_qos_with(&self, options: QosOptions) -> Result<()> {
         let qos = BasicQos {
             prefetch_size: options.prefetch_size,
@@ -55,8 +59,8 @@ impl Channel {
     /// Begins to consume from a queue. See [`Consumer`] for an example.
     ///
     /// # Errors
-    /// 404 if there is no such queue, 403 if another consumer has it exclusively or without permission.
-    /// [`ErrorKind::InvalidArgument`] if the consumer tag is in use on this channel: the broker would close the
+    /// 404 if there is no such queue, 403 if another consumer has it exclusively or without permission, 406 for a stream
+    /// without a prefetch. [`ErrorKind::InvalidArgument`] if the consumer tag is in use on this channel: the broker would close the
     /// whole connection for it.
     pub fn basic_consume(&self, queue: &str, options: ConsumeOptions) -> Result<Consumer> {
         self.consume_queue(queue.into(), options)
@@ -387,7 +391,8 @@ impl Channel {
         })
     }
 
-    /// Gives all unacknowledged messages of the channel back to their queues and waits until that is done.
+    /// Gives all unacknowledged messages of the channel back to their queues and waits until that is done. As with
+    /// [`basic_nack`](Self::basic_nack), this does not count towards the delivery limit since RabbitMQ 4.3.
     ///
     /// # Errors
     /// 540, which closes the connection, without `requeue`: RabbitMQ does not implement it.

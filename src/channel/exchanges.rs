@@ -21,8 +21,8 @@ impl Channel {
     /// ```
     ///
     /// # Errors
-    /// 406 if it exists otherwise, 404 if asked for passively and missing, 403 without permission, 503 (which closes
-    /// the connection) for a kind that the broker does not know.
+    /// 406 if it exists otherwise, 404 if asked for passively and missing, 403 without permission. For a kind that the
+    /// broker does not know 406; before RabbitMQ 4.0 503, which closes the connection.
     pub fn exchange_declare(
         &self,
         name: &str,

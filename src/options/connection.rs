@@ -264,10 +264,15 @@ impl ConnectionOptions {
         /// Default: 2047.
         channel_max: u16;
         /// The size of the largest frame, in bytes; messages are cut into as many frames as they need. Zero: as the
-        /// broker wants it. At least 4096; RabbitMQ 4 wants at least 8192. Default: 131072.
+        /// broker wants it. At least 4096. RabbitMQ accepts no less than 8192 since 4.1, and resets the connection without
+        /// a word; the error says so. Default: 131072.
         frame_max: u32;
-        /// The largest message body that is sent or taken, in bytes. Default: 128 MiB, which is RabbitMQ's own limit
-        /// up to 3.x; RabbitMQ 4 allows 16 MiB unless configured.
+        /// The largest message body that is sent or taken, in bytes. A larger one is not sent. Default: 128 MiB, which is
+        /// RabbitMQ's own limit up to 3.x.
+        ///
+        /// Since RabbitMQ 4.0 the broker's limit is 16 MiB, unless its `max_message_size` says otherwise. It closes the
+        /// channel for a larger message (406). Set this to the broker's limit: then [`publish`](crate::Publisher::publish)
+        /// fails with [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument), and the channel stays open.
         max_message_size: u64;
         /// How many bytes of messages may wait in this program for its consumers to take them, all consumers of the
         /// connection together. With acknowledgements the broker waits by itself, as [`basic_qos`](crate::Channel::basic_qos)

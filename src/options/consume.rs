@@ -79,6 +79,9 @@ impl ConsumeOptions {
         /// Set it, if only to [`StreamOffset::Next`], for a stream that another connection has
         /// declared. It marks the consumer as one of a stream: messages are not given back, and
         /// after a lost connection the consumer goes on where it was.
+        ///
+        /// A consumer of a stream needs a prefetch ([`basic_qos`](crate::Channel::basic_qos)), or
+        /// the broker refuses it (406), and cannot have [`no_ack`](Self::no_ack) (540).
         stream_offset(offset: StreamOffset) => "x-stream-offset": offset;
     }
 
@@ -100,7 +103,15 @@ pub struct QosOptions {
 
 impl QosOptions {
     flags! {
-        /// The limit is for all consumers of the channel together. Quorum queues and RabbitMQ 4 refuse it.
+        /// The limit is for all consumers of the channel together. Without this, it is for each
+        /// consumer that begins later.
+        ///
+        /// Up to RabbitMQ 4.2 this works for classic queues. If a quorum queue is consumed on such a
+        /// channel, the broker closes the connection (540); a stream refuses the consumer (406).
+        ///
+        /// RabbitMQ 4.3 answers `Ok`, but applies the limit to each consumer, unless its
+        /// configuration permits this (`deprecated_features.permit.global_qos = true`). RabbitMQ 4.0
+        /// does the same if its configuration denies it.
         global;
     }
 
@@ -123,7 +134,8 @@ pub struct NackOptions {
 }
 
 impl NackOptions {
-    /// The message goes back to its queue.
+    /// The message goes back to its queue. Since RabbitMQ 4.3 this does not count towards the
+    /// delivery limit of a quorum queue: see [`Delivery::nack`](crate::Delivery::nack).
     pub fn requeue() -> Self {
         Self {
             requeue: true,

@@ -11,11 +11,18 @@ use crate::wire::value::{FieldTable, FieldValue};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum QueueType {
-    /// On one node. The only type that can be transient, exclusive or have priorities.
+    /// On one node. The only type that can be [`exclusive`](QueueDeclareOptions::exclusive),
+    /// [`transient`](QueueDeclareOptions::transient) or
+    /// [`auto_delete`](QueueDeclareOptions::auto_delete), and the only type with
+    /// [`max_priority`](QueueDeclareOptions::max_priority).
     Classic,
-    /// Replicated, for data that must not be lost.
+    /// Replicated, for data that must not be lost. The only type with
+    /// [`delivery_limit`](QueueDeclareOptions::delivery_limit). Since RabbitMQ 4.0 it has priorities
+    /// without being declared with them: see [`Message::priority`](crate::Message::priority).
     Quorum,
-    /// A replicated log: reading takes nothing out of it.
+    /// A replicated log: reading takes nothing out of it. A consumer needs a prefetch
+    /// ([`basic_qos`](crate::Channel::basic_qos)) and acknowledgements, and cannot give a message
+    /// back. `basic_get` and `queue_purge` close the connection (540).
     Stream,
 }
 
@@ -39,7 +46,8 @@ pub enum Overflow {
     DropHead,
     /// Refuses new ones: their publisher gets a nack.
     RejectPublish,
-    /// The same, and dead-letters the refused ones. Not for quorum queues.
+    /// The same, and dead-letters the refused ones. A quorum queue can be declared with this, but
+    /// then drops (or dead-letters) its oldest messages, as with [`DropHead`](Self::DropHead).
     RejectPublishDlx,
 }
 
@@ -122,7 +130,13 @@ impl QueueDeclareOptions {
         }
     }
 
-    /// Gone after a restart of the broker. RabbitMQ 4 advises against queues that are neither durable nor exclusive.
+    /// Gone after a restart of the broker. For classic queues.
+    ///
+    /// A transient queue that is not exclusive is deprecated. A broker that denies it
+    /// (`deprecated_features.permit.transient_nonexcl_queues = false`) closes the connection (541).
+    /// The release notes of RabbitMQ 4.3 make that the default; RabbitMQ 4.3.6 still permits such
+    /// queues. Use [`exclusive`](Self::exclusive), which is never refused, or a durable queue that
+    /// [`expires`](Self::expires).
     #[must_use]
     pub fn transient(mut self) -> Self {
         self.durable = false;
@@ -162,10 +176,19 @@ impl QueueDeclareOptions {
         dead_letter_exchange(exchange: &str) => "x-dead-letter-exchange": exchange;
         /// With which routing key they go there (`x-dead-letter-routing-key`). Default: the one they came with.
         dead_letter_routing_key(routing_key: &str) => "x-dead-letter-routing-key": routing_key;
-        /// How many priorities the queue has, up to 255 (`x-max-priority`); up to 10 are advised.
+        /// The highest priority that a classic queue tells apart, up to 255 (`x-max-priority`); up to
+        /// 10 are advised. A message of a higher [`priority`](crate::Message::priority) gets this
+        /// one. Quorum queues and streams refuse this argument (406); quorum queues have their
+        /// priorities without it.
         max_priority(priority: u8) => "x-max-priority": priority;
         /// How often a quorum queue delivers a message again before it drops or dead-letters it
-        /// (`x-delivery-limit`). RabbitMQ 4 has a default of 20.
+        /// (`x-delivery-limit`): with 20, the broker delivers a message 21 times. Default: 20 since
+        /// RabbitMQ 4.0, before no limit.
+        ///
+        /// Before RabbitMQ 4.3 every redelivery counts. Since then only failures count:
+        /// [`docs::rabbitmq`](crate::docs::rabbitmq#what-counts-towards-the-delivery-limit) has the
+        /// list. A message that was only sent ahead to a consumer can reach the limit, too, so give
+        /// the queue a [`dead_letter_exchange`](Self::dead_letter_exchange).
         delivery_limit(times: u32) => "x-delivery-limit": i64::from(times);
         /// How long a stream keeps messages (`x-max-age`), in whole seconds.
         max_age(age: Duration) => "x-max-age": format!("{}s", age.as_secs());
@@ -177,8 +200,12 @@ impl QueueDeclareOptions {
         self.argument("x-single-active-consumer", true)
     }
 
-    /// Keeps messages on disk and few in memory (`x-queue-mode`). For classic queues up to RabbitMQ 3.11; later ones do
-    /// so anyway.
+    /// Keeps messages on disk and few in memory (`x-queue-mode`). For classic queues up to RabbitMQ
+    /// 3.11; since 3.12 all classic queues do so.
+    ///
+    /// The argument has no effect on later versions, and the release notes of RabbitMQ 4.3 say that
+    /// such a declaration fails. RabbitMQ 4.3.6 still accepts it. Quorum queues and streams refuse
+    /// it (406).
     #[must_use]
     pub fn lazy(self) -> Self {
         self.argument("x-queue-mode", "lazy")

@@ -131,7 +131,8 @@ properties! {
     headers: FieldTable, FieldTable, 13;
     /// 1: kept in memory. 2: written to disk if the queue is durable; see [`Properties::persistent`].
     delivery_mode: u8, u8, 12;
-    /// The priority in a queue declared with `x-max-priority`: 0 (the default) is the lowest.
+    /// The priority in its queue: [`Message::priority`](crate::Message::priority) says which
+    /// priorities each type of queue has.
     priority: u8, u8, 11;
     /// Which request this message answers.
     correlation_id: String, impl Into<String>, 10;

@@ -82,6 +82,10 @@ type Handler = dyn Fn(&Delivery) -> Settlement + Send + Sync;
 /// # Ok::<(), leveret::Error>(())
 /// ```
 ///
+/// Messages that were sent ahead to a thread and not handled go back to their queue when it stops. With a quorum queue that
+/// can count [towards the delivery limit](crate::Consumer#unread-messages-and-the-delivery-limit): keep
+/// [`WorkerOptions::prefetch`] low if workers start and stop often.
+///
 /// Cheap to clone. Dropping the last clone stops the threads without waiting for them, and logs that at `warn`.
 #[derive(Clone)]
 #[must_use = "dropping the last handle stops the workers"]
