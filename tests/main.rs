@@ -17,6 +17,7 @@ mod cluster_chaos;
 mod connecting;
 mod consuming;
 mod credentials;
+mod deprecated;
 mod endpoints;
 mod exchanges_and_queues;
 mod guide;
