@@ -31,6 +31,11 @@ fn rabbitmq(connection: &Connection) -> Option<(u32, u32)> {
     (property("product") == "RabbitMQ").then_some(version)
 }
 
+/// Whether a prefetch for a whole channel is one, if the broker has its default configuration.
+pub(crate) fn limits_channels(connection: &Connection) -> bool {
+    rabbitmq(connection).map_or(true, |version| version < (4, 3))
+}
+
 /// A node that denies all that is deprecated, and whether there is something that it can deny.
 fn strict_node() -> (Node, bool) {
     let plain = Node::start();

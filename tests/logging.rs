@@ -3,12 +3,16 @@
 use std::process::Command;
 
 use leveret::broker::Broker;
-use leveret::{Connection, ConnectionOptions, QueueDeclareOptions};
+use leveret::{Connection, ConnectionOptions, QosOptions, QueueDeclareOptions};
 use log::{Level, LevelFilter};
 
+use crate::deprecated::limits_channels;
 use crate::recovery::recovered;
 use crate::support::logged::Line;
-use crate::support::{eventually, logged, options, unique};
+use crate::support::proxy::quick;
+use crate::support::{
+    at, eventually, exclusive_queue, logged, options, ready, scripted_connections, unique,
+};
 
 /// Its lines belong to no connection of a program.
 const OTHER: &str = "leveret::broker";
@@ -131,4 +135,78 @@ fn a_question_whose_answer_is_no_is_no_warning() {
     channel.queue_declare("no such queue", passive).unwrap_err();
     connection.close().unwrap();
     assert_eq!((closed(Level::Debug), closed(Level::Warn)), (2, 1));
+}
+
+/// How often the log says that a limit for a whole channel is none, of the connection with this name.
+fn warnings_of_global_qos(name: &str) -> usize {
+    let beginning = format!("[{name} at ");
+    logged::count(|it| it.starts_with(&beginning) && it.contains("for the whole channel"))
+}
+
+#[test]
+fn a_limit_for_the_whole_channel_holds_or_the_log_says_that_it_does_not() {
+    logged::begin();
+    let name = unique("shared prefetch");
+    let connection = Connection::open_with(&options().connection_name(&name)).unwrap();
+    let channel = connection.open_channel().unwrap();
+    let queue = exclusive_queue(&channel);
+    for _ in 0..20 {
+        queue.publish("m").unwrap();
+    }
+    let together = || QosOptions::default().prefetch_count(5).global();
+    channel.basic_qos_with(together()).unwrap();
+    channel.basic_qos_with(together()).unwrap();
+    let consumers = [(); 3].map(|()| queue.consume(Default::default()).unwrap());
+    let (unread, warnings) = match limits_channels(&connection) {
+        true => ([5, 0, 0], 0),
+        false => ([5, 5, 5], 1),
+    };
+    let left = 20 - unread.iter().sum::<usize>() as u32;
+    eventually("as many as it may send", || {
+        consumers.each_ref().map(|it| it.unread()) == unread
+    });
+    assert_eq!(ready(&channel, queue.name()), left);
+    assert_eq!(warnings_of_global_qos(&name), warnings);
+}
+
+#[test]
+fn a_recovery_says_if_the_new_version_has_no_limit_for_channels() {
+    logged::begin();
+    let (cut, is_cut) = std::sync::mpsc::channel();
+    let (address, server) = scripted_connections(3, move |connection, server| {
+        server.handshake_of_rabbitmq(["4.2.5", "4.3.0-rc.1", "10.0.0"][connection]);
+        server.open_channel();
+        // One from the program, or done again, and one more.
+        for _ in 0..2 {
+            let qos = server.next_frame();
+            assert_eq!(qos.method(), Some((60, 10)));
+            assert_eq!(qos.payload[4..], [0, 0, 0, 0, 0, 5, 1]);
+            server.send_method(qos.channel, 60, 11, &[]);
+        }
+        is_cut.recv().unwrap();
+    });
+    let name = unique("upgraded");
+    let options = at(address).recovery(quick()).connection_name(&name);
+    let connection = Connection::open_with(&options).unwrap();
+    let events = connection.events();
+    let channel = connection.open_channel().unwrap();
+    let ask = || {
+        let together = QosOptions::default().prefetch_count(5).global();
+        channel.basic_qos_with(together).unwrap();
+    };
+    ask();
+    for warnings in [0, 1, 1] {
+        ask();
+        assert_eq!(warnings_of_global_qos(&name), warnings);
+        cut.send(()).unwrap();
+        if connection.epoch() < 2 {
+            recovered(&events);
+        }
+    }
+    let said = |part: &str| logged::has(|it| it.contains(&name) && it.contains(part));
+    assert!(said(
+        "prefetch of 5 for the whole channel, but RabbitMQ 4.3.0-rc.1 applies it to each"
+    ));
+    drop(connection);
+    server.join().unwrap();
 }

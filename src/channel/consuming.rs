@@ -41,7 +41,8 @@ impl Channel {
         self.basic_qos_with(QosOptions::default().prefetch_count(prefetch_count))
     }
 
-    /// [`basic_qos`](Self::basic_qos) with all its parameters.
+    /// [`basic_qos`](Self::basic_qos) with all its parameters. A limit for the whole channel
+    /// ([`global`](QosOptions::global)) is none on RabbitMQ 4.3: the call returns `Ok`, and the log has a warning.
     ///
     /// # Errors
     /// 540, which closes the connection, for a `prefetch_size`: RabbitMQ has none. What becomes of a
@@ -53,6 +54,9 @@ impl Channel {
             global: options.global,
         };
         self.call_recorded(false, "", || qos)?;
+        if options.global {
+            self.state().warn_of_global_qos();
+        }
         Ok(())
     }
 

@@ -300,7 +300,9 @@ impl Channel {
             gate,
             |frames, call| state.append_reopen(frames, call),
         );
-        opened.map(drop).map_err(|error| asked.failed(error))
+        opened.map_err(|error| asked.failed(error))?;
+        state.warn_of_global_qos();
+        Ok(())
     }
 
     /// Asks the broker to stop or go on sending messages to this channel's consumers, and returns what it does.

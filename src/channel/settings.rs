@@ -1,6 +1,6 @@
 //! What a channel was set to, so that the next connection has it the same.
 
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -21,6 +21,8 @@ const TORN: u8 = 3;
 #[derive(Debug)]
 pub(crate) struct Settings {
     qos: Mutex<Qos>,
+    /// The log says that the broker has no limit for a whole channel.
+    has_warned: AtomicBool,
     /// Changes under the outbox's lock only.
     transaction: AtomicU8,
     /// With what the last loss came.
@@ -41,6 +43,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             qos: Mutex::default(),
+            has_warned: AtomicBool::new(false),
             transaction: AtomicU8::new(PLAIN),
             lost_with: Mutex::default(),
             last_queue: Mutex::default(),
@@ -68,6 +71,11 @@ impl Settings {
 
     pub(crate) fn qos(&self) -> Qos {
         self.qos.lock().clone()
+    }
+
+    /// Whether the log is to say now that the broker has no limit for a whole channel.
+    pub(super) fn is_to_warn(&self) -> bool {
+        !self.has_warned.swap(true, Ordering::Relaxed)
     }
 
     pub(super) fn set_last_queue(&self, name: Arc<Name>) {

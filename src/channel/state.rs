@@ -12,7 +12,7 @@ use super::consumers::Consumers;
 use super::settings::Settings;
 use super::settled::Settled;
 use crate::consumer::Registration;
-use crate::error::{CloseReason, ClosedBy, Error, ErrorKind, ReplyCode, Result};
+use crate::error::{CloseReason, ClosedBy, Error, ErrorKind, OneLine, ReplyCode, Result};
 use crate::feed::Feed;
 use crate::io_thread::Link;
 use crate::label::log_line;
@@ -424,6 +424,27 @@ impl ChannelState {
             request::append(frames, channel, &qos, Call::of_nobody())?;
         }
         Ok(())
+    }
+
+    /// Warns once if the program relies on a limit for the whole channel that this broker does not
+    /// have. The next connection can be to a broker of another version, so this is asked again then.
+    pub(crate) fn warn_of_global_qos(&self) {
+        let Some(global) = self.settings.qos().global else {
+            return;
+        };
+        let peer = self.link.peer();
+        if peer.server.limits_channels() || !self.settings.is_to_warn() {
+            return;
+        }
+        let (channel, count) = (self.number, global.prefetch_count);
+        log_line!(
+            Warn,
+            self.link.label(),
+            "channel {channel}: basic.qos asked for a prefetch of {count} for the whole channel, but {} applies it to \
+             each consumer that begins from now on (unless its configuration permits global_qos): divide the \
+             prefetch among the consumers, and leave out global",
+            OneLine(peer.server.name())
+        );
     }
 
     pub(super) fn is_detached(&self) -> bool {

@@ -103,15 +103,20 @@ pub struct QosOptions {
 
 impl QosOptions {
     flags! {
-        /// The limit is for all consumers of the channel together. Without this, it is for each
-        /// consumer that begins later.
+        /// Limits all consumers of the channel together, instead of each one that begins from now on. RabbitMQ has deprecated
+        /// it: divide the prefetch among the consumers instead, or let several threads read from one consumer.
         ///
-        /// Up to RabbitMQ 4.2 this works for classic queues. If a quorum queue is consumed on such a
-        /// channel, the broker closes the connection (540); a stream refuses the consumer (406).
+        /// RabbitMQ 4.3 does not limit channels by default. It answers as if it did, and applies the prefetch to each consumer
+        /// that begins from now on. Three consumers with a prefetch of 5 then get 15 messages instead of 5, and zero removes
+        /// the limit that [`basic_qos`](crate::Channel::basic_qos) has set. This crate logs a warning, one for each channel,
+        /// also when a recovery connects to such a broker.
         ///
-        /// RabbitMQ 4.3 answers `Ok`, but applies the limit to each consumer, unless its
-        /// configuration permits this (`deprecated_features.permit.global_qos = true`). RabbitMQ 4.0
-        /// does the same if its configuration denies it.
+        /// The broker's configuration decides, and no client can see it. With
+        /// `deprecated_features.permit.global_qos = true`, 4.3 limits channels; the warning comes all the same. With
+        /// `false`, 4.0 acts as 4.3 does, without a warning.
+        ///
+        /// Where the broker limits channels, a consumer of a quorum queue is refused (540, which closes the connection), and
+        /// a later prefetch for each consumer ends the limit.
         global;
     }
 

@@ -23,7 +23,7 @@ use crate::wire::method::{
     ConnectionClose, ConnectionCloseOk, ConnectionSecure, ConnectionSecureOk, ConnectionStart,
     ConnectionStartOk, ConnectionTune, Encode, LongString, Method, MethodId,
 };
-use crate::wire::value::FieldTable;
+use crate::wire::value::{FieldTable, FieldValue};
 
 /// So many events or messages may wait; more would not be found in the processor's cache any more, and their memory stays.
 const AT_ONCE: usize = 128;
@@ -71,6 +71,32 @@ pub(crate) struct Server {
     pub(crate) locales: String,
     /// What it proposed in `connection.tune`.
     pub(crate) tune: ConnectionTune,
+}
+
+impl Server {
+    /// Product and version, for the log.
+    pub(crate) fn name(&self) -> String {
+        format!("{} {}", self.property("product"), self.property("version"))
+    }
+
+    /// Whether `basic.qos` with `global` limits a channel. RabbitMQ has denied that feature by default
+    /// since 4.3: it answers as before, and applies the prefetch to each consumer.
+    pub(crate) fn limits_channels(&self) -> bool {
+        self.rabbitmq_version() < Some((4, 3))
+    }
+
+    /// Major and minor. `None`: this is not RabbitMQ, or it does not say.
+    fn rabbitmq_version(&self) -> Option<(u32, u32)> {
+        let version = self.property("version");
+        let mut parts = version.split(|it: char| !it.is_ascii_digit());
+        let (major, minor) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
+        (self.property("product") == "RabbitMQ").then_some((major, minor))
+    }
+
+    fn property(&self, name: &str) -> &str {
+        let value = self.properties.get(name).and_then(FieldValue::as_str);
+        value.unwrap_or_default()
+    }
 }
 
 pub(crate) struct Connection<M: Mailboxes> {

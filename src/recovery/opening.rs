@@ -206,7 +206,10 @@ impl Replay<'_> {
         let Some(asked) = asked else { return Ok(None) };
         let deadline = self.desk.within(self.recovery.options.request_timeout);
         let is_done = match self.desk.answer(channel, &asked, deadline) {
-            Ok(_) => return Ok(None),
+            Ok(_) => {
+                channel.warn_of_global_qos();
+                return Ok(None);
+            }
             Err(Failure::ChannelGone) => true,
             Err(Failure::NotAsked) => false,
             Err(

@@ -192,8 +192,25 @@ impl<S: Read + Write> Script<S> {
     }
 
     pub(crate) fn send_start(&mut self) {
-        let arguments = b"\0\x09\0\0\0\0\0\0\0\x05PLAIN\0\0\0\x05en_US";
-        self.send_method(0, 10, 10, arguments);
+        self.send_start_with(&[]);
+    }
+
+    fn send_start_with(&mut self, properties: &[(&str, &str)]) {
+        let long = |bytes: &[u8]| [&(bytes.len() as u32).to_be_bytes(), bytes].concat();
+        let property = |(name, value): &(&str, &str)| {
+            [short(name), b"S".to_vec(), long(value.as_bytes())].concat()
+        };
+        let table: Vec<_> = properties.iter().flat_map(property).collect();
+        let arguments = [&[0, 9], &*long(&table), &long(b"PLAIN"), &long(b"en_US")];
+        self.send_method(0, 10, 10, &arguments.concat());
+    }
+
+    /// The whole handshake of a RabbitMQ of this version, without heartbeats.
+    pub(crate) fn handshake_of_rabbitmq(&mut self, version: &str) {
+        self.expect_header();
+        self.send_start_with(&[("product", "RabbitMQ"), ("version", version)]);
+        self.expect(10, 11);
+        self.accept_login(10, 0);
     }
 
     /// The whole handshake, with this heartbeat in seconds.

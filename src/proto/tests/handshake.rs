@@ -1,5 +1,6 @@
 use super::*;
 use crate::error::ErrorKind;
+use crate::proto::Server;
 use crate::wire::method::{
     ConnectionClose, ConnectionOpen, ConnectionSecure, ConnectionStartOk, ConnectionTuneOk,
 };
@@ -433,4 +434,34 @@ fn absurd_servers_are_refused() {
         7
     );
     assert_eq!(scenario.sent(), ["0 connection.close 501"]);
+}
+
+#[test]
+fn only_rabbitmq_since_4_3_does_not_limit_channels() {
+    let limits = |product: &str, version: &str| {
+        let properties = FieldTable::new()
+            .with("product", product)
+            .with("version", version);
+        let server = Server {
+            properties,
+            ..Server::default()
+        };
+        server.limits_channels()
+    };
+    for (version, expected) in [
+        ("3.10.8", true),
+        ("4.2.11", true),
+        ("4.3.0-rc.1", false),
+        ("4.3", false),
+        ("4.10.0", false),
+        ("5.0.0+7", false),
+        ("99999999999.0", true),
+        ("4", true),
+        ("", true),
+        ("new", true),
+    ] {
+        assert_eq!(limits("RabbitMQ", version), expected, "{version}");
+        assert!(limits("another", version));
+    }
+    assert!(Server::default().limits_channels());
 }
