@@ -3,10 +3,11 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 
+use super::settings::Qos;
 use crate::consumer::Registration;
 use crate::events::Entity;
 use crate::mailbox::ConsumerMailbox;
-use crate::wire::method::{BasicConsume, BasicQos};
+use crate::wire::method::BasicConsume;
 
 /// Who uses which consumer tag, and what is to be asked to have it again on the next connection.
 #[derive(Default)]
@@ -29,7 +30,7 @@ pub(crate) struct Wanted {
     pub(crate) mailbox: Arc<dyn ConsumerMailbox>,
     pub(crate) consume: BasicConsume<'static>,
     /// The prefetch of its channel at that time.
-    pub(crate) qos: Option<BasicQos>,
+    pub(crate) qos: Qos,
 }
 
 impl Wanted {
@@ -77,7 +78,7 @@ impl Consumers {
         &mut self,
         mailbox: Arc<dyn ConsumerMailbox>,
         consume: BasicConsume<'static>,
-        qos: Option<BasicQos>,
+        qos: Qos,
     ) {
         self.count += 1;
         let wanted = Wanted {

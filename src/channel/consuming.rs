@@ -131,7 +131,7 @@ impl Channel {
                     no_wait: false,
                     ..consume.into_owned()
                 };
-                let qos = state.settings.qos().each;
+                let qos = state.settings.qos();
                 let mut consumers = state.consumers.lock();
                 consumers.want(Arc::clone(&mailbox), again, qos);
             }

@@ -17,7 +17,7 @@ use std::sync::Arc;
 pub use confirms::Confirmation;
 pub(crate) use consumers::Wanted;
 pub(crate) use consuming::Answered;
-pub(crate) use settings::Settings;
+pub(crate) use settings::{Qos, Settings};
 pub(crate) use state::ChannelState;
 
 use crate::connection::Connection;

@@ -31,12 +31,33 @@ pub(crate) struct Settings {
     last_queue: Mutex<Option<Arc<Name>>>,
 }
 
-#[derive(Debug, Default, Clone)]
+/// The prefetch that a channel has asked for.
+#[derive(Debug, Default, Clone, PartialEq)]
 pub(crate) struct Qos {
     /// For consumers that begin from now on.
     pub(crate) each: Option<BasicQos>,
-    /// For all together.
+    /// For the whole channel. The program has asked for it after `each`.
     pub(crate) global: Option<BasicQos>,
+}
+
+impl Qos {
+    fn set(&mut self, qos: BasicQos) {
+        if qos.global {
+            self.global = Some(qos);
+        } else {
+            // RabbitMQ then drops the limit for the channel.
+            *self = Self {
+                each: Some(qos),
+                global: None,
+            };
+        }
+    }
+
+    /// What to ask for on a new channel, in this order: a broker that knows no limit for a whole
+    /// channel takes the last one for each consumer.
+    pub(crate) fn methods(&self) -> impl Iterator<Item = &BasicQos> {
+        [&self.each, &self.global].into_iter().flatten()
+    }
 }
 
 impl Default for Settings {
@@ -55,17 +76,9 @@ impl Settings {
     /// The broker has done this. Under the outbox's lock.
     pub(super) fn done(&self, asked: &Method<'_>) {
         match asked {
-            Method::BasicQos(qos) => self.set_qos(qos.clone()),
+            Method::BasicQos(qos) => self.qos.lock().set(qos.clone()),
             Method::TxSelect(_) => self.change(&[PLAIN], EMPTY),
             _ => {}
-        }
-    }
-
-    fn set_qos(&self, qos: BasicQos) {
-        let mut current = self.qos.lock();
-        match qos.global {
-            true => current.global = Some(qos),
-            false => current.each = Some(qos),
         }
     }
 

@@ -419,9 +419,8 @@ impl ChannelState {
         } else if self.confirms.is_selected() {
             frames.method(&ConfirmSelect { no_wait: true })?;
         }
-        let qos = self.settings.qos();
-        for qos in [qos.each, qos.global].into_iter().flatten() {
-            request::append(frames, channel, &qos, Call::of_nobody())?;
+        for qos in self.settings.qos().methods() {
+            request::append(frames, channel, qos, Call::of_nobody())?;
         }
         Ok(())
     }

@@ -10,13 +10,13 @@ use super::declaring::is_named;
 use super::desk::{Asked, Failure};
 use super::missing::{Key, Trouble};
 use super::replay::Replay;
-use crate::channel::{ChannelState, Wanted};
+use crate::channel::{ChannelState, Qos, Wanted};
 use crate::deadline::Deadline;
 use crate::error::{Error, ErrorKind, Result};
 use crate::mailbox::{Call, ChannelMailbox, Command, Reply};
 use crate::outbox::Frames;
 use crate::request;
-use crate::wire::method::{BasicConsume, BasicQos};
+use crate::wire::method::BasicConsume;
 
 /// When a consumer has no answer in its time, others that were asked at the same time have this
 /// much more.
@@ -138,12 +138,13 @@ impl Replay<'_> {
     /// any more, or it is being begun already.
     pub(super) fn consume(&self, channel: &ChannelState, wanted: &Wanted) -> Option<Asked> {
         let mut begun = false;
+        let limits_channels = self.desk.link.peer().server.limits_channels();
         let asked = self.desk.ask(channel, |frames, call| {
             let mut consume = wanted.consume.clone();
             // Under the lock, as whoever cancels it.
             begun = wanted.mailbox.restart(consume.arguments.to_mut());
             match begun {
-                true => append_consume(frames, channel, wanted, &consume, call),
+                true => append_consume(frames, channel, wanted, &consume, limits_channels, call),
                 false => Ok(()),
             }
         });
@@ -247,19 +248,21 @@ fn append_consume(
     channel: &ChannelState,
     wanted: &Wanted,
     consume: &BasicConsume<'_>,
+    limits_channels: bool,
     call: Call,
 ) -> Result<()> {
     let number = channel.number;
-    let current = channel.settings.qos().each;
-    let set_qos = |frames: &mut Frames<'_>, qos: &Option<BasicQos>| {
-        if wanted.qos == current {
-            return Ok(());
-        }
-        // Zero stands for no limit, which is what it begins with.
-        let qos = qos.clone().unwrap_or_default();
-        request::append(frames, number, &qos, Call::of_nobody())
+    let current = channel.settings.qos();
+    let mut qos = wanted.qos.clone();
+    if limits_channels {
+        // The channel's limit holds for this consumer, too, whenever it was set.
+        qos.global.clone_from(&current.global);
+    }
+    let set_qos = |frames: &mut Frames<'_>, to: &Qos| match qos == current {
+        true => Ok(()),
+        false => append_qos(frames, number, to),
     };
-    set_qos(frames, &wanted.qos)?;
+    set_qos(frames, &qos)?;
     frames.method(consume)?;
     frames.command(Command::Consume {
         channel: number,
@@ -269,4 +272,14 @@ fn append_consume(
         call: Some(call),
     });
     set_qos(frames, &current)
+}
+
+/// Appends a prefetch that leaves nothing of the one before.
+fn append_qos(frames: &mut Frames<'_>, channel: u16, qos: &Qos) -> Result<()> {
+    // Zero stands for no limit, which is what a channel begins with.
+    let each = qos.each.clone().unwrap_or_default();
+    for method in std::iter::once(&each).chain(&qos.global) {
+        request::append(frames, channel, method, Call::of_nobody())?;
+    }
+    Ok(())
 }

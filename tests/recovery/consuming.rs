@@ -11,6 +11,7 @@ use leveret::{
 };
 
 use super::{lasting_queue, recovered, Lossy};
+use crate::deprecated::limits_channels;
 use crate::support::{channel, eventually, logged, ready, unique, SOON};
 
 #[track_caller]
@@ -194,6 +195,57 @@ fn a_prefetch_for_all_consumers_of_a_channel_together_comes_back() {
     let watching = self::channel();
     for _ in 0..3 {
         eventually("three are taken", || ready(&watching, queue.name()) == 7);
+        lossy.lose();
+    }
+}
+
+#[test]
+fn a_consumer_from_before_the_limit_for_the_channel_does_not_end_it() {
+    let lossy = Lossy::new();
+    let channel = lossy.connection.open_channel().unwrap();
+    let queue = lasting_queue(&channel);
+    for _ in 0..20 {
+        queue.publish("m").unwrap();
+    }
+    channel.basic_qos(1).unwrap();
+    let one = queue.consume(Default::default()).unwrap();
+    eventually("the first one has its message", || one.unread() == 1);
+    channel.basic_qos(9).unwrap();
+    let together = QosOptions::default().prefetch_count(3).global();
+    channel.basic_qos_with(together).unwrap();
+    let _two = queue.consume(Default::default()).unwrap();
+    // RabbitMQ 4.3 knows no limit for the channel: the second one has a limit of 3 of its own.
+    let taken = match limits_channels(&lossy.connection) {
+        true => 3,
+        false => 4,
+    };
+    let watching = self::channel();
+    let left = || ready(&watching, queue.name());
+    eventually("as many as it may send", || left() == 20 - taken);
+    for _ in 0..3 {
+        lossy.lose();
+        eventually("as many are taken as before", || left() <= 20 - taken);
+        // A message that is on its way while the limit is set again does not count.
+        let others = left();
+        assert!(others >= 16, "{others}");
+    }
+}
+
+#[test]
+fn a_limit_for_the_channel_that_one_for_each_has_ended_does_not_come_back() {
+    let lossy = Lossy::new();
+    let channel = lossy.connection.open_channel().unwrap();
+    let queue = lasting_queue(&channel);
+    for _ in 0..10 {
+        queue.publish("m").unwrap();
+    }
+    let together = QosOptions::default().prefetch_count(2).global();
+    channel.basic_qos_with(together).unwrap();
+    channel.basic_qos(4).unwrap();
+    let _consumer = queue.consume(Default::default()).unwrap();
+    let watching = self::channel();
+    for _ in 0..3 {
+        eventually("four are taken", || ready(&watching, queue.name()) == 6);
         lossy.lose();
     }
 }
