@@ -85,6 +85,7 @@ impl Arguments {
         let dead_letter_exchange = exchange_in(table, "x-dead-letter-exchange", resource)?;
         let is_quorum = read.is_quorum()?;
         read.assert_known(is_quorum)?;
+        read.check()?;
         let dead_letter_routing_key = read.text("x-dead-letter-routing-key")?;
         if dead_letter_routing_key.is_some() && dead_letter_exchange.is_none() {
             let text = "routing_key_but_no_dlx_defined";
@@ -101,7 +102,7 @@ impl Arguments {
             dead_letter_exchange,
             dead_letter_routing_key,
             is_quorum,
-            delivery_limit: read.number("x-delivery-limit", u64::MAX, "")?,
+            delivery_limit: read.delivery_limit()?,
             single_active: read.truth("x-single-active-consumer")?,
             table: table.clone(),
         })
@@ -170,6 +171,36 @@ impl Reader<'_> {
     fn milliseconds(&self, name: &str) -> Result<Option<Duration>, Refusal> {
         let number = self.number(name, LONGEST, "value_too_large")?;
         Ok(number.map(Duration::from_millis))
+    }
+
+    /// As in RabbitMQ 4, a negative one is none.
+    fn delivery_limit(&self) -> Result<Option<u64>, Refusal> {
+        let name = "x-delivery-limit";
+        let value = self.table.get(name);
+        let is_none = value.and_then(FieldValue::as_i64).is_some_and(|it| it < 0);
+        match is_none {
+            true => Ok(None),
+            false => self.number(name, u64::MAX, ""),
+        }
+    }
+
+    /// What is checked and has no effect here.
+    fn check(&self) -> Result<(), Refusal> {
+        let name = "x-dead-letter-strategy";
+        match self.text(name)?.as_deref() {
+            None | Some("at-most-once" | "at-least-once") => {}
+            Some(_) => return Err(self.invalid(name, "invalid_dlx_strategy")),
+        }
+        let name = "x-queue-leader-locator";
+        match self.text(name)?.as_deref() {
+            None | Some("client-local" | "balanced" | "random" | "least-leaders") => {}
+            Some(_) => return Err(self.invalid(name, "invalid_queue_locator_arg")),
+        }
+        let name = "x-quorum-initial-group-size";
+        match self.number(name, u64::MAX, "")? {
+            Some(0) => Err(self.invalid(name, "{value_zero,0}")),
+            _ => Ok(()),
+        }
     }
 
     fn expires(&self) -> Result<Option<Duration>, Refusal> {

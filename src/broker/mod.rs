@@ -122,6 +122,9 @@
 //! | the queue `amq.rabbitmq.reply-to.…` | names an Erlang process | is random |
 //! | `x-death` with several older entries | turns their order round each time | keeps it |
 //! | names with line breaks | lose them | keep them |
+//! | `x-delivery-limit` below 0 | no limit since 4.0; 3.10 drops what is returned | no limit |
+//! | `x-dead-letter-strategy`, `x-queue-leader-locator`, `x-quorum-initial-group-size` | have an effect | values are checked |
+//! | `x-consumer-timeout`, `x-consumer-disconnected-timeout`, `x-delayed-retry-…` | quorum queues have them since 4.3 | are ignored, as before 4.3 |
 //! | `x-queue-mode`, `x-queue-version`, `x-stream-offset`, `x-cancel-on-ha-failover` | values are checked | are ignored |
 
 mod arguments;
