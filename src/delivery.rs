@@ -9,6 +9,7 @@ use crate::channel::{Answered, Channel};
 use crate::consumer::Registration;
 use crate::error::{Error, ErrorKind, Result};
 use crate::label::log_line;
+use crate::message::STREAM_FILTER_VALUE;
 use crate::options::NackOptions;
 use crate::proto::{Delivered, Fetched};
 use crate::returned::read_properties;
@@ -29,7 +30,8 @@ use crate::wire::properties::Properties;
 /// A message from a stream can only be acknowledged: a stream keeps its messages and takes none
 /// back. (RabbitMQ closes the connection for a nack up to 3.x, and takes it for an ack since 4.0;
 /// this crate sends none.) A consumer reads from a stream if its options have a
-/// [`stream_offset`](crate::ConsumeOptions::stream_offset), or if its connection has declared the
+/// [`stream_offset`](crate::ConsumeOptions::stream_offset) or a
+/// [`stream_filter`](crate::ConsumeOptions::stream_filter), or if its connection has declared the
 /// queue as a stream. The message's headers do not matter.
 ///
 /// See <https://www.rabbitmq.com/docs/confirms#acknowledgement-modes>.
@@ -151,6 +153,24 @@ impl Delivery {
         let properties = self.properties().ok()?;
         let count = properties.headers?.get(header)?.as_i64()?;
         u64::try_from(count).ok()
+    }
+
+    /// The message's place in its stream, counted from 0. `None` for a message that is not from a
+    /// stream (see [`Delivery`]).
+    ///
+    /// A program that keeps this number can go on later with
+    /// [`StreamOffset::Offset`](crate::StreamOffset::Offset) of the next one.
+    pub fn stream_offset(&self) -> Option<u64> {
+        let offset = self.is_from_stream().then(|| stream_offset(&self.content));
+        u64::try_from(offset??).ok()
+    }
+
+    /// The value by which the publisher lets a stream be filtered, if the message has one: see
+    /// [`ConsumeOptions::stream_filter`](crate::ConsumeOptions::stream_filter).
+    pub fn stream_filter_value(&self) -> Option<String> {
+        let headers = self.properties().ok()?.headers?;
+        let value = headers.get(STREAM_FILTER_VALUE)?;
+        value.as_str().map(str::to_owned)
     }
 
     /// The body.

@@ -23,6 +23,52 @@ pub enum ExchangeKind {
     Topic,
     /// By the message's headers instead of its routing key.
     Headers,
+    /// To one of the bound queues, chosen by a hash of the routing key (`x-consistent-hash`). If
+    /// queues are bound or unbound, few routing keys change their queue.
+    ///
+    /// Needs the plugin `rabbitmq_consistent_hash_exchange`, which comes with RabbitMQ. Each binding
+    /// key is the queue's weight, a number from 1 on: `queue.bind(&exchange, "1")`. Other binding
+    /// keys are refused (406). [`hash_header`] or [`hash_property`] hash something else than the
+    /// routing key. A routing key can get another queue when a node restarts.
+    ///
+    /// [`hash_header`]: crate::ExchangeDeclareOptions::hash_header
+    /// [`hash_property`]: crate::ExchangeDeclareOptions::hash_property
+    ///
+    /// See <https://www.rabbitmq.com/docs/plugins>.
+    ConsistentHash,
+    /// To one of the bound queues: the hash of the routing key modulo the number of queues
+    /// (`x-modulus-hash`). If queues are bound or unbound, most routing keys change their queue.
+    /// Binding keys do not matter.
+    ///
+    /// Part of RabbitMQ since 4.3; earlier versions need the plugin `rabbitmq_sharding`, which comes
+    /// with them.
+    ///
+    /// See <https://www.rabbitmq.com/docs/modulus-hash-exchange>.
+    ModulusHash,
+    /// To one of the bound queues, at random (`x-random`). Routing and binding keys do not matter.
+    ///
+    /// Needs the plugin `rabbitmq_random_exchange`, which comes with RabbitMQ.
+    ///
+    /// See <https://www.rabbitmq.com/docs/plugins>.
+    Random,
+    /// To one of the bound queues on the node to which the publisher's connection goes, at random
+    /// (`x-local-random`). A message without such a queue cannot be routed.
+    ///
+    /// Part of RabbitMQ since 4.0. Binds only classic queues, and only with an empty binding key;
+    /// other bindings are refused (406). Messages are routed whatever their routing key is. Meant for
+    /// requests: each server consumes from an exclusive queue of its own.
+    ///
+    /// See <https://www.rabbitmq.com/docs/local-random-exchange>.
+    LocalRandom,
+    /// To all bound queues, as [`Fanout`](Self::Fanout). A queue that is bound later gets the last 20
+    /// messages first (`x-recent-history`).
+    ///
+    /// Needs the plugin `rabbitmq_recent_history_exchange`, which comes with RabbitMQ.
+    /// [`recent_history_length`](crate::ExchangeDeclareOptions::recent_history_length) sets another
+    /// number. A message with the header `x-recent-history-no-store` of `true` is not kept.
+    ///
+    /// See <https://www.rabbitmq.com/docs/plugins>.
+    RecentHistory,
     /// A kind that a plugin brings, such as `x-jms-topic`.
     Other(Cow<'static, str>),
 }
@@ -35,6 +81,11 @@ impl ExchangeKind {
             Self::Fanout => "fanout",
             Self::Topic => "topic",
             Self::Headers => "headers",
+            Self::ConsistentHash => "x-consistent-hash",
+            Self::ModulusHash => "x-modulus-hash",
+            Self::Random => "x-random",
+            Self::LocalRandom => "x-local-random",
+            Self::RecentHistory => "x-recent-history",
             Self::Other(name) => name,
         }
     }
@@ -48,6 +99,11 @@ impl From<&str> for ExchangeKind {
             "fanout" => Self::Fanout,
             "topic" => Self::Topic,
             "headers" => Self::Headers,
+            "x-consistent-hash" => Self::ConsistentHash,
+            "x-modulus-hash" => Self::ModulusHash,
+            "x-random" => Self::Random,
+            "x-local-random" => Self::LocalRandom,
+            "x-recent-history" => Self::RecentHistory,
             other => Self::Other(other.to_owned().into()),
         }
     }

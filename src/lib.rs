@@ -117,10 +117,10 @@ pub use events::{ConnectionEvent, Entity};
 pub use exchange::{Exchange, ExchangeKind};
 pub use message::{Body, Message};
 pub use options::{
-    BindOptions, ConnectionOptions, ConsumeOptions, Credentials, ExchangeDeclareOptions,
-    ExchangeDeleteOptions, LoginMethod, NackOptions, OnConsumerEnd, Overflow, PublisherOptions,
-    QosOptions, QueueDeclareOptions, QueueDeleteOptions, QueueType, RecoveryOptions, StreamOffset,
-    TlsOptions, WorkerOptions,
+    BindOptions, ConnectionOptions, ConsumeOptions, Credentials, DeadLetterStrategy, DelayedRetry,
+    ExchangeDeclareOptions, ExchangeDeleteOptions, HashProperty, LeaderLocator, LoginMethod,
+    NackOptions, OnConsumerEnd, Overflow, PublisherOptions, QosOptions, QueueDeclareOptions,
+    QueueDeleteOptions, QueueType, RecoveryOptions, StreamOffset, TlsOptions, WorkerOptions,
 };
 pub use publisher::Publisher;
 pub use queue::Queue;

@@ -7,6 +7,9 @@ use std::time::SystemTime;
 use crate::wire::properties::Properties;
 use crate::wire::value::{FieldTable, FieldValue};
 
+/// The header by which streams filter.
+pub(crate) const STREAM_FILTER_VALUE: &str = "x-stream-filter-value";
+
 /// The setters of [`Properties`], for the message.
 macro_rules! setters {
     ($($(#[$doc:meta])* $name:ident($($value:ident: $type:ty),*);)*) => {
@@ -133,6 +136,16 @@ impl<'a> Message<'a> {
             properties: MessageProperties::Owned(Box::new(change(properties))),
             ..self
         }
+    }
+
+    /// The value by which consumers of a stream can filter (the header `x-stream-filter-value`). See
+    /// [`ConsumeOptions::stream_filter`](crate::ConsumeOptions::stream_filter). Other queues keep it
+    /// as a header.
+    ///
+    /// See <https://www.rabbitmq.com/docs/stream-filtering>.
+    #[must_use]
+    pub fn stream_filter_value(self, value: impl Into<String>) -> Self {
+        self.header(STREAM_FILTER_VALUE, value.into())
     }
 
     /// This message with a body and properties of its own, to be kept or sent to another thread.

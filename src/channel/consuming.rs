@@ -87,8 +87,11 @@ impl Channel {
     fn reads_from(&self, queue: QueueName<'_>, options: &ConsumeOptions) -> ReadsFrom {
         let state = self.state();
         let queue = queue.resolve(&state.settings);
-        let has_offset = options.arguments.get("x-stream-offset").is_some();
-        match has_offset || state.link.topology.lock().is_stream(&queue) {
+        let of_streams = ["x-stream-offset", "x-stream-filter"];
+        let is_told = of_streams
+            .iter()
+            .any(|it| options.arguments.get(it).is_some());
+        match is_told || state.link.topology.lock().is_stream(&queue) {
             true => ReadsFrom::Stream,
             false => ReadsFrom::Queue,
         }

@@ -1,8 +1,8 @@
 //! How to consume, and to give messages back.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
-use super::number;
+use super::{milliseconds, number};
 use crate::wire::value::{FieldTable, FieldValue};
 
 /// Where reading a stream begins.
@@ -21,6 +21,11 @@ pub enum StreamOffset {
     Offset(u64),
     /// With the chunk of messages that was written at this time.
     Time(SystemTime),
+    /// With the first chunk of messages that was written within this time before now, by the
+    /// broker's clock. In whole seconds, rounded up, at least one.
+    ///
+    /// Reading begins with a whole chunk. So the first messages can be older than that.
+    Interval(Duration),
 }
 
 impl From<StreamOffset> for FieldValue {
@@ -33,6 +38,12 @@ impl From<StreamOffset> for FieldValue {
             StreamOffset::Time(time) => {
                 let since = time.duration_since(SystemTime::UNIX_EPOCH);
                 Self::Timestamp(since.map_or(0, |since| since.as_secs()))
+            }
+            StreamOffset::Interval(before_now) => {
+                let started = u64::from(before_now.subsec_nanos() > 0);
+                let seconds = before_now.as_secs().saturating_add(started);
+                // The broker refuses zero.
+                Self::from(format!("{}s", seconds.max(1)))
             }
         }
     }
@@ -83,6 +94,64 @@ impl ConsumeOptions {
         /// A consumer of a stream needs a prefetch ([`basic_qos`](crate::Channel::basic_qos)), or
         /// the broker refuses it (406), and cannot have [`no_ack`](Self::no_ack) (540).
         stream_offset(offset: StreamOffset) => "x-stream-offset": offset;
+        /// How long this consumer may take to acknowledge a message (`x-consumer-timeout`), in whole
+        /// milliseconds. Default: the queue's, see
+        /// [`QueueDeclareOptions::consumer_timeout`](crate::QueueDeclareOptions::consumer_timeout).
+        ///
+        /// For quorum queues of RabbitMQ 4.3 and later; consumers of other queues are refused there
+        /// (406). Earlier versions ignore it.
+        ///
+        /// See <https://www.rabbitmq.com/docs/quorum-queues#consumer-timeout>.
+        consumer_timeout(timeout: Duration) => "x-consumer-timeout": milliseconds(timeout);
+    }
+
+    /// Reads only those chunks of a stream that have a message with one of these filter values
+    /// (`x-stream-filter`). Publishers set the value with
+    /// [`Message::stream_filter_value`](crate::Message::stream_filter_value).
+    ///
+    /// **The broker filters whole chunks**: messages that it has written to disk together. The other
+    /// messages of a matching chunk come, too, and so does a chunk that the broker takes for a
+    /// matching one by mistake (its filter is a Bloom filter). So the program has to look at each
+    /// message again, and acknowledge those that it does not want. Messages without a filter value
+    /// do not come on their own; see [`stream_match_unfiltered`](Self::stream_match_unfiltered).
+    ///
+    /// Marks the consumer as one of a stream, as [`stream_offset`](Self::stream_offset) does.
+    ///
+    /// For streams since RabbitMQ 3.13. Earlier versions ignore it and send all messages, which a
+    /// program that looks at each message notices only by their number. 4.0 and later refuse
+    /// consumers of other queues with this argument (406).
+    ///
+    /// ```no_run
+    /// use leveret::{Connection, ConsumeOptions, Message, QueueDeclareOptions, StreamOffset};
+    ///
+    /// let channel = Connection::open_default()?.open_channel()?;
+    /// let orders = channel.queue_declare("orders", QueueDeclareOptions::stream())?;
+    /// orders.publish(Message::new("paid").stream_filter_value("fr"))?;
+    ///
+    /// channel.basic_qos(100)?;
+    /// let options = ConsumeOptions::default().stream_offset(StreamOffset::First).stream_filter(["fr", "be"]);
+    /// for delivery in orders.consume(options)? {
+    ///     let delivery = delivery?;
+    ///     if let Some("fr" | "be") = delivery.stream_filter_value().as_deref() {
+    ///         println!("{:?}", delivery.body());
+    ///     }
+    ///     delivery.ack()?;
+    /// }
+    /// # Ok::<(), leveret::Error>(())
+    /// ```
+    ///
+    /// See <https://www.rabbitmq.com/docs/stream-filtering>.
+    #[must_use]
+    pub fn stream_filter<V: Into<String>>(self, values: impl IntoIterator<Item = V>) -> Self {
+        let values = values.into_iter().map(|it| FieldValue::from(it.into()));
+        self.argument("x-stream-filter", FieldValue::Array(values.collect()))
+    }
+
+    /// With [`stream_filter`](Self::stream_filter): reads also chunks that have a message without a
+    /// filter value (`x-stream-match-unfiltered`). Without a filter it has no effect.
+    #[must_use]
+    pub fn stream_match_unfiltered(self) -> Self {
+        self.argument("x-stream-match-unfiltered", true)
     }
 
     arguments! {
@@ -156,5 +225,25 @@ impl NackOptions {
     flags! {
         /// Also all earlier messages of the channel that are not yet acknowledged.
         multiple;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn intervals_are_whole_seconds_and_never_zero() {
+        let cases = [
+            (Duration::ZERO, "1s"),
+            (Duration::from_millis(1), "1s"),
+            (Duration::from_millis(1001), "2s"),
+            (Duration::from_secs(3600), "3600s"),
+            (Duration::MAX, "18446744073709551615s"),
+        ];
+        for (interval, expected) in cases {
+            let value = FieldValue::from(StreamOffset::Interval(interval));
+            assert_eq!(value.as_str(), Some(expected));
+        }
     }
 }

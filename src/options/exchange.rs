@@ -2,6 +2,30 @@
 
 use crate::wire::value::{FieldTable, FieldValue};
 
+/// Which property of a message a consistent-hash exchange hashes.
+///
+/// See [`ExchangeKind::ConsistentHash`](crate::ExchangeKind::ConsistentHash).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum HashProperty {
+    /// The message's name.
+    MessageId,
+    /// The request that the message answers.
+    CorrelationId,
+    /// When the message was sent, in seconds.
+    Timestamp,
+}
+
+impl From<HashProperty> for FieldValue {
+    fn from(property: HashProperty) -> Self {
+        Self::from(match property {
+            HashProperty::MessageId => "message_id",
+            HashProperty::CorrelationId => "correlation_id",
+            HashProperty::Timestamp => "timestamp",
+        })
+    }
+}
+
 /// How to declare an exchange.
 ///
 /// The default is an exchange that is gone after a restart of the broker.
@@ -47,6 +71,17 @@ impl ExchangeDeclareOptions {
     typed_arguments! {
         /// Where messages go for which this exchange has no route (`alternate-exchange`).
         alternate_exchange(exchange: &str) => "alternate-exchange": exchange;
+        /// Hashes this header of each message (`hash-header`). Default: the routing key. For
+        /// [`ExchangeKind::ConsistentHash`](crate::ExchangeKind::ConsistentHash); other kinds ignore it.
+        hash_header(header: &str) => "hash-header": header;
+        /// Hashes this property of each message (`hash-property`). Default: the routing key. An
+        /// exchange with a [`hash_header`](Self::hash_header), too, is refused (406). For
+        /// [`ExchangeKind::ConsistentHash`](crate::ExchangeKind::ConsistentHash); other kinds ignore it.
+        hash_property(property: HashProperty) => "hash-property": property;
+        /// How many messages the exchange keeps for queues to come (`x-recent-history-length`), at
+        /// least one. Default: 20. For
+        /// [`ExchangeKind::RecentHistory`](crate::ExchangeKind::RecentHistory); other kinds ignore it.
+        recent_history_length(messages: u32) => "x-recent-history-length": i64::from(messages);
     }
 
     arguments! {

@@ -85,9 +85,12 @@ pub(crate) use connection::Endpoint;
 pub use connection::{ConnectionOptions, LoginMethod};
 pub use consume::{ConsumeOptions, NackOptions, QosOptions, StreamOffset};
 pub use credentials::Credentials;
-pub use exchange::{ExchangeDeclareOptions, ExchangeDeleteOptions};
+pub use exchange::{ExchangeDeclareOptions, ExchangeDeleteOptions, HashProperty};
 pub use publisher::PublisherOptions;
-pub use queue::{Overflow, QueueDeclareOptions, QueueDeleteOptions, QueueType};
+pub use queue::{
+    DeadLetterStrategy, DelayedRetry, LeaderLocator, Overflow, QueueDeclareOptions,
+    QueueDeleteOptions, QueueType,
+};
 pub use recovery::RecoveryOptions;
 pub use tls::TlsOptions;
 #[cfg(feature = "native-tls")]

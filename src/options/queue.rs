@@ -61,6 +61,82 @@ impl From<Overflow> for FieldValue {
     }
 }
 
+/// How a quorum queue hands its dead letters on.
+///
+/// See <https://www.rabbitmq.com/docs/quorum-queues#dead-lettering>.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum DeadLetterStrategy {
+    /// Drops a dead letter that reaches no queue. The broker's default.
+    AtMostOnce,
+    /// Keeps each dead letter until the queues it goes to have confirmed it.
+    ///
+    /// Works only together with [`Overflow::RejectPublish`] and a dead-letter exchange:
+    /// [`dead_letter_at_least_once`](QueueDeclareOptions::dead_letter_at_least_once) sets all three.
+    /// Without them the broker accepts the queue, writes a line to its log, and falls back to
+    /// [`AtMostOnce`](Self::AtMostOnce).
+    AtLeastOnce,
+}
+
+impl From<DeadLetterStrategy> for FieldValue {
+    fn from(strategy: DeadLetterStrategy) -> Self {
+        Self::from(match strategy {
+            DeadLetterStrategy::AtMostOnce => "at-most-once",
+            DeadLetterStrategy::AtLeastOnce => "at-least-once",
+        })
+    }
+}
+
+/// Which returned messages a quorum queue delays before it delivers them again.
+///
+/// A message is returned as failed by [`reject`](crate::Delivery::reject) with `requeue`, by a
+/// [`Workers`](crate::Workers) handler's [`Settlement::Requeue`](crate::Settlement::Requeue), and
+/// when its channel or connection ends; these returns count towards the delivery limit. It is
+/// returned without a failure by [`nack`](crate::Delivery::nack).
+///
+/// See <https://www.rabbitmq.com/docs/quorum-queues#delayed-retry>.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum DelayedRetry {
+    /// All returned messages.
+    All,
+    /// Only those that count as failed.
+    Failed,
+    /// Only those that do not count as failed.
+    Returned,
+}
+
+impl From<DelayedRetry> for FieldValue {
+    fn from(retry: DelayedRetry) -> Self {
+        Self::from(match retry {
+            DelayedRetry::All => "all",
+            DelayedRetry::Failed => "failed",
+            DelayedRetry::Returned => "returned",
+        })
+    }
+}
+
+/// On which node of a cluster the leader of a new queue is placed.
+///
+/// See <https://www.rabbitmq.com/docs/clustering#replica-placement>.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum LeaderLocator {
+    /// The node to which this connection goes. The broker's default.
+    ClientLocal,
+    /// The node with the fewest leaders; with 1,000 queues or more, a random node.
+    Balanced,
+}
+
+impl From<LeaderLocator> for FieldValue {
+    fn from(locator: LeaderLocator) -> Self {
+        Self::from(match locator {
+            LeaderLocator::ClientLocal => "client-local",
+            LeaderLocator::Balanced => "balanced",
+        })
+    }
+}
+
 /// How to declare a queue.
 ///
 /// The default is [`durable`](Self::durable): a queue that survives a restart of the broker.
@@ -192,6 +268,138 @@ impl QueueDeclareOptions {
         delivery_limit(times: u32) => "x-delivery-limit": i64::from(times);
         /// How long a stream keeps messages (`x-max-age`), in whole seconds.
         max_age(age: Duration) => "x-max-age": format!("{}s", age.as_secs());
+        /// How long a consumer of this queue may take to acknowledge a message
+        /// (`x-consumer-timeout`), in whole milliseconds. Default: the node's `consumer_timeout`, 30
+        /// minutes.
+        ///
+        /// What happens after that depends on the broker's version:
+        ///
+        /// - 4.3: quorum queues only; other queues with this argument are refused (406). The
+        ///   consumer is cancelled ([`ErrorKind::ConsumerCancelled`](crate::ErrorKind)), and its
+        ///   messages go back to the queue. Zero cancels it as soon as it has a message.
+        /// - 3.12 to 4.2: classic and quorum queues. The broker looks once a minute, and closes the
+        ///   channel (406). Zero has no effect.
+        /// - Before 3.12 the argument is ignored.
+        ///
+        /// See <https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout>.
+        consumer_timeout(timeout: Duration) => "x-consumer-timeout": milliseconds(timeout);
+        /// How long a quorum queue waits for the node of a consumer that it cannot reach before it
+        /// gives the consumer's messages to others (`x-consumer-disconnected-timeout`), in whole
+        /// milliseconds. Default: 60 seconds.
+        ///
+        /// For quorum queues of RabbitMQ 4.3 and later; other queues with this argument are refused
+        /// there (406). Earlier versions ignore it.
+        ///
+        /// See <https://www.rabbitmq.com/docs/quorum-queues#consumer-timeout>.
+        consumer_disconnected_timeout(timeout: Duration)
+            => "x-consumer-disconnected-timeout": milliseconds(timeout);
+        /// How a quorum queue hands its dead letters on (`x-dead-letter-strategy`). Other queues
+        /// with this argument are refused (406).
+        ///
+        /// [`dead_letter_at_least_once`](Self::dead_letter_at_least_once) also sets what
+        /// [`DeadLetterStrategy::AtLeastOnce`] needs.
+        dead_letter_strategy(strategy: DeadLetterStrategy) => "x-dead-letter-strategy": strategy;
+        /// On which node of a cluster the queue's leader is placed (`x-queue-leader-locator`).
+        ///
+        /// For quorum queues and streams, and since RabbitMQ 4.0 also for classic queues; 3.x
+        /// refuses classic queues with this argument (406).
+        leader_locator(locator: LeaderLocator) => "x-queue-leader-locator": locator;
+        /// On how many nodes of a cluster a quorum queue has a replica at first
+        /// (`x-quorum-initial-group-size`), at least one. Default: 3, or all nodes of a smaller
+        /// cluster. Other queues with this argument are refused (406).
+        ///
+        /// See <https://www.rabbitmq.com/docs/quorum-queues#replication-factor>.
+        quorum_initial_group_size(nodes: u32) => "x-quorum-initial-group-size": i64::from(nodes);
+        /// On how many nodes of a cluster a stream has a replica at first
+        /// (`x-initial-cluster-size`), at least one. Default: all nodes. Other queues with this
+        /// argument are refused (406).
+        ///
+        /// See <https://www.rabbitmq.com/docs/streams#replication-factor>.
+        stream_initial_cluster_size(nodes: u32) => "x-initial-cluster-size": i64::from(nodes);
+        /// How large each of a stream's files becomes (`x-stream-max-segment-size-bytes`). Default:
+        /// 500,000,000; at most 3,000,000,000. Other queues with this argument are refused (406).
+        ///
+        /// A stream drops old messages by whole files, and always keeps the last file. So
+        /// [`max_length_bytes`](Self::max_length_bytes) and [`max_age`](Self::max_age) have no effect
+        /// within a single file.
+        ///
+        /// See <https://www.rabbitmq.com/docs/streams#retention>.
+        stream_max_segment_size_bytes(bytes: u64)
+            => "x-stream-max-segment-size-bytes": number(bytes);
+        /// How many bytes each chunk of a stream has for its filter (`x-stream-filter-size-bytes`),
+        /// 16 to 255. Default: 16. More bytes let fewer chunks through that have no matching message.
+        ///
+        /// For streams since RabbitMQ 3.13; earlier versions ignore it. 4.3 refuses other queues with
+        /// this argument (406), earlier versions ignore it there, too.
+        ///
+        /// See [`ConsumeOptions::stream_filter`](crate::ConsumeOptions::stream_filter) and
+        /// <https://www.rabbitmq.com/docs/stream-filtering>.
+        stream_filter_size_bytes(bytes: u8) => "x-stream-filter-size-bytes": i64::from(bytes);
+    }
+
+    /// Lets a quorum queue deliver a message again without limit (`x-delivery-limit: -1`).
+    ///
+    /// For RabbitMQ 4.0 and later, whose default is 20. Do not use it with earlier versions: they
+    /// have no limit by default, and take `-1` for a limit that every message exceeds. 3.10 drops or
+    /// dead-letters a message when it is given back for the first time.
+    ///
+    /// See <https://www.rabbitmq.com/docs/quorum-queues#repeated-requeues>.
+    #[must_use]
+    pub fn no_delivery_limit(self) -> Self {
+        self.argument("x-delivery-limit", -1)
+    }
+
+    /// Lets a quorum queue hand dead letters to this exchange without losing any.
+    ///
+    /// Sets [`dead_letter_exchange`](Self::dead_letter_exchange),
+    /// [`DeadLetterStrategy::AtLeastOnce`] and what it needs, [`Overflow::RejectPublish`]. The queue
+    /// keeps each dead letter until every queue that it is routed to has confirmed it, and the dead
+    /// letter counts towards the length limits until then. So an exchange that is missing, or that
+    /// routes to no queue, fills this queue. Set [`max_length`](Self::max_length) or
+    /// [`max_length_bytes`](Self::max_length_bytes) to bound it; publishers then get nacks.
+    ///
+    /// Dead letters can be duplicated. They keep their delivery mode: publish messages as
+    /// [`persistent`](crate::Message::persistent) if they must survive in the other queue.
+    ///
+    /// ```
+    /// use leveret::QueueDeclareOptions;
+    ///
+    /// let options = QueueDeclareOptions::quorum().dead_letter_at_least_once("failed").max_length(100_000);
+    /// ```
+    ///
+    /// See <https://www.rabbitmq.com/docs/quorum-queues#activating-at-least-once-dead-lettering>.
+    #[must_use]
+    pub fn dead_letter_at_least_once(self, exchange: &str) -> Self {
+        self.dead_letter_exchange(exchange)
+            .dead_letter_strategy(DeadLetterStrategy::AtLeastOnce)
+            .overflow(Overflow::RejectPublish)
+    }
+
+    /// Lets a quorum queue wait before it delivers a returned message again
+    /// (`x-delayed-retry-type`, `x-delayed-retry-min`, `x-delayed-retry-max`), in whole milliseconds.
+    ///
+    /// The delay is `min` for each failed delivery of the message so far, and at most `max`. A
+    /// message that never failed waits for `min`. Choose `min` of at least one millisecond: the
+    /// broker ignores all three arguments otherwise.
+    ///
+    /// For quorum queues of RabbitMQ 4.3 and later; other queues with these arguments are refused
+    /// there (406). Earlier versions ignore them and deliver at once.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// use leveret::{DelayedRetry, QueueDeclareOptions};
+    ///
+    /// let (min, max) = (Duration::from_secs(1), Duration::from_secs(60));
+    /// let options = QueueDeclareOptions::quorum().delayed_retry(DelayedRetry::Failed, min, max);
+    /// ```
+    ///
+    /// See <https://www.rabbitmq.com/docs/quorum-queues#delayed-retry>.
+    #[must_use]
+    pub fn delayed_retry(self, which: DelayedRetry, min: Duration, max: Duration) -> Self {
+        self.argument("x-delayed-retry-type", which)
+            .argument("x-delayed-retry-min", milliseconds(min))
+            .argument("x-delayed-retry-max", milliseconds(max))
     }
 
     /// One consumer at a time gets messages; when it goes, the next one does (`x-single-active-consumer`).

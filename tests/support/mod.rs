@@ -8,6 +8,7 @@ mod node;
 pub(crate) mod program;
 pub(crate) mod proxy;
 mod scripted;
+pub(crate) mod version;
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU32, Ordering};
