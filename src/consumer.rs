@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use std::vec::Drain;
 
@@ -15,7 +15,7 @@ use crate::deliveries::Deliveries;
 use crate::delivery::{stream_offset, Delivery, Origin, ReadsFrom};
 use crate::error::{ClosedBy, Error, ErrorKind, Result};
 use crate::mailbox::{Call, ChannelMailbox, ConsumerMailbox, Reply};
-use crate::options::ConsumeOptions;
+use crate::options::{before_now, ConsumeOptions, StreamOffset};
 use crate::proto::{Delivered, Settling};
 use crate::wire::content::Content;
 use crate::wire::method::{BasicCancelOk, BasicConsume, Encode, Method};
@@ -37,7 +37,10 @@ use crate::wire::value::FieldTable;
 /// A connection that is lost and comes back ([`RecoveryOptions`](crate::RecoveryOptions)) is no end: the iteration just goes
 /// on. What was not acknowledged comes again, and so does what nobody had read yet: it is dropped here.
 /// [`epoch`](Self::epoch) tells whether that has happened.
-/// A consumer of a stream (see [`Delivery`]) goes on after the last message that was taken.
+/// A consumer of a stream (see [`Delivery`]) goes on after the last message that was taken. If none
+/// has come yet, it misses none that was published since it began; messages of some seconds before
+/// that can come, too. (Without a filter, [`StreamOffset::Last`] means the last chunk of that time
+/// until a message has come.)
 ///
 /// Dropping a consumer cancels it without waiting, and gives back to the queue what nobody has read.
 ///
@@ -110,6 +113,8 @@ pub(crate) struct Registration {
     is_revoked: AtomicBool,
     /// How often it was begun again on a new connection.
     epoch: AtomicU64,
+    /// For a stream only, and only if its first message depends on when the broker is asked.
+    since: Option<Since>,
     life: Mutex<Life>,
 }
 
@@ -162,6 +167,9 @@ impl Registration {
     /// `basic.consume` is on its way. Under the outbox's lock.
     pub(crate) fn asked(&self, no_wait: bool) {
         self.is_assumed.store(no_wait, Ordering::Relaxed);
+        if let Some(since) = &self.since {
+            since.asked();
+        }
         *self.life.lock() = match no_wait {
             // There is no consume-ok.
             true => Life::Live,
@@ -292,11 +300,55 @@ impl Place {
         }
     }
 
-    fn write_to(&self, arguments: &mut FieldTable) {
+    /// A stream that is declared anew counts from 0. At a higher offset the broker would send
+    /// nothing until the new stream is as long as the old one was.
+    fn begin_at_first(&self) {
+        self.0.store(0, Ordering::Relaxed);
+    }
+
+    fn write_to(&self, arguments: &mut FieldTable, since: Option<&Since>) {
         let next = self.0.load(Ordering::Relaxed);
         if next >= 0 {
             arguments.insert("x-stream-offset", next);
+        } else if let Some(since) = since {
+            arguments.insert("x-stream-offset", since.offset());
         }
+    }
+}
+
+/// The time from which a consumer reads its stream.
+///
+/// The broker finds out what "next" means each time it is asked. A consumer that begins again
+/// before its first message has come would miss what was published in between, and with a filter
+/// the first message can take long. So it says "next" for the first time only, and then how long
+/// ago that was, by the broker's own clock.
+#[derive(Debug, Clone)]
+pub(crate) struct Since {
+    before: Duration,
+    asked: OnceLock<Deadline>,
+}
+
+impl Since {
+    /// How much earlier it begins than the clocks say: the broker may take longer to read the next
+    /// question than it took for the first one, and a stream's nodes have clocks of their own.
+    const MARGIN: Duration = Duration::from_secs(5);
+
+    /// `None` if the arguments name the same message at any time.
+    pub(crate) fn of(arguments: &FieldTable) -> Option<Self> {
+        let before = before_now(arguments)?;
+        let asked = OnceLock::new();
+        Some(Self { before, asked })
+    }
+
+    /// The broker is asked, now or before.
+    pub(crate) fn asked(&self) {
+        self.asked.get_or_init(|| Deadline::after(Duration::MAX));
+    }
+
+    pub(crate) fn offset(&self) -> StreamOffset {
+        let ago = self.asked.get().map(Deadline::elapsed).unwrap_or_default();
+        let before = self.before.saturating_add(ago).saturating_add(Self::MARGIN);
+        StreamOffset::Interval(before)
     }
 }
 
@@ -390,9 +442,15 @@ impl ConsumerMailbox for Mailbox {
         }
     }
 
+    fn is_without_queue(&self) {
+        if let Some(place) = &self.place {
+            place.begin_at_first();
+        }
+    }
+
     fn restart(&self, arguments: &mut FieldTable) -> bool {
         if let Some(place) = &self.place {
-            place.write_to(arguments);
+            place.write_to(arguments, self.registration.since.as_ref());
         }
         let mut life = self.registration.life.lock();
         let wanted = matches!(*life, Life::Interrupted);
@@ -450,6 +508,9 @@ impl Consumer {
             is_assumed: AtomicBool::new(false),
             is_revoked: AtomicBool::new(false),
             epoch: AtomicU64::new(0),
+            since: (reads_from == ReadsFrom::Stream)
+                .then(|| Since::of(&options.arguments))
+                .flatten(),
             life: Mutex::new(Life::New),
         });
         let mut consumers = channel.state().consumers.lock();
@@ -491,6 +552,11 @@ impl Consumer {
     /// messages that were not acknowledged come again, to this consumer or another.
     pub fn epoch(&self) -> u64 {
         self.registration.epoch.load(Ordering::Acquire)
+    }
+
+    /// For a stream only: the time from which it reads.
+    pub(crate) fn since(&self) -> Option<&Since> {
+        self.registration.since.as_ref()
     }
 
     /// Whether the connection was lost and the consumer is not back yet.

@@ -131,6 +131,8 @@ pub(crate) trait ConsumerMailbox: Send + Sync {
     fn interrupted(&self, error: &Error);
     /// The broker is about to be asked for messages again, with these arguments. False if nobody wants them any more.
     fn restart(&self, arguments: &mut FieldTable) -> bool;
+    /// There is no such queue. It may be declared anew.
+    fn is_without_queue(&self) {}
 }
 
 /// What the IO thread tells the one who waits for the answer to a message. It runs on the IO thread and must not

@@ -34,6 +34,7 @@ mod recovery;
 mod refusals;
 mod rpc;
 mod stats;
+mod streams;
 mod stress;
 mod support;
 mod threads;

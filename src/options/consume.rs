@@ -49,6 +49,41 @@ impl From<StreamOffset> for FieldValue {
     }
 }
 
+/// How long before it is asked the broker begins to read a stream. `None` if the arguments name the
+/// same message whenever the broker is asked.
+pub(crate) fn before_now(arguments: &FieldTable) -> Option<Duration> {
+    let Some(offset) = arguments.get("x-stream-offset") else {
+        return Some(Duration::ZERO);
+    };
+    match offset.as_str()? {
+        "next" => Some(Duration::ZERO),
+        // Without a filter, its messages come at once.
+        "last" => arguments
+            .get("x-stream-filter")
+            .is_some()
+            .then_some(Duration::ZERO),
+        text => from_interval(text),
+    }
+}
+
+/// As RabbitMQ reads intervals: a year has 365 days, a month has 30.
+fn from_interval(text: &str) -> Option<Duration> {
+    const DAY: u64 = 24 * 3600;
+    let unit = text.find(|it: char| !it.is_ascii_digit())?;
+    let (count, unit) = text.split_at(unit);
+    let seconds: u64 = match unit {
+        "Y" => 365 * DAY,
+        "M" => 30 * DAY,
+        "D" => DAY,
+        "h" => 3600,
+        "m" => 60,
+        "s" => 1,
+        _ => return None,
+    };
+    let count: u64 = count.parse().ok()?;
+    Some(Duration::from_secs(count.saturating_mul(seconds)))
+}
+
 /// How to consume. The default leaves it to the program to acknowledge each message, and the tag to this crate.
 ///
 /// See <https://www.rabbitmq.com/docs/consumers>.
@@ -244,6 +279,46 @@ mod tests {
         for (interval, expected) in cases {
             let value = FieldValue::from(StreamOffset::Interval(interval));
             assert_eq!(value.as_str(), Some(expected));
+        }
+    }
+
+    #[test]
+    fn only_some_offsets_depend_on_when_the_broker_is_asked() {
+        let before = |options: &ConsumeOptions| before_now(&options.arguments);
+        let at = |offset| ConsumeOptions::default().stream_offset(offset);
+        let seconds = |count| Some(Duration::from_secs(count));
+        assert_eq!(before(&ConsumeOptions::default()), seconds(0));
+        assert_eq!(before(&at(StreamOffset::Next)), seconds(0));
+        assert_eq!(before(&at(StreamOffset::Last)), None);
+        let filtered = at(StreamOffset::Last).stream_filter(["fr"]);
+        assert_eq!(before(&filtered), seconds(0));
+        let now = SystemTime::now();
+        for offset in [
+            StreamOffset::First,
+            StreamOffset::Offset(7),
+            StreamOffset::Time(now),
+        ] {
+            assert_eq!(before(&at(offset)), None, "{offset:?}");
+        }
+        let interval = StreamOffset::Interval(Duration::from_secs(90));
+        assert_eq!(before(&at(interval)), seconds(90));
+        let texts = [
+            ("2Y", seconds(2 * 365 * 86_400)),
+            ("1M", seconds(30 * 86_400)),
+            ("3D", seconds(3 * 86_400)),
+            ("1h", seconds(3600)),
+            ("5m", seconds(300)),
+            ("7s", seconds(7)),
+            ("99999999999999Y", seconds(u64::MAX)),
+            ("", None),
+            ("5", None),
+            ("h", None),
+            ("5d", None),
+            ("-1s", None),
+        ];
+        for (text, expected) in texts {
+            let options = ConsumeOptions::default().argument("x-stream-offset", text);
+            assert_eq!(before(&options), expected, "{text:?}");
         }
     }
 }

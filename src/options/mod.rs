@@ -83,6 +83,7 @@ mod worker;
 pub use bind::BindOptions;
 pub(crate) use connection::Endpoint;
 pub use connection::{ConnectionOptions, LoginMethod};
+pub(crate) use consume::before_now;
 pub use consume::{ConsumeOptions, NackOptions, QosOptions, StreamOffset};
 pub use credentials::Credentials;
 pub use exchange::{ExchangeDeclareOptions, ExchangeDeleteOptions, HashProperty};

@@ -248,6 +248,9 @@ impl Missing {
             Some(ReplyCode::ACCESS_REFUSED) => waits_for_other,
             _ => false,
         };
+        if error.reply_code() == Some(ReplyCode::NOT_FOUND) {
+            wanted.mailbox.is_without_queue();
+        }
         if !may_change {
             self.all.remove(&key);
             tell_not_recovered(&key.entity, error.clone(), link);

@@ -11,7 +11,7 @@ use super::{say, Handler, Settlement};
 use crate::backoff;
 use crate::channel::{Answered, Channel};
 use crate::connection::Connection;
-use crate::consumer::Consumer;
+use crate::consumer::{Consumer, Since};
 use crate::deadline::Deadline;
 use crate::delivery::{stream_offset, Delivery};
 use crate::error::{Error, ErrorKind, OneLine, ReplyCode, Result};
@@ -53,6 +53,8 @@ pub(super) struct Progress {
     failures: u32,
     /// Where in its stream the next consumer begins.
     next_offset: Option<i64>,
+    /// The time from which it reads its stream, while no message was handled.
+    since: Option<Since>,
     /// The log tells that this stream takes nothing back.
     has_warned: bool,
 }
@@ -63,6 +65,7 @@ pub(super) struct Shift {
     deliveries: Receiver<Result<Delivery>>,
     answers: Answers,
     since: Deadline,
+    reads_since: Option<Since>,
 }
 
 impl Shift {
@@ -72,6 +75,7 @@ impl Shift {
             deliveries: consumer.receiver().clone(),
             answers: Answers::new(prefetch),
             since: Deadline::after(Duration::MAX),
+            reads_since: consumer.since().cloned(),
         }
     }
 
@@ -98,6 +102,7 @@ impl Worker {
     }
 
     fn work(&mut self, mut shift: Shift) {
+        self.progress.since = shift.reads_since.take();
         loop {
             let handled = panics::catch(|| self.handle_all(&mut shift));
             let handled = handled.unwrap_or_else(|message| {
@@ -373,13 +378,16 @@ impl Worker {
         options.no_wait = false;
         if let Some(next) = self.progress.next_offset {
             options.arguments.insert("x-stream-offset", next);
+        } else if let Some(since) = &self.progress.since {
+            options = options.stream_offset(since.offset());
         }
         let queue = self.post.queue().into();
         let begun = begin(&self.connection, queue, self.options.prefetch, options);
         let is_gone = |error: &Error| error.reply_code() == Some(ReplyCode::NOT_FOUND);
         if begun.as_ref().is_err_and(is_gone) {
             // A stream that is declared anew counts from 0.
-            self.progress.next_offset = None;
+            let next = self.progress.next_offset.is_some() || self.progress.since.is_some();
+            self.progress.next_offset = next.then_some(0);
         }
         begun
     }
