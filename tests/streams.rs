@@ -13,7 +13,7 @@ use leveret::{
 use crate::recovery::{recovered, Lossy};
 use crate::support::proxy::Proxy;
 use crate::support::version::version;
-use crate::support::{channel, connect, eventually, unique, url, SOON};
+use crate::support::{channel, connect, eventually, unique, url, Program, SOON};
 
 /// Streams can be filtered since 3.13.
 fn has_filters() -> bool {
@@ -190,6 +190,24 @@ fn a_program_filters_the_messages_of_a_filtered_stream_again() {
     let expected: Vec<_> = expected.map(|(number, _)| number.to_string()).collect();
     assert_eq!(french, expected);
     assert!(others > 0, "the others of a chunk come, too");
+}
+
+#[test]
+fn the_example_reads_a_stream_on_where_it_stopped() {
+    let name = unique("orders");
+    let run = |offset: &str| {
+        let printed = Program::run("stream", &["fr", offset, &name], &url());
+        let lines: Vec<_> = printed.lines().map(str::to_owned).collect();
+        let (last, orders) = lines.split_last().unwrap();
+        let next = last.strip_prefix("the next run goes on at offset ");
+        (next.unwrap().to_owned(), orders.to_vec())
+    };
+    let (next, orders) = run("0");
+    assert_eq!(orders, ["0: order 1 from fr", "3: order 2 from fr"]);
+    let (_, orders) = run(&next);
+    assert_eq!(orders, ["6: order 1 from fr", "9: order 2 from fr"]);
+    let channel = channel();
+    channel.queue_delete(&name, Default::default()).unwrap();
 }
 
 /// Reads a stream of so many messages while the connection is cut again and again.
