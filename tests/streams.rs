@@ -352,21 +352,32 @@ fn a_stream_has_no_gap_if_the_connection_is_lost_before_the_first_message() {
 
 #[test]
 fn a_stream_that_is_declared_anew_is_read_from_its_beginning() {
-    let stream = Stream::declare();
-    let interrupted = Interrupted::new();
-    let consumer = interrupted.consume(stream.name(), from(StreamOffset::First));
-    stream.publish_numbers(0..5);
-    assert_eq!(bodies_up_to(&consumer, "4").len(), 5);
-    interrupted.meanwhile(|| {
-        let channel = connect().open_channel().unwrap();
-        let deleted = channel.queue_delete(stream.name(), Default::default());
-        deleted.unwrap();
-    });
-    let options = QueueDeclareOptions::stream();
-    let channel = channel();
-    channel.queue_declare(stream.name(), options).unwrap();
-    stream.publish_numbers(10..13);
-    assert_eq!(bodies_up_to(&consumer, "12"), ["10", "11", "12"]);
+    let declare = |channel: &Channel, name: &str| {
+        let options = QueueDeclareOptions::stream();
+        channel.queue_declare(name, options).unwrap();
+    };
+    // By the recovery, or later by another program.
+    for is_recovered in [true, false] {
+        let stream = Stream::declare();
+        let interrupted = Interrupted::new();
+        if is_recovered {
+            let channel = interrupted.connection.open_channel().unwrap();
+            declare(&channel, stream.name());
+        }
+        let consumer = interrupted.consume(stream.name(), from(StreamOffset::First));
+        stream.publish_numbers(0..5);
+        assert_eq!(bodies_up_to(&consumer, "4").len(), 5);
+        interrupted.meanwhile(|| {
+            let channel = connect().open_channel().unwrap();
+            let deleted = channel.queue_delete(stream.name(), Default::default());
+            deleted.unwrap();
+        });
+        if !is_recovered {
+            declare(&channel(), stream.name());
+        }
+        stream.publish_numbers(10..13);
+        assert_eq!(bodies_up_to(&consumer, "12"), ["10", "11", "12"]);
+    }
 }
 
 #[test]

@@ -109,6 +109,15 @@ impl Consumers {
         self.by_tag.get(consumer_tag)?.wanted.clone()
     }
 
+    /// This queue is not there. It may be declared anew.
+    pub(crate) fn queue_missing(&self, queue: &str) {
+        for wanted in self.by_tag.values().filter_map(|it| it.wanted.as_ref()) {
+            if wanted.consume.queue == queue {
+                wanted.mailbox.is_without_queue();
+            }
+        }
+    }
+
     pub(crate) fn queue_renamed(&mut self, old: &str, new: &str) {
         for wanted in self.by_tag.values_mut().filter_map(|it| it.wanted.as_mut()) {
             if wanted.consume.queue == old {

@@ -35,4 +35,4 @@ pub(crate) use content::{Delivered, Fetched, Returned};
 pub(crate) use event::{Command, Event, Mailboxes};
 pub(crate) use handshake::Login;
 pub(crate) use identity::Identity;
-pub(crate) use topology::{encoded, Redeclare, Topology};
+pub(crate) use topology::{encoded, is_stream, Redeclare, Topology};

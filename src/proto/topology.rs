@@ -71,6 +71,11 @@ pub(crate) enum Redeclare {
     BindQueue(QueueBind<'static>),
 }
 
+pub(crate) fn is_stream(declare: &QueueDeclare<'_>) -> bool {
+    let queue_type = declare.arguments.get("x-queue-type");
+    queue_type.and_then(FieldValue::as_str) == Some("stream")
+}
+
 impl Redeclare {
     pub(crate) fn is_binding(&self) -> bool {
         matches!(self, Self::BindExchange(_) | Self::BindQueue(_))
@@ -219,8 +224,7 @@ impl Topology {
     /// Whether this queue was declared here as a stream.
     pub(crate) fn is_stream(&self, queue: &str) -> bool {
         let queue = self.queues.get(queue);
-        let queue_type = queue.and_then(|it| it.declare.arguments.get("x-queue-type"));
-        queue_type.and_then(FieldValue::as_str) == Some("stream")
+        queue.is_some_and(|it| is_stream(&it.declare))
     }
 
     pub(crate) fn consumer_started(&mut self, queue: &str) {

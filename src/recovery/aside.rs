@@ -181,11 +181,10 @@ impl Aside {
 }
 
 fn declare(desk: &mut Desk, redeclare: &Redeclare, timeout: Duration) -> Result<Verdict, Failure> {
-    let declared = ask_alone(desk, redeclare, false, timeout);
+    let is_named_by_broker = named_by_broker(redeclare).is_some();
+    let declared = ask_alone(desk, redeclare, !is_named_by_broker, timeout);
     let declared = match declared {
-        Err(Failure::Refused(_)) if named_by_broker(redeclare).is_some() => {
-            ask_alone(desk, redeclare, true, timeout)
-        }
+        Err(Failure::Refused(_)) if is_named_by_broker => ask_alone(desk, redeclare, true, timeout),
         declared => declared,
     };
     declared.map(Verdict::Declared)

@@ -13,7 +13,7 @@ use crate::error::{Error, ErrorKind, ReplyCode, Result};
 use crate::events::{ConnectionEvent, Entity};
 use crate::label::log_line;
 use crate::mailbox::Reply;
-use crate::proto::Redeclare;
+use crate::proto::{is_stream, Redeclare};
 use crate::wire::method::{Method, QueueDeclare};
 
 /// When a declaration has no answer for this long, the consumers are begun meanwhile.
@@ -166,7 +166,8 @@ impl Replay<'_> {
             match answer {
                 Ok(reply) => self.declared(&redeclare, &reply),
                 Err(Failure::Refused(error)) => {
-                    if named_by_broker(&redeclare).is_some() && self.vanished.insert(key) {
+                    if asks_first(&redeclare) && self.vanished.insert(key) {
+                        self.missing_stream(&redeclare, &error);
                         lane.asked.push_front((redeclare, Err(error)));
                         return Ok(self.not_asked(lane));
                     }
@@ -246,6 +247,17 @@ impl Replay<'_> {
             _ => None,
         });
         self.undeclared = names.collect();
+    }
+
+    /// A stream that was deleted counts from 0 again, once it is declared.
+    fn missing_stream(&self, redeclare: &Redeclare, error: &Error) {
+        let (Some(stream), Some(ReplyCode::NOT_FOUND)) = (stream(redeclare), error.reply_code())
+        else {
+            return;
+        };
+        for channel in self.recovery.channels() {
+            channel.consumers.lock().queue_missing(stream);
+        }
     }
 
     /// What a binding lacks although it was declared: an auto-delete exchange or queue goes when the
@@ -348,6 +360,19 @@ pub(super) fn is_exhausted(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::ChannelsExhausted { .. })
 }
 
+/// Whether it is asked whether the broker still has it, before it is declared.
+fn asks_first(redeclare: &Redeclare) -> bool {
+    named_by_broker(redeclare).is_some() || stream(redeclare).is_some()
+}
+
+/// The name of a stream.
+fn stream(redeclare: &Redeclare) -> Option<&str> {
+    match redeclare {
+        Redeclare::Queue { declare, .. } if is_stream(declare) => Some(&declare.queue),
+        _ => None,
+    }
+}
+
 /// A queue whose name only the broker can give, and that can have outlived the connection.
 pub(super) fn named_by_broker(redeclare: &Redeclare) -> Option<&str> {
     match redeclare {
@@ -403,8 +428,8 @@ fn take_lacking(
         .collect()
 }
 
-/// Asks for it. For a queue that the broker has named it asks whether the old one is still there,
-/// unless it `is_gone`.
+/// Asks for it. For a queue that the broker has named, and for a stream, it asks whether the old one
+/// is still there, unless it `is_gone`.
 pub(super) fn ask(
     desk: &Desk,
     channel: &ChannelState,
@@ -418,8 +443,11 @@ pub(super) fn ask(
         Redeclare::Queue {
             declare,
             named_by_server: false,
-        } => desk.ask_method(channel, declare),
-        Redeclare::Queue { declare, .. } if declare.exclusive || is_gone => {
+        } if is_gone || !is_stream(declare) => desk.ask_method(channel, declare),
+        Redeclare::Queue {
+            declare,
+            named_by_server: true,
+        } if declare.exclusive || is_gone => {
             let declare = QueueDeclare {
                 queue: "".into(),
                 ..declare.clone()

@@ -27,7 +27,7 @@ pub(super) struct Replay<'a> {
     pub(super) asked: HashSet<Key>,
     /// What had no answer for a while. It is only to blame if nothing else was asked.
     pub(super) stalled: Vec<Key>,
-    /// Queues that the broker has named and does not have any more.
+    /// Streams, and queues that the broker has named, which it does not have any more.
     pub(super) vanished: HashSet<Key>,
     /// The consumers that were begun on this connection.
     pub(super) begun: HashSet<Key>,
