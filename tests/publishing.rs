@@ -7,7 +7,9 @@ use leveret::{
     RecoveryOptions, ReplyCode,
 };
 
-use crate::support::{channel, connect, eventually, exclusive_queue, options, ready, SOON};
+use crate::support::{
+    channel, connect, eventually, exclusive_queue, options, ready, version, SOON,
+};
 
 #[test]
 fn bodies_of_every_size_arrive_whole() {
@@ -32,13 +34,21 @@ fn bodies_of_every_size_arrive_whole() {
 
 #[test]
 fn small_frames_work_too() {
-    let connection = Connection::open_with(&options().frame_max(4096)).unwrap();
+    // AMQP's smallest, and RabbitMQ's since 4.1.
+    let smallest = 4096;
+    let frame_max = if version() < (4, 1) { smallest } else { 8192 };
+    let connection = Connection::open_with(&options().frame_max(frame_max)).unwrap();
     let channel = connection.open_channel().unwrap();
     let queue = exclusive_queue(&channel);
     let body = vec![7; 100_000];
     queue.publish(&body).unwrap();
     eventually("it is there", || ready(&channel, queue.name()) == 1);
     assert_eq!(queue.get(true).unwrap().unwrap().body(), body);
+    if frame_max > smallest {
+        let error = Connection::open_with(&options().frame_max(smallest)).unwrap_err();
+        let text = "RabbitMQ 4.1 and later accept no frame_max below 8192";
+        assert!(error.to_string().contains(text), "{error}");
+    }
 }
 
 #[test]

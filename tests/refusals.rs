@@ -2,11 +2,11 @@
 
 use leveret::{
     BindOptions, Channel, Connection, ConsumeOptions, Error, ErrorKind, ExchangeDeclareOptions,
-    ExchangeKind, FieldTable, FieldValue, Message, QueueDeclareOptions, QueueDeleteOptions,
-    RecoveryOptions, ReplyCode,
+    ExchangeKind, FieldTable, FieldValue, Message, QosOptions, QueueDeclareOptions,
+    QueueDeleteOptions, RecoveryOptions, ReplyCode,
 };
 
-use crate::support::{connect, eventually, exclusive_queue, options, unique};
+use crate::support::{connect, eventually, exclusive_queue, options, unique, version};
 
 /// Refused with this code and text, on a channel of a connection that goes on.
 #[track_caller]
@@ -176,16 +176,29 @@ fn connection_refused(code: ReplyCode, ask: impl FnOnce(&Channel) -> Error) {
 
 #[test]
 fn some_refusals_cost_the_connection() {
-    // An unknown kind of exchange: 503 up to RabbitMQ 3, 406 on its channel later.
-    connection_refused(ReplyCode::COMMAND_INVALID, |channel| {
+    connection_refused(ReplyCode::NOT_IMPLEMENTED, |channel| {
+        channel.basic_recover(false).unwrap_err()
+    });
+    connection_refused(ReplyCode::NOT_IMPLEMENTED, |channel| {
+        let limit = QosOptions::default().prefetch_size(1);
+        channel.basic_qos_with(limit).unwrap_err()
+    });
+}
+
+#[test]
+fn an_unknown_kind_of_exchange_costs_the_connection_or_since_rabbitmq_4_its_channel() {
+    let declare = |channel: &Channel| {
         let kind = ExchangeKind::Other("nope".into());
         channel
             .exchange_declare(&unique("x"), kind, Default::default())
             .unwrap_err()
-    });
-    connection_refused(ReplyCode::NOT_IMPLEMENTED, |channel| {
-        channel.basic_recover(false).unwrap_err()
-    });
+    };
+    if version() < (4, 0) {
+        connection_refused(ReplyCode::COMMAND_INVALID, declare);
+    } else {
+        let text = "unknown exchange type 'nope'";
+        refused(ReplyCode::PRECONDITION_FAILED, text, declare);
+    }
 }
 
 #[test]

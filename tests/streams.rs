@@ -12,7 +12,7 @@ use leveret::{
 
 use crate::recovery::{recovered, Lossy};
 use crate::support::proxy::Proxy;
-use crate::support::version::version;
+use crate::support::version;
 use crate::support::{channel, connect, eventually, unique, url, Program, SOON};
 
 /// Streams can be filtered since 3.13.

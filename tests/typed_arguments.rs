@@ -9,7 +9,7 @@ use leveret::{
     QueueDeclareOptions, QueueType, StreamOffset,
 };
 
-use crate::support::version::version;
+use crate::support::version;
 use crate::support::{channel, connect, eventually, exclusive_queue, ready, unique, Node, SOON};
 
 /// The body of the next message of the queue, which is acknowledged.

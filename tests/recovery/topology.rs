@@ -10,7 +10,7 @@ use leveret::{
 
 use super::{recovered, Lossy};
 use crate::support::proxy::quick;
-use crate::support::{channel, connect, eventually, exclusive_queue, ready, unique, SOON};
+use crate::support::{channel, connect, eventually, exclusive_queue, ready, unique, version, SOON};
 
 fn auto_delete_exchange(channel: &Channel, kind: ExchangeKind) -> Exchange {
     let options = ExchangeDeclareOptions::default().auto_delete();
@@ -405,19 +405,39 @@ fn what_costs_the_connection_each_time_is_left_out() {
     let lossy = Lossy::new();
     let channel = lossy.connection.open_channel().unwrap();
     let queue = exclusive_queue(&channel);
-    // A kind that only plugins know costs the connection (503, or the channel since RabbitMQ 4).
-    let no_wait = ExchangeDeclareOptions::default().auto_delete().no_wait();
-    let kind = ExchangeKind::Other("x-no-such".into());
-    let name = unique("x");
-    channel.exchange_declare(&name, kind, no_wait).unwrap();
+    let name = unique("poison");
+    let mut consuming = None;
+    let entity = if version() < (4, 0) {
+        // A kind of exchange that only plugins know: 503.
+        let options = ExchangeDeclareOptions::default().auto_delete().no_wait();
+        let kind = ExchangeKind::Other("x-no-such".into());
+        channel.exchange_declare(&name, kind, options).unwrap();
+        Entity::Exchange { name }
+    } else {
+        // A consumer with an offset of the wrong type: 541.
+        let stream = channel.queue_declare(&name, QueueDeclareOptions::stream());
+        let stream = stream.unwrap();
+        let channel = lossy.connection.open_channel().unwrap();
+        channel.basic_qos(1).unwrap();
+        let options = ConsumeOptions::default().argument("x-stream-offset", true);
+        let consumer = channel.basic_consume(&name, options.no_wait()).unwrap();
+        let consumer_tag = consumer.consumer_tag().to_owned();
+        consuming = Some((stream, consumer));
+        Entity::Consumer {
+            queue: name,
+            consumer_tag,
+        }
+    };
     let told = recovered(&lossy.events);
-    let entity = Entity::Exchange { name };
     let blamed = told.iter().filter(
         |event| matches!(event, ConnectionEvent::NotRecovered { entity: it, .. } if *it == entity),
     );
     assert_eq!(blamed.count(), 1, "{told:?}");
     queue.publish("m").unwrap();
     arrives(&channel, queue.name(), 1);
+    if let Some((stream, _consumer)) = consuming {
+        stream.delete(Default::default()).unwrap();
+    }
 }
 
 #[test]

@@ -8,7 +8,7 @@ mod node;
 pub(crate) mod program;
 pub(crate) mod proxy;
 mod scripted;
-pub(crate) mod version;
+mod version;
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -24,6 +24,7 @@ pub(crate) use scripted::{
     at, content_frames, frame, method_frame, scripted_connections, scripted_server, short, Frame,
     Script,
 };
+pub(crate) use version::{version, version_of};
 
 /// What a test waits at most for something that should happen soon.
 pub(crate) const SOON: Duration = Duration::from_secs(20);

@@ -1,4 +1,4 @@
-//! Which RabbitMQ the tests run on, for what its versions do differently.
+//! Which RabbitMQ a test runs on, for what its versions do differently.
 
 use std::sync::LazyLock;
 
@@ -6,26 +6,26 @@ use leveret::Connection;
 
 use super::connect;
 
-/// The version whose behaviour the broker in the box has.
-const OF_THE_BOX: (u32, u32) = (3, 10);
+/// Major and minor.
+type Version = (u32, u32);
 
-/// Major and minor version of the RabbitMQ that all tests share. The broker in the box counts as
-/// the version that it behaves like.
-pub(crate) fn version() -> (u32, u32) {
-    static VERSION: LazyLock<(u32, u32)> = LazyLock::new(|| version_of(&connect()));
+/// The version whose behaviour the broker in the box has.
+const OF_THE_BOX: Version = (3, 10);
+
+/// The version of the broker that all tests share. The broker in the box counts as the version that
+/// it behaves like.
+pub(crate) fn version() -> Version {
+    static VERSION: LazyLock<Version> = LazyLock::new(|| version_of(&connect()));
     *VERSION
 }
 
-/// Like [`version`], of the broker of this connection.
-pub(crate) fn version_of(connection: &Connection) -> (u32, u32) {
+/// Like [`version`], of the broker at the other end of this connection.
+pub(crate) fn version_of(connection: &Connection) -> Version {
     let properties = connection.server_properties();
-    let text = |name: &str| properties.get(name).and_then(|it| it.as_str());
-    match text("product") {
-        Some("leveret") => OF_THE_BOX,
-        _ => {
-            let version = text("version").unwrap();
-            let mut numbers = version.split('.').map(|it| it.parse().unwrap());
-            (numbers.next().unwrap(), numbers.next().unwrap())
-        }
+    let text = |name: &str| properties.get(name).unwrap().as_str().unwrap();
+    if text("product") == "leveret" {
+        return OF_THE_BOX;
     }
+    let mut numbers = text("version").split('.').map(|it| it.parse().unwrap());
+    (numbers.next().unwrap(), numbers.next().unwrap())
 }
