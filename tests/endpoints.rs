@@ -11,7 +11,7 @@ use leveret::{Connection, ConnectionEvent, ConnectionOptions, ErrorKind};
 
 use crate::recovery::recovered;
 use crate::support::proxy::quick;
-use crate::support::{options, scripted_server, url};
+use crate::support::{address_of, options, scripted_server, url};
 
 /// Where nobody listens.
 fn closed() -> SocketAddr {
@@ -49,16 +49,14 @@ fn the_first_endpoint_that_can_be_used_is_used_and_a_silent_one_costs_its_share(
 #[test]
 fn the_error_lists_what_each_endpoint_said() {
     let (hangs_up, server) = scripted_server(|server| server.expect_header());
-    let (nobody, broker) = (closed(), url());
-    let broker = broker.rsplit_once('@').unwrap().1;
-    let broker = broker.split_once('/').unwrap().0;
+    let (nobody, broker) = (closed(), address_of(&url()).to_string());
     let uri = format!("amqp://guest:wr0ng@{nobody},{hangs_up},{broker}");
     let error = Connection::open(&uri).unwrap_err();
     let ErrorKind::EndpointsFailed(failed) = error.kind() else {
         panic!("{error}");
     };
     let endpoints: Vec<_> = failed.iter().map(|it| it.endpoint.clone()).collect();
-    let expected = [&nobody.to_string(), &hangs_up.to_string(), broker];
+    let expected = [nobody.to_string(), hangs_up.to_string(), broker];
     assert_eq!(endpoints, expected);
     let kinds = failed.iter().map(|it| it.error.kind()).collect::<Vec<_>>();
     assert!(
@@ -73,7 +71,8 @@ fn the_error_lists_what_each_endpoint_said() {
         "{error}"
     );
     let text = error.to_string();
-    for part in [&expected[..], &["refused", "waiting for connection.start"]].concat() {
+    let parts = ["refused", "waiting for connection.start"];
+    for part in expected.iter().map(String::as_str).chain(parts) {
         assert!(text.contains(part), "{text}");
     }
     assert!(!text.contains("wr0ng"), "{text}");
