@@ -56,6 +56,8 @@ struct Shared {
     plans: Mutex<VecDeque<Plan>>,
     links: Mutex<Vec<Arc<Link>>>,
     accepted: AtomicUsize,
+    /// How many bytes came from the broker.
+    to_client: Arc<AtomicUsize>,
     refuses: AtomicBool,
     ends: AtomicBool,
 }
@@ -65,6 +67,8 @@ struct Link {
     broker: TcpStream,
     to_broker_drops: AtomicBool,
     to_client_drops: AtomicBool,
+    /// [`Shared::to_client`].
+    to_client: Arc<AtomicUsize>,
 }
 
 impl Link {
@@ -88,6 +92,9 @@ impl Link {
         };
         let mut buffer = [0; 16 << 10];
         while let Ok(count @ 1..) = from.read(&mut buffer) {
+            if direction == Direction::ToClient {
+                self.to_client.fetch_add(count, Ordering::SeqCst);
+            }
             let bytes = &mut buffer[..count];
             let mut written = 0;
             match &mut plan {
@@ -151,6 +158,7 @@ impl Proxy {
             plans: Mutex::default(),
             links: Mutex::default(),
             accepted: AtomicUsize::new(0),
+            to_client: Arc::default(),
             refuses: AtomicBool::new(false),
             ends: AtomicBool::new(false),
         });
@@ -202,6 +210,11 @@ impl Proxy {
         }
     }
 
+    /// How many bytes the broker has sent so far.
+    pub(crate) fn bytes_to_client(&self) -> usize {
+        self.shared.to_client.load(Ordering::SeqCst)
+    }
+
     /// How many connections there have been.
     pub(crate) fn accepted(&self) -> usize {
         self.shared.accepted.load(Ordering::SeqCst)
@@ -238,6 +251,7 @@ impl Shared {
                     broker,
                     to_broker_drops: AtomicBool::new(false),
                     to_client_drops: AtomicBool::new(false),
+                    to_client: Arc::clone(&self.to_client),
                 });
                 self.links.lock().unwrap().push(Arc::clone(&link));
                 let plan = self.plans.lock().unwrap().pop_front();
