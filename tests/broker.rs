@@ -20,10 +20,15 @@ fn options(broker: &Broker) -> ConnectionOptions {
     ConnectionOptions::from_uri(&broker.uri()).unwrap()
 }
 
+/// Of an [`impatient`] client, and of the broker that it has.
+const HEARTBEAT: Duration = Duration::from_secs(2);
+/// Longer than a client or a broker waits for a heartbeat: two intervals.
+const LONG: Duration = HEARTBEAT.saturating_mul(3);
+
 /// A client that soon notices silence, and gives up then.
 fn impatient(broker: &Broker) -> ConnectionOptions {
     options(broker)
-        .heartbeat(Duration::from_secs(1))
+        .heartbeat(HEARTBEAT)
         .recovery(RecoveryOptions::none())
 }
 
@@ -192,7 +197,7 @@ fn a_client_notices_when_heartbeats_stop() {
     let options = impatient(&broker);
     let connection = Connection::open_with(&options).unwrap();
     // It lives as long as they come.
-    thread::sleep(Duration::from_millis(2500));
+    thread::sleep(LONG);
     assert!(connection.is_open());
     broker.stop_heartbeats(true);
     connection.wait_closed(SOON).unwrap();
@@ -209,9 +214,9 @@ fn a_client_gets_heartbeats_from_a_broker_that_proposes_none() {
     let broker = Broker::start_with(proposes_none).unwrap();
     let connection = Connection::open_with(&impatient(&broker)).unwrap();
     assert_eq!(connection.server_heartbeat(), Duration::ZERO);
-    assert_eq!(connection.heartbeat(), Duration::from_secs(1));
+    assert_eq!(connection.heartbeat(), HEARTBEAT);
     // Both sides send them: neither takes the other one for dead.
-    thread::sleep(Duration::from_millis(2500));
+    thread::sleep(LONG);
     assert!(connection.is_open());
     broker.stop_heartbeats(true);
     connection.wait_closed(SOON).unwrap();
@@ -225,7 +230,7 @@ fn a_client_gets_heartbeats_from_a_broker_that_proposes_none() {
 fn a_client_that_is_silent_is_dropped_and_its_messages_go_back() {
     let broker = Broker::start().unwrap();
     let proxy = Proxy::start(&broker.uri());
-    let options = proxy.options().heartbeat(Duration::from_secs(1));
+    let options = proxy.options().heartbeat(HEARTBEAT);
     let channel = Connection::open_with(&options)
         .unwrap()
         .open_channel()
@@ -475,7 +480,7 @@ fn a_connection_that_was_blocked_for_longer_than_its_heartbeats_goes_on() {
     broker.delay(Duration::from_millis(100));
     broker.block("low on disk");
     let confirm = publisher.publish("", "q", "held up").unwrap();
-    thread::sleep(Duration::from_millis(3500));
+    thread::sleep(LONG);
     broker.delay(Duration::ZERO);
     broker.unblock();
     confirm.wait().unwrap();

@@ -849,15 +849,16 @@ fn a_message_that_is_kept_too_long_ends_the_consumer_with_the_brokers_words() {
 
 #[test]
 fn a_consumer_that_is_busy_for_longer_than_any_heartbeat_keeps_its_connection() {
-    let options = options().heartbeat(Duration::from_secs(1));
+    let heartbeat = Duration::from_secs(2);
+    let options = options().heartbeat(heartbeat);
     let connection = Connection::open_with(&options).unwrap();
     let channel = connection.open_channel().unwrap();
     let queue = exclusive_queue(&channel);
     queue.publish("hard work").unwrap();
     let consumer = queue.consume(ConsumeOptions::default()).unwrap();
     let delivery = consumer.recv_timeout(SOON).unwrap().unwrap();
-    thread::sleep(Duration::from_secs(4));
+    thread::sleep(3 * heartbeat);
     delivery.ack().unwrap();
     channel.basic_qos(1).unwrap();
-    assert_eq!(connection.heartbeat(), Duration::from_secs(1));
+    assert_eq!(connection.heartbeat(), heartbeat);
 }

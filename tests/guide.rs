@@ -1,7 +1,4 @@
 //! The programs of the guide that older users of aioamqp know, translated.
-
-use std::time::Duration;
-
 use leveret::{
     ClosedBy, Connection, ConsumeOptions, ErrorKind, ExchangeDeclareOptions, ExchangeKind,
     QueueDeclareOptions,
@@ -76,7 +73,7 @@ fn closing_then_waiting_until_closed_with_a_timeout() {
     let connection = connect();
     let channel = connection.open_channel().unwrap();
     connection.close().unwrap();
-    connection.wait_closed(Duration::from_secs(10)).unwrap();
+    connection.wait_closed(SOON).unwrap();
     // The counterpart of the exception type for a closed connection.
     let error = channel
         .queue_declare("q", QueueDeclareOptions::durable())

@@ -5,12 +5,15 @@ use std::time::{Duration, Instant};
 
 use leveret::{Connection, Error, ErrorKind};
 
-use crate::support::{at, method_frame, scripted_server, Script};
+use crate::support::{at, method_frame, scripted_server, Script, SOON};
 
 /// What a server says, and what it hears in between.
 struct Recorded {
     parts: [Vec<u8>; 3],
 }
+
+/// The client must read what the server says within it, also on a busy machine.
+const TIMEOUT: Duration = Duration::from_secs(2);
 
 const STEPS: [&str; 3] = ["connection.start", "connection.tune", "connection.open-ok"];
 
@@ -58,10 +61,11 @@ fn open_cut(bytes: usize, then: fn(&mut Script)) -> (Error, &'static str) {
         then(server);
         step
     });
-    let options = at(address).connect_timeout(Duration::from_millis(400));
+    let options = at(address).connect_timeout(TIMEOUT);
     let begin = Instant::now();
     let error = Connection::open_with(&options).unwrap_err();
-    assert!(begin.elapsed() < Duration::from_secs(10), "{error}");
+    // It is not the default, half a minute.
+    assert!(begin.elapsed() < SOON, "{error}");
     (error, server.join().unwrap())
 }
 
@@ -81,7 +85,7 @@ fn a_server_that_falls_silent_after_any_byte_is_given_up_and_the_step_is_named()
         let silent = |server: &mut Script| drop(server.wait_for_end());
         let (error, step) = open_cut(bytes, silent);
         assert!(error.is_timeout(), "after {bytes} bytes: {error}");
-        let expected = format!("waiting for {step}: timed out after 400ms");
+        let expected = format!("waiting for {step}: timed out after 2s");
         assert!(
             error.to_string().contains(&expected),
             "after {bytes} bytes: {error}"
@@ -113,10 +117,10 @@ fn open_to(said: Vec<u8>) -> Error {
         server.send(&said);
         server.wait_for_end();
     });
-    let options = at(address).connect_timeout(Duration::from_secs(20));
+    let options = at(address).connect_timeout(2 * SOON);
     let begin = Instant::now();
     let error = Connection::open_with(&options).unwrap_err();
-    assert!(begin.elapsed() < Duration::from_secs(10), "{error}");
+    assert!(begin.elapsed() < SOON, "{error}");
     server.join().unwrap();
     error
 }
@@ -164,6 +168,7 @@ fn a_handshake_that_never_ends_does_so_at_the_connect_timeout() {
     let error = Connection::open_with(&at(address).connect_timeout(timeout)).unwrap_err();
     let elapsed = begin.elapsed();
     assert!(error.is_timeout(), "{error}");
-    assert!(elapsed >= timeout && elapsed < 10 * timeout, "{elapsed:?}");
+    // All of it would take minutes.
+    assert!(elapsed >= timeout && elapsed < SOON, "{elapsed:?}");
     server.join().unwrap();
 }

@@ -19,8 +19,8 @@ use crate::support::{
 const MIB: usize = 1 << 20;
 const BODY: usize = 120 << 10;
 /// In seconds.
-const HEARTBEAT: u8 = 1;
-/// More than ten intervals in all.
+const HEARTBEAT: u8 = 2;
+/// Six intervals in all. A client without heartbeats is dropped after two.
 const QUIET_FOR: Duration = Duration::from_secs(6);
 const CALLING_FOR: Duration = Duration::from_secs(6);
 /// The limit of unread bytes, what comes beyond it for the callers who always wait, and the program itself.

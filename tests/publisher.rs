@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use leveret::{
     Confirm, Connection, ConsumeOptions, Error, ErrorKind, Message, PublisherOptions,
@@ -11,7 +11,7 @@ use leveret::{
 
 use crate::support::{
     at, channel, connect, eventually, exclusive_queue, logged, ready, scripted_server, short,
-    unique, Script, SOON,
+    shortest_of_ten, unique, Script, SOON,
 };
 
 const SHORT: Duration = Duration::from_millis(300);
@@ -247,7 +247,7 @@ fn publish_to(
         server.send_method(1, 85, 11, b"");
         script(server);
     });
-    let options = at(address).request_timeout(SHORT);
+    let options = at(address).request_timeout(SOON);
     (Connection::open_with(&options).unwrap(), server)
 }
 
@@ -290,10 +290,11 @@ fn publishing_blocks_only_while_the_window_is_full() {
         "waiting for the confirm of message 1: timed out after 300ms"
     );
 
-    let begin = Instant::now();
-    let error = publisher.try_publish("", "q", "m").unwrap_err();
-    assert!(begin.elapsed() < SHORT);
-    assert_eq!(*error.kind(), window_full(Duration::ZERO, 3));
+    let took = shortest_of_ten(|| {
+        let error = publisher.try_publish("", "q", "m").unwrap_err();
+        assert_eq!(*error.kind(), window_full(Duration::ZERO, 3));
+    });
+    assert!(took < SHORT, "{took:?}");
     let error = publisher.publish("", "q", "m").unwrap_err();
     assert_eq!(*error.kind(), window_full(SHORT, 3));
     assert!(error.is_timeout() && !error.may_have_been_sent());

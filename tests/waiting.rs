@@ -9,14 +9,18 @@ use leveret::{
 };
 
 use crate::support::{
-    at, eventually, exclusive_queue, logged, ready, scripted_server, short, Node, SOON,
+    at, eventually, exclusive_queue, logged, ready, scripted_server, short, shortest_of_ten, Node,
+    SOON,
 };
 
+/// A timeout that the test waits for.
 const SHORT: Duration = Duration::from_millis(300);
+/// A timeout that some calls wait for, while others must be answered within it, also on a busy machine.
+const MODERATE: Duration = Duration::from_secs(2);
 
-/// A connection to a scripted server, whose calls wait but shortly.
+/// A connection to a scripted server, whose calls do not wait for long.
 fn connect_to(address: SocketAddr) -> Connection {
-    let options = at(address).request_timeout(SHORT);
+    let options = at(address).request_timeout(MODERATE);
     Connection::open_with(&options).unwrap()
 }
 
@@ -39,10 +43,10 @@ fn a_late_reply_is_swallowed_and_the_next_caller_gets_its_own() {
     let error = channel
         .queue_declare("first", QueueDeclareOptions::durable())
         .unwrap_err();
-    assert_eq!(*error.kind(), ErrorKind::TimedOut { after: SHORT });
+    assert_eq!(*error.kind(), ErrorKind::TimedOut { after: MODERATE });
     assert_eq!(
         error.to_string(),
-        "queue.declare \"first\": timed out after 300ms"
+        "queue.declare \"first\": timed out after 2s"
     );
     let second = channel
         .queue_declare("second", QueueDeclareOptions::durable())
@@ -130,7 +134,7 @@ fn closing_its_channel_wakes_a_publisher_that_waits() {
         server.wait_for_end();
     });
     let options = at(address)
-        .request_timeout(SHORT)
+        .request_timeout(MODERATE)
         .publish_timeout(10 * SOON);
     let connection = Connection::open_with(&options).unwrap();
     let channel = connection.open_channel().unwrap();
@@ -160,7 +164,8 @@ fn what_times_out_while_the_broker_blocks_the_connection_says_so() {
         server.send_method(0, 10, 60, &short("low on memory"));
         server.wait_for_end();
     });
-    let options = at(address).request_timeout(SHORT).publish_timeout(SHORT);
+    let options = at(address).request_timeout(MODERATE);
+    let options = options.publish_timeout(SHORT);
     let connection = Connection::open_with(&options).unwrap();
     let publisher = connection.open_channel().unwrap().publisher().unwrap();
     let confirm = publisher.publish("", "q", "m").unwrap();
@@ -254,7 +259,7 @@ fn a_broker_that_stops_costs_timeouts_and_nothing_more() {
     let node = Node::start();
     let options = node
         .options()
-        .request_timeout(SHORT)
+        .request_timeout(MODERATE)
         .publish_timeout(SHORT)
         .heartbeat(Duration::ZERO);
     let connection = Connection::open_with(&options).unwrap();
@@ -270,7 +275,7 @@ fn a_broker_that_stops_costs_timeouts_and_nothing_more() {
     eventually("it is there", || ready(&channel, queue.name()) == 1);
 
     node.signal("STOP");
-    let timed_out = ErrorKind::TimedOut { after: SHORT };
+    let timed_out = ErrorKind::TimedOut { after: MODERATE };
     assert_eq!(*channel.basic_qos(5).unwrap_err().kind(), timed_out);
     assert_eq!(
         *fetcher.basic_get(queue.name(), false).unwrap_err().kind(),
@@ -289,6 +294,7 @@ fn a_broker_that_stops_costs_timeouts_and_nothing_more() {
     assert!(begin.elapsed() < SOON);
     let connecting = options.connect_timeout(SHORT);
     let error = Connection::open_with(&connecting).unwrap_err();
+    let timed_out = ErrorKind::TimedOut { after: SHORT };
     assert_eq!(*error.kind(), timed_out, "{error}");
     assert!(
         error.to_string().contains("waiting for connection.start"),
@@ -324,7 +330,7 @@ fn a_blocked_connection_says_why_and_goes_on_when_unblocked() {
     let options = node
         .options()
         .publish_timeout(SHORT)
-        .request_timeout(Duration::from_secs(2));
+        .request_timeout(MODERATE);
     let connection = Connection::open_with(&options).unwrap();
     let channel = connection.open_channel().unwrap();
     let queue = exclusive_queue(&channel);
@@ -356,22 +362,20 @@ fn a_blocked_connection_says_why_and_goes_on_when_unblocked() {
         "{event:?}"
     );
     // Those who do not wait are told at once.
-    let begin = Instant::now();
-    let errors = [
-        channel
-            .try_basic_publish("", queue.name(), "m")
-            .unwrap_err(),
-        publisher.try_publish("", queue.name(), "m").unwrap_err(),
-    ];
-    assert!(begin.elapsed() < SHORT);
-    for error in errors {
-        assert!(
-            error
-                .to_string()
-                .ends_with("the broker has blocked the connection (low on memory)"),
-            "{error}"
-        );
-    }
+    let took = shortest_of_ten(|| {
+        let errors = [
+            channel
+                .try_basic_publish("", queue.name(), "m")
+                .unwrap_err(),
+            publisher.try_publish("", queue.name(), "m").unwrap_err(),
+        ];
+        for error in errors {
+            let text = error.to_string();
+            let end = "the broker has blocked the connection (low on memory)";
+            assert!(text.ends_with(end), "{text}");
+        }
+    });
+    assert!(took < SHORT, "{took:?}");
     let error = publisher.publish("", queue.name(), "m").unwrap_err();
     assert!(
         matches!(error.kind(), ErrorKind::ConnectionBlocked { .. }),

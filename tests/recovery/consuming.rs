@@ -1,7 +1,7 @@
 //! Consumers go on.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::Arc;
+use std::sync::{mpsc, Arc};
 use std::thread;
 use std::time::Duration;
 
@@ -32,6 +32,7 @@ fn iteration_goes_on_and_what_was_not_acknowledged_comes_again() {
     let channel = lossy.connection.open_channel().unwrap();
     let queue = lasting_queue(&channel);
     let consumer = queue.consume(Default::default()).unwrap();
+    let (tell, told) = mpsc::channel();
     let iterating = thread::spawn(move || {
         let mut seen = Vec::new();
         for delivery in &consumer {
@@ -39,7 +40,7 @@ fn iteration_goes_on_and_what_was_not_acknowledged_comes_again() {
             seen.push((body(&delivery), delivery.redelivered(), consumer.epoch()));
             match body(&delivery) {
                 // Never acknowledged on the first connection.
-                3 if !delivery.redelivered() => drop(delivery),
+                3 if !delivery.redelivered() => tell.send(()).unwrap(),
                 99 => break,
                 _ => delivery.ack().unwrap(),
             }
@@ -49,9 +50,9 @@ fn iteration_goes_on_and_what_was_not_acknowledged_comes_again() {
     for number in 1..=3 {
         queue.publish(number.to_string()).unwrap();
     }
-    let watching = self::channel();
-    eventually("all are taken", || ready(&watching, queue.name()) == 0);
-    thread::sleep(Duration::from_millis(50));
+    told.recv_timeout(SOON).unwrap();
+    // The acknowledgements go before it.
+    channel.basic_qos(0).unwrap();
     lossy.lose();
     queue.publish("4").unwrap();
     queue.publish("99").unwrap();

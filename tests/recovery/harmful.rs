@@ -70,7 +70,7 @@ fn a_queue_without_an_answer_holds_up_no_consumer_of_another() {
     let name = unique("hung");
     let (armed, judge) = judge(QUEUE_DECLARE, &name, Verdict::Hang);
     let interceptor = Interceptor::start(judge);
-    let timeout = Duration::from_secs(3);
+    let timeout = Duration::from_secs(6);
     let recovery = quick().entity_timeout(timeout);
     let connection = Connection::open_with(&interceptor.options().recovery(recovery)).unwrap();
     let events = connection.events();
@@ -88,11 +88,7 @@ fn a_queue_without_an_answer_holds_up_no_consumer_of_another() {
     let delivery = consumer.recv_timeout(SOON).unwrap().unwrap();
     delivery.ack().unwrap();
     // The others do not wait for its time.
-    assert!(
-        begin.elapsed() < timeout - Duration::from_millis(500),
-        "{:?}",
-        begin.elapsed()
-    );
+    assert!(begin.elapsed() < timeout, "{:?}", begin.elapsed());
     let told = recovered(&events);
     let hung = Entity::Queue { name: name.clone() };
     let lacking = Entity::Consumer {
@@ -130,7 +126,8 @@ fn bindings_without_an_answer_come_after_consumers_and_are_left_out_the_next_tim
         }
         verdict
     });
-    let recovery = quick().entity_timeout(Duration::from_secs(1));
+    // Everything else must be answered within it.
+    let recovery = quick().entity_timeout(Duration::from_secs(2));
     let connection = Connection::open_with(&interceptor.options().recovery(recovery)).unwrap();
     let events = connection.events();
     let channel = connection.open_channel().unwrap();
@@ -149,12 +146,12 @@ fn bindings_without_an_answer_come_after_consumers_and_are_left_out_the_next_tim
         .unwrap();
     let delivery = consumer.recv_timeout(SOON).unwrap().unwrap();
     delivery.ack().unwrap();
-    // All of them have no more time than two.
+    // All thirty share the time of two: they do not take a minute.
     let told = recovered(&events);
     let Some(ConnectionEvent::Recovered { after, .. }) = told.last() else {
         panic!("{told:?}");
     };
-    assert!(*after < Duration::from_secs(10), "{after:?}");
+    assert!(*after < SOON, "{after:?}");
     assert_eq!(not_recovered(&told).len(), 30, "{told:?}");
     // None of them is asked for again on the program's own connection: neither now nor the next time.
     let mut of_program = 1;
@@ -362,7 +359,8 @@ fn closing_ends_in_its_time_whatever_hangs() {
     let closed = connection.close_with(ReplyCode::SUCCESS, "", TIMEOUT);
     let error = closed.unwrap_err();
     assert!(error.is_timeout() && !connection.is_open(), "{error}");
-    assert!(begin.elapsed() < SOON / 4, "{:?}", begin.elapsed());
+    // It is not the timeout of a request.
+    assert!(begin.elapsed() < SOON, "{:?}", begin.elapsed());
     let error = hung.join().unwrap().unwrap_err();
     assert!(error.is_connection_end(), "{error}");
 }
@@ -413,7 +411,8 @@ fn bindings_that_differ_only_in_their_arguments_are_told_apart() {
     let colour = unique("red");
     let (armed, judge) = judge(QUEUE_BIND, &colour, Verdict::Hang);
     let interceptor = Interceptor::start(judge);
-    let recovery = quick().entity_timeout(Duration::from_millis(500));
+    // Everything else must be answered within it.
+    let recovery = quick().entity_timeout(Duration::from_secs(2));
     let connection = Connection::open_with(&interceptor.options().recovery(recovery)).unwrap();
     let events = connection.events();
     let channel = connection.open_channel().unwrap();
@@ -487,7 +486,8 @@ fn a_confirm_that_comes_late_leaves_nobody_waiting() {
         server.send_method(channel, 60, 80, &ack(2));
         is_done.recv().unwrap();
     });
-    let recovery = quick().entity_timeout(Duration::from_millis(100));
+    // The broker must open the channels within it.
+    let recovery = quick().entity_timeout(Duration::from_secs(2));
     let connection = Connection::open_with(&at(address).recovery(recovery)).unwrap();
     let channel = connection.open_channel().unwrap();
     let publisher = channel.publisher().unwrap();

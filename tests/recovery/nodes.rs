@@ -213,8 +213,8 @@ fn a_node_that_is_away_is_waited_for_with_growing_delays() {
     let mut node = Node::start();
     let options = node
         .options()
-        .request_timeout(Duration::from_secs(2))
-        .publish_timeout(Duration::from_secs(2));
+        .request_timeout(Duration::from_secs(4))
+        .publish_timeout(Duration::from_secs(4));
     let connection = Connection::open_with(&options).unwrap();
     let events = connection.events();
     let channel = connection.open_channel().unwrap();

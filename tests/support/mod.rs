@@ -83,6 +83,16 @@ pub(crate) fn ready(channel: &Channel, queue: &str) -> u32 {
         .unwrap()
 }
 
+/// The shortest of ten runs: how long this takes on a machine that is not busy.
+pub(crate) fn shortest_of_ten(mut it: impl FnMut()) -> Duration {
+    let times = [(); 10].map(|()| {
+        let begin = Instant::now();
+        it();
+        begin.elapsed()
+    });
+    times.into_iter().min().unwrap()
+}
+
 /// How much memory a process has, or, on Linux, `self` has. None if it has ended.
 #[cfg(target_os = "linux")]
 pub(crate) fn resident_kib(process: &str) -> Option<usize> {
