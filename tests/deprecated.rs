@@ -4,12 +4,12 @@ use std::process::Command;
 
 use leveret::{
     Connection, ConnectionEvent, ConsumeOptions, Delivery, ExchangeDeclareOptions, ExchangeKind,
-    FieldValue, Message, QosOptions, Queue, QueueDeclareOptions, QueueDeleteOptions, QueueType,
-    ReplyCode, RpcClient, RpcServer, Settlement, StreamOffset, WorkerOptions, Workers,
+    Message, QosOptions, Queue, QueueDeclareOptions, QueueDeleteOptions, QueueType, ReplyCode,
+    RpcClient, RpcServer, Settlement, StreamOffset, WorkerOptions, Workers,
 };
 
 use crate::support::proxy::Proxy;
-use crate::support::{eventually, unique, Node, Program, SOON};
+use crate::support::{eventually, unique, version_of, Node, Program, SOON};
 
 /// What RabbitMQ 4.0 to 4.3 list as deprecated, for all protocols.
 const DEPRECATED: [&str; 7] = [
@@ -22,25 +22,11 @@ const DEPRECATED: [&str; 7] = [
     "transient_nonexcl_queues",
 ];
 
-/// Major and minor version of RabbitMQ; `None` for the broker in the box.
-fn rabbitmq(connection: &Connection) -> Option<(u32, u32)> {
-    let properties = connection.server_properties();
-    let property = |name| properties.get(name).and_then(FieldValue::as_str).unwrap();
-    let mut parts = property("version").split('.').map(|it| it.parse().unwrap());
-    let version = (parts.next().unwrap(), parts.next().unwrap());
-    (property("product") == "RabbitMQ").then_some(version)
-}
-
-/// Whether a prefetch for a whole channel is one, if the broker has its default configuration.
-pub(crate) fn limits_channels(connection: &Connection) -> bool {
-    rabbitmq(connection).map_or(true, |version| version < (4, 3))
-}
-
 /// A node that denies all that is deprecated, and whether there is something that it can deny.
 fn strict_node() -> (Node, bool) {
     let plain = Node::start();
     let connection = Connection::open_with(&plain.options()).unwrap();
-    if rabbitmq(&connection).unwrap() < (4, 0) {
+    if version_of(&connection) < (4, 0) {
         // It would not start with settings that it does not know.
         return (plain, false);
     }

@@ -6,12 +6,11 @@ use leveret::broker::Broker;
 use leveret::{Connection, ConnectionOptions, QosOptions, QueueDeclareOptions};
 use log::{Level, LevelFilter};
 
-use crate::deprecated::limits_channels;
 use crate::recovery::recovered;
 use crate::support::logged::Line;
 use crate::support::proxy::quick;
 use crate::support::{
-    at, eventually, exclusive_queue, logged, options, ready, scripted_connections, unique,
+    at, eventually, exclusive_queue, logged, options, ready, scripted_connections, unique, version,
 };
 
 /// Its lines belong to no connection of a program.
@@ -157,7 +156,7 @@ fn a_limit_for_the_whole_channel_holds_or_the_log_says_that_it_does_not() {
     channel.basic_qos_with(together()).unwrap();
     channel.basic_qos_with(together()).unwrap();
     let consumers = [(); 3].map(|()| queue.consume(Default::default()).unwrap());
-    let (unread, warnings) = match limits_channels(&connection) {
+    let (unread, warnings) = match version() < (4, 3) {
         true => ([5, 0, 0], 0),
         false => ([5, 5, 5], 1),
     };

@@ -62,7 +62,7 @@ impl Secured {
             .host("localhost")
             .port(self.port)
             .tls(tls)
-            .connect_timeout(Duration::from_secs(10))
+            .connect_timeout(2 * SOON)
     }
 
     /// As all is well.
@@ -76,7 +76,7 @@ impl Secured {
 fn refused(options: &ConnectionOptions) -> Error {
     let begin = Instant::now();
     let error = Connection::open_with(options).unwrap_err();
-    assert!(begin.elapsed() < Duration::from_secs(8), "{error}");
+    assert!(begin.elapsed() < SOON, "{error}");
     assert!(!error.is_timeout(), "{error}");
     error
 }
@@ -452,7 +452,7 @@ fn a_key_that_cannot_be_used_is_named_with_the_format_that_is_needed() {
         let tls = TlsOptions::default().ca_certificate_file(path("ca.pem"));
         at(listener.local_addr().unwrap())
             .tls(tls.identity_files(path(certificate), path(key)))
-            .connect_timeout(Duration::from_millis(300))
+            .connect_timeout(Duration::from_secs(2))
     };
     let needed = "PKCS#8 in PEM (BEGIN PRIVATE KEY) is needed";
     for (certificate, key, texts) in [
