@@ -13,8 +13,8 @@
 //! | [Priorities](crate::Message::priority) of quorum queues | none | two: from 5 on is the higher | 0 to 31, strictly |
 //! | Default [delivery limit](#what-counts-towards-the-delivery-limit) of quorum queues | none | 20 | 20, only failures count |
 //! | A message that is not acknowledged in time (`consumer_timeout`, 30 minutes) | closes the channel (406) | closes the channel (406) | classic queues and streams have no timeout; a quorum queue cancels the consumer, and closes the channel (406) after `basic_get` |
-//! | Argument `x-consumer-timeout` of a queue | is ignored | all types | quorum queues; other types refuse it (406) |
-//! | Argument `x-consumer-timeout` of a consumer | is ignored | is ignored | quorum queues; other types refuse it (406) |
+//! | [`consumer_timeout`](crate::QueueDeclareOptions::consumer_timeout) of a queue | is ignored | all types | quorum queues; other types refuse it (406) |
+//! | [`consumer_timeout`](crate::ConsumeOptions::consumer_timeout) of a consumer | is ignored | is ignored | quorum queues; other types refuse it (406) |
 //! | Prefetch for a whole channel ([`global`](crate::QosOptions::global)) | classic queues | classic queues | `Ok`, but for each consumer |
 //! | Consumer of a quorum queue on a channel with such a prefetch | closes the connection (540) | closes the connection (540) | for each consumer |
 //! | [Passive declaration](crate::Connection::queue_exists) needs | no permission | no permission | "configure", "write" or "read" (4.3.0: "configure") |
@@ -23,14 +23,19 @@
 //! | An unknown exchange kind | closes the connection (503) | closes the channel (406) | closes the channel (406) |
 //! | Wildcards `#` in one binding of a topic exchange | any number | any number | 2, else 406 (since 4.3.5) |
 //! | The header `CC` in a dead-lettered message | is removed | is kept | is kept |
+//! | [`redelivered`](crate::Delivery::redelivered) of a message that was rejected and dead-lettered | no | no | yes |
+//! | Headers exchange: is `1` in a binding equal to `1.0` in a message? | yes | no | no |
+//! | [`delivery_mode`](crate::Properties::delivery_mode) other than 1 and 2 | closes the channel (406) | arrives as it was sent | arrives as it was sent |
+//! | A message to a queue that is just being deleted | is confirmed or returned | is confirmed or returned | can also be nacked |
 //! | The header `x-death` of a message that a program publishes again | its counts go on | its counts start again at 1 | its counts start again at 1 |
 //! | A mandatory answer to an [`RpcClient`](crate::RpcClient) that is gone | is returned | is returned | is confirmed (since 4.2) |
 //! | `tx.commit` with a message to a queue that was deleted meanwhile | `Ok` | closes the channel (406) | closes the connection (506) |
-//! | Filters of streams | are ignored | since 3.13 | yes |
-//! | Delayed retry of quorum queues (`x-delayed-retry-type`) | is ignored | is ignored | yes |
+//! | [`stream_filter`](crate::ConsumeOptions::stream_filter) | is ignored | yes (since 3.13) | yes |
+//! | [`delayed_retry`](crate::QueueDeclareOptions::delayed_retry) of quorum queues | is ignored | is ignored | yes |
+//! | [`leader_locator`](crate::QueueDeclareOptions::leader_locator) of a classic queue | closes the channel (406) | yes | yes |
 //!
-//! A broker accepts queue arguments that it does not know, and ignores them: `x-delayed-retry-type`
-//! on RabbitMQ 4.0 is no error.
+//! A broker accepts queue arguments that it does not know, and ignores them: `delayed_retry` on
+//! RabbitMQ 4.0 is no error. An argument that the broker knows for another type of queue is one (406).
 //!
 //! Mirrored classic queues are gone since 4.0: their policies have no effect, and each queue is on
 //! one node. Use [quorum queues](crate::QueueDeclareOptions::quorum). Since 4.3 a cluster declares,
@@ -70,7 +75,7 @@
 //! | Header for [`delivery_count`](crate::Delivery::delivery_count) | redeliveries | failures |
 //! | Header for [`acquired_count`](crate::Delivery::acquired_count) | none | redeliveries |
 //! | Count of a message that is dead-lettered into another quorum queue | starts again | goes on |
-//! | A limit of −1 | 3.10: dropped instead of a first redelivery. 4.0: no limit | no limit |
+//! | [`no_delivery_limit`](crate::QueueDeclareOptions::no_delivery_limit) | 3.10: dropped instead of a first redelivery. 4.0: no limit | no limit |
 //!
 //! On 4.3, a message that has reached a limit of 20 and comes into another quorum queue with that
 //! limit is dropped there after one more failure. Collect such messages in a classic queue, or in a
@@ -83,7 +88,7 @@
 //! - A stream takes no message back. RabbitMQ 3.10 closes the connection for a nack or reject (540),
 //!   later versions take it for an acknowledgement. This crate sends neither:
 //!   [`Delivery::nack`](crate::Delivery::nack) fails, and [`Workers`](crate::Workers) acknowledge.
-//! - A filter (`x-stream-filter`) works on chunks, the units in which the broker stores messages. The
+//! - A [filter](crate::ConsumeOptions::stream_filter) works on chunks, the units in which the broker stores messages. The
 //!   consumer gets all messages of a chunk in which one matches, and must filter again. In a test
 //!   with 1000 messages of each of two values, published in one go, a filter for one of them also let
 //!   through 793 to 996 messages of the other.
