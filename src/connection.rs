@@ -406,7 +406,7 @@ fn existence<T>(asked: Result<T>) -> Result<bool> {
     match asked {
         Ok(_) => Ok(true),
         Err(error) => match error.reply_code() {
-            Some(ReplyCode::NOT_FOUND) => Ok(false),
+            _ if error.is_missing() => Ok(false),
             // It is there, and another connection's own.
             Some(ReplyCode::RESOURCE_LOCKED) => Ok(true),
             _ => Err(error),

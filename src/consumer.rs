@@ -37,10 +37,12 @@ use crate::wire::value::FieldTable;
 /// A connection that is lost and comes back ([`RecoveryOptions`](crate::RecoveryOptions)) is no end: the iteration just goes
 /// on. What was not acknowledged comes again, and so does what nobody had read yet: it is dropped here.
 /// [`epoch`](Self::epoch) tells whether that has happened.
-/// A consumer of a stream (see [`Delivery`]) goes on after the last message that was taken. If none
-/// has come yet, it misses none that was published since it began; messages of some seconds before
-/// that can come, too. (Without a filter, [`StreamOffset::Last`] means the last chunk of that time
-/// until a message has come.)
+///
+/// A consumer of a stream (see [`Delivery`]) drops nothing then, and goes on after the last message
+/// that has come. If none has come yet, it misses none that was published since it began; messages of
+/// some seconds before that can come, too. (Without a filter, [`StreamOffset::Last`] means the last
+/// chunk of that time until a message has come.) If the stream was deleted and declared again in the
+/// meantime, [`docs::rabbitmq`](crate::docs::rabbitmq#streams) says what the consumer gets.
 ///
 /// Dropping a consumer cancels it without waiting, and gives back to the queue what nobody has read.
 ///
@@ -245,10 +247,11 @@ impl Registration {
         goes_on
     }
 
-    /// Gives a message that nobody reads back to its queue.
+    /// Answers a message that nobody reads, so that it goes back to its queue.
     pub(crate) fn give_back(&self, state: &ChannelState, delivery_tag: u64) {
-        if self.settling() == Settling::Requeue {
-            state.requeue(delivery_tag);
+        let settling = self.settling();
+        if settling != Settling::NoAck {
+            state.give_back(delivery_tag, settling);
         }
     }
 
@@ -290,13 +293,6 @@ impl Place {
         if let Some(offset) = stream_offset(content) {
             let next = offset.saturating_add(1);
             self.0.store(next, Ordering::Relaxed);
-        }
-    }
-
-    /// This message was not read: it shall come again.
-    fn go_back_to(&self, unread: &Content) {
-        if let Some(offset) = stream_offset(unread) {
-            self.0.fetch_min(offset, Ordering::Relaxed);
         }
     }
 
@@ -427,13 +423,10 @@ impl ConsumerMailbox for Mailbox {
     }
 
     fn interrupted(&self, error: &Error) {
-        // The broker delivers again what it waits to have acknowledged.
-        if !self.registration.no_ack {
-            self.deliveries.discard(|content, _| {
-                if let Some(place) = &self.place {
-                    place.go_back_to(content);
-                }
-            });
+        // The broker delivers again what it waits to have acknowledged. A stream does not: its consumer
+        // goes on after what has come, which can still be read.
+        if self.registration.settling() == Settling::Requeue {
+            self.deliveries.discard(|_, _| {});
         }
         if !self.recovers {
             self.ended(Some(error.clone()));

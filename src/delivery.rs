@@ -155,7 +155,8 @@ impl Delivery {
         u64::try_from(count).ok()
     }
 
-    /// The message's place in its stream, counted from 0. `None` for a message that is not from a
+    /// The message's offset in its stream. Offsets begin at 0 and grow; a stream has no message for
+    /// some of them. `None` for a message that is not from a
     /// stream (see [`Delivery`]).
     ///
     /// A program that keeps this number can go on later with

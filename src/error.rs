@@ -754,6 +754,17 @@ impl Error {
         }
     }
 
+    /// Whether the broker says that there is no such thing. While a node starts or is away, RabbitMQ says 404 of its
+    /// queues, too.
+    pub(crate) fn is_missing(&self) -> bool {
+        const NOT_THERE_NOW: [&str; 3] = ["is down or inaccessible", "has crashed", "is stopped"];
+        self.reply_code() == Some(ReplyCode::NOT_FOUND)
+            && self.close_reason().is_some_and(|reason| {
+                let says = |it: &&str| reason.text.contains(*it);
+                !NOT_THERE_NOW.iter().any(says)
+            })
+    }
+
     /// The words of the close, if a channel or a connection was closed in good order.
     pub fn close_reason(&self) -> Option<&CloseReason> {
         match self.kind() {

@@ -759,7 +759,8 @@ impl<'a> Driver<'a> {
                 Event::Unwanted {
                     channel,
                     delivery_tag,
-                } => channel.unwanted(delivery_tag),
+                    settling,
+                } => channel.unwanted(delivery_tag, settling),
                 Event::ConsumerEnded { consumer, error } => match error {
                     Some(error) if self.is_lost() || consumer.outlives(&error) => {
                         consumer.interrupted(&error);

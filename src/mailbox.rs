@@ -76,7 +76,8 @@ impl Unclaimed {
 impl Drop for Unclaimed {
     fn drop(&mut self) {
         if let Some(message) = self.message.take().filter(|_| !self.no_ack) {
-            self.channel.requeue(message.delivery_tag);
+            let delivery_tag = message.delivery_tag;
+            self.channel.give_back(delivery_tag, Settling::Requeue);
         }
     }
 }
@@ -95,7 +96,7 @@ pub(crate) trait ChannelMailbox: Send + Sync {
     /// The broker has cancelled a consumer, if it is known. Tells the broker that it has ended.
     fn consumer_cancelled(&self, consumer_tag: &str, is_known: bool, no_wait: bool);
     /// A message came for a consumer that has ended.
-    fn unwanted(&self, delivery_tag: u64);
+    fn unwanted(&self, delivery_tag: u64, settling: Settling);
     /// The broker has answered for a message, or all up to it; all numbers up to `answered_to` are answered now.
     fn confirm(&self, answer: Answer, sequence_number: u64, answered_to: u64);
     /// The broker refused a message.
@@ -109,8 +110,8 @@ pub(crate) trait ChannelMailbox: Send + Sync {
     fn broker_replied(&self, asked: Option<&Method<'_>>);
     /// A fetched message came. Returns the delivery tag by which the program knows it.
     fn received(&self, delivery_tag: u64) -> u64;
-    /// Nobody wants this message any more.
-    fn requeue(&self, delivery_tag: u64);
+    /// Nobody reads this message. A queue gets it back; a stream has it.
+    fn give_back(&self, delivery_tag: u64, settling: Settling);
 }
 
 /// What the IO thread tells a consumer. It runs on the IO thread and must not block.

@@ -142,6 +142,9 @@ impl<'a> Message<'a> {
     /// [`ConsumeOptions::stream_filter`](crate::ConsumeOptions::stream_filter). Other queues keep it
     /// as a header.
     ///
+    /// Keep it below 4,096 bytes: RabbitMQ 4.0 and 4.3 take a message with one of 6,000 bytes for
+    /// broken and close the connection (541), or never confirm it.
+    ///
     /// See <https://www.rabbitmq.com/docs/stream-filtering>.
     #[must_use]
     pub fn stream_filter_value(self, value: impl Into<String>) -> Self {

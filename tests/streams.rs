@@ -11,9 +11,8 @@ use leveret::{
 };
 
 use crate::recovery::{recovered, Lossy};
-use crate::support::proxy::Proxy;
-use crate::support::version;
-use crate::support::{channel, connect, eventually, unique, url, Program, SOON};
+use crate::support::proxy::{quick, Proxy};
+use crate::support::{channel, connect, eventually, unique, url, version, Node, Program, SOON};
 
 /// Streams can be filtered since 3.13.
 fn has_filters() -> bool {
@@ -280,6 +279,84 @@ fn a_filtered_stream_is_read_without_a_gap_or_a_repetition_whatever_the_network_
     let is_even = |it: &Delivery| it.stream_filter_value().as_deref() == Some("even");
     let offsets = read_with_cuts(options, is_even);
     assert_no_gap(&offsets, 2);
+}
+
+#[test]
+fn a_stream_that_is_read_through_a_receiver_keeps_its_order_while_connections_are_lost() {
+    const MESSAGES: u64 = 5_000;
+    let stream = Stream::declare();
+    let publisher = stream.0.channel().publisher().unwrap();
+    for number in 0..MESSAGES {
+        let message = Message::new(number.to_string());
+        publisher.publish("", stream.name(), message).unwrap();
+    }
+    publisher.wait_for_confirms().unwrap();
+    let lossy = Lossy::new();
+    let channel = lossy.connection.open_channel().unwrap();
+    let consumer = consume(&channel, stream.name(), from(StreamOffset::First));
+    // The reader must not wait for the cuts, nor they for the reader.
+    std::thread::scope(|scope| {
+        let cuts = scope.spawn(|| (0..10).for_each(|_| drop(lossy.lose())));
+        for offset in 0..MESSAGES {
+            let delivery = consumer.receiver().recv_timeout(SOON).unwrap().unwrap();
+            assert_eq!(delivery.stream_offset(), Some(offset));
+            let _ = delivery.ack();
+            if !cuts.is_finished() {
+                std::thread::sleep(Duration::from_micros(200));
+            }
+        }
+        cuts.join().unwrap();
+    });
+}
+
+/// While a node starts, RabbitMQ 3.10 and 4.0 say 404 of streams that are there.
+#[test]
+fn a_restart_of_the_node_repeats_no_message_of_a_stream() {
+    const CONSUMERS: usize = 10;
+    let node = Node::start();
+    let options = node.options().recovery(quick());
+    let declaring = Connection::open_with(&options).unwrap();
+    let channel = declaring.open_channel().unwrap();
+    let stream = channel
+        .queue_declare("stream", QueueDeclareOptions::stream())
+        .unwrap();
+    let publisher = channel.publisher().unwrap();
+    let publish = |number: u64| {
+        let message = Message::new(number.to_string()).persistent();
+        let confirm = publisher.publish("", stream.name(), message).unwrap();
+        confirm.wait_timeout(SOON).unwrap();
+    };
+    (0..10).for_each(publish);
+    let connections = [(); CONSUMERS].map(|()| Connection::open_with(&options).unwrap());
+    let consumers = connections.each_ref().map(|connection| {
+        let channel = connection.open_channel().unwrap();
+        consume(&channel, stream.name(), from(StreamOffset::First))
+    });
+    for consumer in &consumers {
+        assert_eq!(bodies_up_to(consumer, "9").len(), 10);
+    }
+    let events = connections.each_ref().map(Connection::events);
+    node.ctl(&["stop_app"]);
+    node.ctl(&["start_app"]);
+    events.iter().for_each(|it| drop(recovered(it)));
+    // The stream itself may be there later than its node.
+    eventually("the stream takes messages again", || {
+        let confirm = publisher.publish("", stream.name(), "10");
+        confirm.is_ok_and(|it| it.wait_timeout(SOON).is_ok())
+    });
+    for consumer in &consumers {
+        assert_eq!(next_body(consumer), "10");
+    }
+
+    // Nobody reads the rest. What is not acknowledged would cost the channel after `consumer_timeout`.
+    let last = consume(&channel, stream.name(), from(StreamOffset::First));
+    let _ = next(&last);
+    eventually("some are unread", || last.unread() > 0);
+    drop(last);
+    eventually("the broker waits for no acknowledgement", || {
+        let counts = node.ctl(&["list_channels", "messages_unacknowledged"]);
+        counts.lines().skip(1).all(|it| it == "0")
+    });
 }
 
 /// A consumer through a proxy, and what is published while it has no connection.

@@ -18,11 +18,11 @@ use crate::io_thread::Link;
 use crate::label::log_line;
 use crate::mailbox::{Call, ChannelMailbox, Command, Reply};
 use crate::outbox::{Admission, Frames, Gate};
-use crate::proto::{Answer, Expected, Left, Returned};
+use crate::proto::{Answer, Expected, Left, Returned, Settling};
 use crate::request;
 use crate::returned::ReturnedMessage;
 use crate::wire::method::{
-    BasicCancel, BasicCancelOk, BasicConsume, BasicNack, ChannelClose, ChannelCloseOk,
+    BasicAck, BasicCancel, BasicCancelOk, BasicConsume, BasicNack, ChannelClose, ChannelCloseOk,
     ChannelFlowOk, ChannelOpen, ChannelOpenOk, ConfirmSelect, Encode, ExchangeBind,
     ExchangeDeclare, Method, MethodId, QueueBind, QueueDeclare, TxSelect,
 };
@@ -174,9 +174,9 @@ impl ChannelMailbox for ChannelState {
         });
     }
 
-    fn unwanted(&self, delivery_tag: u64) {
+    fn unwanted(&self, delivery_tag: u64, settling: Settling) {
         let delivery_tag = self.settled.received(delivery_tag);
-        self.requeue(delivery_tag);
+        self.give_back(delivery_tag, settling);
     }
 
     fn confirm(&self, answer: Answer, sequence_number: u64, answered_to: u64) {
@@ -223,19 +223,29 @@ impl ChannelMailbox for ChannelState {
         let _ = self.write_now(|frames| self.append_close(frames, reason, None));
     }
 
-    fn requeue(&self, delivery_tag: u64) {
+    fn give_back(&self, delivery_tag: u64, settling: Settling) {
         // It fails only if the channel has ended: then the broker requeues by itself.
         let _ = self.write_now(|frames| {
             let broker_tag = self.settled.broker_tag(delivery_tag);
             let is_open = self.is_open_in(frames.epoch());
-            // Not a reject: no handler has failed, so it must not count as a failed delivery.
-            match broker_tag.filter(|_| is_open && !self.settled.contains(delivery_tag)) {
-                Some(delivery_tag) => frames.method(&BasicNack {
+            let unanswered = broker_tag.filter(|_| is_open && !self.settled.contains(delivery_tag));
+            let Some(delivery_tag) = unanswered else {
+                return Ok(());
+            };
+            let multiple = false;
+            match settling {
+                Settling::NoAck => Ok(()),
+                // A stream takes nothing back. Without an answer the broker closes the channel in the end.
+                Settling::Stream => frames.method(&BasicAck {
                     delivery_tag,
-                    multiple: false,
+                    multiple,
+                }),
+                // Not a reject: no handler has failed, so it must not count as a failed delivery.
+                Settling::Requeue => frames.method(&BasicNack {
+                    delivery_tag,
+                    multiple,
                     requeue: true,
                 }),
-                None => Ok(()),
             }
         });
     }

@@ -88,6 +88,13 @@
 //! - A stream takes no message back. RabbitMQ 3.10 closes the connection for a nack or reject (540),
 //!   later versions take it for an acknowledgement. This crate sends neither:
 //!   [`Delivery::nack`](crate::Delivery::nack) fails, and [`Workers`](crate::Workers) acknowledge.
+//! - A stream that is deleted and declared again counts from offset 0 again. A consumer whose recovery
+//!   finds that the stream is missing begins at 0. If another program has declared it again before
+//!   that, the consumer asks for its old offset, and the broker sends nothing until the new stream is
+//!   that long: then cancel it and consume from [`StreamOffset::First`](crate::StreamOffset::First).
+//!   The same holds for [`Workers`](crate::Workers).
+//! - While a node of RabbitMQ 3.10 or 4.0 starts, the broker says of a stream that is there that its
+//!   node "is down or inaccessible" (404). A consumer then goes on where it was.
 //! - A [filter](crate::ConsumeOptions::stream_filter) works on chunks, the units in which the broker stores messages. The
 //!   consumer gets all messages of a chunk in which one matches, and must filter again. In a test
 //!   with 1000 messages of each of two values, published in one go, a filter for one of them also let

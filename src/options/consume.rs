@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use super::{milliseconds, number};
+use super::{milliseconds, number, seconds};
 use crate::wire::value::{FieldTable, FieldValue};
 
 /// Where reading a stream begins.
@@ -17,7 +17,7 @@ pub enum StreamOffset {
     Last,
     /// With what comes from now on.
     Next,
-    /// With this message, counted from 0.
+    /// With this message. Offsets begin at 0 and grow; a stream has no message for some of them.
     Offset(u64),
     /// With the chunk of messages that was written at this time.
     Time(SystemTime),
@@ -40,10 +40,8 @@ impl From<StreamOffset> for FieldValue {
                 Self::Timestamp(since.map_or(0, |since| since.as_secs()))
             }
             StreamOffset::Interval(before_now) => {
-                let started = u64::from(before_now.subsec_nanos() > 0);
-                let seconds = before_now.as_secs().saturating_add(started);
                 // The broker refuses zero.
-                Self::from(format!("{}s", seconds.max(1)))
+                Self::from(format!("{}s", seconds(before_now).max(1)))
             }
         }
     }
@@ -150,7 +148,8 @@ impl ConsumeOptions {
     /// message again, and acknowledge those that it does not want. Messages without a filter value
     /// do not come on their own; see [`stream_match_unfiltered`](Self::stream_match_unfiltered).
     ///
-    /// Marks the consumer as one of a stream, as [`stream_offset`](Self::stream_offset) does.
+    /// Marks the consumer as one of a stream, as [`stream_offset`](Self::stream_offset) does. Without
+    /// any value there is no filter.
     ///
     /// For streams since RabbitMQ 3.13. Earlier versions ignore it and send all messages, which a
     /// program that looks at each message notices only by their number. 4.0 and later refuse
@@ -177,9 +176,15 @@ impl ConsumeOptions {
     ///
     /// See <https://www.rabbitmq.com/docs/stream-filtering>.
     #[must_use]
-    pub fn stream_filter<V: Into<String>>(self, values: impl IntoIterator<Item = V>) -> Self {
+    pub fn stream_filter<V: Into<String>>(mut self, values: impl IntoIterator<Item = V>) -> Self {
         let values = values.into_iter().map(|it| FieldValue::from(it.into()));
-        self.argument("x-stream-filter", FieldValue::Array(values.collect()))
+        let values: Vec<_> = values.collect();
+        if values.is_empty() {
+            // RabbitMQ would close the connection.
+            self.arguments.remove("x-stream-filter");
+            return self;
+        }
+        self.argument("x-stream-filter", FieldValue::Array(values))
     }
 
     /// With [`stream_filter`](Self::stream_filter): reads also chunks that have a message without a
@@ -219,8 +224,9 @@ impl QosOptions {
         /// `deprecated_features.permit.global_qos = true`, 4.3 limits channels; the warning comes all the same. With
         /// `false`, 4.0 acts as 4.3 does, without a warning.
         ///
-        /// Where the broker limits channels, a consumer of a quorum queue is refused (540, which closes the connection), and
-        /// a later prefetch for each consumer ends the limit.
+        /// Where the broker limits channels, a consumer of a quorum queue or a stream is refused (540, which closes the
+        /// connection, or 406), and a later prefetch for each consumer ends the limit. Such a consumer that began before the
+        /// limit does not come back when a lost connection is recovered: use another channel for it.
         global;
     }
 

@@ -47,13 +47,20 @@ macro_rules! typed_arguments {
     };
 }
 
-/// RabbitMQ's numbers are signed; more than fit are as good as no limit.
+/// RabbitMQ's numbers are signed. More than fit cannot be reached, or are refused (406).
 fn number(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
 
+/// Whole milliseconds. A part of one counts as one, since zero often means something else.
 fn milliseconds(duration: Duration) -> i64 {
-    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+    i64::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(i64::MAX)
+}
+
+/// Whole seconds. A part of one counts as one.
+fn seconds(duration: Duration) -> u64 {
+    let part = u64::from(duration.subsec_nanos() > 0);
+    duration.as_secs().saturating_add(part)
 }
 
 macro_rules! flags {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{milliseconds, number};
+use super::{milliseconds, number, seconds};
 use crate::wire::value::{FieldTable, FieldValue};
 
 /// What a queue is made for.
@@ -23,6 +23,10 @@ pub enum QueueType {
     /// A replicated log: reading takes nothing out of it. A consumer needs a prefetch
     /// ([`basic_qos`](crate::Channel::basic_qos)) and acknowledgements, and cannot give a message
     /// back. `basic_get` and `queue_purge` close the connection (540).
+    ///
+    /// [`max_length_bytes`](QueueDeclareOptions::max_length_bytes) and
+    /// [`max_age`](QueueDeclareOptions::max_age) limit it. The other limits are refused (406), and so
+    /// are dead-lettering, priorities and a single active consumer.
     Stream,
 }
 
@@ -237,9 +241,11 @@ impl QueueDeclareOptions {
     typed_arguments! {
         /// What kind of queue (`x-queue-type`). Default: the virtual host's, mostly classic.
         queue_type(queue_type: QueueType) => "x-queue-type": queue_type;
-        /// Messages older than this are dropped or dead-lettered (`x-message-ttl`), in whole milliseconds.
+        /// Messages older than this are dropped or dead-lettered (`x-message-ttl`), in whole milliseconds,
+        /// rounded up.
         message_ttl(ttl: Duration) => "x-message-ttl": milliseconds(ttl);
-        /// The queue is deleted when nobody has used it for so long (`x-expires`), in whole milliseconds, at least one.
+        /// The queue is deleted when nobody has used it for so long (`x-expires`), in whole milliseconds,
+        /// rounded up, at least one.
         expires(after: Duration) => "x-expires": milliseconds(after);
         /// How many messages can be ready (`x-max-length`).
         max_length(messages: u64) => "x-max-length": number(messages);
@@ -259,18 +265,18 @@ impl QueueDeclareOptions {
         max_priority(priority: u8) => "x-max-priority": priority;
         /// How often a quorum queue delivers a message again before it drops or dead-letters it
         /// (`x-delivery-limit`): with 20, the broker delivers a message 21 times. Default: 20 since
-        /// RabbitMQ 4.0, before no limit.
+        /// RabbitMQ 4.0, before no limit. Other queues with this argument are refused (406).
         ///
         /// Before RabbitMQ 4.3 every redelivery counts. Since then only failures count:
         /// [`docs::rabbitmq`](crate::docs::rabbitmq#what-counts-towards-the-delivery-limit) has the
         /// list. A message that was only sent ahead to a consumer can reach the limit, too, so give
         /// the queue a [`dead_letter_exchange`](Self::dead_letter_exchange).
         delivery_limit(times: u32) => "x-delivery-limit": i64::from(times);
-        /// How long a stream keeps messages (`x-max-age`), in whole seconds.
-        max_age(age: Duration) => "x-max-age": format!("{}s", age.as_secs());
+        /// How long a stream keeps messages (`x-max-age`), in whole seconds, rounded up, at least one.
+        max_age(age: Duration) => "x-max-age": format!("{}s", seconds(age).max(1));
         /// How long a consumer of this queue may take to acknowledge a message
-        /// (`x-consumer-timeout`), in whole milliseconds. Default: the node's `consumer_timeout`, 30
-        /// minutes.
+        /// (`x-consumer-timeout`), in whole milliseconds, rounded up. Default: the node's
+        /// `consumer_timeout`, 30 minutes.
         ///
         /// What happens after that depends on the broker's version:
         ///
@@ -317,7 +323,8 @@ impl QueueDeclareOptions {
         /// See <https://www.rabbitmq.com/docs/streams#replication-factor>.
         stream_initial_cluster_size(nodes: u32) => "x-initial-cluster-size": i64::from(nodes);
         /// How large each of a stream's files becomes (`x-stream-max-segment-size-bytes`). Default:
-        /// 500,000,000; at most 3,000,000,000. Other queues with this argument are refused (406).
+        /// 500,000,000; at most 3,000,000,000. With zero the broker accepts the declaration, but no
+        /// message. Other queues with this argument are refused (406).
         ///
         /// A stream drops old messages by whole files, and always keeps the last file. So
         /// [`max_length_bytes`](Self::max_length_bytes) and [`max_age`](Self::max_age) have no effect
@@ -376,7 +383,8 @@ impl QueueDeclareOptions {
     }
 
     /// Lets a quorum queue wait before it delivers a returned message again
-    /// (`x-delayed-retry-type`, `x-delayed-retry-min`, `x-delayed-retry-max`), in whole milliseconds.
+    /// (`x-delayed-retry-type`, `x-delayed-retry-min`, `x-delayed-retry-max`), in whole milliseconds,
+    /// rounded up.
     ///
     /// The delay is `min` for each failed delivery of the message so far, and at most `max`. A
     /// message that never failed waits for `min`. Choose `min` of at least one millisecond: the

@@ -52,7 +52,8 @@ impl Default for WorkerOptions {
 impl WorkerOptions {
     setters! {
         /// How many threads handle messages of the queue at the same time, each on a channel of its own. With more than
-        /// one, or more than one process, messages are not handled in their order. Default: 1.
+        /// one, or more than one process, messages are not handled in their order; of a stream, each thread gets all
+        /// messages. Default: 1.
         threads: usize;
         /// How many messages the broker sends ahead to each thread, including the one that is being handled. With 1,
         /// no message waits behind a long one while another thread is idle, and each costs a round trip to the broker;

@@ -213,12 +213,12 @@ impl<M: Mailboxes> Channel<M> {
         !self.calls.is_empty() || matches!(self.assembly.kind(), Some(Incoming::Fetch { .. }))
     }
 
-    /// Takes in `basic.deliver`. Returns the delivery tag if the message is to be given back.
+    /// Takes in `basic.deliver`. Returns how the message is to be given back if its consumer has ended.
     pub(crate) fn begin_delivery(
         &mut self,
         deliver: &BasicDeliver<'_>,
         label: &Label,
-    ) -> Result<Option<u64>, String> {
+    ) -> Result<Option<Settling>, String> {
         let delivery_tag = deliver.delivery_tag;
         match self
             .consumers
@@ -235,7 +235,7 @@ impl<M: Mailboxes> Channel<M> {
             }
             Receiver::Ended(settling) => {
                 self.assembly = Assembly::SkipHeader;
-                Ok((settling == Settling::Requeue).then_some(delivery_tag))
+                Ok((settling != Settling::NoAck).then_some(settling))
             }
             Receiver::Former => {
                 self.assembly = Assembly::SkipHeader;

@@ -202,10 +202,11 @@ impl<M: Mailboxes> Channels<M> {
         match method {
             Method::BasicDeliver(deliver) => {
                 let begun = channel.begin_delivery(&deliver, &effects.label);
-                if let Some(delivery_tag) = begun.map_err(invalid)? {
+                if let Some(settling) = begun.map_err(invalid)? {
                     effects.event(Event::Unwanted {
                         channel: mailbox,
-                        delivery_tag,
+                        delivery_tag: deliver.delivery_tag,
+                        settling,
                     });
                 }
             }

@@ -130,6 +130,7 @@ pub(crate) enum Event<M: Mailboxes> {
     Unwanted {
         channel: M::Channel,
         delivery_tag: u64,
+        settling: Settling,
     },
     /// A consumer gets nothing any more: cancelled by us, or with an error.
     ConsumerEnded {

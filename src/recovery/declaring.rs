@@ -251,8 +251,7 @@ impl Replay<'_> {
 
     /// A stream that was deleted counts from 0 again, once it is declared.
     fn missing_stream(&self, redeclare: &Redeclare, error: &Error) {
-        let (Some(stream), Some(ReplyCode::NOT_FOUND)) = (stream(redeclare), error.reply_code())
-        else {
+        let Some(stream) = stream(redeclare).filter(|_| error.is_missing()) else {
             return;
         };
         for channel in self.recovery.channels() {

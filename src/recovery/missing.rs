@@ -248,7 +248,7 @@ impl Missing {
             Some(ReplyCode::ACCESS_REFUSED) => waits_for_other,
             _ => false,
         };
-        if error.reply_code() == Some(ReplyCode::NOT_FOUND) {
+        if error.is_missing() {
             wanted.mailbox.is_without_queue();
         }
         if !may_change {

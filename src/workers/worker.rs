@@ -383,8 +383,7 @@ impl Worker {
         }
         let queue = self.post.queue().into();
         let begun = begin(&self.connection, queue, self.options.prefetch, options);
-        let is_gone = |error: &Error| error.reply_code() == Some(ReplyCode::NOT_FOUND);
-        if begun.as_ref().is_err_and(is_gone) {
+        if begun.as_ref().is_err_and(Error::is_missing) {
             // A stream that is declared anew counts from 0.
             let next = self.progress.next_offset.is_some() || self.progress.since.is_some();
             self.progress.next_offset = next.then_some(0);

@@ -401,7 +401,9 @@ fn described(event: Event<Names>) -> String {
         Event::Unwanted {
             channel,
             delivery_tag,
+            settling: Settling::Requeue,
         } => format!("unwanted on {channel} {delivery_tag}"),
+        Event::Unwanted { settling, .. } => format!("unwanted, {settling:?}"),
         Event::ConsumerEnded {
             consumer,
             error: None,
