@@ -1,5 +1,6 @@
 //! Getting messages, and giving them back.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -253,6 +254,7 @@ fn threads_that_share_a_consumer_get_each_message_once() {
     let channel = channel();
     let queue = exclusive_queue(&channel);
     let consumer = queue.consume(ConsumeOptions::default().no_ack()).unwrap();
+    let read = AtomicUsize::new(0);
     let mut seen: Vec<usize> = thread::scope(|scope| {
         let readers: Vec<_> = (0..4)
             .map(|_| {
@@ -263,6 +265,7 @@ fn threads_that_share_a_consumer_get_each_message_once() {
                         let number = String::from_utf8(body).unwrap().parse().unwrap();
                         assert!(seen.last() < Some(&number), "in order for each");
                         seen.push(number);
+                        read.fetch_add(1, Ordering::Relaxed);
                     }
                     seen
                 })
@@ -271,8 +274,7 @@ fn threads_that_share_a_consumer_get_each_message_once() {
         for number in 0..MESSAGES {
             queue.publish(number.to_string()).unwrap();
         }
-        let read = || ready(&channel, queue.name()) == 0 && consumer.unread() == 0;
-        eventually("all are read", read);
+        eventually("all are read", || read.load(Ordering::Relaxed) == MESSAGES);
         // All four wait, and all four learn of the end.
         consumer.cancel().unwrap();
         let seen = readers.into_iter().map(|it| it.join().unwrap());
