@@ -26,7 +26,7 @@
 //! | [`redelivered`](crate::Delivery::redelivered) of a message that was rejected and dead-lettered | no | no | yes |
 //! | Headers exchange: is `1` in a binding equal to `1.0` in a message? | yes | no | no |
 //! | [`delivery_mode`](crate::Properties::delivery_mode) other than 1 and 2 | closes the channel (406) | arrives as it was sent | arrives as it was sent |
-//! | A message to a queue that is just being deleted | is confirmed or returned | is confirmed or returned | can also be nacked |
+//! | A message to a queue that is just being deleted | is confirmed or returned | can also be nacked | can also be nacked |
 //! | The header `x-death` of a message that a program publishes again | its counts go on | its counts start again at 1 | its counts start again at 1 |
 //! | A mandatory answer to an [`RpcClient`](crate::RpcClient) that is gone | is returned | is returned | is confirmed (since 4.2) |
 //! | `tx.commit` with a message to a queue that was deleted meanwhile | `Ok` | closes the channel (406) | closes the connection (506) |
