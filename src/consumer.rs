@@ -247,7 +247,7 @@ impl Registration {
         goes_on
     }
 
-    /// Answers a message that nobody reads, so that it goes back to its queue.
+    /// Answers a message that the program will not read: a queue takes it back.
     pub(crate) fn give_back(&self, state: &ChannelState, delivery_tag: u64) {
         let settling = self.settling();
         if settling != Settling::NoAck {
@@ -407,7 +407,7 @@ impl ConsumerMailbox for Mailbox {
         // One that came just when the consumer was dropped.
         if self.registration.abandoned.load(Ordering::Acquire) {
             self.deliveries
-                .discard(|_, delivery_tag| self.give_back(delivery_tag));
+                .discard(|delivery_tag| self.give_back(delivery_tag));
         }
         // Cancelled by the broker, it is cancelled for those who wanted that, too.
         let error = error.filter(|it| !is_cancelled_by_broker(it));
@@ -426,7 +426,7 @@ impl ConsumerMailbox for Mailbox {
         // The broker delivers again what it waits to have acknowledged. A stream does not: its consumer
         // goes on after what has come, which can still be read.
         if self.registration.settling() == Settling::Requeue {
-            self.deliveries.discard(|_, _| {});
+            self.deliveries.discard(|_| {});
         }
         if !self.recovers {
             self.ended(Some(error.clone()));
@@ -477,7 +477,7 @@ impl Mailbox {
         }
         self.registration.is_revoked.store(true, Ordering::Release);
         self.deliveries
-            .discard(|_, delivery_tag| self.give_back(delivery_tag));
+            .discard(|delivery_tag| self.give_back(delivery_tag));
     }
 
     fn give_back(&self, delivery_tag: u64) {
@@ -672,7 +672,7 @@ impl Drop for Consumer {
             state.cancel_in_background(registration);
         }
         // Not left to the IO thread alone: unread deliveries in a channel keep theirs open.
-        self.deliveries.discard(|_, delivery_tag| {
+        self.deliveries.discard(|delivery_tag| {
             registration.give_back(state, delivery_tag);
         });
     }

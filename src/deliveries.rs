@@ -142,17 +142,17 @@ impl Deliveries {
         taken.bytes + came + self.unread.bytes(self.receiver.len())
     }
 
-    /// Takes out all that is unread, and shows it to `each`, with its delivery tag.
-    pub(crate) fn discard(&self, mut each: impl FnMut(&Content, u64)) {
+    /// Takes out all that is unread, and calls `each` with its delivery tags.
+    pub(crate) fn discard(&self, mut each: impl FnMut(u64)) {
         let mut taken = self.taken.lock();
         let first = std::mem::take(&mut *taken).queue;
         let then = std::mem::take(&mut self.queue.lock().came).queue;
         drop(taken);
         for message in first.into_iter().chain(then).flatten() {
-            each(&message.content, message.delivery_tag);
+            each(message.delivery_tag);
         }
         for delivery in self.receiver.try_iter().flatten() {
-            each(delivery.content(), delivery.delivery_tag());
+            each(delivery.delivery_tag());
         }
     }
 
@@ -304,7 +304,7 @@ mod tests {
             deliveries.push([3].map(message).into_iter());
             deliveries.end(None);
             let mut found = Vec::new();
-            deliveries.discard(|_, delivery_tag| found.push(delivery_tag));
+            deliveries.discard(|delivery_tag| found.push(delivery_tag));
             assert_eq!(found, [1, 2, 3]);
             assert!(deliveries.is_over());
         }
@@ -318,7 +318,7 @@ mod tests {
             (bytes, deliveries.unread()),
             (2 * size(&Content::default()), bytes)
         );
-        deliveries.discard(|_, _| ());
+        deliveries.discard(|_| ());
         assert_eq!((deliveries.unread(), deliveries.len()), (0, 0));
     }
 }

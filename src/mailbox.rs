@@ -110,7 +110,7 @@ pub(crate) trait ChannelMailbox: Send + Sync {
     fn broker_replied(&self, asked: Option<&Method<'_>>);
     /// A fetched message came. Returns the delivery tag by which the program knows it.
     fn received(&self, delivery_tag: u64) -> u64;
-    /// Nobody reads this message. A queue gets it back; a stream has it.
+    /// Answers a message that the program will not read: a queue takes it back.
     fn give_back(&self, delivery_tag: u64, settling: Settling);
 }
 
