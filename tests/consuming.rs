@@ -10,7 +10,8 @@ use leveret::{
 };
 
 use crate::support::{
-    channel, connect, eventually, exclusive_queue, options, ready, unique, version_of, Node, SOON,
+    channel, connect, eventually, exclusive_queue, options, queue_that_times_out, ready, unique,
+    Node, SOON,
 };
 
 #[test]
@@ -805,20 +806,10 @@ fn fetching_counts_down_and_gives_each_message_to_one_thread() {
 
 #[test]
 fn a_message_that_is_kept_too_long_ends_the_consumer_with_the_brokers_words() {
-    let node = Node::start();
-    for limit in ["consumer_timeout, 1000", "channel_tick_interval, 500"] {
-        node.ctl(&["eval", &format!("application:set_env(rabbit, {limit}).")]);
-    }
+    let node = Node::start_impatient();
     let connection = Connection::open_with(&node.options()).unwrap();
     let channel = connection.open_channel().unwrap();
-    // Since RabbitMQ 4.3, only quorum queues do so, and they cancel the consumer instead of closing its channel.
-    let cancels = version_of(&connection) >= (4, 3);
-    let queue = if cancels {
-        let quorum = QueueDeclareOptions::quorum();
-        channel.queue_declare("quorum", quorum).unwrap()
-    } else {
-        exclusive_queue(&channel)
-    };
+    let (queue, cancels) = queue_that_times_out(&channel);
     let consumer = queue.consume(ConsumeOptions::default()).unwrap();
     queue.publish("kept").unwrap();
     let kept = consumer.recv_timeout(SOON).unwrap().unwrap();

@@ -16,8 +16,8 @@ use leveret::{
 use crate::recovery::{lasting_queue, recovered, Lossy};
 use crate::support::proxy::quick;
 use crate::support::{
-    at, channel, connect, eventually, exclusive_queue, logged, ready, scripted_connections,
-    scripted_server, short, unique, version_of, Node, Program, Script, SOON,
+    at, channel, connect, eventually, exclusive_queue, logged, queue_that_times_out, ready,
+    scripted_connections, scripted_server, short, unique, Node, Program, Script, SOON,
 };
 
 /// A queue, and the one that gets what it rejects.
@@ -894,21 +894,11 @@ fn a_worker_whose_acknowledgement_is_late_consumes_again() {
 
 #[test]
 fn a_worker_that_rabbitmq_times_out_consumes_again() {
-    let node = Node::start();
-    for limit in ["consumer_timeout, 1000", "channel_tick_interval, 500"] {
-        node.ctl(&["eval", &format!("application:set_env(rabbit, {limit}).")]);
-    }
+    let node = Node::start_impatient();
     let connection = Connection::open_with(&node.options()).unwrap();
     let channel = connection.open_channel().unwrap();
     let events = connection.events();
-    // Since RabbitMQ 4.3, only quorum queues do so, and they cancel the consumer instead of closing its channel.
-    let cancels = version_of(&connection) >= (4, 3);
-    let queue = if cancels {
-        let quorum = QueueDeclareOptions::quorum();
-        channel.queue_declare("quorum", quorum).unwrap()
-    } else {
-        exclusive_queue(&channel)
-    };
+    let (queue, cancels) = queue_that_times_out(&channel);
     let workers = Workers::new(&connection);
     let held = Held::start_with(&workers, queue.name(), soon_again(), false);
     queue.publish("work").unwrap();

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use leveret::broker::Broker;
 use leveret::{Channel, Connection, ConnectionOptions, Queue, QueueDeclareOptions};
 
-pub(crate) use node::Node;
+pub(crate) use node::{queue_that_times_out, Node};
 pub(crate) use program::Program;
 pub(crate) use scripted::{
     at, content_frames, frame, method_frame, scripted_connections, scripted_server, short, Frame,

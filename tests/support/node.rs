@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
-use leveret::{Connection, ConnectionOptions};
+use leveret::{Channel, Connection, ConnectionOptions, Queue, QueueDeclareOptions};
 
-use super::{program, SOON};
+use super::{exclusive_queue, program, version_of, SOON};
 
 /// A private RabbitMQ node; it ends with this value. `tests/with-rabbitmq` starts and stops it, as it does for all.
 pub(crate) struct Node {
@@ -52,6 +52,15 @@ impl Node {
             restarted: Vec::new(),
             environment,
         }
+    }
+
+    /// One that wants messages acknowledged within a second, on channels that are opened from now on.
+    pub(crate) fn start_impatient() -> Self {
+        let node = Self::start();
+        for limit in ["consumer_timeout, 1000", "channel_tick_interval, 500"] {
+            node.ctl(&["eval", &format!("application:set_env(rabbit, {limit}).")]);
+        }
+        node
     }
 
     fn variable(&self, name: &str) -> &str {
@@ -132,6 +141,16 @@ impl Node {
     fn console(&self) -> String {
         std::fs::read_to_string(self.path("console")).unwrap_or_default()
     }
+}
+
+/// A queue that looks at `consumer_timeout`, and whether it cancels the consumer. Until RabbitMQ 4.3 all queues look at
+/// it, and the broker closes the channel; since then only quorum queues do, and they cancel.
+pub(crate) fn queue_that_times_out(channel: &Channel) -> (Queue, bool) {
+    if version_of(channel.connection()) < (4, 3) {
+        return (exclusive_queue(channel), false);
+    }
+    let quorum = QueueDeclareOptions::quorum();
+    (channel.queue_declare("quorum", quorum).unwrap(), true)
 }
 
 impl Drop for Node {
