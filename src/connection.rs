@@ -10,21 +10,21 @@ use std::time::Duration;
 use crossbeam_channel::Receiver;
 
 use crate::channel::Channel;
-use crate::confirm::Unconfirmed;
-use crate::connect::connect_patiently;
-use crate::deadline::Deadline;
-use crate::deliveries::Deliveries;
+use crate::consumer::deliveries::Deliveries;
 use crate::error::{Error, ErrorKind, OneLine, ReplyCode, Result};
 use crate::events::ConnectionEvent;
 use crate::exchange::ExchangeKind;
+use crate::io_thread::deadline::Deadline;
+use crate::io_thread::mailbox::Mailboxes;
+use crate::io_thread::outbox::{Admission, Gate};
+use crate::io_thread::socket::connect::connect_patiently;
 use crate::io_thread::{self, Link, Peer};
-use crate::label::log_line;
-use crate::mailbox::Mailboxes;
+use crate::log_line::log_line;
 use crate::options::{ConnectionOptions, ExchangeDeclareOptions, QueueDeclareOptions};
-use crate::outbox::{Admission, Gate};
-use crate::recovery::Recovery;
+use crate::publisher::confirm::Unconfirmed;
 use crate::registry::Registry;
-use crate::request::{self, Asked};
+use crate::session::call::{self, Asked};
+use crate::session::recovery::Recovery;
 use crate::stats::ConnectionStats;
 use crate::wire::method::{ConnectionClose, ConnectionUpdateSecret, Encode, LongString};
 use crate::wire::value::FieldTable;
@@ -343,13 +343,13 @@ impl Connection {
         if self.loss().is_some() {
             self.inner.recovery.set_secret(new_secret);
         }
-        let reply = request::call(
+        let reply = call::call(
             &self.inner.link,
             0,
             Deadline::after(self.request_timeout()),
             Admission::Room,
             || Ok(Gate::Open),
-            |frames, call| request::append(frames, 0, &update, call),
+            |frames, call| call::append(frames, 0, &update, call),
         );
         reply.map_err(|error| asked.failed(error))?;
         self.inner.recovery.set_secret(new_secret);

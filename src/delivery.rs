@@ -7,12 +7,12 @@ use std::sync::Arc;
 
 use crate::channel::{Answered, Channel};
 use crate::consumer::Registration;
+use crate::error::returned::read_properties;
 use crate::error::{Error, ErrorKind, Result};
-use crate::label::log_line;
+use crate::log_line::log_line;
 use crate::message::STREAM_FILTER_VALUE;
 use crate::options::NackOptions;
 use crate::proto::{Delivered, Fetched};
-use crate::returned::read_properties;
 use crate::wire::content::Content;
 use crate::wire::properties::Properties;
 

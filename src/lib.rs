@@ -53,63 +53,47 @@
 //! bodies or passwords. Every line begins with the name and the peer of its connection:
 //! `[billing worker at 10.0.0.1:5672] the broker has unblocked the connection`.
 
-mod backlog;
-mod backoff;
+// From the lowest layer to the highest; see tests/layers.rs.
+mod wire;
+
+mod error;
+mod events;
+mod log_line;
+mod message;
+mod options;
+mod sasl;
+mod stats;
+
+mod proto;
+
+mod io_thread;
+
+mod session;
+
+mod registry;
+
+mod channel;
+mod connection;
+mod consumer;
+mod delivery;
+mod exchange;
+mod publisher;
+mod queue;
+mod rpc;
+mod workers;
+
 #[cfg(feature = "broker")]
 // Its lines belong to no connection of a program.
 #[allow(clippy::disallowed_macros)]
 pub mod broker;
-mod buffers;
-mod channel;
-mod channel_numbers;
-mod confirm;
-mod connect;
-mod connection;
-mod consumer;
-mod deadline;
-mod deliveries;
-mod delivery;
 pub mod docs;
-mod error;
-mod events;
-mod exchange;
-mod feed;
-mod inbox;
-mod io_thread;
-mod label;
-mod mailbox;
-mod message;
-mod options;
-mod outbox;
-mod outgoing;
-mod panics;
-mod proto;
-mod publisher;
-mod queue;
-mod reading;
-mod recovery;
-mod registry;
-mod report;
-mod request;
-mod returned;
-mod rpc;
-mod sasl;
-mod stats;
-mod stream;
-mod tls;
-mod unanswered;
-mod unread;
-mod uri;
-mod window;
-mod wire;
-mod workers;
 
-pub use channel::{Channel, Confirmation};
-pub use confirm::Confirm;
+pub use channel::Channel;
 pub use connection::Connection;
 pub use consumer::{Consumer, IntoIter, Iter};
 pub use crossbeam_channel;
 pub use delivery::{Delivery, GetResponse};
+pub use error::returned::ReturnedMessage;
 pub use error::{
     CloseReason, ClosedBy, Error, ErrorKind, FailedEndpoint, FailedPublish, ReplyCode, Result,
 };
@@ -122,11 +106,12 @@ pub use options::{
     NackOptions, OnConsumerEnd, Overflow, PublisherOptions, QosOptions, QueueDeclareOptions,
     QueueDeleteOptions, QueueType, RecoveryOptions, StreamOffset, TlsOptions, WorkerOptions,
 };
+pub use publisher::confirm::Confirm;
 pub use publisher::Publisher;
 pub use queue::Queue;
-pub use returned::ReturnedMessage;
 pub use rpc::{RpcClient, RpcServer};
 pub use sasl::{SaslConversation, SaslMechanism};
+pub use session::channel::confirms::Confirmation;
 pub use stats::{ConnectionStats, Metrics};
 pub use wire::properties::Properties;
 pub use wire::value::{FieldTable, FieldValue};

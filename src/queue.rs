@@ -7,13 +7,14 @@ use std::sync::{Arc, OnceLock, Weak};
 
 use parking_lot::Mutex;
 
-use crate::channel::{Channel, Settings};
+use crate::channel::Channel;
 use crate::consumer::Consumer;
 use crate::delivery::GetResponse;
 use crate::error::Result;
 use crate::exchange::Exchange;
 use crate::message::Message;
 use crate::options::{BindOptions, ConsumeOptions, QueueDeleteOptions};
+use crate::session::channel::settings::Settings;
 
 /// A queue by its name, and the channel it is used through.
 ///

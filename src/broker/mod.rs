@@ -150,8 +150,8 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use crate::deadline::Deadline;
 use crate::error::{Error, ErrorKind, ReplyCode, Result};
+use crate::io_thread::deadline::Deadline;
 
 pub use options::BrokerOptions;
 pub use state::{ConnectionState, PublishedMessage, QueueState};

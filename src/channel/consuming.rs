@@ -6,16 +6,16 @@ use std::sync::Arc;
 
 use super::Channel;
 use crate::consumer::{Consumer, Registration};
-use crate::deadline::Deadline;
 use crate::delivery::{GetResponse, ReadsFrom};
 use crate::error::{Error, ErrorKind, Result};
-use crate::label::log_line;
-use crate::mailbox::{Call, Command, ConsumerMailbox, Reply};
+use crate::io_thread::deadline::Deadline;
+use crate::io_thread::mailbox::{Call, Command, ConsumerMailbox, Reply};
+use crate::io_thread::outbox::{Admission, Frames, Gate};
+use crate::log_line::log_line;
 use crate::options::{ConsumeOptions, NackOptions, QosOptions};
-use crate::outbox::{Admission, Frames, Gate};
 use crate::proto::Expected;
 use crate::queue::QueueName;
-use crate::request::{self, Asked};
+use crate::session::call::{self, Asked};
 use crate::wire::method::{
     BasicAck, BasicCancel, BasicConsume, BasicGet, BasicNack, BasicQos, BasicRecover,
     BasicRecoverAsync, BasicReject, Encode,
@@ -192,7 +192,7 @@ impl Channel {
         let deadline = Deadline::after(self.connection().request_timeout());
         let attached = Admission::Attached;
         let gate = || state.gate();
-        let cancelled = request::call(
+        let cancelled = call::call(
             &state.link,
             state.number,
             deadline,
@@ -406,7 +406,7 @@ impl Channel {
     pub fn basic_recover(&self, requeue: bool) -> Result<()> {
         let channel = self.number();
         self.call_with(Asked::about(BasicRecover::ID, ""), |frames, call| {
-            request::append(frames, channel, &BasicRecover { requeue }, call)?;
+            call::append(frames, channel, &BasicRecover { requeue }, call)?;
             self.state().settled.up_to(0);
             Ok(())
         })?;

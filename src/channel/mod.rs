@@ -1,32 +1,24 @@
 //! Channels: where nearly everything is asked of the broker.
 
-mod confirms;
-mod consumers;
 mod consuming;
 mod exchanges;
 mod modes;
 mod publishing;
 mod queues;
-mod settings;
-mod settled;
-mod state;
 
 use std::fmt;
 use std::sync::Arc;
 
-pub use confirms::Confirmation;
-pub(crate) use consumers::Wanted;
 pub(crate) use consuming::Answered;
-pub(crate) use settings::{Qos, Settings};
-pub(crate) use state::ChannelState;
 
 use crate::connection::Connection;
-use crate::deadline::Deadline;
 use crate::error::{CloseReason, ClosedBy, Error, ErrorKind, ReplyCode, Result};
-use crate::mailbox::{Call, Command, Reply};
-use crate::outbox::{Admission, Frames, Gate};
+use crate::io_thread::deadline::Deadline;
+use crate::io_thread::mailbox::{Call, Command, Reply};
+use crate::io_thread::outbox::{Admission, Frames, Gate};
 use crate::proto::Expected;
-use crate::request::{self, Asked};
+use crate::session::call::{self, Asked};
+use crate::session::channel::ChannelState;
 use crate::wire::method::{
     AccessRequest, ChannelClose, ChannelFlow, ChannelOpen, Encode, Method, Request,
 };
@@ -78,7 +70,7 @@ impl Channel {
         };
         let state = Arc::new(ChannelState::new(number, Arc::clone(link)));
         let mut sent = false;
-        let reply = request::call(
+        let reply = call::call(
             link,
             number,
             deadline,
@@ -168,7 +160,7 @@ impl Channel {
         let deadline = Deadline::after(self.connection().request_timeout());
         let room = Admission::Room;
         let gate = || state.gate();
-        let reply = request::call(&state.link, state.number, deadline, room, gate, append);
+        let reply = call::call(&state.link, state.number, deadline, room, gate, append);
         reply.map_err(|error| asked.failed(error))
     }
 
@@ -177,9 +169,9 @@ impl Channel {
         let asked = Asked::about(R::ID, subject);
         let channel = self.number();
         let reply = self.call_with(asked, |frames, call| {
-            request::append(frames, channel, &method(), call)
+            call::append(frames, channel, &method(), call)
         })?;
-        request::reply_of::<R>(asked, reply)
+        call::reply_of::<R>(asked, reply)
     }
 
     /// Sends a method that changes what has to be there on the next connection, and waits for its
@@ -212,7 +204,7 @@ impl Channel {
             });
             Ok(())
         })?;
-        request::reply_of::<R>(asked, reply).map(Some)
+        call::reply_of::<R>(asked, reply).map(Some)
     }
 
     // ---- channel ----
@@ -250,7 +242,7 @@ impl Channel {
         let always = Admission::Always;
         let gate = || state.gate();
         let mut sent_in = None;
-        let closed = request::call(
+        let closed = call::call(
             &state.link,
             state.number,
             timeout,
@@ -292,7 +284,7 @@ impl Channel {
         let timeout = Deadline::after(self.connection().request_timeout());
         let room = Admission::Room;
         let gate = || state.reopening_gate();
-        let opened = request::call(
+        let opened = call::call(
             &state.link,
             state.number,
             timeout,

@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use crossbeam_channel::Receiver;
 
-use super::{Channel, Confirmation};
-use crate::deadline::Deadline;
+use super::Channel;
 use crate::error::{Error, Result};
+use crate::io_thread::deadline::Deadline;
 use crate::options::PublisherOptions;
 use crate::publisher::Publisher;
-use crate::request::{self, Asked};
+use crate::session::call::{self, Asked};
+use crate::session::channel::confirms::Confirmation;
 use crate::wire::method::{ConfirmSelect, Encode, TxCommit, TxRollback, TxSelect};
 
 impl Channel {
@@ -35,7 +36,7 @@ impl Channel {
         let select = ConfirmSelect { no_wait: false };
         let asked = Asked::about(ConfirmSelect::ID, "");
         self.call_with(asked, |frames, call| {
-            request::append(frames, state.number, &select, call)?;
+            call::append(frames, state.number, &select, call)?;
             // The broker counts what it reads behind this frame.
             state.confirms.select();
             Ok(())
@@ -179,8 +180,8 @@ impl Channel {
         self.call_with(Asked::about(TxCommit::ID, ""), |frames, call| {
             lost_with = self.state().settings.end_transaction();
             match lost_with {
-                Some(_) => request::append(frames, channel, &TxRollback {}, call),
-                None => request::append(frames, channel, &TxCommit {}, call),
+                Some(_) => call::append(frames, channel, &TxRollback {}, call),
+                None => call::append(frames, channel, &TxCommit {}, call),
             }
         })?;
         match lost_with {
@@ -199,7 +200,7 @@ impl Channel {
         let channel = self.number();
         self.call_with(Asked::about(TxRollback::ID, ""), |frames, call| {
             self.state().settings.end_transaction();
-            request::append(frames, channel, &TxRollback {}, call)
+            call::append(frames, channel, &TxRollback {}, call)
         })?;
         Ok(())
     }

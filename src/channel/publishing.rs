@@ -7,17 +7,18 @@ use std::time::Duration;
 use bytes::Bytes;
 use crossbeam_channel::Receiver;
 
-use super::{Channel, ChannelState};
-use crate::confirm::Awaited;
-use crate::deadline::Deadline;
+use super::Channel;
+use crate::error::returned::ReturnedMessage;
 use crate::error::{Error, Result};
-use crate::mailbox::{Command, ConfirmMailbox, Published};
+use crate::io_thread::deadline::Deadline;
+use crate::io_thread::mailbox::{Command, ConfirmMailbox, Published};
+use crate::io_thread::outbox::{Admission, Frames, Gate, Patience, LARGE};
 use crate::message::Message;
-use crate::outbox::{Admission, Frames, Gate, Patience, LARGE};
 use crate::proto::{Earlier, Identity};
+use crate::publisher::confirm::Awaited;
 use crate::queue::Name;
-use crate::request::Asked;
-use crate::returned::ReturnedMessage;
+use crate::session::call::Asked;
+use crate::session::channel::ChannelState;
 use crate::wire::method::{BasicPublish, Encode};
 
 impl Channel {

@@ -6,7 +6,7 @@ use super::Channel;
 use crate::error::{Error, Result};
 use crate::options::{BindOptions, QueueDeclareOptions, QueueDeleteOptions};
 use crate::queue::{Queue, QueueName};
-use crate::request::Asked;
+use crate::session::call::Asked;
 use crate::wire::method::{Encode, QueueBind, QueueDeclare, QueueDelete, QueuePurge, QueueUnbind};
 
 impl Channel {

@@ -6,13 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::credentials::{Credentials, Provider};
+use super::uri;
 use super::{RecoveryOptions, TlsOptions};
 use crate::error::{Error, Result};
+use crate::io_thread::socket::tls;
 use crate::proto::{Config, Login};
 use crate::sasl::SaslMechanism;
 use crate::stats::Metrics;
-use crate::tls;
-use crate::uri;
 use crate::wire::codec::Writer;
 use crate::wire::frame::MIN_SIZE;
 use crate::wire::value::FieldTable;

@@ -76,6 +76,7 @@ macro_rules! flags {
     };
 }
 
+pub(crate) mod backoff;
 mod bind;
 mod connection;
 mod consume;
@@ -85,6 +86,7 @@ mod publisher;
 mod queue;
 mod recovery;
 mod tls;
+mod uri;
 mod worker;
 
 pub use bind::BindOptions;

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::backoff;
+use super::backoff;
 use crate::events::Entity;
 
 type Filter = Arc<dyn Fn(&Entity) -> bool + Send + Sync>;

@@ -9,7 +9,7 @@ use super::consumers::{Consumers, Receiver, Settling};
 use super::content::{Assembly, Names};
 use super::event::Mailboxes;
 use crate::error::{Error, ReplyCode};
-use crate::label::Label;
+use crate::log_line::Label;
 use crate::wire::method::{BasicDeliver, ChannelCloseOk, Encode, Method, MethodId, TxCommitOk};
 
 /// What answers a call.

@@ -11,9 +11,9 @@ use super::effects::Effects;
 use super::event::{Event, Mailboxes};
 use super::violation::{invalid, violation, Checked};
 use crate::error::{CloseReason, ClosedBy, Error, ErrorKind, ReplyCode};
-use crate::label::log_line;
+use crate::log_line::log_line;
 use crate::wire::content::Content;
-use crate::wire::delivery::WholeDelivery;
+use crate::wire::fast_deliver::WholeDelivery;
 use crate::wire::frame::{ContentHeader, Frame, FrameKind};
 use crate::wire::method::{
     BasicCancel, BasicDeliver, ChannelClose, ChannelCloseOk, ChannelOpenOk, Encode, Method,

@@ -10,9 +10,9 @@ use bytes::Bytes;
 use super::content::Returned;
 use super::effects::Effects;
 use super::event::{Event, Mailboxes};
-use super::identity::{Identity, Likeness};
+use super::fingerprint::{Identity, Likeness};
 use crate::error::Error;
-use crate::label::log_line;
+use crate::log_line::log_line;
 
 /// A message that was published in confirm mode.
 pub(crate) struct Published<M: Mailboxes> {

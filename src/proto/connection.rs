@@ -16,8 +16,8 @@ use super::handshake::{self, Login, LoginFrame, Step};
 use super::heartbeat::{Due, Heartbeat};
 use super::violation::{invalid, violation, Checked, Violation};
 use crate::error::{CloseReason, Error, ErrorKind, OneLine, ReplyCode};
-use crate::label::{log_line, Label};
-use crate::wire::delivery::WholeDelivery;
+use crate::log_line::{log_line, Label};
+use crate::wire::fast_deliver::WholeDelivery;
 use crate::wire::frame::{self, Cut, Frame, FrameKind, OVERHEAD};
 use crate::wire::method::{
     ConnectionClose, ConnectionCloseOk, ConnectionSecure, ConnectionSecureOk, ConnectionStart,

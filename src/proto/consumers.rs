@@ -4,7 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use super::event::Mailboxes;
-use crate::label::{log_line, Label};
+use crate::log_line::{log_line, Label};
 
 /// How many consumers that have ended are remembered, and how many tags of former lives.
 const ENDED_LIMIT: usize = 256;

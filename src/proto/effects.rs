@@ -6,7 +6,7 @@ use super::confirms::Published;
 use super::content::Delivered;
 use super::event::{Event, Mailboxes};
 use crate::error::Error;
-use crate::label::{log_line, Label};
+use crate::log_line::{log_line, Label};
 use crate::wire::codec::WireResult;
 use crate::wire::frame;
 use crate::wire::method::{Encode, Method};

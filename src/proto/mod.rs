@@ -18,9 +18,9 @@ mod consumers;
 mod content;
 mod effects;
 mod event;
+mod fingerprint;
 mod handshake;
 mod heartbeat;
-mod identity;
 mod topology;
 mod violation;
 
@@ -33,6 +33,6 @@ pub(crate) use connection::{Config, Connection, Server, Tuning};
 pub(crate) use consumers::Settling;
 pub(crate) use content::{Delivered, Fetched, Returned};
 pub(crate) use event::{Command, Event, Mailboxes};
+pub(crate) use fingerprint::Identity;
 pub(crate) use handshake::Login;
-pub(crate) use identity::Identity;
 pub(crate) use topology::{encoded, is_stream, Redeclare, Topology};

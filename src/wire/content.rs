@@ -1,7 +1,7 @@
 //! A message as it came: names, properties and body.
 
 use super::codec::WireResult;
-use super::delivery::WholeDelivery;
+use super::fast_deliver::WholeDelivery;
 use super::frame::ContentHeader;
 use super::properties::Properties;
 

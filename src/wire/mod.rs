@@ -2,11 +2,11 @@
 
 pub(crate) mod codec;
 pub(crate) mod content;
-pub(crate) mod delivery;
+pub(crate) mod fast_deliver;
+pub(crate) mod fast_publish;
 pub(crate) mod frame;
 pub(crate) mod method;
 pub(crate) mod properties;
-pub(crate) mod publish;
 pub(crate) mod value;
 
 #[cfg(test)]

@@ -13,8 +13,8 @@ use parking_lot::{Condvar, Mutex};
 use super::answers::LostAnswers;
 use super::status::{LastError, QueueWorkers, WorkersStatus};
 use crate::consumer::Consumer;
-use crate::deadline::Deadline;
 use crate::error::{Error, Result};
+use crate::io_thread::deadline::Deadline;
 use crate::queue::Name;
 
 /// The threads of all queues.

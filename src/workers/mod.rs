@@ -12,12 +12,12 @@ use std::thread;
 use std::time::Duration;
 
 use crate::connection::Connection;
-use crate::deadline::Deadline;
 use crate::delivery::Delivery;
 use crate::error::{Error, ErrorKind, Result};
-use crate::label::log_line;
+use crate::io_thread::deadline::Deadline;
+use crate::io_thread::panics;
+use crate::log_line::log_line;
 use crate::options::WorkerOptions;
-use crate::panics;
 
 use crew::Crew;
 pub use status::{LastError, QueueWorkers, WorkersStatus};

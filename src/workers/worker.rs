@@ -8,17 +8,17 @@ use crossbeam_channel::{select, Receiver};
 use super::answers::{Answers, LostAnswers};
 use super::crew::{Post, Scope};
 use super::{say, Handler, Settlement};
-use crate::backoff;
 use crate::channel::{Answered, Channel};
 use crate::connection::Connection;
 use crate::consumer::{Consumer, Since};
-use crate::deadline::Deadline;
 use crate::delivery::{stream_offset, Delivery};
 use crate::error::{Error, ErrorKind, OneLine, ReplyCode, Result};
 use crate::events::ConnectionEvent;
-use crate::label::log_line;
+use crate::io_thread::deadline::Deadline;
+use crate::io_thread::panics;
+use crate::log_line::log_line;
+use crate::options::backoff;
 use crate::options::{ConsumeOptions, OnConsumerEnd, WorkerOptions};
-use crate::panics;
 use crate::queue::QueueName;
 
 /// How often a thread that waits for a lost connection looks for it.

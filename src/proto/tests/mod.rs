@@ -17,10 +17,10 @@ use super::connection::{Config, Connection};
 use super::consumers::Settling;
 use super::content::Delivered;
 use super::event::{Command, Event, Mailboxes};
+use super::fingerprint::Identity;
 use super::handshake::Login;
-use super::identity::Identity;
 use crate::error::{CloseReason, Error};
-use crate::label::Label;
+use crate::log_line::Label;
 use crate::wire::content::Content;
 use crate::wire::frame::{self, Cut, FrameKind};
 use crate::wire::method::{

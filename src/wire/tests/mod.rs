@@ -6,13 +6,13 @@ use std::collections::BTreeSet;
 use proptest::prelude::*;
 
 use super::codec::{Reader, WireError, Writer};
+use super::fast_publish::write_plain;
 use super::frame::{self, Cut, FrameKind};
 use super::method::{
     BasicConsume, BasicPublish, ConnectionTuneOk, Encode, LongString, Method, QueueDeclare,
     ShortString, Table,
 };
 use super::properties::Properties;
-use super::publish::write_plain;
 use super::value::{self, FieldTable, FieldValue, MAX_DEPTH};
 
 /// Values for the fields of a method that tell each other apart.

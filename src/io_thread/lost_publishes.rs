@@ -1,0 +1,73 @@
+//! Messages that were published on a connection that was lost, and have no answer.
+
+use super::mailbox::Published;
+use crate::error::Error;
+use crate::proto::{Earlier, Outcome};
+use crate::wire::frame::{self, Cut};
+use crate::wire::method::Method;
+
+pub(crate) struct Unanswered {
+    pub(crate) published: Published,
+    pub(crate) cause: Error,
+    /// The connection that was lost last may have carried it.
+    was_sent: bool,
+}
+
+impl Unanswered {
+    pub(crate) fn new(mut published: Published, cause: Error, may_have_been_sent: bool) -> Self {
+        if may_have_been_sent {
+            published.earlier = published.earlier.max(Earlier::Sent);
+        }
+        Self {
+            published,
+            cause,
+            was_sent: may_have_been_sent,
+        }
+    }
+
+    /// Whether it can be published again.
+    pub(crate) fn can_be_kept(&self) -> bool {
+        self.published.kept.is_some()
+    }
+
+    /// The message with this sequence number on this channel.
+    pub(crate) fn id(&self) -> (u16, u64) {
+        (self.published.channel, self.published.sequence_number)
+    }
+
+    /// Its id if the last connection may have carried it. The next loss is not its fault unless it
+    /// is published again.
+    pub(crate) fn take_sent(&mut self) -> Option<(u16, u64)> {
+        std::mem::take(&mut self.was_sent).then(|| self.id())
+    }
+
+    /// Whether it was there twice when the broker closed the connection, perhaps because of it.
+    pub(crate) fn is_suspect(&self) -> bool {
+        self.published.earlier == Earlier::Suspect
+    }
+
+    pub(crate) fn is_immediate(&self) -> bool {
+        let kept = self.published.kept.as_deref().unwrap_or_default();
+        let Ok(Cut::Frame(publish, _)) = frame::cut(kept, usize::MAX) else {
+            return false;
+        };
+        let method = Method::decode(publish.payload);
+        matches!(method, Ok(Method::BasicPublish(it)) if it.immediate)
+    }
+
+    /// It is published again, when the connection is back.
+    pub(crate) fn keep(&self) {
+        if let Some(confirm) = &self.published.confirm {
+            confirm.is_kept();
+        }
+    }
+
+    /// It is not published again.
+    pub(crate) fn lose(self) {
+        let may_have_been_sent = self.published.earlier > Earlier::Nothing;
+        let outcome = Outcome::lost(self.cause, may_have_been_sent);
+        if let Some(confirm) = self.published.confirm {
+            confirm.answered(self.published.sequence_number, outcome);
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! The frames that wait for the IO thread, as they lie in the outbox.
+
+use super::write_buffer::Outgoing;
+use crate::wire::frame;
+
+/// From here on a caller waits before it appends, in bytes. One message may go beyond it.
+const HIGH_WATER: usize = 512 << 10;
+/// The same for all lanes together.
+const LANES_HIGH_WATER: usize = 4 << 20;
+
+/// What goes out on a channel from a large message on, until all of it is written.
+struct Lane {
+    channel: u16,
+    /// What the IO thread has not taken. A large message is a piece of its own, which need not be copied.
+    pieces: Vec<Vec<u8>>,
+    /// Behind them, what is small.
+    end: Vec<u8>,
+    /// How much of what the IO thread has taken is not written, in bytes; as it was at the last look.
+    writing: usize,
+}
+
+impl Lane {
+    fn push(&mut self, piece: Vec<u8>) {
+        self.finish_piece();
+        self.pieces.push(piece);
+    }
+
+    fn finish_piece(&mut self) {
+        if !self.end.is_empty() {
+            self.pieces.push(std::mem::take(&mut self.end));
+        }
+    }
+
+    fn unwritten(&self) -> usize {
+        self.writing + self.untaken()
+    }
+
+    fn untaken(&self) -> usize {
+        self.end.len() + self.pieces.iter().map(Vec::len).sum::<usize>()
+    }
+}
+
+/// All frames in order; but a channel with a large message has a lane beside them.
+#[derive(Default)]
+pub(crate) struct Backlog {
+    in_order: Vec<u8>,
+    lanes: Vec<Lane>,
+    /// The last words of the connection, which wait for the lanes to end.
+    last: Vec<u8>,
+    /// An empty buffer for the next large message: fresh memory costs more than copying into it.
+    spare: Vec<u8>,
+}
+
+impl Backlog {
+    /// Where the frames of a channel go.
+    #[inline]
+    pub(crate) fn target(&mut self, channel: u16) -> &mut Vec<u8> {
+        match self.lanes.iter_mut().find(|it| it.channel == channel) {
+            Some(lane) => &mut lane.end,
+            None => &mut self.in_order,
+        }
+    }
+
+    /// Where the last frame of the connection goes: behind all that was appended before.
+    pub(crate) fn last_target(&mut self) -> &mut Vec<u8> {
+        if self.lanes.is_empty() {
+            &mut self.in_order
+        } else {
+            &mut self.last
+        }
+    }
+
+    #[inline]
+    pub(crate) fn has_room(&self, channel: u16, large: bool) -> bool {
+        if !large && self.lanes.iter().all(|it| it.channel != channel) {
+            return self.in_order.len() < HIGH_WATER;
+        }
+        let unwritten: usize = self.lanes.iter().map(Lane::unwritten).sum();
+        unwritten < LANES_HIGH_WATER
+    }
+
+    /// Appends a large message.
+    pub(crate) fn push_large(&mut self, channel: u16, frames: Vec<u8>) {
+        match self.lanes.iter_mut().find(|it| it.channel == channel) {
+            Some(lane) => lane.push(frames),
+            None => self.lanes.push(Lane {
+                channel,
+                pieces: vec![frames],
+                end: Vec::new(),
+                writing: 0,
+            }),
+        }
+    }
+
+    /// How much waits to be taken, in bytes.
+    pub(crate) fn len(&self) -> usize {
+        let lanes = self.lanes.iter().map(Lane::untaken).sum::<usize>();
+        self.in_order.len() + lanes + self.last.len()
+    }
+
+    pub(crate) fn give_memory_back(&mut self) {
+        self.in_order.shrink_to_fit();
+        self.spare = Vec::new();
+    }
+
+    pub(crate) fn take_spare(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.spare)
+    }
+
+    /// Appends frames of any channels.
+    pub(crate) fn append(&mut self, take_frames: impl FnOnce(&mut Vec<u8>)) {
+        if self.lanes.is_empty() {
+            return take_frames(&mut self.in_order);
+        }
+        let mut frames = Vec::new();
+        take_frames(&mut frames);
+        for (channel, frame) in frame::whole(&frames) {
+            self.target(channel).extend_from_slice(frame);
+        }
+    }
+
+    /// Gives the IO thread all it can take.
+    pub(crate) fn move_to(&mut self, outgoing: &mut Outgoing) {
+        outgoing.take_in_order(&mut self.in_order);
+        self.lanes.retain_mut(|lane| {
+            lane.finish_piece();
+            lane.writing = outgoing.take_lane(lane.channel, &mut lane.pieces);
+            lane.writing > 0
+        });
+        if self.lanes.is_empty() {
+            outgoing.append(&mut self.last);
+        }
+        let spare = outgoing.take_spare();
+        if outgoing.is_empty() {
+            // Memory is kept only as long as there is something to do.
+            self.spare = Vec::new();
+        } else if spare.capacity() > 0 {
+            self.spare = spare;
+        }
+    }
+}

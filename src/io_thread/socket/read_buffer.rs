@@ -1,0 +1,92 @@
+//! The bytes that were read and not yet understood.
+
+use std::io::{self, Read};
+
+/// What is read at once at most, in bytes, also when the buffer has more room: [`Reading`](crate::io_thread::read_throttle::Reading) counts on
+/// it.
+const CHUNK: usize = 64 << 10;
+
+/// A buffer that keeps the beginning of a frame until the rest of it has come. It grows with what arrives, not with
+/// what a frame claims, and shrinks again after a large frame.
+#[derive(Debug, Default)]
+pub(crate) struct Inbox {
+    /// Always filled, so that reading needs no uninitialized memory; the content is at `start..end`.
+    buffer: Vec<u8>,
+    start: usize,
+    end: usize,
+}
+
+impl Inbox {
+    /// Reads once; `Ok(0)` means that the peer has ended.
+    pub(crate) fn read_from(&mut self, stream: &mut impl Read) -> io::Result<usize> {
+        self.make_room();
+        let room_end = self.buffer.len().min(self.end + CHUNK);
+        let room = self.buffer.get_mut(self.end..room_end).unwrap_or_default();
+        let count = stream.read(room)?;
+        self.end += count;
+        Ok(count)
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        self.buffer.get(self.start..self.end).unwrap_or_default()
+    }
+
+    pub(crate) fn consume(&mut self, count: usize) {
+        self.start += count;
+        if self.start >= self.end {
+            self.start = 0;
+            self.end = 0;
+        }
+    }
+
+    pub(crate) fn give_memory_back(&mut self) {
+        if self.start == self.end {
+            *self = Self::default();
+        }
+    }
+
+    fn make_room(&mut self) {
+        if self.start > 0 {
+            self.buffer.copy_within(self.start..self.end, 0);
+            self.end -= self.start;
+            self.start = 0;
+        }
+        if self.buffer.len() - self.end < CHUNK / 2 {
+            // At least doubled, so that a large frame is not copied for every piece of it.
+            self.buffer.resize((2 * self.buffer.len()).max(CHUNK), 0);
+        } else if self.end == 0 && self.buffer.len() > 4 * CHUNK {
+            self.buffer = vec![0; CHUNK];
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Inbox, CHUNK};
+
+    #[test]
+    fn keeps_the_rest_of_a_frame_and_gives_memory_back() {
+        let sent: Vec<u8> = (0..10 * CHUNK).map(|at| at as u8).collect();
+        let mut source = sent.as_slice();
+        let mut inbox = Inbox::default();
+        while inbox.read_from(&mut source).unwrap() > 0 {}
+        assert_eq!(inbox.bytes(), sent);
+
+        inbox.consume(3);
+        let mut more: &[u8] = b"more";
+        inbox.read_from(&mut more).unwrap();
+        assert_eq!(inbox.bytes(), [&sent[3..], b"more"].concat());
+
+        inbox.consume(inbox.bytes().len());
+        inbox.read_from(&mut more).unwrap();
+        assert_eq!(inbox.buffer.len(), CHUNK);
+
+        let mut more: &[u8] = b"more";
+        inbox.read_from(&mut more).unwrap();
+        inbox.give_memory_back();
+        assert_eq!(inbox.bytes(), b"more");
+        inbox.consume(4);
+        inbox.give_memory_back();
+        assert_eq!(inbox.buffer.capacity(), 0);
+    }
+}

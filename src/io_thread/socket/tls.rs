@@ -1,0 +1,215 @@
+//! From a TCP socket to a TLS stream.
+
+use super::transport::{Socket, Stream};
+use crate::error::{Error, Result};
+use crate::io_thread::deadline::Deadline;
+use crate::options::TlsOptions;
+
+/// Whether this build has TLS at all.
+pub(crate) fn check_available() -> Result<()> {
+    if cfg!(feature = "native-tls") {
+        return Ok(());
+    }
+    Err(Error::invalid(
+        "TLS (amqps) needs the feature \"native-tls\" of the crate leveret, which is switched off",
+    ))
+}
+
+#[cfg(not(feature = "native-tls"))]
+pub(crate) fn handshake(socket: Socket, _: &TlsOptions, _: &str, _: Deadline) -> Result<Stream> {
+    // Whoever asks has been refused before.
+    check_available().map(|()| Stream::Tcp(socket))
+}
+
+/// Shakes hands on a blocking socket. `host` is who the peer must be, unless the options say otherwise.
+#[cfg(feature = "native-tls")]
+pub(crate) fn handshake(
+    socket: Socket,
+    options: &TlsOptions,
+    host: &str,
+    deadline: Deadline,
+) -> Result<Stream> {
+    let connector = native::connector(options)?;
+    let name = options.server_name.as_deref().unwrap_or(host);
+    let first_words = socket.first_words();
+    let error = match connector.connect(name, socket) {
+        Ok(stream) => return Ok(Stream::Tls(Box::new(stream))),
+        Err(error) => error,
+    };
+    if deadline.remaining().is_zero() {
+        return Err(Error::timed_out(deadline.duration()).doing("waiting for the TLS handshake"));
+    }
+    Err(match error {
+        _ if first_words.are_amqp() => {
+            Error::tls("the server speaks AMQP without TLS at this port")
+        }
+        native_tls::HandshakeError::WouldBlock(_) => {
+            Error::timed_out(deadline.duration()).doing("waiting for the TLS handshake")
+        }
+        native_tls::HandshakeError::Failure(error) => Error::tls(readable(&error.to_string())),
+    })
+}
+
+/// What went wrong, out of a line of OpenSSL's: `error:code:library:function:reason:file:line:data: (verification)`.
+/// Other systems' words are left as they are.
+fn readable(text: &str) -> String {
+    let Some((_, openssl)) = text.split_once("error:") else {
+        return text.to_owned();
+    };
+    let reason = openssl.split(':').nth(3).unwrap_or(openssl);
+    let verification = text
+        .rsplit_once('(')
+        .and_then(|(_, end)| end.strip_suffix(')'));
+    match verification {
+        Some(verification) => format!("{reason}: {verification}"),
+        None => reason.to_owned(),
+    }
+}
+
+/// What a failed read or write says about TLS, if it does: a peer can refuse our certificate after its own handshake.
+pub(crate) fn failure_of(stream: &Stream, error: &std::io::Error) -> Option<Error> {
+    let says_tls = stream.is_tls() && error.kind() == std::io::ErrorKind::Other;
+    says_tls.then(|| Error::tls(readable(&error.to_string())))
+}
+
+#[cfg(feature = "native-tls")]
+mod native {
+    use std::borrow::Cow;
+
+    use native_tls::{Certificate, TlsConnector};
+
+    use crate::error::{Error, Result};
+    use crate::options::{Identity, Source, TlsOptions};
+
+    pub(super) fn connector(options: &TlsOptions) -> Result<TlsConnector> {
+        let mut builder = TlsConnector::builder();
+        for source in &options.ca_certificates {
+            let pem = read(source, "CA certificates")?;
+            for certificate in certificates(&pem, source, "CA certificates")? {
+                builder.add_root_certificate(certificate);
+            }
+        }
+        if let Some(identity) = &options.identity {
+            builder.identity(load(identity)?);
+        }
+        builder
+            .danger_accept_invalid_certs(options.danger_accept_invalid_certs)
+            .danger_accept_invalid_hostnames(
+                options.danger_accept_invalid_hostnames || options.danger_accept_invalid_certs,
+            );
+        builder.build().map_err(|error| match &options.identity {
+            // A key that is not the certificate's, for example.
+            Some(identity) => unusable(
+                &format!("client certificate and key ({identity:?})"),
+                &error,
+            ),
+            None => unusable("TLS options", &error),
+        })
+    }
+
+    fn read<'a>(source: &'a Source, what: &str) -> Result<Cow<'a, [u8]>> {
+        match source {
+            Source::Bytes(bytes) => Ok(Cow::Borrowed(bytes)),
+            Source::File(path) => std::fs::read(path).map(Cow::Owned).map_err(|error| {
+                let text = format!("cannot read {what} from {}: {error}", path.display());
+                Error::invalid(text)
+            }),
+        }
+    }
+
+    /// A PEM text can hold several.
+    fn certificates(pem: &[u8], source: &Source, what: &str) -> Result<Vec<Certificate>> {
+        let found = Certificate::stack_from_pem(pem)
+            .map_err(|error| unusable(&format!("{what} in {source:?}"), &error))?;
+        if found.is_empty() {
+            let text = format!("{what}: there is no certificate in {source:?} (PEM is expected)");
+            return Err(Error::invalid(text));
+        }
+        Ok(found)
+    }
+
+    /// The key in a PEM text, from its first line on: `openssl` writes other text before it, and the system's TLS wants none.
+    /// Otherwise, what the text is instead: never its content.
+    fn pkcs8(text: &[u8]) -> Result<&[u8], String> {
+        const BEGIN: &[u8] = b"-----BEGIN PRIVATE KEY-----";
+        let begin = text.windows(BEGIN.len()).position(|it| it == BEGIN);
+        if let Some(key) = begin.and_then(|at| text.get(at..)) {
+            return Ok(key);
+        }
+        let needed =
+            "PKCS#8 in PEM (BEGIN PRIVATE KEY) is needed: openssl pkcs8 -topk8 -nocrypt converts it";
+        let text = String::from_utf8_lossy(text);
+        let is = match text {
+            text if text.contains("-----BEGIN ENCRYPTED PRIVATE KEY-----") => "is encrypted",
+            text if text.contains("-----BEGIN RSA PRIVATE KEY-----") => "is in PKCS#1",
+            text if text.contains("-----BEGIN EC PRIVATE KEY-----") => "is in SEC1",
+            text if text.contains("-----BEGIN ") => "is no private key",
+            _ => "is not in PEM",
+        };
+        Err(format!("{is}, and {needed}"))
+    }
+
+    fn load(identity: &Identity) -> Result<native_tls::Identity> {
+        let loaded = match identity {
+            Identity::Pkcs12 { archive, password } => {
+                let archive = read(archive, "the client's PKCS#12 archive")?;
+                native_tls::Identity::from_pkcs12(&archive, password)
+            }
+            Identity::Pem { certificates, key } => {
+                let chain = read(certificates, "the client's certificates")?;
+                // Whatever fails afterwards is the key's fault.
+                self::certificates(&chain, certificates, "the client's certificates")?;
+                let text = read(key, "the client's key")?;
+                let pem = pkcs8(&text)
+                    .map_err(|why| Error::invalid(format!("the client's key in {key:?} {why}")))?;
+                let loaded = native_tls::Identity::from_pkcs8(&chain, pem);
+                return loaded
+                    .map_err(|error| unusable(&format!("client's key in {key:?}"), &error));
+            }
+        };
+        loaded.map_err(|error| {
+            unusable(
+                &format!("client certificate and key ({identity:?})"),
+                &error,
+            )
+        })
+    }
+
+    fn unusable(what: &str, error: &native_tls::Error) -> Error {
+        Error::invalid(format!(
+            "unusable {what}: {}",
+            super::readable(&error.to_string())
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{check_available, readable};
+
+    #[test]
+    fn without_tls_the_missing_feature_is_named() {
+        let options = crate::ConnectionOptions::from_uri("amqps://localhost:1").unwrap();
+        let error = crate::Connection::open_with(&options).unwrap_err();
+        let names_feature = error.to_string().contains("native-tls");
+        assert_eq!(names_feature, !cfg!(feature = "native-tls"), "{error}");
+        assert_eq!(check_available().is_err(), names_feature);
+    }
+
+    #[test]
+    fn openssls_lines_become_readable() {
+        let verify = "error:0A000086:SSL routines:tls_post_process_server_certificate:certificate verify failed:\
+                      ../ssl/statem/statem_clnt.c:1889:: (certificate has expired)";
+        assert_eq!(
+            readable(verify),
+            "certificate verify failed: certificate has expired"
+        );
+        let version =
+            "error:0A00010B:SSL routines:ssl3_get_record:wrong version number:../ssl/record.c:354:";
+        assert_eq!(readable(version), "wrong version number");
+        assert_eq!(
+            readable("The certificate was not trusted."),
+            "The certificate was not trusted."
+        );
+    }
+}

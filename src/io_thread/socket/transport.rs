@@ -1,0 +1,247 @@
+//! The socket to the broker, with TLS or without: blocking until the connection is open, polled afterwards.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::sync::{Arc, OnceLock};
+
+use mio::event::Source;
+use mio::{Interest, Registry, Token};
+
+use crate::io_thread::deadline::Deadline;
+
+/// A TCP socket.
+#[derive(Debug)]
+pub(crate) struct Socket {
+    mode: Mode,
+    /// The peer has said that nothing more will come.
+    ended: bool,
+    first_words: FirstWords,
+}
+
+/// What the peer has said first: known also when the socket is gone.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct FirstWords(Arc<OnceLock<bool>>);
+
+impl FirstWords {
+    #[cfg(feature = "native-tls")]
+    /// As a server does that speaks AMQP, and was not spoken to in AMQP.
+    pub(crate) fn are_amqp(&self) -> bool {
+        self.0.get() == Some(&true)
+    }
+}
+
+#[derive(Debug)]
+enum Mode {
+    /// Reads and writes fail after the deadline.
+    Blocking(TcpStream, Deadline),
+    Polled(mio::net::TcpStream),
+}
+
+impl Socket {
+    pub(crate) fn blocking(socket: TcpStream, deadline: Deadline) -> Self {
+        Self {
+            mode: Mode::Blocking(socket, deadline),
+            ended: false,
+            first_words: FirstWords::default(),
+        }
+    }
+
+    #[cfg(feature = "native-tls")]
+    pub(crate) fn first_words(&self) -> FirstWords {
+        self.first_words.clone()
+    }
+
+    fn poll_from_now_on(&mut self) -> io::Result<()> {
+        if let Mode::Blocking(socket, _) = &self.mode {
+            socket.set_read_timeout(None)?;
+            socket.set_write_timeout(None)?;
+            socket.set_nonblocking(true)?;
+            let polled = mio::net::TcpStream::from_std(socket.try_clone()?);
+            self.mode = Mode::Polled(polled);
+        }
+        Ok(())
+    }
+
+    fn shutdown_write(&self) -> io::Result<()> {
+        match &self.mode {
+            Mode::Blocking(socket, _) => socket.shutdown(Shutdown::Write),
+            Mode::Polled(socket) => socket.shutdown(Shutdown::Write),
+        }
+    }
+
+    fn polled(&mut self) -> io::Result<&mut mio::net::TcpStream> {
+        match &mut self.mode {
+            Mode::Polled(socket) => Ok(socket),
+            Mode::Blocking(..) => Err(ErrorKind::InvalidInput.into()),
+        }
+    }
+}
+
+/// What is left until the deadline, for a socket, which takes zero for "no limit".
+pub(crate) fn remaining(deadline: Deadline) -> io::Result<std::time::Duration> {
+    let remaining = deadline.remaining();
+    if remaining.is_zero() {
+        return Err(ErrorKind::TimedOut.into());
+    }
+    Ok(remaining)
+}
+
+/// Tries again if a signal has interrupted it. A socket with a timeout is interrupted by every handler, also with
+/// `SA_RESTART`, and TLS libraries take that for a failure of the connection.
+pub(crate) fn uninterrupted<T>(mut attempt: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match attempt() {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            done => return done,
+        }
+    }
+}
+
+impl Read for Socket {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = uninterrupted(|| match &mut self.mode {
+            Mode::Polled(socket) => socket.read(buffer),
+            Mode::Blocking(socket, deadline) => {
+                socket.set_read_timeout(Some(remaining(*deadline)?))?;
+                socket.read(buffer)
+            }
+        })?;
+        self.ended |= count == 0;
+        if let Mode::Blocking(..) = self.mode {
+            let words = &self.first_words.0;
+            words.get_or_init(|| buffer.starts_with(b"AMQP"));
+        }
+        Ok(count)
+    }
+}
+
+impl Write for Socket {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        uninterrupted(|| match &mut self.mode {
+            Mode::Polled(socket) => socket.write(bytes),
+            Mode::Blocking(socket, deadline) => {
+                socket.set_write_timeout(Some(remaining(*deadline)?))?;
+                socket.write(bytes)
+            }
+        })
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A stream of bytes to the broker and back.
+#[derive(Debug)]
+pub(crate) enum Stream {
+    Tcp(Socket),
+    #[cfg(feature = "native-tls")]
+    Tls(Box<native_tls::TlsStream<Socket>>),
+}
+
+impl Stream {
+    /// From now on nothing blocks.
+    pub(crate) fn poll_from_now_on(&mut self) -> io::Result<()> {
+        self.socket().poll_from_now_on()
+    }
+
+    pub(crate) fn is_tls(&self) -> bool {
+        !matches!(self, Self::Tcp(_))
+    }
+
+    fn socket(&mut self) -> &mut Socket {
+        match self {
+            Self::Tcp(socket) => socket,
+            #[cfg(feature = "native-tls")]
+            Self::Tls(stream) => stream.get_mut(),
+        }
+    }
+
+    /// Says that nothing more will be written.
+    pub(crate) fn shutdown_write(&mut self) -> io::Result<()> {
+        #[cfg(feature = "native-tls")]
+        if let Self::Tls(stream) = self {
+            // TLS's own goodbye. If the socket does not take it, nobody reads it either.
+            let _ = stream.shutdown();
+        }
+        self.socket().shutdown_write()
+    }
+}
+
+impl Read for Stream {
+    /// `Ok(0)` is an end in good order. A TLS stream that ends without saying so was cut by someone on the way, or by
+    /// the peer's death: an error of kind `ConnectionAborted`.
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(socket) => socket.read(buffer),
+            #[cfg(feature = "native-tls")]
+            Self::Tls(stream) => {
+                let result = stream.read(buffer);
+                if !matches!(result, Ok(1..)) && stream.get_ref().ended {
+                    return Err(ErrorKind::ConnectionAborted.into());
+                }
+                result
+            }
+        }
+    }
+}
+
+impl Write for Stream {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(socket) => socket.write(bytes),
+            #[cfg(feature = "native-tls")]
+            Self::Tls(stream) => stream.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Source for Stream {
+    fn register(
+        &mut self,
+        registry: &Registry,
+        token: Token,
+        interests: Interest,
+    ) -> io::Result<()> {
+        self.socket().polled()?.register(registry, token, interests)
+    }
+
+    fn reregister(
+        &mut self,
+        registry: &Registry,
+        token: Token,
+        interests: Interest,
+    ) -> io::Result<()> {
+        let socket = self.socket().polled()?;
+        socket.reregister(registry, token, interests)
+    }
+
+    fn deregister(&mut self, registry: &Registry) -> io::Result<()> {
+        self.socket().polled()?.deregister(registry)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::uninterrupted;
+    use std::io::{Error, ErrorKind};
+
+    #[test]
+    fn only_what_a_signal_has_interrupted_is_tried_again() {
+        let mut left = [
+            ErrorKind::Interrupted,
+            ErrorKind::Interrupted,
+            ErrorKind::TimedOut,
+        ]
+        .into_iter();
+        let failed = uninterrupted(|| left.next().map_or(Ok(7), |kind| Err(Error::from(kind))));
+        assert_eq!(failed.unwrap_err().kind(), ErrorKind::TimedOut);
+        let mut left = [ErrorKind::Interrupted].into_iter();
+        let done = uninterrupted(|| left.next().map_or(Ok(7), |kind| Err(Error::from(kind))));
+        assert_eq!(done.unwrap(), 7);
+    }
+}

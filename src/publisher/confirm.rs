@@ -1,0 +1,301 @@
+//! The broker's answer to one published message.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex};
+
+use super::window::{Weight, Window};
+use crate::channel::Channel;
+use crate::error::returned::ReturnedMessage;
+use crate::error::{Error, ErrorKind, FailedPublish, Result};
+use crate::io_thread::deadline::Deadline;
+use crate::io_thread::mailbox::ConfirmMailbox;
+use crate::io_thread::Link;
+use crate::log_line::{log_line, Label};
+use crate::proto::{Outcome, Returned};
+use crate::session::failures::{Report, Since};
+
+/// How many failures are kept for a publisher's report.
+const FAILURES_LIMIT: usize = 65_536;
+
+/// What becomes of one message that a [`Publisher`](crate::Publisher) has published.
+///
+/// It can be waited for at once, later, by another thread, or not at all: dropping it costs nothing, and
+/// [`Publisher::wait_for_confirms`](crate::Publisher::wait_for_confirms) then reports a failure. It keeps its channel open. The table in
+/// [`Publisher`](crate::Publisher) says what to do about each outcome.
+///
+/// ```no_run
+/// use leveret::{Connection, ErrorKind};
+///
+/// let publisher = Connection::open_default()?.open_channel()?.publisher()?;
+/// let confirm = publisher.publish("", "tasks", "work")?;
+/// match confirm.wait() {
+///     Ok(()) => println!("the broker has message {}", confirm.sequence_number()),
+///     Err(error) => match error.kind() {
+///         ErrorKind::Returned(message) => println!("no queue for {:?}", message.routing_key()),
+///         ErrorKind::Nacked { .. } => println!("the queue would not take it"),
+///         _ => println!("it may have been lost: {error}"),
+///     },
+/// }
+/// # Ok::<(), leveret::Error>(())
+/// ```
+pub struct Confirm {
+    sequence_number: u64,
+    awaited: Arc<Awaited>,
+    channel: Channel,
+}
+
+impl Confirm {
+    pub(crate) fn new(sequence_number: u64, awaited: Arc<Awaited>, channel: Channel) -> Self {
+        Self {
+            sequence_number,
+            awaited,
+            channel,
+        }
+    }
+
+    /// The number of the message on its channel, counted from 1.
+    pub fn sequence_number(&self) -> u64 {
+        self.sequence_number
+    }
+
+    /// The channel it was published on.
+    pub fn channel(&self) -> &Channel {
+        &self.channel
+    }
+
+    /// Waits for the broker's answer, at most the publisher's `confirm_timeout`. `Ok` means that the broker has taken
+    /// charge of the message: on all queues that it belongs to, and on disk if it is persistent and they are durable.
+    ///
+    /// It can be called again, and then says the same.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Nacked`], [`ErrorKind::Returned`]; the end of the channel or the connection (for good: a lost one comes back, and
+    /// the wait goes on), if the answer had not come before: [`Error::may_have_been_sent`] tells whether the broker can have the message. A timeout changes
+    /// nothing: the answer can still come.
+    ///
+    /// See <https://www.rabbitmq.com/docs/confirms#when-publishes-are-confirmed>.
+    pub fn wait(&self) -> Result<()> {
+        self.wait_timeout(self.awaited.publisher.confirm_timeout)
+    }
+
+    /// [`wait`](Self::wait), at most so long.
+    ///
+    /// # Errors
+    /// As [`wait`](Self::wait).
+    pub fn wait_timeout(&self, timeout: Duration) -> Result<()> {
+        let outcome = self.try_wait();
+        if let Some(outcome) = outcome {
+            return outcome;
+        }
+        let deadline = Deadline::after(timeout);
+        let _waits = self.channel.connection().link().waiting.begin();
+        let mut outcome = self.awaited.outcome.lock();
+        while outcome.is_none() {
+            let waited = self
+                .awaited
+                .answered
+                .wait_until(&mut outcome, deadline.at());
+            if waited.timed_out() && outcome.is_none() {
+                let doing = format!(
+                    "waiting for the confirm of message {}",
+                    self.sequence_number
+                );
+                drop(outcome);
+                let outbox = &self.channel.connection().link().outbox;
+                return Err(outbox.explained(Error::timed_out(timeout).doing(doing)));
+            }
+        }
+        drop(outcome);
+        self.try_wait().unwrap_or(Ok(()))
+    }
+
+    /// The broker's answer, if it has come; as [`wait`](Self::wait) would return it.
+    pub fn try_wait(&self) -> Option<Result<()>> {
+        let outcome = self.awaited.outcome.lock().clone()?;
+        if outcome.is_err() {
+            self.awaited
+                .publisher
+                .failures
+                .lock()
+                .told(self.sequence_number);
+        }
+        Some(outcome)
+    }
+}
+
+impl fmt::Debug for Confirm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Confirm")
+            .field("sequence_number", &self.sequence_number)
+            .field("outcome", &*self.awaited.outcome.lock())
+            .finish_non_exhaustive()
+    }
+}
+
+/// A message whose answer is awaited. The IO thread has it until the answer comes.
+pub(crate) struct Awaited {
+    publisher: Arc<Unconfirmed>,
+    weight: Weight,
+    outcome: Mutex<Option<Result<()>>>,
+    answered: Condvar,
+}
+
+impl Awaited {
+    pub(crate) fn new(publisher: Arc<Unconfirmed>, weight: Weight) -> Self {
+        Self {
+            publisher,
+            weight,
+            outcome: Mutex::new(None),
+            answered: Condvar::new(),
+        }
+    }
+}
+
+impl ConfirmMailbox for Awaited {
+    fn answered(&self, sequence_number: u64, outcome: Outcome) {
+        let outcome = result_of(sequence_number, outcome);
+        if let Err(error) = &outcome {
+            // Before the window is seen to be empty, and so before anyone reports.
+            let label = || self.publisher.link.label();
+            let mut failures = self.publisher.failures.lock();
+            failures.push(sequence_number, error.clone(), label);
+        }
+        // Under the lock, so that whoever reads the outcome finds the room given back, and the other way round.
+        let mut slot = self.outcome.lock();
+        *slot = Some(outcome);
+        self.publisher.window.give_back(self.weight);
+        drop(slot);
+        self.answered.notify_all();
+    }
+
+    fn is_published_again(&self) -> bool {
+        self.publisher.recovers
+    }
+
+    fn is_kept(&self) {
+        self.publisher.window.look_again();
+    }
+}
+
+/// What the program is told.
+pub(crate) fn result_of(sequence_number: u64, outcome: Outcome) -> Result<()> {
+    let (error, what) = match outcome {
+        Outcome::Confirmed => return Ok(()),
+        Outcome::Nacked => {
+            let sequence_numbers = vec![sequence_number];
+            (Error::new(ErrorKind::Nacked { sequence_numbers }), "")
+        }
+        Outcome::Returned(returned) => {
+            let Returned {
+                code,
+                text,
+                content,
+            } = *returned;
+            let message = ReturnedMessage::new(code, text, Some(sequence_number), content);
+            (Error::new(ErrorKind::Returned(message)), "")
+        }
+        Outcome::Lost {
+            cause,
+            may_have_been_sent: true,
+        } => (cause, ", which may have been sent"),
+        Outcome::Lost { cause, .. } => (cause.unsent(), ", which was not sent"),
+    };
+    Err(error.doing(format!("message {sequence_number}{what}")))
+}
+
+/// What a publisher shares with the messages that it waits for.
+pub(crate) struct Unconfirmed {
+    pub(crate) link: Arc<Link>,
+    pub(crate) window: Window,
+    pub(crate) failures: Mutex<Failures>,
+    pub(crate) confirm_timeout: Duration,
+    /// Whether what was not answered is published again on the next connection.
+    pub(crate) recovers: bool,
+}
+
+/// The messages that failed and of which nobody has been told.
+#[derive(Debug)]
+pub(crate) struct Failures {
+    failed: Report<Error>,
+    /// The sum of the bodies that came back, in bytes.
+    bytes: u64,
+    bytes_limit: u64,
+    /// How many more there were than can be kept.
+    forgotten: u64,
+}
+
+impl Failures {
+    pub(crate) fn new(bytes_limit: u64) -> Self {
+        Self {
+            failed: Report::new(),
+            bytes: 0,
+            bytes_limit,
+            forgotten: 0,
+        }
+    }
+
+    fn push(&mut self, sequence_number: u64, error: Error, label: impl Fn() -> Label) {
+        self.bytes += returned_bytes(&error);
+        self.failed.insert(sequence_number, error);
+        while self.failed.len() > FAILURES_LIMIT
+            || (self.bytes > self.bytes_limit && self.failed.len() > 1)
+        {
+            let Some(error) = self.failed.remove_first() else {
+                return;
+            };
+            self.bytes -= returned_bytes(&error);
+            self.forgotten += 1;
+            log_line!(
+                Warn,
+                label(),
+                "nobody asked for the failure of a publish: {error}"
+            );
+        }
+    }
+
+    fn told(&mut self, sequence_number: u64) {
+        if let Some(error) = self.failed.remove(sequence_number) {
+            self.bytes -= returned_bytes(&error);
+        }
+    }
+
+    pub(crate) fn wait(&mut self) -> Since {
+        self.failed.wait()
+    }
+
+    pub(crate) fn give_up(&mut self) {
+        self.failed.give_up();
+        self.weigh();
+    }
+
+    fn weigh(&mut self) {
+        self.bytes = self.failed.values().map(returned_bytes).sum();
+    }
+
+    /// All failures since the last report.
+    pub(crate) fn report(&mut self, since: Since) -> Result<()> {
+        let forgotten = std::mem::take(&mut self.forgotten);
+        let failed: Vec<_> = self
+            .failed
+            .take(since)
+            .into_iter()
+            .map(|(sequence_number, error)| FailedPublish {
+                sequence_number,
+                error,
+            })
+            .collect();
+        self.weigh();
+        if failed.is_empty() && forgotten == 0 {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::PublishesFailed { failed, forgotten }))
+    }
+}
+
+fn returned_bytes(error: &Error) -> u64 {
+    let message = error.returned_message();
+    message.map_or(0, |message| message.body().len() as u64)
+}

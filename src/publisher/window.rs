@@ -1,0 +1,195 @@
+//! How many messages, and how many bytes of them, may be unconfirmed at once.
+
+use std::cell::Cell;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use parking_lot::{Condvar, Mutex};
+
+use crate::io_thread::deadline::Deadline;
+
+/// Messages are counted above, bytes below this bit: both in one word, so that the common case needs no lock.
+const MESSAGE: u64 = 1 << 44;
+const BYTES: u64 = MESSAGE - 1;
+
+/// What one message takes of a window.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Weight(u64);
+
+impl Weight {
+    pub(crate) fn of(bytes: usize) -> Self {
+        // A single message can be beyond the limit of the window, but not so far that it counts as a message more.
+        Self(MESSAGE | (bytes as u64).min(BYTES / 2))
+    }
+
+    pub(crate) fn bytes(self) -> u64 {
+        self.0 & BYTES
+    }
+}
+
+/// Why a message got no room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NoRoom {
+    InTime,
+    UselessToWait,
+}
+
+#[derive(Debug)]
+pub(crate) struct Window {
+    messages: u64,
+    bytes: u64,
+    taken: AtomicU64,
+    /// How many threads wait for a change of `taken`.
+    waiting: AtomicUsize,
+    lock: Mutex<()>,
+    changed: Condvar,
+}
+
+impl Window {
+    pub(crate) fn new(messages: u32, bytes: u64) -> Self {
+        Self {
+            messages: messages.into(),
+            bytes: bytes.min(BYTES / 2),
+            taken: AtomicU64::new(0),
+            waiting: AtomicUsize::new(0),
+            lock: Mutex::new(()),
+            changed: Condvar::new(),
+        }
+    }
+
+    /// How many messages are in the window.
+    pub(crate) fn len(&self) -> u64 {
+        self.taken().0
+    }
+
+    /// How many messages are in the window, and how many bytes of them.
+    pub(crate) fn taken(&self) -> (u64, u64) {
+        let taken = self.taken.load(Ordering::SeqCst);
+        (taken / MESSAGE, taken & BYTES)
+    }
+
+    /// Takes room for a message, if there is. One message always fits.
+    #[inline]
+    pub(crate) fn try_take(&self, weight: Weight) -> bool {
+        let fits = |taken: u64| {
+            let bytes = (taken & BYTES) + weight.bytes();
+            let fits = taken == 0 || (taken / MESSAGE < self.messages && bytes <= self.bytes);
+            fits.then_some(taken + weight.0)
+        };
+        let order = Ordering::SeqCst;
+        self.taken.fetch_update(order, order, fits).is_ok()
+    }
+
+    /// Takes room for a message. An error if there is none until the deadline, or waiting is of no use.
+    pub(crate) fn take(
+        &self,
+        weight: Weight,
+        deadline: Deadline,
+        is_useless: impl Fn() -> bool,
+    ) -> Result<(), NoRoom> {
+        let taken = Cell::new(Err(NoRoom::InTime));
+        let take = || {
+            taken.set(match self.try_take(weight) {
+                true => Ok(()),
+                false if is_useless() => Err(NoRoom::UselessToWait),
+                false => Err(NoRoom::InTime),
+            });
+            taken.get() != Err(NoRoom::InTime)
+        };
+        self.wait_until(take, deadline);
+        taken.get()
+    }
+
+    /// Waits until nothing is in the window; false if that is not so until the deadline.
+    pub(crate) fn wait_empty(&self, deadline: Deadline) -> bool {
+        self.wait_until(|| self.len() == 0, deadline)
+    }
+
+    fn wait_until(&self, ready: impl Fn() -> bool, deadline: Deadline) -> bool {
+        let mut guard = self.lock.lock();
+        // Told before looking: whoever gives room back after we looked sees that we wait.
+        self.waiting.fetch_add(1, Ordering::SeqCst);
+        let mut is_ready = ready();
+        while !is_ready {
+            let timed_out = self
+                .changed
+                .wait_until(&mut guard, deadline.at())
+                .timed_out();
+            is_ready = ready();
+            if timed_out {
+                break;
+            }
+        }
+        self.waiting.fetch_sub(1, Ordering::SeqCst);
+        is_ready
+    }
+
+    /// Gives room back.
+    #[inline]
+    pub(crate) fn give_back(&self, weight: Weight) {
+        self.taken.fetch_sub(weight.0, Ordering::SeqCst);
+        self.look_again();
+    }
+
+    /// Lets those who wait look again.
+    #[inline]
+    pub(crate) fn look_again(&self) {
+        if self.waiting.load(Ordering::SeqCst) > 0 {
+            // One who is between looking and waiting holds the lock.
+            drop(self.lock.lock());
+            self.changed.notify_all();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicU32;
+    use std::sync::Arc;
+    use std::thread;
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn is_full_by_messages_or_by_bytes_but_takes_one_message_of_any_size() {
+        let window = Window::new(2, 100);
+        let one = Weight::of(1);
+        assert!(window.try_take(one) && window.try_take(one) && !window.try_take(one));
+        window.give_back(one);
+        assert!(!window.try_take(Weight::of(100)) && window.try_take(Weight::of(99)));
+        window.give_back(Weight::of(99));
+        window.give_back(one);
+        let huge = Weight::of(usize::MAX);
+        assert!(window.try_take(huge) && !window.try_take(Weight::of(0)));
+        assert_eq!(window.taken(), (1, huge.bytes()));
+        window.give_back(huge);
+        assert_eq!(window.len(), 0);
+        assert!(!Window::new(1, u64::MAX).try_take(huge) || window.try_take(huge));
+    }
+
+    #[test]
+    fn nobody_waits_for_room_that_is_there() {
+        const WINDOW: u32 = 3;
+        let window = Arc::new(Window::new(WINDOW, u64::MAX));
+        let inside = Arc::new(AtomicU32::new(0));
+        let threads: Vec<_> = (0..8)
+            .map(|_| {
+                let (window, inside) = (Arc::clone(&window), Arc::clone(&inside));
+                thread::spawn(move || {
+                    for size in 0..2_000 {
+                        let weight = Weight::of(size);
+                        let soon = Deadline::after(Duration::from_secs(60));
+                        assert_eq!(window.take(weight, soon, || false), Ok(()));
+                        assert!(inside.fetch_add(1, Ordering::SeqCst) < WINDOW);
+                        inside.fetch_sub(1, Ordering::SeqCst);
+                        window.give_back(weight);
+                    }
+                })
+            })
+            .collect();
+        for thread in threads {
+            thread.join().unwrap();
+        }
+        assert!(window.wait_empty(Deadline::after(Duration::ZERO)));
+    }
+}

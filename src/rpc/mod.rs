@@ -1,0 +1,439 @@
+//! Asking another program over the broker, and answering.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+use std::vec::Drain;
+
+use crossbeam_channel::{bounded, Receiver, Sender};
+use parking_lot::Mutex;
+
+use crate::channel::Channel;
+use crate::connection::Connection;
+use crate::delivery::{Delivery, Origin, ReadsFrom};
+use crate::error::{ClosedBy, Error, ErrorKind, Result};
+use crate::io_thread::deadline::Deadline;
+use crate::io_thread::mailbox::{ConfirmMailbox, ConsumerMailbox};
+use crate::log_line::log_line;
+use crate::message::Message;
+use crate::options::{ConsumeOptions, WorkerOptions};
+use crate::proto::{Delivered, Outcome, Settling};
+use crate::publisher::confirm::result_of;
+use crate::session::channel::ChannelState;
+use crate::wire::value::FieldTable;
+use crate::workers::{Settlement, Workers, WorkersStatus};
+
+/// RabbitMQ's name for "straight to the channel that asked".
+const DIRECT_REPLY_TO: &str = "amq.rabbitmq.reply-to";
+
+/// Asks other programs over the broker, and waits for their answers.
+///
+/// Any number of threads can call at the same time: they share one channel, and each gets the answer to its own request.
+/// Answers come by RabbitMQ's direct reply-to, without a queue of their own. The one who answers, such as an
+/// [`RpcServer`] or a program in another language, publishes to the default exchange with the request's `reply_to` as the
+/// routing key, and copies its `correlation_id`.
+///
+/// ```no_run
+/// use leveret::{Connection, RpcClient};
+/// use std::time::Duration;
+///
+/// let client = RpcClient::new(&Connection::open_default()?)?;
+/// let answer = client.call("", "rpc_queue", "30", Duration::from_secs(5))?;
+/// println!("{}", String::from_utf8_lossy(answer.body()));
+/// # Ok::<(), leveret::Error>(())
+/// ```
+///
+/// When the connection is lost, the calls that wait fail (their answers have nowhere to go), and later ones wait until it is
+/// back.
+///
+/// Cheap to clone. Whatever closes its channel, such as a request to an exchange that does not exist, ends the client: all
+/// calls fail with the cause, and a new client is needed.
+///
+/// See <https://www.rabbitmq.com/docs/direct-reply-to>.
+#[derive(Clone)]
+pub struct RpcClient {
+    origin: Arc<Origin>,
+    calls: Arc<Calls>,
+}
+
+impl RpcClient {
+    /// A client with a channel of its own on this connection.
+    ///
+    /// # Errors
+    /// As [`Connection::open_channel`]; 404 from a broker without direct reply-to.
+    pub fn new(connection: &Connection) -> Result<Self> {
+        let channel = connection.open_channel()?;
+        channel.confirm_select()?;
+        let calls = Arc::new(Calls::default());
+        let options = ConsumeOptions::default().no_ack();
+        let origin = channel.consume(DIRECT_REPLY_TO.into(), &options, |consumer_tag| {
+            let origin = Arc::new(Origin {
+                channel: channel.clone(),
+                consumer_tag: Arc::clone(&consumer_tag),
+                no_ack: true,
+                registration: None,
+                reads_from: ReadsFrom::Queue,
+            });
+            let replies = Replies {
+                origin: Arc::downgrade(&origin),
+                state: Arc::clone(channel.state()),
+                consumer_tag,
+                calls: Arc::clone(&calls),
+            };
+            (origin, Arc::new(replies))
+        })?;
+        Ok(Self { origin, calls })
+    }
+
+    /// The channel that requests and answers go over.
+    pub fn channel(&self) -> &Channel {
+        &self.origin.channel
+    }
+
+    /// Publishes a request and waits for the answer, at most so long. `correlation_id` and `reply_to` of the request are
+    /// set here.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Returned`], at once, if the request could not be routed to a queue; [`ErrorKind::Nacked`] if a queue
+    /// refused it; a timeout, after which an answer is dropped when it comes; the end of the channel or the connection:
+    /// [`Error::may_have_been_sent`] tells whether the request can have been handled. Nothing here tells whether one is
+    /// there to answer: a queue takes requests without a consumer, too.
+    pub fn call<'m>(
+        &self,
+        exchange: &str,
+        routing_key: &str,
+        request: impl Into<Message<'m>>,
+        timeout: Duration,
+    ) -> Result<Delivery> {
+        let answer = self.ask(exchange, routing_key, request.into(), timeout);
+        answer.map_err(|error| error.doing(format!("rpc to {exchange:?} with {routing_key:?}")))
+    }
+
+    fn ask(
+        &self,
+        exchange: &str,
+        routing_key: &str,
+        request: Message<'_>,
+        timeout: Duration,
+    ) -> Result<Delivery> {
+        let deadline = Deadline::after(timeout);
+        let (call, answer) = self.calls.begin()?;
+        let request = request
+            .reply_to(DIRECT_REPLY_TO)
+            .correlation_id(call.correlation_id.to_string());
+        let confirm = Arc::new(Request {
+            calls: Arc::clone(&self.calls),
+            correlation_id: call.correlation_id,
+        });
+        let left = deadline.remaining();
+        self.channel()
+            .publish(exchange, routing_key, &request, true, Some(&confirm), left)?;
+        let _waits = self.channel().connection().link().waiting.begin();
+        match answer.recv_timeout(deadline.remaining()) {
+            Ok(answer) => answer,
+            Err(_) => {
+                let outbox = &self.channel().connection().link().outbox;
+                Err(outbox.explained(Error::timed_out(timeout)))
+            }
+        }
+    }
+}
+
+impl fmt::Debug for RpcClient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RpcClient")
+            .field("channel", self.channel())
+            .field("waiting", &self.calls.state.lock().waiting.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// The calls of a client that wait for their answers.
+#[derive(Default)]
+struct Calls {
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    last: u64,
+    waiting: HashMap<u64, Waiting>,
+    /// No more answers will come.
+    end: Option<Error>,
+}
+
+struct Waiting {
+    answer: Sender<Result<Delivery>>,
+    /// The broker has it, and whoever answers will not find us on another connection.
+    is_confirmed: bool,
+}
+
+/// One call, until its caller goes.
+struct Call<'a> {
+    calls: &'a Calls,
+    correlation_id: u64,
+}
+
+impl Drop for Call<'_> {
+    fn drop(&mut self) {
+        self.calls.take(self.correlation_id);
+    }
+}
+
+impl Calls {
+    fn begin(&self) -> Result<(Call<'_>, Receiver<Result<Delivery>>)> {
+        let mut state = self.state.lock();
+        if let Some(error) = &state.end {
+            return Err(error.clone().unsent());
+        }
+        state.last += 1;
+        let correlation_id = state.last;
+        let (sender, answer) = bounded(1);
+        let waiting = Waiting {
+            answer: sender,
+            is_confirmed: false,
+        };
+        state.waiting.insert(correlation_id, waiting);
+        let call = Call {
+            calls: self,
+            correlation_id,
+        };
+        Ok((call, answer))
+    }
+
+    fn take(&self, correlation_id: u64) -> Option<Sender<Result<Delivery>>> {
+        let waiting = self.state.lock().waiting.remove(&correlation_id);
+        waiting.map(|it| it.answer)
+    }
+
+    fn confirmed(&self, correlation_id: u64) {
+        if let Some(waiting) = self.state.lock().waiting.get_mut(&correlation_id) {
+            waiting.is_confirmed = true;
+        }
+    }
+
+    fn end(&self, error: &Error) {
+        self.state.lock().end = Some(error.clone());
+        self.fail(error, |_| true);
+    }
+
+    fn fail(&self, error: &Error, concerns: impl Fn(&Waiting) -> bool) {
+        self.state.lock().waiting.retain(|_, waiting| {
+            let fails = concerns(waiting);
+            if fails {
+                let _ = waiting.answer.send(Err(error.clone()));
+            }
+            !fails
+        });
+    }
+}
+
+/// What the broker says about one request: it is only of interest if nobody will answer it.
+struct Request {
+    calls: Arc<Calls>,
+    correlation_id: u64,
+}
+
+impl ConfirmMailbox for Request {
+    fn answered(&self, sequence_number: u64, outcome: Outcome) {
+        let Err(error) = result_of(sequence_number, outcome) else {
+            return self.calls.confirmed(self.correlation_id);
+        };
+        if let Some(call) = self.calls.take(self.correlation_id) {
+            let _ = call.send(Err(error));
+        }
+    }
+
+    /// Its answer would go nowhere.
+    fn is_published_again(&self) -> bool {
+        false
+    }
+}
+
+/// Where the answers come in, on the IO thread.
+struct Replies {
+    origin: Weak<Origin>,
+    state: Arc<ChannelState>,
+    consumer_tag: Arc<str>,
+    calls: Arc<Calls>,
+}
+
+impl Replies {
+    fn answer(&self, delivery: Delivery) {
+        let properties = delivery.properties().unwrap_or_default();
+        let correlation_id = properties.correlation_id.unwrap_or_default();
+        let call = correlation_id
+            .parse()
+            .ok()
+            .and_then(|id| self.calls.take(id));
+        match call {
+            Some(call) => drop(call.send(Ok(delivery))),
+            None => log_line!(
+                Debug,
+                self.state.link.label(),
+                "nobody waits any more for the answer with correlation id {correlation_id:?}: {delivery:?}"
+            ),
+        }
+    }
+}
+
+impl ConsumerMailbox for Replies {
+    fn settling(&self) -> Settling {
+        Settling::NoAck
+    }
+
+    fn started(&self) {}
+
+    /// It goes to its caller at once; nothing is left unread.
+    fn deliver(&self, messages: Drain<'_, Delivered>) -> u64 {
+        let origin = self.origin.upgrade();
+        for mut message in messages {
+            message.delivery_tag = self.state.settled.received(message.delivery_tag);
+            if let Some(origin) = &origin {
+                self.answer(Delivery::new(origin, message));
+            }
+        }
+        0
+    }
+
+    fn unread(&self) -> u64 {
+        0
+    }
+
+    fn ended(&self, error: Option<Error>) {
+        self.state.consumer_ended(&self.consumer_tag, true);
+        let cancelled = || {
+            let consumer_tag = self.consumer_tag.to_string();
+            let by = ClosedBy::Program;
+            Error::new(ErrorKind::ConsumerCancelled { consumer_tag, by })
+        };
+        self.calls.end(&error.unwrap_or_else(cancelled));
+    }
+
+    fn outlives(&self, error: &Error) -> bool {
+        self.state.has_outlived(error)
+    }
+
+    /// No answers will come to what was asked before: the place where they were to go is gone.
+    fn interrupted(&self, error: &Error) {
+        // What was published and not confirmed is told by its confirm; the rest has not been sent yet.
+        self.calls.fail(error, |waiting| waiting.is_confirmed);
+    }
+
+    fn restart(&self, _: &mut FieldTable) -> bool {
+        true
+    }
+}
+
+/// Answers the requests of an [`RpcClient`], or of any program that sets `reply_to`.
+///
+/// ```no_run
+/// use leveret::{Connection, QueueDeclareOptions, RpcServer};
+///
+/// let connection = Connection::open_default()?;
+/// let channel = connection.open_channel()?;
+/// channel.queue_declare("rpc_queue", QueueDeclareOptions::default())?;
+/// let server = RpcServer::new(&connection);
+/// server.serve("rpc_queue", |request| request.body().to_ascii_uppercase())?;
+/// server.join()?;
+/// # Ok::<(), leveret::Error>(())
+/// ```
+///
+/// It is made of [`Workers`], and does as they do when a handler panics (the request is tried once more, then rejected,
+/// and its caller gets no answer), when the broker ends the consumer of a thread, and when the last clone is dropped.
+#[derive(Clone, Debug)]
+#[must_use = "dropping the last handle stops the server"]
+pub struct RpcServer {
+    workers: Workers,
+}
+
+impl RpcServer {
+    /// Without threads, until [`serve`](Self::serve) starts some.
+    pub fn new(connection: &Connection) -> Self {
+        Self {
+            workers: Workers::new(connection),
+        }
+    }
+
+    /// Begins to answer the requests of a queue, one after the other, in a thread of its own. What the handler returns is
+    /// published to whoever has asked, with the request's `correlation_id`; then the request is acknowledged.
+    ///
+    /// A request without `reply_to` is handled, and the answer dropped.
+    ///
+    /// # Errors
+    /// As [`Workers::consume`].
+    pub fn serve<A: Into<Message<'static>>>(
+        &self,
+        queue: &str,
+        handler: impl Fn(&Delivery) -> A + Send + Sync + 'static,
+    ) -> Result<()> {
+        self.serve_with(queue, WorkerOptions::default(), handler)
+    }
+
+    /// [`serve`](Self::serve) with more threads, or another prefetch.
+    ///
+    /// # Errors
+    /// As [`Workers::consume`].
+    pub fn serve_with<A: Into<Message<'static>>>(
+        &self,
+        queue: &str,
+        options: WorkerOptions,
+        handler: impl Fn(&Delivery) -> A + Send + Sync + 'static,
+    ) -> Result<()> {
+        self.workers.consume(queue, options, move |request| {
+            answer(request, handler(request).into())
+        })
+    }
+
+    /// As [`Workers::status`].
+    pub fn status(&self) -> WorkersStatus {
+        self.workers.status()
+    }
+
+    /// As [`Workers::shutdown`].
+    ///
+    /// # Errors
+    /// As [`Workers::shutdown`].
+    pub fn shutdown(&self, timeout: Duration) -> Result<()> {
+        self.workers.shutdown(timeout)
+    }
+
+    /// As [`Workers::join`].
+    ///
+    /// # Errors
+    /// As [`Workers::join`].
+    pub fn join(&self) -> Result<()> {
+        self.workers.join()
+    }
+}
+
+fn answer(request: &Delivery, mut answer: Message<'_>) -> Settlement {
+    let properties = request.properties().unwrap_or_default();
+    let Some(reply_to) = properties.reply_to else {
+        let label = request.channel().connection().link().label();
+        log_line!(
+            Debug,
+            label,
+            "nobody wants the answer to a request without reply_to: {request:?}"
+        );
+        return Settlement::Ack;
+    };
+    if let Some(correlation_id) = properties.correlation_id {
+        answer = answer.correlation_id(correlation_id);
+    }
+    let Err(error) = request.channel().basic_publish("", &reply_to, answer) else {
+        return Settlement::Ack;
+    };
+    let label = request.channel().connection().link().label();
+    log_line!(
+        Error,
+        label,
+        "the answer to {request:?} was not sent: {error}"
+    );
+    match error.kind() {
+        // Nor can it be sent another time.
+        ErrorKind::InvalidArgument(_) => Settlement::Reject,
+        _ => Settlement::Requeue,
+    }
+}

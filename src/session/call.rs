@@ -1,0 +1,109 @@
+//! One call: what is sent, what is waited for, and how its failure reads.
+
+use std::fmt;
+use std::sync::Arc;
+
+use crossbeam_channel::RecvTimeoutError;
+
+use crate::error::{CloseReason, Error, ErrorKind, Result};
+use crate::io_thread::deadline::Deadline;
+use crate::io_thread::mailbox::{Call, Command, Reply};
+use crate::io_thread::outbox::{Admission, Frames, Gate};
+use crate::io_thread::Link;
+use crate::proto::Expected;
+use crate::wire::method::{MethodId, Request};
+
+/// How much of a name is shown, in characters.
+const SHOWN: usize = 80;
+
+/// What was asked, for errors: `queue.declare "tasks"`.
+#[derive(Clone, Copy)]
+pub(crate) struct Asked<'a> {
+    method: MethodId,
+    subject: &'a str,
+}
+
+impl<'a> Asked<'a> {
+    pub(crate) fn about(method: MethodId, subject: &'a str) -> Self {
+        Self { method, subject }
+    }
+
+    pub(crate) fn failed(&self, error: Error) -> Error {
+        error.doing(self.to_string())
+    }
+}
+
+impl fmt::Display for Asked<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.subject {
+            "" => self.method.fmt(f),
+            subject if subject.chars().count() > SHOWN => {
+                let shown: String = subject.chars().take(SHOWN).collect();
+                write!(f, "{} {shown:?}…", self.method)
+            }
+            subject => write!(f, "{} {subject:?}", self.method),
+        }
+    }
+}
+
+/// Appends a method and tells the core which reply to expect.
+pub(crate) fn append<R: Request>(
+    frames: &mut Frames<'_>,
+    channel: u16,
+    method: &R,
+    call: Call,
+) -> Result<()> {
+    frames.method(method)?;
+    let expected = Expected::Method(R::REPLY);
+    frames.command(Command::Call {
+        channel,
+        expected,
+        call,
+    });
+    Ok(())
+}
+
+/// Sends what `append` writes and waits for the reply.
+pub(crate) fn call(
+    link: &Arc<Link>,
+    channel: u16,
+    deadline: Deadline,
+    admission: Admission,
+    gate: impl Fn() -> Result<Gate>,
+    append: impl FnOnce(&mut Frames<'_>, Call) -> Result<()>,
+) -> Result<Reply> {
+    let (call, reply) = Call::new();
+    let written = link
+        .outbox
+        .write(channel, admission, deadline, gate, |frames| {
+            append(frames, call)
+        });
+    written.map_err(|error| link.outbox.explained(error))?;
+    match reply.recv_timeout(deadline.remaining()) {
+        Ok(reply) => {
+            if reply.is_ok() {
+                link.counters.call_answered(deadline.elapsed());
+            }
+            reply
+        }
+        Err(RecvTimeoutError::Timeout) => {
+            let error = Error::timed_out(deadline.duration());
+            Err(link.outbox.explained(error))
+        }
+        // Only if the IO thread has panicked.
+        Err(RecvTimeoutError::Disconnected) => Err(link.outbox.cause().unwrap_or_else(|| {
+            Error::new(ErrorKind::ConnectionClosed(CloseReason::program(
+                "no IO thread",
+            )))
+        })),
+    }
+}
+
+/// The reply in its own type. The core lets no other pass.
+pub(crate) fn reply_of<R: Request>(asked: Asked<'_>, reply: Reply) -> Result<R::Reply> {
+    let unexpected = || asked.failed(Error::invalid("the reply is of another kind"));
+    match reply {
+        Reply::Method(method) => R::Reply::try_from(method).map_err(|_| unexpected()),
+        Reply::Message(_) => Err(unexpected()),
+    }
+}

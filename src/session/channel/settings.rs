@@ -1,0 +1,141 @@
+//! What a channel was set to, so that the next connection has it the same.
+
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use crate::error::Error;
+use crate::queue::Name;
+use crate::wire::method::{BasicQos, Method};
+
+/// No transactions on the channel.
+const PLAIN: u8 = 0;
+/// Transactions, and nothing in the current one.
+const EMPTY: u8 = 1;
+/// Something is in the current one.
+const BEGUN: u8 = 2;
+/// A part of the current one was lost.
+const TORN: u8 = 3;
+
+#[derive(Debug)]
+pub(crate) struct Settings {
+    qos: Mutex<Qos>,
+    /// The log says that the broker has no limit for a whole channel.
+    has_warned: AtomicBool,
+    /// Changes under the outbox's lock only.
+    transaction: AtomicU8,
+    /// With what the last loss came.
+    lost_with: Mutex<Option<Error>>,
+    /// The queue that was declared last, which the empty name stands for.
+    last_queue: Mutex<Option<Arc<Name>>>,
+}
+
+/// The prefetch that a channel has asked for.
+#[derive(Debug, Default, Clone, PartialEq)]
+pub(crate) struct Qos {
+    /// For consumers that begin from now on.
+    pub(crate) each: Option<BasicQos>,
+    /// For the whole channel. The program has asked for it after `each`.
+    pub(crate) global: Option<BasicQos>,
+}
+
+impl Qos {
+    fn set(&mut self, qos: BasicQos) {
+        if qos.global {
+            self.global = Some(qos);
+        } else {
+            // RabbitMQ then drops the limit for the channel.
+            *self = Self {
+                each: Some(qos),
+                global: None,
+            };
+        }
+    }
+
+    /// What to ask for on a new channel, in this order: a broker that knows no limit for a whole
+    /// channel takes the last one for each consumer.
+    pub(crate) fn methods(&self) -> impl Iterator<Item = &BasicQos> {
+        [&self.each, &self.global].into_iter().flatten()
+    }
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            qos: Mutex::default(),
+            has_warned: AtomicBool::new(false),
+            transaction: AtomicU8::new(PLAIN),
+            lost_with: Mutex::default(),
+            last_queue: Mutex::default(),
+        }
+    }
+}
+
+impl Settings {
+    /// The broker has done this. Under the outbox's lock.
+    pub(crate) fn done(&self, asked: &Method<'_>) {
+        match asked {
+            Method::BasicQos(qos) => self.qos.lock().set(qos.clone()),
+            Method::TxSelect(_) => self.change(&[PLAIN], EMPTY),
+            _ => {}
+        }
+    }
+
+    pub(crate) fn qos(&self) -> Qos {
+        self.qos.lock().clone()
+    }
+
+    /// Whether the log is to say now that the broker has no limit for a whole channel.
+    pub(crate) fn is_to_warn(&self) -> bool {
+        !self.has_warned.swap(true, Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_last_queue(&self, name: Arc<Name>) {
+        *self.last_queue.lock() = Some(name);
+    }
+
+    /// The name of the queue that was declared last.
+    pub(crate) fn last_queue(&self) -> String {
+        let last = self.last_queue.lock();
+        last.as_ref()
+            .map_or(String::new(), |it| it.current().to_owned())
+    }
+
+    // ---- transactions ----
+
+    fn change(&self, from: &[u8], to: u8) {
+        if from.contains(&self.transaction.load(Ordering::Acquire)) {
+            self.transaction.store(to, Ordering::Release);
+        }
+    }
+
+    pub(crate) fn has_transactions(&self) -> bool {
+        self.transaction.load(Ordering::Acquire) != PLAIN
+    }
+
+    /// Something is published or acknowledged.
+    #[inline]
+    pub(crate) fn used(&self) {
+        if self.transaction.load(Ordering::Relaxed) == EMPTY {
+            self.transaction.store(BEGUN, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn interrupted(&self, cause: &Error) {
+        *self.lost_with.lock() = Some(cause.clone());
+        self.change(&[BEGUN], TORN);
+    }
+
+    /// An answer was not sent, since its message went with the connection.
+    pub(crate) fn answer_lost(&self) {
+        self.change(&[EMPTY, BEGUN], TORN);
+    }
+
+    /// The transaction ends. Returns with what a part of it was lost, if so.
+    pub(crate) fn end_transaction(&self) -> Option<Error> {
+        let is_torn = self.transaction.load(Ordering::Acquire) == TORN;
+        self.change(&[BEGUN, TORN], EMPTY);
+        self.lost_with.lock().clone().filter(|_| is_torn)
+    }
+}

@@ -1,0 +1,336 @@
+//! Tries what is missing on a connection of its own, since it can hang or cost the connection.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+use std::vec::Drain;
+
+use super::desk::{Desk, Failure};
+use super::missing::{is_close_by_broker, Key, Trouble};
+use super::topology::{ask, is_named, named_by_broker};
+use crate::error::{Error, ErrorKind, ReplyCode, Result};
+use crate::events::Entity;
+use crate::io_thread::deadline::Deadline;
+use crate::io_thread::mailbox::{Command, ConsumerMailbox, Mailboxes, Recover, Reply};
+use crate::io_thread::socket::connect::{connect, Last};
+use crate::io_thread::{self, Link};
+use crate::options::ConnectionOptions;
+use crate::proto::{Delivered, Redeclare, Settling};
+use crate::wire::method::{BasicConsume, BasicQos, Method, QueueBind, QueueDeclare};
+use crate::wire::value::FieldTable;
+
+/// For how long things are tried in one go. RabbitMQ 4.3 ends the connection after 30 seconds when
+/// it cannot answer.
+const MAX_TIME: Duration = Duration::from_secs(20);
+/// How many connections one go may cost.
+const MAX_CONNECTIONS: u32 = 3;
+const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Something to be tried.
+pub(super) enum Trial {
+    Declare(Redeclare),
+    /// Only the program's own connection can have it: an exclusive queue like it is tried, or a
+    /// binding of one that gets no messages.
+    StandIn(Redeclare),
+    /// Whether the queue is there.
+    Queue(String),
+    /// Whether the queue is there and can be consumed from without harm.
+    Consume(BasicConsume<'static>),
+}
+
+/// What came of it.
+pub(super) enum Verdict {
+    /// It is there now.
+    Declared(Reply),
+    /// The one like it did no harm.
+    Harmless,
+    /// The number of consumers of the queue, if it exists.
+    Queue(Option<u32>),
+    Failed(Trouble, Error),
+    /// It was not tried, for lack of time.
+    OutOfTime,
+    /// It was not tried, for lack of a connection.
+    NotTried(Error),
+}
+
+pub(super) struct Aside {
+    options: ConnectionOptions,
+    /// Where the program's connection is.
+    here: Last,
+    until: Deadline,
+    connected: Option<Connected>,
+    connections: u32,
+    /// What bindings were refused for because it does not exist.
+    lacking: Vec<Error>,
+}
+
+struct Connected {
+    link: Arc<Link>,
+    desk: Desk,
+}
+
+impl Drop for Connected {
+    fn drop(&mut self) {
+        let text = "what was missing was tried again";
+        // It fails only if the connection has ended.
+        let _ = self.link.close(ReplyCode::SUCCESS, text, CLOSE_PATIENCE);
+    }
+}
+
+impl Aside {
+    pub(super) fn new(mut options: ConnectionOptions, here: Last) -> Self {
+        options.connection_name.push_str(" (recovery)");
+        options.recovery.is_on = false;
+        options.metrics = None;
+        Self {
+            options,
+            here,
+            until: Deadline::after(MAX_TIME),
+            connected: None,
+            connections: 0,
+            lacking: Vec::new(),
+        }
+    }
+
+    pub(super) fn run(&mut self, key: &Key, trial: &Trial) -> Verdict {
+        if self.until.remaining().is_zero() {
+            return Verdict::OutOfTime;
+        }
+        if let Some(error) = self.lacks(key) {
+            return Verdict::Failed(Trouble::Refused, error);
+        }
+        let timeout = self.options.recovery.entity_timeout;
+        let desk = match self.desk() {
+            Ok(desk) => desk,
+            Err(error) => return Verdict::NotTried(error),
+        };
+        let verdict = match trial {
+            Trial::Declare(redeclare) => declare(desk, redeclare, timeout),
+            Trial::StandIn(redeclare) => stand_in(desk, redeclare, timeout),
+            Trial::Queue(name) => queue_exists(desk, name, timeout).map(Verdict::Queue),
+            Trial::Consume(consume) => try_consume(desk, consume, timeout),
+        };
+        verdict.unwrap_or_else(|failure| self.failed(key, failure))
+    }
+
+    /// Why this binding is refused, if others were refused for the same reason.
+    fn lacks(&self, key: &Key) -> Option<Error> {
+        let Entity::Binding {
+            source,
+            destination,
+            ..
+        } = &key.entity
+        else {
+            return None;
+        };
+        let names_it = |error: &&Error| is_named(error, source) || is_named(error, destination);
+        self.lacking.iter().find(names_it).cloned()
+    }
+
+    fn desk(&mut self) -> Result<&mut Desk> {
+        let is_open = |it: &Connected| it.link.outbox.end_cause().is_none();
+        if !self.connected.as_ref().is_some_and(is_open) {
+            self.connected = None;
+            if self.connections >= MAX_CONNECTIONS {
+                let text = "others have cost the connections that this is tried on";
+                return Err(Error::invalid(text));
+            }
+        }
+        let connected = match self.connected.take() {
+            Some(connected) => connected,
+            None => {
+                self.connections += 1;
+                self.open()?
+            }
+        };
+        Ok(&mut self.connected.insert(connected).desk)
+    }
+
+    fn open(&self) -> Result<Connected> {
+        let connected = connect::<Mailboxes>(&self.options, Some(self.here.clone()))?;
+        let recovery = Arc::new(NoRecovery);
+        let name = "leveret aside";
+        let (link, _) = io_thread::spawn(connected, &self.options, recovery, name)
+            .map_err(|error| not_started(&error))?;
+        let desk = Desk::new(&link, 0, self.options.request_timeout, self.until);
+        Ok(Connected { link, desk })
+    }
+
+    fn failed(&mut self, key: &Key, failure: Failure) -> Verdict {
+        match failure {
+            Failure::Refused(error) => {
+                let is_binding = matches!(key.entity, Entity::Binding { .. });
+                if is_binding && error.reply_code() == Some(ReplyCode::NOT_FOUND) {
+                    self.lacking.push(error.clone());
+                }
+                Verdict::Failed(Trouble::Refused, error)
+            }
+            Failure::NoAnswer(error) => {
+                let doing = format!("waiting for the broker's answer for {}", key.entity);
+                Verdict::Failed(Trouble::Silent, error.doing(doing))
+            }
+            Failure::Connection(error) => match is_close_by_broker(&error) {
+                true => Verdict::Failed(Trouble::Harmful, error),
+                false => Verdict::NotTried(error),
+            },
+            Failure::ChannelGone | Failure::NotAsked => {
+                Verdict::NotTried(Error::invalid("its channel has ended"))
+            }
+        }
+    }
+}
+
+fn declare(desk: &mut Desk, redeclare: &Redeclare, timeout: Duration) -> Result<Verdict, Failure> {
+    let is_named_by_broker = named_by_broker(redeclare).is_some();
+    let declared = ask_alone(desk, redeclare, !is_named_by_broker, timeout);
+    let declared = match declared {
+        Err(Failure::Refused(_)) if is_named_by_broker => ask_alone(desk, redeclare, true, timeout),
+        declared => declared,
+    };
+    declared.map(Verdict::Declared)
+}
+
+/// Asks for an exclusive queue without a name; in the place of a binding, binds that by its name, so
+/// that it takes no message away from anyone.
+fn stand_in(desk: &mut Desk, redeclare: &Redeclare, timeout: Duration) -> Result<Verdict, Failure> {
+    let declare = match redeclare {
+        Redeclare::Queue { declare, .. } => declare.clone(),
+        _ => QueueDeclare {
+            exclusive: true,
+            ..QueueDeclare::default()
+        },
+    };
+    let queue = Redeclare::Queue {
+        declare,
+        named_by_server: true,
+    };
+    let reply = ask_alone(desk, &queue, true, timeout)?;
+    if let (true, Reply::Method(Method::QueueDeclareOk(ok))) = (redeclare.is_binding(), reply) {
+        let bind = QueueBind {
+            routing_key: ok.queue.clone(),
+            queue: ok.queue,
+            exchange: "amq.direct".into(),
+            ..QueueBind::default()
+        };
+        ask_alone(desk, &Redeclare::BindQueue(bind), true, timeout)?;
+    }
+    Ok(Verdict::Harmless)
+}
+
+fn ask_alone(
+    desk: &mut Desk,
+    redeclare: &Redeclare,
+    is_gone: bool,
+    timeout: Duration,
+) -> Result<Reply, Failure> {
+    let channel = desk.channel(0).map_err(Failure::Connection)?;
+    let asked = ask(desk, &channel, redeclare, is_gone);
+    desk.answer_or_abandon(&channel, &asked, timeout)
+}
+
+/// The number of consumers of a queue, if it exists and can be used by this connection.
+fn queue_exists(desk: &mut Desk, name: &str, timeout: Duration) -> Result<Option<u32>, Failure> {
+    let channel = desk.channel(0).map_err(Failure::Connection)?;
+    let declare = QueueDeclare {
+        queue: name.into(),
+        passive: true,
+        ..QueueDeclare::default()
+    };
+    let asked = desk.ask_method(&channel, &declare);
+    match desk.answer_or_abandon(&channel, &asked, timeout) {
+        Ok(Reply::Method(Method::QueueDeclareOk(ok))) => Ok(Some(ok.consumer_count)),
+        Ok(_) | Err(Failure::Refused(_)) => Ok(None),
+        Err(Failure::ChannelGone | Failure::NotAsked) => queue_exists(desk, name, timeout),
+        Err(failure) => Err(failure),
+    }
+}
+
+/// A message that comes meanwhile goes back to its queue when the channel is closed.
+fn try_consume(
+    desk: &mut Desk,
+    consume: &BasicConsume<'static>,
+    timeout: Duration,
+) -> Result<Verdict, Failure> {
+    let count = queue_exists(desk, &consume.queue, timeout)?;
+    if count.is_none() {
+        return Ok(Verdict::Queue(count));
+    }
+    let channel = desk.channel(0).map_err(Failure::Connection)?;
+    let qos = BasicQos {
+        prefetch_count: 1,
+        ..BasicQos::default()
+    };
+    let asked = desk.ask_method(&channel, &qos);
+    desk.answer(&channel, &asked, desk.within(timeout))?;
+    let consume = BasicConsume {
+        no_ack: false,
+        ..consume.clone()
+    };
+    let number = channel.number;
+    let asked = desk.ask(&channel, |frames, call| {
+        frames.method(&consume)?;
+        frames.command(Command::Consume {
+            channel: number,
+            consumer_tag: consume.consumer_tag.as_ref().into(),
+            consumer: Arc::new(Discard),
+            settling: Settling::NoAck,
+            call: Some(call),
+        });
+        Ok(())
+    });
+    let answer = desk.answer(&channel, &asked, desk.within(timeout));
+    desk.abandon(&channel);
+    answer.map(|_| Verdict::Queue(count))
+}
+
+fn not_started(error: &io::Error) -> Error {
+    let kind = error.kind();
+    Error::new(ErrorKind::ThreadNotStarted { kind })
+}
+
+/// Its connection is given up when it is lost.
+struct NoRecovery;
+
+impl Recover for NoRecovery {
+    fn is_on(&self) -> bool {
+        false
+    }
+
+    fn lost(self: Arc<Self>, _link: &Arc<Link>, _cause: &Error) -> bool {
+        false
+    }
+
+    fn ended(&self, _cause: &Error) {}
+}
+
+/// A consumer that is not interested in messages.
+struct Discard;
+
+impl ConsumerMailbox for Discard {
+    fn settling(&self) -> Settling {
+        Settling::NoAck
+    }
+
+    fn started(&self) {}
+
+    fn deliver(&self, messages: Drain<'_, Delivered>) -> u64 {
+        drop(messages);
+        0
+    }
+
+    fn unread(&self) -> u64 {
+        0
+    }
+
+    fn ended(&self, _error: Option<Error>) {}
+
+    fn outlives(&self, _error: &Error) -> bool {
+        false
+    }
+
+    fn interrupted(&self, _error: &Error) {}
+
+    fn restart(&self, _arguments: &mut FieldTable) -> bool {
+        false
+    }
+}

@@ -1,0 +1,493 @@
+//! What could not be brought back, and when it is tried again.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use crossbeam_channel::Receiver;
+
+use crate::error::{ClosedBy, Error, ErrorKind, ReplyCode, Result};
+use crate::events::{ConnectionEvent, Entity};
+use crate::io_thread::deadline::Deadline;
+use crate::io_thread::mailbox::Reply;
+use crate::io_thread::Link;
+use crate::log_line::log_line;
+use crate::options::backoff::random;
+use crate::options::RecoveryOptions;
+use crate::proto::{encoded, Redeclare};
+use crate::session::channel::consumers::Wanted;
+use crate::session::channel::ChannelState;
+
+/// The first and the longest delay before something that costs a connection, or its time, is tried
+/// again. An upgrade or a failure of a node takes minutes.
+const FIRST_DELAY_OF_HARMFUL: Duration = Duration::from_secs(1);
+/// Something that is refused is tried again at most this often.
+const MIN_DELAY_OF_REFUSED: Duration = Duration::from_millis(100);
+const MAX_DELAY_OF_HARMFUL: Duration = Duration::from_secs(300);
+
+/// Something that is brought back.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Key {
+    pub(super) entity: Entity,
+    /// What tells it from others that are called the same.
+    detail: Detail,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Detail {
+    None,
+    /// The channel of a consumer, whose tag is unique only there.
+    Channel(u16),
+    /// The arguments of a binding, as they are sent.
+    OfQueue(Vec<u8>),
+    OfExchange(Vec<u8>),
+}
+
+impl Key {
+    pub(super) fn of(redeclare: &Redeclare) -> Self {
+        let detail = match redeclare {
+            Redeclare::Exchange(_) | Redeclare::Queue { .. } => Detail::None,
+            Redeclare::BindQueue(bind) => Detail::OfQueue(encoded(&bind.arguments)),
+            Redeclare::BindExchange(bind) => Detail::OfExchange(encoded(&bind.arguments)),
+        };
+        Self {
+            entity: entity(redeclare),
+            detail,
+        }
+    }
+
+    pub(super) fn of_consumer(channel: &ChannelState, wanted: &Wanted) -> Self {
+        Self {
+            entity: wanted.entity(),
+            detail: Detail::Channel(channel.number),
+        }
+    }
+
+    /// The number of a consumer's channel; 0 for everything else.
+    pub(super) fn channel(&self) -> u16 {
+        match self.detail {
+            Detail::Channel(number) => number,
+            _ => 0,
+        }
+    }
+
+    /// Whether it is asked for with this method.
+    fn is_asked_with(&self, method: &str) -> bool {
+        match self.entity {
+            Entity::Exchange { .. } => method == "exchange.declare",
+            Entity::Queue { .. } => method == "queue.declare",
+            Entity::Binding { .. } => matches!(method, "queue.bind" | "exchange.bind"),
+            Entity::Consumer { .. } => method == "basic.consume",
+        }
+    }
+
+    /// Whether it is a binding or a consumer of this exchange or queue.
+    fn needs(&self, other: &Self) -> bool {
+        let (Entity::Exchange { name } | Entity::Queue { name }) = &other.entity else {
+            return false;
+        };
+        match &self.entity {
+            Entity::Exchange { .. } | Entity::Queue { .. } => false,
+            Entity::Consumer { queue, .. } => {
+                matches!(other.entity, Entity::Queue { .. }) && queue == name
+            }
+            Entity::Binding {
+                source,
+                destination,
+                ..
+            } => {
+                let is_of_queue = matches!(self.detail, Detail::OfQueue(_));
+                match other.entity {
+                    Entity::Queue { .. } => is_of_queue && destination == name,
+                    _ => source == name || (!is_of_queue && destination == name),
+                }
+            }
+        }
+    }
+
+    fn queue_renamed(self, old: &str, new: &str) -> Self {
+        let entity = self.entity.queue_renamed(old, new);
+        Self { entity, ..self }
+    }
+}
+
+/// What is wrong with something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Trouble {
+    /// The broker refuses it. It is asked for on each new connection.
+    Refused,
+    /// The broker closes the connection for it. This and all below are left out of every recovery
+    /// until another connection has shown that they do no harm any more.
+    Harmful,
+    /// The broker does not answer.
+    Silent,
+    /// The broker does not answer for its queue or exchange.
+    Lacking,
+}
+
+struct Missed {
+    trouble: Trouble,
+    /// How often it was tried again.
+    tries: u32,
+    next: Deadline,
+    consumer: Option<MissedConsumer>,
+}
+
+pub(super) struct MissedConsumer {
+    pub(super) channel: Weak<ChannelState>,
+    /// The queue is another consumer's alone: that has to go first.
+    pub(super) waits_for_other: bool,
+    /// Where the broker's answer comes, if it has not come in time.
+    answer: Option<Receiver<Result<Reply>>>,
+}
+
+/// All that is missing, and what may be to blame for a loss.
+pub(super) struct Missing {
+    all: HashMap<Key, Missed>,
+    /// The broker has closed a connection when these were asked for together: the next time each
+    /// is asked for alone.
+    suspects: HashSet<Key>,
+    /// How often the connection had been lost when it came back. It may be lost again before this
+    /// thread is told: then nothing must be asked, since only this thread can bring it back.
+    pub(super) epoch: u64,
+    options: RecoveryOptions,
+}
+
+impl Missing {
+    pub(super) fn new(options: &RecoveryOptions) -> Self {
+        Self {
+            all: HashMap::new(),
+            suspects: HashSet::new(),
+            epoch: 0,
+            options: options.clone(),
+        }
+    }
+
+    /// Another connection: what was refused may not be refused there.
+    pub(super) fn begin(&mut self) {
+        self.all.retain(|_, it| it.trouble != Trouble::Refused);
+        for missed in self.all.values_mut() {
+            if let Some(consumer) = &mut missed.consumer {
+                consumer.answer = None;
+            }
+        }
+    }
+
+    pub(super) fn queue_renamed(&mut self, old: &str, new: &str) {
+        let all = std::mem::take(&mut self.all).into_iter();
+        self.all = all
+            .map(|(key, it)| (key.queue_renamed(old, new), it))
+            .collect();
+        let suspects = std::mem::take(&mut self.suspects).into_iter();
+        self.suspects = suspects.map(|it| it.queue_renamed(old, new)).collect();
+    }
+
+    pub(super) fn contains(&self, key: &Key) -> bool {
+        self.all.contains_key(key)
+    }
+
+    pub(super) fn consumer(&self, key: &Key) -> Option<&MissedConsumer> {
+        self.all.get(key)?.consumer.as_ref()
+    }
+
+    /// The broker's answer to a consumer that had none in its time.
+    pub(super) fn take_answer(&mut self, key: &Key) -> Option<Result<Reply>> {
+        let consumer = self.all.get_mut(key)?.consumer.as_mut()?;
+        let answer = consumer.answer.as_ref()?.try_recv().ok()?;
+        consumer.answer = None;
+        Some(answer)
+    }
+
+    /// Whether it is to be left out of recoveries.
+    pub(super) fn is_left_out(&self, key: &Key) -> bool {
+        let missed = self.all.get(key);
+        missed.is_some_and(|it| it.trouble != Trouble::Refused)
+    }
+
+    /// Whether the queue or exchange of this binding or consumer is missing.
+    pub(super) fn lacks(&self, key: &Key) -> bool {
+        self.all.keys().any(|it| key.needs(it))
+    }
+
+    /// As [`lacks`](Self::lacks), if the broker does not answer for that.
+    pub(super) fn lacks_silent(&self, key: &Key) -> bool {
+        let mut all = self.all.iter();
+        all.any(|(it, missed)| missed.trouble == Trouble::Silent && key.needs(it))
+    }
+
+    pub(super) fn trouble(&self, key: &Key) -> Option<Trouble> {
+        self.all.get(key).map(|it| it.trouble)
+    }
+
+    pub(super) fn is_suspect(&self, key: &Key) -> bool {
+        self.suspects.contains(key)
+    }
+
+    /// It could not be brought back, or still cannot. The program is told the first time.
+    pub(super) fn insert(&mut self, key: Key, trouble: Trouble, error: Error, link: &Link) {
+        self.insert_with(key, trouble, error, None, link);
+    }
+
+    /// A consumer that could not be brought back. It waits if that can change by itself, else it
+    /// ends.
+    pub(super) fn insert_consumer(
+        &mut self,
+        channel: &Arc<ChannelState>,
+        wanted: &Wanted,
+        trouble: Trouble,
+        error: Error,
+        answer: Option<Receiver<Result<Reply>>>,
+        link: &Link,
+    ) {
+        let key = Key::of_consumer(channel, wanted);
+        let waits_for_other = error
+            .close_reason()
+            .is_some_and(|reason| reason.text.contains("exclusive use"));
+        let may_change = match error.reply_code() {
+            _ if trouble != Trouble::Refused => true,
+            Some(ReplyCode::NOT_FOUND | ReplyCode::RESOURCE_LOCKED) => true,
+            Some(ReplyCode::ACCESS_REFUSED) => waits_for_other,
+            _ => false,
+        };
+        if error.is_missing() {
+            wanted.mailbox.is_without_queue();
+        }
+        if !may_change {
+            self.all.remove(&key);
+            tell_not_recovered(&key.entity, error.clone(), link);
+            return wanted.mailbox.ended(Some(error));
+        }
+        let consumer = MissedConsumer {
+            channel: Arc::downgrade(channel),
+            waits_for_other,
+            answer,
+        };
+        self.insert_with(key, trouble, error, Some(consumer), link);
+    }
+
+    fn insert_with(
+        &mut self,
+        key: Key,
+        trouble: Trouble,
+        error: Error,
+        consumer: Option<MissedConsumer>,
+        link: &Link,
+    ) {
+        self.suspects.remove(&key);
+        if let Some(missed) = self.all.get_mut(&key) {
+            log_line!(
+                Debug,
+                link.label(),
+                "{} is still missing: {error}",
+                key.entity
+            );
+            missed.tries = match missed.trouble == trouble {
+                true => missed.tries.saturating_add(1),
+                false => 0,
+            };
+            missed.trouble = trouble;
+            missed.next = delay(trouble, missed.tries, &self.options);
+            if consumer.is_some() {
+                missed.consumer = consumer;
+            }
+            return;
+        }
+        tell_not_recovered(&key.entity, error, link);
+        let missed = Missed {
+            trouble,
+            tries: 0,
+            next: delay(trouble, 0, &self.options),
+            consumer,
+        };
+        self.all.insert(key, missed);
+    }
+
+    /// It has gone after it was declared again, and is to be looked for at once.
+    pub(super) fn insert_gone(&mut self, key: Key) {
+        self.all.entry(key).or_insert_with(|| Missed {
+            trouble: Trouble::Refused,
+            tries: 0,
+            next: Deadline::after(Duration::ZERO),
+            consumer: None,
+        });
+    }
+
+    /// It is there. The program is told if it was told that it was missing.
+    pub(super) fn found(&mut self, key: &Key, link: &Link) {
+        self.suspects.remove(key);
+        if self.all.remove(key).is_none() {
+            return;
+        }
+        for (dependent, missed) in &mut self.all {
+            if dependent.needs(key) {
+                missed.next = Deadline::after(Duration::ZERO);
+            }
+        }
+        tell_recovered(key.entity.clone(), link);
+    }
+
+    /// Nothing waits for it any more.
+    pub(super) fn forget(&mut self, key: &Key) {
+        self.all.remove(key);
+    }
+
+    /// The broker has closed the connection, perhaps because of something that was asked and not
+    /// answered. If that was one thing alone, it is to blame; else each is asked for alone the next
+    /// time. Returns whom to blame.
+    pub(super) fn blame(&mut self, mut asked: Vec<Key>, cause: &Error) -> Option<Key> {
+        if !is_close_by_broker(cause) {
+            return None;
+        }
+        if let Some(method) = cause.close_reason().and_then(|it| it.method) {
+            asked.retain(|it| it.is_asked_with(method));
+        }
+        if let [guilty] = asked.as_slice() {
+            return Some(guilty.clone());
+        }
+        self.suspects.extend(asked);
+        None
+    }
+
+    /// When to try again. `None` if nothing is missing.
+    pub(super) fn next_retry(&self) -> Option<Deadline> {
+        let next = self.all.values().map(|it| it.next);
+        next.min_by_key(Deadline::at)
+    }
+
+    /// How often it was tried again.
+    pub(super) fn tries(&self, key: &Key) -> u32 {
+        self.all.get(key).map_or(0, |it| it.tries)
+    }
+
+    /// What is to be tried again by now. If something is that was refused, then all of that kind, on
+    /// one connection.
+    pub(super) fn due(&self) -> Vec<Key> {
+        let is_due = |it: &Missed| it.next.remaining().is_zero();
+        let is_mild = |it: &Missed| matches!(it.trouble, Trouble::Refused | Trouble::Lacking);
+        let any_mild = self.all.values().any(|it| is_mild(it) && is_due(it));
+        let is_wanted = |it: &Missed| is_due(it) || (any_mild && is_mild(it));
+        let due = self.all.iter().filter(|(_, it)| is_wanted(it));
+        due.map(|(key, _)| key.clone()).collect()
+    }
+
+    /// It is being tried, or was not for lack of time. It is tried again later, unless there is a
+    /// result before.
+    pub(super) fn begin_trial(&mut self, key: &Key) {
+        if let Some(missed) = self.all.get_mut(key) {
+            missed.next = delay(missed.trouble, missed.tries, &self.options);
+        }
+    }
+
+    /// It was not tried after all.
+    pub(super) fn postpone(&mut self, key: &Key) {
+        if let Some(missed) = self.all.get_mut(key) {
+            missed.tries = missed.tries.saturating_add(1);
+        }
+        self.begin_trial(key);
+    }
+}
+
+/// Whether the broker has closed the connection, perhaps because of something that it was asked; it
+/// is not about to stop, and no operator has closed the connection.
+pub(super) fn is_close_by_broker(error: &Error) -> bool {
+    match error.kind() {
+        ErrorKind::ConnectionClosed(reason) => {
+            reason.by == ClosedBy::Broker && reason.code != ReplyCode::CONNECTION_FORCED
+        }
+        _ => false,
+    }
+}
+
+fn delay(trouble: Trouble, tries: u32, options: &RecoveryOptions) -> Deadline {
+    Deadline::after(match trouble {
+        Trouble::Refused | Trouble::Lacking => {
+            let delay = options.delay(tries.saturating_add(1), random());
+            delay.max(MIN_DELAY_OF_REFUSED)
+        }
+        Trouble::Harmful | Trouble::Silent => {
+            let grown = FIRST_DELAY_OF_HARMFUL.saturating_mul(1 << (2 * tries.min(10)));
+            grown.min(MAX_DELAY_OF_HARMFUL)
+        }
+    })
+}
+
+pub(super) fn entity(redeclare: &Redeclare) -> Entity {
+    match redeclare {
+        Redeclare::Exchange(declare) => Entity::Exchange {
+            name: declare.exchange.to_string(),
+        },
+        Redeclare::Queue { declare, .. } => Entity::Queue {
+            name: declare.queue.to_string(),
+        },
+        Redeclare::BindExchange(bind) => Entity::Binding {
+            source: bind.source.to_string(),
+            destination: bind.destination.to_string(),
+            routing_key: bind.routing_key.to_string(),
+        },
+        Redeclare::BindQueue(bind) => Entity::Binding {
+            source: bind.exchange.to_string(),
+            destination: bind.queue.to_string(),
+            routing_key: bind.routing_key.to_string(),
+        },
+    }
+}
+
+fn tell_not_recovered(entity: &Entity, error: Error, link: &Link) {
+    log_line!(Warn, link.label(), "{entity} was not recovered: {error}");
+    let entity = entity.clone();
+    link.tell(ConnectionEvent::NotRecovered { entity, error });
+}
+
+fn tell_recovered(entity: Entity, link: &Link) {
+    log_line!(Info, link.label(), "{entity} is there again");
+    link.tell(ConnectionEvent::RecoveredLater { entity });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::CloseReason;
+
+    fn queue(name: &str) -> Key {
+        let name = name.to_owned();
+        let entity = Entity::Queue { name };
+        let detail = Detail::None;
+        Key { entity, detail }
+    }
+
+    fn closed(code: u16, class: u16, method: u16) -> Error {
+        let reason = CloseReason::broker(code, "", class, method);
+        Error::new(ErrorKind::ConnectionClosed(reason))
+    }
+
+    #[test]
+    fn what_does_harm_is_tried_again_after_seconds_and_then_after_minutes() {
+        let options = RecoveryOptions::default();
+        let seconds = |tries| {
+            let delay = delay(Trouble::Harmful, tries, &options);
+            delay.duration().as_secs()
+        };
+        let expected = [1, 4, 16, 64, 256, 300, 300];
+        assert_eq!([0, 1, 2, 3, 4, 5, u32::MAX].map(seconds), expected);
+        let at_once = RecoveryOptions::default().first_delay(Duration::ZERO);
+        let refused = delay(Trouble::Refused, 0, &at_once);
+        assert_eq!(refused.duration(), MIN_DELAY_OF_REFUSED);
+    }
+
+    #[test]
+    fn one_that_was_asked_alone_is_to_blame_and_several_are_suspects() {
+        let (one, other) = (queue("one"), queue("other"));
+        let mut missing = Missing::new(&RecoveryOptions::default());
+        let both = || vec![one.clone(), other.clone()];
+        // An operator, or a broker that stops.
+        assert_eq!(missing.blame(vec![one.clone()], &closed(320, 0, 0)), None);
+        // For something else.
+        let publishing = closed(541, 60, 40);
+        assert_eq!(missing.blame(vec![one.clone()], &publishing), None);
+        assert!(!missing.is_suspect(&one));
+        assert_eq!(missing.blame(both(), &closed(541, 0, 0)), None);
+        assert!(missing.is_suspect(&one) && missing.is_suspect(&other));
+        let guilty = missing.blame(vec![other.clone()], &closed(541, 50, 10));
+        assert_eq!(guilty, Some(other));
+    }
+}

@@ -1,0 +1,117 @@
+//! The time between a loss and the recovery from it: how many attempts, and when.
+
+use std::time::Duration;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::events::ConnectionEvent;
+use crate::io_thread::deadline::Deadline;
+use crate::io_thread::socket::connect::LAST_ATTEMPT;
+use crate::io_thread::Link;
+use crate::log_line::log_line;
+use crate::options::backoff::random;
+use crate::options::RecoveryOptions;
+
+pub(super) struct Outage {
+    cause: Error,
+    pub(super) since: Deadline,
+    pub(super) attempts: u32,
+    /// How many attempts the next delay is for.
+    pace: u32,
+    last: Option<Error>,
+    next: Option<Duration>,
+}
+
+impl Outage {
+    /// `relapses` is how often in a row the connection was lost soon after it had come back.
+    pub(super) fn new(cause: Error, relapses: u32) -> Self {
+        Self {
+            cause,
+            since: Deadline::after(Duration::MAX),
+            attempts: 0,
+            pace: relapses,
+            last: None,
+            next: None,
+        }
+    }
+
+    /// What is left of the time that it may take.
+    fn left(&self, options: &RecoveryOptions) -> Option<Duration> {
+        options.max_time.checked_sub(self.since.elapsed())
+    }
+
+    pub(super) fn attempt_ends(&self, options: &RecoveryOptions) -> Deadline {
+        let left = self.left(options).unwrap_or_default();
+        Deadline::after(left.max(LAST_ATTEMPT))
+    }
+
+    /// How long to wait before the next attempt. An error if there is none.
+    pub(super) fn delay(&mut self, options: &RecoveryOptions) -> Result<Duration> {
+        let left = self.left(options);
+        let left = left.filter(|_| self.attempts < options.max_attempts);
+        let Some(left) = left else {
+            let last = self.last.take().unwrap_or_else(|| self.cause.clone());
+            return Err(self.given_up(last));
+        };
+        let delay = self.next.take().unwrap_or_else(|| {
+            let attempt = self.pace.saturating_add(1);
+            options.delay(attempt, random())
+        });
+        Ok(delay.min(left))
+    }
+
+    pub(super) fn begin_attempt(&mut self) {
+        self.attempts = self.attempts.saturating_add(1);
+        self.pace = self.pace.saturating_add(1);
+    }
+
+    /// What cost the last attempts was found: the next one is likely to succeed.
+    pub(super) fn has_hope(&mut self) {
+        self.pace = 0;
+    }
+
+    pub(super) fn failed(
+        &mut self,
+        error: Error,
+        link: &Link,
+        options: &RecoveryOptions,
+    ) -> Result<()> {
+        self.last = Some(error.clone());
+        let next = self.delay(options)?;
+        self.next = Some(next);
+        let attempt = self.attempts;
+        log_line!(Warn, link.label(),"attempt {attempt} to recover the connection failed, the next one follows in {next:.1?}: {error}");
+        link.tell(ConnectionEvent::RecoveryFailed {
+            attempt,
+            error,
+            next,
+        });
+        Ok(())
+    }
+
+    pub(super) fn given_up(&self, last: Error) -> Error {
+        let kind = ErrorKind::RecoveryGivenUp {
+            cause: Box::new(self.cause.kind().clone()),
+            attempts: self.attempts,
+            after: self.since.elapsed(),
+            last: Box::new(last.kind().clone()),
+        };
+        Error::new(kind).caused_by(last)
+    }
+}
+
+/// Whether every broker that could be reached refuses this login, and says so: a socket that was
+/// closed after the credentials can also be that of a broker that went away just then.
+pub(super) fn is_login_refused(error: &Error) -> bool {
+    match error.kind() {
+        ErrorKind::LoginRefused { text, .. } => !text.is_empty(),
+        ErrorKind::EndpointsFailed(failed) => {
+            let refused = failed.iter().any(|it| is_login_refused(&it.error));
+            refused
+                && failed.iter().all(|it| {
+                    let unreachable = matches!(it.error.kind(), ErrorKind::ConnectFailed { .. });
+                    unreachable || is_login_refused(&it.error)
+                })
+        }
+        _ => false,
+    }
+}

@@ -1,0 +1,256 @@
+//! What is missing is tried again: first on a connection of its own; what only the program's
+//! connection can have, then there.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::aside::{Trial, Verdict};
+use super::desk::Failure;
+use super::messages::Blame;
+use super::missing::{is_close_by_broker, Key, Missing, Trouble};
+use super::replay::Replay;
+use super::Recovery;
+use crate::error::Error;
+use crate::events::Entity;
+use crate::io_thread::deadline::Deadline;
+use crate::io_thread::Link;
+use crate::log_line::log_line;
+use crate::proto::Redeclare;
+use crate::session::channel::consumers::Wanted;
+use crate::session::channel::ChannelState;
+use crate::wire::method::QueueDeclare;
+
+/// What is to be tried aside, each with what it is for.
+pub(super) type Trials = Vec<(Key, Trial)>;
+
+impl Replay<'_> {
+    /// Tries everything that is due, or says how it is to be tried on a connection of its own.
+    pub(super) fn retry(&mut self) -> Trials {
+        let due = self.missing.due();
+        let is_due: HashSet<_> = due.iter().collect();
+        let all = self.desk.link.topology.lock().redeclare();
+        // The program may have deleted others meanwhile.
+        let declared: HashSet<_> = all.iter().map(Key::of).collect();
+        let (mut trials, mut own) = (Vec::new(), Vec::new());
+        for redeclare in all {
+            let key = Key::of(&redeclare);
+            if !is_due.contains(&key) || self.missing.lacks(&key) {
+                continue;
+            }
+            self.missing.begin_trial(&key);
+            match self.is_own(&redeclare) {
+                // Another connection can learn nothing about it, and it does no harm.
+                true if self.missing.trouble(&key) == Some(Trouble::Refused) => own.push(redeclare),
+                true => trials.push((key, Trial::StandIn(redeclare))),
+                false => trials.push((key, Trial::Declare(redeclare))),
+            }
+        }
+        self.declare_own(own);
+        for key in due {
+            match &key.entity {
+                Entity::Consumer { .. } => trials.extend(self.retry_consumer(key)),
+                _ if !declared.contains(&key) => self.missing.forget(&key),
+                _ if self.missing.lacks(&key) => self.missing.postpone(&key),
+                _ => {}
+            }
+        }
+        // There may not be time for all of them.
+        trials.sort_by_key(|(key, _)| {
+            let rank = match key.entity {
+                Entity::Exchange { .. } | Entity::Queue { .. } => 0,
+                Entity::Consumer { .. } => 1,
+                Entity::Binding { .. } => 2,
+            };
+            (self.missing.tries(key), rank)
+        });
+        trials
+    }
+
+    /// Whether no other connection can declare it.
+    fn is_own(&self, redeclare: &Redeclare) -> bool {
+        match redeclare {
+            Redeclare::Queue { declare, .. } => declare.exclusive,
+            Redeclare::BindQueue(bind) => self.is_queue(&bind.queue, |it| it.exclusive),
+            Redeclare::Exchange(_) | Redeclare::BindExchange(_) => false,
+        }
+    }
+
+    /// Whether this queue was declared here in such a way.
+    fn is_queue(&self, queue: &str, is_so: impl Fn(&QueueDeclare<'_>) -> bool) -> bool {
+        let topology = self.desk.link.topology.lock();
+        topology.declared_queue(queue).is_some_and(is_so)
+    }
+
+    /// Declares this on the program's own connection.
+    fn declare_own(&mut self, own: Vec<Redeclare>) {
+        if let Err(error) = self.declare(own) {
+            let label = self.desk.link.label();
+            log_line!(Debug, label, "trying again what is missing: {error}");
+        }
+    }
+
+    fn missed(&self, key: &Key) -> Option<(Arc<ChannelState>, Wanted)> {
+        let Entity::Consumer { consumer_tag, .. } = &key.entity else {
+            return None;
+        };
+        let missed = self.missing.consumer(key)?;
+        let channel = missed.channel.upgrade()?;
+        if channel.end.cause().is_some() {
+            return None;
+        }
+        let wanted = channel.consumers.lock().get(consumer_tag)?;
+        Some((channel, wanted))
+    }
+
+    fn retry_consumer(&mut self, key: Key) -> Option<(Key, Trial)> {
+        let Some((_, wanted)) = self.missed(&key) else {
+            self.missing.forget(&key);
+            return None;
+        };
+        if let Some(answer) = self.missing.take_answer(&key) {
+            // The broker has answered at last; a refusal has ended its channel.
+            match answer {
+                Ok(_) => self.missing.found(&key, &self.desk.link),
+                Err(_) => self.missing.forget(&key),
+            }
+            return None;
+        }
+        self.missing.begin_trial(&key);
+        let queue = wanted.consume.queue.to_string();
+        if self.is_queue(&queue, |it| it.exclusive) {
+            // No other connection sees it.
+            match self.missing.lacks(&key) {
+                true => self.missing.postpone(&key),
+                false => self.begin_consumer(&key),
+            }
+            return None;
+        }
+        let trial = match self.missing.trouble(&key)? {
+            Trouble::Refused | Trouble::Lacking => Trial::Queue(queue),
+            // It would go with the consumer that tries it.
+            _ if self.is_queue(&queue, |it| it.auto_delete) => Trial::Queue(queue),
+            Trouble::Harmful | Trouble::Silent => Trial::Consume(wanted.consume),
+        };
+        Some((key, trial))
+    }
+
+    /// Takes in what came of a trial.
+    pub(super) fn tried(&mut self, key: &Key, trial: Trial, verdict: Verdict) {
+        match (verdict, trial) {
+            (Verdict::Failed(trouble, error), _) => self.still_missing(key, trouble, error),
+            (Verdict::OutOfTime, _) => self.missing.begin_trial(key),
+            (Verdict::NotTried(error), _) => {
+                log_line!(
+                    Debug,
+                    self.desk.link.label(),
+                    "{} was not tried again: {error}",
+                    key.entity
+                );
+                self.missing.postpone(key);
+            }
+            (Verdict::Declared(reply), Trial::Declare(redeclare)) => {
+                self.declared(&redeclare, &reply);
+            }
+            (Verdict::Harmless, Trial::StandIn(redeclare)) => self.try_own(key, redeclare),
+            (Verdict::Queue(count), _) => self.queue_looked_up(key, count),
+            (Verdict::Declared(_) | Verdict::Harmless, _) => {}
+        }
+    }
+
+    fn try_own(&mut self, key: &Key, redeclare: Redeclare) {
+        if !self.desk.link.topology.lock().contains(&redeclare) {
+            return self.missing.forget(key);
+        }
+        if let Err(error) = self.declare(vec![redeclare]) {
+            let trouble = match is_close_by_broker(&error) {
+                true => Trouble::Harmful,
+                false => Trouble::Refused,
+            };
+            self.still_missing(key, trouble, error);
+        }
+    }
+
+    fn still_missing(&mut self, key: &Key, trouble: Trouble, error: Error) {
+        if self.missing.contains(key) {
+            let link = &self.desk.link;
+            self.missing.insert(key.clone(), trouble, error, link);
+        }
+    }
+
+    fn queue_looked_up(&mut self, key: &Key, count: Option<u32>) {
+        let Entity::Consumer { queue, .. } = &key.entity else {
+            return;
+        };
+        let waits_for_other = self
+            .missing
+            .consumer(key)
+            .is_some_and(|it| it.waits_for_other);
+        match count {
+            None => {
+                self.miss_queue(queue);
+                self.missing.postpone(key);
+            }
+            Some(1..) if waits_for_other => self.missing.postpone(key),
+            Some(_) => self.begin_consumer(key),
+        }
+    }
+
+    /// The channel is in use again, and must not be closed by an attempt: so it is only made when
+    /// it looks good.
+    fn begin_consumer(&mut self, key: &Key) {
+        let Some((channel, wanted)) = self.missed(key) else {
+            return self.missing.forget(key);
+        };
+        let Some(asked) = self.consume(&channel, &wanted) else {
+            // It was cancelled, or the broker has not answered for it yet.
+            return self.missing.postpone(key);
+        };
+        let deadline = self.desk.within(self.entity_timeout());
+        match self.desk.answer(&channel, &asked, deadline) {
+            Ok(_) => self.missing.found(key, &self.desk.link),
+            Err(Failure::NoAnswer(error)) => {
+                self.miss(&channel, &wanted, Trouble::Silent, error, asked.ok());
+            }
+            // Its channel has ended, and with it the consumer; or the connection is lost, and a
+            // consumer that costs it must not be asked for at once.
+            Err(_) if self.missing.is_left_out(key) => self.missing.postpone(key),
+            Err(_) => self.missing.forget(key),
+        }
+    }
+
+    /// It went, with its bindings, after it was declared again: as an auto-delete queue does when the
+    /// broker notices late that the consumers of the lost connection are gone.
+    fn miss_queue(&mut self, name: &str) {
+        let declared = self.desk.link.topology.lock().redeclare();
+        let concerns_it = |it: &Redeclare| match Key::of(it).entity {
+            Entity::Queue { name: queue } => queue == name,
+            Entity::Binding { destination, .. } => {
+                matches!(it, Redeclare::BindQueue(_)) && destination == name
+            }
+            _ => false,
+        };
+        let options = &self.recovery.options.recovery;
+        for key in declared.iter().filter(|it| concerns_it(it)).map(Key::of) {
+            if options.wants(&key.entity) {
+                self.missing.insert_gone(key);
+            }
+        }
+    }
+}
+
+impl Missing {
+    /// Brings back what is missing, between recoveries.
+    pub(super) fn replay<'a>(
+        &'a mut self,
+        recovery: &'a Recovery,
+        link: &Arc<Link>,
+        blame: &'a mut Blame,
+    ) -> Replay<'a> {
+        let until = Deadline::after(Duration::MAX);
+        let epoch = self.epoch;
+        let mut replay = Replay::new(recovery, link, epoch, until, self, blame);
+        replay.consumes = true;
+        replay
+    }
+}

@@ -1,0 +1,85 @@
+//! A secret that expires is renewed in time.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Recovery;
+use crate::error::Result;
+use crate::io_thread::deadline::Deadline;
+use crate::io_thread::outbox::{Admission, Gate};
+use crate::io_thread::Link;
+use crate::log_line::log_line;
+use crate::session::call;
+use crate::wire::method::{ConnectionUpdateSecret, LongString};
+
+/// The shortest and the longest time between two attempts to renew a secret.
+const MIN_DELAY: Duration = Duration::from_secs(1);
+const MAX_DELAY: Duration = Duration::from_secs(15);
+
+/// When the secret is to be renewed.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Renewal {
+    expires: Deadline,
+    /// On which connection. Only this thread can bring back another, so nothing waits for that.
+    epoch: u64,
+    pub(super) next: Deadline,
+}
+
+impl Renewal {
+    pub(super) fn of(valid_for: Duration, epoch: u64) -> Self {
+        let next = valid_for.mul_f64(0.75).max(MIN_DELAY);
+        Self {
+            expires: Deadline::after(valid_for),
+            epoch,
+            next: Deadline::after(next),
+        }
+    }
+
+    fn failed(self) -> Self {
+        let delay = (self.expires.remaining() / 4).clamp(MIN_DELAY, MAX_DELAY);
+        let next = Deadline::after(delay);
+        Self { next, ..self }
+    }
+}
+
+impl Recovery {
+    /// Asks for new credentials, and sends the secret. Returns when to do so again.
+    pub(super) fn renew(&self, link: &Arc<Link>, renewal: Renewal) -> Option<Renewal> {
+        let epoch = renewal.epoch;
+        match self.send_secret(link, epoch) {
+            Ok(valid_for) => valid_for.map(|it| Renewal::of(it, epoch)),
+            // The next connection logs in with new credentials.
+            Err(_) if link.outbox.cause().is_some() => None,
+            Err(error) => {
+                let renewal = renewal.failed();
+                let (left, next) = (renewal.expires.remaining(), renewal.next.remaining());
+                log_line!(
+                    Warn,
+                    link.label(),
+                    "the secret is not renewed yet; it expires in {left:.0?}, and the next attempt follows in {next:.0?}: {error}"
+                );
+                Some(renewal)
+            }
+        }
+    }
+
+    fn send_secret(&self, link: &Arc<Link>, epoch: u64) -> Result<Option<Duration>> {
+        let Some(provider) = &self.options.credentials else {
+            return Ok(None);
+        };
+        let credentials = provider.ask()?;
+        let update = ConnectionUpdateSecret {
+            new_secret: LongString(Cow::Borrowed(credentials.secret.as_bytes())),
+            reason: "the secret expires".into(),
+        };
+        let admission = Admission::Recovery { epoch };
+        let deadline = Deadline::after(self.options.request_timeout);
+        let open = || Ok(Gate::Open);
+        call::call(link, 0, deadline, admission, open, |frames, call| {
+            call::append(frames, 0, &update, call)
+        })?;
+        log_line!(Info, link.label(), "the secret was renewed");
+        Ok(credentials.valid_for)
+    }
+}
