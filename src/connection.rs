@@ -10,10 +10,10 @@ use std::time::Duration;
 use crossbeam_channel::Receiver;
 
 use crate::channel::Channel;
-use crate::consumer::deliveries::Deliveries;
 use crate::error::{Error, ErrorKind, OneLine, ReplyCode, Result};
 use crate::events::ConnectionEvent;
 use crate::exchange::ExchangeKind;
+use crate::io_thread::counters::Gauge;
 use crate::io_thread::deadline::Deadline;
 use crate::io_thread::mailbox::Mailboxes;
 use crate::io_thread::outbox::{Admission, Gate};
@@ -21,8 +21,6 @@ use crate::io_thread::socket::connect::connect_patiently;
 use crate::io_thread::{self, Link, Peer};
 use crate::log_line::log_line;
 use crate::options::{ConnectionOptions, ExchangeDeclareOptions, QueueDeclareOptions};
-use crate::publisher::confirm::Unconfirmed;
-use crate::registry::Registry;
 use crate::session::call::{self, Asked};
 use crate::session::recovery::Recovery;
 use crate::stats::ConnectionStats;
@@ -68,10 +66,6 @@ struct Inner {
     io_thread: ThreadId,
     options: ConnectionOptions,
     recovery: Arc<Recovery>,
-    /// What publishers wait for.
-    unconfirmed: Registry<Unconfirmed>,
-    /// What consumers have not read.
-    deliveries: Registry<Deliveries>,
 }
 
 impl Connection {
@@ -125,8 +119,6 @@ impl Connection {
                 io_thread,
                 options: options.clone(),
                 recovery,
-                unconfirmed: Registry::default(),
-                deliveries: Registry::default(),
             }),
         })
     }
@@ -255,21 +247,10 @@ impl Connection {
     /// What the connection has done so far, and what it does at the moment: bytes, messages, confirms, calls, what waits to
     /// be sent, confirmed or read, blocks and losses.
     pub fn stats(&self) -> ConnectionStats {
-        let Inner {
-            link,
-            unconfirmed,
-            deliveries,
-            ..
-        } = &*self.inner;
+        let link = &self.inner.link;
         let mut stats = link.counters.snapshot();
         link.outbox.add_to(&mut stats);
         stats.channels = link.channel_numbers.in_use();
-        for publisher in unconfirmed.all() {
-            let (messages, bytes) = publisher.window.taken();
-            stats.unconfirmed_messages += messages;
-            stats.unconfirmed_bytes += bytes;
-        }
-        stats.unread_bytes = deliveries.all().iter().map(|it| it.unread()).sum();
         stats
     }
 
@@ -371,14 +352,10 @@ impl Connection {
         &self.inner.recovery
     }
 
-    /// Counts what the publisher waits for.
-    pub(crate) fn enlist_publisher(&self, unconfirmed: &Arc<Unconfirmed>) {
-        self.inner.unconfirmed.add(unconfirmed);
-    }
-
-    /// Counts what the consumer has not read.
-    pub(crate) fn enlist_consumer(&self, deliveries: &Arc<Deliveries>) {
-        self.inner.deliveries.add(deliveries);
+    /// Asks this gauge in [`stats`](Self::stats), too, until it is dropped.
+    pub(crate) fn add_gauge<G: Gauge + 'static>(&self, gauge: &Arc<G>) {
+        let gauge = Arc::<G>::downgrade(gauge);
+        self.inner.link.counters.add_gauge(gauge);
     }
 
     pub(crate) fn link(&self) -> &Arc<Link> {

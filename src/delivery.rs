@@ -6,13 +6,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
 use crate::channel::{Answered, Channel};
-use crate::consumer::Registration;
 use crate::error::returned::read_properties;
 use crate::error::{Error, ErrorKind, Result};
 use crate::log_line::log_line;
 use crate::message::STREAM_FILTER_VALUE;
 use crate::options::NackOptions;
 use crate::proto::{Delivered, Fetched};
+use crate::session::stream_position::stream_offset;
+use crate::session::subscription::{ReadsFrom, Registration};
 use crate::wire::content::Content;
 use crate::wire::properties::Properties;
 
@@ -60,17 +61,6 @@ impl Origin {
         let registration = self.registration.as_deref();
         registration.filter(|it| it.is_revoked())
     }
-}
-
-/// What a consumer reads from, as the program began it. A message cannot tell: any publisher can
-/// set the header `x-stream-offset`, and a copy of a stream's message carries it into other queues.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum ReadsFrom {
-    /// It takes messages back.
-    Queue,
-    /// It keeps its messages, and takes none back: RabbitMQ closes the connection for a nack (540) up
-    /// to 3.x, and takes it for an ack since 4.0.
-    Stream,
 }
 
 impl Delivery {
@@ -275,7 +265,7 @@ impl Delivery {
             );
             let state = self.channel().state();
             state.answer_not_sent();
-            registration.give_back(state, delivery_tag);
+            state.give_back_unread(registration, delivery_tag);
             return Ok(Answered::NotSent);
         }
         let answered = answer();
@@ -307,12 +297,6 @@ impl Drop for Delivery {
         let link = self.channel().connection().link();
         link.buffers.give_back(content.into_bytes());
     }
-}
-
-/// The place of a stream's message in its stream, as the broker writes it into the headers.
-pub(crate) fn stream_offset(content: &Content) -> Option<i64> {
-    let headers = content.properties().ok()?.headers?;
-    headers.get("x-stream-offset")?.as_i64()
 }
 
 impl fmt::Debug for Delivery {

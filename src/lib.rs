@@ -70,8 +70,6 @@ mod io_thread;
 
 mod session;
 
-mod registry;
-
 mod channel;
 mod connection;
 mod consumer;

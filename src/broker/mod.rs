@@ -148,10 +148,9 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::error::{Error, ErrorKind, ReplyCode, Result};
-use crate::io_thread::deadline::Deadline;
 
 pub use options::BrokerOptions;
 pub use state::{ConnectionState, PublishedMessage, QueueState};
@@ -304,18 +303,20 @@ impl Broker {
     /// assert!(broker.wait_until(Duration::from_secs(5), |it| it.connections().is_empty()));
     /// # Ok::<(), leveret::Error>(())
     /// ```
+    #[allow(clippy::disallowed_methods)] // This is real time for the program.
     pub fn wait_until(&self, timeout: Duration, condition: impl Fn(&Self) -> bool) -> bool {
-        let deadline = Deadline::after(timeout);
+        let begun = Instant::now();
         loop {
             if condition(self) {
                 return true;
             }
-            if deadline.remaining().is_zero() {
+            let remaining = timeout.saturating_sub(begun.elapsed());
+            if remaining.is_zero() {
                 return false;
             }
             // Something can happen between the look and the wait: so not for long.
             let mut control = self.shared.control.lock();
-            let soon = deadline.remaining().min(Duration::from_millis(5));
+            let soon = remaining.min(Duration::from_millis(5));
             self.shared.changed.wait_for(&mut control, soon);
         }
     }

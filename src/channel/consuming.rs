@@ -5,8 +5,8 @@ use std::cell::Cell;
 use std::sync::Arc;
 
 use super::Channel;
-use crate::consumer::{Consumer, Registration};
-use crate::delivery::{GetResponse, ReadsFrom};
+use crate::consumer::Consumer;
+use crate::delivery::GetResponse;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io_thread::deadline::Deadline;
 use crate::io_thread::mailbox::{Call, Command, ConsumerMailbox, Reply};
@@ -14,8 +14,9 @@ use crate::io_thread::outbox::{Admission, Frames, Gate};
 use crate::log_line::log_line;
 use crate::options::{ConsumeOptions, NackOptions, QosOptions};
 use crate::proto::Expected;
-use crate::queue::QueueName;
 use crate::session::call::{self, Asked};
+use crate::session::queue_names::QueueName;
+use crate::session::subscription::{ReadsFrom, Registration};
 use crate::wire::method::{
     BasicAck, BasicCancel, BasicConsume, BasicGet, BasicNack, BasicQos, BasicRecover,
     BasicRecoverAsync, BasicReject, Encode,
@@ -86,7 +87,7 @@ impl Channel {
     /// Whether a consumer of this queue reads from a stream, as far as the program has said so.
     fn reads_from(&self, queue: QueueName<'_>, options: &ConsumeOptions) -> ReadsFrom {
         let state = self.state();
-        let queue = queue.resolve(&state.settings);
+        let queue = state.settings.resolve(queue);
         let of_streams = ["x-stream-offset", "x-stream-filter"];
         let is_told = of_streams
             .iter()
@@ -113,7 +114,7 @@ impl Channel {
         let state = self.state();
         let consume = || BasicConsume {
             ticket: 0,
-            queue: queue.resolve(&state.settings),
+            queue: state.settings.resolve(queue),
             consumer_tag: Cow::Borrowed(&consumer_tag),
             no_local: options.no_local,
             no_ack: options.no_ack,
@@ -243,7 +244,7 @@ impl Channel {
         let reply = self.call_with(asked, |frames, call| {
             frames.method(&BasicGet {
                 ticket: 0,
-                queue: queue.resolve(&self.state().settings),
+                queue: self.state().settings.resolve(queue),
                 no_ack,
             })?;
             frames.command(Command::Call {

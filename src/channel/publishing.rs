@@ -16,9 +16,9 @@ use crate::io_thread::outbox::{Admission, Frames, Gate, Patience, LARGE};
 use crate::message::Message;
 use crate::proto::{Earlier, Identity};
 use crate::publisher::confirm::Awaited;
-use crate::queue::Name;
 use crate::session::call::Asked;
 use crate::session::channel::ChannelState;
+use crate::session::queue_names::Name;
 use crate::wire::method::{BasicPublish, Encode};
 
 impl Channel {

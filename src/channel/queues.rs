@@ -5,8 +5,9 @@ use std::borrow::Cow;
 use super::Channel;
 use crate::error::{Error, Result};
 use crate::options::{BindOptions, QueueDeclareOptions, QueueDeleteOptions};
-use crate::queue::{Queue, QueueName};
+use crate::queue::Queue;
 use crate::session::call::Asked;
+use crate::session::queue_names::QueueName;
 use crate::wire::method::{Encode, QueueBind, QueueDeclare, QueueDelete, QueuePurge, QueueUnbind};
 
 impl Channel {
@@ -87,7 +88,7 @@ impl Channel {
         options: &BindOptions,
     ) -> Result<()> {
         self.call_recorded(options.no_wait, queue.shown(), || {
-            let name = queue.resolve(&self.state().settings);
+            let name = self.state().settings.resolve(queue);
             QueueBind {
                 ticket: 0,
                 exchange: exchange.into(),
@@ -119,7 +120,7 @@ impl Channel {
         options: &BindOptions,
     ) -> Result<()> {
         self.call_recorded(false, queue.shown(), || {
-            let name = queue.resolve(&self.state().settings);
+            let name = self.state().settings.resolve(queue);
             QueueUnbind {
                 ticket: 0,
                 exchange: exchange.into(),
@@ -152,7 +153,7 @@ impl Channel {
     fn purge<'a>(&self, queue: QueueName<'a>, no_wait: bool) -> QueuePurge<'a> {
         QueuePurge {
             ticket: 0,
-            queue: queue.resolve(&self.state().settings),
+            queue: self.state().settings.resolve(queue),
             no_wait,
         }
     }
@@ -172,7 +173,7 @@ impl Channel {
     ) -> Result<u32> {
         let ok = self.call_recorded(options.no_wait, queue.shown(), || QueueDelete {
             ticket: 0,
-            queue: queue.resolve(&self.state().settings),
+            queue: self.state().settings.resolve(queue),
             if_unused: options.if_unused,
             if_empty: options.if_empty,
             no_wait: options.no_wait,

@@ -9,9 +9,11 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::delivery::{Delivery, Origin};
 use crate::error::{Error, Result};
+use crate::io_thread::counters::Gauge;
 use crate::io_thread::deadline::Deadline;
 use crate::io_thread::unread_bytes::Unread;
 use crate::proto::Delivered;
+use crate::stats::ConnectionStats;
 use crate::wire::content::Content;
 
 /// What an unread message takes beside its own bytes: its place here, and what an allocation costs.
@@ -281,6 +283,12 @@ impl Deliveries {
 
 fn size(content: &Content) -> u64 {
     (content.capacity() + OVERHEAD) as u64
+}
+
+impl Gauge for Deliveries {
+    fn add_to(&self, stats: &mut ConnectionStats) {
+        stats.unread_bytes += self.unread();
+    }
 }
 
 #[cfg(test)]

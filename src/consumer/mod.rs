@@ -1,28 +1,23 @@
 //! Consumers: messages from a queue, as they come.
 
 pub(crate) mod deliveries;
+mod mailbox;
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
-use std::vec::Drain;
 
 use crossbeam_channel::Receiver;
-use parking_lot::Mutex;
 
 use crate::channel::Channel;
-use crate::delivery::{stream_offset, Delivery, Origin, ReadsFrom};
-use crate::error::{ClosedBy, Error, ErrorKind, Result};
+use crate::delivery::{Delivery, Origin};
+use crate::error::Result;
 use crate::io_thread::deadline::Deadline;
-use crate::io_thread::mailbox::{Call, ChannelMailbox, ConsumerMailbox, Reply};
-use crate::options::{before_now, ConsumeOptions, StreamOffset};
-use crate::proto::{Delivered, Settling};
-use crate::session::channel::ChannelState;
-use crate::wire::content::Content;
-use crate::wire::method::{BasicCancelOk, BasicConsume, Encode, Method};
-use crate::wire::value::FieldTable;
+use crate::options::ConsumeOptions;
+use crate::session::stream_position::{Place, Since};
+use crate::session::subscription::{ReadsFrom, Registration};
 use deliveries::Deliveries;
+use mailbox::Mailbox;
 
 /// A consumer of a queue: blocks for the next message, one by one.
 ///
@@ -105,389 +100,6 @@ pub struct Consumer {
     registration: Arc<Registration>,
 }
 
-/// What a consumer and its mailbox at the IO thread have in common.
-pub(crate) struct Registration {
-    pub(crate) consumer_tag: Arc<str>,
-    pub(crate) no_ack: bool,
-    reads_from: ReadsFrom,
-    /// The consumer was dropped: nobody will read what comes.
-    abandoned: AtomicBool,
-    /// It was begun with no-wait, and nothing has shown yet that the broker has agreed.
-    is_assumed: AtomicBool,
-    /// The broker has cancelled it, and delivers again what was not acknowledged.
-    is_revoked: AtomicBool,
-    /// How often it was begun again on a new connection.
-    epoch: AtomicU64,
-    /// For a stream only, and only if its first message depends on when the broker is asked.
-    since: Option<Since>,
-    life: Mutex<Life>,
-}
-
-/// What `Life::Starting` was.
-struct Started {
-    cancels: Vec<Call>,
-    again: bool,
-}
-
-enum Life {
-    /// The broker has not been asked.
-    New,
-    /// The broker has not agreed yet. Whoever wants the consumer cancelled has to wait for that: a cancel that overtakes
-    /// the broker's own consume-ok crashes RabbitMQ's channel (541), or is answered as if there were no consumer.
-    Starting {
-        cancels: Vec<Call>,
-        /// It was live before, on a connection that was lost.
-        again: bool,
-    },
-    /// Messages may come.
-    Live,
-    /// Messages may come until the broker has answered the cancel. Others that cancel meanwhile wait
-    /// for the same answer: the answer to a second cancel could come first.
-    Cancelling { others: Vec<Call> },
-    /// The connection was lost: messages will come when the next one is there.
-    Interrupted,
-    /// No message will come.
-    Ended,
-}
-
-impl Registration {
-    /// Notes that the consumer is cancelled. Gives the call back if that is to be said to the broker now; otherwise it is
-    /// answered, or will be when the broker has agreed to the consumer.
-    pub(crate) fn cancel(&self, call: Call) -> Option<Call> {
-        let mut life = self.life.lock();
-        match &mut *life {
-            Life::Starting { cancels: calls, .. } | Life::Cancelling { others: calls } => {
-                calls.push(call);
-                None
-            }
-            Life::Live => {
-                let others = Vec::new();
-                *life = Life::Cancelling { others };
-                Some(call)
-            }
-            Life::New | Life::Interrupted | Life::Ended => Some(call),
-        }
-    }
-
-    /// `basic.consume` is on its way. Under the outbox's lock.
-    pub(crate) fn asked(&self, no_wait: bool) {
-        self.is_assumed.store(no_wait, Ordering::Relaxed);
-        if let Some(since) = &self.since {
-            since.asked();
-        }
-        *self.life.lock() = match no_wait {
-            // There is no consume-ok.
-            true => Life::Live,
-            false => Life::Starting {
-                cancels: Vec::new(),
-                again: false,
-            },
-        };
-    }
-
-    fn settling(&self) -> Settling {
-        match self.reads_from {
-            _ if self.no_ack => Settling::NoAck,
-            ReadsFrom::Stream => Settling::Stream,
-            ReadsFrom::Queue => Settling::Requeue,
-        }
-    }
-
-    /// Whether the broker has cancelled it.
-    pub(crate) fn is_revoked(&self) -> bool {
-        self.is_revoked.load(Ordering::Acquire)
-    }
-
-    pub(crate) fn is_interrupted(&self) -> bool {
-        matches!(*self.life.lock(), Life::Interrupted)
-    }
-
-    /// The broker has agreed.
-    fn start(&self) -> Option<Started> {
-        let mut life = self.life.lock();
-        let Life::Starting { cancels, again } = &mut *life else {
-            return None;
-        };
-        let (cancels, again) = (std::mem::take(cancels), *again);
-        *life = Life::Live;
-        if again {
-            self.epoch.fetch_add(1, Ordering::AcqRel);
-        }
-        Some(Started { cancels, again })
-    }
-
-    /// Nobody will read what comes. Says whether to cancel now.
-    fn abandon(&self) -> bool {
-        // Under the lock, so that either this or `start` sees to it.
-        let life = self.life.lock();
-        self.abandoned.store(true, Ordering::Release);
-        matches!(*life, Life::Live | Life::Interrupted)
-    }
-
-    /// No message will come. Returns whether it was ever live, and those who wait for it to be
-    /// cancelled; none if it had ended before.
-    fn end(&self) -> Option<(bool, Vec<Call>)> {
-        match std::mem::replace(&mut *self.life.lock(), Life::Ended) {
-            Life::Starting { cancels, again } => Some((again, cancels)),
-            Life::Cancelling { others } => Some((true, others)),
-            Life::Live | Life::Interrupted => Some((true, Vec::new())),
-            Life::New => Some((false, Vec::new())),
-            Life::Ended => None,
-        }
-    }
-
-    /// The connection was lost. False if the consumer ends with it.
-    fn interrupt(&self) -> bool {
-        let mut life = self.life.lock();
-        let goes_on = match &*life {
-            Life::Starting { cancels, again } => *again && cancels.is_empty(),
-            Life::Live | Life::Interrupted => true,
-            Life::New | Life::Cancelling { .. } | Life::Ended => false,
-        };
-        if goes_on {
-            *life = Life::Interrupted;
-        }
-        goes_on
-    }
-
-    /// Answers a message that the program will not read: a queue takes it back.
-    pub(crate) fn give_back(&self, state: &ChannelState, delivery_tag: u64) {
-        let settling = self.settling();
-        if settling != Settling::NoAck {
-            state.give_back(delivery_tag, settling);
-        }
-    }
-
-    /// As the broker says that a consumer is cancelled, or unknown.
-    pub(crate) fn cancelled(&self) -> Reply {
-        let consumer_tag = self.consumer_tag.to_string().into();
-        Reply::Method(Method::BasicCancelOk(BasicCancelOk { consumer_tag }))
-    }
-}
-
-/// The consumer as the IO thread sees it. It does not keep the channel open, but the iteration ends with it.
-pub(crate) struct Mailbox {
-    deliveries: Arc<Deliveries>,
-    state: Arc<ChannelState>,
-    recovers: bool,
-    registration: Arc<Registration>,
-    /// For a stream only.
-    place: Option<Place>,
-}
-
-impl Drop for Mailbox {
-    fn drop(&mut self) {
-        self.deliveries.end(None);
-    }
-}
-
-/// The offset at which a consumer of a stream goes on, on the next connection.
-struct Place(AtomicI64);
-
-impl Place {
-    /// Nothing has come.
-    const UNKNOWN: i64 = -1;
-
-    fn new() -> Self {
-        Self(AtomicI64::new(Self::UNKNOWN))
-    }
-
-    fn came(&self, content: &Content) {
-        if let Some(offset) = stream_offset(content) {
-            let next = offset.saturating_add(1);
-            self.0.store(next, Ordering::Relaxed);
-        }
-    }
-
-    /// A stream that is declared anew counts from 0. At a higher offset the broker would send
-    /// nothing until the new stream is as long as the old one was.
-    fn begin_at_first(&self) {
-        self.0.store(0, Ordering::Relaxed);
-    }
-
-    fn write_to(&self, arguments: &mut FieldTable, since: Option<&Since>) {
-        let next = self.0.load(Ordering::Relaxed);
-        if next >= 0 {
-            arguments.insert("x-stream-offset", next);
-        } else if let Some(since) = since {
-            arguments.insert("x-stream-offset", since.offset());
-        }
-    }
-}
-
-/// The time from which a consumer reads its stream.
-///
-/// The broker finds out what "next" means each time it is asked. A consumer that begins again
-/// before its first message has come would miss what was published in between, and with a filter
-/// the first message can take long. So it says "next" for the first time only, and then how long
-/// ago that was, by the broker's own clock.
-#[derive(Debug, Clone)]
-pub(crate) struct Since {
-    before: Duration,
-    asked: OnceLock<Deadline>,
-}
-
-impl Since {
-    /// How much earlier it begins than the clocks say: the broker may take longer to read the next
-    /// question than it took for the first one, and a stream's nodes have clocks of their own.
-    const MARGIN: Duration = Duration::from_secs(5);
-
-    /// `None` if the arguments name the same message at any time.
-    pub(crate) fn of(arguments: &FieldTable) -> Option<Self> {
-        let before = before_now(arguments)?;
-        let asked = OnceLock::new();
-        Some(Self { before, asked })
-    }
-
-    /// The broker is asked, now or before.
-    pub(crate) fn asked(&self) {
-        self.asked.get_or_init(|| Deadline::after(Duration::MAX));
-    }
-
-    pub(crate) fn offset(&self) -> StreamOffset {
-        let ago = self.asked.get().map(Deadline::elapsed).unwrap_or_default();
-        let before = self.before.saturating_add(ago).saturating_add(Self::MARGIN);
-        StreamOffset::Interval(before)
-    }
-}
-
-impl ConsumerMailbox for Mailbox {
-    fn deliver(&self, messages: Drain<'_, Delivered>) -> u64 {
-        if self.registration.is_assumed.load(Ordering::Relaxed) {
-            self.registration.is_assumed.store(false, Ordering::Relaxed);
-        }
-        let messages = messages.map(|mut message| {
-            message.delivery_tag = self.state.settled.received(message.delivery_tag);
-            if let Some(place) = &self.place {
-                place.came(&message.content);
-            }
-            message
-        });
-        if !self.registration.abandoned.load(Ordering::Acquire) {
-            return self.deliveries.push(messages);
-        }
-        for message in messages {
-            self.give_back(message.delivery_tag);
-        }
-        0
-    }
-
-    fn settling(&self) -> Settling {
-        self.registration.settling()
-    }
-
-    fn unread(&self) -> u64 {
-        self.deliveries.unread()
-    }
-
-    fn started(&self) {
-        let Some(Started { mut cancels, again }) = self.registration.start() else {
-            return;
-        };
-        let consumer_tag = &self.registration.consumer_tag;
-        if !again {
-            self.state.consumer_started(consumer_tag);
-        }
-        if self.registration.abandoned.load(Ordering::Acquire) {
-            cancels.push(Call::of_nobody());
-        }
-        for call in cancels {
-            self.state.cancel_for(&self.registration, call);
-        }
-    }
-
-    fn ended(&self, error: Option<Error>) {
-        let Some((was_live, cancels)) = self.registration.end() else {
-            return;
-        };
-        let tag = &self.registration.consumer_tag;
-        if error.as_ref().is_some_and(is_cancelled_by_broker) {
-            self.revoke();
-        }
-        let is_refused = error.as_ref().is_some_and(is_consume_refused)
-            && self.registration.is_assumed.load(Ordering::Relaxed);
-        self.deliveries.end(error.clone());
-        // One that came just when the consumer was dropped.
-        if self.registration.abandoned.load(Ordering::Acquire) {
-            self.deliveries
-                .discard(|delivery_tag| self.give_back(delivery_tag));
-        }
-        // Cancelled by the broker, it is cancelled for those who wanted that, too.
-        let error = error.filter(|it| !is_cancelled_by_broker(it));
-        for call in cancels {
-            let cancelled = || Ok(self.registration.cancelled());
-            call.answer(error.clone().map_or_else(cancelled, Err));
-        }
-        self.state.consumer_ended(tag, was_live && !is_refused);
-    }
-
-    fn outlives(&self, error: &Error) -> bool {
-        self.state.has_outlived(error)
-    }
-
-    fn interrupted(&self, error: &Error) {
-        // The broker delivers again what it waits to have acknowledged. A stream does not: its consumer
-        // goes on after what has come, which can still be read.
-        if self.registration.settling() == Settling::Requeue {
-            self.deliveries.discard(|_| {});
-        }
-        if !self.recovers {
-            self.ended(Some(error.clone()));
-        } else if !self.registration.interrupt() {
-            self.ended(None);
-        }
-    }
-
-    fn is_without_queue(&self) {
-        if let Some(place) = &self.place {
-            place.begin_at_first();
-        }
-    }
-
-    fn restart(&self, arguments: &mut FieldTable) -> bool {
-        if let Some(place) = &self.place {
-            place.write_to(arguments, self.registration.since.as_ref());
-        }
-        let mut life = self.registration.life.lock();
-        let wanted = matches!(*life, Life::Interrupted);
-        if wanted {
-            *life = Life::Starting {
-                cancels: Vec::new(),
-                again: true,
-            };
-        }
-        wanted
-    }
-}
-
-fn is_cancelled_by_broker(error: &Error) -> bool {
-    let by_broker = ClosedBy::Broker;
-    matches!(error.kind(), ErrorKind::ConsumerCancelled { by, .. } if *by == by_broker)
-}
-
-/// Whether a channel was closed because a consumer was refused.
-fn is_consume_refused(error: &Error) -> bool {
-    let reason = error.close_reason();
-    reason.is_some_and(|it| it.method == BasicConsume::ID.name())
-}
-
-impl Mailbox {
-    /// The broker delivers again what was not acknowledged in time. What is unread is given back,
-    /// since RabbitMQ 4.3 closes the channel (406) if it times out later.
-    fn revoke(&self) {
-        if self.registration.no_ack {
-            return;
-        }
-        self.registration.is_revoked.store(true, Ordering::Release);
-        self.deliveries
-            .discard(|delivery_tag| self.give_back(delivery_tag));
-    }
-
-    fn give_back(&self, delivery_tag: u64) {
-        self.registration.give_back(&self.state, delivery_tag);
-    }
-}
-
 impl Consumer {
     /// A consumer that is not yet known to the broker, and its mailbox.
     pub(crate) fn new(
@@ -496,19 +108,11 @@ impl Consumer {
         options: &ConsumeOptions,
         reads_from: ReadsFrom,
     ) -> (Self, Mailbox) {
-        let registration = Arc::new(Registration {
-            consumer_tag: Arc::clone(&consumer_tag),
-            no_ack: options.no_ack,
+        let registration = Arc::new(Registration::new(
+            Arc::clone(&consumer_tag),
+            options,
             reads_from,
-            abandoned: AtomicBool::new(false),
-            is_assumed: AtomicBool::new(false),
-            is_revoked: AtomicBool::new(false),
-            epoch: AtomicU64::new(0),
-            since: (reads_from == ReadsFrom::Stream)
-                .then(|| Since::of(&options.arguments))
-                .flatten(),
-            life: Mutex::new(Life::New),
-        });
+        ));
         let mut consumers = channel.state().consumers.lock();
         consumers.register(&registration);
         drop(consumers);
@@ -523,7 +127,7 @@ impl Consumer {
             reads_from,
         });
         let deliveries = Arc::new(Deliveries::new(Arc::downgrade(&origin)));
-        origin.channel.connection().enlist_consumer(&deliveries);
+        origin.channel.connection().add_gauge(&deliveries);
         let mailbox = Mailbox {
             deliveries: Arc::clone(&deliveries),
             state,
@@ -547,12 +151,12 @@ impl Consumer {
     /// How often it was begun again on a new connection. When this has grown, there is a gap before the next message:
     /// messages that were not acknowledged come again, to this consumer or another.
     pub fn epoch(&self) -> u64 {
-        self.registration.epoch.load(Ordering::Acquire)
+        self.registration.epoch()
     }
 
     /// For a stream only: the time from which it reads.
     pub(crate) fn since(&self) -> Option<&Since> {
-        self.registration.since.as_ref()
+        self.registration.since()
     }
 
     /// Whether the connection was lost and the consumer is not back yet.
@@ -676,7 +280,7 @@ impl Drop for Consumer {
         }
         // Not left to the IO thread alone: unread deliveries in a channel keep theirs open.
         self.deliveries.discard(|delivery_tag| {
-            registration.give_back(state, delivery_tag);
+            state.give_back_unread(registration, delivery_tag);
         });
     }
 }

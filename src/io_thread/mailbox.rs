@@ -5,7 +5,6 @@ use std::vec::Drain;
 
 use crossbeam_channel::{Receiver, Sender};
 
-use super::Link;
 use crate::error::{Error, Result};
 use crate::proto::{self, Answer, Delivered, Fetched, Left, Outcome, Returned, Settling};
 use crate::wire::method::Method;
@@ -145,16 +144,6 @@ pub(crate) trait ConfirmMailbox: Send + Sync {
     fn is_published_again(&self) -> bool;
     /// That has happened: the answer comes when the connection is back.
     fn is_kept(&self) {}
-}
-
-/// What the IO thread tells the one who brings connections back.
-pub(crate) trait Recover: Send + Sync {
-    /// Whether connections are brought back at all.
-    fn is_on(&self) -> bool;
-    /// The connection was lost. False if nobody brings it back.
-    fn lost(self: Arc<Self>, link: &Arc<Link>, cause: &Error) -> bool;
-    /// It has ended for good.
-    fn ended(&self, cause: &Error);
 }
 
 pub(crate) struct Mailboxes;

@@ -3,6 +3,7 @@
 
 pub(crate) mod buffer_pool;
 pub(crate) mod channel_numbers;
+pub(crate) mod counters;
 pub(crate) mod deadline;
 pub(crate) mod lost_publishes;
 pub(crate) mod mailbox;
@@ -23,18 +24,18 @@ use crossbeam_channel::{Receiver, Sender};
 use mio::{Events, Interest, Poll, Token, Waker};
 use parking_lot::{Condvar, Mutex};
 
-use crate::error::{CloseReason, Error, ErrorKind as Kind, OneLine, ReplyCode, Result};
+use crate::error::{CloseReason, ClosedBy, Error, ErrorKind as Kind, OneLine, ReplyCode, Result};
 use crate::events::ConnectionEvent;
 use crate::log_line::{log_line, Label};
 use crate::options::{ConnectionOptions, Endpoint};
 use crate::proto::{self, Event, Outcome, Server, Topology, Tuning};
-use crate::stats::Counters;
 use crate::wire::method::ConnectionClose;
 use buffer_pool::Buffers;
 use channel_numbers::ChannelNumbers;
+use counters::Counters;
 use deadline::Deadline;
 use lost_publishes::Unanswered;
-use mailbox::{Command, Mailboxes, Recover, Reply, Unclaimed};
+use mailbox::{Command, Mailboxes, Reply, Unclaimed};
 use notifier::Feed;
 use outbox::write_buffer::Outgoing;
 use outbox::{Admission, Gate, Loss, Outbox};
@@ -160,7 +161,7 @@ impl Link {
         self.channel_numbers.end();
         // The last, since the program's logger can panic.
         match error.kind() {
-            Kind::ConnectionClosed(reason) if reason.by == crate::ClosedBy::Program => {
+            Kind::ConnectionClosed(reason) if reason.by == ClosedBy::Program => {
                 log_line!(Info, self.label(), "{error}");
             }
             _ => log_line!(Warn, self.label(), "{error}"),
@@ -870,7 +871,7 @@ impl<'a> Driver<'a> {
     }
 
     fn ended(&mut self, error: Error) {
-        let by_us = error.closed_by() == Some(crate::ClosedBy::Program);
+        let by_us = error.closed_by() == Some(ClosedBy::Program);
         let loss = match self.recovers && !by_us {
             true => self.link.outbox.set_lost(error.clone()),
             false => Loss::None,
@@ -909,4 +910,14 @@ impl<'a> Driver<'a> {
 #[allow(clippy::disallowed_methods)] // The core's only source of time.
 fn now() -> Instant {
     Instant::now()
+}
+
+/// What the IO thread tells the one who brings connections back.
+pub(crate) trait Recover: Send + Sync {
+    /// Whether connections are brought back at all.
+    fn is_on(&self) -> bool;
+    /// The connection was lost. False if nobody brings it back.
+    fn lost(self: Arc<Self>, link: &Arc<Link>, cause: &Error) -> bool;
+    /// It has ended for good.
+    fn ended(&self, cause: &Error);
 }

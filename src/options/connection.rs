@@ -6,11 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::credentials::{Credentials, Provider};
-use super::uri;
+use super::tls;
 use super::{RecoveryOptions, TlsOptions};
 use crate::error::{Error, Result};
-use crate::io_thread::socket::tls;
-use crate::proto::{Config, Login};
 use crate::sasl::SaslMechanism;
 use crate::stats::Metrics;
 use crate::wire::codec::Writer;
@@ -173,37 +171,7 @@ impl fmt::Debug for ConnectionOptions {
     }
 }
 
-/// As a URI, without the password.
-impl fmt::Display for ConnectionOptions {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        uri::write(self, f)
-    }
-}
-
 impl ConnectionOptions {
-    /// What the URI says, and the defaults for what it does not say.
-    ///
-    /// Several hosts are separated by commas, as [`endpoint`](Self::endpoint) adds them. The query can set `heartbeat` (seconds),
-    /// `connection_timeout` (milliseconds), `channel_max`, `frame_max`, `auth_mechanism` (`plain`, `amqplain`, `external`),
-    /// and for `amqps` `cacertfile`, `certfile` and `keyfile` (paths of PEM files), `verify` (`verify_peer` or `verify_none`) and
-    /// `server_name_indication`.
-    ///
-    /// ```
-    /// use leveret::ConnectionOptions;
-    ///
-    /// let options = ConnectionOptions::from_uri("amqps://me:secret@rabbit.example.com/prod?cacertfile=ca.pem")?;
-    /// assert_eq!(options.to_string(), "amqps://me@rabbit.example.com:5671/prod");
-    /// # Ok::<(), leveret::Error>(())
-    /// ```
-    ///
-    /// # Errors
-    /// [`ErrorKind::InvalidUri`](crate::ErrorKind::InvalidUri) names the part that is wrong, never the password.
-    ///
-    /// See <https://www.rabbitmq.com/docs/uri-spec> and <https://www.rabbitmq.com/docs/uri-query-parameters>.
-    pub fn from_uri(uri: &str) -> Result<Self> {
-        uri::parse(uri)
-    }
-
     setters! {
         /// A name or an address, IPv6 without brackets. Default: `localhost`.
         host: impl Into<String>;
@@ -391,7 +359,7 @@ impl ConnectionOptions {
     /// Refuses what no server would take.
     pub(crate) fn check(&self) -> Result<()> {
         if self.tls.is_some() {
-            tls::check_available()?;
+            tls::check_tls()?;
         }
         if self.frame_max != 0 && self.frame_max < MIN_SIZE {
             return Err(Error::invalid(format!(
@@ -427,54 +395,6 @@ impl ConnectionOptions {
             ));
         }
         Ok(())
-    }
-
-    pub(crate) fn config(&self) -> Config {
-        let login = match &self.login_method {
-            LoginMethod::Plain => Login::plain(&self.username, &self.password),
-            LoginMethod::AmqPlain => Login::amqplain(&self.username, &self.password),
-            LoginMethod::External => Login::external(&self.username),
-            LoginMethod::Sasl(mechanism) => {
-                Login::new(mechanism.name(), &self.username, mechanism.begin())
-            }
-        };
-        // A part of a second is rounded up: nobody who asks for heartbeats means none.
-        let partial = u64::from(self.heartbeat.subsec_nanos() > 0);
-        let heartbeat = self.heartbeat.as_secs().saturating_add(partial);
-        Config {
-            login,
-            vhost: self.vhost.clone(),
-            client_properties: self.all_client_properties(),
-            channel_max: self.channel_max,
-            frame_max: self.frame_max,
-            heartbeat: heartbeat.try_into().unwrap_or(u16::MAX),
-            max_message_size: self.max_message_size,
-        }
-    }
-
-    fn all_client_properties(&self) -> FieldTable {
-        let capabilities = [
-            "authentication_failure_close",
-            "basic.nack",
-            "connection.blocked",
-            "consumer_cancel_notify",
-            "exchange_exchange_bindings",
-            "publisher_confirms",
-        ];
-        let mut properties = FieldTable::new()
-            .with("product", "leveret")
-            .with("version", env!("CARGO_PKG_VERSION"))
-            .with("platform", "Rust")
-            .with("information", "https://docs.rs/leveret")
-            .with("connection_name", self.connection_name.as_str())
-            .with(
-                "capabilities",
-                FieldTable::from_iter(capabilities.map(|it| (it, true))),
-            );
-        for (name, value) in self.client_properties.clone() {
-            properties.insert(name, value);
-        }
-        properties
     }
 }
 

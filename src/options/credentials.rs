@@ -5,6 +5,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::error::{Error, ErrorKind};
+
 /// A user and a secret, such as an OAuth 2 token, that a function returns for
 /// [`ConnectionOptions::credentials`](super::ConnectionOptions::credentials).
 #[derive(Clone)]
@@ -58,10 +60,10 @@ impl Provider {
         Self(Arc::new(ask))
     }
 
-    pub(crate) fn ask(&self) -> crate::Result<Credentials> {
+    pub(crate) fn ask(&self) -> crate::error::Result<Credentials> {
         (self.0)().map_err(|error| {
             let text = error.to_string();
-            crate::Error::new(crate::ErrorKind::CredentialsUnavailable { text })
+            Error::new(ErrorKind::CredentialsUnavailable { text })
         })
     }
 }

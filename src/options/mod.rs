@@ -102,6 +102,8 @@ pub use queue::{
     QueueDeleteOptions, QueueType,
 };
 pub use recovery::RecoveryOptions;
+#[cfg(not(feature = "native-tls"))]
+pub(crate) use tls::check_tls;
 pub use tls::TlsOptions;
 #[cfg(feature = "native-tls")]
 pub(crate) use tls::{Identity, Source};

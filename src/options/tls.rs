@@ -3,6 +3,8 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use crate::error::{Error, Result};
+
 /// Where a certificate or a key comes from. Files are read at each connect, so that renewed ones are found.
 #[derive(Clone)]
 pub(crate) enum Source {
@@ -150,5 +152,30 @@ impl TlsOptions {
             key: Source::File(key.into()),
         });
         self
+    }
+}
+
+/// Whether this build has TLS at all.
+pub(crate) fn check_tls() -> Result<()> {
+    if cfg!(feature = "native-tls") {
+        return Ok(());
+    }
+    Err(Error::invalid(
+        "TLS (amqps) needs the feature \"native-tls\" of the crate leveret, which is switched off",
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::options::ConnectionOptions;
+
+    #[test]
+    fn without_tls_the_missing_feature_is_named() {
+        let options = ConnectionOptions::from_uri("amqps://localhost:1").unwrap();
+        let checked = options.check();
+        assert_eq!(checked.is_ok(), cfg!(feature = "native-tls"));
+        if let Err(error) = checked {
+            assert!(error.to_string().contains("native-tls"), "{error}");
+        }
     }
 }

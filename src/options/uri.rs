@@ -9,8 +9,40 @@ use percent_encoding::{percent_decode_str, utf8_percent_encode, NON_ALPHANUMERIC
 use super::{ConnectionOptions, Endpoint, LoginMethod, TlsOptions};
 use crate::error::{Error, ErrorKind, Result};
 
+impl ConnectionOptions {
+    /// What the URI says, and the defaults for what it does not say.
+    ///
+    /// Several hosts are separated by commas, as [`endpoint`](Self::endpoint) adds them. The query can set `heartbeat` (seconds),
+    /// `connection_timeout` (milliseconds), `channel_max`, `frame_max`, `auth_mechanism` (`plain`, `amqplain`, `external`),
+    /// and for `amqps` `cacertfile`, `certfile` and `keyfile` (paths of PEM files), `verify` (`verify_peer` or `verify_none`) and
+    /// `server_name_indication`.
+    ///
+    /// ```
+    /// use leveret::ConnectionOptions;
+    ///
+    /// let options = ConnectionOptions::from_uri("amqps://me:secret@rabbit.example.com/prod?cacertfile=ca.pem")?;
+    /// assert_eq!(options.to_string(), "amqps://me@rabbit.example.com:5671/prod");
+    /// # Ok::<(), leveret::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidUri`](crate::ErrorKind::InvalidUri) names the part that is wrong, never the password.
+    ///
+    /// See <https://www.rabbitmq.com/docs/uri-spec> and <https://www.rabbitmq.com/docs/uri-query-parameters>.
+    pub fn from_uri(uri: &str) -> Result<Self> {
+        parse(uri)
+    }
+}
+
+/// As a URI, without the password.
+impl fmt::Display for ConnectionOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write(self, f)
+    }
+}
+
 /// Reads `amqp://user:password@host:port/vhost?query` over the defaults.
-pub(crate) fn parse(uri: &str) -> Result<ConnectionOptions> {
+fn parse(uri: &str) -> Result<ConnectionOptions> {
     let mut options = ConnectionOptions::default();
     let rest = match uri.split_once("://") {
         Some((scheme, rest)) if scheme.eq_ignore_ascii_case("amqp") => rest,
@@ -49,7 +81,7 @@ pub(crate) fn parse(uri: &str) -> Result<ConnectionOptions> {
 }
 
 /// Writes the options as a URI that could be read again, but for the password.
-pub(crate) fn write(options: &ConnectionOptions, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+fn write(options: &ConnectionOptions, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     let encode = |text| utf8_percent_encode(text, NON_ALPHANUMERIC);
     let scheme = if options.tls.is_some() {
         "amqps"

@@ -10,12 +10,14 @@ use super::window::{Weight, Window};
 use crate::channel::Channel;
 use crate::error::returned::ReturnedMessage;
 use crate::error::{Error, ErrorKind, FailedPublish, Result};
+use crate::io_thread::counters::Gauge;
 use crate::io_thread::deadline::Deadline;
 use crate::io_thread::mailbox::ConfirmMailbox;
 use crate::io_thread::Link;
 use crate::log_line::{log_line, Label};
 use crate::proto::{Outcome, Returned};
 use crate::session::failures::{Report, Since};
+use crate::stats::ConnectionStats;
 
 /// How many failures are kept for a publisher's report.
 const FAILURES_LIMIT: usize = 65_536;
@@ -298,4 +300,12 @@ impl Failures {
 fn returned_bytes(error: &Error) -> u64 {
     let message = error.returned_message();
     message.map_or(0, |message| message.body().len() as u64)
+}
+
+impl Gauge for Unconfirmed {
+    fn add_to(&self, stats: &mut ConnectionStats) {
+        let (messages, bytes) = self.window.taken();
+        stats.unconfirmed_messages += messages;
+        stats.unconfirmed_bytes += bytes;
+    }
 }

@@ -86,7 +86,7 @@ impl Publisher {
             recovers: channel.connection().options().recovery.is_on,
         };
         let unconfirmed = Arc::new(unconfirmed);
-        channel.connection().enlist_publisher(&unconfirmed);
+        channel.connection().add_gauge(&unconfirmed);
         Self {
             inner: Arc::new(Inner {
                 channel,

@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 
 use crate::channel::Channel;
 use crate::connection::Connection;
-use crate::delivery::{Delivery, Origin, ReadsFrom};
+use crate::delivery::{Delivery, Origin};
 use crate::error::{ClosedBy, Error, ErrorKind, Result};
 use crate::io_thread::deadline::Deadline;
 use crate::io_thread::mailbox::{ConfirmMailbox, ConsumerMailbox};
@@ -21,6 +21,7 @@ use crate::options::{ConsumeOptions, WorkerOptions};
 use crate::proto::{Delivered, Outcome, Settling};
 use crate::publisher::confirm::result_of;
 use crate::session::channel::ChannelState;
+use crate::session::subscription::ReadsFrom;
 use crate::wire::value::FieldTable;
 use crate::workers::{Settlement, Workers, WorkersStatus};
 

@@ -15,7 +15,7 @@ use super::status::{LastError, QueueWorkers, WorkersStatus};
 use crate::consumer::Consumer;
 use crate::error::{Error, Result};
 use crate::io_thread::deadline::Deadline;
-use crate::queue::Name;
+use crate::session::queue_names::Name;
 
 /// The threads of all queues.
 pub(super) struct Crew {

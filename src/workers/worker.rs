@@ -10,8 +10,8 @@ use super::crew::{Post, Scope};
 use super::{say, Handler, Settlement};
 use crate::channel::{Answered, Channel};
 use crate::connection::Connection;
-use crate::consumer::{Consumer, Since};
-use crate::delivery::{stream_offset, Delivery};
+use crate::consumer::Consumer;
+use crate::delivery::Delivery;
 use crate::error::{Error, ErrorKind, OneLine, ReplyCode, Result};
 use crate::events::ConnectionEvent;
 use crate::io_thread::deadline::Deadline;
@@ -19,7 +19,8 @@ use crate::io_thread::panics;
 use crate::log_line::log_line;
 use crate::options::backoff;
 use crate::options::{ConsumeOptions, OnConsumerEnd, WorkerOptions};
-use crate::queue::QueueName;
+use crate::session::queue_names::QueueName;
+use crate::session::stream_position::{stream_offset, Since};
 
 /// How often a thread that waits for a lost connection looks for it.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use socket2::{SockRef, TcpKeepalive};
 
+use super::config::config_of;
 use super::read_buffer::Inbox;
 use super::tls;
 use super::transport::{remaining, uninterrupted, Socket, Stream};
@@ -295,7 +296,7 @@ fn open<M: Mailboxes>(
         None => Stream::Tcp(socket),
     };
     let label = Label::new(&options.connection_name, peer);
-    let mut core = proto::Connection::new(options.config(), label);
+    let mut core = proto::Connection::new(config_of(options), label);
     let mut inbox = Inbox::default();
     handshake(&mut stream, &mut core, &mut inbox, deadline)?;
     stream

@@ -5,20 +5,10 @@ use crate::error::{Error, Result};
 use crate::io_thread::deadline::Deadline;
 use crate::options::TlsOptions;
 
-/// Whether this build has TLS at all.
-pub(crate) fn check_available() -> Result<()> {
-    if cfg!(feature = "native-tls") {
-        return Ok(());
-    }
-    Err(Error::invalid(
-        "TLS (amqps) needs the feature \"native-tls\" of the crate leveret, which is switched off",
-    ))
-}
-
 #[cfg(not(feature = "native-tls"))]
 pub(crate) fn handshake(socket: Socket, _: &TlsOptions, _: &str, _: Deadline) -> Result<Stream> {
     // Whoever asks has been refused before.
-    check_available().map(|()| Stream::Tcp(socket))
+    crate::options::check_tls().map(|()| Stream::Tcp(socket))
 }
 
 /// Shakes hands on a blocking socket. `host` is who the peer must be, unless the options say otherwise.
@@ -185,16 +175,7 @@ mod native {
 
 #[cfg(test)]
 mod tests {
-    use super::{check_available, readable};
-
-    #[test]
-    fn without_tls_the_missing_feature_is_named() {
-        let options = crate::ConnectionOptions::from_uri("amqps://localhost:1").unwrap();
-        let error = crate::Connection::open_with(&options).unwrap_err();
-        let names_feature = error.to_string().contains("native-tls");
-        assert_eq!(names_feature, !cfg!(feature = "native-tls"), "{error}");
-        assert_eq!(check_available().is_err(), names_feature);
-    }
+    use super::readable;
 
     #[test]
     fn openssls_lines_become_readable() {

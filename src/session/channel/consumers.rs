@@ -4,9 +4,9 @@ use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 
 use super::settings::Qos;
-use crate::consumer::Registration;
 use crate::events::Entity;
 use crate::io_thread::mailbox::ConsumerMailbox;
+use crate::session::subscription::Registration;
 use crate::wire::method::BasicConsume;
 
 /// Who uses which consumer tag, and what is to be asked to have it again on the next connection.

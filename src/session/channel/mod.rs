@@ -13,7 +13,6 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use super::call;
-use crate::consumer::Registration;
 use crate::error::returned::ReturnedMessage;
 use crate::error::{CloseReason, ClosedBy, Error, ErrorKind, OneLine, ReplyCode, Result};
 use crate::io_thread::mailbox::{Call, ChannelMailbox, Command, Reply};
@@ -22,6 +21,7 @@ use crate::io_thread::outbox::{Admission, Frames, Gate};
 use crate::io_thread::Link;
 use crate::log_line::log_line;
 use crate::proto::{Answer, Expected, Left, Returned, Settling};
+use crate::session::subscription::Registration;
 use crate::wire::method::{
     BasicAck, BasicCancel, BasicCancelOk, BasicConsume, BasicNack, ChannelClose, ChannelCloseOk,
     ChannelFlowOk, ChannelOpen, ChannelOpenOk, ConfirmSelect, Encode, ExchangeBind,
@@ -576,6 +576,14 @@ impl ChannelState {
             || self.gate(),
             append,
         )
+    }
+
+    /// Answers a message that the program will not read: a queue takes it back.
+    pub(crate) fn give_back_unread(&self, consumer: &Registration, delivery_tag: u64) {
+        let settling = consumer.settling();
+        if settling != Settling::NoAck {
+            self.give_back(delivery_tag, settling);
+        }
     }
 
     pub(crate) fn cancel_in_background(&self, consumer: &Registration) {

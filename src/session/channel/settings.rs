@@ -1,12 +1,13 @@
 //! What a channel was set to, so that the next connection has it the same.
 
+use std::borrow::Cow;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 
 use crate::error::Error;
-use crate::queue::Name;
+use crate::session::queue_names::{Name, QueueName};
 use crate::wire::method::{BasicQos, Method};
 
 /// No transactions on the channel.
@@ -95,11 +96,15 @@ impl Settings {
         *self.last_queue.lock() = Some(name);
     }
 
-    /// The name of the queue that was declared last.
-    pub(crate) fn last_queue(&self) -> String {
+    /// The name to be sent. Under the outbox's lock.
+    pub(crate) fn resolve<'a>(&self, queue: QueueName<'a>) -> Cow<'a, str> {
+        if let Some(name) = queue.known() {
+            return name.into();
+        }
         let last = self.last_queue.lock();
         last.as_ref()
             .map_or(String::new(), |it| it.current().to_owned())
+            .into()
     }
 
     // ---- transactions ----

@@ -22,14 +22,15 @@ use parking_lot::{Condvar, Mutex};
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::{ConnectionEvent, Entity};
 use crate::io_thread::deadline::Deadline;
-use crate::io_thread::mailbox::{ChannelMailbox, Mailboxes, Recover};
+use crate::io_thread::mailbox::{ChannelMailbox, Mailboxes};
 use crate::io_thread::panics;
 use crate::io_thread::socket::connect::{connect, Connected};
+use crate::io_thread::Recover;
 use crate::io_thread::{Link, Next};
 use crate::log_line::log_line;
 use crate::options::ConnectionOptions;
-use crate::queue::ServerNames;
 use crate::session::channel::ChannelState;
+use crate::session::queue_names::ServerNames;
 
 use aside::{Aside, Trial, Verdict};
 use messages::Blame;

@@ -1,0 +1,158 @@
+//! A consumer as the IO thread sees it.
+
+use std::sync::Arc;
+use std::vec::Drain;
+
+use super::deliveries::Deliveries;
+use crate::error::{ClosedBy, Error, ErrorKind};
+use crate::io_thread::mailbox::{Call, ConsumerMailbox};
+use crate::proto::{Delivered, Settling};
+use crate::session::channel::ChannelState;
+use crate::session::stream_position::Place;
+use crate::session::subscription::{Registration, Started};
+use crate::wire::method::{BasicConsume, Encode};
+use crate::wire::value::FieldTable;
+
+/// The consumer as the IO thread sees it. It does not keep the channel open, but the iteration ends with it.
+pub(crate) struct Mailbox {
+    pub(super) deliveries: Arc<Deliveries>,
+    pub(super) state: Arc<ChannelState>,
+    pub(super) recovers: bool,
+    pub(super) registration: Arc<Registration>,
+    /// For a stream only.
+    pub(super) place: Option<Place>,
+}
+
+impl Drop for Mailbox {
+    fn drop(&mut self) {
+        self.deliveries.end(None);
+    }
+}
+
+impl ConsumerMailbox for Mailbox {
+    fn deliver(&self, messages: Drain<'_, Delivered>) -> u64 {
+        self.registration.delivered();
+        let messages = messages.map(|mut message| {
+            message.delivery_tag = self.state.settled.received(message.delivery_tag);
+            if let Some(place) = &self.place {
+                place.came(&message.content);
+            }
+            message
+        });
+        if !self.registration.is_abandoned() {
+            return self.deliveries.push(messages);
+        }
+        for message in messages {
+            self.give_back(message.delivery_tag);
+        }
+        0
+    }
+
+    fn settling(&self) -> Settling {
+        self.registration.settling()
+    }
+
+    fn unread(&self) -> u64 {
+        self.deliveries.unread()
+    }
+
+    fn started(&self) {
+        let Some(Started { mut cancels, again }) = self.registration.start() else {
+            return;
+        };
+        let consumer_tag = &self.registration.consumer_tag;
+        if !again {
+            self.state.consumer_started(consumer_tag);
+        }
+        if self.registration.is_abandoned() {
+            cancels.push(Call::of_nobody());
+        }
+        for call in cancels {
+            self.state.cancel_for(&self.registration, call);
+        }
+    }
+
+    fn ended(&self, error: Option<Error>) {
+        let Some((was_live, cancels)) = self.registration.end() else {
+            return;
+        };
+        let tag = &self.registration.consumer_tag;
+        if error.as_ref().is_some_and(is_cancelled_by_broker) {
+            self.revoke();
+        }
+        let is_refused =
+            error.as_ref().is_some_and(is_consume_refused) && self.registration.is_assumed();
+        self.deliveries.end(error.clone());
+        // One that came just when the consumer was dropped.
+        if self.registration.is_abandoned() {
+            self.deliveries
+                .discard(|delivery_tag| self.give_back(delivery_tag));
+        }
+        // Cancelled by the broker, it is cancelled for those who wanted that, too.
+        let error = error.filter(|it| !is_cancelled_by_broker(it));
+        for call in cancels {
+            let cancelled = || Ok(self.registration.cancelled());
+            call.answer(error.clone().map_or_else(cancelled, Err));
+        }
+        self.state.consumer_ended(tag, was_live && !is_refused);
+    }
+
+    fn outlives(&self, error: &Error) -> bool {
+        self.state.has_outlived(error)
+    }
+
+    fn interrupted(&self, error: &Error) {
+        // The broker delivers again what it waits to have acknowledged. A stream does not: its consumer
+        // goes on after what has come, which can still be read.
+        if self.registration.settling() == Settling::Requeue {
+            self.deliveries.discard(|_| {});
+        }
+        if !self.recovers {
+            self.ended(Some(error.clone()));
+        } else if !self.registration.interrupt() {
+            self.ended(None);
+        }
+    }
+
+    fn is_without_queue(&self) {
+        if let Some(place) = &self.place {
+            place.begin_at_first();
+        }
+    }
+
+    fn restart(&self, arguments: &mut FieldTable) -> bool {
+        if let Some(place) = &self.place {
+            place.write_to(arguments, self.registration.since());
+        }
+        self.registration.restart()
+    }
+}
+
+impl Mailbox {
+    /// The broker delivers again what was not acknowledged in time. What is unread is given back,
+    /// since RabbitMQ 4.3 closes the channel (406) if it times out later.
+    fn revoke(&self) {
+        if self.registration.no_ack {
+            return;
+        }
+        self.registration.revoke();
+        self.deliveries
+            .discard(|delivery_tag| self.give_back(delivery_tag));
+    }
+
+    fn give_back(&self, delivery_tag: u64) {
+        self.state
+            .give_back_unread(&self.registration, delivery_tag);
+    }
+}
+
+fn is_cancelled_by_broker(error: &Error) -> bool {
+    let by_broker = ClosedBy::Broker;
+    matches!(error.kind(), ErrorKind::ConsumerCancelled { by, .. } if *by == by_broker)
+}
+
+/// Whether a channel was closed because a consumer was refused.
+fn is_consume_refused(error: &Error) -> bool {
+    let reason = error.close_reason();
+    reason.is_some_and(|it| it.method == BasicConsume::ID.name())
+}
