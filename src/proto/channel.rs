@@ -1,66 +1,15 @@
 //! One AMQP channel: who waits for which reply, who consumes, which message is coming.
 
 use std::collections::VecDeque;
-use std::fmt;
 use std::sync::Arc;
 
 use super::confirms::Confirms;
-use super::consumers::{Consumers, Receiver, Settling};
+use super::consumers::{Consumers, Receiver};
 use super::content::{Assembly, Names};
-use super::event::Mailboxes;
+use super::event::{Expected, Mailboxes, Settling};
 use crate::error::{Error, ReplyCode};
 use crate::log_line::Label;
-use crate::wire::method::{BasicDeliver, ChannelCloseOk, Encode, Method, MethodId, TxCommitOk};
-
-/// What answers a call.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Expected {
-    /// Just this method.
-    Method(MethodId),
-    /// `basic.get-ok` with a message, or `basic.get-empty`.
-    Message { no_ack: bool },
-    /// `basic.consume-ok` for this consumer.
-    ConsumeOk(Arc<str>),
-    /// `basic.cancel-ok` for this consumer, which ends with it.
-    CancelOk(Arc<str>),
-}
-
-impl Expected {
-    fn is(&self, reply: &Method<'_>) -> bool {
-        match (self, reply) {
-            (Self::Method(expected), reply) => *expected == reply.id(),
-            (Self::Message { .. }, Method::BasicGetOk(_) | Method::BasicGetEmpty(_)) => true,
-            (Self::ConsumeOk(tag), Method::BasicConsumeOk(ok)) => **tag == ok.consumer_tag,
-            (Self::CancelOk(tag), Method::BasicCancelOk(ok)) => **tag == ok.consumer_tag,
-            _ => false,
-        }
-    }
-
-    pub(crate) fn is_channel_close_ok(&self) -> bool {
-        *self == Self::Method(ChannelCloseOk::ID)
-    }
-
-    /// RabbitMQ answers these when the queues have agreed, and goes on with the channel's next methods meanwhile:
-    /// replies to those can come before.
-    fn can_be_overtaken(&self) -> bool {
-        match self {
-            Self::ConsumeOk(_) | Self::CancelOk(_) => true,
-            Self::Method(reply) => *reply == TxCommitOk::ID,
-            Self::Message { .. } => false,
-        }
-    }
-}
-
-impl fmt::Display for Expected {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Method(method) => method.fmt(f),
-            Self::Message { .. } => f.write_str("basic.get-ok"),
-            Self::ConsumeOk(tag) => write!(f, "basic.consume-ok for {tag:?}"),
-            Self::CancelOk(tag) => write!(f, "basic.cancel-ok for {tag:?}"),
-        }
-    }
-}
+use crate::wire::method::{BasicDeliver, Method};
 
 /// A call whose reply has not come.
 pub(crate) struct Pending<M: Mailboxes> {

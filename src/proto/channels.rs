@@ -3,12 +3,12 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use super::channel::{Channel, Expected, Incoming, Pending, Phase};
-use super::confirms::{Answer, Published};
-use super::consumers::Settling;
-use super::content::{Delivered, Fetched, Misfit, Returned};
+use super::channel::{Channel, Incoming, Pending, Phase};
+use super::content::Misfit;
 use super::effects::Effects;
-use super::event::{Event, Mailboxes};
+use super::event::{
+    Answer, Delivered, Event, Expected, Fetched, Mailboxes, Published, Returned, Settling,
+};
 use super::violation::{invalid, violation, Checked};
 use crate::error::{CloseReason, ClosedBy, Error, ErrorKind, ReplyCode};
 use crate::log_line::log_line;

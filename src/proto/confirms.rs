@@ -5,96 +5,11 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use bytes::Bytes;
-
-use super::content::Returned;
 use super::effects::Effects;
-use super::event::{Event, Mailboxes};
+use super::event::{Answer, Event, Left, Mailboxes, Outcome, Published, Returned};
 use super::fingerprint::{Identity, Likeness};
 use crate::error::Error;
 use crate::log_line::log_line;
-
-/// A message that was published in confirm mode.
-pub(crate) struct Published<M: Mailboxes> {
-    pub(crate) channel: u16,
-    /// Counted from 1 on each channel, also over several connections.
-    pub(crate) sequence_number: u64,
-    /// Who wants to know what becomes of just this message. Without, the channel is told.
-    pub(crate) confirm: Option<M::Confirm>,
-    /// Of a mandatory message, which can be returned.
-    pub(crate) identity: Option<Identity>,
-    /// It may be published again.
-    pub(crate) earlier: Earlier,
-    /// Its frames, if it is to be published again when no answer came.
-    pub(crate) kept: Option<Bytes>,
-}
-
-/// What became of a message on earlier connections.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Earlier {
-    /// It was not sent.
-    Nothing,
-    /// A broker may have it.
-    Sent,
-    /// And may have closed the connection because of it.
-    Blamed,
-    /// Twice.
-    Suspect,
-}
-
-impl Earlier {
-    /// The broker has closed a connection, perhaps because of this message.
-    pub(crate) fn blamed(self) -> Self {
-        match self {
-            Self::Nothing => Self::Nothing,
-            Self::Sent => Self::Blamed,
-            Self::Blamed | Self::Suspect => Self::Suspect,
-        }
-    }
-}
-
-/// What became of a message.
-#[derive(Debug)]
-pub(crate) enum Outcome {
-    Confirmed,
-    /// The broker could not take charge of it.
-    Nacked,
-    /// No queue was bound for it.
-    Returned(Box<Returned>),
-    /// No answer will come.
-    Lost {
-        cause: Error,
-        may_have_been_sent: bool,
-    },
-}
-
-impl Outcome {
-    pub(crate) fn lost(cause: Error, may_have_been_sent: bool) -> Self {
-        Self::Lost {
-            cause,
-            may_have_been_sent,
-        }
-    }
-}
-
-/// An answer of the broker, `basic.ack` or `basic.nack`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Answer {
-    /// Which message of the connection's channel, counted from 1. Zero for all, with `multiple`.
-    pub(crate) tag: u64,
-    /// It is for all earlier messages, too.
-    pub(crate) multiple: bool,
-    pub(crate) nack: bool,
-}
-
-/// What a channel has to know at its end of the messages that nobody waits for by itself.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Left {
-    /// The last message that was told to the core, of any kind: those behind it were never sent.
-    pub(crate) told_to: u64,
-    /// The last one of them that was not answered.
-    pub(crate) unanswered: Option<u64>,
-}
 
 struct Unanswered<M: Mailboxes> {
     published: Published<M>,

@@ -3,16 +3,15 @@
 use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::io;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use std::vec::Drain;
 
 use super::channel::Calls;
 use super::channels::Channels;
-use super::confirms::{Left, Published};
-use super::content::Delivered;
+use super::config::{Config, Tuning};
 use super::effects::Effects;
-use super::event::{Command, Event, Mailboxes};
-use super::handshake::{self, Login, LoginFrame, Step};
+use super::event::{Command, Delivered, Event, Left, Mailboxes, Published};
+use super::handshake::{self, LoginFrame, Step};
 use super::heartbeat::{Due, Heartbeat};
 use super::violation::{invalid, violation, Checked, Violation};
 use crate::error::{CloseReason, Error, ErrorKind, OneLine, ReplyCode};
@@ -27,32 +26,6 @@ use crate::wire::value::{FieldTable, FieldValue};
 
 /// So many events or messages may wait; more would not be found in the processor's cache any more, and their memory stays.
 const AT_ONCE: usize = 128;
-
-/// What the core has to know from the start.
-#[derive(Debug)]
-pub(crate) struct Config {
-    pub(crate) login: Login,
-    pub(crate) vhost: String,
-    pub(crate) client_properties: FieldTable,
-    /// The limits we ask for; zero means none.
-    pub(crate) channel_max: u16,
-    pub(crate) frame_max: u32,
-    /// In seconds.
-    pub(crate) heartbeat: u16,
-    /// A larger message from the broker ends its channel.
-    pub(crate) max_message_size: u64,
-}
-
-/// What both sides agreed on.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Tuning {
-    /// Zero: no limit.
-    pub(crate) channel_max: u16,
-    /// Zero: no limit.
-    pub(crate) frame_max: u32,
-    /// Zero: none.
-    pub(crate) heartbeat: Duration,
-}
 
 #[derive(Debug)]
 enum State {

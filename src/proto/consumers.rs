@@ -3,7 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-use super::event::Mailboxes;
+use super::event::{Mailboxes, Settling};
 use crate::log_line::{log_line, Label};
 
 /// How many consumers that have ended are remembered, and how many tags of former lives.
@@ -16,17 +16,6 @@ struct Consumer<M: Mailboxes> {
     /// Consume-ok has come, or none was asked for.
     is_started: bool,
     settling: Settling,
-}
-
-/// What is done about the messages of a consumer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Settling {
-    /// They are acknowledged, and unread ones go back to their queue.
-    Requeue,
-    /// They are acknowledged, and a stream keeps them all.
-    Stream,
-    /// The broker has forgotten them.
-    NoAck,
 }
 
 struct Ended {

@@ -2,7 +2,6 @@
 
 use std::fmt;
 
-use crate::error::ReplyCode;
 use crate::wire::content::Content;
 use crate::wire::frame::ContentHeader;
 
@@ -20,32 +19,6 @@ impl Names {
         self.exchange_end = exchange.len();
         self.bytes.extend_from_slice(routing_key.as_bytes());
     }
-}
-
-/// A message for a consumer.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Delivered {
-    pub(crate) delivery_tag: u64,
-    pub(crate) redelivered: bool,
-    pub(crate) content: Content,
-}
-
-/// A message that `basic.get` asked for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Fetched {
-    pub(crate) delivery_tag: u64,
-    pub(crate) redelivered: bool,
-    /// How many are left in the queue.
-    pub(crate) message_count: u32,
-    pub(crate) content: Content,
-}
-
-/// A message that could not be routed and came back.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Returned {
-    pub(crate) code: ReplyCode,
-    pub(crate) text: String,
-    pub(crate) content: Content,
 }
 
 /// How far the message that is coming on a channel has come. `K` says what it will be.

@@ -2,9 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::confirms::Published;
-use super::content::Delivered;
-use super::event::{Event, Mailboxes};
+use super::event::{Delivered, Event, Mailboxes, Published};
 use crate::error::Error;
 use crate::log_line::{log_line, Label};
 use crate::wire::codec::WireResult;

@@ -1,13 +1,14 @@
 //! What the core is told and what it tells.
 
+use std::fmt;
 use std::sync::Arc;
 
-use super::channel::Expected;
-use super::confirms::{Answer, Left, Outcome, Published};
-use super::consumers::Settling;
-use super::content::{Fetched, Returned};
-use crate::error::{CloseReason, Error};
-use crate::wire::method::Method;
+use bytes::Bytes;
+
+use super::fingerprint::Identity;
+use crate::error::{CloseReason, Error, ReplyCode};
+use crate::wire::content::Content;
+use crate::wire::method::{ChannelCloseOk, Encode, Method, MethodId, TxCommitOk};
 
 /// What the driver wants to get back in events. The core keeps these and never looks inside.
 pub(crate) trait Mailboxes {
@@ -191,4 +192,173 @@ pub(crate) enum Event<M: Mailboxes> {
     Unblocked,
     /// It is over. What is left to send shall be sent, then the socket be closed.
     Ended { error: Error },
+}
+
+/// What answers a call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Expected {
+    /// Just this method.
+    Method(MethodId),
+    /// `basic.get-ok` with a message, or `basic.get-empty`.
+    Message { no_ack: bool },
+    /// `basic.consume-ok` for this consumer.
+    ConsumeOk(Arc<str>),
+    /// `basic.cancel-ok` for this consumer, which ends with it.
+    CancelOk(Arc<str>),
+}
+
+impl Expected {
+    pub(super) fn is(&self, reply: &Method<'_>) -> bool {
+        match (self, reply) {
+            (Self::Method(expected), reply) => *expected == reply.id(),
+            (Self::Message { .. }, Method::BasicGetOk(_) | Method::BasicGetEmpty(_)) => true,
+            (Self::ConsumeOk(tag), Method::BasicConsumeOk(ok)) => **tag == ok.consumer_tag,
+            (Self::CancelOk(tag), Method::BasicCancelOk(ok)) => **tag == ok.consumer_tag,
+            _ => false,
+        }
+    }
+
+    pub(crate) fn is_channel_close_ok(&self) -> bool {
+        *self == Self::Method(ChannelCloseOk::ID)
+    }
+
+    /// RabbitMQ answers these when the queues have agreed, and goes on with the channel's next methods meanwhile:
+    /// replies to those can come before.
+    pub(super) fn can_be_overtaken(&self) -> bool {
+        match self {
+            Self::ConsumeOk(_) | Self::CancelOk(_) => true,
+            Self::Method(reply) => *reply == TxCommitOk::ID,
+            Self::Message { .. } => false,
+        }
+    }
+}
+
+impl fmt::Display for Expected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Method(method) => method.fmt(f),
+            Self::Message { .. } => f.write_str("basic.get-ok"),
+            Self::ConsumeOk(tag) => write!(f, "basic.consume-ok for {tag:?}"),
+            Self::CancelOk(tag) => write!(f, "basic.cancel-ok for {tag:?}"),
+        }
+    }
+}
+
+/// What is done about the messages of a consumer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Settling {
+    /// They are acknowledged, and unread ones go back to their queue.
+    Requeue,
+    /// They are acknowledged, and a stream keeps them all.
+    Stream,
+    /// The broker has forgotten them.
+    NoAck,
+}
+
+/// A message for a consumer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Delivered {
+    pub(crate) delivery_tag: u64,
+    pub(crate) redelivered: bool,
+    pub(crate) content: Content,
+}
+
+/// A message that `basic.get` asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Fetched {
+    pub(crate) delivery_tag: u64,
+    pub(crate) redelivered: bool,
+    /// How many are left in the queue.
+    pub(crate) message_count: u32,
+    pub(crate) content: Content,
+}
+
+/// A message that could not be routed and came back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Returned {
+    pub(crate) code: ReplyCode,
+    pub(crate) text: String,
+    pub(crate) content: Content,
+}
+
+/// A message that was published in confirm mode.
+pub(crate) struct Published<M: Mailboxes> {
+    pub(crate) channel: u16,
+    /// Counted from 1 on each channel, also over several connections.
+    pub(crate) sequence_number: u64,
+    /// Who wants to know what becomes of just this message. Without, the channel is told.
+    pub(crate) confirm: Option<M::Confirm>,
+    /// Of a mandatory message, which can be returned.
+    pub(crate) identity: Option<Identity>,
+    /// It may be published again.
+    pub(crate) earlier: Earlier,
+    /// Its frames, if it is to be published again when no answer came.
+    pub(crate) kept: Option<Bytes>,
+}
+
+/// What became of a message on earlier connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Earlier {
+    /// It was not sent.
+    Nothing,
+    /// A broker may have it.
+    Sent,
+    /// And may have closed the connection because of it.
+    Blamed,
+    /// Twice.
+    Suspect,
+}
+
+impl Earlier {
+    /// The broker has closed a connection, perhaps because of this message.
+    pub(crate) fn blamed(self) -> Self {
+        match self {
+            Self::Nothing => Self::Nothing,
+            Self::Sent => Self::Blamed,
+            Self::Blamed | Self::Suspect => Self::Suspect,
+        }
+    }
+}
+
+/// What became of a message.
+#[derive(Debug)]
+pub(crate) enum Outcome {
+    Confirmed,
+    /// The broker could not take charge of it.
+    Nacked,
+    /// No queue was bound for it.
+    Returned(Box<Returned>),
+    /// No answer will come.
+    Lost {
+        cause: Error,
+        may_have_been_sent: bool,
+    },
+}
+
+impl Outcome {
+    pub(crate) fn lost(cause: Error, may_have_been_sent: bool) -> Self {
+        Self::Lost {
+            cause,
+            may_have_been_sent,
+        }
+    }
+}
+
+/// An answer of the broker, `basic.ack` or `basic.nack`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Answer {
+    /// Which message of the connection's channel, counted from 1. Zero for all, with `multiple`.
+    pub(crate) tag: u64,
+    /// It is for all earlier messages, too.
+    pub(crate) multiple: bool,
+    pub(crate) nack: bool,
+}
+
+/// What a channel has to know at its end of the messages that nobody waits for by itself.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Left {
+    /// The last message that was told to the core, of any kind: those behind it were never sent.
+    pub(crate) told_to: u64,
+    /// The last one of them that was not answered.
+    pub(crate) unanswered: Option<u64>,
 }

@@ -4,93 +4,18 @@ use std::borrow::Cow;
 use std::fmt;
 use std::time::Duration;
 
-use super::connection::{Config, Tuning};
+use super::config::MAX_LOGIN_SINCE_4_1;
+use super::config::{Config, Tuning};
 use crate::error::{CloseReason, Error, ErrorKind, ReplyCode};
-use crate::wire::codec::{WireError, Writer};
-use crate::wire::frame::{MIN_SIZE, OVERHEAD};
+use crate::wire::codec::WireError;
+use crate::wire::frame::MIN_SIZE;
 use crate::wire::method::{
     ConnectionOpen, ConnectionStart, ConnectionStartOk, ConnectionTune, ConnectionTuneOk, Encode,
     LongString, MethodId,
 };
-use crate::wire::value::FieldTable;
-
-/// What the client says to the server's offer (an empty challenge) and to each challenge, or why it has nothing to say.
-pub(crate) type Conversation = Box<dyn FnMut(&[u8]) -> Result<Vec<u8>, String> + Send>;
-
-/// Who logs in, and how.
-pub(crate) struct Login {
-    pub(crate) mechanism: String,
-    pub(crate) user: String,
-    /// What it says is secret.
-    conversation: Conversation,
-}
-
-impl fmt::Debug for Login {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} for {:?}", self.mechanism, self.user)
-    }
-}
-
-impl Login {
-    pub(crate) fn new(mechanism: &str, user: &str, conversation: Conversation) -> Self {
-        Self {
-            mechanism: mechanism.to_owned(),
-            user: user.to_owned(),
-            conversation,
-        }
-    }
-
-    /// A mechanism that says all at once, and has no answer to any challenge.
-    fn in_one(mechanism: &str, user: &str, response: Vec<u8>) -> Self {
-        let mut response = Some(response);
-        let conversation = move |_: &[u8]| {
-            let response = response.take();
-            response.ok_or_else(|| "this mechanism has no challenges".to_owned())
-        };
-        Self::new(mechanism, user, Box::new(conversation))
-    }
-
-    pub(crate) fn plain(user: &str, password: &str) -> Self {
-        let response = format!("\0{user}\0{password}");
-        Self::in_one("PLAIN", user, response.into_bytes())
-    }
-
-    /// Who it is stands in the client's certificate.
-    pub(crate) fn external(user: &str) -> Self {
-        Self::in_one("EXTERNAL", user, Vec::new())
-    }
-
-    /// Answers a challenge, or the server's offer.
-    pub(crate) fn respond(&mut self, challenge: &[u8]) -> Result<Vec<u8>, Error> {
-        (self.conversation)(challenge).map_err(|text| self.failed(&text))
-    }
-
-    fn failed(&self, text: &str) -> Error {
-        Error::new(ErrorKind::LoginRefused {
-            user: self.user.clone(),
-            mechanism: self.mechanism.clone(),
-            text: text.to_owned(),
-        })
-    }
-
-    /// PLAIN's content as a field table, without the table's length.
-    pub(crate) fn amqplain(user: &str, password: &str) -> Self {
-        let table = FieldTable::new()
-            .with("LOGIN", user)
-            .with("PASSWORD", password);
-        let mut response = Vec::new();
-        // The names are short and known, and a Vec takes everything.
-        let _ = Writer::new(&mut response).table(&table, "response");
-        response.drain(..4);
-        Self::in_one("AMQPLAIN", user, response)
-    }
-}
 
 /// The largest payload that RabbitMQ accepts before the login, up to 4.0.
 const MAX_LOGIN: usize = 4096;
-
-/// What RabbitMQ accepts before the login since 4.1, and the least `frame_max` that it accepts since then.
-const MAX_LOGIN_SINCE_4_1: usize = 8192;
 
 /// A method that was sent to log in, and the size of its payload.
 #[derive(Debug, Clone, Copy)]
@@ -287,50 +212,5 @@ pub(crate) fn open(config: &Config) -> ConnectionOpen<'_> {
     ConnectionOpen {
         virtual_host: config.vhost.as_str().into(),
         ..ConnectionOpen::default()
-    }
-}
-
-impl Tuning {
-    /// Before anything is agreed: enough for any server's `connection.start`.
-    pub(crate) const BEFORE: Self = Self {
-        channel_max: 0,
-        frame_max: 128 << 10,
-        heartbeat: Duration::ZERO,
-    };
-
-    /// What was agreed, and what of that a broker may not accept.
-    fn note(&self) -> String {
-        let Self {
-            channel_max,
-            frame_max,
-            heartbeat,
-        } = self;
-        let mut note = format!(
-            "both sides had agreed on frame_max {frame_max}, channel_max {channel_max}, heartbeat {heartbeat:?}"
-        );
-        if (1..MAX_LOGIN_SINCE_4_1 as u32).contains(frame_max) {
-            note.push_str(", but RabbitMQ 4.1 and later accept no frame_max below 8192");
-        }
-        note
-    }
-
-    /// The largest payload of a frame. Without a limit of either side, frames are still bounded, so that neither side
-    /// has to take gigabytes at once.
-    pub(crate) fn payload_limit(&self) -> usize {
-        // A peer may send a message of RabbitMQ's own limit, 128 MiB, in one frame.
-        const UNLIMITED: u32 = 129 << 20;
-        let frame_max = match self.frame_max {
-            0 => UNLIMITED,
-            limit => limit,
-        };
-        frame_max as usize - OVERHEAD
-    }
-
-    /// The highest channel number.
-    pub(crate) fn highest_channel(&self) -> u16 {
-        match self.channel_max {
-            0 => u16::MAX,
-            limit => limit,
-        }
     }
 }

@@ -12,6 +12,7 @@
 
 mod channel;
 mod channels;
+mod config;
 mod confirms;
 mod connection;
 mod consumers;
@@ -21,18 +22,19 @@ mod event;
 mod fingerprint;
 mod handshake;
 mod heartbeat;
+mod login;
 mod topology;
 mod violation;
 
 #[cfg(test)]
 mod tests;
 
-pub(crate) use channel::Expected;
-pub(crate) use confirms::{Answer, Earlier, Left, Outcome, Published};
-pub(crate) use connection::{Config, Connection, Server, Tuning};
-pub(crate) use consumers::Settling;
-pub(crate) use content::{Delivered, Fetched, Returned};
-pub(crate) use event::{Command, Event, Mailboxes};
+pub(crate) use config::{Config, Tuning};
+pub(crate) use connection::{Connection, Server};
+pub(crate) use event::{
+    Answer, Command, Delivered, Earlier, Event, Expected, Fetched, Left, Mailboxes, Outcome,
+    Published, Returned, Settling,
+};
 pub(crate) use fingerprint::Identity;
-pub(crate) use handshake::Login;
+pub(crate) use login::Login;
 pub(crate) use topology::{encoded, is_stream, Redeclare, Topology};

@@ -4,7 +4,8 @@ use std::fmt;
 
 use byteorder::{BigEndian, ByteOrder, WriteBytesExt};
 
-use super::value::FieldTable;
+/// How deep tables and arrays may be nested, so that no peer can exhaust the stack.
+pub(crate) const MAX_DEPTH: usize = 32;
 
 /// What is wrong with bytes that were received, or with values that cannot be encoded.
 #[derive(Debug, Clone, PartialEq)]
@@ -13,7 +14,7 @@ pub(crate) enum WireError {
     Truncated { what: &'static str },
     /// Bytes are left over behind the last field.
     TrailingBytes { what: &'static str, count: usize },
-    /// Tables and arrays inside each other, deeper than [`super::value::MAX_DEPTH`].
+    /// Tables and arrays inside each other, deeper than [`MAX_DEPTH`].
     TooDeep,
     /// A field value of a type that neither the specification nor RabbitMQ knows.
     UnknownValueType(u8),
@@ -44,11 +45,7 @@ impl fmt::Display for WireError {
             Self::TrailingBytes { what, count } => {
                 write!(f, "{count} bytes are left over behind {what}")
             }
-            Self::TooDeep => write!(
-                f,
-                "field tables are nested deeper than {}",
-                super::value::MAX_DEPTH
-            ),
+            Self::TooDeep => write!(f, "field tables are nested deeper than {}", MAX_DEPTH),
             Self::UnknownValueType(tag) => write!(f, "unknown field value type 0x{tag:02x}"),
             Self::UnknownFrameType(kind) => write!(f, "unknown frame type {kind}"),
             Self::FrameTooLarge { size, limit } => {
@@ -252,9 +249,5 @@ impl<'b> Writer<'b> {
             BigEndian::write_u32(place, length);
         }
         Ok(())
-    }
-
-    pub(crate) fn table(&mut self, value: &FieldTable, field: &'static str) -> WireResult<()> {
-        super::value::write_table(self, value, field, 0)
     }
 }

@@ -4,10 +4,7 @@ use std::collections::{btree_map, BTreeMap};
 use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::codec::{Reader, WireError, WireResult, Writer};
-
-/// How deep tables and arrays may be nested, so that no peer can exhaust the stack.
-pub(crate) const MAX_DEPTH: usize = 32;
+use super::codec::{Reader, WireError, WireResult, Writer, MAX_DEPTH};
 
 /// One value in a [`FieldTable`]: every type that RabbitMQ reads or writes.
 ///
@@ -371,6 +368,12 @@ fn read_value(reader: &mut Reader<'_>, depth: usize) -> WireResult<FieldValue> {
         b'V' => FieldValue::Void,
         unknown => return Err(WireError::UnknownValueType(unknown)),
     })
+}
+
+impl Writer<'_> {
+    pub(crate) fn table(&mut self, value: &FieldTable, field: &'static str) -> WireResult<()> {
+        write_table(self, value, field, 0)
+    }
 }
 
 pub(crate) fn write_table(

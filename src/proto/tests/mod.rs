@@ -11,14 +11,13 @@ mod violations;
 use std::io::ErrorKind as IoErrorKind;
 use std::time::{Duration, Instant};
 
-use super::channel::Expected;
-use super::confirms::{Answer, Earlier, Outcome, Published};
-use super::connection::{Config, Connection};
-use super::consumers::Settling;
-use super::content::Delivered;
-use super::event::{Command, Event, Mailboxes};
+use super::config::Config;
+use super::connection::Connection;
+use super::event::{
+    Answer, Command, Delivered, Earlier, Event, Expected, Mailboxes, Outcome, Published, Settling,
+};
 use super::fingerprint::Identity;
-use super::handshake::Login;
+use super::login::Login;
 use crate::error::{CloseReason, Error};
 use crate::log_line::Label;
 use crate::wire::content::Content;

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use proptest::prelude::*;
 
-use super::codec::{Reader, WireError, Writer};
+use super::codec::{Reader, WireError, Writer, MAX_DEPTH};
 use super::fast_publish::write_plain;
 use super::frame::{self, Cut, FrameKind};
 use super::method::{
@@ -13,7 +13,7 @@ use super::method::{
     ShortString, Table,
 };
 use super::properties::Properties;
-use super::value::{self, FieldTable, FieldValue, MAX_DEPTH};
+use super::value::{self, FieldTable, FieldValue};
 
 /// Values for the fields of a method that tell each other apart.
 pub(super) trait Sample {
