@@ -9,10 +9,8 @@ use std::time::Duration;
 
 use crossbeam_channel::Receiver;
 
-use crate::channel::Channel;
 use crate::error::{Error, ErrorKind, OneLine, ReplyCode, Result};
 use crate::events::ConnectionEvent;
-use crate::exchange::ExchangeKind;
 use crate::io_thread::counters::Gauge;
 use crate::io_thread::deadline::Deadline;
 use crate::io_thread::mailbox::Mailboxes;
@@ -20,7 +18,7 @@ use crate::io_thread::outbox::{Admission, Gate};
 use crate::io_thread::socket::connect::connect_patiently;
 use crate::io_thread::{self, Link, Peer};
 use crate::log_line::log_line;
-use crate::options::{ConnectionOptions, ExchangeDeclareOptions, QueueDeclareOptions};
+use crate::options::ConnectionOptions;
 use crate::session::call::{self, Asked};
 use crate::session::recovery::Recovery;
 use crate::stats::ConnectionStats;
@@ -34,7 +32,7 @@ const DROP_PATIENCE: Duration = Duration::from_secs(5);
 ///
 /// One thread of its own reads and writes the socket and keeps the heartbeats, whatever the program's threads do: a
 /// message that takes an hour to work on does not cost the connection. Handles are cheap to clone and can be used by
-/// any number of threads; most work is done through a [`Channel`].
+/// any number of threads; most work is done through a [`Channel`](crate::Channel).
 ///
 /// When it is lost, it is opened again, and all that was declared through it, its channels, consumers and unconfirmed
 /// messages come back: see [`RecoveryOptions`](crate::RecoveryOptions). Whoever waits for a reply at that moment gets an error;
@@ -121,39 +119,6 @@ impl Connection {
                 recovery,
             }),
         })
-    }
-
-    /// Opens a channel.
-    ///
-    /// # Errors
-    /// [`ErrorKind::ChannelsExhausted`] beyond [`channel_max`](Self::channel_max); a timeout; the connection's end.
-    pub fn open_channel(&self) -> Result<Channel> {
-        Channel::open(self)
-    }
-
-    /// Whether there is such a queue. Asked on a channel of its own, so that "no" costs the program none. The question
-    /// counts as use of a queue that [`expires`](QueueDeclareOptions::expires).
-    ///
-    /// Before RabbitMQ 4.3 any user may ask. Since then the user needs a permission for this name: "configure", "write" or
-    /// "read", one of them is enough. (RabbitMQ 4.3.0 wants "configure".)
-    ///
-    /// # Errors
-    /// 403 without permission, whether the queue exists or not; as [`open_channel`](Self::open_channel).
-    pub fn queue_exists(&self, name: &str) -> Result<bool> {
-        let channel = self.open_question()?;
-        existence(channel.queue_declare(name, QueueDeclareOptions::passive()))
-    }
-
-    /// Whether there is such an exchange. Asked on a channel of its own, so that "no" costs the program none. It takes
-    /// the same permission as [`queue_exists`](Self::queue_exists).
-    ///
-    /// # Errors
-    /// 403 without permission, whether the exchange exists or not; as [`open_channel`](Self::open_channel).
-    pub fn exchange_exists(&self, name: &str) -> Result<bool> {
-        let channel = self.open_question()?;
-        // Asked passively, the kind does not matter.
-        let options = ExchangeDeclareOptions::passive();
-        existence(channel.exchange_declare(name, ExchangeKind::Direct, options))
     }
 
     /// Closes the connection, for all handles, and waits until the broker has agreed. What was published before is
@@ -337,13 +302,6 @@ impl Connection {
         Ok(())
     }
 
-    /// A channel that may be refused what it asks for.
-    fn open_question(&self) -> Result<Channel> {
-        let channel = self.open_channel()?;
-        channel.state().ask_existence();
-        Ok(channel)
-    }
-
     fn peer(&self) -> Arc<Peer> {
         self.inner.link.peer()
     }
@@ -377,18 +335,6 @@ impl Connection {
 
 fn words(text: &str) -> Vec<String> {
     text.split_ascii_whitespace().map(str::to_owned).collect()
-}
-
-fn existence<T>(asked: Result<T>) -> Result<bool> {
-    match asked {
-        Ok(_) => Ok(true),
-        Err(error) => match error.reply_code() {
-            _ if error.is_missing() => Ok(false),
-            // It is there, and another connection's own.
-            Some(ReplyCode::RESOURCE_LOCKED) => Ok(true),
-            _ => Err(error),
-        },
-    }
 }
 
 impl Drop for Inner {

@@ -8,13 +8,18 @@ use std::sync::Arc;
 use crate::channel::{Answered, Channel};
 use crate::error::returned::read_properties;
 use crate::error::{Error, ErrorKind, Result};
+use crate::io_thread::mailbox::{Command, Reply};
 use crate::log_line::log_line;
 use crate::message::STREAM_FILTER_VALUE;
 use crate::options::NackOptions;
+use crate::proto::Expected;
 use crate::proto::{Delivered, Fetched};
+use crate::session::call::Asked;
+use crate::session::queue_names::QueueName;
 use crate::session::stream_position::stream_offset;
 use crate::session::subscription::{ReadsFrom, Registration};
 use crate::wire::content::Content;
+use crate::wire::method::{BasicGet, Encode};
 use crate::wire::properties::Properties;
 
 /// A message from a queue, and the duty to acknowledge it.
@@ -364,5 +369,48 @@ impl Deref for GetResponse {
 
     fn deref(&self) -> &Delivery {
         &self.delivery
+    }
+}
+
+impl Channel {
+    /// Fetches one message, or `None` if the queue is empty. With `no_ack` it is not to be acknowledged. A program
+    /// that wants many messages is better off with a [`Consumer`](crate::Consumer).
+    ///
+    /// ```no_run
+    /// # let channel = leveret::Connection::open_default()?.open_channel()?;
+    /// while let Some(message) = channel.basic_get("tasks", false)? {
+    ///     println!("{:?}, {} left", message.body(), message.message_count());
+    ///     message.ack()?;
+    /// }
+    /// # Ok::<(), leveret::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// 404 if there is no such queue.
+    pub fn basic_get(&self, queue: &str, no_ack: bool) -> Result<Option<GetResponse>> {
+        self.get(queue.into(), no_ack)
+    }
+
+    pub(crate) fn get(&self, queue: QueueName<'_>, no_ack: bool) -> Result<Option<GetResponse>> {
+        let channel = self.number();
+        let asked = Asked::about(BasicGet::ID, queue.shown());
+        let reply = self.call_with(asked, |frames, call| {
+            frames.method(&BasicGet {
+                ticket: 0,
+                queue: self.state().settings.resolve(queue),
+                no_ack,
+            })?;
+            frames.command(Command::Call {
+                channel,
+                expected: Expected::Message { no_ack },
+                call,
+            });
+            Ok(())
+        })?;
+        let fetched = match reply {
+            Reply::Message(message) => message.claim(),
+            Reply::Method(_) => None,
+        };
+        Ok(fetched.map(|fetched| GetResponse::new(self.clone(), no_ack, fetched)))
     }
 }

@@ -149,3 +149,22 @@ impl fmt::Display for Entity {
         }
     }
 }
+
+/// An answer of the broker to messages of a channel in confirm mode, just as it came, or the news that none
+/// will come: for programs that keep their own accounts.
+///
+/// See <https://www.rabbitmq.com/docs/confirms#publisher-confirms>.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Confirmation {
+    /// Which message it is for, counted from 1, also over several connections.
+    pub sequence_number: u64,
+    /// It is also for all earlier messages that were not answered.
+    pub multiple: bool,
+    /// Refused (`basic.nack`), not confirmed.
+    pub nack: bool,
+    /// Not an answer of the broker, but the news that none will come: the connection was lost, and all messages up to this one
+    /// that were not answered may have reached the broker or not. Comes with `multiple` and `nack`, once for each loss, before
+    /// any answer to a newer message. It is not for those of a [`Publisher`](crate::Publisher), which are published again.
+    pub lost: bool,
+}

@@ -95,7 +95,7 @@ pub use error::returned::ReturnedMessage;
 pub use error::{
     CloseReason, ClosedBy, Error, ErrorKind, FailedEndpoint, FailedPublish, ReplyCode, Result,
 };
-pub use events::{ConnectionEvent, Entity};
+pub use events::{Confirmation, ConnectionEvent, Entity};
 pub use exchange::{Exchange, ExchangeKind};
 pub use message::{Body, Message};
 pub use options::{
@@ -109,7 +109,6 @@ pub use publisher::Publisher;
 pub use queue::Queue;
 pub use rpc::{RpcClient, RpcServer};
 pub use sasl::{SaslConversation, SaslMechanism};
-pub use session::channel::confirms::Confirmation;
 pub use stats::{ConnectionStats, Metrics};
 pub use wire::properties::Properties;
 pub use wire::value::{FieldTable, FieldValue};

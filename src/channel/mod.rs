@@ -1,15 +1,14 @@
 //! Channels: where nearly everything is asked of the broker.
 
-mod consuming;
-mod exchanges;
-mod modes;
+mod acks;
+mod confirm_mode;
 mod publishing;
-mod queues;
+mod transactions;
 
 use std::fmt;
 use std::sync::Arc;
 
-pub(crate) use consuming::Answered;
+pub(crate) use acks::Answered;
 
 use crate::connection::Connection;
 use crate::error::{CloseReason, ClosedBy, Error, ErrorKind, ReplyCode, Result};
@@ -132,7 +131,7 @@ impl Channel {
 
     // ---- how all calls are made ----
 
-    fn write<T>(
+    pub(crate) fn write<T>(
         &self,
         asked: Asked<'_>,
         append: impl FnOnce(&mut Frames<'_>) -> Result<T>,
@@ -151,7 +150,7 @@ impl Channel {
     }
 
     /// Sends a method and waits for what `append` told the core to expect.
-    fn call_with(
+    pub(crate) fn call_with(
         &self,
         asked: Asked<'_>,
         append: impl FnOnce(&mut Frames<'_>, Call) -> Result<()>,
@@ -165,7 +164,11 @@ impl Channel {
     }
 
     /// Sends a method, which is made when it is admitted, and waits for its reply.
-    fn call<R: Request>(&self, subject: &str, method: impl FnOnce() -> R) -> Result<R::Reply> {
+    pub(crate) fn call<R: Request>(
+        &self,
+        subject: &str,
+        method: impl FnOnce() -> R,
+    ) -> Result<R::Reply> {
         let asked = Asked::about(R::ID, subject);
         let channel = self.number();
         let reply = self.call_with(asked, |frames, call| {
@@ -176,7 +179,7 @@ impl Channel {
 
     /// Sends a method that changes what has to be there on the next connection, and waits for its
     /// reply unless `no_wait`. It is made when it is admitted.
-    fn call_recorded<R: Request + Into<Method<'static>>>(
+    pub(crate) fn call_recorded<R: Request + Into<Method<'static>>>(
         &self,
         no_wait: bool,
         subject: &str,
@@ -323,5 +326,34 @@ impl fmt::Debug for Channel {
             .field("number", &self.number())
             .field("open", &self.is_open())
             .finish_non_exhaustive()
+    }
+}
+
+impl Connection {
+    /// Opens a channel.
+    ///
+    /// # Errors
+    /// [`ErrorKind::ChannelsExhausted`] beyond [`channel_max`](Self::channel_max); a timeout; the connection's end.
+    pub fn open_channel(&self) -> Result<Channel> {
+        Channel::open(self)
+    }
+
+    /// A channel that may be refused what it asks for.
+    pub(crate) fn open_question(&self) -> Result<Channel> {
+        let channel = self.open_channel()?;
+        channel.state().ask_existence();
+        Ok(channel)
+    }
+}
+
+pub(crate) fn existence<T>(asked: Result<T>) -> Result<bool> {
+    match asked {
+        Ok(_) => Ok(true),
+        Err(error) => match error.reply_code() {
+            _ if error.is_missing() => Ok(false),
+            // It is there, and another connection's own.
+            Some(ReplyCode::RESOURCE_LOCKED) => Ok(true),
+            _ => Err(error),
+        },
     }
 }

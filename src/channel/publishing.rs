@@ -4,20 +4,19 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use crossbeam_channel::Receiver;
 
 use super::Channel;
 use crate::error::returned::ReturnedMessage;
 use crate::error::{Error, Result};
 use crate::io_thread::deadline::Deadline;
-use crate::io_thread::mailbox::{Command, ConfirmMailbox, Published};
-use crate::io_thread::outbox::{Admission, Frames, Gate, Patience, LARGE};
+use crate::io_thread::mailbox::ConfirmMailbox;
+use crate::io_thread::outbox::{Admission, Gate, Patience, LARGE};
 use crate::message::Message;
-use crate::proto::{Earlier, Identity};
+use crate::proto::Identity;
 use crate::publisher::confirm::Awaited;
 use crate::session::call::Asked;
-use crate::session::channel::ChannelState;
+use crate::session::channel::frames::is_kept;
 use crate::session::queue_names::Name;
 use crate::wire::method::{BasicPublish, Encode};
 
@@ -245,37 +244,5 @@ fn publish_method<'a>(
         routing_key: Cow::Borrowed(routing_key),
         mandatory,
         immediate: message.is_immediate(),
-    }
-}
-
-/// Whether a copy of the message is kept until it is answered.
-fn is_kept<C: ConfirmMailbox>(confirm: Option<&Arc<C>>) -> bool {
-    confirm.is_some_and(|it| it.is_published_again())
-}
-
-impl ChannelState {
-    /// A message was appended: its number, in confirm mode.
-    #[inline]
-    fn published<C: ConfirmMailbox + 'static>(
-        &self,
-        frames: &mut Frames<'_>,
-        identity: Option<Identity>,
-        confirm: Option<&Arc<C>>,
-        keep: impl FnOnce(&mut Frames<'_>) -> Bytes,
-    ) -> Option<u64> {
-        let Some(sequence_number) = self.confirms.next(confirm.is_some()) else {
-            self.settings.used();
-            return None;
-        };
-        let kept = is_kept(confirm).then(|| keep(frames));
-        frames.command(Command::Publish(Published {
-            channel: self.number,
-            sequence_number,
-            confirm: confirm.map(|it| Arc::<C>::clone(it) as Arc<dyn ConfirmMailbox>),
-            identity,
-            earlier: Earlier::Nothing,
-            kept,
-        }));
-        Some(sequence_number)
     }
 }

@@ -1,5 +1,6 @@
 //! Consumers: messages from a queue, as they come.
 
+mod consume;
 pub(crate) mod deliveries;
 mod mailbox;
 
@@ -25,7 +26,7 @@ use mailbox::Mailbox;
 /// ends. Cancelled by the broker, or the channel or the connection closed (also by this program) or lost for good: the error
 /// is yielded once, then the iteration ends.
 ///
-/// When the broker cancels a consumer ([`ErrorKind::ConsumerCancelled`] says when it does so), the
+/// When the broker cancels a consumer ([`ErrorKind::ConsumerCancelled`](crate::ErrorKind::ConsumerCancelled) says when it does so), the
 /// broker delivers its messages again, if their queue still exists. So unread messages that are to be
 /// acknowledged are given back, and so is a [`Delivery`] that the program settles from then on,
 /// whatever it is settled with. The consumer tag can be used again at once. But with a quorum queue on RabbitMQ 4.3, do not settle messages of the former
@@ -38,7 +39,7 @@ use mailbox::Mailbox;
 ///
 /// A consumer of a stream (see [`Delivery`]) drops nothing then, and goes on after the last message
 /// that has come. If none has come yet, it misses none that was published since it began; messages of
-/// some seconds before that can come, too. (Without a filter, [`StreamOffset::Last`] means the last
+/// some seconds before that can come, too. (Without a filter, [`StreamOffset::Last`](crate::StreamOffset::Last) means the last
 /// chunk of that time until a message has come.) If the stream was deleted and declared again in the
 /// meantime, [`docs::rabbitmq`](crate::docs::rabbitmq#streams) says what the consumer gets.
 ///
@@ -173,7 +174,7 @@ impl Consumer {
     /// error was already told.
     ///
     /// # Errors
-    /// Why no more messages come: [`ErrorKind::ConsumerCancelled`], or the end
+    /// Why no more messages come: [`ErrorKind::ConsumerCancelled`](crate::ErrorKind::ConsumerCancelled), or the end
     /// of the channel or the connection.
     pub fn recv(&self) -> Result<Option<Delivery>> {
         self.deliveries.recv(&self.origin, None).transpose()

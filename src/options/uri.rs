@@ -26,7 +26,7 @@ impl ConnectionOptions {
     /// ```
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidUri`](crate::ErrorKind::InvalidUri) names the part that is wrong, never the password.
+    /// [`ErrorKind::InvalidUri`] names the part that is wrong, never the password.
     ///
     /// See <https://www.rabbitmq.com/docs/uri-spec> and <https://www.rabbitmq.com/docs/uri-query-parameters>.
     pub fn from_uri(uri: &str) -> Result<Self> {

@@ -280,3 +280,26 @@ impl fmt::Debug for Publisher {
             .finish_non_exhaustive()
     }
 }
+
+impl Channel {
+    /// Puts the channel into confirm mode, if it is not, and publishes with a window of unconfirmed messages and a
+    /// [`Confirm`] for each: the way to lose nothing. See [`Publisher`].
+    ///
+    /// # Errors
+    /// As [`confirm_select`](Self::confirm_select).
+    pub fn publisher(&self) -> Result<Publisher> {
+        self.publisher_with(PublisherOptions::default())
+    }
+
+    /// [`publisher`](Self::publisher) with another window or other timeouts.
+    ///
+    /// # Errors
+    /// As [`publisher`](Self::publisher); [`ErrorKind::InvalidArgument`] for a window of 0 or more than 65,536.
+    pub fn publisher_with(&self, options: PublisherOptions) -> Result<Publisher> {
+        options.check()?;
+        // Also if it was done without waiting: messages from before confirm mode, which nobody counts, come back before
+        // its reply, and so are not taken for ones of this publisher.
+        self.confirm_select()?;
+        Ok(Publisher::new(self.clone(), options))
+    }
+}

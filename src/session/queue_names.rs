@@ -47,7 +47,7 @@ impl<'a> QueueName<'a> {
     }
 }
 
-/// A name, and the one that has taken its place. The old one is kept with it, since [`Queue::name`] lends it.
+/// A name, and the one that has taken its place. The old one is kept with it, since [`Queue::name`](crate::Queue::name) lends it.
 pub(crate) struct Name {
     text: Box<str>,
     next: OnceLock<Arc<Self>>,

@@ -7,16 +7,18 @@
 //! A large message gets a lane of its own beside all others, and so does what follows it on its channel: the IO thread
 //! sends it a few frames at a time, so that it does not hold up heartbeats and other channels.
 
+mod frames;
+mod phase;
 pub(crate) mod send_queue;
+mod state;
 pub(crate) mod write_buffer;
 
 use std::convert::Infallible;
-use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
-use crossbeam_channel::{Receiver, Sender};
+use bytes::BytesMut;
+use crossbeam_channel::Receiver;
 use mio::Waker;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
@@ -26,19 +28,18 @@ use super::read_throttle::Waiting;
 use crate::error::{blocked, Error, ErrorKind, Result};
 use crate::log_line::{log_line, Label};
 use crate::stats::ConnectionStats;
-use crate::wire::codec::{WireError, WireResult};
-use crate::wire::fast_publish::write_plain;
-use crate::wire::frame;
-use crate::wire::method::{BasicAck, BasicNack, BasicPublish, BasicReject, Encode, MethodId};
+use crate::wire::method::BasicPublish;
 use crate::wire::properties::Properties;
+use frames::{unsendable, write_message};
+pub(crate) use frames::{Frames, Large};
+use phase::now;
+pub(crate) use phase::Loss;
 use send_queue::Backlog;
+use state::{Blocked, Phase, State};
 use write_buffer::Outgoing;
 
 /// A message whose body is larger goes in a lane, in bytes.
 pub(crate) const LARGE: usize = 256 << 10;
-
-/// Copies of messages share a block of this size, in bytes.
-const KEPT_TOGETHER: usize = 32 << 10;
 
 /// No epoch.
 const NONE: u64 = u64::MAX;
@@ -65,88 +66,6 @@ pub(crate) enum Gate {
     Shut,
 }
 
-/// Whether frames can be sent.
-#[derive(Debug)]
-enum Phase {
-    Open,
-    /// The connection was lost for this reason, and is being recovered: callers wait.
-    Lost {
-        cause: Error,
-        /// The next one is there, but not all that was on the lost one.
-        connected: bool,
-        since: Deadline,
-        /// The lost connection was open to callers: all that belongs to it was there.
-        was_open: bool,
-    },
-    /// For the first cause.
-    Ended(Error),
-}
-
-/// What the end of a socket means.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Loss {
-    /// The connection is lost.
-    New,
-    /// It was lost before, and an attempt to recover it has failed.
-    Again,
-    /// It has ended for good.
-    None,
-}
-
-struct State {
-    phase: Phase,
-    /// Dropped when the connection ends for good.
-    has_not_ended: Option<Sender<Infallible>>,
-    /// How often the connection was lost.
-    epoch: u64,
-    /// The largest payload of a frame on this connection, in bytes.
-    payload_limit: usize,
-    /// Names this connection in the log.
-    label: Label,
-    backlog: Backlog,
-    /// Copies of messages that may have to be published again are taken from here.
-    keeping: BytesMut,
-    /// What the core has to know of the frames that the IO thread has not taken, in their order.
-    commands: Vec<Command>,
-    /// All messages that were appended, in any mode.
-    messages: u64,
-    /// All answers to deliveries that were appended.
-    acks: u64,
-    nacks: u64,
-    rejects: u64,
-    /// The IO thread has nothing to do and sleeps, or is about to.
-    asleep: bool,
-    blocked: Option<Blocked>,
-}
-
-/// `connection.blocked`.
-struct Blocked {
-    /// The broker's.
-    reason: String,
-    since: Deadline,
-}
-
-impl State {
-    /// A method was appended.
-    #[inline]
-    fn count(&mut self, id: MethodId) {
-        // Known when this is compiled: it costs one addition, or nothing.
-        match id {
-            BasicAck::ID => self.acks += 1,
-            BasicNack::ID => self.nacks += 1,
-            BasicReject::ID => self.rejects += 1,
-            _ => {}
-        }
-    }
-}
-
-impl State {
-    fn end(&mut self, error: Error) {
-        self.phase = Phase::Ended(error);
-        self.has_not_ended = None;
-    }
-}
-
 pub(crate) struct Outbox {
     state: Mutex<State>,
     /// Notified when there may be room, or nothing to wait for any more.
@@ -164,190 +83,9 @@ pub(crate) struct Outbox {
     fails_fast: bool,
 }
 
-/// A large message as it is sent.
-pub(crate) struct Large {
-    frames: Vec<u8>,
-    properties: Range<usize>,
-    /// What it was made for.
-    payload_limit: usize,
-}
-
-impl Large {
-    pub(crate) fn properties(&self) -> &[u8] {
-        self.frames.get(self.properties.clone()).unwrap_or_default()
-    }
-
-    /// A copy of it.
-    pub(crate) fn keep(&self) -> Bytes {
-        Bytes::copy_from_slice(&self.frames)
-    }
-}
-
-/// What a caller can put into the outbox while it holds the lock. All of it is about one channel.
-pub(crate) struct Frames<'a> {
-    state: &'a mut State,
-    channel: u16,
-    wake_all: bool,
-    /// Where the last message begins.
-    start: usize,
-}
-
-impl Frames<'_> {
-    #[inline]
-    fn trace(&self, id: MethodId) {
-        log_line!(Trace, self.state.label, "channel {} → {id}", self.channel);
-    }
-
-    #[inline]
-    pub(crate) fn method<M: Encode>(&mut self, method: &M) -> Result<()> {
-        self.trace(M::ID);
-        let limit = self.state.payload_limit;
-        let target = self.state.backlog.target(self.channel);
-        let written = frame::write_method(target, self.channel, method, limit);
-        written.map_err(unsendable)?;
-        self.state.count(M::ID);
-        Ok(())
-    }
-
-    /// An answer to the broker, which is so small that it fits into any frame.
-    pub(crate) fn answer(&mut self, method: &impl Encode) {
-        let written = self.method(method);
-        debug_assert!(written.is_ok(), "{written:?}");
-    }
-
-    /// A message. Returns its properties as they are sent.
-    #[inline]
-    pub(crate) fn message(
-        &mut self,
-        publish: &BasicPublish<'_>,
-        properties: Option<&Properties>,
-        body: &[u8],
-    ) -> Result<&[u8]> {
-        self.trace(BasicPublish::ID);
-        let limit = self.state.payload_limit;
-        let target = self.state.backlog.target(self.channel);
-        self.start = target.len();
-        let written = write_message(target, self.channel, publish, properties, body, limit);
-        let properties = written.map_err(unsendable)?;
-        self.state.messages += 1;
-        Ok(target.get(properties).unwrap_or_default())
-    }
-
-    /// A copy of the message that was appended last.
-    pub(crate) fn keep(&mut self) -> Bytes {
-        let State {
-            backlog, keeping, ..
-        } = &mut *self.state;
-        let appended = backlog.target(self.channel).get(self.start..);
-        let appended = appended.unwrap_or_default();
-        if keeping.capacity() < appended.len() {
-            // It would grow by just this message, and each would have a block of its own.
-            *keeping = BytesMut::with_capacity(KEPT_TOGETHER.max(appended.len()));
-        }
-        keeping.extend_from_slice(appended);
-        keeping.split().freeze()
-    }
-
-    /// A message that was encoded before. It goes in a lane.
-    pub(crate) fn large(&mut self, large: Large) -> Result<()> {
-        self.trace(BasicPublish::ID);
-        let limit = self.state.payload_limit;
-        let frames = if limit < large.payload_limit {
-            frame::cut_smaller(&large.frames, limit).map_err(unsendable)?
-        } else {
-            large.frames
-        };
-        self.state.messages += 1;
-        self.state.backlog.push_large(self.channel, frames);
-        Ok(())
-    }
-
-    /// A message that was sent on an earlier connection.
-    pub(crate) fn again(&mut self, kept: &[u8]) -> Result<()> {
-        self.trace(BasicPublish::ID);
-        let limit = self.state.payload_limit;
-        let target = self.state.backlog.target(self.channel);
-        if frame::fits(kept, limit) {
-            target.extend_from_slice(kept);
-        } else {
-            target.extend(frame::cut_smaller(kept, limit).map_err(unsendable)?);
-        }
-        Ok(())
-    }
-
-    /// How often the connection was lost.
-    #[inline]
-    pub(crate) fn epoch(&self) -> u64 {
-        self.state.epoch
-    }
-
-    /// The last method of the connection: behind all that was appended before.
-    pub(crate) fn last_method<M: Encode>(&mut self, method: &M) -> Result<()> {
-        self.trace(M::ID);
-        let limit = self.state.payload_limit;
-        let target = self.state.backlog.last_target();
-        let written = frame::write_method(target, self.channel, method, limit);
-        written.map_err(unsendable)
-    }
-
-    /// Tells the core, as soon as what belongs to it is taken: before the reply can come, and in the
-    /// order in which the frames were appended.
-    #[inline]
-    pub(crate) fn command(&mut self, command: Command) {
-        self.state.commands.push(command);
-    }
-
-    /// Nothing can be appended from now on.
-    pub(crate) fn end(&mut self, error: Error) {
-        if !matches!(self.state.phase, Phase::Ended(_)) {
-            self.state.end(error);
-        }
-        self.wake_all();
-    }
-
-    /// Whoever waits shall look again.
-    pub(crate) fn wake_all(&mut self) {
-        self.wake_all = true;
-    }
-}
-
-/// Appends a message or nothing, and returns where its properties stand.
-#[inline]
-fn write_message(
-    buffer: &mut Vec<u8>,
-    channel: u16,
-    publish: &BasicPublish<'_>,
-    properties: Option<&Properties>,
-    body: &[u8],
-    limit: usize,
-) -> WireResult<Range<usize>> {
-    if properties.is_none() {
-        if let Some(properties) = write_plain(buffer, channel, publish, body, limit) {
-            return Ok(properties);
-        }
-    }
-    frame::write_method(buffer, channel, publish, limit)?;
-    frame::write_content(buffer, channel, properties, body, limit)
-}
-
-/// To count from.
-fn now() -> Deadline {
-    Deadline::after(Duration::MAX)
-}
-
 fn recovering(cause: &Error, after: Duration) -> Error {
     let cause = Box::new(cause.kind().clone());
     Error::new(ErrorKind::Recovering { cause, after })
-}
-
-fn unsendable(error: WireError) -> Error {
-    let text = match &error {
-        WireError::FrameTooLarge { size, limit } => format!(
-            "{size} bytes of arguments or headers do not fit into one frame of at most {limit} (frame_max)"
-        ),
-        other => other.to_string(),
-    };
-    Error::invalid(text)
 }
 
 impl Outbox {
@@ -554,84 +292,6 @@ impl Outbox {
         }
     }
 
-    /// Why the connection has ended, if it has.
-    pub(crate) fn end_cause(&self) -> Option<Error> {
-        match &self.state.lock().phase {
-            Phase::Ended(cause) => Some(cause.clone()),
-            Phase::Open | Phase::Lost { .. } => None,
-        }
-    }
-
-    /// Why nothing can be sent for now, or for good.
-    pub(crate) fn cause(&self) -> Option<Error> {
-        self.loss().or_else(|| self.end_cause())
-    }
-
-    /// Why the connection is being recovered, if it is.
-    pub(crate) fn loss(&self) -> Option<Error> {
-        match &self.state.lock().phase {
-            Phase::Lost { cause, .. } => Some(cause.clone()),
-            Phase::Open | Phase::Ended(_) => None,
-        }
-    }
-
-    /// As [`loss`](Self::loss), and whether all was there on the connection that was lost.
-    pub(crate) fn last_loss(&self) -> Option<(Error, bool)> {
-        match &self.state.lock().phase {
-            Phase::Lost {
-                cause, was_open, ..
-            } => Some((cause.clone(), *was_open)),
-            Phase::Open | Phase::Ended(_) => None,
-        }
-    }
-
-    /// Whether the connection is being recovered, and callers do not wait for that.
-    pub(crate) fn refuses(&self) -> bool {
-        self.fails_fast && self.loss().is_some()
-    }
-
-    /// How often the connection was lost.
-    pub(crate) fn epoch(&self) -> u64 {
-        self.state.lock().epoch
-    }
-
-    /// Waits until the connection has ended for good. False if that takes longer.
-    pub(crate) fn wait_ended(&self, deadline: Deadline) -> bool {
-        let mut state = self.state.lock();
-        while !matches!(state.phase, Phase::Ended(_)) {
-            let waited = self.changed.wait_until(&mut state, deadline.at());
-            if waited.timed_out() {
-                return matches!(state.phase, Phase::Ended(_));
-            }
-        }
-        true
-    }
-
-    /// A channel for `select!`, which is disconnected when the connection has ended for good.
-    pub(crate) fn ended(&self) -> &Receiver<Infallible> {
-        &self.ended
-    }
-
-    /// What was lost is there again: callers go on, unless it was lost once more. Says whether they do. `tell` is called
-    /// before anyone does, and before another loss can be told.
-    pub(crate) fn recovered(&self, epoch: u64, tell: impl FnOnce()) -> bool {
-        let mut state = self.state.lock();
-        let recovered = matches!(state.phase, Phase::Lost { .. }) && state.epoch == epoch;
-        if recovered {
-            tell();
-            state.phase = Phase::Open;
-        }
-        drop(state);
-        self.changed.notify_all();
-        recovered
-    }
-
-    /// Ends the connection of this epoch, so that another attempt can be made.
-    pub(crate) fn give_up(&self, epoch: u64) {
-        self.given_up.store(epoch, Ordering::Release);
-        self.wake();
-    }
-
     /// Adds what is known here.
     pub(crate) fn add_to(&self, stats: &mut ConnectionStats) {
         let state = self.state.lock();
@@ -665,17 +325,7 @@ impl Outbox {
         }
     }
 
-    /// Ends the connection without another word, even if the socket takes nothing.
-    pub(crate) fn abort(&self) {
-        self.aborted.store(true, Ordering::Release);
-        self.wake();
-    }
-
     // ---- the IO thread's side ----
-
-    pub(crate) fn is_aborted(&self) -> bool {
-        self.aborted.load(Ordering::Acquire)
-    }
 
     /// Whether someone waits for the broker to say that it takes messages again.
     pub(crate) fn stops_publishers(&self) -> bool {
@@ -726,70 +376,6 @@ impl Outbox {
         });
         drop(state);
         self.changed.notify_all();
-    }
-
-    /// This is what everyone who waits is told. When closes cross, it takes the place of our own reason.
-    pub(crate) fn set_end(&self, error: Error) {
-        self.state.lock().end(error);
-        self.changed.notify_all();
-    }
-
-    /// Callers wait from now on, unless the connection has ended for good.
-    pub(crate) fn set_lost(&self, error: Error) -> Loss {
-        let mut state = self.state.lock();
-        let lost = match &state.phase {
-            Phase::Open => Loss::New,
-            Phase::Lost { .. } => Loss::Again,
-            Phase::Ended(_) => Loss::None,
-        };
-        if lost != Loss::None {
-            let (since, was_open) = match &state.phase {
-                // It has not come back in between.
-                Phase::Lost { since, .. } => (*since, false),
-                Phase::Open | Phase::Ended(_) => (now(), true),
-            };
-            state.phase = Phase::Lost {
-                cause: error,
-                connected: false,
-                since,
-                was_open,
-            };
-            state.epoch += 1;
-        }
-        state.blocked = None;
-        drop(state);
-        self.changed.notify_all();
-        lost
-    }
-
-    /// Begins with the connection that follows a lost one. Returns why not, if all has ended.
-    pub(crate) fn begin(&self, payload_limit: usize, label: Label) -> Result<()> {
-        let mut state = self.state.lock();
-        state.label = label;
-        state.payload_limit = payload_limit;
-        state.backlog = Backlog::default();
-        let stale = std::mem::take(&mut state.commands);
-        match &mut state.phase {
-            Phase::Ended(cause) => return Err(cause.clone()),
-            Phase::Lost { connected, .. } => *connected = true,
-            Phase::Open => {}
-        }
-        drop(state);
-        drop(stale);
-        self.changed.notify_all();
-        Ok(())
-    }
-
-    /// Whether this connection is to be ended; told once.
-    pub(crate) fn take_given_up(&self) -> bool {
-        let is_any = self.given_up.load(Ordering::Acquire) != NONE;
-        if !is_any {
-            return false;
-        }
-        let given_up = self.given_up.swap(NONE, Ordering::AcqRel);
-        let state = self.state.lock();
-        // The program may have closed the connection meanwhile, and the broker is to hear of that.
-        given_up == state.epoch && !matches!(state.phase, Phase::Ended(_))
     }
 
     /// Appends what the core itself has to say.
@@ -865,7 +451,8 @@ mod tests {
     use super::super::mailbox::Call;
     use super::*;
     use crate::proto::Expected;
-    use crate::wire::method::{BasicQos, BasicQosOk};
+    use crate::wire::frame;
+    use crate::wire::method::{BasicQos, BasicQosOk, Encode};
 
     fn outbox() -> Outbox {
         let poll = mio::Poll::new().unwrap();

@@ -3,31 +3,30 @@
 pub(crate) mod confirms;
 pub(crate) mod consumers;
 pub(crate) mod delivery_tags;
+pub(crate) mod frames;
+mod mailbox;
 pub(crate) mod settings;
 
-use std::borrow::Cow;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicU8, Ordering};
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use super::call;
 use crate::error::returned::ReturnedMessage;
 use crate::error::{CloseReason, ClosedBy, Error, ErrorKind, OneLine, ReplyCode, Result};
-use crate::io_thread::mailbox::{Call, ChannelMailbox, Command, Reply};
+use crate::events::Confirmation;
+use crate::io_thread::mailbox::{Call, ChannelMailbox};
 use crate::io_thread::notifier::Feed;
 use crate::io_thread::outbox::{Admission, Frames, Gate};
 use crate::io_thread::Link;
 use crate::log_line::log_line;
-use crate::proto::{Answer, Expected, Left, Returned, Settling};
+use crate::proto::{Left, Settling};
 use crate::session::subscription::Registration;
 use crate::wire::method::{
-    BasicAck, BasicCancel, BasicCancelOk, BasicConsume, BasicNack, ChannelClose, ChannelCloseOk,
-    ChannelFlowOk, ChannelOpen, ChannelOpenOk, ConfirmSelect, Encode, ExchangeBind,
-    ExchangeDeclare, Method, MethodId, QueueBind, QueueDeclare, TxSelect,
+    BasicConsume, Encode, ExchangeBind, ExchangeDeclare, MethodId, QueueBind, QueueDeclare,
 };
-use confirms::{Confirmation, Confirms};
+use confirms::Confirms;
 use consumers::Consumers;
 use delivery_tags::Settled;
 use settings::Settings;
@@ -99,174 +98,6 @@ impl End {
     }
 }
 
-impl ChannelMailbox for ChannelState {
-    fn ended(&self, error: &Error, owes_close_ok: bool) {
-        // All under one lock: whoever brings the channel back finds it open, interrupted, or ended.
-        let outlives = self.link.outbox.answer(self.number, |frames| {
-            if owes_close_ok {
-                self.append_close_ok(frames);
-            }
-            let outlives = self.outlives(error);
-            match outlives {
-                // Nothing was published on it since the last loss.
-                true => self.interrupt(error),
-                // When closes cross, this is what those who wait are told; so everyone is told it from now on.
-                false => {
-                    self.end.set(error.clone());
-                    self.confirms.closed(error);
-                }
-            }
-            outlives
-        });
-        if outlives {
-            return;
-        }
-        if self.is_closed_by_broker(error) {
-            self.link.counters.channel_closed_by_broker();
-        }
-        self.confirms.end(error);
-        self.returned.end();
-        self.confirmations.end();
-        // Those that the core knows have ended; left are those that were waiting for the next connection.
-        let left = self.consumers.lock().wanted();
-        for consumer in left {
-            consumer.mailbox.ended(Some(error.clone()));
-        }
-        // The last, since the program's logger can panic.
-        let (label, channel) = (self.link.label(), self.number);
-        match self.is_closed_by_broker(error) {
-            true => log_line!(Warn, label, "{error}"),
-            false => log_line!(Debug, label, "channel {channel} has ended: {error}"),
-        }
-    }
-
-    fn interrupted(&self, error: &Error, left: Left) {
-        self.link.outbox.change(|| {
-            self.lose_unawaited(error, left);
-            self.interrupt(error);
-            self.let_go_of_number(BROKER);
-        });
-        // The program has closed it, and now it is closed.
-        self.end_if_detached();
-    }
-
-    fn freed(&self) {
-        // Now it can be opened again.
-        self.link.outbox.change(|| self.let_go_of_number(BROKER));
-    }
-
-    fn flow(&self, active: bool) {
-        self.link.outbox.answer(self.number, |frames| {
-            self.flow_stopped.store(!active, Ordering::Release);
-            if self.may_answer() {
-                frames.answer(&ChannelFlowOk { active });
-            }
-        });
-    }
-
-    fn consumer_cancelled(&self, consumer_tag: &str, is_known: bool, no_wait: bool) {
-        self.link.outbox.answer(self.number, |frames| {
-            if !self.may_answer() {
-                return;
-            }
-            if !no_wait {
-                let consumer_tag = consumer_tag.into();
-                frames.answer(&BasicCancelOk { consumer_tag });
-            }
-            if is_known {
-                self.append_cancel_after_broker(frames, consumer_tag);
-            }
-        });
-    }
-
-    fn unwanted(&self, delivery_tag: u64, settling: Settling) {
-        let delivery_tag = self.settled.received(delivery_tag);
-        self.give_back(delivery_tag, settling);
-    }
-
-    fn confirm(&self, answer: Answer, sequence_number: u64, answered_to: u64) {
-        let Answer { multiple, nack, .. } = answer;
-        let confirmation = Confirmation {
-            sequence_number,
-            multiple,
-            nack,
-            lost: false,
-        };
-        // Most programs do not read these.
-        self.confirmations.send(confirmation, drop);
-        self.confirms.answered_to(answered_to);
-    }
-
-    fn nacked(&self, sequence_number: u64) {
-        self.confirms.nacked(sequence_number);
-    }
-
-    fn returned(&self, returned: Returned, sequence_number: Option<u64>) {
-        let Returned {
-            code,
-            text,
-            content,
-        } = returned;
-        let message = ReturnedMessage::new(code, text, sequence_number, content);
-        self.returned.send(message, |unread| {
-            let (label, channel) = (self.link.label(), self.number);
-            log_line!(
-                Warn,
-                label,
-                "channel {channel}: {unread:?} was dropped unread"
-            );
-        });
-    }
-
-    fn message_too_large(&self, size: u64) {
-        let text = format!("a message of {size} bytes is more than max_message_size");
-        let reason = CloseReason {
-            code: ReplyCode::CONTENT_TOO_LARGE,
-            ..CloseReason::program(&text)
-        };
-        // It fails only if the channel has ended.
-        let _ = self.write_now(|frames| self.append_close(frames, reason, None));
-    }
-
-    fn give_back(&self, delivery_tag: u64, settling: Settling) {
-        // It fails only if the channel has ended: then the broker requeues by itself.
-        let _ = self.write_now(|frames| {
-            let broker_tag = self.settled.broker_tag(delivery_tag);
-            let is_open = self.is_open_in(frames.epoch());
-            let unanswered = broker_tag.filter(|_| is_open && !self.settled.contains(delivery_tag));
-            let Some(delivery_tag) = unanswered else {
-                return Ok(());
-            };
-            let multiple = false;
-            match settling {
-                Settling::NoAck => Ok(()),
-                // A stream takes nothing back. Without an answer the broker closes the channel in the end.
-                Settling::Stream => frames.method(&BasicAck {
-                    delivery_tag,
-                    multiple,
-                }),
-                // Not a reject: no handler has failed, so it must not count as a failed delivery.
-                Settling::Requeue => frames.method(&BasicNack {
-                    delivery_tag,
-                    multiple,
-                    requeue: true,
-                }),
-            }
-        });
-    }
-
-    fn broker_replied(&self, asked: Option<&Method<'_>>) {
-        self.settled.broker_replied();
-        if let Some(asked @ (Method::TxSelect(_) | Method::BasicQos(_))) = asked {
-            self.link.outbox.change(|| self.settings.done(asked));
-        }
-    }
-
-    fn received(&self, broker_tag: u64) -> u64 {
-        self.settled.received(broker_tag)
-    }
-}
-
 impl ChannelState {
     pub(crate) fn new(number: u16, link: Arc<Link>) -> Self {
         Self {
@@ -306,41 +137,6 @@ impl ChannelState {
     /// core need not know yet. Under the outbox's lock.
     fn may_answer(&self) -> bool {
         self.end.cause().is_none()
-    }
-
-    /// The broker has closed the channel: no frame follows this one.
-    fn append_close_ok(&self, frames: &mut Frames<'_>) {
-        frames.answer(&ChannelCloseOk {});
-        if self.end.cause().is_some() {
-            // Our own close is on its way. The broker may answer it, or not.
-            self.link.channel_numbers.closed_by_both(self.number);
-        }
-    }
-
-    /// The broker has cancelled a consumer. A quorum queue of RabbitMQ 4.3 keeps one that was
-    /// cancelled because an acknowledgement came too late, and goes on with it when that
-    /// acknowledgement comes, until it hears that the consumer has ended.
-    fn append_cancel_after_broker(&self, frames: &mut Frames<'_>, consumer_tag: &str) {
-        let sent = self.append_basic_cancel(frames, consumer_tag.into(), Call::of_nobody());
-        debug_assert!(sent.is_ok(), "{sent:?}");
-    }
-
-    fn append_basic_cancel(
-        &self,
-        frames: &mut Frames<'_>,
-        consumer_tag: Arc<str>,
-        call: Call,
-    ) -> Result<()> {
-        frames.method(&BasicCancel {
-            consumer_tag: Cow::Borrowed(&consumer_tag),
-            no_wait: false,
-        })?;
-        frames.command(Command::Call {
-            channel: self.number,
-            expected: Expected::CancelOk(consumer_tag),
-            call,
-        });
-        Ok(())
     }
 
     fn let_go_of_number(&self, who: u8) {
@@ -418,28 +214,6 @@ impl ChannelState {
         self.opened_in.load(Ordering::Acquire) == epoch
     }
 
-    /// Opens the channel at the broker, with the mode and the prefetch that it had before, if it had.
-    pub(crate) fn append_open(self: &Arc<Self>, frames: &mut Frames<'_>, call: Call) -> Result<()> {
-        let channel = self.number;
-        frames.method(&ChannelOpen::default())?;
-        self.opened_in.store(frames.epoch(), Ordering::Release);
-        self.needed_by.fetch_or(BROKER, Ordering::AcqRel);
-        frames.command(Command::OpenChannel {
-            channel,
-            mailbox: Arc::<Self>::clone(self),
-            call,
-        });
-        if self.settings.has_transactions() {
-            call::append(frames, channel, &TxSelect {}, Call::of_nobody())?;
-        } else if self.confirms.is_selected() {
-            frames.method(&ConfirmSelect { no_wait: true })?;
-        }
-        for qos in self.settings.qos().methods() {
-            call::append(frames, channel, qos, Call::of_nobody())?;
-        }
-        Ok(())
-    }
-
     /// Warns once if the program relies on a limit for the whole channel that this broker does not
     /// have. The next connection can be to a broker of another version, so this is asked again then.
     pub(crate) fn warn_of_global_qos(&self) {
@@ -513,27 +287,6 @@ impl ChannelState {
         Ok(self.opening_gate())
     }
 
-    pub(crate) fn append_reopen(
-        self: &Arc<Self>,
-        frames: &mut Frames<'_>,
-        call: Call,
-    ) -> Result<()> {
-        let Some(cause) = self.end.cause() else {
-            call.answer(Ok(Reply::Method(ChannelOpenOk::default().into())));
-            return Ok(());
-        };
-        self.append_open(frames, call)?;
-        // An attempt to recover it may have failed before it ended: then nothing has said so since,
-        // and an error of the new life would not end it.
-        self.set_recovering(false);
-        self.reset(&cause);
-        self.confirms.reopen(&cause);
-        self.returned.reopen();
-        self.confirmations.reopen();
-        self.end.clear();
-        Ok(())
-    }
-
     /// Tells what was lost of the messages that nobody waits for by itself. Under the outbox's lock.
     fn lose_unawaited(&self, cause: &Error, left: Left) {
         let Some(sequence_number) = self.confirms.take_unawaited(left) else {
@@ -601,89 +354,5 @@ impl ChannelState {
         if let (Err(error), Some(call)) = (cancelled, call) {
             call.answer(Err(error));
         }
-    }
-
-    /// Always with a reply, so that the IO thread knows when the last message has come. With `only`
-    /// nothing is done if the tag is not that consumer's any more.
-    pub(crate) fn append_cancel(
-        &self,
-        frames: &mut Frames<'_>,
-        consumer_tag: &Arc<str>,
-        only: Option<&Registration>,
-        call: Call,
-    ) -> Result<()> {
-        let consumer = self.consumers.lock().registration(consumer_tag);
-        if let Some(only) = only {
-            if !consumer.as_deref().is_some_and(|it| std::ptr::eq(it, only)) {
-                // It has ended, and another one may have its tag.
-                call.answer(Ok(only.cancelled()));
-                return Ok(());
-            }
-        }
-        let call = match consumer {
-            Some(consumer) if consumer.is_interrupted() => {
-                // It has no unread messages, which would have to be given back.
-                let wanted = self.consumers.lock().get(consumer_tag);
-                if let Some(wanted) = wanted {
-                    wanted.mailbox.ended(None);
-                }
-                call.answer(Ok(consumer.cancelled()));
-                return Ok(());
-            }
-            Some(consumer) => match consumer.cancel(call) {
-                None => return Ok(()),
-                Some(call) => call,
-            },
-            None => call,
-        };
-        // The connection was lost, and the consumer with it.
-        if !self.is_open_in(frames.epoch()) {
-            let consumer_tag = consumer_tag.to_string().into();
-            call.answer(Ok(Reply::Method(BasicCancelOk { consumer_tag }.into())));
-            return Ok(());
-        }
-        self.append_basic_cancel(frames, Arc::clone(consumer_tag), call)
-    }
-
-    /// The last thing that is sent on the channel.
-    pub(crate) fn append_close(
-        &self,
-        frames: &mut Frames<'_>,
-        reason: CloseReason,
-        call: Option<Call>,
-    ) -> Result<()> {
-        let close = ChannelClose {
-            reply_code: reason.code.0,
-            reply_text: reason.text.as_str().into(),
-            ..ChannelClose::default()
-        };
-        let channel = self.number;
-        let is_open = self.is_open_in(frames.epoch());
-        if is_open {
-            frames.method(&close)?;
-        }
-        let kind = ErrorKind::ChannelClosed {
-            channel,
-            reason: reason.clone(),
-        };
-        self.end.set(Error::new(kind));
-        // Publishers who wait for room have nothing to wait for any more.
-        frames.wake_all();
-        if !is_open {
-            // It went with the connection.
-            self.let_go_of_number(HANDLES);
-            if let Some(call) = call {
-                call.answer(Ok(Reply::Method(Method::ChannelCloseOk(ChannelCloseOk {}))));
-            }
-            return Ok(());
-        }
-        self.link.channel_numbers.closing(channel);
-        self.let_go_of_number(HANDLES);
-        frames.command(Command::CloseChannel {
-            channel,
-            reason,
-            call,
-        });
-        Ok(())
     }
 }

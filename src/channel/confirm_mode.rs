@@ -6,12 +6,10 @@ use crossbeam_channel::Receiver;
 
 use super::Channel;
 use crate::error::{Error, Result};
+use crate::events::Confirmation;
 use crate::io_thread::deadline::Deadline;
-use crate::options::PublisherOptions;
-use crate::publisher::Publisher;
 use crate::session::call::{self, Asked};
-use crate::session::channel::confirms::Confirmation;
-use crate::wire::method::{ConfirmSelect, Encode, TxCommit, TxRollback, TxSelect};
+use crate::wire::method::{ConfirmSelect, Encode};
 
 impl Channel {
     /// Puts the channel into confirm mode: from now on the broker answers for every message. Doing it again changes
@@ -93,7 +91,7 @@ impl Channel {
     /// The broker's answers to the messages of this channel in confirm mode, from now on, for a program that keeps its
     /// own accounts of sequence numbers. The receiver keeps the newest 65,536; all receivers of a channel share them.
     /// It is disconnected when the channel ends. When the connection is lost, messages without an answer get one that says so
-    /// ([`Confirmation::lost`]). A [`Publisher`] does all this by itself.
+    /// ([`Confirmation::lost`]). A [`Publisher`](crate::Publisher) does all this by itself.
     ///
     /// ```no_run
     /// use leveret::Connection;
@@ -124,84 +122,5 @@ impl Channel {
     /// ```
     pub fn confirmations(&self) -> Receiver<Confirmation> {
         self.state().confirmations.receiver()
-    }
-
-    /// Puts the channel into confirm mode, if it is not, and publishes with a window of unconfirmed messages and a
-    /// [`Confirm`](crate::Confirm) for each: the way to lose nothing. See [`Publisher`].
-    ///
-    /// # Errors
-    /// As [`confirm_select`](Self::confirm_select).
-    pub fn publisher(&self) -> Result<Publisher> {
-        self.publisher_with(PublisherOptions::default())
-    }
-
-    /// [`publisher`](Self::publisher) with another window or other timeouts.
-    ///
-    /// # Errors
-    /// As [`publisher`](Self::publisher); [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument) for a window of 0 or more than 65,536.
-    pub fn publisher_with(&self, options: PublisherOptions) -> Result<Publisher> {
-        options.check()?;
-        // Also if it was done without waiting: messages from before confirm mode, which nobody counts, come back before
-        // its reply, and so are not taken for ones of this publisher.
-        self.confirm_select()?;
-        Ok(Publisher::new(self.clone(), options))
-    }
-
-    /// Begins transactions on this channel: what is published and acknowledged takes effect at
-    /// [`tx_commit`](Self::tx_commit). Doing it again changes nothing. Confirms are faster.
-    ///
-    /// ```no_run
-    /// # let channel = leveret::Connection::open_default()?.open_channel()?;
-    /// channel.tx_select()?;
-    /// channel.basic_publish("", "tasks", "both")?;
-    /// channel.basic_publish("", "tasks", "or none")?;
-    /// channel.tx_commit()?;
-    /// # Ok::<(), leveret::Error>(())
-    /// ```
-    ///
-    /// # Errors
-    /// 406 on a channel in confirm mode.
-    ///
-    /// See <https://www.rabbitmq.com/docs/semantics#tx>.
-    pub fn tx_select(&self) -> Result<()> {
-        self.call_recorded(false, "", || TxSelect {})?;
-        Ok(())
-    }
-
-    /// Makes what was done since the last commit take effect.
-    ///
-    /// # Errors
-    /// 406 on a channel without [`tx_select`](Self::tx_select). If a part of the transaction was lost with a connection, or
-    /// is an answer to a message that came on a lost one: the cause of that; then the rest of it was rolled back, and it is
-    /// safe to do all of it again.
-    pub fn tx_commit(&self) -> Result<()> {
-        let mut lost_with = None;
-        let channel = self.number();
-        self.call_with(Asked::about(TxCommit::ID, ""), |frames, call| {
-            lost_with = self.state().settings.end_transaction();
-            match lost_with {
-                Some(_) => call::append(frames, channel, &TxRollback {}, call),
-                None => call::append(frames, channel, &TxCommit {}, call),
-            }
-        })?;
-        match lost_with {
-            Some(cause) => Err(cause
-                .doing("tx.commit: a part of the transaction was lost")
-                .unsent()),
-            None => Ok(()),
-        }
-    }
-
-    /// Undoes what was done since the last commit.
-    ///
-    /// # Errors
-    /// 406 on a channel without [`tx_select`](Self::tx_select).
-    pub fn tx_rollback(&self) -> Result<()> {
-        let channel = self.number();
-        self.call_with(Asked::about(TxRollback::ID, ""), |frames, call| {
-            self.state().settings.end_transaction();
-            call::append(frames, channel, &TxRollback {}, call)
-        })?;
-        Ok(())
     }
 }

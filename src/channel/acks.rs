@@ -1,0 +1,184 @@
+//! Getting messages, and answering for them.
+
+use std::cell::Cell;
+
+use super::Channel;
+use crate::error::{Error, ErrorKind, Result};
+use crate::io_thread::outbox::{Admission, Gate};
+use crate::log_line::log_line;
+use crate::options::NackOptions;
+use crate::session::call::{self, Asked};
+use crate::wire::method::{
+    BasicAck, BasicNack, BasicRecover, BasicRecoverAsync, BasicReject, Encode,
+};
+
+/// What became of an ack, nack or reject.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Answered {
+    /// It was sent on the connection of this epoch.
+    Sent { epoch: u64 },
+    /// It was not sent: the connection on which its message came was lost, or the broker has
+    /// cancelled the consumer.
+    NotSent,
+}
+
+impl Channel {
+    /// Acknowledges a message by its delivery tag; [`Delivery::ack`](crate::Delivery::ack) does so for its own.
+    ///
+    /// # Errors
+    /// An unknown tag, or one that was acknowledged before, makes the broker close the channel (406): the next call
+    /// says so.
+    pub fn basic_ack(&self, delivery_tag: u64) -> Result<()> {
+        self.ack(delivery_tag, false).map(drop)
+    }
+
+    /// Acknowledges a message and all earlier ones of the channel; 0 means all.
+    ///
+    /// # Errors
+    /// As [`basic_ack`](Self::basic_ack). [`ErrorKind::Recovering`] for 0, which waits for a connection
+    /// that is being recovered as calls do.
+    pub fn basic_ack_multiple(&self, delivery_tag: u64) -> Result<()> {
+        self.ack(delivery_tag, true).map(drop)
+    }
+
+    pub(crate) fn ack(&self, delivery_tag: u64, multiple: bool) -> Result<Answered> {
+        self.answer(delivery_tag, multiple, |delivery_tag| BasicAck {
+            delivery_tag,
+            multiple,
+        })
+    }
+
+    /// Sends an answer to a delivery, or to all up to that one. If it came on a connection that was lost, nothing is
+    /// sent: the broker has requeued it, and would take the answer for one to another message.
+    fn answer<M: Encode>(
+        &self,
+        delivery_tag: u64,
+        multiple: bool,
+        answer: impl FnOnce(u64) -> M,
+    ) -> Result<Answered> {
+        let state = self.state();
+        let settled = &state.settled;
+        let stale = || Error::stale(delivery_tag);
+        let opened_in = Cell::new(None);
+        let gate = || {
+            let gate = state.gate()?;
+            if settled.broker_tag(delivery_tag).is_none() {
+                return Err(stale());
+            }
+            opened_in.set(state.opened_in());
+            Ok(opened_in.get().map_or(Gate::Shut, |_| gate))
+        };
+        let admission = match delivery_tag {
+            // For "all", which is all of the next connection then.
+            0 => Admission::Room,
+            _ => Admission::Attached,
+        };
+        let patience = self.connection().publish_timeout();
+        let outbox = &state.link.outbox;
+        let written = outbox.write(state.number, admission, patience, gate, |frames| {
+            let epoch = frames.epoch();
+            // The connection may be lost already, and the channel not have heard of it.
+            let tag = settled.broker_tag(delivery_tag);
+            let tag = tag.filter(|_| opened_in.get() == Some(epoch));
+            frames.method(&answer(tag.ok_or_else(stale)?))?;
+            state.settings.used();
+            if multiple {
+                settled.up_to(delivery_tag);
+                if settled.take_stale_open() {
+                    state.settings.answer_lost();
+                }
+            }
+            Ok(Answered::Sent { epoch })
+        });
+        match written {
+            Err(error) if self.is_stale(delivery_tag, &error) => {
+                log_line!(
+                    Debug,
+                    state.link.label(),
+                    "{} {delivery_tag} is not sent: the message was requeued when its connection was lost",
+                    M::ID
+                );
+                state.answer_not_sent();
+                Ok(Answered::NotSent)
+            }
+            written => written.map_err(|error| Asked::about(M::ID, "").failed(error)),
+        }
+    }
+
+    /// Whether an answer failed because its message came on a connection that was lost.
+    fn is_stale(&self, delivery_tag: u64, error: &Error) -> bool {
+        let state = self.state();
+        let is_stale = state.settled.broker_tag(delivery_tag).is_none()
+            || matches!(error.kind(), ErrorKind::AlreadySettled { .. });
+        is_stale && state.end.cause().is_none()
+    }
+
+    /// What became of the answer that the program itself has given to a delivery.
+    pub(crate) fn answered(&self, delivery_tag: u64) -> Answered {
+        let state = self.state();
+        // In this order: as long as the tag is known, the channel is open where it came.
+        let opened_in = state.opened_in();
+        let is_known = state.settled.broker_tag(delivery_tag).is_some();
+        // Else on a connection that was lost: the answer can have been sent before or after that.
+        let lost = || state.link.outbox.epoch().saturating_sub(1);
+        let epoch = opened_in.filter(|_| is_known).unwrap_or_else(lost);
+        Answered::Sent { epoch }
+    }
+
+    /// Gives messages back: to their queue, or to be dropped or dead-lettered. An extension of RabbitMQ.
+    ///
+    /// Since RabbitMQ 4.3 this does not count towards the delivery limit of a quorum queue, as
+    /// [`basic_reject`](Self::basic_reject) does: use it for messages that were not handled.
+    ///
+    /// # Errors
+    /// As [`basic_ack`](Self::basic_ack).
+    pub fn basic_nack(&self, delivery_tag: u64, options: NackOptions) -> Result<()> {
+        self.nack(delivery_tag, options).map(drop)
+    }
+
+    pub(crate) fn nack(&self, delivery_tag: u64, options: NackOptions) -> Result<Answered> {
+        self.answer(delivery_tag, options.multiple, |delivery_tag| BasicNack {
+            delivery_tag,
+            multiple: options.multiple,
+            requeue: options.requeue,
+        })
+    }
+
+    /// Gives one message back: to its queue if `requeue`, or to be dropped or dead-lettered.
+    ///
+    /// With `requeue`, it counts as a failed delivery towards the delivery limit of a quorum queue.
+    ///
+    /// # Errors
+    /// As [`basic_ack`](Self::basic_ack).
+    pub fn basic_reject(&self, delivery_tag: u64, requeue: bool) -> Result<()> {
+        self.reject(delivery_tag, requeue).map(drop)
+    }
+
+    pub(crate) fn reject(&self, delivery_tag: u64, requeue: bool) -> Result<Answered> {
+        self.answer(delivery_tag, false, |delivery_tag| BasicReject {
+            delivery_tag,
+            requeue,
+        })
+    }
+
+    /// Gives all unacknowledged messages of the channel back to their queues and waits until that is done. As with
+    /// [`basic_nack`](Self::basic_nack), this does not count towards the delivery limit since RabbitMQ 4.3.
+    ///
+    /// # Errors
+    /// 540, which closes the connection, without `requeue`: RabbitMQ does not implement it.
+    pub fn basic_recover(&self, requeue: bool) -> Result<()> {
+        let channel = self.number();
+        self.call_with(Asked::about(BasicRecover::ID, ""), |frames, call| {
+            call::append(frames, channel, &BasicRecover { requeue }, call)?;
+            self.state().settled.up_to(0);
+            Ok(())
+        })?;
+        Ok(())
+    }
+
+    /// [`basic_recover`](Self::basic_recover) without a reply. Deprecated in AMQP.
+    pub fn basic_recover_async(&self, requeue: bool) -> Result<()> {
+        let answered = self.answer(0, true, |_| BasicRecoverAsync { requeue });
+        answered.map(drop)
+    }
+}

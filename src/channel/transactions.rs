@@ -1,0 +1,66 @@
+//! Transactions.
+
+use super::Channel;
+use crate::error::Result;
+use crate::session::call::{self, Asked};
+use crate::wire::method::{Encode, TxCommit, TxRollback, TxSelect};
+
+impl Channel {
+    /// Begins transactions on this channel: what is published and acknowledged takes effect at
+    /// [`tx_commit`](Self::tx_commit). Doing it again changes nothing. Confirms are faster.
+    ///
+    /// ```no_run
+    /// # let channel = leveret::Connection::open_default()?.open_channel()?;
+    /// channel.tx_select()?;
+    /// channel.basic_publish("", "tasks", "both")?;
+    /// channel.basic_publish("", "tasks", "or none")?;
+    /// channel.tx_commit()?;
+    /// # Ok::<(), leveret::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// 406 on a channel in confirm mode.
+    ///
+    /// See <https://www.rabbitmq.com/docs/semantics#tx>.
+    pub fn tx_select(&self) -> Result<()> {
+        self.call_recorded(false, "", || TxSelect {})?;
+        Ok(())
+    }
+
+    /// Makes what was done since the last commit take effect.
+    ///
+    /// # Errors
+    /// 406 on a channel without [`tx_select`](Self::tx_select). If a part of the transaction was lost with a connection, or
+    /// is an answer to a message that came on a lost one: the cause of that; then the rest of it was rolled back, and it is
+    /// safe to do all of it again.
+    pub fn tx_commit(&self) -> Result<()> {
+        let mut lost_with = None;
+        let channel = self.number();
+        self.call_with(Asked::about(TxCommit::ID, ""), |frames, call| {
+            lost_with = self.state().settings.end_transaction();
+            match lost_with {
+                Some(_) => call::append(frames, channel, &TxRollback {}, call),
+                None => call::append(frames, channel, &TxCommit {}, call),
+            }
+        })?;
+        match lost_with {
+            Some(cause) => Err(cause
+                .doing("tx.commit: a part of the transaction was lost")
+                .unsent()),
+            None => Ok(()),
+        }
+    }
+
+    /// Undoes what was done since the last commit.
+    ///
+    /// # Errors
+    /// 406 on a channel without [`tx_select`](Self::tx_select).
+    pub fn tx_rollback(&self) -> Result<()> {
+        let channel = self.number();
+        self.call_with(Asked::about(TxRollback::ID, ""), |frames, call| {
+            self.state().settings.end_transaction();
+            call::append(frames, channel, &TxRollback {}, call)
+        })?;
+        Ok(())
+    }
+}

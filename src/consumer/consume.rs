@@ -1,0 +1,205 @@
+//! Beginning and cancelling consumers, and their prefetch.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use super::Consumer;
+use crate::channel::Channel;
+use crate::error::{Error, Result};
+use crate::io_thread::deadline::Deadline;
+use crate::io_thread::mailbox::{Call, Command, ConsumerMailbox};
+use crate::io_thread::outbox::{Admission, Frames};
+use crate::options::{ConsumeOptions, QosOptions};
+use crate::session::call::{self, Asked};
+use crate::session::queue_names::QueueName;
+use crate::session::subscription::{ReadsFrom, Registration};
+use crate::wire::method::{BasicCancel, BasicConsume, BasicQos, Encode};
+
+impl Channel {
+    /// How many unacknowledged messages the broker may send ahead to each consumer that begins from now on. Without
+    /// it, it sends the whole queue; a stream refuses a consumer without it (406).
+    ///
+    /// What a consumer of a quorum queue gets and does not read can count
+    /// [towards the delivery limit](Consumer#unread-messages-and-the-delivery-limit): do not send ahead more than needed.
+    pub fn basic_qos(&self, prefetch_count: u16) -> Result<()> {
+        self.basic_qos_with(QosOptions::default().prefetch_count(prefetch_count))
+    }
+
+    /// [`basic_qos`](Self::basic_qos) with all its parameters. A limit for the whole channel
+    /// ([`global`](QosOptions::global)) is none on RabbitMQ 4.3: the call returns `Ok`, and the log has a warning.
+    ///
+    /// # Errors
+    /// 540, which closes the connection, for a `prefetch_size`: RabbitMQ has none. What becomes of a
+    /// [`global`](QosOptions::global) limit depends on the version.
+    pub fn basic_qos_with(&self, options: QosOptions) -> Result<()> {
+        let qos = BasicQos {
+            prefetch_size: options.prefetch_size,
+            prefetch_count: options.prefetch_count,
+            global: options.global,
+        };
+        self.call_recorded(false, "", || qos)?;
+        if options.global {
+            self.state().warn_of_global_qos();
+        }
+        Ok(())
+    }
+
+    /// Begins to consume from a queue. See [`Consumer`] for an example.
+    ///
+    /// # Errors
+    /// 404 if there is no such queue, 403 if another consumer has it exclusively or without permission, 406 for a stream
+    /// without a prefetch. [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument) if the consumer tag is in use on this channel: the broker would close the
+    /// whole connection for it.
+    pub fn basic_consume(&self, queue: &str, options: ConsumeOptions) -> Result<Consumer> {
+        self.consume_queue(queue.into(), options)
+    }
+
+    pub(crate) fn consume_queue(
+        &self,
+        queue: QueueName<'_>,
+        options: ConsumeOptions,
+    ) -> Result<Consumer> {
+        let reads_from = self.reads_from(queue, &options);
+        self.consume(queue, &options, |consumer_tag| {
+            let (consumer, mailbox) =
+                Consumer::new(self.clone(), consumer_tag, &options, reads_from);
+            (consumer, Arc::new(mailbox))
+        })
+    }
+
+    /// Whether a consumer of this queue reads from a stream, as far as the program has said so.
+    fn reads_from(&self, queue: QueueName<'_>, options: &ConsumeOptions) -> ReadsFrom {
+        let state = self.state();
+        let queue = state.settings.resolve(queue);
+        let of_streams = ["x-stream-offset", "x-stream-filter"];
+        let is_told = of_streams
+            .iter()
+            .any(|it| options.arguments.get(it).is_some());
+        match is_told || state.link.topology.lock().is_stream(&queue) {
+            true => ReadsFrom::Stream,
+            false => ReadsFrom::Queue,
+        }
+    }
+
+    /// Begins to consume into a mailbox that `begin` makes, beside what is returned.
+    pub(crate) fn consume<C>(
+        &self,
+        queue: QueueName<'_>,
+        options: &ConsumeOptions,
+        begin: impl FnOnce(Arc<str>) -> (C, Arc<dyn ConsumerMailbox>),
+    ) -> Result<C> {
+        let asked = Asked::about(BasicConsume::ID, queue.shown());
+        let consumer_tag = self
+            .take_consumer_tag(&options.consumer_tag)
+            .map_err(|error| asked.failed(error))?;
+        let channel = self.number();
+        let (consumer, mailbox) = begin(Arc::clone(&consumer_tag));
+        let state = self.state();
+        let consume = || BasicConsume {
+            ticket: 0,
+            queue: state.settings.resolve(queue),
+            consumer_tag: Cow::Borrowed(&consumer_tag),
+            no_local: options.no_local,
+            no_ack: options.no_ack,
+            exclusive: options.exclusive,
+            no_wait: options.no_wait,
+            arguments: Cow::Borrowed(&options.arguments),
+        };
+        let mut sent = false;
+        let append = |frames: &mut Frames<'_>, call| {
+            let consume = consume();
+            frames.method(&consume)?;
+            let registration = state.consumers.lock().registration(&consumer_tag);
+            if let Some(registration) = registration {
+                registration.asked(options.no_wait);
+            }
+            if self.connection().options().recovery.is_on {
+                let again = BasicConsume {
+                    no_wait: false,
+                    ..consume.into_owned()
+                };
+                let qos = state.settings.qos();
+                let mut consumers = state.consumers.lock();
+                consumers.want(Arc::clone(&mailbox), again, qos);
+            }
+            frames.command(Command::Consume {
+                channel,
+                consumer_tag: Arc::clone(&consumer_tag),
+                settling: mailbox.settling(),
+                consumer: mailbox,
+                call,
+            });
+            sent = true;
+            Ok(())
+        };
+        let asked_for = if options.no_wait {
+            self.write(asked, |frames| append(frames, None))
+        } else {
+            self.call_with(asked, |frames, call| append(frames, Some(call)))
+                .map(drop)
+        };
+        if !sent {
+            state.consumers.lock().remove(&consumer_tag);
+        } else if options.no_wait {
+            state.consumer_started(&consumer_tag);
+        }
+        // On an error the consumer is dropped and with it cancelled, if or when the broker has agreed.
+        asked_for.map(|()| consumer)
+    }
+
+    /// The tag that was asked for, or one that is made up; each only once.
+    fn take_consumer_tag(&self, wanted: &str) -> Result<Arc<str>> {
+        let state = self.state();
+        let taken = state.consumers.lock().take_tag(wanted, state.number);
+        taken.ok_or_else(|| {
+            Error::invalid(format!(
+                "consumer tag {wanted:?} is in use on channel {}",
+                state.number
+            ))
+        })
+    }
+
+    /// Cancels a consumer by its tag and waits until the broker has agreed; an unknown tag is no error. What has come
+    /// until then can still be read.
+    pub fn basic_cancel(&self, consumer_tag: &str) -> Result<()> {
+        self.cancel(&consumer_tag.into(), None)
+    }
+
+    /// With `only`, nothing is done if the tag is not that consumer's any more.
+    pub(crate) fn cancel(
+        &self,
+        consumer_tag: &Arc<str>,
+        only: Option<&Registration>,
+    ) -> Result<()> {
+        let asked = Asked::about(BasicCancel::ID, consumer_tag);
+        let state = self.state();
+        let deadline = Deadline::after(self.connection().request_timeout());
+        let attached = Admission::Attached;
+        let gate = || state.gate();
+        let cancelled = call::call(
+            &state.link,
+            state.number,
+            deadline,
+            attached,
+            gate,
+            |frames, call| state.append_cancel(frames, consumer_tag, only, call),
+        );
+        match cancelled {
+            // With the connection the consumer is gone, too.
+            Err(error) if error.is_connection_end() && self.connection().is_open() => Ok(()),
+            cancelled => cancelled.map(drop).map_err(|error| asked.failed(error)),
+        }
+    }
+
+    /// [`basic_cancel`](Self::basic_cancel) without waiting for the broker. (The broker answers nevertheless: only that
+    /// tells this crate when the last message has come.)
+    pub fn basic_cancel_no_wait(&self, consumer_tag: &str) -> Result<()> {
+        let asked = Asked::about(BasicCancel::ID, consumer_tag);
+        let consumer_tag = consumer_tag.into();
+        self.write(asked, |frames| {
+            let call = Call::of_nobody();
+            self.state()
+                .append_cancel(frames, &consumer_tag, None, call)
+        })
+    }
+}

@@ -1,0 +1,228 @@
+//! Hands every event of the core to the mailbox that it concerns.
+
+use std::sync::Arc;
+
+use super::driver::Driver;
+use super::lost_publishes::Unanswered;
+use super::mailbox::{Call, ChannelMailbox, ConfirmMailbox, ConsumerMailbox};
+use super::mailbox::{Mailboxes, Published, Reply, Unclaimed};
+use crate::error::{Error, OneLine};
+use crate::events::ConnectionEvent;
+use crate::log_line::log_line;
+use crate::proto::{Answer, Event, Fetched, Left, Outcome, Returned};
+use crate::wire::method::Method;
+
+impl Driver<'_> {
+    /// Dispatches all events that wait in the core.
+    pub(super) fn dispatch(&mut self) {
+        while let Some(event) = self.core.next_event() {
+            self.answers += usize::from(event.is_answered());
+            self.dispatch_one(event);
+        }
+    }
+
+    #[inline]
+    fn dispatch_one(&mut self, event: Event<Mailboxes>) {
+        match event {
+            Event::Opened => {}
+            Event::Reply {
+                channel,
+                call,
+                reply,
+            } => self.reply(channel, call, *reply),
+            Event::Fetched {
+                call,
+                channel,
+                no_ack,
+                message,
+            } => self.fetched(call, channel, no_ack, message),
+            Event::Failed { call, error } => call.answer(Err(error)),
+            Event::Deliveries { consumer, count } => self.deliver(&*consumer, count),
+            Event::ConsumerStarted { consumer } => consumer.started(),
+            Event::ConsumerCancelled {
+                channel,
+                consumer_tag,
+                consumer,
+                no_wait,
+            } => channel.consumer_cancelled(&consumer_tag, consumer.is_some(), no_wait),
+            Event::Unwanted {
+                channel,
+                delivery_tag,
+                settling,
+            } => channel.unwanted(delivery_tag, settling),
+            Event::ConsumerEnded { consumer, error } => self.consumer_ended(&*consumer, error),
+            Event::Returned {
+                channel,
+                sequence_number,
+                message,
+            } => self.returned(&*channel, sequence_number, message),
+            Event::Answered {
+                confirm,
+                sequence_number,
+                outcome,
+            } => self.answered(&*confirm, sequence_number, outcome),
+            Event::Lost {
+                published,
+                cause,
+                may_have_been_sent,
+            } => self.lost(published, cause, may_have_been_sent),
+            Event::Nacked {
+                channel,
+                sequence_number,
+            } => channel.nacked(sequence_number),
+            Event::Confirm {
+                channel,
+                answer,
+                sequence_number,
+                answered,
+                answered_to,
+            } => self.confirm(&*channel, answer, sequence_number, answered, answered_to),
+            Event::MessageTooLarge { channel, size } => channel.message_too_large(size),
+            Event::Flow { channel, active } => channel.flow(active),
+            Event::ChannelEnded {
+                channel,
+                error,
+                left,
+                owes_close_ok,
+            } => self.channel_ended(&*channel, &error, left, owes_close_ok),
+            Event::ChannelFreed { channel, number } => self.channel_freed(&*channel, number),
+            Event::Blocked { reason } => self.blocked(reason),
+            Event::Unblocked => self.unblocked(),
+            Event::Ended { error } => self.ended(error),
+        }
+    }
+
+    fn reply(
+        &self,
+        channel: Option<Arc<dyn ChannelMailbox>>,
+        mut call: Call,
+        reply: Method<'static>,
+    ) {
+        let asked = call.take_record();
+        if let Some(channel) = channel {
+            // Now, since the connection can be lost before the caller hears of it.
+            channel.broker_replied(asked.as_ref());
+        }
+        if let Some(asked) = asked {
+            self.link.topology.lock().done(asked, Some(&reply));
+        }
+        call.answer(Ok(Reply::Method(reply)));
+    }
+
+    fn fetched(
+        &self,
+        call: Call,
+        channel: Arc<dyn ChannelMailbox>,
+        no_ack: bool,
+        mut message: Fetched,
+    ) {
+        channel.broker_replied(None);
+        message.delivery_tag = channel.received(message.delivery_tag);
+        let redelivered = usize::from(message.redelivered);
+        let message = Unclaimed::new(message, no_ack, channel);
+        let counters = &self.link.counters;
+        counters.redelivered(redelivered);
+        counters.delivered(1, || call.answer(Ok(Reply::Message(message))));
+    }
+
+    #[inline]
+    fn deliver(&mut self, consumer: &dyn ConsumerMailbox, count: usize) {
+        let messages = self.core.take_messages(count);
+        let redelivered = messages.as_slice().iter().filter(|it| it.redelivered);
+        let counters = &self.link.counters;
+        counters.redelivered(redelivered.count());
+        let bytes = counters.delivered(count, || consumer.deliver(messages));
+        self.reading.delivered(bytes);
+    }
+
+    fn consumer_ended(&self, consumer: &dyn ConsumerMailbox, error: Option<Error>) {
+        match error {
+            Some(error) if self.is_lost() || consumer.outlives(&error) => {
+                consumer.interrupted(&error);
+            }
+            error => consumer.ended(error),
+        }
+    }
+
+    fn returned(
+        &self,
+        channel: &dyn ChannelMailbox,
+        sequence_number: Option<u64>,
+        message: Returned,
+    ) {
+        let give_back = || channel.returned(message, sequence_number);
+        self.link.counters.returned(give_back);
+    }
+
+    fn answered(&self, confirm: &dyn ConfirmMailbox, sequence_number: u64, outcome: Outcome) {
+        let is_returned = matches!(outcome, Outcome::Returned(_));
+        let answer = || confirm.answered(sequence_number, outcome);
+        match is_returned {
+            true => self.link.counters.returned(answer),
+            false => answer(),
+        }
+    }
+
+    fn lost(&mut self, published: Published, cause: Error, may_have_been_sent: bool) {
+        let lost = Unanswered::new(published, cause, may_have_been_sent);
+        match self.is_lost() && lost.can_be_kept() {
+            true => self.unanswered.push(lost),
+            false => lost.lose(),
+        }
+    }
+
+    fn confirm(
+        &self,
+        channel: &dyn ChannelMailbox,
+        answer: Answer,
+        sequence_number: u64,
+        answered: u64,
+        answered_to: u64,
+    ) {
+        let confirm = || channel.confirm(answer, sequence_number, answered_to);
+        self.link.counters.confirmed(answered, answer.nack, confirm);
+    }
+
+    fn channel_ended(
+        &self,
+        channel: &dyn ChannelMailbox,
+        error: &Error,
+        left: Left,
+        owes_close_ok: bool,
+    ) {
+        match self.is_lost() {
+            true => channel.interrupted(error, left),
+            false => channel.ended(error, owes_close_ok),
+        }
+    }
+
+    fn channel_freed(&mut self, channel: &dyn ChannelMailbox, number: u16) {
+        // The commands that wait are answered now: the socket may not take their frames for long.
+        for command in self.link.outbox.take_commands_of(number) {
+            self.core.handle(command);
+        }
+        channel.freed();
+    }
+
+    fn blocked(&self, reason: String) {
+        self.link.outbox.set_blocked(Some(reason.clone()));
+        let label = self.link.label();
+        let shown = OneLine(reason.clone());
+        self.link.tell(ConnectionEvent::Blocked { reason });
+        log_line!(
+            Warn,
+            label,
+            "the broker has blocked the connection: {shown}"
+        );
+    }
+
+    fn unblocked(&self) {
+        self.link.outbox.set_blocked(None);
+        self.link.tell(ConnectionEvent::Unblocked);
+        log_line!(
+            Info,
+            self.link.label(),
+            "the broker has unblocked the connection"
+        );
+    }
+}

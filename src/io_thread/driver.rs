@@ -1,0 +1,426 @@
+//! One socket, from the end of its handshake to its end.
+
+use std::io::{self, ErrorKind, Write};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use mio::{Events, Interest, Poll, Token};
+
+use super::lost_publishes::Unanswered;
+use super::mailbox::{Command, Mailboxes};
+use super::outbox::write_buffer::Outgoing;
+use super::outbox::Loss;
+use super::read_throttle::Reading;
+use super::shared::Link;
+use super::socket::connect::Connected;
+use super::socket::read_buffer::Inbox;
+use super::socket::transport::Stream;
+use crate::error::{ClosedBy, Error};
+use crate::events::ConnectionEvent;
+use crate::log_line::log_line;
+use crate::proto;
+
+const SOCKET: Token = Token(0);
+/// How many reads are made before writing gets its turn.
+const READS_IN_A_ROW: usize = 16;
+/// How many writes are made before reading gets its turn: publishers who never stop must not keep confirms and
+/// heartbeats from being read.
+const WRITES_IN_A_ROW: usize = 16;
+/// How many answers wait for a peer that does not read them, before no more of what it sends is read.
+const ANSWERS_LIMIT: usize = 4096;
+/// After its end a connection waits so long for its last words to go out, and for the peer to hear them.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// How it ended with a socket.
+#[derive(Debug)]
+pub(super) enum End {
+    /// The connection is closed, for good.
+    Final(Error),
+    /// It was lost.
+    Lost(Error),
+}
+
+/// How far the connection's end has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Closing {
+    No,
+    /// The last words go out, until this time.
+    Flushing(Instant),
+    /// They are out; the peer has until this time to close.
+    Draining(Instant),
+    Done,
+}
+
+/// One socket, from the end of its handshake to its end.
+pub(super) struct Driver<'a> {
+    poll: &'a mut Poll,
+    pub(super) link: &'a Arc<Link>,
+    stream: Stream,
+    pub(super) core: proto::Connection<Mailboxes>,
+    inbox: Inbox,
+    outgoing: Outgoing,
+    /// Empty but for a moment; kept for its memory.
+    commands: Vec<Command>,
+    /// What the socket last allowed; edge-triggered, so it holds until a call would block.
+    readable: bool,
+    writable: bool,
+    /// How many answers to the peer were put into the outbox since it was last emptied.
+    pub(super) answers: usize,
+    /// There may be more to write, and the socket would take it.
+    write_again: bool,
+    /// The socket is broken: what is left in it ends with the reason.
+    failed: bool,
+    pub(super) reading: Reading,
+    pub(super) closing: Closing,
+    /// Whether another connection follows when this one is lost.
+    pub(super) recovers: bool,
+    /// What was published on this socket and got no answer before it was lost.
+    pub(super) unanswered: Vec<Unanswered>,
+    pub(super) end: Option<End>,
+}
+
+impl<'a> Driver<'a> {
+    pub(super) fn new(
+        poll: &'a mut Poll,
+        link: &'a Arc<Link>,
+        connected: Connected<Mailboxes>,
+        recovers: bool,
+        max_unread_bytes: u64,
+    ) -> Self {
+        let Connected {
+            stream,
+            core,
+            inbox,
+            ..
+        } = connected;
+        let label = core.label().clone();
+        Self {
+            poll,
+            link,
+            stream,
+            core,
+            inbox,
+            outgoing: Outgoing::default(),
+            commands: Vec::new(),
+            readable: true,
+            writable: true,
+            answers: 0,
+            write_again: false,
+            failed: false,
+            reading: Reading::new(max_unread_bytes, label),
+            closing: Closing::No,
+            recovers,
+            unanswered: Vec::new(),
+            end: None,
+        }
+    }
+
+    pub(super) fn drive(&mut self) {
+        let mut events = Events::with_capacity(8);
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        let registry = self.poll.registry();
+        if let Err(error) = registry.register(&mut self.stream, SOCKET, interest) {
+            return self.lose(error.kind());
+        }
+        // Input that came right behind the handshake waits in the inbox.
+        self.receive(now());
+        while self.closing != Closing::Done {
+            self.write();
+            self.wait(&mut events);
+            if self.link.outbox.is_aborted() {
+                self.core.abort();
+            }
+            // What is given up behind the end of this connection is the next one.
+            if self.closing == Closing::No && self.link.outbox.take_given_up() {
+                self.core.socket_closed(ErrorKind::TimedOut);
+            }
+            self.dispatch();
+            self.read();
+            self.handle_time(&mut events);
+        }
+    }
+
+    /// Sleeps until the socket, the outbox or the time has something to do.
+    fn wait(&mut self, events: &mut Events) {
+        let timeout = self.timeout();
+        self.poll(events, timeout);
+    }
+
+    fn poll(&mut self, events: &mut Events, timeout: Option<Duration>) {
+        if let Err(error) = self.poll.poll(events, timeout) {
+            if error.kind() != ErrorKind::Interrupted {
+                return self.socket_failed(&error);
+            }
+        }
+        for event in events.iter().filter(|event| event.token() == SOCKET) {
+            // A closed or broken socket is found by reading it.
+            // In TLS either way can wait for the other.
+            let both = self.stream.is_tls() && (event.is_readable() || event.is_writable());
+            self.readable |=
+                both || event.is_readable() || event.is_read_closed() || event.is_error();
+            self.failed |= event.is_error();
+            self.writable |= both || event.is_writable();
+        }
+    }
+
+    /// How long to sleep. `None`: until the socket or the outbox has something.
+    fn timeout(&self) -> Option<Duration> {
+        let pauses_until = self.reading.pauses_until().filter(|_| self.may_pause());
+        let busy = self.write_again || self.core.has_events();
+        let readable = self.readable && !self.is_full_of_answers();
+        if busy || (readable && pauses_until.is_none()) {
+            return Some(Duration::ZERO);
+        }
+        let look = pauses_until.filter(|_| readable);
+        let wake_up_at = self.deadline().into_iter().chain(look).min()?;
+        Some(wake_up_at.saturating_duration_since(now()))
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        match self.closing {
+            Closing::No => self.core.deadline(),
+            Closing::Flushing(until) | Closing::Draining(until) => Some(until),
+            Closing::Done => None,
+        }
+    }
+
+    fn read(&mut self) {
+        for _ in 0..READS_IN_A_ROW {
+            if !self.readable || self.closing == Closing::Done || !self.may_read() {
+                return;
+            }
+            match self.inbox.read_from(&mut self.stream) {
+                Ok(0) => return self.socket_failed(&ErrorKind::UnexpectedEof.into()),
+                Ok(count) => {
+                    self.link.counters.received(count);
+                    self.receive(now());
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => self.readable = false,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return self.socket_failed(&error),
+            }
+        }
+    }
+
+    /// At the end all is read, so that it comes.
+    fn may_pause(&self) -> bool {
+        !self.failed && self.closing == Closing::No
+    }
+
+    /// Whether the peer asks for more than it reads: every answer to it would take memory here.
+    fn is_full_of_answers(&self) -> bool {
+        self.answers >= ANSWERS_LIMIT && self.may_pause()
+    }
+
+    /// Whether to go on, with as much as the program has not taken yet.
+    fn may_read(&mut self) -> bool {
+        if self.is_full_of_answers() {
+            return false;
+        }
+        if self.reading.is_free() || !self.may_pause() {
+            return true;
+        }
+        let Self {
+            reading,
+            core,
+            link,
+            ..
+        } = self;
+        let count_unread = || core.consumers().map(|consumer| consumer.unread()).sum();
+        let someone_waits = || {
+            core.awaits_reply()
+                || link.outbox.has_calls()
+                || link.waiting.any()
+                || link.outbox.stops_publishers()
+        };
+        reading.may_read(now(), count_unread, someone_waits)
+    }
+
+    fn receive(&mut self, now: Instant) {
+        loop {
+            if self.core.buffers().is_empty() {
+                self.link.buffers.take(self.core.buffers());
+            }
+            let consumed = self.core.receive(self.inbox.bytes(), now);
+            self.inbox.consume(consumed);
+            // Only for their sake the core stops before it has taken in all.
+            if !self.core.has_events() {
+                return;
+            }
+            self.dispatch();
+        }
+    }
+
+    fn handle_time(&mut self, events: &mut Events) {
+        match self.closing {
+            Closing::No => {
+                let mut now = now();
+                if self.core.deadline().is_some_and(|deadline| deadline <= now) {
+                    now = self.catch_up(events);
+                }
+                if self.readable {
+                    self.core.input_waits(now);
+                }
+                if self.core.handle_timeout(now) {
+                    self.give_memory_back();
+                }
+                self.dispatch();
+            }
+            Closing::Flushing(until) | Closing::Draining(until) if now() >= until => {
+                self.closing = Closing::Done;
+            }
+            Closing::Flushing(_) | Closing::Draining(_) | Closing::Done => {}
+        }
+    }
+
+    /// Reads what has come before the time is told to the core: the process can have been stopped
+    /// meanwhile (SIGSTOP), or the machine asleep, and the peer is not dead if its heartbeats lie in
+    /// the socket.
+    #[cold]
+    fn catch_up(&mut self, events: &mut Events) -> Instant {
+        self.poll(events, Some(Duration::ZERO));
+        self.read();
+        now()
+    }
+
+    /// What a burst has needed is not kept for the next one, if that does not come soon.
+    fn give_memory_back(&mut self) {
+        self.commands = Vec::new();
+        self.inbox.give_memory_back();
+        self.outgoing.give_memory_back();
+        self.link.outbox.give_memory_back();
+        self.link.buffers.take(&mut Vec::new());
+    }
+
+    /// Writes what there is until the socket takes no more.
+    fn write(&mut self) {
+        let mut wrote = false;
+        self.write_again = true;
+        for _ in 0..WRITES_IN_A_ROW {
+            if !self.writable {
+                self.write_again = false;
+                break;
+            }
+            if self.outgoing.is_empty() && !self.refill() {
+                self.all_written();
+                self.write_again = false;
+                break;
+            }
+            match self.stream.write(self.outgoing.front()) {
+                Ok(count) => {
+                    self.link.counters.sent(count);
+                    self.outgoing.wrote(count);
+                    wrote = true;
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => self.writable = false,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                // What the peer said before it went away is still to be read: it tells why.
+                Err(error) => {
+                    log_line!(Debug, self.link.label(), "write failed: {error}");
+                    self.writable = false;
+                    self.readable = true;
+                    self.failed = true;
+                }
+            }
+        }
+        self.link.counters.writing(self.outgoing.len());
+        if wrote {
+            self.core.wrote(now());
+        }
+    }
+
+    /// Takes what has come together in the outbox. False if that is nothing; then the IO thread may sleep.
+    fn refill(&mut self) -> bool {
+        self.take_core_output();
+        let outbox = &self.link.outbox;
+        outbox.take(&mut self.outgoing, &mut self.commands);
+        self.answers = 0;
+        for command in self.commands.drain(..) {
+            self.core.handle(command);
+        }
+        !self.outgoing.is_empty()
+    }
+
+    fn take_core_output(&mut self) {
+        if self.core.has_output() {
+            let core = &mut self.core;
+            self.link.outbox.append(|buffer| core.take_output(buffer));
+        }
+    }
+
+    fn all_written(&mut self) {
+        if let Closing::Flushing(until) = self.closing {
+            // A peer that is still sending would otherwise get a reset, and lose what we said last.
+            let _ = self.stream.shutdown_write();
+            self.closing = Closing::Draining(until);
+        }
+    }
+
+    fn socket_failed(&mut self, error: &io::Error) {
+        self.readable = false;
+        if self.closing != Closing::No {
+            self.closing = Closing::Done;
+            return;
+        }
+        self.lose(error.kind());
+    }
+
+    pub(super) fn end_with(&mut self, error: Error) {
+        self.core.end_with(error);
+        self.dispatch();
+        self.closing = Closing::Done;
+    }
+
+    fn lose(&mut self, kind: ErrorKind) {
+        self.core.socket_closed(kind);
+        self.dispatch();
+        self.closing = Closing::Done;
+    }
+}
+
+#[allow(clippy::disallowed_methods)] // The core's only source of time.
+fn now() -> Instant {
+    Instant::now()
+}
+
+impl Driver<'_> {
+    pub(super) fn is_lost(&self) -> bool {
+        matches!(self.end, Some(End::Lost(_)))
+    }
+
+    pub(super) fn ended(&mut self, error: Error) {
+        let by_us = error.closed_by() == Some(ClosedBy::Program);
+        let loss = match self.recovers && !by_us {
+            true => self.link.outbox.set_lost(error.clone()),
+            false => Loss::None,
+        };
+        self.end = Some(match loss {
+            Loss::New | Loss::Again => End::Lost(error.clone()),
+            Loss::None => {
+                // Before the outbox is emptied: nothing can be appended from now on.
+                self.link.outbox.set_end(error.clone());
+                End::Final(error.clone())
+            }
+        });
+        // What was appended just before is answered now, with the same cause: nothing of it was sent.
+        for command in self.link.outbox.discard() {
+            self.core.handle(command);
+        }
+        self.closing = if self.core.has_output() {
+            Closing::Flushing(now() + LINGER)
+        } else {
+            Closing::Done
+        };
+        match loss {
+            Loss::New => {
+                self.link.tell(ConnectionEvent::Lost {
+                    cause: error.clone(),
+                });
+                log_line!(Warn, self.link.label(), "{error}; it is opened again");
+            }
+            // The failed attempt is told.
+            Loss::Again => {}
+            Loss::None => self.link.end(&error),
+        }
+    }
+}

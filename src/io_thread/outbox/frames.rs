@@ -1,0 +1,194 @@
+//! What a caller appends while it holds the outbox's lock.
+
+use std::ops::Range;
+
+use bytes::{Bytes, BytesMut};
+
+use super::state::{Phase, State};
+use crate::error::{Error, Result};
+use crate::io_thread::mailbox::Command;
+use crate::log_line::log_line;
+use crate::wire::codec::{WireError, WireResult};
+use crate::wire::fast_publish::write_plain;
+use crate::wire::frame;
+use crate::wire::method::{BasicPublish, Encode, MethodId};
+use crate::wire::properties::Properties;
+
+/// Copies of messages share a block of this size, in bytes.
+const KEPT_TOGETHER: usize = 32 << 10;
+
+/// A large message as it is sent.
+pub(crate) struct Large {
+    pub(super) frames: Vec<u8>,
+    pub(super) properties: Range<usize>,
+    /// What it was made for.
+    pub(super) payload_limit: usize,
+}
+
+impl Large {
+    pub(crate) fn properties(&self) -> &[u8] {
+        self.frames.get(self.properties.clone()).unwrap_or_default()
+    }
+
+    /// A copy of it.
+    pub(crate) fn keep(&self) -> Bytes {
+        Bytes::copy_from_slice(&self.frames)
+    }
+}
+
+/// What a caller can put into the outbox while it holds the lock. All of it is about one channel.
+pub(crate) struct Frames<'a> {
+    pub(super) state: &'a mut State,
+    pub(super) channel: u16,
+    pub(super) wake_all: bool,
+    /// Where the last message begins.
+    pub(super) start: usize,
+}
+
+impl Frames<'_> {
+    #[inline]
+    fn trace(&self, id: MethodId) {
+        log_line!(Trace, self.state.label, "channel {} → {id}", self.channel);
+    }
+
+    #[inline]
+    pub(crate) fn method<M: Encode>(&mut self, method: &M) -> Result<()> {
+        self.trace(M::ID);
+        let limit = self.state.payload_limit;
+        let target = self.state.backlog.target(self.channel);
+        let written = frame::write_method(target, self.channel, method, limit);
+        written.map_err(unsendable)?;
+        self.state.count(M::ID);
+        Ok(())
+    }
+
+    /// An answer to the broker, which is so small that it fits into any frame.
+    pub(crate) fn answer(&mut self, method: &impl Encode) {
+        let written = self.method(method);
+        debug_assert!(written.is_ok(), "{written:?}");
+    }
+
+    /// A message. Returns its properties as they are sent.
+    #[inline]
+    pub(crate) fn message(
+        &mut self,
+        publish: &BasicPublish<'_>,
+        properties: Option<&Properties>,
+        body: &[u8],
+    ) -> Result<&[u8]> {
+        self.trace(BasicPublish::ID);
+        let limit = self.state.payload_limit;
+        let target = self.state.backlog.target(self.channel);
+        self.start = target.len();
+        let written = write_message(target, self.channel, publish, properties, body, limit);
+        let properties = written.map_err(unsendable)?;
+        self.state.messages += 1;
+        Ok(target.get(properties).unwrap_or_default())
+    }
+
+    /// A copy of the message that was appended last.
+    pub(crate) fn keep(&mut self) -> Bytes {
+        let State {
+            backlog, keeping, ..
+        } = &mut *self.state;
+        let appended = backlog.target(self.channel).get(self.start..);
+        let appended = appended.unwrap_or_default();
+        if keeping.capacity() < appended.len() {
+            // It would grow by just this message, and each would have a block of its own.
+            *keeping = BytesMut::with_capacity(KEPT_TOGETHER.max(appended.len()));
+        }
+        keeping.extend_from_slice(appended);
+        keeping.split().freeze()
+    }
+
+    /// A message that was encoded before. It goes in a lane.
+    pub(crate) fn large(&mut self, large: Large) -> Result<()> {
+        self.trace(BasicPublish::ID);
+        let limit = self.state.payload_limit;
+        let frames = if limit < large.payload_limit {
+            frame::cut_smaller(&large.frames, limit).map_err(unsendable)?
+        } else {
+            large.frames
+        };
+        self.state.messages += 1;
+        self.state.backlog.push_large(self.channel, frames);
+        Ok(())
+    }
+
+    /// A message that was sent on an earlier connection.
+    pub(crate) fn again(&mut self, kept: &[u8]) -> Result<()> {
+        self.trace(BasicPublish::ID);
+        let limit = self.state.payload_limit;
+        let target = self.state.backlog.target(self.channel);
+        if frame::fits(kept, limit) {
+            target.extend_from_slice(kept);
+        } else {
+            target.extend(frame::cut_smaller(kept, limit).map_err(unsendable)?);
+        }
+        Ok(())
+    }
+
+    /// How often the connection was lost.
+    #[inline]
+    pub(crate) fn epoch(&self) -> u64 {
+        self.state.epoch
+    }
+
+    /// The last method of the connection: behind all that was appended before.
+    pub(crate) fn last_method<M: Encode>(&mut self, method: &M) -> Result<()> {
+        self.trace(M::ID);
+        let limit = self.state.payload_limit;
+        let target = self.state.backlog.last_target();
+        let written = frame::write_method(target, self.channel, method, limit);
+        written.map_err(unsendable)
+    }
+
+    /// Tells the core, as soon as what belongs to it is taken: before the reply can come, and in the
+    /// order in which the frames were appended.
+    #[inline]
+    pub(crate) fn command(&mut self, command: Command) {
+        self.state.commands.push(command);
+    }
+
+    /// Nothing can be appended from now on.
+    pub(crate) fn end(&mut self, error: Error) {
+        if !matches!(self.state.phase, Phase::Ended(_)) {
+            self.state.end(error);
+        }
+        self.wake_all();
+    }
+
+    /// Whoever waits shall look again.
+    pub(crate) fn wake_all(&mut self) {
+        self.wake_all = true;
+    }
+}
+
+/// Appends a message or nothing, and returns where its properties stand.
+#[inline]
+pub(super) fn write_message(
+    buffer: &mut Vec<u8>,
+    channel: u16,
+    publish: &BasicPublish<'_>,
+    properties: Option<&Properties>,
+    body: &[u8],
+    limit: usize,
+) -> WireResult<Range<usize>> {
+    if properties.is_none() {
+        if let Some(properties) = write_plain(buffer, channel, publish, body, limit) {
+            return Ok(properties);
+        }
+    }
+    frame::write_method(buffer, channel, publish, limit)?;
+    frame::write_content(buffer, channel, properties, body, limit)
+}
+
+pub(super) fn unsendable(error: WireError) -> Error {
+    let text = match &error {
+        WireError::FrameTooLarge { size, limit } => format!(
+            "{size} bytes of arguments or headers do not fit into one frame of at most {limit} (frame_max)"
+        ),
+        other => other.to_string(),
+    };
+    Error::invalid(text)
+}

@@ -1,0 +1,184 @@
+//! Whether the connection is open, lost or ended, as callers are told.
+
+use std::convert::Infallible;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use crossbeam_channel::Receiver;
+
+use super::send_queue::Backlog;
+use super::state::Phase;
+use super::{Outbox, NONE};
+use crate::error::{Error, Result};
+use crate::io_thread::deadline::Deadline;
+use crate::log_line::Label;
+
+/// What the end of a socket means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Loss {
+    /// The connection is lost.
+    New,
+    /// It was lost before, and an attempt to recover it has failed.
+    Again,
+    /// It has ended for good.
+    None,
+}
+
+/// To count from.
+pub(super) fn now() -> Deadline {
+    Deadline::after(Duration::MAX)
+}
+
+impl Outbox {
+    /// Why the connection has ended, if it has.
+    pub(crate) fn end_cause(&self) -> Option<Error> {
+        match &self.state.lock().phase {
+            Phase::Ended(cause) => Some(cause.clone()),
+            Phase::Open | Phase::Lost { .. } => None,
+        }
+    }
+
+    /// Why nothing can be sent for now, or for good.
+    pub(crate) fn cause(&self) -> Option<Error> {
+        self.loss().or_else(|| self.end_cause())
+    }
+
+    /// Why the connection is being recovered, if it is.
+    pub(crate) fn loss(&self) -> Option<Error> {
+        match &self.state.lock().phase {
+            Phase::Lost { cause, .. } => Some(cause.clone()),
+            Phase::Open | Phase::Ended(_) => None,
+        }
+    }
+
+    /// As [`loss`](Self::loss), and whether all was there on the connection that was lost.
+    pub(crate) fn last_loss(&self) -> Option<(Error, bool)> {
+        match &self.state.lock().phase {
+            Phase::Lost {
+                cause, was_open, ..
+            } => Some((cause.clone(), *was_open)),
+            Phase::Open | Phase::Ended(_) => None,
+        }
+    }
+
+    /// Whether the connection is being recovered, and callers do not wait for that.
+    pub(crate) fn refuses(&self) -> bool {
+        self.fails_fast && self.loss().is_some()
+    }
+
+    /// How often the connection was lost.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.state.lock().epoch
+    }
+
+    /// Waits until the connection has ended for good. False if that takes longer.
+    pub(crate) fn wait_ended(&self, deadline: Deadline) -> bool {
+        let mut state = self.state.lock();
+        while !matches!(state.phase, Phase::Ended(_)) {
+            let waited = self.changed.wait_until(&mut state, deadline.at());
+            if waited.timed_out() {
+                return matches!(state.phase, Phase::Ended(_));
+            }
+        }
+        true
+    }
+
+    /// A channel for `select!`, which is disconnected when the connection has ended for good.
+    pub(crate) fn ended(&self) -> &Receiver<Infallible> {
+        &self.ended
+    }
+
+    /// What was lost is there again: callers go on, unless it was lost once more. Says whether they do. `tell` is called
+    /// before anyone does, and before another loss can be told.
+    pub(crate) fn recovered(&self, epoch: u64, tell: impl FnOnce()) -> bool {
+        let mut state = self.state.lock();
+        let recovered = matches!(state.phase, Phase::Lost { .. }) && state.epoch == epoch;
+        if recovered {
+            tell();
+            state.phase = Phase::Open;
+        }
+        drop(state);
+        self.changed.notify_all();
+        recovered
+    }
+
+    /// Ends the connection of this epoch, so that another attempt can be made.
+    pub(crate) fn give_up(&self, epoch: u64) {
+        self.given_up.store(epoch, Ordering::Release);
+        self.wake();
+    }
+
+    /// This is what everyone who waits is told. When closes cross, it takes the place of our own reason.
+    pub(crate) fn set_end(&self, error: Error) {
+        self.state.lock().end(error);
+        self.changed.notify_all();
+    }
+
+    /// Callers wait from now on, unless the connection has ended for good.
+    pub(crate) fn set_lost(&self, error: Error) -> Loss {
+        let mut state = self.state.lock();
+        let lost = match &state.phase {
+            Phase::Open => Loss::New,
+            Phase::Lost { .. } => Loss::Again,
+            Phase::Ended(_) => Loss::None,
+        };
+        if lost != Loss::None {
+            let (since, was_open) = match &state.phase {
+                // It has not come back in between.
+                Phase::Lost { since, .. } => (*since, false),
+                Phase::Open | Phase::Ended(_) => (now(), true),
+            };
+            state.phase = Phase::Lost {
+                cause: error,
+                connected: false,
+                since,
+                was_open,
+            };
+            state.epoch += 1;
+        }
+        state.blocked = None;
+        drop(state);
+        self.changed.notify_all();
+        lost
+    }
+
+    /// Begins with the connection that follows a lost one. Returns why not, if all has ended.
+    pub(crate) fn begin(&self, payload_limit: usize, label: Label) -> Result<()> {
+        let mut state = self.state.lock();
+        state.label = label;
+        state.payload_limit = payload_limit;
+        state.backlog = Backlog::default();
+        let stale = std::mem::take(&mut state.commands);
+        match &mut state.phase {
+            Phase::Ended(cause) => return Err(cause.clone()),
+            Phase::Lost { connected, .. } => *connected = true,
+            Phase::Open => {}
+        }
+        drop(state);
+        drop(stale);
+        self.changed.notify_all();
+        Ok(())
+    }
+
+    /// Whether this connection is to be ended; told once.
+    pub(crate) fn take_given_up(&self) -> bool {
+        let is_any = self.given_up.load(Ordering::Acquire) != NONE;
+        if !is_any {
+            return false;
+        }
+        let given_up = self.given_up.swap(NONE, Ordering::AcqRel);
+        let state = self.state.lock();
+        // The program may have closed the connection meanwhile, and the broker is to hear of that.
+        given_up == state.epoch && !matches!(state.phase, Phase::Ended(_))
+    }
+
+    /// Ends the connection without another word, even if the socket takes nothing.
+    pub(crate) fn abort(&self) {
+        self.aborted.store(true, Ordering::Release);
+        self.wake();
+    }
+
+    pub(crate) fn is_aborted(&self) -> bool {
+        self.aborted.load(Ordering::Acquire)
+    }
+}
