@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 use std::vec::Drain;
 
-use super::desk::{Desk, Failure};
-use super::missing::{is_close_by_broker, Key, Trouble};
-use super::topology::{ask, is_named, named_by_broker};
+use super::desk::{ask, named_by_broker, Desk, Failure};
+use super::missing::{is_close_by_broker, is_named, Key, Trouble};
+
 use crate::error::{Error, ErrorKind, ReplyCode, Result};
 use crate::events::Entity;
 use crate::io_thread::deadline::Deadline;

@@ -7,9 +7,8 @@ use std::time::Duration;
 use crossbeam_channel::Receiver;
 
 use super::desk::{Asked, Failure};
-use super::missing::{Key, Trouble};
+use super::missing::{is_named, Key, Trouble};
 use super::replay::Replay;
-use super::topology::is_named;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io_thread::deadline::Deadline;
 use crate::io_thread::mailbox::{Call, ChannelMailbox, Command, Reply};

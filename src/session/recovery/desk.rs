@@ -10,9 +10,10 @@ use crate::io_thread::deadline::Deadline;
 use crate::io_thread::mailbox::{Call, Reply};
 use crate::io_thread::outbox::{Admission, Frames, Gate};
 use crate::io_thread::Link;
+use crate::proto::{is_stream, Redeclare};
 use crate::session::call;
 use crate::session::channel::ChannelState;
-use crate::wire::method::Request;
+use crate::wire::method::{QueueDeclare, Request};
 
 /// The answer to a call that was sent, or why the call was not sent.
 pub(super) type Asked = Result<Receiver<Result<Reply>>>;
@@ -265,4 +266,52 @@ fn closed(channel: u16) -> Error {
         channel,
         reason: CloseReason::program("it was closed while it was being opened again"),
     })
+}
+
+/// A queue whose name only the broker can give, and that can have outlived the connection.
+pub(super) fn named_by_broker(redeclare: &Redeclare) -> Option<&str> {
+    match redeclare {
+        Redeclare::Queue {
+            declare,
+            named_by_server: true,
+        } if !declare.exclusive => Some(&declare.queue),
+        _ => None,
+    }
+}
+
+/// Asks for it. For a queue that the broker has named, and for a stream, it asks whether the old one
+/// is still there, unless it `is_gone`.
+pub(super) fn ask(
+    desk: &Desk,
+    channel: &ChannelState,
+    redeclare: &Redeclare,
+    is_gone: bool,
+) -> Asked {
+    match redeclare {
+        Redeclare::Exchange(declare) => desk.ask_method(channel, declare),
+        Redeclare::BindExchange(bind) => desk.ask_method(channel, bind),
+        Redeclare::BindQueue(bind) => desk.ask_method(channel, bind),
+        Redeclare::Queue {
+            declare,
+            named_by_server: false,
+        } if is_gone || !is_stream(declare) => desk.ask_method(channel, declare),
+        Redeclare::Queue {
+            declare,
+            named_by_server: true,
+        } if declare.exclusive || is_gone => {
+            let declare = QueueDeclare {
+                queue: "".into(),
+                ..declare.clone()
+            };
+            desk.ask_method(channel, &declare)
+        }
+        Redeclare::Queue { declare, .. } => {
+            let declare = QueueDeclare {
+                queue: declare.queue.clone(),
+                passive: true,
+                ..QueueDeclare::default()
+            };
+            desk.ask_method(channel, &declare)
+        }
+    }
 }

@@ -1,101 +1,23 @@
 //! Messages that got no answer are published again, but for the one that costs the connection.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender};
 
-use super::missing::is_close_by_broker;
+use super::blame::Id;
 use super::replay::Replay;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io_thread::lost_publishes::Unanswered;
 use crate::io_thread::mailbox::{ChannelMailbox, Command, ConfirmMailbox};
-use crate::io_thread::Link;
 use crate::log_line::log_line;
 use crate::proto::Outcome;
 use crate::session::channel::ChannelState;
-use crate::wire::method::{BasicPublish, Encode};
 
 /// For how long messages are published one at a time. Then the others are published together, and
 /// the next loss goes on with the search.
 const SEARCH: Duration = Duration::from_secs(15);
-
-/// The message with this sequence number on this channel.
-type Id = (u16, u64);
-
-/// Which messages may be to blame for a loss.
-#[derive(Debug, Default)]
-pub(super) struct Blame {
-    /// The one that was published alone, and has no answer.
-    alone: Option<Id>,
-    /// The connection was lost once while this one was alone.
-    accused: Option<Id>,
-    /// They were published alone, and the connection went on for a while.
-    cleared: HashSet<Id>,
-    /// How often all of them were cleared, and the connection was lost all the same: some message
-    /// takes longer to cost it.
-    doubts: u32,
-}
-
-impl Blame {
-    /// The connection was lost for this reason. The broker may have closed it because of a message:
-    /// the one that was published alone is to blame, and is not published again. Others that were
-    /// there twice are suspects from now on. Says whether one was found.
-    pub(super) fn judge(&mut self, cause: &Error, link: &Link) -> bool {
-        let alone = self.alone.take();
-        let mut unanswered = link.unanswered.lock();
-        // What was in flight may have come back after what was not sent.
-        unanswered.sort_by_key(Unanswered::id);
-        let sent: HashSet<_> = unanswered
-            .iter_mut()
-            .filter_map(Unanswered::take_sent)
-            .collect();
-        let method = cause.close_reason().and_then(|it| it.method);
-        let is_for_publishing = method == BasicPublish::ID.name();
-        if !is_close_by_broker(cause) || (method.is_some() && !is_for_publishing) {
-            return false;
-        }
-        // RabbitMQ takes no such messages.
-        let is_immediate =
-            |it: &Unanswered| is_for_publishing && sent.contains(&it.id()) && it.is_immediate();
-        let any_immediate = unanswered.iter().any(is_immediate);
-        let is_accused = alone.is_some() && self.accused == alone;
-        self.accused = alone;
-        let is_guilty = |it: &Unanswered| match any_immediate {
-            true => is_immediate(it),
-            false => is_accused && alone == Some(it.id()),
-        };
-        let all = std::mem::take(&mut *unanswered).into_iter();
-        let (guilty, others): (Vec<_>, Vec<_>) = all.partition(is_guilty);
-        *unanswered = others;
-        if guilty.is_empty() {
-            self.cleared
-                .retain(|it| sent.contains(it) || unanswered.iter().any(|left| left.id() == *it));
-            if alone.is_none() && !sent.is_empty() && sent.is_subset(&self.cleared) {
-                self.cleared.clear();
-                self.doubts += 1;
-            }
-            let may_be_guilty = |it: Id| sent.contains(&it) && !self.cleared.contains(&it);
-            let suspects = unanswered.iter_mut().filter(|it| may_be_guilty(it.id()));
-            suspects.for_each(|it| it.published.earlier = it.published.earlier.blamed());
-        }
-        drop(unanswered);
-        let is_found = !guilty.is_empty();
-        for mut message in guilty {
-            let (channel, number) = message.id();
-            log_line!(
-                Error,
-                link.label(),
-                "message {number} of channel {channel} is not published again: the broker closes \
-                 the connection for it: {cause}"
-            );
-            message.cause = cause.clone();
-            message.lose();
-        }
-        is_found
-    }
-}
 
 /// Passes on what a message is told, and tells that it was told.
 struct Witness {

@@ -443,6 +443,11 @@ fn tell_recovered(entity: Entity, link: &Link) {
     link.tell(ConnectionEvent::RecoveredLater { entity });
 }
 
+pub(super) fn is_named(error: &Error, name: &str) -> bool {
+    let reason = error.close_reason();
+    reason.is_some_and(|reason| reason.text.contains(&format!("'{name}'")))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

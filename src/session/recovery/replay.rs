@@ -4,10 +4,10 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::blame::Blame;
 use super::desk::{Desk, Failure};
-use super::messages::Blame;
 use super::missing::{Key, Missing};
-use super::Recovery;
+use super::state::Recovery;
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::Entity;
 use crate::io_thread::deadline::Deadline;

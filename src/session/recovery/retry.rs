@@ -6,11 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::aside::{Trial, Verdict};
+use super::blame::Blame;
 use super::desk::Failure;
-use super::messages::Blame;
 use super::missing::{is_close_by_broker, Key, Missing, Trouble};
 use super::replay::Replay;
-use super::Recovery;
+use super::state::Recovery;
 use crate::error::Error;
 use crate::events::Entity;
 use crate::io_thread::deadline::Deadline;

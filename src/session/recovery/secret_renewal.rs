@@ -4,12 +4,12 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Recovery;
 use crate::error::Result;
 use crate::io_thread::deadline::Deadline;
 use crate::io_thread::outbox::{Admission, Gate};
 use crate::io_thread::Link;
 use crate::log_line::log_line;
+use crate::options::ConnectionOptions;
 use crate::session::call;
 use crate::wire::method::{ConnectionUpdateSecret, LongString};
 
@@ -43,16 +43,16 @@ impl Renewal {
     }
 }
 
-impl Recovery {
+impl Renewal {
     /// Asks for new credentials, and sends the secret. Returns when to do so again.
-    pub(super) fn renew(&self, link: &Arc<Link>, renewal: Renewal) -> Option<Renewal> {
-        let epoch = renewal.epoch;
-        match self.send_secret(link, epoch) {
-            Ok(valid_for) => valid_for.map(|it| Renewal::of(it, epoch)),
+    pub(super) fn run(self, options: &ConnectionOptions, link: &Arc<Link>) -> Option<Self> {
+        let epoch = self.epoch;
+        match send_secret(options, link, epoch) {
+            Ok(valid_for) => valid_for.map(|it| Self::of(it, epoch)),
             // The next connection logs in with new credentials.
             Err(_) if link.outbox.cause().is_some() => None,
             Err(error) => {
-                let renewal = renewal.failed();
+                let renewal = self.failed();
                 let (left, next) = (renewal.expires.remaining(), renewal.next.remaining());
                 log_line!(
                     Warn,
@@ -63,23 +63,27 @@ impl Recovery {
             }
         }
     }
+}
 
-    fn send_secret(&self, link: &Arc<Link>, epoch: u64) -> Result<Option<Duration>> {
-        let Some(provider) = &self.options.credentials else {
-            return Ok(None);
-        };
-        let credentials = provider.ask()?;
-        let update = ConnectionUpdateSecret {
-            new_secret: LongString(Cow::Borrowed(credentials.secret.as_bytes())),
-            reason: "the secret expires".into(),
-        };
-        let admission = Admission::Recovery { epoch };
-        let deadline = Deadline::after(self.options.request_timeout);
-        let open = || Ok(Gate::Open);
-        call::call(link, 0, deadline, admission, open, |frames, call| {
-            call::append(frames, 0, &update, call)
-        })?;
-        log_line!(Info, link.label(), "the secret was renewed");
-        Ok(credentials.valid_for)
-    }
+fn send_secret(
+    options: &ConnectionOptions,
+    link: &Arc<Link>,
+    epoch: u64,
+) -> Result<Option<Duration>> {
+    let Some(provider) = &options.credentials else {
+        return Ok(None);
+    };
+    let credentials = provider.ask()?;
+    let update = ConnectionUpdateSecret {
+        new_secret: LongString(Cow::Borrowed(credentials.secret.as_bytes())),
+        reason: "the secret expires".into(),
+    };
+    let admission = Admission::Recovery { epoch };
+    let deadline = Deadline::after(options.request_timeout);
+    let open = || Ok(Gate::Open);
+    call::call(link, 0, deadline, admission, open, |frames, call| {
+        call::append(frames, 0, &update, call)
+    })?;
+    log_line!(Info, link.label(), "the secret was renewed");
+    Ok(credentials.valid_for)
 }

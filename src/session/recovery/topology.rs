@@ -4,8 +4,8 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::desk::{Asked, Desk, Failure};
-use super::missing::{entity, Key, Trouble};
+use super::desk::{ask, named_by_broker, Asked, Failure};
+use super::missing::{entity, is_named, Key, Trouble};
 use super::replay::Replay;
 use crate::error::{Error, ErrorKind, ReplyCode, Result};
 use crate::events::{ConnectionEvent, Entity};
@@ -14,7 +14,7 @@ use crate::io_thread::mailbox::Reply;
 use crate::log_line::log_line;
 use crate::proto::{is_stream, Redeclare};
 use crate::session::channel::ChannelState;
-use crate::wire::method::{Method, QueueDeclare};
+use crate::wire::method::Method;
 
 /// When a declaration has no answer for this long, the consumers are begun meanwhile.
 const STALL: Duration = Duration::from_millis(300);
@@ -372,22 +372,6 @@ fn stream(redeclare: &Redeclare) -> Option<&str> {
     }
 }
 
-/// A queue whose name only the broker can give, and that can have outlived the connection.
-pub(super) fn named_by_broker(redeclare: &Redeclare) -> Option<&str> {
-    match redeclare {
-        Redeclare::Queue {
-            declare,
-            named_by_server: true,
-        } if !declare.exclusive => Some(&declare.queue),
-        _ => None,
-    }
-}
-
-pub(super) fn is_named(error: &Error, name: &str) -> bool {
-    let reason = error.close_reason();
-    reason.is_some_and(|reason| reason.text.contains(&format!("'{name}'")))
-}
-
 fn take_lacking(
     left: &mut VecDeque<(Redeclare, Asked)>,
     refused: &Redeclare,
@@ -425,41 +409,4 @@ fn take_lacking(
         .into_iter()
         .map(|(redeclare, _)| redeclare)
         .collect()
-}
-
-/// Asks for it. For a queue that the broker has named, and for a stream, it asks whether the old one
-/// is still there, unless it `is_gone`.
-pub(super) fn ask(
-    desk: &Desk,
-    channel: &ChannelState,
-    redeclare: &Redeclare,
-    is_gone: bool,
-) -> Asked {
-    match redeclare {
-        Redeclare::Exchange(declare) => desk.ask_method(channel, declare),
-        Redeclare::BindExchange(bind) => desk.ask_method(channel, bind),
-        Redeclare::BindQueue(bind) => desk.ask_method(channel, bind),
-        Redeclare::Queue {
-            declare,
-            named_by_server: false,
-        } if is_gone || !is_stream(declare) => desk.ask_method(channel, declare),
-        Redeclare::Queue {
-            declare,
-            named_by_server: true,
-        } if declare.exclusive || is_gone => {
-            let declare = QueueDeclare {
-                queue: "".into(),
-                ..declare.clone()
-            };
-            desk.ask_method(channel, &declare)
-        }
-        Redeclare::Queue { declare, .. } => {
-            let declare = QueueDeclare {
-                queue: declare.queue.clone(),
-                passive: true,
-                ..QueueDeclare::default()
-            };
-            desk.ask_method(channel, &declare)
-        }
-    }
 }
