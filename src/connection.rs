@@ -16,10 +16,10 @@ use crate::io_thread::deadline::Deadline;
 use crate::io_thread::mailbox::Mailboxes;
 use crate::io_thread::outbox::{Admission, Gate};
 use crate::io_thread::socket::connect::connect_patiently;
-use crate::io_thread::{self, Link, Peer};
+use crate::io_thread::{self, Peer, Shared};
 use crate::log_line::log_line;
 use crate::options::ConnectionOptions;
-use crate::session::call::{self, Asked};
+use crate::session::call::{self, Operation};
 use crate::session::recovery::Recovery;
 use crate::stats::ConnectionStats;
 use crate::wire::method::{ConnectionClose, ConnectionUpdateSecret, Encode, LongString};
@@ -60,7 +60,7 @@ pub struct Connection {
 }
 
 struct Inner {
-    link: Arc<Link>,
+    shared: Arc<Shared>,
     io_thread: ThreadId,
     options: ConnectionOptions,
     recovery: Arc<Recovery>,
@@ -99,7 +99,7 @@ impl Connection {
         let name = format!("leveret:{}", peer.port());
         let recovery = Arc::new(Recovery::new(options));
         let recover = Arc::<Recovery>::clone(&recovery);
-        let (link, io_thread) =
+        let (shared, io_thread) =
             io_thread::spawn(connected, options, recover, &name).map_err(|error| {
                 let kind = ErrorKind::ConnectFailed {
                     address: peer.to_string(),
@@ -108,12 +108,12 @@ impl Connection {
                 };
                 Error::new(kind).doing(doing())
             })?;
-        recovery.renew_after(&link, secret_valid_for);
-        let (uri, tuning) = (OneLine(options), &link.peer().tuning);
-        log_line!(Info, link.label(), "connected to {uri}: {tuning:?}");
+        recovery.renew_after(&shared, secret_valid_for);
+        let (uri, tuning) = (OneLine(options), &shared.peer().tuning);
+        log_line!(Info, shared.label(), "connected to {uri}: {tuning:?}");
         Ok(Self {
             inner: Arc::new(Inner {
-                link,
+                shared,
                 io_thread,
                 options: options.clone(),
                 recovery,
@@ -137,8 +137,8 @@ impl Connection {
     /// # Errors
     /// As [`close`](Self::close).
     pub fn close_with(&self, code: ReplyCode, text: &str, timeout: Duration) -> Result<()> {
-        let closed = self.inner.link.close(code, text, timeout);
-        closed.map_err(|error| Asked::about(ConnectionClose::ID, "").failed(error))
+        let closed = self.inner.shared.close(code, text, timeout);
+        closed.map_err(|error| Operation::about(ConnectionClose::ID, "").failed(error))
     }
 
     /// Waits until the connection is closed, by whomever: the socket is closed and its thread has ended.
@@ -147,7 +147,7 @@ impl Connection {
     /// # Errors
     /// A timeout if that takes longer.
     pub fn wait_closed(&self, timeout: Duration) -> Result<()> {
-        if self.inner.link.wait_finished(timeout) {
+        if self.inner.shared.wait_finished(timeout) {
             return Ok(());
         }
         Err(Error::timed_out(timeout).doing("waiting until the connection is closed"))
@@ -161,24 +161,24 @@ impl Connection {
 
     /// Why the connection was lost, while it is being recovered.
     pub fn loss(&self) -> Option<Error> {
-        self.inner.link.outbox.loss()
+        self.inner.shared.outbox.loss()
     }
 
     /// How often the connection was lost so far.
     pub fn epoch(&self) -> u64 {
-        self.inner.link.outbox.epoch()
+        self.inner.shared.outbox.epoch()
     }
 
     /// Why no calls are possible any more: the first cause, which every handle of the connection fails with.
     pub fn close_cause(&self) -> Option<Error> {
-        self.inner.link.outbox.end_cause()
+        self.inner.shared.outbox.end_cause()
     }
 
     /// The reason for which the broker takes no messages at the moment (`connection.blocked`), if so.
     ///
     /// See <https://www.rabbitmq.com/docs/connection-blocked>.
     pub fn blocked_reason(&self) -> Option<String> {
-        self.inner.link.outbox.blocked_reason()
+        self.inner.shared.outbox.blocked_reason()
     }
 
     /// What happens to the connection from now on: blocked, unblocked, lost, recovered, closed; and to its
@@ -206,16 +206,16 @@ impl Connection {
     /// # Ok::<(), leveret::Error>(())
     /// ```
     pub fn events(&self) -> Receiver<ConnectionEvent> {
-        self.inner.link.events.receiver()
+        self.inner.shared.events.receiver()
     }
 
     /// What the connection has done so far, and what it does at the moment: bytes, messages, confirms, calls, what waits to
     /// be sent, confirmed or read, blocks and losses.
     pub fn stats(&self) -> ConnectionStats {
-        let link = &self.inner.link;
-        let mut stats = link.counters.snapshot();
-        link.outbox.add_to(&mut stats);
-        stats.channels = link.channel_numbers.in_use();
+        let shared = &self.inner.shared;
+        let mut stats = shared.counters.snapshot();
+        shared.outbox.add_to(&mut stats);
+        stats.channels = shared.channel_numbers.in_use();
         stats
     }
 
@@ -284,13 +284,13 @@ impl Connection {
             new_secret: LongString(Cow::Borrowed(new_secret.as_bytes())),
             reason: reason.into(),
         };
-        let asked = Asked::about(ConnectionUpdateSecret::ID, "");
+        let asked = Operation::about(ConnectionUpdateSecret::ID, "");
         // One that the broker may refuse must not replace one that holds.
         if self.loss().is_some() {
             self.inner.recovery.set_secret(new_secret);
         }
         let reply = call::call(
-            &self.inner.link,
+            &self.inner.shared,
             0,
             Deadline::after(self.request_timeout()),
             Admission::Room,
@@ -303,7 +303,7 @@ impl Connection {
     }
 
     fn peer(&self) -> Arc<Peer> {
-        self.inner.link.peer()
+        self.inner.shared.peer()
     }
 
     pub(crate) fn recovery(&self) -> &Arc<Recovery> {
@@ -313,11 +313,11 @@ impl Connection {
     /// Asks this gauge in [`stats`](Self::stats), too, until it is dropped.
     pub(crate) fn add_gauge<G: Gauge + 'static>(&self, gauge: &Arc<G>) {
         let gauge = Arc::<G>::downgrade(gauge);
-        self.inner.link.counters.add_gauge(gauge);
+        self.inner.shared.counters.add_gauge(gauge);
     }
 
-    pub(crate) fn link(&self) -> &Arc<Link> {
-        &self.inner.link
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.inner.shared
     }
 
     pub(crate) fn request_timeout(&self) -> Duration {
@@ -344,14 +344,14 @@ impl Drop for Inner {
         // A delivery that nobody read can be the last handle, and die with its consumer on the IO thread, which
         // cannot wait for itself.
         let closed = if thread::current().id() == self.io_thread {
-            self.link.begin_close(code, text)
+            self.shared.begin_close(code, text)
         } else {
             let patience = DROP_PATIENCE.min(self.options.request_timeout);
-            self.link.close(code, text, patience)
+            self.shared.close(code, text, patience)
         };
         match closed {
             Err(error) if error.is_timeout() => {
-                log_line!(Warn, self.link.label(), "closing the connection: {error}");
+                log_line!(Warn, self.shared.label(), "closing the connection: {error}");
             }
             _ => {}
         }

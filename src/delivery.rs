@@ -14,10 +14,10 @@ use crate::message::STREAM_FILTER_VALUE;
 use crate::options::NackOptions;
 use crate::proto::Expected;
 use crate::proto::{Delivered, Fetched};
-use crate::session::call::Asked;
+use crate::session::call::Operation;
 use crate::session::queue_names::QueueName;
 use crate::session::stream_position::stream_offset;
-use crate::session::subscription::{ReadsFrom, Registration};
+use crate::session::subscription::{ReadsFrom, Subscription};
 use crate::wire::content::Content;
 use crate::wire::method::{BasicGet, Encode};
 use crate::wire::properties::Properties;
@@ -43,7 +43,7 @@ use crate::wire::properties::Properties;
 /// See <https://www.rabbitmq.com/docs/confirms#acknowledgement-modes>.
 #[must_use = "a delivery that nobody acknowledges stays unacked until the channel closes"]
 pub struct Delivery {
-    origin: Arc<Origin>,
+    origin: Arc<DeliverySource>,
     delivery_tag: u64,
     redelivered: bool,
     settled: AtomicBool,
@@ -51,26 +51,26 @@ pub struct Delivery {
 }
 
 /// What the messages of one consumer have in common. It keeps their channel open.
-pub(crate) struct Origin {
+pub(crate) struct DeliverySource {
     pub(crate) channel: Channel,
     pub(crate) consumer_tag: Arc<str>,
     pub(crate) no_ack: bool,
     /// None for messages that were fetched, and answers to an `RpcClient`.
-    pub(crate) registration: Option<Arc<Registration>>,
+    pub(crate) subscription: Option<Arc<Subscription>>,
     pub(crate) reads_from: ReadsFrom,
 }
 
-impl Origin {
+impl DeliverySource {
     /// The consumer, if the broker has cancelled it, and so delivers its messages again.
-    fn revoked(&self) -> Option<&Registration> {
-        let registration = self.registration.as_deref();
-        registration.filter(|it| it.is_revoked())
+    fn revoked(&self) -> Option<&Subscription> {
+        let subscription = self.subscription.as_deref();
+        subscription.filter(|it| it.is_revoked())
     }
 }
 
 impl Delivery {
     #[inline]
-    pub(crate) fn new(origin: &Arc<Origin>, delivered: Delivered) -> Self {
+    pub(crate) fn new(origin: &Arc<DeliverySource>, delivered: Delivered) -> Self {
         Self {
             origin: Arc::clone(origin),
             delivery_tag: delivered.delivery_tag,
@@ -262,15 +262,15 @@ impl Delivery {
             return Err(Error::new(ErrorKind::AlreadySettled { delivery_tag }).doing(doing));
         }
         // One for many is sent, since it is for messages of other consumers, too.
-        if let Some(registration) = self.origin.revoked().filter(|_| !multiple) {
+        if let Some(subscription) = self.origin.revoked().filter(|_| !multiple) {
             log_line!(
                 Debug,
-                self.channel().connection().link().label(),
+                self.channel().connection().shared().label(),
                 "{doing} {delivery_tag} is not sent: the broker has cancelled the consumer"
             );
             let state = self.channel().state();
             state.answer_not_sent();
-            state.give_back_unread(registration, delivery_tag);
+            state.give_back_unread(subscription, delivery_tag);
             return Ok(Answered::NotSent);
         }
         let answered = answer();
@@ -299,8 +299,8 @@ impl Drop for Delivery {
     #[inline]
     fn drop(&mut self) {
         let content = std::mem::take(&mut self.content);
-        let link = self.channel().connection().link();
-        link.buffers.give_back(content.into_bytes());
+        let shared = self.channel().connection().shared();
+        shared.buffer_pool.give_back(content.into_bytes());
     }
 }
 
@@ -333,11 +333,11 @@ impl GetResponse {
             redelivered: fetched.redelivered,
             content: fetched.content,
         };
-        let origin = Origin {
+        let origin = DeliverySource {
             channel,
             consumer_tag: Arc::from(""),
             no_ack,
-            registration: None,
+            subscription: None,
             // The broker refuses `basic.get` on a stream.
             reads_from: ReadsFrom::Queue,
         };
@@ -393,7 +393,7 @@ impl Channel {
 
     pub(crate) fn get(&self, queue: QueueName<'_>, no_ack: bool) -> Result<Option<GetResponse>> {
         let channel = self.number();
-        let asked = Asked::about(BasicGet::ID, queue.shown());
+        let asked = Operation::about(BasicGet::ID, queue.shown());
         let reply = self.call_with(asked, |frames, call| {
             frames.method(&BasicGet {
                 ticket: 0,

@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::exchange::Exchange;
 use crate::message::Message;
 use crate::options::{BindOptions, ConsumeOptions, QueueDeclareOptions, QueueDeleteOptions};
-use crate::session::call::Asked;
+use crate::session::call::Operation;
 use crate::session::queue_names::{Name, QueueName};
 use crate::wire::method::{Encode, QueueBind, QueueDeclare, QueueDelete, QueuePurge, QueueUnbind};
 
@@ -40,7 +40,7 @@ pub struct Queue {
 impl Queue {
     /// `counts`: messages and consumers, if the broker has told them.
     pub(crate) fn new(channel: Channel, name: &str, counts: Option<(u32, u32)>) -> Self {
-        let names = &channel.connection().recovery().server_names;
+        let names = &channel.connection().recovery().queue_names;
         Self {
             name: names.name(name),
             channel,
@@ -188,7 +188,7 @@ impl Channel {
     /// missing, 403 without permission.
     pub fn queue_declare(&self, name: &str, options: QueueDeclareOptions) -> Result<Queue> {
         if options.no_wait && name.is_empty() {
-            let asked = Asked::about(QueueDeclare::ID, name);
+            let asked = Operation::about(QueueDeclare::ID, name);
             return Err(asked.failed(Error::invalid(
                 "with no_wait the name that the broker makes up would stay unknown",
             )));
@@ -303,7 +303,7 @@ impl Channel {
 
     /// [`queue_purge`](Self::queue_purge) without waiting for the broker.
     pub fn queue_purge_no_wait(&self, name: &str) -> Result<()> {
-        let asked = Asked::about(QueuePurge::ID, name);
+        let asked = Operation::about(QueuePurge::ID, name);
         self.write(asked, |frames| {
             frames.method(&self.purge(name.into(), true))
         })

@@ -7,7 +7,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::io_thread::outbox::{Admission, Gate};
 use crate::log_line::log_line;
 use crate::options::NackOptions;
-use crate::session::call::{self, Asked};
+use crate::session::call::{self, Operation};
 use crate::wire::method::{
     BasicAck, BasicNack, BasicRecover, BasicRecoverAsync, BasicReject, Encode,
 };
@@ -57,12 +57,12 @@ impl Channel {
         answer: impl FnOnce(u64) -> M,
     ) -> Result<Answered> {
         let state = self.state();
-        let settled = &state.settled;
+        let delivery_tags = &state.delivery_tags;
         let stale = || Error::stale(delivery_tag);
         let opened_in = Cell::new(None);
         let gate = || {
             let gate = state.gate()?;
-            if settled.broker_tag(delivery_tag).is_none() {
+            if delivery_tags.broker_tag(delivery_tag).is_none() {
                 return Err(stale());
             }
             opened_in.set(state.opened_in());
@@ -74,17 +74,17 @@ impl Channel {
             _ => Admission::Attached,
         };
         let patience = self.connection().publish_timeout();
-        let outbox = &state.link.outbox;
+        let outbox = &state.shared.outbox;
         let written = outbox.write(state.number, admission, patience, gate, |frames| {
             let epoch = frames.epoch();
             // The connection may be lost already, and the channel not have heard of it.
-            let tag = settled.broker_tag(delivery_tag);
+            let tag = delivery_tags.broker_tag(delivery_tag);
             let tag = tag.filter(|_| opened_in.get() == Some(epoch));
             frames.method(&answer(tag.ok_or_else(stale)?))?;
             state.settings.used();
             if multiple {
-                settled.up_to(delivery_tag);
-                if settled.take_stale_open() {
+                delivery_tags.up_to(delivery_tag);
+                if delivery_tags.take_stale_open() {
                     state.settings.answer_lost();
                 }
             }
@@ -94,21 +94,21 @@ impl Channel {
             Err(error) if self.is_stale(delivery_tag, &error) => {
                 log_line!(
                     Debug,
-                    state.link.label(),
+                    state.shared.label(),
                     "{} {delivery_tag} is not sent: the message was requeued when its connection was lost",
                     M::ID
                 );
                 state.answer_not_sent();
                 Ok(Answered::NotSent)
             }
-            written => written.map_err(|error| Asked::about(M::ID, "").failed(error)),
+            written => written.map_err(|error| Operation::about(M::ID, "").failed(error)),
         }
     }
 
     /// Whether an answer failed because its message came on a connection that was lost.
     fn is_stale(&self, delivery_tag: u64, error: &Error) -> bool {
         let state = self.state();
-        let is_stale = state.settled.broker_tag(delivery_tag).is_none()
+        let is_stale = state.delivery_tags.broker_tag(delivery_tag).is_none()
             || matches!(error.kind(), ErrorKind::AlreadySettled { .. });
         is_stale && state.end.cause().is_none()
     }
@@ -118,9 +118,9 @@ impl Channel {
         let state = self.state();
         // In this order: as long as the tag is known, the channel is open where it came.
         let opened_in = state.opened_in();
-        let is_known = state.settled.broker_tag(delivery_tag).is_some();
+        let is_known = state.delivery_tags.broker_tag(delivery_tag).is_some();
         // Else on a connection that was lost: the answer can have been sent before or after that.
-        let lost = || state.link.outbox.epoch().saturating_sub(1);
+        let lost = || state.shared.outbox.epoch().saturating_sub(1);
         let epoch = opened_in.filter(|_| is_known).unwrap_or_else(lost);
         Answered::Sent { epoch }
     }
@@ -168,9 +168,9 @@ impl Channel {
     /// 540, which closes the connection, without `requeue`: RabbitMQ does not implement it.
     pub fn basic_recover(&self, requeue: bool) -> Result<()> {
         let channel = self.number();
-        self.call_with(Asked::about(BasicRecover::ID, ""), |frames, call| {
+        self.call_with(Operation::about(BasicRecover::ID, ""), |frames, call| {
             call::append(frames, channel, &BasicRecover { requeue }, call)?;
-            self.state().settled.up_to(0);
+            self.state().delivery_tags.up_to(0);
             Ok(())
         })?;
         Ok(())

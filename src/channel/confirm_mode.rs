@@ -8,7 +8,7 @@ use super::Channel;
 use crate::error::{Error, Result};
 use crate::events::Confirmation;
 use crate::io_thread::deadline::Deadline;
-use crate::session::call::{self, Asked};
+use crate::session::call::{self, Operation};
 use crate::wire::method::{ConfirmSelect, Encode};
 
 impl Channel {
@@ -32,7 +32,7 @@ impl Channel {
     pub fn confirm_select(&self) -> Result<()> {
         let state = self.state();
         let select = ConfirmSelect { no_wait: false };
-        let asked = Asked::about(ConfirmSelect::ID, "");
+        let asked = Operation::about(ConfirmSelect::ID, "");
         self.call_with(asked, |frames, call| {
             call::append(frames, state.number, &select, call)?;
             // The broker counts what it reads behind this frame.
@@ -45,7 +45,7 @@ impl Channel {
     /// [`confirm_select`](Self::confirm_select) without waiting for the broker.
     pub fn confirm_select_no_wait(&self) -> Result<()> {
         let state = self.state();
-        self.write(Asked::about(ConfirmSelect::ID, ""), |frames| {
+        self.write(Operation::about(ConfirmSelect::ID, ""), |frames| {
             frames.method(&ConfirmSelect { no_wait: true })?;
             state.confirms.select();
             Ok(())
@@ -70,20 +70,20 @@ impl Channel {
     /// As [`wait_for_confirms`](Self::wait_for_confirms).
     pub fn wait_for_confirms_timeout(&self, timeout: Duration) -> Result<()> {
         let confirms = &self.state().confirms;
-        let _waits = self.connection().link().waiting.begin();
+        let _waits = self.connection().shared().waiters.begin();
         let answered = match confirms.is_selected() {
             true => confirms.wait_and_report(Deadline::after(timeout)),
             false => Err(Error::invalid(
                 "the channel is not in confirm mode (confirm_select)",
             )),
         };
-        let outbox = &self.connection().link().outbox;
+        let outbox = &self.connection().shared().outbox;
         answered.map_err(|error| outbox.explained(error).doing("waiting for confirms"))
     }
 
     /// Waits until the broker has answered for all messages published on this channel so far.
     pub(crate) fn wait_until_answered(&self, deadline: Deadline) -> Result<()> {
-        let outbox = &self.connection().link().outbox;
+        let outbox = &self.connection().shared().outbox;
         let answered = self.state().confirms.wait(deadline);
         answered.map_err(|error| outbox.explained(error))
     }

@@ -16,7 +16,7 @@ use crate::io_thread::deadline::Deadline;
 use crate::io_thread::mailbox::{Call, Command, Reply};
 use crate::io_thread::outbox::{Admission, Frames, Gate};
 use crate::proto::Expected;
-use crate::session::call::{self, Asked};
+use crate::session::call::{self, Operation};
 use crate::session::channel::ChannelState;
 use crate::wire::method::{
     AccessRequest, ChannelClose, ChannelFlow, ChannelOpen, Encode, Method, Request,
@@ -59,25 +59,25 @@ impl Drop for Inner {
 
 impl Channel {
     pub(crate) fn open(connection: &Connection) -> Result<Self> {
-        let link = connection.link();
-        let asked = Asked::about(ChannelOpen::ID, "");
+        let shared = connection.shared();
+        let asked = Operation::about(ChannelOpen::ID, "");
         let deadline = Deadline::after(connection.request_timeout());
-        let Some(number) = link.channel_numbers.take(deadline) else {
-            let channel_max = link.channel_numbers.highest();
+        let Some(number) = shared.channel_numbers.take(deadline) else {
+            let channel_max = shared.channel_numbers.highest();
             let exhausted = || Error::new(ErrorKind::ChannelsExhausted { channel_max });
-            return Err(asked.failed(link.outbox.end_cause().unwrap_or_else(exhausted)));
+            return Err(asked.failed(shared.outbox.end_cause().unwrap_or_else(exhausted)));
         };
-        let state = Arc::new(ChannelState::new(number, Arc::clone(link)));
+        let state = Arc::new(ChannelState::new(number, Arc::clone(shared)));
         let mut sent = false;
         let reply = call::call(
-            link,
+            shared,
             number,
             deadline,
             Admission::Room,
             || Ok(Gate::Open),
             |frames, call| {
                 // Another connection may have another limit than the one that the number was taken from.
-                let channel_max = link.channel_numbers.highest();
+                let channel_max = shared.channel_numbers.highest();
                 if number > channel_max {
                     return Err(Error::new(ErrorKind::ChannelsExhausted { channel_max }));
                 }
@@ -89,7 +89,7 @@ impl Channel {
             },
         );
         if let (Err(error), false) = (&reply, sent) {
-            link.channel_numbers.release(number);
+            shared.channel_numbers.release(number);
             return Err(asked.failed(error.clone()));
         }
         // After a timeout, the number stays in use until the broker has answered the close that dropping sends.
@@ -126,18 +126,18 @@ impl Channel {
     /// Why no calls are possible any more: the first cause, which every later call fails with.
     pub fn close_cause(&self) -> Option<Error> {
         let ended = self.inner.state.end.cause();
-        ended.or_else(|| self.inner.state.link.outbox.end_cause())
+        ended.or_else(|| self.inner.state.shared.outbox.end_cause())
     }
 
     // ---- how all calls are made ----
 
     pub(crate) fn write<T>(
         &self,
-        asked: Asked<'_>,
+        asked: Operation<'_>,
         append: impl FnOnce(&mut Frames<'_>) -> Result<T>,
     ) -> Result<T> {
         let state = self.state();
-        let outbox = &state.link.outbox;
+        let outbox = &state.shared.outbox;
         let patience = self.connection().publish_timeout();
         let written = outbox.write(
             state.number,
@@ -152,14 +152,14 @@ impl Channel {
     /// Sends a method and waits for what `append` told the core to expect.
     pub(crate) fn call_with(
         &self,
-        asked: Asked<'_>,
+        asked: Operation<'_>,
         append: impl FnOnce(&mut Frames<'_>, Call) -> Result<()>,
     ) -> Result<Reply> {
         let state = self.state();
         let deadline = Deadline::after(self.connection().request_timeout());
         let room = Admission::Room;
         let gate = || state.gate();
-        let reply = call::call(&state.link, state.number, deadline, room, gate, append);
+        let reply = call::call(&state.shared, state.number, deadline, room, gate, append);
         reply.map_err(|error| asked.failed(error))
     }
 
@@ -169,7 +169,7 @@ impl Channel {
         subject: &str,
         method: impl FnOnce() -> R,
     ) -> Result<R::Reply> {
-        let asked = Asked::about(R::ID, subject);
+        let asked = Operation::about(R::ID, subject);
         let channel = self.number();
         let reply = self.call_with(asked, |frames, call| {
             call::append(frames, channel, &method(), call)
@@ -185,12 +185,12 @@ impl Channel {
         subject: &str,
         method: impl FnOnce() -> R,
     ) -> Result<Option<R::Reply>> {
-        let asked = Asked::about(R::ID, subject);
+        let asked = Operation::about(R::ID, subject);
         if no_wait {
             self.write(asked, |frames| {
                 let method = method();
                 frames.method(&method)?;
-                let mut topology = self.state().link.topology.lock();
+                let mut topology = self.state().shared.topology.lock();
                 topology.done(method.into(), None);
                 Ok(())
             })?;
@@ -240,13 +240,13 @@ impl Channel {
             text: text.to_owned(),
             method: None,
         };
-        let asked = Asked::about(ChannelClose::ID, "");
+        let asked = Operation::about(ChannelClose::ID, "");
         let timeout = Deadline::after(self.connection().request_timeout());
         let always = Admission::Always;
         let gate = || state.gate();
         let mut sent_in = None;
         let closed = call::call(
-            &state.link,
+            &state.shared,
             state.number,
             timeout,
             always,
@@ -283,12 +283,12 @@ impl Channel {
     /// [`ErrorKind::InvalidArgument`] if this program has closed the channel; the connection's end; a timeout.
     pub fn reopen(&self) -> Result<()> {
         let state = self.state();
-        let asked = Asked::about(ChannelOpen::ID, "");
+        let asked = Operation::about(ChannelOpen::ID, "");
         let timeout = Deadline::after(self.connection().request_timeout());
         let room = Admission::Room;
         let gate = || state.reopening_gate();
         let opened = call::call(
-            &state.link,
+            &state.shared,
             state.number,
             timeout,
             room,

@@ -10,12 +10,11 @@ use super::Channel;
 use crate::error::returned::ReturnedMessage;
 use crate::error::{Error, Result};
 use crate::io_thread::deadline::Deadline;
-use crate::io_thread::mailbox::ConfirmMailbox;
-use crate::io_thread::outbox::{Admission, Gate, Patience, LARGE};
+use crate::io_thread::mailbox::{ConfirmMailbox, Unwatched};
+use crate::io_thread::outbox::{Admission, Gate, Timeout, LARGE};
 use crate::message::Message;
-use crate::proto::Identity;
-use crate::publisher::confirm::Awaited;
-use crate::session::call::Asked;
+use crate::proto::Fingerprint;
+use crate::session::call::Operation;
 use crate::session::channel::frames::is_kept;
 use crate::session::queue_names::Name;
 use crate::wire::method::{BasicPublish, Encode};
@@ -86,10 +85,10 @@ impl Channel {
             routing_key,
             message,
             mandatory,
-            None::<&Arc<Awaited>>,
+            None::<&Arc<Unwatched>>,
             timeout,
         );
-        published.map_err(|error| Asked::about(BasicPublish::ID, exchange).failed(error))
+        published.map_err(|error| Operation::about(BasicPublish::ID, exchange).failed(error))
     }
 
     /// Publishes through the default exchange to a queue that the broker has named, by the name that
@@ -108,10 +107,11 @@ impl Channel {
                 false => Err(Error::invalid("the queue has another name")),
             };
             let method = publish_method("", current, message, message.is_mandatory());
-            let confirm = None::<&Arc<Awaited>>;
+            let confirm = None::<&Arc<Unwatched>>;
             let published = self.publish_through(gate, &method, message, confirm, deadline.into());
             if published.is_ok() || name.current() == current {
-                return published.map_err(|error| Asked::about(BasicPublish::ID, "").failed(error));
+                return published
+                    .map_err(|error| Operation::about(BasicPublish::ID, "").failed(error));
             }
         }
     }
@@ -139,33 +139,33 @@ impl Channel {
         method: &BasicPublish<'_>,
         message: &Message<'_>,
         confirm: Option<&Arc<C>>,
-        patience: Patience,
+        patience: Timeout,
     ) -> Result<Option<u64>> {
         self.check_size(message)?;
         let state = self.state();
         let (properties, body) = (message.properties(), message.body());
         // What costs more the larger the message is happens before the lock is taken.
-        let identity = (method.mandatory && state.confirms.is_selected())
-            .then(|| Identity::new(&method.exchange, &method.routing_key, body));
+        let fingerprint = (method.mandatory && state.confirms.is_selected())
+            .then(|| Fingerprint::new(&method.exchange, &method.routing_key, body));
         let published = if body.len() > LARGE {
             self.publish_large(
                 gate,
                 method,
                 message,
-                identity,
+                fingerprint,
                 confirm,
                 patience.deadline(),
             )?
         } else {
             let admission = Admission::Publish { large: false };
-            let outbox = &state.link.outbox;
+            let outbox = &state.shared.outbox;
             outbox.write(state.number, admission, patience, gate, |frames| {
                 let properties = frames.message(method, properties, body)?;
-                let identity = identity.map(|it| it.with_properties(properties));
-                Ok(state.published(frames, identity, confirm, |frames| frames.keep()))
+                let fingerprint = fingerprint.map(|it| it.with_properties(properties));
+                Ok(state.published(frames, fingerprint, confirm, |frames| frames.keep()))
             })?
         };
-        state.link.counters.published();
+        state.shared.counters.published();
         Ok(published)
     }
 
@@ -175,12 +175,12 @@ impl Channel {
         gate: impl Fn() -> Result<Gate>,
         method: &BasicPublish<'_>,
         message: &Message<'_>,
-        identity: Option<Identity>,
+        fingerprint: Option<Fingerprint>,
         confirm: Option<&Arc<C>>,
         deadline: Deadline,
     ) -> Result<Option<u64>> {
         let state = self.state();
-        let outbox = &state.link.outbox;
+        let outbox = &state.shared.outbox;
         let admission = Admission::Publish { large: true };
         // Nothing is encoded before there is room, or whoever waits would hold a copy of the body.
         outbox.write(state.number, admission, deadline, &gate, |_| Ok(()))?;
@@ -189,9 +189,9 @@ impl Channel {
         // Not under the lock, either.
         let kept = is_kept(confirm).then(|| large.keep());
         outbox.write(state.number, admission, deadline, gate, |frames| {
-            let identity = identity.map(|it| it.with_properties(large.properties()));
+            let fingerprint = fingerprint.map(|it| it.with_properties(large.properties()));
             frames.large(large)?;
-            Ok(state.published(frames, identity, confirm, |_| kept.unwrap_or_default()))
+            Ok(state.published(frames, fingerprint, confirm, |_| kept.unwrap_or_default()))
         })
     }
 

@@ -2,7 +2,7 @@
 
 use super::Channel;
 use crate::error::Result;
-use crate::session::call::{self, Asked};
+use crate::session::call::{self, Operation};
 use crate::wire::method::{Encode, TxCommit, TxRollback, TxSelect};
 
 impl Channel {
@@ -36,7 +36,7 @@ impl Channel {
     pub fn tx_commit(&self) -> Result<()> {
         let mut lost_with = None;
         let channel = self.number();
-        self.call_with(Asked::about(TxCommit::ID, ""), |frames, call| {
+        self.call_with(Operation::about(TxCommit::ID, ""), |frames, call| {
             lost_with = self.state().settings.end_transaction();
             match lost_with {
                 Some(_) => call::append(frames, channel, &TxRollback {}, call),
@@ -57,7 +57,7 @@ impl Channel {
     /// 406 on a channel without [`tx_select`](Self::tx_select).
     pub fn tx_rollback(&self) -> Result<()> {
         let channel = self.number();
-        self.call_with(Asked::about(TxRollback::ID, ""), |frames, call| {
+        self.call_with(Operation::about(TxRollback::ID, ""), |frames, call| {
             self.state().settings.end_transaction();
             call::append(frames, channel, &TxRollback {}, call)
         })?;

@@ -10,9 +10,9 @@ use crate::io_thread::deadline::Deadline;
 use crate::io_thread::mailbox::{Call, Command, ConsumerMailbox};
 use crate::io_thread::outbox::{Admission, Frames};
 use crate::options::{ConsumeOptions, QosOptions};
-use crate::session::call::{self, Asked};
+use crate::session::call::{self, Operation};
 use crate::session::queue_names::QueueName;
-use crate::session::subscription::{ReadsFrom, Registration};
+use crate::session::subscription::{ReadsFrom, Subscription};
 use crate::wire::method::{BasicCancel, BasicConsume, BasicQos, Encode};
 
 impl Channel {
@@ -75,7 +75,7 @@ impl Channel {
         let is_told = of_streams
             .iter()
             .any(|it| options.arguments.get(it).is_some());
-        match is_told || state.link.topology.lock().is_stream(&queue) {
+        match is_told || state.shared.topology.lock().is_stream(&queue) {
             true => ReadsFrom::Stream,
             false => ReadsFrom::Queue,
         }
@@ -88,7 +88,7 @@ impl Channel {
         options: &ConsumeOptions,
         begin: impl FnOnce(Arc<str>) -> (C, Arc<dyn ConsumerMailbox>),
     ) -> Result<C> {
-        let asked = Asked::about(BasicConsume::ID, queue.shown());
+        let asked = Operation::about(BasicConsume::ID, queue.shown());
         let consumer_tag = self
             .take_consumer_tag(&options.consumer_tag)
             .map_err(|error| asked.failed(error))?;
@@ -109,9 +109,9 @@ impl Channel {
         let append = |frames: &mut Frames<'_>, call| {
             let consume = consume();
             frames.method(&consume)?;
-            let registration = state.consumers.lock().registration(&consumer_tag);
-            if let Some(registration) = registration {
-                registration.asked(options.no_wait);
+            let subscription = state.consumers.lock().subscription(&consumer_tag);
+            if let Some(subscription) = subscription {
+                subscription.asked(options.no_wait);
             }
             if self.connection().options().recovery.is_on {
                 let again = BasicConsume {
@@ -120,7 +120,7 @@ impl Channel {
                 };
                 let qos = state.settings.qos();
                 let mut consumers = state.consumers.lock();
-                consumers.want(Arc::clone(&mailbox), again, qos);
+                consumers.record(Arc::clone(&mailbox), again, qos);
             }
             frames.command(Command::Consume {
                 channel,
@@ -169,15 +169,15 @@ impl Channel {
     pub(crate) fn cancel(
         &self,
         consumer_tag: &Arc<str>,
-        only: Option<&Registration>,
+        only: Option<&Subscription>,
     ) -> Result<()> {
-        let asked = Asked::about(BasicCancel::ID, consumer_tag);
+        let asked = Operation::about(BasicCancel::ID, consumer_tag);
         let state = self.state();
         let deadline = Deadline::after(self.connection().request_timeout());
         let attached = Admission::Attached;
         let gate = || state.gate();
         let cancelled = call::call(
-            &state.link,
+            &state.shared,
             state.number,
             deadline,
             attached,
@@ -194,7 +194,7 @@ impl Channel {
     /// [`basic_cancel`](Self::basic_cancel) without waiting for the broker. (The broker answers nevertheless: only that
     /// tells this crate when the last message has come.)
     pub fn basic_cancel_no_wait(&self, consumer_tag: &str) -> Result<()> {
-        let asked = Asked::about(BasicCancel::ID, consumer_tag);
+        let asked = Operation::about(BasicCancel::ID, consumer_tag);
         let consumer_tag = consumer_tag.into();
         self.write(asked, |frames| {
             let call = Call::of_nobody();

@@ -7,11 +7,11 @@ use std::sync::{Arc, Weak};
 use crossbeam_channel::{Receiver, Sender};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
-use crate::delivery::{Delivery, Origin};
+use crate::delivery::{Delivery, DeliverySource};
 use crate::error::{Error, Result};
 use crate::io_thread::counters::Gauge;
 use crate::io_thread::deadline::Deadline;
-use crate::io_thread::unread_bytes::Unread;
+use crate::io_thread::unread_bytes::UnreadBytes;
 use crate::proto::Delivered;
 use crate::stats::ConnectionStats;
 use crate::wire::content::Content;
@@ -27,14 +27,14 @@ const SPARE: usize = 256;
 /// each message is read by a call of its own. Whoever asks for a [`receiver`](Self::receiver) gets a channel, which costs
 /// both more: they meet at each message.
 pub(crate) struct Deliveries {
-    origin: Weak<Origin>,
+    origin: Weak<DeliverySource>,
     queue: Mutex<Queue>,
     changed: Condvar,
     /// What a reader has taken out of the queue, and will read next. Locked before the queue.
     taken: Mutex<Messages>,
     receiver: Receiver<Result<Delivery>>,
     /// Of what is in the channel.
-    unread: Unread,
+    unread: UnreadBytes,
 }
 
 /// Messages, and perhaps an error as the last.
@@ -69,7 +69,7 @@ impl Queue {
 }
 
 impl Deliveries {
-    pub(crate) fn new(origin: Weak<Origin>) -> Self {
+    pub(crate) fn new(origin: Weak<DeliverySource>) -> Self {
         // Unbounded, because the IO thread must never wait for a consumer; prefetch bounds it.
         let (sender, receiver) = crossbeam_channel::unbounded();
         Self {
@@ -83,7 +83,7 @@ impl Deliveries {
             changed: Condvar::new(),
             taken: Mutex::default(),
             receiver,
-            unread: Unread::default(),
+            unread: UnreadBytes::default(),
         }
     }
 
@@ -162,7 +162,7 @@ impl Deliveries {
     fn send(
         &self,
         sender: &Sender<Result<Delivery>>,
-        origin: &Arc<Origin>,
+        origin: &Arc<DeliverySource>,
         messages: impl Iterator<Item = Result<Delivered>>,
     ) {
         for message in messages {
@@ -177,7 +177,7 @@ impl Deliveries {
     /// Waits for the next one until the deadline, if there is any. None: nothing came in time, or nothing comes any more.
     pub(crate) fn recv(
         &self,
-        origin: &Arc<Origin>,
+        origin: &Arc<DeliverySource>,
         deadline: Option<&Deadline>,
     ) -> Option<Result<Delivery>> {
         loop {
@@ -208,7 +208,7 @@ impl Deliveries {
     }
 
     /// The next one, if it has come.
-    pub(crate) fn try_recv(&self, origin: &Arc<Origin>) -> Option<Result<Delivery>> {
+    pub(crate) fn try_recv(&self, origin: &Arc<DeliverySource>) -> Option<Result<Delivery>> {
         match self.take(origin) {
             Take::Next(next) => Some(next),
             Take::Nothing(queue) => {
@@ -219,7 +219,7 @@ impl Deliveries {
     }
 
     #[inline]
-    fn take(&self, origin: &Arc<Origin>) -> Take<'_> {
+    fn take(&self, origin: &Arc<DeliverySource>) -> Take<'_> {
         let mut taken = self.taken.lock();
         if taken.queue.is_empty() {
             taken.queue.shrink_to(SPARE);
@@ -245,7 +245,7 @@ impl Deliveries {
     }
 
     /// A channel with all that is unread, and all that comes. It is disconnected after the end.
-    pub(crate) fn receiver(&self, origin: &Arc<Origin>) -> &Receiver<Result<Delivery>> {
+    pub(crate) fn receiver(&self, origin: &Arc<DeliverySource>) -> &Receiver<Result<Delivery>> {
         let mut taken = self.taken.lock();
         let mut queue = self.queue.lock();
         if queue.goes_to_channel {

@@ -8,8 +8,8 @@ use crate::error::{ClosedBy, Error, ErrorKind};
 use crate::io_thread::mailbox::{Call, ConsumerMailbox};
 use crate::proto::{Delivered, Settling};
 use crate::session::channel::ChannelState;
-use crate::session::stream_position::Place;
-use crate::session::subscription::{Registration, Started};
+use crate::session::stream_position::StreamPosition;
+use crate::session::subscription::{Started, Subscription};
 use crate::wire::method::{BasicConsume, Encode};
 use crate::wire::value::FieldTable;
 
@@ -18,9 +18,9 @@ pub(crate) struct Mailbox {
     pub(super) deliveries: Arc<Deliveries>,
     pub(super) state: Arc<ChannelState>,
     pub(super) recovers: bool,
-    pub(super) registration: Arc<Registration>,
+    pub(super) subscription: Arc<Subscription>,
     /// For a stream only.
-    pub(super) place: Option<Place>,
+    pub(super) position: Option<StreamPosition>,
 }
 
 impl Drop for Mailbox {
@@ -31,15 +31,15 @@ impl Drop for Mailbox {
 
 impl ConsumerMailbox for Mailbox {
     fn deliver(&self, messages: Drain<'_, Delivered>) -> u64 {
-        self.registration.delivered();
+        self.subscription.delivered();
         let messages = messages.map(|mut message| {
-            message.delivery_tag = self.state.settled.received(message.delivery_tag);
-            if let Some(place) = &self.place {
-                place.came(&message.content);
+            message.delivery_tag = self.state.delivery_tags.received(message.delivery_tag);
+            if let Some(position) = &self.position {
+                position.came(&message.content);
             }
             message
         });
-        if !self.registration.is_abandoned() {
+        if !self.subscription.is_abandoned() {
             return self.deliveries.push(messages);
         }
         for message in messages {
@@ -49,7 +49,7 @@ impl ConsumerMailbox for Mailbox {
     }
 
     fn settling(&self) -> Settling {
-        self.registration.settling()
+        self.subscription.settling()
     }
 
     fn unread(&self) -> u64 {
@@ -57,41 +57,41 @@ impl ConsumerMailbox for Mailbox {
     }
 
     fn started(&self) {
-        let Some(Started { mut cancels, again }) = self.registration.start() else {
+        let Some(Started { mut cancels, again }) = self.subscription.start() else {
             return;
         };
-        let consumer_tag = &self.registration.consumer_tag;
+        let consumer_tag = &self.subscription.consumer_tag;
         if !again {
             self.state.consumer_started(consumer_tag);
         }
-        if self.registration.is_abandoned() {
+        if self.subscription.is_abandoned() {
             cancels.push(Call::of_nobody());
         }
         for call in cancels {
-            self.state.cancel_for(&self.registration, call);
+            self.state.cancel_for(&self.subscription, call);
         }
     }
 
     fn ended(&self, error: Option<Error>) {
-        let Some((was_live, cancels)) = self.registration.end() else {
+        let Some((was_live, cancels)) = self.subscription.end() else {
             return;
         };
-        let tag = &self.registration.consumer_tag;
+        let tag = &self.subscription.consumer_tag;
         if error.as_ref().is_some_and(is_cancelled_by_broker) {
             self.revoke();
         }
         let is_refused =
-            error.as_ref().is_some_and(is_consume_refused) && self.registration.is_assumed();
+            error.as_ref().is_some_and(is_consume_refused) && self.subscription.is_assumed();
         self.deliveries.end(error.clone());
         // One that came just when the consumer was dropped.
-        if self.registration.is_abandoned() {
+        if self.subscription.is_abandoned() {
             self.deliveries
                 .discard(|delivery_tag| self.give_back(delivery_tag));
         }
         // Cancelled by the broker, it is cancelled for those who wanted that, too.
         let error = error.filter(|it| !is_cancelled_by_broker(it));
         for call in cancels {
-            let cancelled = || Ok(self.registration.cancelled());
+            let cancelled = || Ok(self.subscription.cancelled());
             call.answer(error.clone().map_or_else(cancelled, Err));
         }
         self.state.consumer_ended(tag, was_live && !is_refused);
@@ -104,27 +104,27 @@ impl ConsumerMailbox for Mailbox {
     fn interrupted(&self, error: &Error) {
         // The broker delivers again what it waits to have acknowledged. A stream does not: its consumer
         // goes on after what has come, which can still be read.
-        if self.registration.settling() == Settling::Requeue {
+        if self.subscription.settling() == Settling::Requeue {
             self.deliveries.discard(|_| {});
         }
         if !self.recovers {
             self.ended(Some(error.clone()));
-        } else if !self.registration.interrupt() {
+        } else if !self.subscription.interrupt() {
             self.ended(None);
         }
     }
 
     fn is_without_queue(&self) {
-        if let Some(place) = &self.place {
-            place.begin_at_first();
+        if let Some(position) = &self.position {
+            position.begin_at_first();
         }
     }
 
     fn restart(&self, arguments: &mut FieldTable) -> bool {
-        if let Some(place) = &self.place {
-            place.write_to(arguments, self.registration.since());
+        if let Some(position) = &self.position {
+            position.write_to(arguments, self.subscription.since());
         }
-        self.registration.restart()
+        self.subscription.restart()
     }
 }
 
@@ -132,17 +132,17 @@ impl Mailbox {
     /// The broker delivers again what was not acknowledged in time. What is unread is given back,
     /// since RabbitMQ 4.3 closes the channel (406) if it times out later.
     fn revoke(&self) {
-        if self.registration.no_ack {
+        if self.subscription.no_ack {
             return;
         }
-        self.registration.revoke();
+        self.subscription.revoke();
         self.deliveries
             .discard(|delivery_tag| self.give_back(delivery_tag));
     }
 
     fn give_back(&self, delivery_tag: u64) {
         self.state
-            .give_back_unread(&self.registration, delivery_tag);
+            .give_back_unread(&self.subscription, delivery_tag);
     }
 }
 

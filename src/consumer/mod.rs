@@ -11,12 +11,12 @@ use std::time::Duration;
 use crossbeam_channel::Receiver;
 
 use crate::channel::Channel;
-use crate::delivery::{Delivery, Origin};
+use crate::delivery::{Delivery, DeliverySource};
 use crate::error::Result;
 use crate::io_thread::deadline::Deadline;
 use crate::options::ConsumeOptions;
-use crate::session::stream_position::{Place, Since};
-use crate::session::subscription::{ReadsFrom, Registration};
+use crate::session::stream_position::{StreamPosition, StreamStart};
+use crate::session::subscription::{ReadsFrom, Subscription};
 use deliveries::Deliveries;
 use mailbox::Mailbox;
 
@@ -96,9 +96,9 @@ use mailbox::Mailbox;
 /// # Ok::<(), leveret::Error>(())
 /// ```
 pub struct Consumer {
-    origin: Arc<Origin>,
+    origin: Arc<DeliverySource>,
     deliveries: Arc<Deliveries>,
-    registration: Arc<Registration>,
+    subscription: Arc<Subscription>,
 }
 
 impl Consumer {
@@ -109,22 +109,22 @@ impl Consumer {
         options: &ConsumeOptions,
         reads_from: ReadsFrom,
     ) -> (Self, Mailbox) {
-        let registration = Arc::new(Registration::new(
+        let subscription = Arc::new(Subscription::new(
             Arc::clone(&consumer_tag),
             options,
             reads_from,
         ));
         let mut consumers = channel.state().consumers.lock();
-        consumers.register(&registration);
+        consumers.register(&subscription);
         drop(consumers);
         let recovery = &channel.connection().options().recovery;
         let recovers = recovery.recovers_consumers();
         let state = Arc::clone(channel.state());
-        let origin = Arc::new(Origin {
+        let origin = Arc::new(DeliverySource {
             channel,
             consumer_tag,
             no_ack: options.no_ack,
-            registration: Some(Arc::clone(&registration)),
+            subscription: Some(Arc::clone(&subscription)),
             reads_from,
         });
         let deliveries = Arc::new(Deliveries::new(Arc::downgrade(&origin)));
@@ -133,36 +133,36 @@ impl Consumer {
             deliveries: Arc::clone(&deliveries),
             state,
             recovers,
-            registration: Arc::clone(&registration),
-            place: (reads_from == ReadsFrom::Stream).then(Place::new),
+            subscription: Arc::clone(&subscription),
+            position: (reads_from == ReadsFrom::Stream).then(StreamPosition::new),
         };
         let consumer = Self {
             origin,
             deliveries,
-            registration,
+            subscription,
         };
         (consumer, mailbox)
     }
 
     /// The consumer's name on its channel.
     pub fn consumer_tag(&self) -> &str {
-        &self.registration.consumer_tag
+        &self.subscription.consumer_tag
     }
 
     /// How often it was begun again on a new connection. When this has grown, there is a gap before the next message:
     /// messages that were not acknowledged come again, to this consumer or another.
     pub fn epoch(&self) -> u64 {
-        self.registration.epoch()
+        self.subscription.epoch()
     }
 
     /// For a stream only: the time from which it reads.
-    pub(crate) fn since(&self) -> Option<&Since> {
-        self.registration.since()
+    pub(crate) fn since(&self) -> Option<&StreamStart> {
+        self.subscription.since()
     }
 
     /// Whether the connection was lost and the consumer is not back yet.
     pub(crate) fn is_interrupted(&self) -> bool {
-        self.registration.is_interrupted()
+        self.subscription.is_interrupted()
     }
 
     /// The channel it consumes on.
@@ -266,22 +266,22 @@ impl Consumer {
     /// # Errors
     /// A timeout, or the end of the channel or the connection.
     pub fn cancel(&self) -> Result<()> {
-        let registration = &self.registration;
+        let subscription = &self.subscription;
         self.channel()
-            .cancel(&registration.consumer_tag, Some(registration))
+            .cancel(&subscription.consumer_tag, Some(subscription))
     }
 }
 
 impl Drop for Consumer {
     fn drop(&mut self) {
         let state = self.channel().state();
-        let registration = &self.registration;
-        if registration.abandon() {
-            state.cancel_in_background(registration);
+        let subscription = &self.subscription;
+        if subscription.abandon() {
+            state.cancel_in_background(subscription);
         }
         // Not left to the IO thread alone: unread deliveries in a channel keep theirs open.
         self.deliveries.discard(|delivery_tag| {
-            state.give_back_unread(registration, delivery_tag);
+            state.give_back_unread(subscription, delivery_tag);
         });
     }
 }

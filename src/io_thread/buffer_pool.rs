@@ -12,7 +12,7 @@ const LARGEST: usize = 1 << 10;
 ///
 /// Nobody waits here: who does not get in at once, does without.
 #[derive(Debug, Default)]
-pub(crate) struct Buffers {
+pub(crate) struct BufferPool {
     kept: Mutex<Kept>,
 }
 
@@ -22,7 +22,7 @@ struct Kept {
     bytes: usize,
 }
 
-impl Buffers {
+impl BufferPool {
     #[inline]
     pub(crate) fn give_back(&self, mut buffer: Vec<u8>) {
         if !(1..=LARGEST).contains(&buffer.capacity()) {

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use super::driver::Driver;
-use super::lost_publishes::Unanswered;
+use super::lost_publishes::LostPublish;
 use super::mailbox::{Call, ChannelMailbox, ConfirmMailbox, ConsumerMailbox};
 use super::mailbox::{Mailboxes, Published, Reply, Unclaimed};
 use crate::error::{Error, OneLine};
 use crate::events::ConnectionEvent;
 use crate::log_line::log_line;
-use crate::proto::{Answer, Event, Fetched, Left, Outcome, Returned};
+use crate::proto::{Answer, Event, Fetched, Leftover, Outcome, Returned};
 use crate::wire::method::Method;
 
 impl Driver<'_> {
@@ -104,7 +104,7 @@ impl Driver<'_> {
             channel.broker_replied(asked.as_ref());
         }
         if let Some(asked) = asked {
-            self.link.topology.lock().done(asked, Some(&reply));
+            self.shared.topology.lock().done(asked, Some(&reply));
         }
         call.answer(Ok(Reply::Method(reply)));
     }
@@ -120,7 +120,7 @@ impl Driver<'_> {
         message.delivery_tag = channel.received(message.delivery_tag);
         let redelivered = usize::from(message.redelivered);
         let message = Unclaimed::new(message, no_ack, channel);
-        let counters = &self.link.counters;
+        let counters = &self.shared.counters;
         counters.redelivered(redelivered);
         counters.delivered(1, || call.answer(Ok(Reply::Message(message))));
     }
@@ -129,10 +129,10 @@ impl Driver<'_> {
     fn deliver(&mut self, consumer: &dyn ConsumerMailbox, count: usize) {
         let messages = self.core.take_messages(count);
         let redelivered = messages.as_slice().iter().filter(|it| it.redelivered);
-        let counters = &self.link.counters;
+        let counters = &self.shared.counters;
         counters.redelivered(redelivered.count());
         let bytes = counters.delivered(count, || consumer.deliver(messages));
-        self.reading.delivered(bytes);
+        self.read_throttle.delivered(bytes);
     }
 
     fn consumer_ended(&self, consumer: &dyn ConsumerMailbox, error: Option<Error>) {
@@ -151,22 +151,22 @@ impl Driver<'_> {
         message: Returned,
     ) {
         let give_back = || channel.returned(message, sequence_number);
-        self.link.counters.returned(give_back);
+        self.shared.counters.returned(give_back);
     }
 
     fn answered(&self, confirm: &dyn ConfirmMailbox, sequence_number: u64, outcome: Outcome) {
         let is_returned = matches!(outcome, Outcome::Returned(_));
         let answer = || confirm.answered(sequence_number, outcome);
         match is_returned {
-            true => self.link.counters.returned(answer),
+            true => self.shared.counters.returned(answer),
             false => answer(),
         }
     }
 
     fn lost(&mut self, published: Published, cause: Error, may_have_been_sent: bool) {
-        let lost = Unanswered::new(published, cause, may_have_been_sent);
+        let lost = LostPublish::new(published, cause, may_have_been_sent);
         match self.is_lost() && lost.can_be_kept() {
-            true => self.unanswered.push(lost),
+            true => self.lost_publishes.push(lost),
             false => lost.lose(),
         }
     }
@@ -180,14 +180,16 @@ impl Driver<'_> {
         answered_to: u64,
     ) {
         let confirm = || channel.confirm(answer, sequence_number, answered_to);
-        self.link.counters.confirmed(answered, answer.nack, confirm);
+        self.shared
+            .counters
+            .confirmed(answered, answer.nack, confirm);
     }
 
     fn channel_ended(
         &self,
         channel: &dyn ChannelMailbox,
         error: &Error,
-        left: Left,
+        left: Leftover,
         owes_close_ok: bool,
     ) {
         match self.is_lost() {
@@ -198,17 +200,17 @@ impl Driver<'_> {
 
     fn channel_freed(&mut self, channel: &dyn ChannelMailbox, number: u16) {
         // The commands that wait are answered now: the socket may not take their frames for long.
-        for command in self.link.outbox.take_commands_of(number) {
+        for command in self.shared.outbox.take_commands_of(number) {
             self.core.handle(command);
         }
         channel.freed();
     }
 
     fn blocked(&self, reason: String) {
-        self.link.outbox.set_blocked(Some(reason.clone()));
-        let label = self.link.label();
+        self.shared.outbox.set_blocked(Some(reason.clone()));
+        let label = self.shared.label();
         let shown = OneLine(reason.clone());
-        self.link.tell(ConnectionEvent::Blocked { reason });
+        self.shared.tell(ConnectionEvent::Blocked { reason });
         log_line!(
             Warn,
             label,
@@ -217,11 +219,11 @@ impl Driver<'_> {
     }
 
     fn unblocked(&self) {
-        self.link.outbox.set_blocked(None);
-        self.link.tell(ConnectionEvent::Unblocked);
+        self.shared.outbox.set_blocked(None);
+        self.shared.tell(ConnectionEvent::Unblocked);
         log_line!(
             Info,
-            self.link.label(),
+            self.shared.label(),
             "the broker has unblocked the connection"
         );
     }

@@ -6,19 +6,19 @@ use std::time::{Duration, Instant};
 
 use mio::{Events, Interest, Poll, Token};
 
-use super::lost_publishes::Unanswered;
+use super::lost_publishes::LostPublish;
 use super::mailbox::{Command, Mailboxes};
-use super::outbox::write_buffer::Outgoing;
+use super::outbox::write_buffer::WriteBuffer;
 use super::outbox::Loss;
-use super::read_throttle::Reading;
-use super::shared::Link;
+use super::read_throttle::ReadThrottle;
+use super::shared::Shared;
 use super::socket::connect::Connected;
-use super::socket::read_buffer::Inbox;
-use super::socket::transport::Stream;
+use super::socket::read_buffer::ReadBuffer;
+use super::socket::transport::Transport;
 use crate::error::{ClosedBy, Error};
 use crate::events::ConnectionEvent;
 use crate::log_line::log_line;
-use crate::proto;
+use crate::proto::{self, HeartbeatDue};
 
 const SOCKET: Token = Token(0);
 /// How many reads are made before writing gets its turn.
@@ -54,11 +54,11 @@ pub(super) enum Closing {
 /// One socket, from the end of its handshake to its end.
 pub(super) struct Driver<'a> {
     poll: &'a mut Poll,
-    pub(super) link: &'a Arc<Link>,
-    stream: Stream,
+    pub(super) shared: &'a Arc<Shared>,
+    transport: Transport,
     pub(super) core: proto::Connection<Mailboxes>,
-    inbox: Inbox,
-    outgoing: Outgoing,
+    read_buffer: ReadBuffer,
+    write_buffer: WriteBuffer,
     /// Empty but for a moment; kept for its memory.
     commands: Vec<Command>,
     /// What the socket last allowed; edge-triggered, so it holds until a call would block.
@@ -70,47 +70,47 @@ pub(super) struct Driver<'a> {
     write_again: bool,
     /// The socket is broken: what is left in it ends with the reason.
     failed: bool,
-    pub(super) reading: Reading,
+    pub(super) read_throttle: ReadThrottle,
     pub(super) closing: Closing,
     /// Whether another connection follows when this one is lost.
     pub(super) recovers: bool,
     /// What was published on this socket and got no answer before it was lost.
-    pub(super) unanswered: Vec<Unanswered>,
+    pub(super) lost_publishes: Vec<LostPublish>,
     pub(super) end: Option<End>,
 }
 
 impl<'a> Driver<'a> {
     pub(super) fn new(
         poll: &'a mut Poll,
-        link: &'a Arc<Link>,
+        shared: &'a Arc<Shared>,
         connected: Connected<Mailboxes>,
         recovers: bool,
         max_unread_bytes: u64,
     ) -> Self {
         let Connected {
-            stream,
+            transport,
             core,
-            inbox,
+            read_buffer,
             ..
         } = connected;
         let label = core.label().clone();
         Self {
             poll,
-            link,
-            stream,
+            shared,
+            transport,
             core,
-            inbox,
-            outgoing: Outgoing::default(),
+            read_buffer,
+            write_buffer: WriteBuffer::default(),
             commands: Vec::new(),
             readable: true,
             writable: true,
             answers: 0,
             write_again: false,
             failed: false,
-            reading: Reading::new(max_unread_bytes, label),
+            read_throttle: ReadThrottle::new(max_unread_bytes, label),
             closing: Closing::No,
             recovers,
-            unanswered: Vec::new(),
+            lost_publishes: Vec::new(),
             end: None,
         }
     }
@@ -119,7 +119,7 @@ impl<'a> Driver<'a> {
         let mut events = Events::with_capacity(8);
         let interest = Interest::READABLE | Interest::WRITABLE;
         let registry = self.poll.registry();
-        if let Err(error) = registry.register(&mut self.stream, SOCKET, interest) {
+        if let Err(error) = registry.register(&mut self.transport, SOCKET, interest) {
             return self.lose(error.kind());
         }
         // Input that came right behind the handshake waits in the inbox.
@@ -127,11 +127,11 @@ impl<'a> Driver<'a> {
         while self.closing != Closing::Done {
             self.write();
             self.wait(&mut events);
-            if self.link.outbox.is_aborted() {
+            if self.shared.outbox.is_aborted() {
                 self.core.abort();
             }
             // What is given up behind the end of this connection is the next one.
-            if self.closing == Closing::No && self.link.outbox.take_given_up() {
+            if self.closing == Closing::No && self.shared.outbox.take_abandoned() {
                 self.core.socket_closed(ErrorKind::TimedOut);
             }
             self.dispatch();
@@ -155,7 +155,7 @@ impl<'a> Driver<'a> {
         for event in events.iter().filter(|event| event.token() == SOCKET) {
             // A closed or broken socket is found by reading it.
             // In TLS either way can wait for the other.
-            let both = self.stream.is_tls() && (event.is_readable() || event.is_writable());
+            let both = self.transport.is_tls() && (event.is_readable() || event.is_writable());
             self.readable |=
                 both || event.is_readable() || event.is_read_closed() || event.is_error();
             self.failed |= event.is_error();
@@ -165,7 +165,10 @@ impl<'a> Driver<'a> {
 
     /// How long to sleep. `None`: until the socket or the outbox has something.
     fn timeout(&self) -> Option<Duration> {
-        let pauses_until = self.reading.pauses_until().filter(|_| self.may_pause());
+        let pauses_until = self
+            .read_throttle
+            .pauses_until()
+            .filter(|_| self.may_pause());
         let busy = self.write_again || self.core.has_events();
         let readable = self.readable && !self.is_full_of_answers();
         if busy || (readable && pauses_until.is_none()) {
@@ -189,10 +192,10 @@ impl<'a> Driver<'a> {
             if !self.readable || self.closing == Closing::Done || !self.may_read() {
                 return;
             }
-            match self.inbox.read_from(&mut self.stream) {
+            match self.read_buffer.read_from(&mut self.transport) {
                 Ok(0) => return self.socket_failed(&ErrorKind::UnexpectedEof.into()),
                 Ok(count) => {
-                    self.link.counters.received(count);
+                    self.shared.counters.received(count);
                     self.receive(now());
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => self.readable = false,
@@ -217,32 +220,32 @@ impl<'a> Driver<'a> {
         if self.is_full_of_answers() {
             return false;
         }
-        if self.reading.is_free() || !self.may_pause() {
+        if self.read_throttle.is_free() || !self.may_pause() {
             return true;
         }
         let Self {
-            reading,
+            read_throttle,
             core,
-            link,
+            shared,
             ..
         } = self;
         let count_unread = || core.consumers().map(|consumer| consumer.unread()).sum();
         let someone_waits = || {
             core.awaits_reply()
-                || link.outbox.has_calls()
-                || link.waiting.any()
-                || link.outbox.stops_publishers()
+                || shared.outbox.has_calls()
+                || shared.waiters.any()
+                || shared.outbox.stops_publishers()
         };
-        reading.may_read(now(), count_unread, someone_waits)
+        read_throttle.may_read(now(), count_unread, someone_waits)
     }
 
     fn receive(&mut self, now: Instant) {
         loop {
             if self.core.buffers().is_empty() {
-                self.link.buffers.take(self.core.buffers());
+                self.shared.buffer_pool.take(self.core.buffers());
             }
-            let consumed = self.core.receive(self.inbox.bytes(), now);
-            self.inbox.consume(consumed);
+            let consumed = self.core.receive(self.read_buffer.bytes(), now);
+            self.read_buffer.consume(consumed);
             // Only for their sake the core stops before it has taken in all.
             if !self.core.has_events() {
                 return;
@@ -261,8 +264,9 @@ impl<'a> Driver<'a> {
                 if self.readable {
                     self.core.input_waits(now);
                 }
-                if self.core.handle_timeout(now) {
-                    self.give_memory_back();
+                // Nothing was sent for half a heartbeat interval: the connection is idle.
+                if self.core.handle_timeout(now) == HeartbeatDue::Send {
+                    self.shrink();
                 }
                 self.dispatch();
             }
@@ -284,12 +288,13 @@ impl<'a> Driver<'a> {
     }
 
     /// What a burst has needed is not kept for the next one, if that does not come soon.
-    fn give_memory_back(&mut self) {
+    fn shrink(&mut self) {
+        self.core.shrink();
         self.commands = Vec::new();
-        self.inbox.give_memory_back();
-        self.outgoing.give_memory_back();
-        self.link.outbox.give_memory_back();
-        self.link.buffers.take(&mut Vec::new());
+        self.read_buffer.shrink();
+        self.write_buffer.shrink();
+        self.shared.outbox.shrink();
+        self.shared.buffer_pool.take(&mut Vec::new());
     }
 
     /// Writes what there is until the socket takes no more.
@@ -301,29 +306,29 @@ impl<'a> Driver<'a> {
                 self.write_again = false;
                 break;
             }
-            if self.outgoing.is_empty() && !self.refill() {
+            if self.write_buffer.is_empty() && !self.refill() {
                 self.all_written();
                 self.write_again = false;
                 break;
             }
-            match self.stream.write(self.outgoing.front()) {
+            match self.transport.write(self.write_buffer.front()) {
                 Ok(count) => {
-                    self.link.counters.sent(count);
-                    self.outgoing.wrote(count);
+                    self.shared.counters.sent(count);
+                    self.write_buffer.wrote(count);
                     wrote = true;
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => self.writable = false,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 // What the peer said before it went away is still to be read: it tells why.
                 Err(error) => {
-                    log_line!(Debug, self.link.label(), "write failed: {error}");
+                    log_line!(Debug, self.shared.label(), "write failed: {error}");
                     self.writable = false;
                     self.readable = true;
                     self.failed = true;
                 }
             }
         }
-        self.link.counters.writing(self.outgoing.len());
+        self.shared.counters.writing(self.write_buffer.len());
         if wrote {
             self.core.wrote(now());
         }
@@ -332,26 +337,26 @@ impl<'a> Driver<'a> {
     /// Takes what has come together in the outbox. False if that is nothing; then the IO thread may sleep.
     fn refill(&mut self) -> bool {
         self.take_core_output();
-        let outbox = &self.link.outbox;
-        outbox.take(&mut self.outgoing, &mut self.commands);
+        let outbox = &self.shared.outbox;
+        outbox.take(&mut self.write_buffer, &mut self.commands);
         self.answers = 0;
         for command in self.commands.drain(..) {
             self.core.handle(command);
         }
-        !self.outgoing.is_empty()
+        !self.write_buffer.is_empty()
     }
 
     fn take_core_output(&mut self) {
         if self.core.has_output() {
             let core = &mut self.core;
-            self.link.outbox.append(|buffer| core.take_output(buffer));
+            self.shared.outbox.append(|buffer| core.take_output(buffer));
         }
     }
 
     fn all_written(&mut self) {
         if let Closing::Flushing(until) = self.closing {
             // A peer that is still sending would otherwise get a reset, and lose what we said last.
-            let _ = self.stream.shutdown_write();
+            let _ = self.transport.shutdown_write();
             self.closing = Closing::Draining(until);
         }
     }
@@ -391,19 +396,19 @@ impl Driver<'_> {
     pub(super) fn ended(&mut self, error: Error) {
         let by_us = error.closed_by() == Some(ClosedBy::Program);
         let loss = match self.recovers && !by_us {
-            true => self.link.outbox.set_lost(error.clone()),
+            true => self.shared.outbox.set_lost(error.clone()),
             false => Loss::None,
         };
         self.end = Some(match loss {
             Loss::New | Loss::Again => End::Lost(error.clone()),
             Loss::None => {
                 // Before the outbox is emptied: nothing can be appended from now on.
-                self.link.outbox.set_end(error.clone());
+                self.shared.outbox.set_end(error.clone());
                 End::Final(error.clone())
             }
         });
         // What was appended just before is answered now, with the same cause: nothing of it was sent.
-        for command in self.link.outbox.discard() {
+        for command in self.shared.outbox.discard() {
             self.core.handle(command);
         }
         self.closing = if self.core.has_output() {
@@ -413,14 +418,14 @@ impl Driver<'_> {
         };
         match loss {
             Loss::New => {
-                self.link.tell(ConnectionEvent::Lost {
+                self.shared.tell(ConnectionEvent::Lost {
                     cause: error.clone(),
                 });
-                log_line!(Warn, self.link.label(), "{error}; it is opened again");
+                log_line!(Warn, self.shared.label(), "{error}; it is opened again");
             }
             // The failed attempt is told.
             Loss::Again => {}
-            Loss::None => self.link.end(&error),
+            Loss::None => self.shared.end(&error),
         }
     }
 }

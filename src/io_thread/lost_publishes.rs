@@ -2,21 +2,21 @@
 
 use super::mailbox::Published;
 use crate::error::Error;
-use crate::proto::{Earlier, Outcome};
+use crate::proto::{Outcome, SendHistory};
 use crate::wire::frame::{self, Cut};
 use crate::wire::method::Method;
 
-pub(crate) struct Unanswered {
+pub(crate) struct LostPublish {
     pub(crate) published: Published,
     pub(crate) cause: Error,
     /// The connection that was lost last may have carried it.
     was_sent: bool,
 }
 
-impl Unanswered {
+impl LostPublish {
     pub(crate) fn new(mut published: Published, cause: Error, may_have_been_sent: bool) -> Self {
         if may_have_been_sent {
-            published.earlier = published.earlier.max(Earlier::Sent);
+            published.earlier = published.earlier.max(SendHistory::Sent);
         }
         Self {
             published,
@@ -43,7 +43,7 @@ impl Unanswered {
 
     /// Whether it was there twice when the broker closed the connection, perhaps because of it.
     pub(crate) fn is_suspect(&self) -> bool {
-        self.published.earlier == Earlier::Suspect
+        self.published.earlier == SendHistory::Suspect
     }
 
     pub(crate) fn is_immediate(&self) -> bool {
@@ -64,7 +64,7 @@ impl Unanswered {
 
     /// It is not published again.
     pub(crate) fn lose(self) {
-        let may_have_been_sent = self.published.earlier > Earlier::Nothing;
+        let may_have_been_sent = self.published.earlier > SendHistory::Nothing;
         let outcome = Outcome::lost(self.cause, may_have_been_sent);
         if let Some(confirm) = self.published.confirm {
             confirm.answered(self.published.sequence_number, outcome);

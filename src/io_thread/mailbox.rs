@@ -6,7 +6,7 @@ use std::vec::Drain;
 use crossbeam_channel::{Receiver, Sender};
 
 use crate::error::{Error, Result};
-use crate::proto::{self, Answer, Delivered, Fetched, Left, Outcome, Returned, Settling};
+use crate::proto::{self, Answer, Delivered, Fetched, Leftover, Outcome, Returned, Settling};
 use crate::wire::method::Method;
 use crate::wire::value::FieldTable;
 
@@ -87,7 +87,7 @@ pub(crate) trait ChannelMailbox: Send + Sync {
     /// an obstacle. Sends close-ok if the broker waits for it.
     fn ended(&self, error: &Error, owes_close_ok: bool);
     /// The connection was lost, and is being recovered.
-    fn interrupted(&self, error: &Error, left: Left);
+    fn interrupted(&self, error: &Error, left: Leftover);
     /// Its number can be used again.
     fn freed(&self);
     /// The broker asks to stop or go on publishing. Sends flow-ok.
@@ -161,3 +161,16 @@ impl proto::Mailboxes for Mailboxes {
 
 pub(crate) type Command = proto::Command<Mailboxes>;
 pub(crate) type Published = proto::Published<Mailboxes>;
+
+/// For messages whose answer no caller waits for: the channel is told instead.
+pub(crate) enum Unwatched {}
+
+impl ConfirmMailbox for Unwatched {
+    fn answered(&self, _sequence_number: u64, _outcome: Outcome) {
+        match *self {}
+    }
+
+    fn is_published_again(&self) -> bool {
+        match *self {}
+    }
+}

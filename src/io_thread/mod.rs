@@ -17,5 +17,5 @@ pub(crate) mod socket;
 mod thread;
 pub(crate) mod unread_bytes;
 
-pub(crate) use shared::{Link, Next, Peer, Recover};
+pub(crate) use shared::{Next, Peer, Recover, Shared};
 pub(crate) use thread::spawn;

@@ -3,11 +3,11 @@
 use crossbeam_channel::{Receiver, Sender};
 use parking_lot::Mutex;
 
-use super::unread_bytes::Unread;
+use super::unread_bytes::UnreadBytes;
 
 /// Nothing is kept before the program asks for a receiver. Then the newest entries are: nothing that
 /// a program forgets to read may hold up the IO thread or fill the memory.
-pub(crate) struct Feed<T> {
+pub(crate) struct Notifier<T> {
     /// How many entries are kept.
     limit: usize,
     bytes: Option<Bytes<T>>,
@@ -18,7 +18,7 @@ pub(crate) struct Feed<T> {
 struct Bytes<T> {
     limit: u64,
     size_of: fn(&T) -> usize,
-    unread: Unread,
+    unread: UnreadBytes,
 }
 
 impl<T> Bytes<T> {
@@ -37,7 +37,7 @@ enum State<T> {
     Ended,
 }
 
-impl<T> Feed<T> {
+impl<T> Notifier<T> {
     pub(crate) fn new(limit: usize) -> Self {
         Self {
             limit,
@@ -51,7 +51,7 @@ impl<T> Feed<T> {
         let bytes = Bytes {
             limit: bytes_limit,
             size_of,
-            unread: Unread::default(),
+            unread: UnreadBytes::default(),
         };
         Self {
             bytes: Some(bytes),
@@ -115,38 +115,38 @@ mod tests {
     use super::*;
 
     /// Sends an entry, and returns what was dropped for it.
-    fn send<T>(feed: &Feed<T>, entry: T) -> Vec<T> {
+    fn send<T>(notifier: &Notifier<T>, entry: T) -> Vec<T> {
         let mut dropped = Vec::new();
-        feed.send(entry, |it| dropped.push(it));
+        notifier.send(entry, |it| dropped.push(it));
         dropped
     }
 
     #[test]
     fn keeps_the_newest_from_the_first_question_to_the_end() {
-        let feed = Feed::new(2);
-        assert_eq!(send(&feed, 1), [1]);
-        let (one, other) = (feed.receiver(), feed.receiver());
-        let dropped = [2, 3, 4].map(|it| send(&feed, it));
+        let notifier = Notifier::new(2);
+        assert_eq!(send(&notifier, 1), [1]);
+        let (one, other) = (notifier.receiver(), notifier.receiver());
+        let dropped = [2, 3, 4].map(|it| send(&notifier, it));
         assert_eq!(dropped, [vec![], vec![], vec![2]]);
         assert_eq!([one.try_recv(), other.try_recv()], [Ok(3), Ok(4)]);
-        assert_eq!(send(&feed, 5), []);
-        feed.end();
-        assert_eq!(send(&feed, 6), [6]);
+        assert_eq!(send(&notifier, 5), []);
+        notifier.end();
+        assert_eq!(send(&notifier, 6), [6]);
         assert_eq!(one.iter().collect::<Vec<_>>(), [5]);
-        assert!(feed.receiver().recv().is_err());
+        assert!(notifier.receiver().recv().is_err());
     }
 
     #[test]
     fn keeps_no_more_bytes_than_its_limit_but_always_the_newest() {
-        let feed = Feed::of_bytes(10, 100, |size| *size);
-        let receiver = feed.receiver();
-        let dropped = [40, 50, 30, 25].map(|it| send(&feed, it));
+        let notifier = Notifier::of_bytes(10, 100, |size| *size);
+        let receiver = notifier.receiver();
+        let dropped = [40, 50, 30, 25].map(|it| send(&notifier, it));
         assert_eq!(dropped, [vec![], vec![], vec![40], vec![50]]);
         // What the program has read makes room.
         assert_eq!(receiver.try_recv(), Ok(30));
-        assert_eq!(send(&feed, 70), []);
-        assert_eq!(send(&feed, 1000), [25, 70]);
-        assert_eq!(send(&feed, 1), [1000]);
+        assert_eq!(send(&notifier, 70), []);
+        assert_eq!(send(&notifier, 1000), [25, 70]);
+        assert_eq!(send(&notifier, 1), [1000]);
         assert_eq!(receiver.try_iter().collect::<Vec<_>>(), [1]);
     }
 }

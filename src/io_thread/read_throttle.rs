@@ -10,17 +10,17 @@ const LOOK: Duration = Duration::from_millis(20);
 
 /// Threads that wait for what only the socket can bring. (Those who wait for a reply the core knows itself.)
 #[derive(Debug, Default)]
-pub(crate) struct Waiting {
+pub(crate) struct Waiters {
     threads: AtomicUsize,
 }
 
 /// One who waits, until this goes.
-pub(crate) struct Waits<'a>(&'a Waiting);
+pub(crate) struct WaitGuard<'a>(&'a Waiters);
 
-impl Waiting {
-    pub(crate) fn begin(&self) -> Waits<'_> {
+impl Waiters {
+    pub(crate) fn begin(&self) -> WaitGuard<'_> {
         self.threads.fetch_add(1, Ordering::Relaxed);
-        Waits(self)
+        WaitGuard(self)
     }
 
     pub(crate) fn any(&self) -> bool {
@@ -28,7 +28,7 @@ impl Waiting {
     }
 }
 
-impl Drop for Waits<'_> {
+impl Drop for WaitGuard<'_> {
     fn drop(&mut self) {
         self.0.threads.fetch_sub(1, Ordering::Relaxed);
     }
@@ -40,7 +40,7 @@ impl Drop for Waits<'_> {
 /// waits for. Beyond the limit it reads so little for him that memory grows slowly, and yet the answer comes: a thread
 /// that takes no messages because it waits must not wait in vain.
 #[derive(Debug)]
-pub(crate) struct Reading {
+pub(crate) struct ReadThrottle {
     limit: u64,
     /// At least as much as is unread.
     unread: u64,
@@ -59,7 +59,7 @@ enum Told {
     BeyondLimit,
 }
 
-impl Reading {
+impl ReadThrottle {
     pub(crate) fn new(limit: u64, label: Label) -> Self {
         Self {
             limit,
@@ -143,29 +143,35 @@ mod tests {
     #[allow(clippy::disallowed_methods)] // A beginning; all else is counted from it.
     fn half_of_the_limit_is_for_those_who_wait_and_beyond_it_reading_is_slow() {
         let now = Instant::now();
-        let mut reading = Reading::new(100, Label::new("test", "nowhere"));
+        let mut read_throttle = ReadThrottle::new(100, Label::new("test", "nowhere"));
         let nobody = || false;
-        reading.delivered(50);
-        assert!(reading.may_read(now, || unreachable!(), nobody));
+        read_throttle.delivered(50);
+        assert!(read_throttle.may_read(now, || unreachable!(), nobody));
         // It counts only when it has to.
-        reading.delivered(1);
-        assert!(reading.may_read(now, || 40, nobody));
-        reading.delivered(11);
-        assert!(!reading.may_read(now, || 51, nobody));
-        let later = reading.pauses_until().unwrap();
+        read_throttle.delivered(1);
+        assert!(read_throttle.may_read(now, || 40, nobody));
+        read_throttle.delivered(11);
+        assert!(!read_throttle.may_read(now, || 51, nobody));
+        let later = read_throttle.pauses_until().unwrap();
         assert!(
-            !reading.may_read(now, || 0, nobody),
+            !read_throttle.may_read(now, || 0, nobody),
             "it looks now and then"
         );
-        assert!(reading.may_read(now, || 51, || true), "for callers at once");
-        assert!(reading.may_read(later, || 51, || true));
-        assert!(reading.may_read(later, || 100, || true), "nothing pauses");
+        assert!(
+            read_throttle.may_read(now, || 51, || true),
+            "for callers at once"
+        );
+        assert!(read_throttle.may_read(later, || 51, || true));
+        assert!(
+            read_throttle.may_read(later, || 100, || true),
+            "nothing pauses"
+        );
         // Once, then again after a while.
-        assert!(reading.may_read(later, || 101, || true));
-        assert!(!reading.may_read(later, || 101, || true));
-        let latest = reading.pauses_until().unwrap();
-        assert!(reading.may_read(latest, || 101, || true));
-        assert!(reading.may_read(latest + LOOK, || 50, nobody));
-        assert_eq!(reading.pauses_until(), None);
+        assert!(read_throttle.may_read(later, || 101, || true));
+        assert!(!read_throttle.may_read(later, || 101, || true));
+        let latest = read_throttle.pauses_until().unwrap();
+        assert!(read_throttle.may_read(latest, || 101, || true));
+        assert!(read_throttle.may_read(latest + LOOK, || 50, nobody));
+        assert_eq!(read_throttle.pauses_until(), None);
     }
 }

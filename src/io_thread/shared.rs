@@ -9,15 +9,15 @@ use crossbeam_channel::{Receiver, Sender};
 use mio::Waker;
 use parking_lot::{Condvar, Mutex};
 
-use super::buffer_pool::Buffers;
+use super::buffer_pool::BufferPool;
 use super::channel_numbers::ChannelNumbers;
 use super::counters::Counters;
 use super::deadline::Deadline;
-use super::lost_publishes::Unanswered;
+use super::lost_publishes::LostPublish;
 use super::mailbox::{Command, Mailboxes};
-use super::notifier::Feed;
+use super::notifier::Notifier;
 use super::outbox::{Admission, Gate, Outbox};
-use super::read_throttle::Waiting;
+use super::read_throttle::Waiters;
 use super::socket::connect::{Connected, Last};
 use crate::error::{CloseReason, ClosedBy, Error, ErrorKind as Kind, ReplyCode, Result};
 use crate::events::ConnectionEvent;
@@ -59,17 +59,17 @@ pub(crate) enum Next {
 }
 
 /// What the IO thread and the handles of one connection share. It outlasts the socket.
-pub(crate) struct Link {
+pub(crate) struct Shared {
     pub(crate) outbox: Outbox,
     pub(crate) channel_numbers: ChannelNumbers,
-    pub(crate) events: Feed<ConnectionEvent>,
+    pub(crate) events: Notifier<ConnectionEvent>,
     /// Threads that wait for confirms.
-    pub(crate) waiting: Waiting,
+    pub(crate) waiters: Waiters,
     pub(crate) counters: Counters,
-    pub(crate) buffers: Buffers,
+    pub(crate) buffer_pool: BufferPool,
     pub(crate) topology: Mutex<Topology>,
     /// In the order in which each channel has published them.
-    pub(crate) unanswered: Mutex<Vec<Unanswered>>,
+    pub(crate) lost_publishes: Mutex<Vec<LostPublish>>,
     /// Where connections come in that follow a lost one.
     pub(crate) next: Sender<Next>,
     peer: Mutex<Arc<Peer>>,
@@ -77,7 +77,7 @@ pub(crate) struct Link {
     on_finished: Condvar,
 }
 
-impl Link {
+impl Shared {
     /// With it comes the place where the IO thread gets the connections that follow a lost one.
     pub(super) fn new(
         waker: Waker,
@@ -88,21 +88,21 @@ impl Link {
         let tuning = connected.core.tuning();
         let fails_fast = options.recovery.fail_fast;
         let label = connected.core.label().clone();
-        let link = Arc::new(Self {
+        let shared = Arc::new(Self {
             outbox: Outbox::new(waker, tuning.payload_limit(), fails_fast, label),
             channel_numbers: ChannelNumbers::new(tuning.highest_channel()),
-            events: Feed::new(EVENTS_LIMIT),
-            waiting: Waiting::default(),
-            buffers: Buffers::default(),
+            events: Notifier::new(EVENTS_LIMIT),
+            waiters: Waiters::default(),
+            buffer_pool: BufferPool::default(),
             counters: Counters::new(options.metrics.clone()),
             topology: Mutex::new(Topology::default()),
-            unanswered: Mutex::new(Vec::new()),
+            lost_publishes: Mutex::new(Vec::new()),
             next,
             peer: Mutex::new(Peer::of(connected)),
             finished: Mutex::new(false),
             on_finished: Condvar::new(),
         });
-        (link, connections)
+        (shared, connections)
     }
 
     /// Begins with the connection that follows a lost one. Returns why not, if all has ended.
@@ -224,9 +224,9 @@ impl Link {
     }
 
     /// Tells those who wait for messages that were to be published again that this does not happen.
-    pub(crate) fn lose_unanswered(&self) {
-        let unanswered = std::mem::take(&mut *self.unanswered.lock());
-        unanswered.into_iter().for_each(Unanswered::lose);
+    pub(crate) fn lose_publishes(&self) {
+        let lost_publishes = std::mem::take(&mut *self.lost_publishes.lock());
+        lost_publishes.into_iter().for_each(LostPublish::lose);
     }
 
     /// Waits until the socket is closed and the thread has nothing left to do. False if that takes longer.
@@ -248,7 +248,7 @@ pub(crate) trait Recover: Send + Sync {
     /// Whether connections are brought back at all.
     fn is_on(&self) -> bool;
     /// The connection was lost. False if nobody brings it back.
-    fn lost(self: Arc<Self>, link: &Arc<Link>, cause: &Error) -> bool;
+    fn lost(self: Arc<Self>, shared: &Arc<Shared>, cause: &Error) -> bool;
     /// It has ended for good.
     fn ended(&self, cause: &Error);
 }

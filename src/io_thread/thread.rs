@@ -8,10 +8,10 @@ use crossbeam_channel::Receiver;
 use mio::{Poll, Token, Waker};
 
 use super::driver::{Driver, End};
-use super::lost_publishes::Unanswered;
+use super::lost_publishes::LostPublish;
 use super::mailbox::Mailboxes;
 use super::panics;
-use super::shared::{Link, Next, Recover};
+use super::shared::{Next, Recover, Shared};
 use super::socket::connect::Connected;
 use crate::error::{Error, ErrorKind as Kind, Result};
 use crate::options::ConnectionOptions;
@@ -24,34 +24,34 @@ pub(crate) fn spawn(
     options: &ConnectionOptions,
     recovery: Arc<dyn Recover>,
     name: &str,
-) -> io::Result<(Arc<Link>, thread::ThreadId)> {
+) -> io::Result<(Arc<Shared>, thread::ThreadId)> {
     let poll = Poll::new()?;
     let waker = Waker::new(poll.registry(), WAKER)?;
-    let (link, connections) = Link::new(waker, &connected, options);
+    let (shared, connections) = Shared::new(waker, &connected, options);
     let io_thread = IoThread {
         poll,
         connections,
-        link: Arc::clone(&link),
+        shared: Arc::clone(&shared),
         recovery,
         max_unread_bytes: options.max_unread_bytes,
     };
     let handle = thread::Builder::new()
         .name(name.to_owned())
         .spawn(move || io_thread.run(connected))?;
-    Ok((link, handle.thread().id()))
+    Ok((shared, handle.thread().id()))
 }
 
 /// What outlasts a socket.
 struct IoThread {
     poll: Poll,
     connections: Receiver<Next>,
-    link: Arc<Link>,
+    shared: Arc<Shared>,
     recovery: Arc<dyn Recover>,
     max_unread_bytes: u64,
 }
 
 /// Tells everyone that the thread is gone, whatever happens.
-struct Finish(Arc<Link>);
+struct Finish(Arc<Shared>);
 
 impl Drop for Finish {
     fn drop(&mut self) {
@@ -61,10 +61,10 @@ impl Drop for Finish {
 
 impl IoThread {
     fn run(mut self, first: Connected<Mailboxes>) {
-        let finish = Finish(Arc::clone(&self.link));
+        let finish = Finish(Arc::clone(&self.shared));
         let cause = self.drive_all(first);
         self.recovery.ended(&cause);
-        self.link.lose_unanswered();
+        self.shared.lose_publishes();
         drop(self);
         drop(finish);
     }
@@ -80,7 +80,7 @@ impl IoThread {
             connected = match self.next(cause) {
                 Ok(connected) => connected,
                 Err(cause) => {
-                    self.link.end(&cause);
+                    self.shared.end(&cause);
                     return cause;
                 }
             }
@@ -91,7 +91,7 @@ impl IoThread {
     fn drive(&mut self, connected: Connected<Mailboxes>) -> End {
         let mut driver = Driver::new(
             &mut self.poll,
-            &self.link,
+            &self.shared,
             connected,
             self.recovery.is_on(),
             self.max_unread_bytes,
@@ -110,23 +110,23 @@ impl IoThread {
             }
         }
         // What was not written is dropped.
-        driver.link.counters.writing(0);
-        let unanswered = std::mem::take(&mut driver.unanswered);
+        driver.shared.counters.writing(0);
+        let lost_publishes = std::mem::take(&mut driver.lost_publishes);
         let end = driver.end.take().unwrap_or_else(|| {
             let error = Error::new(Kind::SocketClosed {
                 kind: ErrorKind::Other,
             });
-            self.link.end(&error);
+            self.shared.end(&error);
             End::Final(error)
         });
-        unanswered.iter().for_each(Unanswered::keep);
-        self.link.unanswered.lock().extend(unanswered);
+        lost_publishes.iter().for_each(LostPublish::keep);
+        self.shared.lost_publishes.lock().extend(lost_publishes);
         end
     }
 
     /// Waits for the connection that follows a lost one, or for the reason why there will be none.
     fn next(&self, cause: Error) -> Result<Connected<Mailboxes>> {
-        if !Arc::clone(&self.recovery).lost(&self.link, &cause) {
+        if !Arc::clone(&self.recovery).lost(&self.shared, &cause) {
             // Who would recover it may have said why not.
             return Err(match self.connections.try_recv() {
                 Ok(Next::GivenUp(error)) => error,
@@ -134,7 +134,7 @@ impl IoThread {
             });
         }
         match self.connections.recv() {
-            Ok(Next::Connected(connected)) => self.link.begin(&connected).map(|()| *connected),
+            Ok(Next::Connected(connected)) => self.shared.begin(&connected).map(|()| *connected),
             Ok(Next::GivenUp(error)) => Err(error),
             Err(_) => Err(cause),
         }

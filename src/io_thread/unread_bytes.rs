@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 /// The unread messages of one consumer. The program takes them from a channel that does not tell; so this keeps the
 /// sizes of all that went in, and forgets as many as are not in there any more.
 #[derive(Debug, Default)]
-pub(crate) struct Unread {
+pub(crate) struct UnreadBytes {
     sizes: Mutex<Sizes>,
 }
 
@@ -26,7 +26,7 @@ impl Sizes {
     }
 }
 
-impl Unread {
+impl UnreadBytes {
     /// A message is about to follow those in the channel.
     pub(crate) fn push(&self, bytes: usize, in_channel: impl FnOnce() -> usize) {
         let size = u32::try_from(bytes).unwrap_or(u32::MAX);
@@ -51,7 +51,7 @@ mod tests {
 
     #[test]
     fn what_is_not_in_the_channel_any_more_is_read() {
-        let unread = Unread::default();
+        let unread = UnreadBytes::default();
         for size in [1, 20, 300] {
             unread.push(size, || 0);
         }
@@ -62,7 +62,7 @@ mod tests {
 
     #[test]
     fn sizes_do_not_pile_up_while_a_consumer_keeps_up() {
-        let unread = Unread::default();
+        let unread = UnreadBytes::default();
         for _ in 0..100_000 {
             unread.push(1, || 2);
         }

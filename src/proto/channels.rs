@@ -77,10 +77,10 @@ impl<M: Mailboxes> Channels<M> {
         self.in_use().flat_map(|channel| channel.consumers.all())
     }
 
-    pub(super) fn give_memory_back(&mut self) {
+    pub(super) fn shrink(&mut self) {
         for slot in &mut self.slots {
             if let Slot::InUse(channel) = slot {
-                channel.confirms.give_memory_back();
+                channel.confirms.shrink();
             }
         }
     }

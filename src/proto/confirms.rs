@@ -6,8 +6,8 @@
 use std::collections::{HashMap, VecDeque};
 
 use super::effects::Effects;
-use super::event::{Answer, Event, Left, Mailboxes, Outcome, Published, Returned};
-use super::fingerprint::{Identity, Likeness};
+use super::event::{Answer, Event, Leftover, Mailboxes, Outcome, Published, Returned};
+use super::fingerprint::{Fingerprint, Match};
 use crate::error::Error;
 use crate::log_line::log_line;
 
@@ -55,21 +55,21 @@ impl<M: Mailboxes> Confirms<M> {
 
     /// Takes in a returned message; gives it back if it is none of these.
     pub(super) fn take_returned(&mut self, returned: Returned) -> Option<Returned> {
-        let identity = Identity::of(&returned.content);
-        let next = self.most_like(identity, self.place_of(self.last_returned + 1));
+        let fingerprint = Fingerprint::of(&returned.content);
+        let next = self.most_like(fingerprint, self.place_of(self.last_returned + 1));
         let found = match next {
-            Some((_, _, Likeness::Whole)) => next,
+            Some((_, _, Match::Whole)) => next,
             // If nothing is more like it, then rather one of which none came back.
-            _ => match (next, self.most_like(identity, 0)) {
+            _ => match (next, self.most_like(fingerprint, 0)) {
                 (Some(next), Some(any)) if next.2 >= any.2 => Some(next),
                 (_, any) => any,
             },
         };
         match found {
             // A message comes back once.
-            Some((tag, identity, _)) if self.returned.count < self.unanswered() => {
+            Some((tag, fingerprint, _)) if self.returned.count < self.unanswered() => {
                 self.last_returned = tag;
-                self.returned.push(identity, returned);
+                self.returned.push(fingerprint, returned);
                 None
             }
             _ => Some(returned),
@@ -77,19 +77,19 @@ impl<M: Mailboxes> Confirms<M> {
     }
 
     /// The first of those from `place` on that are most like the returned one.
-    fn most_like(&self, returned: Identity, place: usize) -> Option<(u64, Identity, Likeness)> {
-        let mut best: Option<(u64, Identity, Likeness)> = None;
+    fn most_like(&self, returned: Fingerprint, place: usize) -> Option<(u64, Fingerprint, Match)> {
+        let mut best: Option<(u64, Fingerprint, Match)> = None;
         for (tag, unanswered) in self.waiting.range(place..) {
-            let identity = unanswered.as_ref().and_then(|it| it.published.identity);
-            let Some((identity, likeness)) =
-                identity.and_then(|it| Some((it, it.likeness(returned)?)))
+            let fingerprint = unanswered.as_ref().and_then(|it| it.published.fingerprint);
+            let Some((fingerprint, likeness)) =
+                fingerprint.and_then(|it| Some((it, it.likeness(returned)?)))
             else {
                 continue;
             };
             if best.map_or(true, |(_, _, best)| likeness > best) {
-                best = Some((*tag, identity, likeness));
+                best = Some((*tag, fingerprint, likeness));
             }
-            if likeness == Likeness::Whole {
+            if likeness == Match::Whole {
                 break;
             }
         }
@@ -147,7 +147,7 @@ impl<M: Mailboxes> Confirms<M> {
         });
     }
 
-    pub(super) fn give_memory_back(&mut self) {
+    pub(super) fn shrink(&mut self) {
         self.waiting.shrink_to_fit();
     }
 
@@ -239,10 +239,10 @@ impl<M: Mailboxes> Confirms<M> {
         }
     }
 
-    pub(super) fn left(&self) -> Left {
+    pub(super) fn left(&self) -> Leftover {
         let waiting = self.waiting.iter().rev().filter_map(|(_, it)| it.as_ref());
         let mut unawaited = waiting.filter(|it| it.published.confirm.is_none());
-        Left {
+        Leftover {
             told_to: self.last,
             unanswered: unawaited.next().map(|it| it.published.sequence_number),
         }
@@ -267,22 +267,25 @@ impl<M: Mailboxes> Confirms<M> {
 /// them it was.
 #[derive(Default)]
 struct ReturnedLike {
-    by_identity: HashMap<Identity, Vec<Returned>>,
+    by_identity: HashMap<Fingerprint, Vec<Returned>>,
     count: usize,
 }
 
 impl ReturnedLike {
-    fn push(&mut self, identity: Identity, returned: Returned) {
-        self.by_identity.entry(identity).or_default().push(returned);
+    fn push(&mut self, fingerprint: Fingerprint, returned: Returned) {
+        self.by_identity
+            .entry(fingerprint)
+            .or_default()
+            .push(returned);
         self.count += 1;
     }
 
-    fn pop(&mut self, identity: &Identity) -> Option<Returned> {
-        let like_it = self.by_identity.get_mut(identity)?;
+    fn pop(&mut self, fingerprint: &Fingerprint) -> Option<Returned> {
+        let like_it = self.by_identity.get_mut(fingerprint)?;
         let last = like_it.pop();
         self.count -= usize::from(last.is_some());
         if like_it.is_empty() {
-            self.by_identity.remove(identity);
+            self.by_identity.remove(fingerprint);
         }
         last
     }
@@ -291,10 +294,10 @@ impl ReturnedLike {
 /// Gives a message that looks like this one back to it.
 fn take_back<M: Mailboxes>(returned: &mut ReturnedLike, unanswered: &mut Option<Unanswered<M>>) {
     let Some(unanswered) = unanswered else { return };
-    let Some(identity) = unanswered.published.identity else {
+    let Some(fingerprint) = unanswered.published.fingerprint else {
         return;
     };
-    unanswered.returned = returned.pop(&identity).map(Box::new);
+    unanswered.returned = returned.pop(&fingerprint).map(Box::new);
 }
 
 /// Tells what became of a message: to whoever wants to know just that, or to its channel what it has to know.

@@ -10,9 +10,9 @@ use super::channel::Calls;
 use super::channels::Channels;
 use super::config::{Config, Tuning};
 use super::effects::Effects;
-use super::event::{Command, Delivered, Event, Left, Mailboxes, Published};
+use super::event::{Command, Delivered, Event, Leftover, Mailboxes, Published};
 use super::handshake::{self, LoginFrame, Step};
-use super::heartbeat::{Due, Heartbeat};
+use super::heartbeat::{Heartbeat, HeartbeatDue};
 use super::violation::{invalid, violation, Checked, Violation};
 use crate::error::{CloseReason, Error, ErrorKind, OneLine, ReplyCode};
 use crate::log_line::{log_line, Label};
@@ -187,31 +187,35 @@ impl<M: Mailboxes> Connection<M> {
         }
     }
 
-    /// Returns whether nothing was sent for half a heartbeat interval: a time to give memory back.
-    pub(crate) fn handle_timeout(&mut self, now: Instant) -> bool {
+    /// Does what is due at this time, and returns what that was.
+    pub(crate) fn handle_timeout(&mut self, now: Instant) -> HeartbeatDue {
         if matches!(self.state, State::Ended(_)) {
-            return false;
+            return HeartbeatDue::Nothing;
         }
         let Some(heartbeat) = &mut self.heartbeat else {
-            return false;
+            return HeartbeatDue::Nothing;
         };
-        match heartbeat.due(now) {
-            Due::Nothing => false,
-            Due::Send => {
+        let due = heartbeat.due(now);
+        match due {
+            HeartbeatDue::Nothing => {}
+            HeartbeatDue::Send => {
                 // Whether the socket takes it or not: one heartbeat in half an interval is enough.
                 heartbeat.output(now);
                 log_line!(Trace, self.effects.label, "channel 0 → heartbeat");
                 frame::write_heartbeat(&mut self.effects.output);
-                self.effects.give_memory_back();
-                self.channels.give_memory_back();
-                true
             }
-            Due::PeerIsDead => {
+            HeartbeatDue::PeerIsDead => {
                 let interval = heartbeat.interval();
                 self.end(Error::new(ErrorKind::HeartbeatMissed { interval }));
-                false
             }
         }
+        due
+    }
+
+    /// Frees the memory that a burst has left.
+    pub(crate) fn shrink(&mut self) {
+        self.effects.shrink();
+        self.channels.shrink();
     }
 
     /// There is input that was not read: the peer is not silent, whatever the time.
@@ -575,7 +579,7 @@ impl<M: Mailboxes> Connection<M> {
                 effects.event(Event::ChannelEnded {
                     channel,
                     error,
-                    left: Left::default(),
+                    left: Leftover::default(),
                     owes_close_ok: false,
                 });
                 effects.fail(Some(call), cause);

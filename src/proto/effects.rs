@@ -69,7 +69,7 @@ impl<M: Mailboxes> Effects<M> {
         }
     }
 
-    pub(super) fn give_memory_back(&mut self) {
+    pub(super) fn shrink(&mut self) {
         self.output.shrink_to_fit();
         self.events.shrink_to_fit();
         self.messages.shrink_to_fit();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::fingerprint::Identity;
+use super::fingerprint::Fingerprint;
 use crate::error::{CloseReason, Error, ReplyCode};
 use crate::wire::content::Content;
 use crate::wire::method::{ChannelCloseOk, Encode, Method, MethodId, TxCommitOk};
@@ -180,7 +180,7 @@ pub(crate) enum Event<M: Mailboxes> {
     ChannelEnded {
         channel: M::Channel,
         error: Error,
-        left: Left,
+        left: Leftover,
         /// The broker has closed it and expects close-ok: the last frame on the channel.
         owes_close_ok: bool,
     },
@@ -289,16 +289,16 @@ pub(crate) struct Published<M: Mailboxes> {
     /// Who wants to know what becomes of just this message. Without, the channel is told.
     pub(crate) confirm: Option<M::Confirm>,
     /// Of a mandatory message, which can be returned.
-    pub(crate) identity: Option<Identity>,
+    pub(crate) fingerprint: Option<Fingerprint>,
     /// It may be published again.
-    pub(crate) earlier: Earlier,
+    pub(crate) earlier: SendHistory,
     /// Its frames, if it is to be published again when no answer came.
     pub(crate) kept: Option<Bytes>,
 }
 
 /// What became of a message on earlier connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Earlier {
+pub(crate) enum SendHistory {
     /// It was not sent.
     Nothing,
     /// A broker may have it.
@@ -309,7 +309,7 @@ pub(crate) enum Earlier {
     Suspect,
 }
 
-impl Earlier {
+impl SendHistory {
     /// The broker has closed a connection, perhaps because of this message.
     pub(crate) fn blamed(self) -> Self {
         match self {
@@ -356,7 +356,7 @@ pub(crate) struct Answer {
 
 /// What a channel has to know at its end of the messages that nobody waits for by itself.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Left {
+pub(crate) struct Leftover {
     /// The last message that was told to the core, of any kind: those behind it were never sent.
     pub(crate) told_to: u64,
     /// The last one of them that was not answered.

@@ -5,7 +5,7 @@ use crate::wire::content::Content;
 /// A message in three fingerprints, together of 96 bits. A returned message carries no number, but it is, byte for byte, what was
 /// published; unless something on its way changed its properties.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct Identity {
+pub(crate) struct Fingerprint {
     names: u32,
     properties: u32,
     body: u32,
@@ -13,13 +13,13 @@ pub(crate) struct Identity {
 
 /// How much of two identities is equal; ordered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Likeness {
+pub(super) enum Match {
     /// All but the properties, which a broker or its plugins may change.
     NamesAndBody,
     Whole,
 }
 
-impl Identity {
+impl Fingerprint {
     /// Without properties, which are encoded last.
     pub(crate) fn new(exchange: &str, routing_key: &str, body: &[u8]) -> Self {
         let names = fingerprint(exchange.as_bytes()).rotate_left(1);
@@ -44,13 +44,13 @@ impl Identity {
     }
 
     /// Nothing if it cannot be the same message.
-    pub(super) fn likeness(self, other: Self) -> Option<Likeness> {
+    pub(super) fn likeness(self, other: Self) -> Option<Match> {
         if self.names != other.names || self.body != other.body {
             return None;
         }
         Some(match self.properties == other.properties {
-            true => Likeness::Whole,
-            false => Likeness::NamesAndBody,
+            true => Match::Whole,
+            false => Match::NamesAndBody,
         })
     }
 }
@@ -113,7 +113,7 @@ mod tests {
 
     #[test]
     fn names_do_not_run_into_each_other() {
-        let of = |exchange, key| Identity::new(exchange, key, b"").names;
+        let of = |exchange, key| Fingerprint::new(exchange, key, b"").names;
         let names = [of("a", "b"), of("ab", ""), of("", "ab"), of("b", "a")];
         assert_eq!(HashSet::from(names).len(), 4);
         assert_ne!(of("a", "a"), of("b", "b"));

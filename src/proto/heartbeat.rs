@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 /// What the time has brought.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Due {
+pub(crate) enum HeartbeatDue {
     Nothing,
     /// Half an interval passed without output.
     Send,
@@ -45,13 +45,13 @@ impl Heartbeat {
         self.send_at().min(self.dead_at())
     }
 
-    pub(crate) fn due(&self, now: Instant) -> Due {
+    pub(crate) fn due(&self, now: Instant) -> HeartbeatDue {
         if now >= self.dead_at() {
-            Due::PeerIsDead
+            HeartbeatDue::PeerIsDead
         } else if now >= self.send_at() {
-            Due::Send
+            HeartbeatDue::Send
         } else {
-            Due::Nothing
+            HeartbeatDue::Nothing
         }
     }
 

@@ -32,9 +32,10 @@ mod tests;
 pub(crate) use config::{Config, Tuning};
 pub(crate) use connection::{Connection, Server};
 pub(crate) use event::{
-    Answer, Command, Delivered, Earlier, Event, Expected, Fetched, Left, Mailboxes, Outcome,
-    Published, Returned, Settling,
+    Answer, Command, Delivered, Event, Expected, Fetched, Leftover, Mailboxes, Outcome, Published,
+    Returned, SendHistory, Settling,
 };
-pub(crate) use fingerprint::Identity;
+pub(crate) use fingerprint::Fingerprint;
+pub(crate) use heartbeat::HeartbeatDue;
 pub(crate) use login::Login;
-pub(crate) use topology::{encoded, is_stream, Redeclare, Topology};
+pub(crate) use topology::{encoded, is_stream, RecordedEntity, Topology};

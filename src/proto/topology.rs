@@ -61,7 +61,7 @@ pub(crate) fn encoded(arguments: &FieldTable) -> Vec<u8> {
 
 /// What has to be done to have all of it again. In this order, each finds what it needs.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Redeclare {
+pub(crate) enum RecordedEntity {
     Exchange(ExchangeDeclare<'static>),
     Queue {
         declare: QueueDeclare<'static>,
@@ -76,7 +76,7 @@ pub(crate) fn is_stream(declare: &QueueDeclare<'_>) -> bool {
     queue_type.and_then(FieldValue::as_str) == Some("stream")
 }
 
-impl Redeclare {
+impl RecordedEntity {
     pub(crate) fn is_binding(&self) -> bool {
         matches!(self, Self::BindExchange(_) | Self::BindQueue(_))
     }
@@ -197,17 +197,17 @@ impl Topology {
     }
 
     /// Whether this is still to be declared again.
-    pub(crate) fn contains(&self, redeclare: &Redeclare) -> bool {
+    pub(crate) fn contains(&self, redeclare: &RecordedEntity) -> bool {
         match redeclare {
-            Redeclare::Exchange(declare) => self.exchanges.contains_key(&*declare.exchange),
-            Redeclare::Queue { declare, .. } => self.queues.contains_key(&*declare.queue),
-            Redeclare::BindQueue(bind) => {
+            RecordedEntity::Exchange(declare) => self.exchanges.contains_key(&*declare.exchange),
+            RecordedEntity::Queue { declare, .. } => self.queues.contains_key(&*declare.queue),
+            RecordedEntity::BindQueue(bind) => {
                 let destination = Destination::Queue(bind.queue.clone().into_owned());
                 let (source, key) = (&bind.exchange, &bind.routing_key);
                 let key = BindingKey::new(source, destination, key, &bind.arguments);
                 self.bindings.contains_key(&key)
             }
-            Redeclare::BindExchange(bind) => {
+            RecordedEntity::BindExchange(bind) => {
                 let destination = Destination::Exchange(bind.destination.clone().into_owned());
                 let (source, key) = (&bind.source, &bind.routing_key);
                 let key = BindingKey::new(source, destination, key, &bind.arguments);
@@ -263,15 +263,15 @@ impl Topology {
     }
 
     /// All exchanges and queues, then all bindings.
-    pub(crate) fn redeclare(&self) -> Vec<Redeclare> {
+    pub(crate) fn redeclare(&self) -> Vec<RecordedEntity> {
         let exchanges = self.exchanges.values().map(|declare| {
             let no_wait = false;
-            Redeclare::Exchange(ExchangeDeclare {
+            RecordedEntity::Exchange(ExchangeDeclare {
                 no_wait,
                 ..declare.clone()
             })
         });
-        let queues = self.queues.values().map(|queue| Redeclare::Queue {
+        let queues = self.queues.values().map(|queue| RecordedEntity::Queue {
             declare: QueueDeclare {
                 no_wait: false,
                 ..queue.declare.clone()
@@ -281,13 +281,13 @@ impl Topology {
         exchanges.chain(queues).chain(self.bind()).collect()
     }
 
-    fn bind(&self) -> impl Iterator<Item = Redeclare> + '_ {
+    fn bind(&self) -> impl Iterator<Item = RecordedEntity> + '_ {
         self.bindings.iter().map(|(key, arguments)| {
             let routing_key = Cow::Owned(key.routing_key.clone());
             let source = Cow::Owned(key.source.clone());
             let arguments = Cow::Owned(arguments.clone());
             match key.destination.clone() {
-                Destination::Queue(queue) => Redeclare::BindQueue(QueueBind {
+                Destination::Queue(queue) => RecordedEntity::BindQueue(QueueBind {
                     ticket: 0,
                     queue: queue.into(),
                     exchange: source,
@@ -295,7 +295,7 @@ impl Topology {
                     no_wait: false,
                     arguments,
                 }),
-                Destination::Exchange(destination) => Redeclare::BindExchange(ExchangeBind {
+                Destination::Exchange(destination) => RecordedEntity::BindExchange(ExchangeBind {
                     ticket: 0,
                     destination: destination.into(),
                     source,
@@ -361,16 +361,16 @@ mod tests {
 
         fn words(&self) -> Vec<String> {
             let words = self.redeclare().into_iter().map(|it| match it {
-                Redeclare::Exchange(declare) => declare.exchange.into_owned(),
-                Redeclare::Queue {
+                RecordedEntity::Exchange(declare) => declare.exchange.into_owned(),
+                RecordedEntity::Queue {
                     declare,
                     named_by_server: true,
                 } => format!("{} (server)", declare.queue),
-                Redeclare::Queue { declare, .. } => declare.queue.into_owned(),
-                Redeclare::BindQueue(bind) => {
+                RecordedEntity::Queue { declare, .. } => declare.queue.into_owned(),
+                RecordedEntity::BindQueue(bind) => {
                     format!("{} -{}-> {}", bind.exchange, bind.routing_key, bind.queue)
                 }
-                Redeclare::BindExchange(bind) => {
+                RecordedEntity::BindExchange(bind) => {
                     format!("{} --> {}", bind.source, bind.destination)
                 }
             });
@@ -401,7 +401,7 @@ mod tests {
         let all = [&["x", "y", "amq.gen-1 (server)", "q"][..], &bindings].concat();
         assert_eq!(topology.words(), all);
         let again = topology.redeclare();
-        let waits = |it: &Redeclare| !matches!(it, Redeclare::Exchange(it) if it.no_wait);
+        let waits = |it: &RecordedEntity| !matches!(it, RecordedEntity::Exchange(it) if it.no_wait);
         assert!(again.iter().all(waits));
 
         // Declared by its name, which only the broker can give.

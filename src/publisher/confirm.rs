@@ -13,10 +13,10 @@ use crate::error::{Error, ErrorKind, FailedPublish, Result};
 use crate::io_thread::counters::Gauge;
 use crate::io_thread::deadline::Deadline;
 use crate::io_thread::mailbox::ConfirmMailbox;
-use crate::io_thread::Link;
+use crate::io_thread::Shared;
 use crate::log_line::{log_line, Label};
 use crate::proto::{Outcome, Returned};
-use crate::session::failures::{Report, Since};
+use crate::session::failures::{Failures, Waiter};
 use crate::stats::ConnectionStats;
 
 /// How many failures are kept for a publisher's report.
@@ -45,12 +45,12 @@ const FAILURES_LIMIT: usize = 65_536;
 /// ```
 pub struct Confirm {
     sequence_number: u64,
-    awaited: Arc<Awaited>,
+    awaited: Arc<ConfirmSlot>,
     channel: Channel,
 }
 
 impl Confirm {
-    pub(crate) fn new(sequence_number: u64, awaited: Arc<Awaited>, channel: Channel) -> Self {
+    pub(crate) fn new(sequence_number: u64, awaited: Arc<ConfirmSlot>, channel: Channel) -> Self {
         Self {
             sequence_number,
             awaited,
@@ -93,7 +93,7 @@ impl Confirm {
             return outcome;
         }
         let deadline = Deadline::after(timeout);
-        let _waits = self.channel.connection().link().waiting.begin();
+        let _waits = self.channel.connection().shared().waiters.begin();
         let mut outcome = self.awaited.outcome.lock();
         while outcome.is_none() {
             let waited = self
@@ -106,7 +106,7 @@ impl Confirm {
                     self.sequence_number
                 );
                 drop(outcome);
-                let outbox = &self.channel.connection().link().outbox;
+                let outbox = &self.channel.connection().shared().outbox;
                 return Err(outbox.explained(Error::timed_out(timeout).doing(doing)));
             }
         }
@@ -138,15 +138,15 @@ impl fmt::Debug for Confirm {
 }
 
 /// A message whose answer is awaited. The IO thread has it until the answer comes.
-pub(crate) struct Awaited {
-    publisher: Arc<Unconfirmed>,
+pub(crate) struct ConfirmSlot {
+    publisher: Arc<PublisherState>,
     weight: Weight,
     outcome: Mutex<Option<Result<()>>>,
     answered: Condvar,
 }
 
-impl Awaited {
-    pub(crate) fn new(publisher: Arc<Unconfirmed>, weight: Weight) -> Self {
+impl ConfirmSlot {
+    pub(crate) fn new(publisher: Arc<PublisherState>, weight: Weight) -> Self {
         Self {
             publisher,
             weight,
@@ -156,12 +156,12 @@ impl Awaited {
     }
 }
 
-impl ConfirmMailbox for Awaited {
+impl ConfirmMailbox for ConfirmSlot {
     fn answered(&self, sequence_number: u64, outcome: Outcome) {
         let outcome = result_of(sequence_number, outcome);
         if let Err(error) = &outcome {
             // Before the window is seen to be empty, and so before anyone reports.
-            let label = || self.publisher.link.label();
+            let label = || self.publisher.shared.label();
             let mut failures = self.publisher.failures.lock();
             failures.push(sequence_number, error.clone(), label);
         }
@@ -209,10 +209,10 @@ pub(crate) fn result_of(sequence_number: u64, outcome: Outcome) -> Result<()> {
 }
 
 /// What a publisher shares with the messages that it waits for.
-pub(crate) struct Unconfirmed {
-    pub(crate) link: Arc<Link>,
+pub(crate) struct PublisherState {
+    pub(crate) shared: Arc<Shared>,
     pub(crate) window: Window,
-    pub(crate) failures: Mutex<Failures>,
+    pub(crate) failures: Mutex<UnreportedFailures>,
     pub(crate) confirm_timeout: Duration,
     /// Whether what was not answered is published again on the next connection.
     pub(crate) recovers: bool,
@@ -220,8 +220,8 @@ pub(crate) struct Unconfirmed {
 
 /// The messages that failed and of which nobody has been told.
 #[derive(Debug)]
-pub(crate) struct Failures {
-    failed: Report<Error>,
+pub(crate) struct UnreportedFailures {
+    failed: Failures<Error>,
     /// The sum of the bodies that came back, in bytes.
     bytes: u64,
     bytes_limit: u64,
@@ -229,10 +229,10 @@ pub(crate) struct Failures {
     forgotten: u64,
 }
 
-impl Failures {
+impl UnreportedFailures {
     pub(crate) fn new(bytes_limit: u64) -> Self {
         Self {
-            failed: Report::new(),
+            failed: Failures::new(),
             bytes: 0,
             bytes_limit,
             forgotten: 0,
@@ -264,7 +264,7 @@ impl Failures {
         }
     }
 
-    pub(crate) fn wait(&mut self) -> Since {
+    pub(crate) fn wait(&mut self) -> Waiter {
         self.failed.wait()
     }
 
@@ -278,7 +278,7 @@ impl Failures {
     }
 
     /// All failures since the last report.
-    pub(crate) fn report(&mut self, since: Since) -> Result<()> {
+    pub(crate) fn report(&mut self, since: Waiter) -> Result<()> {
         let forgotten = std::mem::take(&mut self.forgotten);
         let failed: Vec<_> = self
             .failed
@@ -302,7 +302,7 @@ fn returned_bytes(error: &Error) -> u64 {
     message.map_or(0, |message| message.body().len() as u64)
 }
 
-impl Gauge for Unconfirmed {
+impl Gauge for PublisherState {
     fn add_to(&self, stats: &mut ConnectionStats) {
         let (messages, bytes) = self.window.taken();
         stats.unconfirmed_messages += messages;

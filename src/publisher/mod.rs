@@ -15,9 +15,9 @@ use crate::io_thread::deadline::Deadline;
 use crate::log_line::log_line;
 use crate::message::Message;
 use crate::options::PublisherOptions;
-use crate::session::call::Asked;
+use crate::session::call::Operation;
 use crate::wire::method::{BasicPublish, Encode};
-use confirm::{Awaited, Confirm, Failures, Unconfirmed};
+use confirm::{Confirm, ConfirmSlot, PublisherState, UnreportedFailures};
 use window::{NoRoom, Weight, Window};
 
 /// Publishes messages, and tells for each what became of it.
@@ -73,15 +73,15 @@ pub struct Publisher {
 struct Inner {
     channel: Channel,
     options: PublisherOptions,
-    unconfirmed: Arc<Unconfirmed>,
+    unconfirmed: Arc<PublisherState>,
 }
 
 impl Publisher {
     pub(crate) fn new(channel: Channel, options: PublisherOptions) -> Self {
-        let unconfirmed = Unconfirmed {
-            link: Arc::clone(channel.connection().link()),
+        let unconfirmed = PublisherState {
+            shared: Arc::clone(channel.connection().shared()),
             window: Window::new(options.window, options.window_bytes),
-            failures: Mutex::new(Failures::new(options.window_bytes)),
+            failures: Mutex::new(UnreportedFailures::new(options.window_bytes)),
             confirm_timeout: options.confirm_timeout,
             recovers: channel.connection().options().recovery.is_on,
         };
@@ -127,7 +127,7 @@ impl Publisher {
             confirm_timeout,
             publish_timeout,
         );
-        published.map_err(|error| Asked::about(BasicPublish::ID, exchange).failed(error))
+        published.map_err(|error| Operation::about(BasicPublish::ID, exchange).failed(error))
     }
 
     /// [`publish`](Self::publish) without waiting: it fails if the window or the outbox is full, or the broker has
@@ -149,7 +149,7 @@ impl Publisher {
             Duration::ZERO,
             Duration::ZERO,
         );
-        published.map_err(|error| Asked::about(BasicPublish::ID, exchange).failed(error))
+        published.map_err(|error| Operation::about(BasicPublish::ID, exchange).failed(error))
     }
 
     fn hand_over(
@@ -169,7 +169,7 @@ impl Publisher {
         if !unconfirmed.window.try_take(weight) {
             self.wait_for_room(weight, window_patience)?;
         }
-        let awaited = Arc::new(Awaited::new(Arc::clone(unconfirmed), weight));
+        let awaited = Arc::new(ConfirmSlot::new(Arc::clone(unconfirmed), weight));
         let mandatory = options.mandatory || message.is_mandatory();
         let published = channel.publish(
             exchange,
@@ -195,10 +195,10 @@ impl Publisher {
     #[cold]
     fn wait_for_room(&self, weight: Weight, after: Duration) -> Result<()> {
         let window = &self.inner.unconfirmed.window;
-        let _waits = self.channel().connection().link().waiting.begin();
+        let _waits = self.channel().connection().shared().waiters.begin();
         let begin = Deadline::after(after);
         // Lost and not to be waited for: the answers that would make room do not come meanwhile.
-        let outbox = &self.channel().connection().link().outbox;
+        let outbox = &self.channel().connection().shared().outbox;
         let after = match window.take(weight, begin, || outbox.refuses()) {
             Ok(()) => return Ok(()),
             Err(NoRoom::InTime) => after,
@@ -234,13 +234,13 @@ impl Publisher {
     pub fn wait_for_confirms_timeout(&self, timeout: Duration) -> Result<()> {
         let deadline = Deadline::after(timeout);
         let unconfirmed = &self.inner.unconfirmed;
-        let _waits = self.channel().connection().link().waiting.begin();
+        let _waits = self.channel().connection().shared().waiters.begin();
         let since = unconfirmed.failures.lock().wait();
         let answered = match self.channel().wait_until_answered(deadline) {
             Err(error) if error.is_timeout() => Err(error),
             // The channel has ended: each message is told so now, those that were just being handed over last.
             Err(_) if !unconfirmed.window.wait_empty(deadline) => {
-                let outbox = &self.channel().connection().link().outbox;
+                let outbox = &self.channel().connection().shared().outbox;
                 Err(outbox.explained(Error::timed_out(timeout)))
             }
             _ => Ok(()),
@@ -264,7 +264,7 @@ impl Drop for Inner {
             let channel = self.channel.number();
             log_line!(
                 Warn,
-                self.unconfirmed.link.label(),
+                self.unconfirmed.shared.label(),
                 "a publisher of channel {channel} was dropped with {unconfirmed} unconfirmed messages"
             );
         }

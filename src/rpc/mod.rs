@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 
 use crate::channel::Channel;
 use crate::connection::Connection;
-use crate::delivery::{Delivery, Origin};
+use crate::delivery::{Delivery, DeliverySource};
 use crate::error::{ClosedBy, Error, ErrorKind, Result};
 use crate::io_thread::deadline::Deadline;
 use crate::io_thread::mailbox::{ConfirmMailbox, ConsumerMailbox};
@@ -54,7 +54,7 @@ const DIRECT_REPLY_TO: &str = "amq.rabbitmq.reply-to";
 /// See <https://www.rabbitmq.com/docs/direct-reply-to>.
 #[derive(Clone)]
 pub struct RpcClient {
-    origin: Arc<Origin>,
+    origin: Arc<DeliverySource>,
     calls: Arc<Calls>,
 }
 
@@ -69,11 +69,11 @@ impl RpcClient {
         let calls = Arc::new(Calls::default());
         let options = ConsumeOptions::default().no_ack();
         let origin = channel.consume(DIRECT_REPLY_TO.into(), &options, |consumer_tag| {
-            let origin = Arc::new(Origin {
+            let origin = Arc::new(DeliverySource {
                 channel: channel.clone(),
                 consumer_tag: Arc::clone(&consumer_tag),
                 no_ack: true,
-                registration: None,
+                subscription: None,
                 reads_from: ReadsFrom::Queue,
             });
             let replies = Replies {
@@ -130,11 +130,11 @@ impl RpcClient {
         let left = deadline.remaining();
         self.channel()
             .publish(exchange, routing_key, &request, true, Some(&confirm), left)?;
-        let _waits = self.channel().connection().link().waiting.begin();
+        let _waits = self.channel().connection().shared().waiters.begin();
         match answer.recv_timeout(deadline.remaining()) {
             Ok(answer) => answer,
             Err(_) => {
-                let outbox = &self.channel().connection().link().outbox;
+                let outbox = &self.channel().connection().shared().outbox;
                 Err(outbox.explained(Error::timed_out(timeout)))
             }
         }
@@ -159,12 +159,12 @@ struct Calls {
 #[derive(Default)]
 struct State {
     last: u64,
-    waiting: HashMap<u64, Waiting>,
+    waiting: HashMap<u64, Waiters>,
     /// No more answers will come.
     end: Option<Error>,
 }
 
-struct Waiting {
+struct Waiters {
     answer: Sender<Result<Delivery>>,
     /// The broker has it, and whoever answers will not find us on another connection.
     is_confirmed: bool,
@@ -191,7 +191,7 @@ impl Calls {
         state.last += 1;
         let correlation_id = state.last;
         let (sender, answer) = bounded(1);
-        let waiting = Waiting {
+        let waiting = Waiters {
             answer: sender,
             is_confirmed: false,
         };
@@ -219,7 +219,7 @@ impl Calls {
         self.fail(error, |_| true);
     }
 
-    fn fail(&self, error: &Error, concerns: impl Fn(&Waiting) -> bool) {
+    fn fail(&self, error: &Error, concerns: impl Fn(&Waiters) -> bool) {
         self.state.lock().waiting.retain(|_, waiting| {
             let fails = concerns(waiting);
             if fails {
@@ -254,7 +254,7 @@ impl ConfirmMailbox for Request {
 
 /// Where the answers come in, on the IO thread.
 struct Replies {
-    origin: Weak<Origin>,
+    origin: Weak<DeliverySource>,
     state: Arc<ChannelState>,
     consumer_tag: Arc<str>,
     calls: Arc<Calls>,
@@ -272,7 +272,7 @@ impl Replies {
             Some(call) => drop(call.send(Ok(delivery))),
             None => log_line!(
                 Debug,
-                self.state.link.label(),
+                self.state.shared.label(),
                 "nobody waits any more for the answer with correlation id {correlation_id:?}: {delivery:?}"
             ),
         }
@@ -290,7 +290,7 @@ impl ConsumerMailbox for Replies {
     fn deliver(&self, messages: Drain<'_, Delivered>) -> u64 {
         let origin = self.origin.upgrade();
         for mut message in messages {
-            message.delivery_tag = self.state.settled.received(message.delivery_tag);
+            message.delivery_tag = self.state.delivery_tags.received(message.delivery_tag);
             if let Some(origin) = &origin {
                 self.answer(Delivery::new(origin, message));
             }
@@ -412,7 +412,7 @@ impl RpcServer {
 fn answer(request: &Delivery, mut answer: Message<'_>) -> Settlement {
     let properties = request.properties().unwrap_or_default();
     let Some(reply_to) = properties.reply_to else {
-        let label = request.channel().connection().link().label();
+        let label = request.channel().connection().shared().label();
         log_line!(
             Debug,
             label,
@@ -426,7 +426,7 @@ fn answer(request: &Delivery, mut answer: Message<'_>) -> Settlement {
     let Err(error) = request.channel().basic_publish("", &reply_to, answer) else {
         return Settlement::Ack;
     };
-    let label = request.channel().connection().link().label();
+    let label = request.channel().connection().shared().label();
     log_line!(
         Error,
         label,

@@ -9,7 +9,7 @@ use crate::error::{CloseReason, Error, ErrorKind, Result};
 use crate::io_thread::deadline::Deadline;
 use crate::io_thread::mailbox::{Call, Command, Reply};
 use crate::io_thread::outbox::{Admission, Frames, Gate};
-use crate::io_thread::Link;
+use crate::io_thread::Shared;
 use crate::proto::Expected;
 use crate::wire::method::{MethodId, Request};
 
@@ -18,12 +18,12 @@ const SHOWN: usize = 80;
 
 /// What was asked, for errors: `queue.declare "tasks"`.
 #[derive(Clone, Copy)]
-pub(crate) struct Asked<'a> {
+pub(crate) struct Operation<'a> {
     method: MethodId,
     subject: &'a str,
 }
 
-impl<'a> Asked<'a> {
+impl<'a> Operation<'a> {
     pub(crate) fn about(method: MethodId, subject: &'a str) -> Self {
         Self { method, subject }
     }
@@ -33,7 +33,7 @@ impl<'a> Asked<'a> {
     }
 }
 
-impl fmt::Display for Asked<'_> {
+impl fmt::Display for Operation<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.subject {
             "" => self.method.fmt(f),
@@ -65,7 +65,7 @@ pub(crate) fn append<R: Request>(
 
 /// Sends what `append` writes and waits for the reply.
 pub(crate) fn call(
-    link: &Arc<Link>,
+    shared: &Arc<Shared>,
     channel: u16,
     deadline: Deadline,
     admission: Admission,
@@ -73,25 +73,25 @@ pub(crate) fn call(
     append: impl FnOnce(&mut Frames<'_>, Call) -> Result<()>,
 ) -> Result<Reply> {
     let (call, reply) = Call::new();
-    let written = link
+    let written = shared
         .outbox
         .write(channel, admission, deadline, gate, |frames| {
             append(frames, call)
         });
-    written.map_err(|error| link.outbox.explained(error))?;
+    written.map_err(|error| shared.outbox.explained(error))?;
     match reply.recv_timeout(deadline.remaining()) {
         Ok(reply) => {
             if reply.is_ok() {
-                link.counters.call_answered(deadline.elapsed());
+                shared.counters.call_answered(deadline.elapsed());
             }
             reply
         }
         Err(RecvTimeoutError::Timeout) => {
             let error = Error::timed_out(deadline.duration());
-            Err(link.outbox.explained(error))
+            Err(shared.outbox.explained(error))
         }
         // Only if the IO thread has panicked.
-        Err(RecvTimeoutError::Disconnected) => Err(link.outbox.cause().unwrap_or_else(|| {
+        Err(RecvTimeoutError::Disconnected) => Err(shared.outbox.cause().unwrap_or_else(|| {
             Error::new(ErrorKind::ConnectionClosed(CloseReason::program(
                 "no IO thread",
             )))
@@ -100,7 +100,7 @@ pub(crate) fn call(
 }
 
 /// The reply in its own type. The core lets no other pass.
-pub(crate) fn reply_of<R: Request>(asked: Asked<'_>, reply: Reply) -> Result<R::Reply> {
+pub(crate) fn reply_of<R: Request>(asked: Operation<'_>, reply: Reply) -> Result<R::Reply> {
     let unexpected = || asked.failed(Error::invalid("the reply is of another kind"));
     match reply {
         Reply::Method(method) => R::Reply::try_from(method).map_err(|_| unexpected()),

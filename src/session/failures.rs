@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 /// Failures by number. A failure is in one report; but when several threads wait at the same time, each of them is told:
 /// it may be the one that it concerns.
 #[derive(Debug)]
-pub(crate) struct Report<T> {
+pub(crate) struct Failures<T> {
     failures: BTreeMap<u64, Failure<T>>,
     /// Counts the reports.
     round: u64,
@@ -22,9 +22,9 @@ struct Failure<T> {
 
 /// One who waits, and since when.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Since(u64);
+pub(crate) struct Waiter(u64);
 
-impl<T: Clone> Report<T> {
+impl<T: Clone> Failures<T> {
     pub(crate) fn new() -> Self {
         Self {
             failures: BTreeMap::new(),
@@ -55,9 +55,9 @@ impl<T: Clone> Report<T> {
     }
 
     /// Begins to wait. To be followed by `give_up` or `take`.
-    pub(crate) fn wait(&mut self) -> Since {
+    pub(crate) fn wait(&mut self) -> Waiter {
         self.waiting += 1;
-        Since(self.round)
+        Waiter(self.round)
     }
 
     pub(crate) fn give_up(&mut self) {
@@ -68,14 +68,14 @@ impl<T: Clone> Report<T> {
     }
 
     /// What this one will be told.
-    pub(crate) fn concerning(&self, since: Since) -> impl Iterator<Item = &T> {
+    pub(crate) fn concerning(&self, since: Waiter) -> impl Iterator<Item = &T> {
         let failures = self.failures.values();
         let concerning = failures.filter(move |it| it.reported.map_or(true, |it| it >= since.0));
         concerning.map(|failure| &failure.what)
     }
 
     /// All failures that were not reported before this one began to wait, by their numbers.
-    pub(crate) fn take(&mut self, since: Since) -> Vec<(u64, T)> {
+    pub(crate) fn take(&mut self, since: Waiter) -> Vec<(u64, T)> {
         let mut taken = Vec::new();
         for (number, failure) in &mut self.failures {
             let reported = *failure.reported.get_or_insert(self.round);
@@ -95,7 +95,7 @@ mod tests {
 
     #[test]
     fn everyone_who_waits_is_told_and_nobody_twice() {
-        let mut report = Report::new();
+        let mut report = Failures::new();
         report.insert(2, "b");
         let (one, other) = (report.wait(), report.wait());
         report.insert(1, "a");

@@ -91,7 +91,7 @@ impl fmt::Debug for Name {
 
 /// The names that a broker has made up for queues of which there are handles.
 #[derive(Default)]
-pub(crate) struct ServerNames(Mutex<Names>);
+pub(crate) struct QueueNames(Mutex<Names>);
 
 #[derive(Default)]
 struct Names {
@@ -115,7 +115,7 @@ impl Names {
     }
 }
 
-impl ServerNames {
+impl QueueNames {
     /// A name that follows the queue, if the broker has made the name up.
     pub(crate) fn name(&self, text: &str) -> Arc<Name> {
         let name = Name::new(text);
@@ -155,7 +155,7 @@ mod tests {
 
     #[test]
     fn a_name_that_the_broker_made_up_follows_the_queue() {
-        let names = ServerNames::default();
+        let names = QueueNames::default();
         let (one, other) = (names.name("amq.gen-1"), names.name("amq.gen-1"));
         let given = names.name("given");
         names.rename("amq.gen-1", "amq.gen-2");
@@ -173,7 +173,7 @@ mod tests {
 
     #[test]
     fn a_name_that_was_told_just_before_it_changed_follows_the_queue() {
-        let names = ServerNames::default();
+        let names = QueueNames::default();
         let early = names.name("amq.gen-1");
         names.rename("amq.gen-1", "amq.gen-2");
         names.rename("amq.gen-2", "amq.gen-3");
@@ -185,7 +185,7 @@ mod tests {
 
     #[test]
     fn many_names_are_dropped_without_a_deep_stack() {
-        let names = ServerNames::default();
+        let names = QueueNames::default();
         let name = names.name("amq.gen-0");
         for count in 0..200_000 {
             names.rename(

@@ -10,9 +10,9 @@ use crate::wire::content::Content;
 use crate::wire::value::FieldTable;
 
 /// The offset at which a consumer of a stream goes on, on the next connection.
-pub(crate) struct Place(AtomicI64);
+pub(crate) struct StreamPosition(AtomicI64);
 
-impl Place {
+impl StreamPosition {
     /// Nothing has come.
     const UNKNOWN: i64 = -1;
 
@@ -33,7 +33,7 @@ impl Place {
         self.0.store(0, Ordering::Relaxed);
     }
 
-    pub(crate) fn write_to(&self, arguments: &mut FieldTable, since: Option<&Since>) {
+    pub(crate) fn write_to(&self, arguments: &mut FieldTable, since: Option<&StreamStart>) {
         let next = self.0.load(Ordering::Relaxed);
         if next >= 0 {
             arguments.insert("x-stream-offset", next);
@@ -50,12 +50,12 @@ impl Place {
 /// the first message can take long. So it says "next" for the first time only, and then how long
 /// ago that was, by the broker's own clock.
 #[derive(Debug, Clone)]
-pub(crate) struct Since {
+pub(crate) struct StreamStart {
     before: Duration,
     asked: OnceLock<Deadline>,
 }
 
-impl Since {
+impl StreamStart {
     /// How much earlier it begins than the clocks say: the broker may take longer to read the next
     /// question than it took for the first one, and a stream's nodes have clocks of their own.
     const MARGIN: Duration = Duration::from_secs(5);

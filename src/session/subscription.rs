@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::stream_position::Since;
+use super::stream_position::StreamStart;
 use crate::io_thread::mailbox::{Call, Reply};
 use crate::options::ConsumeOptions;
 use crate::proto::Settling;
@@ -23,7 +23,7 @@ pub(crate) enum ReadsFrom {
 }
 
 /// What a consumer and its mailbox at the IO thread have in common.
-pub(crate) struct Registration {
+pub(crate) struct Subscription {
     pub(crate) consumer_tag: Arc<str>,
     pub(crate) no_ack: bool,
     reads_from: ReadsFrom,
@@ -36,17 +36,17 @@ pub(crate) struct Registration {
     /// How often it was begun again on a new connection.
     epoch: AtomicU64,
     /// For a stream only, and only if its first message depends on when the broker is asked.
-    since: Option<Since>,
-    life: Mutex<Life>,
+    since: Option<StreamStart>,
+    state: Mutex<SubscriptionState>,
 }
 
-/// What `Life::Starting` was.
+/// What `SubscriptionState::Starting` was.
 pub(crate) struct Started {
     pub(crate) cancels: Vec<Call>,
     pub(crate) again: bool,
 }
 
-enum Life {
+enum SubscriptionState {
     /// The broker has not been asked.
     New,
     /// The broker has not agreed yet. Whoever wants the consumer cancelled has to wait for that: a cancel that overtakes
@@ -67,13 +67,13 @@ enum Life {
     Ended,
 }
 
-impl Registration {
+impl Subscription {
     pub(crate) fn new(
         consumer_tag: Arc<str>,
         options: &ConsumeOptions,
         reads_from: ReadsFrom,
     ) -> Self {
-        let since = (reads_from == ReadsFrom::Stream).then(|| Since::of(&options.arguments));
+        let since = (reads_from == ReadsFrom::Stream).then(|| StreamStart::of(&options.arguments));
         Self {
             consumer_tag,
             no_ack: options.no_ack,
@@ -83,25 +83,28 @@ impl Registration {
             is_revoked: AtomicBool::new(false),
             epoch: AtomicU64::new(0),
             since: since.flatten(),
-            life: Mutex::new(Life::New),
+            state: Mutex::new(SubscriptionState::New),
         }
     }
 
     /// Notes that the consumer is cancelled. Gives the call back if that is to be said to the broker now; otherwise it is
     /// answered, or will be when the broker has agreed to the consumer.
     pub(crate) fn cancel(&self, call: Call) -> Option<Call> {
-        let mut life = self.life.lock();
-        match &mut *life {
-            Life::Starting { cancels: calls, .. } | Life::Cancelling { others: calls } => {
+        let mut state = self.state.lock();
+        match &mut *state {
+            SubscriptionState::Starting { cancels: calls, .. }
+            | SubscriptionState::Cancelling { others: calls } => {
                 calls.push(call);
                 None
             }
-            Life::Live => {
+            SubscriptionState::Live => {
                 let others = Vec::new();
-                *life = Life::Cancelling { others };
+                *state = SubscriptionState::Cancelling { others };
                 Some(call)
             }
-            Life::New | Life::Interrupted | Life::Ended => Some(call),
+            SubscriptionState::New | SubscriptionState::Interrupted | SubscriptionState::Ended => {
+                Some(call)
+            }
         }
     }
 
@@ -111,10 +114,10 @@ impl Registration {
         if let Some(since) = &self.since {
             since.asked();
         }
-        *self.life.lock() = match no_wait {
+        *self.state.lock() = match no_wait {
             // There is no consume-ok.
-            true => Life::Live,
-            false => Life::Starting {
+            true => SubscriptionState::Live,
+            false => SubscriptionState::Starting {
                 cancels: Vec::new(),
                 again: false,
             },
@@ -135,17 +138,17 @@ impl Registration {
     }
 
     pub(crate) fn is_interrupted(&self) -> bool {
-        matches!(*self.life.lock(), Life::Interrupted)
+        matches!(*self.state.lock(), SubscriptionState::Interrupted)
     }
 
     /// The broker has agreed.
     pub(crate) fn start(&self) -> Option<Started> {
-        let mut life = self.life.lock();
-        let Life::Starting { cancels, again } = &mut *life else {
+        let mut state = self.state.lock();
+        let SubscriptionState::Starting { cancels, again } = &mut *state else {
             return None;
         };
         let (cancels, again) = (std::mem::take(cancels), *again);
-        *life = Life::Live;
+        *state = SubscriptionState::Live;
         if again {
             self.epoch.fetch_add(1, Ordering::AcqRel);
         }
@@ -155,43 +158,48 @@ impl Registration {
     /// Nobody will read what comes. Says whether to cancel now.
     pub(crate) fn abandon(&self) -> bool {
         // Under the lock, so that either this or `start` sees to it.
-        let life = self.life.lock();
+        let state = self.state.lock();
         self.abandoned.store(true, Ordering::Release);
-        matches!(*life, Life::Live | Life::Interrupted)
+        matches!(
+            *state,
+            SubscriptionState::Live | SubscriptionState::Interrupted
+        )
     }
 
     /// No message will come. Returns whether it was ever live, and those who wait for it to be
     /// cancelled; none if it had ended before.
     pub(crate) fn end(&self) -> Option<(bool, Vec<Call>)> {
-        match std::mem::replace(&mut *self.life.lock(), Life::Ended) {
-            Life::Starting { cancels, again } => Some((again, cancels)),
-            Life::Cancelling { others } => Some((true, others)),
-            Life::Live | Life::Interrupted => Some((true, Vec::new())),
-            Life::New => Some((false, Vec::new())),
-            Life::Ended => None,
+        match std::mem::replace(&mut *self.state.lock(), SubscriptionState::Ended) {
+            SubscriptionState::Starting { cancels, again } => Some((again, cancels)),
+            SubscriptionState::Cancelling { others } => Some((true, others)),
+            SubscriptionState::Live | SubscriptionState::Interrupted => Some((true, Vec::new())),
+            SubscriptionState::New => Some((false, Vec::new())),
+            SubscriptionState::Ended => None,
         }
     }
 
     /// The connection was lost. False if the consumer ends with it.
     pub(crate) fn interrupt(&self) -> bool {
-        let mut life = self.life.lock();
-        let goes_on = match &*life {
-            Life::Starting { cancels, again } => *again && cancels.is_empty(),
-            Life::Live | Life::Interrupted => true,
-            Life::New | Life::Cancelling { .. } | Life::Ended => false,
+        let mut state = self.state.lock();
+        let goes_on = match &*state {
+            SubscriptionState::Starting { cancels, again } => *again && cancels.is_empty(),
+            SubscriptionState::Live | SubscriptionState::Interrupted => true,
+            SubscriptionState::New
+            | SubscriptionState::Cancelling { .. }
+            | SubscriptionState::Ended => false,
         };
         if goes_on {
-            *life = Life::Interrupted;
+            *state = SubscriptionState::Interrupted;
         }
         goes_on
     }
 
     /// The broker is about to be asked again. False if that is not wanted any more.
     pub(crate) fn restart(&self) -> bool {
-        let mut life = self.life.lock();
-        let wanted = matches!(*life, Life::Interrupted);
+        let mut state = self.state.lock();
+        let wanted = matches!(*state, SubscriptionState::Interrupted);
         if wanted {
-            *life = Life::Starting {
+            *state = SubscriptionState::Starting {
                 cancels: Vec::new(),
                 again: true,
             };
@@ -223,7 +231,7 @@ impl Registration {
         self.epoch.load(Ordering::Acquire)
     }
 
-    pub(crate) fn since(&self) -> Option<&Since> {
+    pub(crate) fn since(&self) -> Option<&StreamStart> {
         self.since.as_ref()
     }
 

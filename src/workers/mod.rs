@@ -105,7 +105,7 @@ impl Drop for Handle {
         self.crew.stop();
         if !queues.is_empty() {
             say(|| {
-                log_line!(Warn, self.connection.link().label(),
+                log_line!(Warn, self.connection.shared().label(),
                     "the workers of {queues:?} stop, since the last handle of these `Workers` was dropped: keep it, \
                      and call `shutdown` to stop them and to wait for their handlers"
                 );
@@ -149,7 +149,7 @@ impl Workers {
     fn start(&self, queue: &str, options: WorkerOptions, handler: Arc<Handler>) -> Result<()> {
         options.check()?;
         let Handle { connection, crew } = &*self.handle;
-        let queue = connection.recovery().server_names.name(queue);
+        let queue = connection.recovery().queue_names.name(queue);
         let begin = |_| {
             let options = &options;
             worker::begin(

@@ -20,7 +20,7 @@ use crate::log_line::log_line;
 use crate::options::backoff;
 use crate::options::{ConsumeOptions, OnConsumerEnd, WorkerOptions};
 use crate::session::queue_names::QueueName;
-use crate::session::stream_position::{stream_offset, Since};
+use crate::session::stream_position::{stream_offset, StreamStart};
 
 /// How often a thread that waits for a lost connection looks for it.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
@@ -55,7 +55,7 @@ pub(super) struct Progress {
     /// Where in its stream the next consumer begins.
     next_offset: Option<i64>,
     /// The time from which it reads its stream, while no message was handled.
-    since: Option<Since>,
+    since: Option<StreamStart>,
     /// The log tells that this stream takes nothing back.
     has_warned: bool,
 }
@@ -66,7 +66,7 @@ pub(super) struct Shift {
     deliveries: Receiver<Result<Delivery>>,
     answers: Answers,
     since: Deadline,
-    reads_since: Option<Since>,
+    reads_since: Option<StreamStart>,
 }
 
 impl Shift {
@@ -185,7 +185,7 @@ impl Worker {
             Settlement::Reject => "rejected",
         };
         let properties = delivery.properties().unwrap_or_default();
-        log_line!(Error, self.connection.link().label(),
+        log_line!(Error, self.connection.shared().label(),
             "the handler of queue {:?} panicked: {}; delivery tag {}, message id {:?}, correlation id {:?}: {}",
             self.post.queue(),
             OneLine(message),
@@ -221,7 +221,7 @@ impl Worker {
             Err(error) if shift.end().is_some() => {
                 let queue = self.post.queue();
                 say(|| {
-                    log_line!(Warn, self.connection.link().label(),
+                    log_line!(Warn, self.connection.shared().label(),
                         "worker of queue {queue:?}: the broker delivers a message again that was handled: {error}"
                     );
                 });
@@ -237,7 +237,7 @@ impl Worker {
         }
         let stream = self.post.queue();
         say(|| {
-            log_line!(Warn, self.connection.link().label(),
+            log_line!(Warn, self.connection.shared().label(),
                 "the handler of stream {stream:?} requeues a message, but a stream takes nothing back: the message \
                  is acknowledged, and so are all others that this thread's handler requeues"
             );
@@ -267,7 +267,7 @@ impl Worker {
         say(|| {
             log_line!(
                 Error,
-                self.connection.link().label(),
+                self.connection.shared().label(),
                 "worker of queue {queue:?}: {}",
                 answers.kind()
             )
@@ -277,7 +277,7 @@ impl Worker {
     fn fail(&self, error: Error, scope: Scope) {
         let error = self.named(error);
         self.post.fail(error.clone(), scope);
-        say(|| log_line!(Error, self.connection.link().label(), "{error}"));
+        say(|| log_line!(Error, self.connection.shared().label(), "{error}"));
     }
 
     fn named(&self, error: Error) -> Error {
@@ -334,11 +334,11 @@ impl Worker {
             error: error.clone(),
             next,
         };
-        self.connection.link().tell(event);
+        self.connection.shared().tell(event);
         say(|| {
             log_line!(
                 Warn,
-                self.connection.link().label(),
+                self.connection.shared().label(),
                 "{error}; the worker tries to consume again in {next:.1?}"
             )
         });
@@ -359,7 +359,7 @@ impl Worker {
     /// stop.
     fn wait(&self, until: Deadline) -> bool {
         let (mut until, stopped) = (until, self.post.stopped());
-        let ended = self.connection.link().outbox.ended();
+        let ended = self.connection.shared().outbox.ended();
         loop {
             select! {
                 recv(stopped) -> _ => return false,
@@ -394,14 +394,16 @@ impl Worker {
 
     fn tell_resumed(&self, after: Duration) {
         let queue = self.post.queue();
-        self.connection.link().tell(ConnectionEvent::WorkerResumed {
-            queue: queue.current().to_owned(),
-            after,
-        });
+        self.connection
+            .shared()
+            .tell(ConnectionEvent::WorkerResumed {
+                queue: queue.current().to_owned(),
+                after,
+            });
         say(|| {
             log_line!(
                 Info,
-                self.connection.link().label(),
+                self.connection.shared().label(),
                 "worker of queue {queue:?}: consumes again after {after:.1?}"
             )
         });

@@ -55,7 +55,7 @@ impl Frames<'_> {
     pub(crate) fn method<M: Encode>(&mut self, method: &M) -> Result<()> {
         self.trace(M::ID);
         let limit = self.state.payload_limit;
-        let target = self.state.backlog.target(self.channel);
+        let target = self.state.send_queue.target(self.channel);
         let written = frame::write_method(target, self.channel, method, limit);
         written.map_err(unsendable)?;
         self.state.count(M::ID);
@@ -78,7 +78,7 @@ impl Frames<'_> {
     ) -> Result<&[u8]> {
         self.trace(BasicPublish::ID);
         let limit = self.state.payload_limit;
-        let target = self.state.backlog.target(self.channel);
+        let target = self.state.send_queue.target(self.channel);
         self.start = target.len();
         let written = write_message(target, self.channel, publish, properties, body, limit);
         let properties = written.map_err(unsendable)?;
@@ -89,9 +89,11 @@ impl Frames<'_> {
     /// A copy of the message that was appended last.
     pub(crate) fn keep(&mut self) -> Bytes {
         let State {
-            backlog, keeping, ..
+            send_queue,
+            keeping,
+            ..
         } = &mut *self.state;
-        let appended = backlog.target(self.channel).get(self.start..);
+        let appended = send_queue.target(self.channel).get(self.start..);
         let appended = appended.unwrap_or_default();
         if keeping.capacity() < appended.len() {
             // It would grow by just this message, and each would have a block of its own.
@@ -111,7 +113,7 @@ impl Frames<'_> {
             large.frames
         };
         self.state.messages += 1;
-        self.state.backlog.push_large(self.channel, frames);
+        self.state.send_queue.push_large(self.channel, frames);
         Ok(())
     }
 
@@ -119,7 +121,7 @@ impl Frames<'_> {
     pub(crate) fn again(&mut self, kept: &[u8]) -> Result<()> {
         self.trace(BasicPublish::ID);
         let limit = self.state.payload_limit;
-        let target = self.state.backlog.target(self.channel);
+        let target = self.state.send_queue.target(self.channel);
         if frame::fits(kept, limit) {
             target.extend_from_slice(kept);
         } else {
@@ -138,7 +140,7 @@ impl Frames<'_> {
     pub(crate) fn last_method<M: Encode>(&mut self, method: &M) -> Result<()> {
         self.trace(M::ID);
         let limit = self.state.payload_limit;
-        let target = self.state.backlog.last_target();
+        let target = self.state.send_queue.last_target();
         let written = frame::write_method(target, self.channel, method, limit);
         written.map_err(unsendable)
     }

@@ -24,7 +24,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::deadline::Deadline;
 use super::mailbox::Command;
-use super::read_throttle::Waiting;
+use super::read_throttle::Waiters;
 use crate::error::{blocked, Error, ErrorKind, Result};
 use crate::log_line::{log_line, Label};
 use crate::stats::ConnectionStats;
@@ -34,9 +34,9 @@ use frames::{unsendable, write_message};
 pub(crate) use frames::{Frames, Large};
 use phase::now;
 pub(crate) use phase::Loss;
-use send_queue::Backlog;
+use send_queue::SendQueue;
 use state::{Blocked, Phase, State};
-use write_buffer::Outgoing;
+use write_buffer::WriteBuffer;
 
 /// A message whose body is larger goes in a lane, in bytes.
 pub(crate) const LARGE: usize = 256 << 10;
@@ -73,12 +73,12 @@ pub(crate) struct Outbox {
     /// Disconnected when the connection has ended for good.
     ended: Receiver<Infallible>,
     /// Publishers who wait for the broker to say that it takes messages again.
-    stopped: Waiting,
+    stopped: Waiters,
     waker: Waker,
     /// Whoever closes has waited long enough.
     aborted: AtomicBool,
     /// The epoch whose connection is to be ended: whoever recovers has waited long enough.
-    given_up: AtomicU64,
+    abandoned: AtomicU64,
     /// Callers do not wait for a recovery.
     fails_fast: bool,
 }
@@ -99,7 +99,7 @@ impl Outbox {
                 payload_limit,
                 label,
                 keeping: BytesMut::new(),
-                backlog: Backlog::default(),
+                send_queue: SendQueue::default(),
                 commands: Vec::new(),
                 messages: 0,
                 acks: 0,
@@ -110,10 +110,10 @@ impl Outbox {
             }),
             changed: Condvar::new(),
             ended,
-            stopped: Waiting::default(),
+            stopped: Waiters::default(),
             waker,
             aborted: AtomicBool::new(false),
-            given_up: AtomicU64::new(NONE),
+            abandoned: AtomicU64::new(NONE),
             fails_fast,
         }
     }
@@ -128,7 +128,7 @@ impl Outbox {
         body: &[u8],
     ) -> Result<Large> {
         let mut state = self.state.lock();
-        let mut frames = state.backlog.take_spare();
+        let mut frames = state.send_queue.take_spare();
         let limit = state.payload_limit;
         drop(state);
         // Around each piece of the body, a piece being 4 KiB at least; and names and properties.
@@ -149,14 +149,14 @@ impl Outbox {
         &self,
         channel: u16,
         admission: Admission,
-        patience: impl Into<Patience>,
+        patience: impl Into<Timeout>,
         gate: impl Fn() -> Result<Gate>,
         append: impl FnOnce(&mut Frames<'_>) -> Result<T>,
     ) -> Result<T> {
         let mut state = self.state.lock();
         self.admit(&mut state, channel, admission, patience, &gate)
             .map_err(Error::unsent)?;
-        let start = state.backlog.target(channel).len();
+        let start = state.send_queue.target(channel).len();
         let first_command = state.commands.len();
         let mut frames = Frames {
             state: &mut state,
@@ -184,7 +184,7 @@ impl Outbox {
     /// Drops what was appended before it failed.
     #[cold]
     fn undo(mut state: MutexGuard<'_, State>, channel: u16, start: usize, first_command: usize) {
-        state.backlog.target(channel).truncate(start);
+        state.send_queue.target(channel).truncate(start);
         let commands = state.commands.split_off(first_command);
         // Not under the lock: a mailbox can be the last that knows of its channel.
         drop(state);
@@ -197,7 +197,7 @@ impl Outbox {
         state: &mut MutexGuard<'_, State>,
         channel: u16,
         admission: Admission,
-        patience: impl Into<Patience>,
+        patience: impl Into<Timeout>,
         gate: &impl Fn() -> Result<Gate>,
     ) -> Result<()> {
         if self.admits(state, channel, admission, gate)? {
@@ -222,10 +222,10 @@ impl Outbox {
             Admission::Always => true,
             Admission::Recovery { .. } => gate_open,
             Admission::Room | Admission::Attached => {
-                gate_open && state.backlog.has_room(channel, false)
+                gate_open && state.send_queue.has_room(channel, false)
             }
             Admission::Publish { large } => {
-                gate_open && state.blocked.is_none() && state.backlog.has_room(channel, large)
+                gate_open && state.blocked.is_none() && state.send_queue.has_room(channel, large)
             }
         })
     }
@@ -299,7 +299,7 @@ impl Outbox {
         stats.acks = state.acks;
         stats.nacks = state.nacks;
         stats.rejects = state.rejects;
-        stats.outbox_bytes += state.backlog.len() as u64;
+        stats.outbox_bytes += state.send_queue.len() as u64;
         let blocked = || state.blocked.as_ref().map(|it| it.since.elapsed());
         (stats.blocked_for, stats.lost_for) = match &state.phase {
             Phase::Open => (blocked(), None),
@@ -345,7 +345,7 @@ impl Outbox {
     /// the answer stands before or after what the handles append, just as they see the change.
     pub(crate) fn answer<T>(&self, channel: u16, change: impl FnOnce(&mut Frames<'_>) -> T) -> T {
         let mut state = self.state.lock();
-        let start = state.backlog.target(channel).len();
+        let start = state.send_queue.target(channel).len();
         let mut frames = Frames {
             state: &mut state,
             channel,
@@ -355,7 +355,7 @@ impl Outbox {
         let result = change(&mut frames);
         if let Phase::Ended(_) = state.phase {
             // Nothing follows connection.close.
-            state.backlog.target(channel).truncate(start);
+            state.send_queue.target(channel).truncate(start);
         }
         drop(state);
         self.changed.notify_all();
@@ -380,13 +380,13 @@ impl Outbox {
 
     /// Appends what the core itself has to say.
     pub(crate) fn append(&self, take_output: impl FnOnce(&mut Vec<u8>)) {
-        self.state.lock().backlog.append(take_output);
+        self.state.lock().send_queue.append(take_output);
     }
 
     /// Drops all that was not taken, and returns the commands for it: it will never be sent.
     pub(crate) fn discard(&self) -> Vec<Command> {
         let mut state = self.state.lock();
-        state.backlog = Backlog::default();
+        state.send_queue = SendQueue::default();
         std::mem::take(&mut state.commands)
     }
 
@@ -402,30 +402,30 @@ impl Outbox {
 
     /// Takes all that was appended, and the commands for it. If nothing is left to write, the next
     /// one who appends wakes the IO thread.
-    pub(crate) fn take(&self, outgoing: &mut Outgoing, commands: &mut Vec<Command>) {
+    pub(crate) fn take(&self, write_buffer: &mut WriteBuffer, commands: &mut Vec<Command>) {
         let mut state = self.state.lock();
         std::mem::swap(&mut state.commands, commands);
-        state.backlog.move_to(outgoing);
-        state.asleep = outgoing.is_empty();
+        state.send_queue.move_to(write_buffer);
+        state.asleep = write_buffer.is_empty();
         drop(state);
         self.changed.notify_all();
     }
 
-    pub(crate) fn give_memory_back(&self) {
+    pub(crate) fn shrink(&self) {
         let mut state = self.state.lock();
-        state.backlog.give_memory_back();
+        state.send_queue.shrink();
         state.commands.shrink_to_fit();
         state.keeping = BytesMut::new();
     }
 }
 
 /// How long to wait, made into a deadline only when waiting begins: most callers never wait, and the clock costs.
-pub(crate) enum Patience {
+pub(crate) enum Timeout {
     Begun(Deadline),
     NotBegun(Duration),
 }
 
-impl Patience {
+impl Timeout {
     pub(crate) fn deadline(self) -> Deadline {
         match self {
             Self::Begun(deadline) => deadline,
@@ -434,13 +434,13 @@ impl Patience {
     }
 }
 
-impl From<Deadline> for Patience {
+impl From<Deadline> for Timeout {
     fn from(deadline: Deadline) -> Self {
         Self::Begun(deadline)
     }
 }
 
-impl From<Duration> for Patience {
+impl From<Duration> for Timeout {
     fn from(after: Duration) -> Self {
         Self::NotBegun(after)
     }
@@ -483,10 +483,10 @@ mod tests {
             Err(Error::invalid("too large"))
         });
         assert!(!error.unwrap_err().may_have_been_sent());
-        let (mut outgoing, mut commands) = (Outgoing::default(), Vec::new());
-        outbox.take(&mut outgoing, &mut commands);
+        let (mut write_buffer, mut commands) = (WriteBuffer::default(), Vec::new());
+        outbox.take(&mut write_buffer, &mut commands);
         assert_eq!(commands.len(), 1);
-        assert_eq!(frame::whole(outgoing.front()).count(), 1);
+        assert_eq!(frame::whole(write_buffer.front()).count(), 1);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crossbeam_channel::Receiver;
 
-use super::send_queue::Backlog;
+use super::send_queue::SendQueue;
 use super::state::Phase;
 use super::{Outbox, NONE};
 use crate::error::{Error, Result};
@@ -103,8 +103,8 @@ impl Outbox {
     }
 
     /// Ends the connection of this epoch, so that another attempt can be made.
-    pub(crate) fn give_up(&self, epoch: u64) {
-        self.given_up.store(epoch, Ordering::Release);
+    pub(crate) fn abandon(&self, epoch: u64) {
+        self.abandoned.store(epoch, Ordering::Release);
         self.wake();
     }
 
@@ -147,7 +147,7 @@ impl Outbox {
         let mut state = self.state.lock();
         state.label = label;
         state.payload_limit = payload_limit;
-        state.backlog = Backlog::default();
+        state.send_queue = SendQueue::default();
         let stale = std::mem::take(&mut state.commands);
         match &mut state.phase {
             Phase::Ended(cause) => return Err(cause.clone()),
@@ -161,12 +161,12 @@ impl Outbox {
     }
 
     /// Whether this connection is to be ended; told once.
-    pub(crate) fn take_given_up(&self) -> bool {
-        let is_any = self.given_up.load(Ordering::Acquire) != NONE;
+    pub(crate) fn take_abandoned(&self) -> bool {
+        let is_any = self.abandoned.load(Ordering::Acquire) != NONE;
         if !is_any {
             return false;
         }
-        let given_up = self.given_up.swap(NONE, Ordering::AcqRel);
+        let given_up = self.abandoned.swap(NONE, Ordering::AcqRel);
         let state = self.state.lock();
         // The program may have closed the connection meanwhile, and the broker is to hear of that.
         given_up == state.epoch && !matches!(state.phase, Phase::Ended(_))

@@ -1,6 +1,6 @@
 //! The frames that wait for the IO thread, as they lie in the outbox.
 
-use super::write_buffer::Outgoing;
+use super::write_buffer::WriteBuffer;
 use crate::wire::frame;
 
 /// From here on a caller waits before it appends, in bytes. One message may go beyond it.
@@ -42,7 +42,7 @@ impl Lane {
 
 /// All frames in order; but a channel with a large message has a lane beside them.
 #[derive(Default)]
-pub(crate) struct Backlog {
+pub(crate) struct SendQueue {
     in_order: Vec<u8>,
     lanes: Vec<Lane>,
     /// The last words of the connection, which wait for the lanes to end.
@@ -51,7 +51,7 @@ pub(crate) struct Backlog {
     spare: Vec<u8>,
 }
 
-impl Backlog {
+impl SendQueue {
     /// Where the frames of a channel go.
     #[inline]
     pub(crate) fn target(&mut self, channel: u16) -> &mut Vec<u8> {
@@ -98,7 +98,7 @@ impl Backlog {
         self.in_order.len() + lanes + self.last.len()
     }
 
-    pub(crate) fn give_memory_back(&mut self) {
+    pub(crate) fn shrink(&mut self) {
         self.in_order.shrink_to_fit();
         self.spare = Vec::new();
     }
@@ -120,18 +120,18 @@ impl Backlog {
     }
 
     /// Gives the IO thread all it can take.
-    pub(crate) fn move_to(&mut self, outgoing: &mut Outgoing) {
-        outgoing.take_in_order(&mut self.in_order);
+    pub(crate) fn move_to(&mut self, write_buffer: &mut WriteBuffer) {
+        write_buffer.take_in_order(&mut self.in_order);
         self.lanes.retain_mut(|lane| {
             lane.finish_piece();
-            lane.writing = outgoing.take_lane(lane.channel, &mut lane.pieces);
+            lane.writing = write_buffer.take_lane(lane.channel, &mut lane.pieces);
             lane.writing > 0
         });
         if self.lanes.is_empty() {
-            outgoing.append(&mut self.last);
+            write_buffer.append(&mut self.last);
         }
-        let spare = outgoing.take_spare();
-        if outgoing.is_empty() {
+        let spare = write_buffer.take_spare();
+        if write_buffer.is_empty() {
             // Memory is kept only as long as there is something to do.
             self.spare = Vec::new();
         } else if spare.capacity() > 0 {

@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use bytes::BytesMut;
 use crossbeam_channel::Sender;
 
-use super::send_queue::Backlog;
+use super::send_queue::SendQueue;
 use crate::error::Error;
 use crate::io_thread::deadline::Deadline;
 use crate::io_thread::mailbox::Command;
@@ -39,7 +39,7 @@ pub(super) struct State {
     pub(super) payload_limit: usize,
     /// Names this connection in the log.
     pub(super) label: Label,
-    pub(super) backlog: Backlog,
+    pub(super) send_queue: SendQueue,
     /// Copies of messages that may have to be published again are taken from here.
     pub(super) keeping: BytesMut,
     /// What the core has to know of the frames that the IO thread has not taken, in their order.

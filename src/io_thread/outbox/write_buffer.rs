@@ -12,7 +12,7 @@ const TURN: usize = 256 << 10;
 /// What was taken and is not yet written. First all that came in order, then one turn of one lane; then it is time to
 /// take again.
 #[derive(Debug, Default)]
-pub(crate) struct Outgoing {
+pub(crate) struct WriteBuffer {
     in_order: Piece,
     /// The first one has its turn.
     lanes: VecDeque<Lane>,
@@ -56,7 +56,7 @@ fn cleared(mut bytes: Vec<u8>) -> Vec<u8> {
     bytes
 }
 
-impl Outgoing {
+impl WriteBuffer {
     /// What is to be written next; empty when it is time to take again.
     pub(crate) fn front(&self) -> &[u8] {
         let in_order = self.in_order.rest();
@@ -71,7 +71,7 @@ impl Outgoing {
         piece.map(Piece::rest).unwrap_or_default()
     }
 
-    pub(crate) fn give_memory_back(&mut self) {
+    pub(crate) fn shrink(&mut self) {
         if self.in_order.rest().is_empty() {
             self.in_order = Piece::default();
         }
@@ -183,14 +183,14 @@ mod tests {
 
     /// Writes at most `at_once` bytes at a time until it is time to take again, and returns the channels' frames in
     /// the order in which they went out.
-    fn write(outgoing: &mut Outgoing, at_once: usize) -> Vec<u16> {
+    fn write(write_buffer: &mut WriteBuffer, at_once: usize) -> Vec<u16> {
         let mut written = Vec::new();
-        while !outgoing.front().is_empty() {
-            let front = outgoing.front();
+        while !write_buffer.front().is_empty() {
+            let front = write_buffer.front();
             let piece = &front[..front.len().min(at_once)];
             written.extend_from_slice(piece);
             let count = piece.len();
-            outgoing.wrote(count);
+            write_buffer.wrote(count);
         }
         let channels: Vec<_> = frame::whole(&written).map(|(channel, _)| channel).collect();
         let whole: usize = frame::whole(&written).map(|(_, frame)| frame.len()).sum();
@@ -203,25 +203,25 @@ mod tests {
         let one = frames(1, 1).len();
         let a_turn = TURN.div_ceil(one);
         for at_once in [1, 1000, usize::MAX] {
-            let mut outgoing = Outgoing::default();
-            let take = |outgoing: &mut Outgoing, mut in_order, [one, two]: [Vec<u8>; 2]| {
-                outgoing.take_in_order(&mut in_order);
+            let mut write_buffer = WriteBuffer::default();
+            let take = |write_buffer: &mut WriteBuffer, mut in_order, [one, two]: [Vec<u8>; 2]| {
+                write_buffer.take_in_order(&mut in_order);
                 let left = [(1, one), (2, two)].map(|(channel, bytes)| {
                     let mut pieces = vec![bytes];
                     pieces.retain(|bytes| !bytes.is_empty());
-                    outgoing.take_lane(channel, &mut pieces)
+                    write_buffer.take_lane(channel, &mut pieces)
                 });
-                (left, write(outgoing, at_once))
+                (left, write(write_buffer, at_once))
             };
             let (left, order) = take(
-                &mut outgoing,
+                &mut write_buffer,
                 frames(3, 2),
                 [frames(1, a_turn + 1), frames(2, 1)],
             );
             assert_eq!(left, [(a_turn + 1) * one, one]);
             assert_eq!(order[..2], [3, 3]);
             assert_eq!(order[2..], vec![1; a_turn]);
-            let (left, order) = take(&mut outgoing, frames(3, 1), [frames(1, 5), Vec::new()]);
+            let (left, order) = take(&mut write_buffer, frames(3, 1), [frames(1, 5), Vec::new()]);
             assert_eq!(
                 left,
                 [6 * one, one],
@@ -231,10 +231,10 @@ mod tests {
             let nothing = || (Vec::new(), [Vec::new(), Vec::new()]);
             for rest in [vec![1], vec![1; 5]] {
                 let (in_order, lanes) = nothing();
-                let (left, order) = take(&mut outgoing, in_order, lanes);
+                let (left, order) = take(&mut write_buffer, in_order, lanes);
                 assert_eq!((left[1], order), (0, rest));
             }
-            assert!(outgoing.is_empty() && outgoing.lanes.is_empty());
+            assert!(write_buffer.is_empty() && write_buffer.lanes.is_empty());
         }
     }
 }

@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 use socket2::{SockRef, TcpKeepalive};
 
 use super::config::config_of;
-use super::read_buffer::Inbox;
+use super::read_buffer::ReadBuffer;
 use super::tls;
-use super::transport::{remaining, uninterrupted, Socket, Stream};
+use super::transport::{remaining, uninterrupted, Socket, Transport};
 use crate::error::{Error, ErrorKind as Kind, FailedEndpoint, Result};
 use crate::io_thread::deadline::Deadline;
 use crate::log_line::{log_line, Label};
@@ -27,10 +27,10 @@ const MAX_UNSENT: u32 = 256 << 10;
 
 /// A connection whose handshake is over.
 pub(crate) struct Connected<M: Mailboxes> {
-    pub(crate) stream: Stream,
+    pub(crate) transport: Transport,
     pub(crate) core: proto::Connection<M>,
     /// What was read behind `open-ok`.
-    pub(crate) inbox: Inbox,
+    pub(crate) read_buffer: ReadBuffer,
     pub(crate) endpoint: Endpoint,
     pub(crate) peer: SocketAddr,
     /// How long the secret is valid that it has logged in with.
@@ -291,21 +291,21 @@ fn open<M: Mailboxes>(
     options: &ConnectionOptions,
     deadline: Deadline,
 ) -> Result<Connected<M>> {
-    let mut stream = match &options.tls {
+    let mut transport = match &options.tls {
         Some(tls) => tls::handshake(socket, tls, &endpoint.host, deadline)?,
-        None => Stream::Tcp(socket),
+        None => Transport::Tcp(socket),
     };
     let label = Label::new(&options.connection_name, peer);
     let mut core = proto::Connection::new(config_of(options), label);
-    let mut inbox = Inbox::default();
-    handshake(&mut stream, &mut core, &mut inbox, deadline)?;
-    stream
+    let mut read_buffer = ReadBuffer::default();
+    handshake(&mut transport, &mut core, &mut read_buffer, deadline)?;
+    transport
         .poll_from_now_on()
         .map_err(|error| failed(endpoint, &error))?;
     Ok(Connected {
-        stream,
+        transport,
         core,
-        inbox,
+        read_buffer,
         endpoint: endpoint.clone(),
         peer,
         secret_valid_for: None,
@@ -314,15 +314,15 @@ fn open<M: Mailboxes>(
 
 /// Drives the core over the blocking stream until the connection is open.
 fn handshake<M: Mailboxes>(
-    stream: &mut Stream,
+    transport: &mut Transport,
     core: &mut proto::Connection<M>,
-    inbox: &mut Inbox,
+    read_buffer: &mut ReadBuffer,
     deadline: Deadline,
 ) -> Result<()> {
     let mut output = Vec::new();
     loop {
         core.take_output(&mut output);
-        let written = stream.write_all(&output);
+        let written = transport.write_all(&output);
         output.clear();
         match opened(core) {
             Some(Ok(())) => return Ok(()),
@@ -332,16 +332,16 @@ fn handshake<M: Mailboxes>(
         // What the peer said before a write failed is still to be read: it tells why.
         let read = match written {
             Err(error) if is_timeout(&error) => Err(error),
-            _ => inbox.read_from(stream),
+            _ => read_buffer.read_from(transport),
         };
         match read {
             Ok(0) => core.socket_closed(ErrorKind::UnexpectedEof),
             Ok(_) => {
-                let consumed = core.receive(inbox.bytes(), now());
-                inbox.consume(consumed);
+                let consumed = core.receive(read_buffer.bytes(), now());
+                read_buffer.consume(consumed);
             }
             Err(error) if is_timeout(&error) => return Err(timed_out(core, deadline)),
-            Err(error) => match tls::failure_of(stream, &error) {
+            Err(error) => match tls::failure_of(transport, &error) {
                 Some(failure) => return Err(failure),
                 None => core.socket_closed(error.kind()),
             },

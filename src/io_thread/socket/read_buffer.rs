@@ -9,20 +9,20 @@ const CHUNK: usize = 64 << 10;
 /// A buffer that keeps the beginning of a frame until the rest of it has come. It grows with what arrives, not with
 /// what a frame claims, and shrinks again after a large frame.
 #[derive(Debug, Default)]
-pub(crate) struct Inbox {
+pub(crate) struct ReadBuffer {
     /// Always filled, so that reading needs no uninitialized memory; the content is at `start..end`.
     buffer: Vec<u8>,
     start: usize,
     end: usize,
 }
 
-impl Inbox {
+impl ReadBuffer {
     /// Reads once; `Ok(0)` means that the peer has ended.
-    pub(crate) fn read_from(&mut self, stream: &mut impl Read) -> io::Result<usize> {
+    pub(crate) fn read_from(&mut self, transport: &mut impl Read) -> io::Result<usize> {
         self.make_room();
         let room_end = self.buffer.len().min(self.end + CHUNK);
         let room = self.buffer.get_mut(self.end..room_end).unwrap_or_default();
-        let count = stream.read(room)?;
+        let count = transport.read(room)?;
         self.end += count;
         Ok(count)
     }
@@ -39,7 +39,7 @@ impl Inbox {
         }
     }
 
-    pub(crate) fn give_memory_back(&mut self) {
+    pub(crate) fn shrink(&mut self) {
         if self.start == self.end {
             *self = Self::default();
         }
@@ -62,31 +62,31 @@ impl Inbox {
 
 #[cfg(test)]
 mod tests {
-    use super::{Inbox, CHUNK};
+    use super::{ReadBuffer, CHUNK};
 
     #[test]
     fn keeps_the_rest_of_a_frame_and_gives_memory_back() {
         let sent: Vec<u8> = (0..10 * CHUNK).map(|at| at as u8).collect();
         let mut source = sent.as_slice();
-        let mut inbox = Inbox::default();
-        while inbox.read_from(&mut source).unwrap() > 0 {}
-        assert_eq!(inbox.bytes(), sent);
+        let mut read_buffer = ReadBuffer::default();
+        while read_buffer.read_from(&mut source).unwrap() > 0 {}
+        assert_eq!(read_buffer.bytes(), sent);
 
-        inbox.consume(3);
+        read_buffer.consume(3);
         let mut more: &[u8] = b"more";
-        inbox.read_from(&mut more).unwrap();
-        assert_eq!(inbox.bytes(), [&sent[3..], b"more"].concat());
+        read_buffer.read_from(&mut more).unwrap();
+        assert_eq!(read_buffer.bytes(), [&sent[3..], b"more"].concat());
 
-        inbox.consume(inbox.bytes().len());
-        inbox.read_from(&mut more).unwrap();
-        assert_eq!(inbox.buffer.len(), CHUNK);
+        read_buffer.consume(read_buffer.bytes().len());
+        read_buffer.read_from(&mut more).unwrap();
+        assert_eq!(read_buffer.buffer.len(), CHUNK);
 
         let mut more: &[u8] = b"more";
-        inbox.read_from(&mut more).unwrap();
-        inbox.give_memory_back();
-        assert_eq!(inbox.bytes(), b"more");
-        inbox.consume(4);
-        inbox.give_memory_back();
-        assert_eq!(inbox.buffer.capacity(), 0);
+        read_buffer.read_from(&mut more).unwrap();
+        read_buffer.shrink();
+        assert_eq!(read_buffer.bytes(), b"more");
+        read_buffer.consume(4);
+        read_buffer.shrink();
+        assert_eq!(read_buffer.buffer.capacity(), 0);
     }
 }

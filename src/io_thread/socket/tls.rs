@@ -1,14 +1,14 @@
 //! From a TCP socket to a TLS stream.
 
-use super::transport::{Socket, Stream};
+use super::transport::{Socket, Transport};
 use crate::error::{Error, Result};
 use crate::io_thread::deadline::Deadline;
 use crate::options::TlsOptions;
 
 #[cfg(not(feature = "native-tls"))]
-pub(crate) fn handshake(socket: Socket, _: &TlsOptions, _: &str, _: Deadline) -> Result<Stream> {
+pub(crate) fn handshake(socket: Socket, _: &TlsOptions, _: &str, _: Deadline) -> Result<Transport> {
     // Whoever asks has been refused before.
-    crate::options::check_tls().map(|()| Stream::Tcp(socket))
+    crate::options::check_tls().map(|()| Transport::Tcp(socket))
 }
 
 /// Shakes hands on a blocking socket. `host` is who the peer must be, unless the options say otherwise.
@@ -18,12 +18,12 @@ pub(crate) fn handshake(
     options: &TlsOptions,
     host: &str,
     deadline: Deadline,
-) -> Result<Stream> {
+) -> Result<Transport> {
     let connector = native::connector(options)?;
     let name = options.server_name.as_deref().unwrap_or(host);
     let first_words = socket.first_words();
     let error = match connector.connect(name, socket) {
-        Ok(stream) => return Ok(Stream::Tls(Box::new(stream))),
+        Ok(transport) => return Ok(Transport::Tls(Box::new(transport))),
         Err(error) => error,
     };
     if deadline.remaining().is_zero() {
@@ -57,8 +57,8 @@ fn readable(text: &str) -> String {
 }
 
 /// What a failed read or write says about TLS, if it does: a peer can refuse our certificate after its own handshake.
-pub(crate) fn failure_of(stream: &Stream, error: &std::io::Error) -> Option<Error> {
-    let says_tls = stream.is_tls() && error.kind() == std::io::ErrorKind::Other;
+pub(crate) fn failure_of(transport: &Transport, error: &std::io::Error) -> Option<Error> {
+    let says_tls = transport.is_tls() && error.kind() == std::io::ErrorKind::Other;
     says_tls.then(|| Error::tls(readable(&error.to_string())))
 }
 

@@ -133,13 +133,13 @@ impl Write for Socket {
 
 /// A stream of bytes to the broker and back.
 #[derive(Debug)]
-pub(crate) enum Stream {
+pub(crate) enum Transport {
     Tcp(Socket),
     #[cfg(feature = "native-tls")]
     Tls(Box<native_tls::TlsStream<Socket>>),
 }
 
-impl Stream {
+impl Transport {
     /// From now on nothing blocks.
     pub(crate) fn poll_from_now_on(&mut self) -> io::Result<()> {
         self.socket().poll_from_now_on()
@@ -153,31 +153,31 @@ impl Stream {
         match self {
             Self::Tcp(socket) => socket,
             #[cfg(feature = "native-tls")]
-            Self::Tls(stream) => stream.get_mut(),
+            Self::Tls(transport) => transport.get_mut(),
         }
     }
 
     /// Says that nothing more will be written.
     pub(crate) fn shutdown_write(&mut self) -> io::Result<()> {
         #[cfg(feature = "native-tls")]
-        if let Self::Tls(stream) = self {
+        if let Self::Tls(transport) = self {
             // TLS's own goodbye. If the socket does not take it, nobody reads it either.
-            let _ = stream.shutdown();
+            let _ = transport.shutdown();
         }
         self.socket().shutdown_write()
     }
 }
 
-impl Read for Stream {
+impl Read for Transport {
     /// `Ok(0)` is an end in good order. A TLS stream that ends without saying so was cut by someone on the way, or by
     /// the peer's death: an error of kind `ConnectionAborted`.
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
             Self::Tcp(socket) => socket.read(buffer),
             #[cfg(feature = "native-tls")]
-            Self::Tls(stream) => {
-                let result = stream.read(buffer);
-                if !matches!(result, Ok(1..)) && stream.get_ref().ended {
+            Self::Tls(transport) => {
+                let result = transport.read(buffer);
+                if !matches!(result, Ok(1..)) && transport.get_ref().ended {
                     return Err(ErrorKind::ConnectionAborted.into());
                 }
                 result
@@ -186,12 +186,12 @@ impl Read for Stream {
     }
 }
 
-impl Write for Stream {
+impl Write for Transport {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self {
             Self::Tcp(socket) => socket.write(bytes),
             #[cfg(feature = "native-tls")]
-            Self::Tls(stream) => stream.write(bytes),
+            Self::Tls(transport) => transport.write(bytes),
         }
     }
 
@@ -200,7 +200,7 @@ impl Write for Stream {
     }
 }
 
-impl Source for Stream {
+impl Source for Transport {
     fn register(
         &mut self,
         registry: &Registry,

@@ -30,13 +30,13 @@ impl Scenario {
     fn publish_mandatory(&mut self, sequence_number: u64, awaited: bool, message: Sent<'_>) -> u32 {
         let confirm = self.next_call();
         let properties = encoded(message.id);
-        let identity = Identity::new("x", message.key, message.body.as_bytes());
+        let fingerprint = Fingerprint::new("x", message.key, message.body.as_bytes());
         self.core.handle(Command::Publish(Published {
             channel: 1,
             sequence_number,
             confirm: awaited.then_some(confirm),
-            identity: Some(identity.with_properties(&properties)),
-            earlier: Earlier::Nothing,
+            fingerprint: Some(fingerprint.with_properties(&properties)),
+            earlier: SendHistory::Nothing,
             kept: None,
         }));
         confirm

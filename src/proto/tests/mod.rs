@@ -14,9 +14,10 @@ use std::time::{Duration, Instant};
 use super::config::Config;
 use super::connection::Connection;
 use super::event::{
-    Answer, Command, Delivered, Earlier, Event, Expected, Mailboxes, Outcome, Published, Settling,
+    Answer, Command, Delivered, Event, Expected, Mailboxes, Outcome, Published, SendHistory,
+    Settling,
 };
-use super::fingerprint::Identity;
+use super::fingerprint::Fingerprint;
 use super::login::Login;
 use crate::error::{CloseReason, Error};
 use crate::log_line::Label;
@@ -244,8 +245,8 @@ impl Scenario {
             channel,
             sequence_number,
             confirm: Some(confirm),
-            identity: Some(Identity::new("x", "key", b"").with_properties(&[0, 0])),
-            earlier: Earlier::Nothing,
+            fingerprint: Some(Fingerprint::new("x", "key", b"").with_properties(&[0, 0])),
+            earlier: SendHistory::Nothing,
             kept: None,
         }));
         confirm

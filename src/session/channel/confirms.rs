@@ -6,8 +6,8 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::io_thread::deadline::Deadline;
-use crate::proto::Left;
-use crate::session::failures::Report;
+use crate::proto::Leftover;
+use crate::session::failures::Failures;
 use crate::wire::method::{ConfirmSelect, Encode};
 
 /// So many are kept of the messages that were refused and of which nobody was told.
@@ -35,7 +35,7 @@ struct Answers {
     answered_to: u64,
     /// Behind the first of these numbers, all up to the second were lost with a connection.
     lost_behind: (u64, u64),
-    failed: Report<Failure>,
+    failed: Failures<Failure>,
     /// No more answers will come.
     end: Option<Error>,
 }
@@ -52,7 +52,7 @@ impl Default for Answers {
         Self {
             answered_to: 0,
             lost_behind: (0, 0),
-            failed: Report::new(),
+            failed: Failures::new(),
             end: None,
         }
     }
@@ -101,7 +101,7 @@ impl Confirms {
 
     /// The connection was lost: returns the last message that was not answered, of those that nobody waits for by itself.
     /// The others are told elsewhere. Under the outbox's lock.
-    pub(crate) fn take_unawaited(&self, left: Left) -> Option<u64> {
+    pub(crate) fn take_unawaited(&self, left: Leftover) -> Option<u64> {
         // A loss is told once.
         let unawaited = self.unawaited.swap(0, Ordering::Relaxed);
         let never_sent = Some(unawaited).filter(|it| *it > left.told_to);

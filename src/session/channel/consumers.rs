@@ -6,7 +6,7 @@ use std::sync::{Arc, Weak};
 use super::settings::Qos;
 use crate::events::Entity;
 use crate::io_thread::mailbox::ConsumerMailbox;
-use crate::session::subscription::Registration;
+use crate::session::subscription::Subscription;
 use crate::wire::method::BasicConsume;
 
 /// Who uses which consumer tag, and what is to be asked to have it again on the next connection.
@@ -19,13 +19,13 @@ pub(crate) struct Consumers {
 
 #[derive(Default)]
 struct Entry {
-    registration: Weak<Registration>,
-    wanted: Option<Wanted>,
+    subscription: Weak<Subscription>,
+    recorded: Option<RecordedConsumer>,
 }
 
 /// What a consumer was begun with.
 #[derive(Clone)]
-pub(crate) struct Wanted {
+pub(crate) struct RecordedConsumer {
     number: u64,
     pub(crate) mailbox: Arc<dyn ConsumerMailbox>,
     pub(crate) consume: BasicConsume<'static>,
@@ -33,7 +33,7 @@ pub(crate) struct Wanted {
     pub(crate) qos: Qos,
 }
 
-impl Wanted {
+impl RecordedConsumer {
     pub(crate) fn entity(&self) -> Entity {
         Entity::Consumer {
             queue: self.consume.queue.to_string(),
@@ -44,8 +44,8 @@ impl Wanted {
 
 impl Consumers {
     /// Takes the tag that is asked for, or one that is made up. None if it is in use.
-    pub(crate) fn take_tag(&mut self, wanted: &str, channel: u16) -> Option<Arc<str>> {
-        let consumer_tag: Arc<str> = if wanted.is_empty() {
+    pub(crate) fn take_tag(&mut self, asked_for: &str, channel: u16) -> Option<Arc<str>> {
+        let consumer_tag: Arc<str> = if asked_for.is_empty() {
             std::iter::repeat_with(|| {
                 self.count += 1;
                 format!("leveret-{channel}.{}", self.count)
@@ -54,7 +54,7 @@ impl Consumers {
             .unwrap_or_default()
             .into()
         } else {
-            wanted.into()
+            asked_for.into()
         };
         if self.by_tag.contains_key(&consumer_tag) {
             return None;
@@ -64,64 +64,68 @@ impl Consumers {
         Some(consumer_tag)
     }
 
-    pub(crate) fn register(&mut self, registration: &Arc<Registration>) {
-        if let Some(entry) = self.by_tag.get_mut(&registration.consumer_tag) {
-            entry.registration = Arc::downgrade(registration);
+    pub(crate) fn register(&mut self, subscription: &Arc<Subscription>) {
+        if let Some(entry) = self.by_tag.get_mut(&subscription.consumer_tag) {
+            entry.subscription = Arc::downgrade(subscription);
         }
     }
 
-    pub(crate) fn registration(&self, consumer_tag: &str) -> Option<Arc<Registration>> {
-        self.by_tag.get(consumer_tag)?.registration.upgrade()
+    pub(crate) fn subscription(&self, consumer_tag: &str) -> Option<Arc<Subscription>> {
+        self.by_tag.get(consumer_tag)?.subscription.upgrade()
     }
 
-    pub(crate) fn want(
+    pub(crate) fn record(
         &mut self,
         mailbox: Arc<dyn ConsumerMailbox>,
         consume: BasicConsume<'static>,
         qos: Qos,
     ) {
         self.count += 1;
-        let wanted = Wanted {
+        let recorded = RecordedConsumer {
             number: self.count,
             mailbox,
             consume,
             qos,
         };
-        if let Some(entry) = self.by_tag.get_mut(&*wanted.consume.consumer_tag) {
-            entry.wanted = Some(wanted);
+        if let Some(entry) = self.by_tag.get_mut(&*recorded.consume.consumer_tag) {
+            entry.recorded = Some(recorded);
         }
     }
 
     /// The tag is free again: nothing can come for it any more, or the broker was never asked.
-    pub(crate) fn remove(&mut self, consumer_tag: &str) -> Option<Wanted> {
-        self.by_tag.remove(consumer_tag)?.wanted
+    pub(crate) fn remove(&mut self, consumer_tag: &str) -> Option<RecordedConsumer> {
+        self.by_tag.remove(consumer_tag)?.recorded
     }
 
     /// In the order in which they began.
-    pub(crate) fn wanted(&self) -> Vec<Wanted> {
-        let wanted = self.by_tag.values().filter_map(|it| it.wanted.clone());
-        let mut wanted: Vec<_> = wanted.collect();
-        wanted.sort_by_key(|it| it.number);
-        wanted
+    pub(crate) fn recorded(&self) -> Vec<RecordedConsumer> {
+        let recorded = self.by_tag.values().filter_map(|it| it.recorded.clone());
+        let mut recorded: Vec<_> = recorded.collect();
+        recorded.sort_by_key(|it| it.number);
+        recorded
     }
 
-    pub(crate) fn get(&self, consumer_tag: &str) -> Option<Wanted> {
-        self.by_tag.get(consumer_tag)?.wanted.clone()
+    pub(crate) fn get(&self, consumer_tag: &str) -> Option<RecordedConsumer> {
+        self.by_tag.get(consumer_tag)?.recorded.clone()
     }
 
     /// This queue is not there. It may be declared anew.
     pub(crate) fn queue_missing(&self, queue: &str) {
-        for wanted in self.by_tag.values().filter_map(|it| it.wanted.as_ref()) {
-            if wanted.consume.queue == queue {
-                wanted.mailbox.is_without_queue();
+        for recorded in self.by_tag.values().filter_map(|it| it.recorded.as_ref()) {
+            if recorded.consume.queue == queue {
+                recorded.mailbox.is_without_queue();
             }
         }
     }
 
     pub(crate) fn queue_renamed(&mut self, old: &str, new: &str) {
-        for wanted in self.by_tag.values_mut().filter_map(|it| it.wanted.as_mut()) {
-            if wanted.consume.queue == old {
-                wanted.consume.queue = new.to_owned().into();
+        for recorded in self
+            .by_tag
+            .values_mut()
+            .filter_map(|it| it.recorded.as_mut())
+        {
+            if recorded.consume.queue == old {
+                recorded.consume.queue = new.to_owned().into();
             }
         }
     }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 /// Delivery tags up to `to` may be settled, by an answer that was for many. Whoever gives an unread message back
 /// has to know: answering twice costs the channel (406).
 #[derive(Debug, Default)]
-pub(crate) struct Settled {
+pub(crate) struct DeliveryTags {
     to: AtomicU64,
     /// The highest tag that has come.
     received: AtomicU64,
@@ -21,7 +21,7 @@ pub(crate) struct Settled {
 /// An answer for "all", of which nobody here knows how far it reaches: the broker can have sent more meanwhile.
 const UNCERTAIN: u64 = u64::MAX;
 
-impl Settled {
+impl DeliveryTags {
     /// Returns the tag by which the program knows a message.
     #[inline]
     pub(crate) fn received(&self, broker_tag: u64) -> u64 {
@@ -89,7 +89,7 @@ mod tests {
 
     #[test]
     fn an_answer_for_all_is_uncertain_until_the_broker_has_read_it() {
-        let settled = Settled::default();
+        let settled = DeliveryTags::default();
         assert_eq!(settled.received(5), 5);
         assert!(!settled.contains(1));
         settled.up_to(3);
@@ -105,7 +105,7 @@ mod tests {
 
     #[test]
     fn tags_are_counted_on_when_the_connection_was_lost() {
-        let settled = Settled::default();
+        let settled = DeliveryTags::default();
         assert_eq!((settled.received(3), settled.broker_tag(3)), (3, Some(3)));
         settled.up_to(0);
         settled.interrupted();

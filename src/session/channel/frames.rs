@@ -10,9 +10,9 @@ use super::{ChannelState, BROKER, HANDLES};
 use crate::error::{CloseReason, Error, ErrorKind, Result};
 use crate::io_thread::mailbox::{Call, Command, ConfirmMailbox, Published, Reply};
 use crate::io_thread::outbox::Frames;
-use crate::proto::{Earlier, Expected, Identity};
+use crate::proto::{Expected, Fingerprint, SendHistory};
 use crate::session::call;
-use crate::session::subscription::Registration;
+use crate::session::subscription::Subscription;
 use crate::wire::method::{
     BasicCancel, BasicCancelOk, ChannelClose, ChannelCloseOk, ChannelOpen, ChannelOpenOk,
     ConfirmSelect, Method, TxSelect,
@@ -29,7 +29,7 @@ impl ChannelState {
     pub(crate) fn published<C: ConfirmMailbox + 'static>(
         &self,
         frames: &mut Frames<'_>,
-        identity: Option<Identity>,
+        fingerprint: Option<Fingerprint>,
         confirm: Option<&Arc<C>>,
         keep: impl FnOnce(&mut Frames<'_>) -> Bytes,
     ) -> Option<u64> {
@@ -42,8 +42,8 @@ impl ChannelState {
             channel: self.number,
             sequence_number,
             confirm: confirm.map(|it| Arc::<C>::clone(it) as Arc<dyn ConfirmMailbox>),
-            identity,
-            earlier: Earlier::Nothing,
+            fingerprint,
+            earlier: SendHistory::Nothing,
             kept,
         }));
         Some(sequence_number)
@@ -124,10 +124,10 @@ impl ChannelState {
         &self,
         frames: &mut Frames<'_>,
         consumer_tag: &Arc<str>,
-        only: Option<&Registration>,
+        only: Option<&Subscription>,
         call: Call,
     ) -> Result<()> {
-        let consumer = self.consumers.lock().registration(consumer_tag);
+        let consumer = self.consumers.lock().subscription(consumer_tag);
         if let Some(only) = only {
             if !consumer.as_deref().is_some_and(|it| std::ptr::eq(it, only)) {
                 // It has ended, and another one may have its tag.
@@ -138,9 +138,9 @@ impl ChannelState {
         let call = match consumer {
             Some(consumer) if consumer.is_interrupted() => {
                 // It has no unread messages, which would have to be given back.
-                let wanted = self.consumers.lock().get(consumer_tag);
-                if let Some(wanted) = wanted {
-                    wanted.mailbox.ended(None);
+                let recorded = self.consumers.lock().get(consumer_tag);
+                if let Some(recorded) = recorded {
+                    recorded.mailbox.ended(None);
                 }
                 call.answer(Ok(consumer.cancelled()));
                 return Ok(());
@@ -192,7 +192,7 @@ impl ChannelState {
             }
             return Ok(());
         }
-        self.link.channel_numbers.closing(channel);
+        self.shared.channel_numbers.closing(channel);
         self.let_go_of_number(HANDLES);
         frames.command(Command::CloseChannel {
             channel,
@@ -207,7 +207,7 @@ impl ChannelState {
         frames.answer(&ChannelCloseOk {});
         if self.end.cause().is_some() {
             // Our own close is on its way. The broker may answer it, or not.
-            self.link.channel_numbers.closed_by_both(self.number);
+            self.shared.channel_numbers.closed_by_both(self.number);
         }
     }
 }

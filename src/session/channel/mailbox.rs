@@ -8,13 +8,13 @@ use crate::error::{CloseReason, Error, ReplyCode};
 use crate::events::Confirmation;
 use crate::io_thread::mailbox::ChannelMailbox;
 use crate::log_line::log_line;
-use crate::proto::{Answer, Left, Returned, Settling};
+use crate::proto::{Answer, Leftover, Returned, Settling};
 use crate::wire::method::{BasicAck, BasicCancelOk, BasicNack, ChannelFlowOk, Method};
 
 impl ChannelMailbox for ChannelState {
     fn ended(&self, error: &Error, owes_close_ok: bool) {
         // All under one lock: whoever brings the channel back finds it open, interrupted, or ended.
-        let outlives = self.link.outbox.answer(self.number, |frames| {
+        let outlives = self.shared.outbox.answer(self.number, |frames| {
             if owes_close_ok {
                 self.append_close_ok(frames);
             }
@@ -34,26 +34,26 @@ impl ChannelMailbox for ChannelState {
             return;
         }
         if self.is_closed_by_broker(error) {
-            self.link.counters.channel_closed_by_broker();
+            self.shared.counters.channel_closed_by_broker();
         }
         self.confirms.end(error);
         self.returned.end();
         self.confirmations.end();
         // Those that the core knows have ended; left are those that were waiting for the next connection.
-        let left = self.consumers.lock().wanted();
+        let left = self.consumers.lock().recorded();
         for consumer in left {
             consumer.mailbox.ended(Some(error.clone()));
         }
         // The last, since the program's logger can panic.
-        let (label, channel) = (self.link.label(), self.number);
+        let (label, channel) = (self.shared.label(), self.number);
         match self.is_closed_by_broker(error) {
             true => log_line!(Warn, label, "{error}"),
             false => log_line!(Debug, label, "channel {channel} has ended: {error}"),
         }
     }
 
-    fn interrupted(&self, error: &Error, left: Left) {
-        self.link.outbox.change(|| {
+    fn interrupted(&self, error: &Error, left: Leftover) {
+        self.shared.outbox.change(|| {
             self.lose_unawaited(error, left);
             self.interrupt(error);
             self.let_go_of_number(BROKER);
@@ -64,11 +64,11 @@ impl ChannelMailbox for ChannelState {
 
     fn freed(&self) {
         // Now it can be opened again.
-        self.link.outbox.change(|| self.let_go_of_number(BROKER));
+        self.shared.outbox.change(|| self.let_go_of_number(BROKER));
     }
 
     fn flow(&self, active: bool) {
-        self.link.outbox.answer(self.number, |frames| {
+        self.shared.outbox.answer(self.number, |frames| {
             self.flow_stopped.store(!active, Ordering::Release);
             if self.may_answer() {
                 frames.answer(&ChannelFlowOk { active });
@@ -77,7 +77,7 @@ impl ChannelMailbox for ChannelState {
     }
 
     fn consumer_cancelled(&self, consumer_tag: &str, is_known: bool, no_wait: bool) {
-        self.link.outbox.answer(self.number, |frames| {
+        self.shared.outbox.answer(self.number, |frames| {
             if !self.may_answer() {
                 return;
             }
@@ -92,7 +92,7 @@ impl ChannelMailbox for ChannelState {
     }
 
     fn unwanted(&self, delivery_tag: u64, settling: Settling) {
-        let delivery_tag = self.settled.received(delivery_tag);
+        let delivery_tag = self.delivery_tags.received(delivery_tag);
         self.give_back(delivery_tag, settling);
     }
 
@@ -121,7 +121,7 @@ impl ChannelMailbox for ChannelState {
         } = returned;
         let message = ReturnedMessage::new(code, text, sequence_number, content);
         self.returned.send(message, |unread| {
-            let (label, channel) = (self.link.label(), self.number);
+            let (label, channel) = (self.shared.label(), self.number);
             log_line!(
                 Warn,
                 label,
@@ -143,9 +143,10 @@ impl ChannelMailbox for ChannelState {
     fn give_back(&self, delivery_tag: u64, settling: Settling) {
         // It fails only if the channel has ended: then the broker requeues by itself.
         let _ = self.write_now(|frames| {
-            let broker_tag = self.settled.broker_tag(delivery_tag);
+            let broker_tag = self.delivery_tags.broker_tag(delivery_tag);
             let is_open = self.is_open_in(frames.epoch());
-            let unanswered = broker_tag.filter(|_| is_open && !self.settled.contains(delivery_tag));
+            let unanswered =
+                broker_tag.filter(|_| is_open && !self.delivery_tags.contains(delivery_tag));
             let Some(delivery_tag) = unanswered else {
                 return Ok(());
             };
@@ -168,13 +169,13 @@ impl ChannelMailbox for ChannelState {
     }
 
     fn broker_replied(&self, asked: Option<&Method<'_>>) {
-        self.settled.broker_replied();
+        self.delivery_tags.broker_replied();
         if let Some(asked @ (Method::TxSelect(_) | Method::BasicQos(_))) = asked {
-            self.link.outbox.change(|| self.settings.done(asked));
+            self.shared.outbox.change(|| self.settings.done(asked));
         }
     }
 
     fn received(&self, broker_tag: u64) -> u64 {
-        self.settled.received(broker_tag)
+        self.delivery_tags.received(broker_tag)
     }
 }

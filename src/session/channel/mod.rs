@@ -17,18 +17,18 @@ use crate::error::returned::ReturnedMessage;
 use crate::error::{CloseReason, ClosedBy, Error, ErrorKind, OneLine, ReplyCode, Result};
 use crate::events::Confirmation;
 use crate::io_thread::mailbox::{Call, ChannelMailbox};
-use crate::io_thread::notifier::Feed;
+use crate::io_thread::notifier::Notifier;
 use crate::io_thread::outbox::{Admission, Frames, Gate};
-use crate::io_thread::Link;
+use crate::io_thread::Shared;
 use crate::log_line::log_line;
-use crate::proto::{Left, Settling};
-use crate::session::subscription::Registration;
+use crate::proto::{Leftover, Settling};
+use crate::session::subscription::Subscription;
 use crate::wire::method::{
     BasicConsume, Encode, ExchangeBind, ExchangeDeclare, MethodId, QueueBind, QueueDeclare,
 };
 use confirms::Confirms;
 use consumers::Consumers;
-use delivery_tags::Settled;
+use delivery_tags::DeliveryTags;
 use settings::Settings;
 
 /// How many returned messages are kept for `Channel::returned_messages`.
@@ -51,14 +51,14 @@ pub(crate) struct ChannelState {
     pub(crate) number: u16,
     /// Who needs the number.
     needed_by: AtomicU8,
-    pub(crate) link: Arc<Link>,
+    pub(crate) shared: Arc<Shared>,
     pub(crate) end: End,
     /// The broker asked to stop publishing with `channel.flow`.
     flow_stopped: AtomicBool,
     pub(crate) confirms: Confirms,
-    pub(crate) returned: Feed<ReturnedMessage>,
-    pub(crate) confirmations: Feed<Confirmation>,
-    pub(crate) settled: Settled,
+    pub(crate) returned: Notifier<ReturnedMessage>,
+    pub(crate) confirmations: Notifier<Confirmation>,
+    pub(crate) delivery_tags: DeliveryTags,
     pub(crate) consumers: Mutex<Consumers>,
     pub(crate) settings: Settings,
     /// How often the connection was lost when this channel was last opened at the broker; with another number of the
@@ -99,17 +99,17 @@ impl End {
 }
 
 impl ChannelState {
-    pub(crate) fn new(number: u16, link: Arc<Link>) -> Self {
+    pub(crate) fn new(number: u16, shared: Arc<Shared>) -> Self {
         Self {
             number,
             needed_by: AtomicU8::new(HANDLES),
-            link,
+            shared,
             end: End::default(),
             flow_stopped: AtomicBool::new(false),
             confirms: Confirms::default(),
-            returned: Feed::of_bytes(RETURNED_LIMIT, RETURNED_BYTES, ReturnedMessage::size),
-            confirmations: Feed::new(CONFIRMATIONS_LIMIT),
-            settled: Settled::default(),
+            returned: Notifier::of_bytes(RETURNED_LIMIT, RETURNED_BYTES, ReturnedMessage::size),
+            confirmations: Notifier::new(CONFIRMATIONS_LIMIT),
+            delivery_tags: DeliveryTags::default(),
             consumers: Mutex::new(Consumers::default()),
             settings: Settings::default(),
             opened_in: AtomicU64::new(NEVER),
@@ -141,7 +141,7 @@ impl ChannelState {
 
     fn let_go_of_number(&self, who: u8) {
         if self.needed_by.fetch_and(!who, Ordering::AcqRel) == who {
-            self.link.channel_numbers.release(self.number);
+            self.shared.channel_numbers.release(self.number);
         }
     }
 
@@ -193,19 +193,19 @@ impl ChannelState {
     }
 
     pub(crate) fn consumer_started(&self, consumer_tag: &str) {
-        let wanted = self.consumers.lock().get(consumer_tag);
-        if let Some(wanted) = wanted {
-            let topology = &mut self.link.topology.lock();
-            topology.consumer_started(&wanted.consume.queue);
+        let recorded = self.consumers.lock().get(consumer_tag);
+        if let Some(recorded) = recorded {
+            let topology = &mut self.shared.topology.lock();
+            topology.consumer_started(&recorded.consume.queue);
         }
     }
 
     /// The tag is free from now on, since nothing can come for it any more.
     pub(crate) fn consumer_ended(&self, consumer_tag: &str, was_live: bool) {
-        let wanted = self.consumers.lock().remove(consumer_tag);
-        if let Some(wanted) = wanted.filter(|_| was_live) {
-            let topology = &mut self.link.topology.lock();
-            topology.consumer_ended(&wanted.consume.queue);
+        let recorded = self.consumers.lock().remove(consumer_tag);
+        if let Some(recorded) = recorded.filter(|_| was_live) {
+            let topology = &mut self.shared.topology.lock();
+            topology.consumer_ended(&recorded.consume.queue);
         }
     }
 
@@ -220,14 +220,14 @@ impl ChannelState {
         let Some(global) = self.settings.qos().global else {
             return;
         };
-        let peer = self.link.peer();
+        let peer = self.shared.peer();
         if peer.server.limits_channels() || !self.settings.is_to_warn() {
             return;
         }
         let (channel, count) = (self.number, global.prefetch_count);
         log_line!(
             Warn,
-            self.link.label(),
+            self.shared.label(),
             "channel {channel}: basic.qos asked for a prefetch of {count} for the whole channel, but {} applies it to \
              each consumer that begins from now on (unless its configuration permits global_qos): divide the \
              prefetch among the consumers, and leave out global",
@@ -255,8 +255,8 @@ impl ChannelState {
     /// A message is not answered for, since the broker delivers it again. It may be half of a
     /// transaction.
     pub(crate) fn answer_not_sent(&self) {
-        self.link.counters.ack_not_sent();
-        self.link.outbox.change(|| self.settings.answer_lost());
+        self.shared.counters.ack_not_sent();
+        self.shared.outbox.change(|| self.settings.answer_lost());
     }
 
     pub(crate) fn gate(&self) -> Result<Gate> {
@@ -288,7 +288,7 @@ impl ChannelState {
     }
 
     /// Tells what was lost of the messages that nobody waits for by itself. Under the outbox's lock.
-    fn lose_unawaited(&self, cause: &Error, left: Left) {
+    fn lose_unawaited(&self, cause: &Error, left: Leftover) {
         let Some(sequence_number) = self.confirms.take_unawaited(left) else {
             return;
         };
@@ -305,7 +305,7 @@ impl ChannelState {
     /// What the broker knew of the channel is gone. Under the outbox's lock.
     fn reset(&self, cause: &Error) {
         self.flow_stopped.store(false, Ordering::Release);
-        self.settled.interrupted();
+        self.delivery_tags.interrupted();
         self.settings.interrupted(cause);
     }
 
@@ -321,7 +321,7 @@ impl ChannelState {
         &self,
         append: impl FnOnce(&mut Frames<'_>) -> Result<()>,
     ) -> Result<()> {
-        let outbox = &self.link.outbox;
+        let outbox = &self.shared.outbox;
         outbox.write(
             self.number,
             Admission::Always,
@@ -332,19 +332,19 @@ impl ChannelState {
     }
 
     /// Answers a message that the program will not read: a queue takes it back.
-    pub(crate) fn give_back_unread(&self, consumer: &Registration, delivery_tag: u64) {
+    pub(crate) fn give_back_unread(&self, consumer: &Subscription, delivery_tag: u64) {
         let settling = consumer.settling();
         if settling != Settling::NoAck {
             self.give_back(delivery_tag, settling);
         }
     }
 
-    pub(crate) fn cancel_in_background(&self, consumer: &Registration) {
+    pub(crate) fn cancel_in_background(&self, consumer: &Subscription) {
         self.cancel_for(consumer, Call::of_nobody());
     }
 
     /// Cancels for a caller that already waits.
-    pub(crate) fn cancel_for(&self, consumer: &Registration, call: Call) {
+    pub(crate) fn cancel_for(&self, consumer: &Subscription, call: Call) {
         let mut call = Some(call);
         let cancelled = self.write_now(|frames| match call.take() {
             Some(call) => self.append_cancel(frames, &consumer.consumer_tag, Some(consumer), call),

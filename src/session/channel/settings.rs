@@ -10,14 +10,19 @@ use crate::error::Error;
 use crate::session::queue_names::{Name, QueueName};
 use crate::wire::method::{BasicQos, Method};
 
-/// No transactions on the channel.
-const PLAIN: u8 = 0;
-/// Transactions, and nothing in the current one.
-const EMPTY: u8 = 1;
-/// Something is in the current one.
-const BEGUN: u8 = 2;
-/// A part of the current one was lost.
-const TORN: u8 = 3;
+/// The transaction of a channel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+enum TxState {
+    /// The channel has no transactions.
+    Off,
+    /// Nothing is in the current transaction.
+    Empty,
+    /// Something is in the current transaction.
+    Begun,
+    /// A part of the current transaction was lost.
+    Torn,
+}
 
 #[derive(Debug)]
 pub(crate) struct Settings {
@@ -66,7 +71,7 @@ impl Default for Settings {
         Self {
             qos: Mutex::default(),
             has_warned: AtomicBool::new(false),
-            transaction: AtomicU8::new(PLAIN),
+            transaction: AtomicU8::new(TxState::Off as u8),
             lost_with: Mutex::default(),
             last_queue: Mutex::default(),
         }
@@ -78,7 +83,7 @@ impl Settings {
     pub(crate) fn done(&self, asked: &Method<'_>) {
         match asked {
             Method::BasicQos(qos) => self.qos.lock().set(qos.clone()),
-            Method::TxSelect(_) => self.change(&[PLAIN], EMPTY),
+            Method::TxSelect(_) => self.change(&[TxState::Off], TxState::Empty),
             _ => {}
         }
     }
@@ -109,38 +114,43 @@ impl Settings {
 
     // ---- transactions ----
 
-    fn change(&self, from: &[u8], to: u8) {
-        if from.contains(&self.transaction.load(Ordering::Acquire)) {
-            self.transaction.store(to, Ordering::Release);
+    fn change(&self, from: &[TxState], to: TxState) {
+        if from.iter().any(|it| self.is_in(*it)) {
+            self.transaction.store(to as u8, Ordering::Release);
         }
     }
 
+    fn is_in(&self, state: TxState) -> bool {
+        self.transaction.load(Ordering::Acquire) == state as u8
+    }
+
     pub(crate) fn has_transactions(&self) -> bool {
-        self.transaction.load(Ordering::Acquire) != PLAIN
+        !self.is_in(TxState::Off)
     }
 
     /// Something is published or acknowledged.
     #[inline]
     pub(crate) fn used(&self) {
-        if self.transaction.load(Ordering::Relaxed) == EMPTY {
-            self.transaction.store(BEGUN, Ordering::Relaxed);
+        if self.transaction.load(Ordering::Relaxed) == TxState::Empty as u8 {
+            self.transaction
+                .store(TxState::Begun as u8, Ordering::Relaxed);
         }
     }
 
     pub(crate) fn interrupted(&self, cause: &Error) {
         *self.lost_with.lock() = Some(cause.clone());
-        self.change(&[BEGUN], TORN);
+        self.change(&[TxState::Begun], TxState::Torn);
     }
 
     /// An answer was not sent, since its message went with the connection.
     pub(crate) fn answer_lost(&self) {
-        self.change(&[EMPTY, BEGUN], TORN);
+        self.change(&[TxState::Empty, TxState::Begun], TxState::Torn);
     }
 
     /// The transaction ends. Returns with what a part of it was lost, if so.
     pub(crate) fn end_transaction(&self) -> Option<Error> {
-        let is_torn = self.transaction.load(Ordering::Acquire) == TORN;
-        self.change(&[BEGUN, TORN], EMPTY);
+        let is_torn = self.is_in(TxState::Torn);
+        self.change(&[TxState::Begun, TxState::Torn], TxState::Empty);
         self.lost_with.lock().clone().filter(|_| is_torn)
     }
 }

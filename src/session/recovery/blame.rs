@@ -2,10 +2,10 @@
 
 use std::collections::HashSet;
 
-use super::missing::is_close_by_broker;
+use super::unrecovered::is_close_by_broker;
 use crate::error::Error;
-use crate::io_thread::lost_publishes::Unanswered;
-use crate::io_thread::Link;
+use crate::io_thread::lost_publishes::LostPublish;
+use crate::io_thread::Shared;
 use crate::log_line::log_line;
 use crate::wire::method::{BasicPublish, Encode};
 
@@ -30,14 +30,14 @@ impl Blame {
     /// The connection was lost for this reason. The broker may have closed it because of a message:
     /// the one that was published alone is to blame, and is not published again. Others that were
     /// there twice are suspects from now on. Says whether one was found.
-    pub(super) fn judge(&mut self, cause: &Error, link: &Link) -> bool {
+    pub(super) fn judge(&mut self, cause: &Error, shared: &Shared) -> bool {
         let alone = self.alone.take();
-        let mut unanswered = link.unanswered.lock();
+        let mut unanswered = shared.lost_publishes.lock();
         // What was in flight may have come back after what was not sent.
-        unanswered.sort_by_key(Unanswered::id);
+        unanswered.sort_by_key(LostPublish::id);
         let sent: HashSet<_> = unanswered
             .iter_mut()
-            .filter_map(Unanswered::take_sent)
+            .filter_map(LostPublish::take_sent)
             .collect();
         let method = cause.close_reason().and_then(|it| it.method);
         let is_for_publishing = method == BasicPublish::ID.name();
@@ -46,11 +46,11 @@ impl Blame {
         }
         // RabbitMQ takes no such messages.
         let is_immediate =
-            |it: &Unanswered| is_for_publishing && sent.contains(&it.id()) && it.is_immediate();
+            |it: &LostPublish| is_for_publishing && sent.contains(&it.id()) && it.is_immediate();
         let any_immediate = unanswered.iter().any(is_immediate);
         let is_accused = alone.is_some() && self.accused == alone;
         self.accused = alone;
-        let is_guilty = |it: &Unanswered| match any_immediate {
+        let is_guilty = |it: &LostPublish| match any_immediate {
             true => is_immediate(it),
             false => is_accused && alone == Some(it.id()),
         };
@@ -74,7 +74,7 @@ impl Blame {
             let (channel, number) = message.id();
             log_line!(
                 Error,
-                link.label(),
+                shared.label(),
                 "message {number} of channel {channel} is not published again: the broker closes \
                  the connection for it: {cause}"
             );

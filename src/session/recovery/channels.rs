@@ -6,15 +6,15 @@ use std::time::Duration;
 
 use crossbeam_channel::Receiver;
 
-use super::desk::{Asked, Failure};
-use super::missing::{is_named, Key, Trouble};
 use super::replay::Replay;
+use super::requester::{Failure, PendingReply};
+use super::unrecovered::{is_named, Key, Trouble};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io_thread::deadline::Deadline;
 use crate::io_thread::mailbox::{Call, ChannelMailbox, Command, Reply};
 use crate::io_thread::outbox::Frames;
 use crate::session::call;
-use crate::session::channel::consumers::Wanted;
+use crate::session::channel::consumers::RecordedConsumer;
 use crate::session::channel::settings::Qos;
 use crate::session::channel::ChannelState;
 use crate::wire::method::BasicConsume;
@@ -26,8 +26,8 @@ const GRACE: Duration = Duration::from_millis(500);
 /// A channel that is being opened.
 struct Opening {
     channel: Arc<ChannelState>,
-    opened: Option<Asked>,
-    consumers: Vec<(Wanted, Asked)>,
+    opened: Option<PendingReply>,
+    consumers: Vec<(RecordedConsumer, PendingReply)>,
 }
 
 impl Replay<'_> {
@@ -36,7 +36,7 @@ impl Replay<'_> {
         &self,
         channels: Vec<Arc<ChannelState>>,
     ) -> Vec<Arc<ChannelState>> {
-        let channel_max = self.desk.link.channel_numbers.highest();
+        let channel_max = self.requester.shared.channel_numbers.highest();
         let is_within = |it: &Arc<ChannelState>| it.number <= channel_max;
         let (within, beyond): (Vec<_>, Vec<_>) = channels.into_iter().partition(is_within);
         for channel in beyond {
@@ -51,12 +51,12 @@ impl Replay<'_> {
     /// by one, those that may have cost a connection.
     pub(super) fn consume_all(&mut self) -> Result<()> {
         self.consumes = true;
-        self.open_all(|replay, key| !replay.missing.is_suspect(key))?;
+        self.open_all(|replay, key| !replay.unrecovered.is_suspect(key))?;
         for channel in self.channels.clone() {
-            let all = channel.consumers.lock().wanted();
-            for wanted in all {
-                let suspect = Key::of_consumer(&channel, &wanted);
-                if self.missing.is_suspect(&suspect) {
+            let all = channel.consumers.lock().recorded();
+            for recorded in all {
+                let suspect = Key::of_consumer(&channel, &recorded);
+                if self.unrecovered.is_suspect(&suspect) {
                     self.open_all(|_, key| *key == suspect)?;
                 }
             }
@@ -92,20 +92,20 @@ impl Replay<'_> {
         channel: &Arc<ChannelState>,
         is_one: impl Fn(&Self, &Key) -> bool,
     ) -> Opening {
-        let is_open = channel.is_open_in(self.desk.epoch);
-        let opened = (!is_open).then(|| self.desk.open(channel));
+        let is_open = channel.is_open_in(self.requester.epoch);
+        let opened = (!is_open).then(|| self.requester.open(channel));
         if !is_open {
             self.begun.retain(|it| it.channel() != channel.number);
         }
         let mut consumers = Vec::new();
-        let all = channel.consumers.lock().wanted();
-        for wanted in all {
-            let key = Key::of_consumer(channel, &wanted);
-            if self.is_to_begin(channel, &wanted, &key) && is_one(self, &key) {
+        let all = channel.consumers.lock().recorded();
+        for recorded in all {
+            let key = Key::of_consumer(channel, &recorded);
+            if self.is_to_begin(channel, &recorded, &key) && is_one(self, &key) {
                 self.begun.insert(key.clone());
-                if let Some(asked) = self.consume(channel, &wanted) {
+                if let Some(asked) = self.consume(channel, &recorded) {
                     self.asked.insert(key);
-                    consumers.push((wanted, asked));
+                    consumers.push((recorded, asked));
                 }
             }
         }
@@ -116,42 +116,51 @@ impl Replay<'_> {
         }
     }
 
-    fn is_to_begin(&mut self, channel: &Arc<ChannelState>, wanted: &Wanted, key: &Key) -> bool {
+    fn is_to_begin(
+        &mut self,
+        channel: &Arc<ChannelState>,
+        recorded: &RecordedConsumer,
+        key: &Key,
+    ) -> bool {
         // The place for answers is nothing that the program knows of.
-        let is_reply_to = wanted.consume.queue == "amq.rabbitmq.reply-to";
+        let is_reply_to = recorded.consume.queue == "amq.rabbitmq.reply-to";
         if !is_reply_to && !self.recovery.options.recovery.wants(&key.entity) {
-            wanted.mailbox.ended(Some(self.desk.cause()));
+            recorded.mailbox.ended(Some(self.requester.cause()));
             return false;
         }
         let is_refused = self.early.as_ref().is_some_and(|it| it.contains(key));
-        if is_refused || self.begun.contains(key) || self.missing.contains(key) {
+        if is_refused || self.begun.contains(key) || self.unrecovered.contains(key) {
             return false;
         }
-        if self.missing.lacks_silent(key) {
+        if self.unrecovered.lacks_silent(key) {
             let error = Error::invalid("the broker does not answer for its queue");
-            self.miss(channel, wanted, Trouble::Lacking, error, None);
+            self.miss(channel, recorded, Trouble::Lacking, error, None);
             return false;
         }
-        !self.undeclared.contains(&*wanted.consume.queue)
+        !self.undeclared.contains(&*recorded.consume.queue)
     }
 
     /// Begins to consume again, with the prefetch that the consumer had. `None` if nobody wants it
     /// any more, or it is being begun already.
-    pub(super) fn consume(&self, channel: &ChannelState, wanted: &Wanted) -> Option<Asked> {
+    pub(super) fn consume(
+        &self,
+        channel: &ChannelState,
+        recorded: &RecordedConsumer,
+    ) -> Option<PendingReply> {
         let mut begun = false;
-        let limits_channels = self.desk.link.peer().server.limits_channels();
-        let asked = self.desk.ask(channel, |frames, call| {
-            let mut consume = wanted.consume.clone();
+        let limits_channels = self.requester.shared.peer().server.limits_channels();
+        let asked = self.requester.ask(channel, |frames, call| {
+            let mut consume = recorded.consume.clone();
             // Under the lock, as whoever cancels it.
-            begun = wanted.mailbox.restart(consume.arguments.to_mut());
+            begun = recorded.mailbox.restart(consume.arguments.to_mut());
             match begun {
-                true => append_consume(frames, channel, wanted, &consume, limits_channels, call),
+                true => append_consume(frames, channel, recorded, &consume, limits_channels, call),
                 false => Ok(()),
             }
         });
         if let (Err(error), true) = (&asked, begun) {
             // The IO thread has not heard of it, and so will not say that it was lost once more.
-            wanted.mailbox.interrupted(error);
+            recorded.mailbox.interrupted(error);
         }
         (begun || asked.is_err()).then_some(asked)
     }
@@ -168,12 +177,12 @@ impl Replay<'_> {
         }
         let (mut refused, mut all_asked, mut is_gone) = (Vec::new(), true, false);
         // All of them, also after one that is refused: who has no answer yet cannot begin again.
-        for (wanted, asked) in consumers.drain(..) {
-            let key = Key::of_consumer(channel, &wanted);
-            let deadline = hurry.unwrap_or_else(|| self.desk.within(self.entity_timeout()));
-            let answer = match self.desk.answer(channel, &asked, deadline) {
+        for (recorded, asked) in consumers.drain(..) {
+            let key = Key::of_consumer(channel, &recorded);
+            let deadline = hurry.unwrap_or_else(|| self.requester.within(self.entity_timeout()));
+            let answer = match self.requester.answer(channel, &asked, deadline) {
                 Err(Failure::Connection(error)) => return Err(error),
-                Err(Failure::NoAnswer(error)) if self.desk.is_over() => return Err(error),
+                Err(Failure::NoAnswer(error)) if self.requester.is_over() => return Err(error),
                 answer => answer,
             };
             self.answered(&key);
@@ -181,33 +190,37 @@ impl Replay<'_> {
                 Ok(_) => {}
                 Err(Failure::ChannelGone) => is_gone = true,
                 Err(Failure::NotAsked) => all_asked = false,
-                Err(Failure::Refused(error)) => refused.push((wanted, error)),
+                Err(Failure::Refused(error)) => refused.push((recorded, error)),
                 Err(Failure::NoAnswer(_) | Failure::Connection(_)) => {
                     hurry.get_or_insert_with(|| Deadline::after(GRACE));
                     let error = self.no_answer(&key);
-                    self.miss(channel, &wanted, Trouble::Silent, error, asked.ok());
+                    self.miss(channel, &recorded, Trouble::Silent, error, asked.ok());
                 }
             }
         }
         if is_gone {
             return Ok(true);
         }
-        let Some((wanted, error)) = take_blamed(refused) else {
+        let Some((recorded, error)) = take_blamed(refused) else {
             return Ok(all_asked);
         };
         if let Some(early) = &mut self.early {
-            early.insert(Key::of_consumer(channel, &wanted));
+            early.insert(Key::of_consumer(channel, &recorded));
             return Ok(false);
         }
-        self.miss(channel, &wanted, Trouble::Refused, error, None);
+        self.miss(channel, &recorded, Trouble::Refused, error, None);
         Ok(false)
     }
 
     /// Waits until the channel is open. Else says whether it is done with the channel.
-    fn wait_open(&mut self, channel: &ChannelState, asked: Option<Asked>) -> Result<Option<bool>> {
+    fn wait_open(
+        &mut self,
+        channel: &ChannelState,
+        asked: Option<PendingReply>,
+    ) -> Result<Option<bool>> {
         let Some(asked) = asked else { return Ok(None) };
-        let deadline = self.desk.within(self.recovery.options.request_timeout);
-        let is_done = match self.desk.answer(channel, &asked, deadline) {
+        let deadline = self.requester.within(self.recovery.options.request_timeout);
+        let is_done = match self.requester.answer(channel, &asked, deadline) {
             Ok(_) => {
                 channel.warn_of_global_qos();
                 return Ok(None);
@@ -225,21 +238,21 @@ impl Replay<'_> {
     pub(super) fn miss(
         &mut self,
         channel: &Arc<ChannelState>,
-        wanted: &Wanted,
+        recorded: &RecordedConsumer,
         trouble: Trouble,
         error: Error,
         answer: Option<Receiver<Result<Reply>>>,
     ) {
-        let link = &self.desk.link;
-        self.missing
-            .insert_consumer(channel, wanted, trouble, error, answer, link);
+        let shared = &self.requester.shared;
+        self.unrecovered
+            .insert_consumer(channel, recorded, trouble, error, answer, shared);
     }
 }
 
-fn take_blamed(mut refused: Vec<(Wanted, Error)>) -> Option<(Wanted, Error)> {
+fn take_blamed(mut refused: Vec<(RecordedConsumer, Error)>) -> Option<(RecordedConsumer, Error)> {
     let named = refused
         .iter()
-        .position(|(wanted, error)| is_named(error, &wanted.consume.queue));
+        .position(|(recorded, error)| is_named(error, &recorded.consume.queue));
     let place = named.unwrap_or_default();
     (place < refused.len()).then(|| refused.swap_remove(place))
 }
@@ -247,14 +260,14 @@ fn take_blamed(mut refused: Vec<(Wanted, Error)>) -> Option<(Wanted, Error)> {
 fn append_consume(
     frames: &mut Frames<'_>,
     channel: &ChannelState,
-    wanted: &Wanted,
+    recorded: &RecordedConsumer,
     consume: &BasicConsume<'_>,
     limits_channels: bool,
     call: Call,
 ) -> Result<()> {
     let number = channel.number;
     let current = channel.settings.qos();
-    let mut qos = wanted.qos.clone();
+    let mut qos = recorded.qos.clone();
     if limits_channels {
         // The channel's limit holds for this consumer, too, whenever it was set.
         qos.global.clone_from(&current.global);
@@ -268,8 +281,8 @@ fn append_consume(
     frames.command(Command::Consume {
         channel: number,
         consumer_tag: consume.consumer_tag.as_ref().into(),
-        consumer: Arc::clone(&wanted.mailbox),
-        settling: wanted.mailbox.settling(),
+        consumer: Arc::clone(&recorded.mailbox),
+        settling: recorded.mailbox.settling(),
         call: Some(call),
     });
     set_qos(frames, &current)

@@ -9,7 +9,7 @@ use crossbeam_channel::{Receiver, Sender};
 use super::blame::Id;
 use super::replay::Replay;
 use crate::error::{Error, ErrorKind, Result};
-use crate::io_thread::lost_publishes::Unanswered;
+use crate::io_thread::lost_publishes::LostPublish;
 use crate::io_thread::mailbox::{ChannelMailbox, Command, ConfirmMailbox};
 use crate::log_line::log_line;
 use crate::proto::Outcome;
@@ -49,17 +49,17 @@ impl Replay<'_> {
             .publish_suspects(channel, &mut unanswered)
             .and_then(|begun| self.publish_all(channel, &mut unanswered, begun));
         let Err(error) = published else { return Ok(()) };
-        let link = &self.desk.link;
-        if link.outbox.epoch() != self.desk.epoch || error.is_connection_end() {
-            link.unanswered.lock().extend(unanswered);
-            if link.outbox.end_cause().is_some() {
-                link.lose_unanswered();
+        let shared = &self.requester.shared;
+        if shared.outbox.epoch() != self.requester.epoch || error.is_connection_end() {
+            shared.lost_publishes.lock().extend(unanswered);
+            if shared.outbox.end_cause().is_some() {
+                shared.lose_publishes();
             }
             return Err(error);
         }
         // The channel is gone, and nothing else says so if the broker has closed it for nothing that
         // was asked.
-        unanswered.into_iter().for_each(Unanswered::lose);
+        unanswered.into_iter().for_each(LostPublish::lose);
         channel.set_recovering(false);
         if channel.end.cause().is_none() {
             // Of these messages nothing was sent now, but that is not true of all that is told so.
@@ -74,15 +74,15 @@ impl Replay<'_> {
     fn publish_suspects(
         &mut self,
         channel: &ChannelState,
-        unanswered: &mut VecDeque<Unanswered>,
+        unanswered: &mut VecDeque<LostPublish>,
     ) -> Result<Option<(u64, u64)>> {
-        let last = unanswered.iter().rposition(Unanswered::is_suspect);
+        let last = unanswered.iter().rposition(LostPublish::is_suspect);
         let (Some(last), Some(range)) = (last, range_of(unanswered)) else {
             return Ok(None);
         };
         log_line!(
             Warn,
-            self.desk.link.label(),
+            self.requester.shared.label(),
             "{} messages of channel {} are published one at a time: the broker has closed the \
              connection twice, perhaps because of one of them",
             last + 1,
@@ -90,10 +90,10 @@ impl Replay<'_> {
         );
         // Before any is published: later it would take back what was answered meanwhile.
         let resume = || channel.confirms.resume(Some(range));
-        self.desk.link.outbox.change(resume);
+        self.requester.shared.outbox.change(resume);
         let search_ends = *self
             .search_ends
-            .get_or_insert_with(|| self.desk.within(SEARCH));
+            .get_or_insert_with(|| self.requester.within(SEARCH));
         let doubled = 1 << self.blame.doubts.min(8);
         for _ in 0..=last {
             if search_ends.remaining().is_zero() {
@@ -107,10 +107,10 @@ impl Replay<'_> {
             }
             self.blame.alone = Some(id);
             let patience = self.entity_timeout().saturating_mul(doubled);
-            let answered = told.recv_deadline(self.desk.within(patience).at());
-            if self.desk.link.outbox.epoch() != self.desk.epoch {
+            let answered = told.recv_deadline(self.requester.within(patience).at());
+            if self.requester.shared.outbox.epoch() != self.requester.epoch {
                 // What was published alone is judged with the cause.
-                return Err(self.desk.cause());
+                return Err(self.requester.cause());
             }
             self.blame.alone = None;
             if answered.is_err() {
@@ -123,7 +123,7 @@ impl Replay<'_> {
     fn publish_alone(
         &self,
         channel: &ChannelState,
-        unanswered: &mut VecDeque<Unanswered>,
+        unanswered: &mut VecDeque<LostPublish>,
     ) -> Result<Option<(Id, Receiver<()>)>> {
         let Some(mut message) = unanswered.pop_front() else {
             return Ok(None);
@@ -134,9 +134,9 @@ impl Replay<'_> {
         let witness = |confirm| Arc::new(Witness { confirm, told }) as Arc<dyn ConfirmMailbox>;
         message.published.confirm = confirm.map(witness);
         let mut message = Some(message);
-        let written = self.desk.write(
+        let written = self.requester.write(
             channel.number,
-            || self.desk.gate(channel),
+            || self.requester.gate(channel),
             |frames| {
                 let Some(it) = message.take() else {
                     return Ok(());
@@ -170,13 +170,13 @@ impl Replay<'_> {
     fn publish_all(
         &self,
         channel: &ChannelState,
-        unanswered: &mut VecDeque<Unanswered>,
+        unanswered: &mut VecDeque<LostPublish>,
         begun: Option<(u64, u64)>,
     ) -> Result<()> {
         let mut unsendable = Vec::new();
-        let written = self.desk.write(
+        let written = self.requester.write(
             channel.number,
-            || self.desk.gate(channel),
+            || self.requester.gate(channel),
             |frames| {
                 channel.set_recovering(false);
                 let mut again = begun;
@@ -199,11 +199,11 @@ impl Replay<'_> {
                 Ok(again.is_some())
             },
         );
-        unsendable.into_iter().for_each(Unanswered::lose);
+        unsendable.into_iter().for_each(LostPublish::lose);
         if !written? {
             // Only after the lost ones are reported: a caller of wait_for_confirms then reads them.
-            self.desk
-                .link
+            self.requester
+                .shared
                 .outbox
                 .change(|| channel.confirms.resume(None));
         }
@@ -213,9 +213,9 @@ impl Replay<'_> {
     /// Of channels that are gone. Should the connection be lost again just now, theirs are among
     /// them, and stay.
     pub(super) fn lose_those_of_others(&self) {
-        let mut unanswered = self.desk.link.unanswered.lock();
+        let mut unanswered = self.requester.shared.lost_publishes.lock();
         let all = std::mem::take(&mut *unanswered);
-        let is_theirs = |it: &Unanswered| {
+        let is_theirs = |it: &LostPublish| {
             self.channels
                 .iter()
                 .any(|at| at.number == it.published.channel)
@@ -223,11 +223,11 @@ impl Replay<'_> {
         let (theirs, others): (Vec<_>, Vec<_>) = all.into_iter().partition(is_theirs);
         *unanswered = theirs;
         drop(unanswered);
-        others.into_iter().for_each(Unanswered::lose);
+        others.into_iter().for_each(LostPublish::lose);
     }
 
-    fn take_unanswered(&self, channel: u16) -> VecDeque<Unanswered> {
-        let mut unanswered = self.desk.link.unanswered.lock();
+    fn take_unanswered(&self, channel: u16) -> VecDeque<LostPublish> {
+        let mut unanswered = self.requester.shared.lost_publishes.lock();
         let all = std::mem::take(&mut *unanswered);
         let (theirs, others) = all
             .into_iter()
@@ -237,8 +237,8 @@ impl Replay<'_> {
     }
 }
 
-fn range_of(messages: &VecDeque<Unanswered>) -> Option<(u64, u64)> {
-    let number = |it: &Unanswered| it.published.sequence_number;
+fn range_of(messages: &VecDeque<LostPublish>) -> Option<(u64, u64)> {
+    let number = |it: &LostPublish| it.published.sequence_number;
     Some((messages.front().map(number)?, messages.back().map(number)?))
 }
 

@@ -6,7 +6,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::events::ConnectionEvent;
 use crate::io_thread::deadline::Deadline;
 use crate::io_thread::socket::connect::LAST_ATTEMPT;
-use crate::io_thread::Link;
+use crate::io_thread::Shared;
 use crate::log_line::log_line;
 use crate::options::backoff::random;
 use crate::options::RecoveryOptions;
@@ -72,15 +72,15 @@ impl Outage {
     pub(super) fn failed(
         &mut self,
         error: Error,
-        link: &Link,
+        shared: &Shared,
         options: &RecoveryOptions,
     ) -> Result<()> {
         self.last = Some(error.clone());
         let next = self.delay(options)?;
         self.next = Some(next);
         let attempt = self.attempts;
-        log_line!(Warn, link.label(),"attempt {attempt} to recover the connection failed, the next one follows in {next:.1?}: {error}");
-        link.tell(ConnectionEvent::RecoveryFailed {
+        log_line!(Warn, shared.label(),"attempt {attempt} to recover the connection failed, the next one follows in {next:.1?}: {error}");
+        shared.tell(ConnectionEvent::RecoveryFailed {
             attempt,
             error,
             next,

@@ -5,21 +5,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::blame::Blame;
-use super::desk::{Desk, Failure};
-use super::missing::{Key, Missing};
+use super::requester::{Failure, Requester};
 use super::state::Recovery;
+use super::unrecovered::{Key, Unrecovered};
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::Entity;
 use crate::io_thread::deadline::Deadline;
 use crate::io_thread::outbox::Gate;
-use crate::io_thread::Link;
-use crate::proto::Redeclare;
+use crate::io_thread::Shared;
+use crate::proto::RecordedEntity;
 use crate::session::channel::ChannelState;
 
 pub(super) struct Replay<'a> {
     pub(super) recovery: &'a Recovery,
-    pub(super) desk: Desk,
-    pub(super) missing: &'a mut Missing,
+    pub(super) requester: Requester,
+    pub(super) unrecovered: &'a mut Unrecovered,
     pub(super) blame: &'a mut Blame,
     /// The program's channels.
     pub(super) channels: Vec<Arc<ChannelState>>,
@@ -39,7 +39,7 @@ pub(super) struct Replay<'a> {
     /// Whether exclusive queues are tried again that the broker still holds.
     pub(super) waits_for_locked: bool,
     /// Exclusive queues that the broker still holds for the lost connection.
-    pub(super) locked: Vec<(Redeclare, Error)>,
+    pub(super) locked: Vec<(RecordedEntity, Error)>,
     /// What was declared once more, since it had gone in between.
     pub(super) again: HashSet<Entity>,
     /// The consumers are being begun, or were.
@@ -53,17 +53,17 @@ pub(super) struct Replay<'a> {
 impl<'a> Replay<'a> {
     pub(super) fn new(
         recovery: &'a Recovery,
-        link: &Arc<Link>,
+        shared: &Arc<Shared>,
         epoch: u64,
         until: Deadline,
-        missing: &'a mut Missing,
+        unrecovered: &'a mut Unrecovered,
         blame: &'a mut Blame,
     ) -> Self {
         let request_timeout = recovery.options.request_timeout;
         Self {
             recovery,
-            desk: Desk::new(link, epoch, request_timeout, until),
-            missing,
+            requester: Requester::new(shared, epoch, request_timeout, until),
+            unrecovered,
             blame,
             channels: Vec::new(),
             asked: HashSet::new(),
@@ -84,7 +84,7 @@ impl<'a> Replay<'a> {
     /// Consumers come before bindings: a broker that lacks a majority of its nodes does not answer
     /// a binding, even if it exists, and answers everything else.
     pub(super) fn run(&mut self) -> Result<()> {
-        self.missing.begin();
+        self.unrecovered.begin();
         let channels = self.recovery.channels();
         for channel in &channels {
             channel.set_recovering(true);
@@ -102,13 +102,13 @@ impl<'a> Replay<'a> {
     }
 
     fn wait_connected(&self) -> Result<()> {
-        self.desk.write(0, || Ok(Gate::Open), |_| Ok(()))
+        self.requester.write(0, || Ok(Gate::Open), |_| Ok(()))
     }
 
     /// How long one declaration, binding or consumer may take: not all that is left.
     pub(super) fn entity_timeout(&self) -> Duration {
         let timeout = self.recovery.options.recovery.entity_timeout;
-        timeout.min(self.desk.left() / 2)
+        timeout.min(self.requester.left() / 2)
     }
 
     /// What may be to blame if the broker closes the connection now.
@@ -122,7 +122,7 @@ impl<'a> Replay<'a> {
     /// The channel is stuck until the broker answers.
     pub(super) fn abandon(&mut self, channel: &Arc<ChannelState>) {
         self.stuck.insert(channel.number);
-        self.desk.abandon(channel);
+        self.requester.abandon(channel);
     }
 
     pub(super) fn no_answer(&self, key: &Key) -> Error {
@@ -136,7 +136,7 @@ impl<'a> Replay<'a> {
     /// A channel that may be closed by what it is used for: one of our own; or, if all numbers are
     /// in use, one of the program's, since they are opened again.
     pub(super) fn scratch(&mut self, place: usize) -> Result<Arc<ChannelState>> {
-        let error = match self.desk.channel(place) {
+        let error = match self.requester.channel(place) {
             Err(error) if matches!(error.kind(), ErrorKind::ChannelsExhausted { .. }) => error,
             result => return result,
         };
@@ -147,7 +147,7 @@ impl<'a> Replay<'a> {
             if !channel.is_recovering() || self.stuck.contains(&channel.number) {
                 continue;
             }
-            match self.desk.make_open(&channel) {
+            match self.requester.make_open(&channel) {
                 Ok(()) => return Ok(channel),
                 Err(Failure::ChannelGone | Failure::NotAsked) => {
                     self.stuck.insert(channel.number);

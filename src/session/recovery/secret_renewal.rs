@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::error::Result;
 use crate::io_thread::deadline::Deadline;
 use crate::io_thread::outbox::{Admission, Gate};
-use crate::io_thread::Link;
+use crate::io_thread::Shared;
 use crate::log_line::log_line;
 use crate::options::ConnectionOptions;
 use crate::session::call;
@@ -45,18 +45,18 @@ impl Renewal {
 
 impl Renewal {
     /// Asks for new credentials, and sends the secret. Returns when to do so again.
-    pub(super) fn run(self, options: &ConnectionOptions, link: &Arc<Link>) -> Option<Self> {
+    pub(super) fn run(self, options: &ConnectionOptions, shared: &Arc<Shared>) -> Option<Self> {
         let epoch = self.epoch;
-        match send_secret(options, link, epoch) {
+        match send_secret(options, shared, epoch) {
             Ok(valid_for) => valid_for.map(|it| Self::of(it, epoch)),
             // The next connection logs in with new credentials.
-            Err(_) if link.outbox.cause().is_some() => None,
+            Err(_) if shared.outbox.cause().is_some() => None,
             Err(error) => {
                 let renewal = self.failed();
                 let (left, next) = (renewal.expires.remaining(), renewal.next.remaining());
                 log_line!(
                     Warn,
-                    link.label(),
+                    shared.label(),
                     "the secret is not renewed yet; it expires in {left:.0?}, and the next attempt follows in {next:.0?}: {error}"
                 );
                 Some(renewal)
@@ -67,7 +67,7 @@ impl Renewal {
 
 fn send_secret(
     options: &ConnectionOptions,
-    link: &Arc<Link>,
+    shared: &Arc<Shared>,
     epoch: u64,
 ) -> Result<Option<Duration>> {
     let Some(provider) = &options.credentials else {
@@ -81,9 +81,9 @@ fn send_secret(
     let admission = Admission::Recovery { epoch };
     let deadline = Deadline::after(options.request_timeout);
     let open = || Ok(Gate::Open);
-    call::call(link, 0, deadline, admission, open, |frames, call| {
+    call::call(shared, 0, deadline, admission, open, |frames, call| {
         call::append(frames, 0, &update, call)
     })?;
-    log_line!(Info, link.label(), "the secret was renewed");
+    log_line!(Info, shared.label(), "the secret was renewed");
     Ok(credentials.valid_for)
 }

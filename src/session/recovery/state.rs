@@ -5,22 +5,22 @@ use std::sync::{Arc, Weak};
 
 use parking_lot::{Condvar, Mutex};
 
-use super::aside::{Trial, Verdict};
 use super::blame::Blame;
-use super::missing::Key;
 use super::secret_renewal::Renewal;
+use super::trial::{Trial, Verdict};
+use super::unrecovered::Key;
 use crate::error::Error;
 use crate::io_thread::deadline::Deadline;
 use crate::options::ConnectionOptions;
 use crate::session::channel::ChannelState;
-use crate::session::queue_names::ServerNames;
+use crate::session::queue_names::QueueNames;
 
-/// What outlasts the sockets of one connection, beside its [`Link`](crate::io_thread::Link).
+/// What outlasts the sockets of one connection, beside its [`Shared`](crate::io_thread::Shared).
 pub(crate) struct Recovery {
     pub(super) options: ConnectionOptions,
     /// By their numbers.
     pub(super) channels: Mutex<BTreeMap<u16, Weak<ChannelState>>>,
-    pub(crate) server_names: ServerNames,
+    pub(crate) queue_names: QueueNames,
     /// What the program has given in the place of the password since.
     pub(super) secret: Mutex<Option<String>>,
     /// The thread has it while it runs.
@@ -54,7 +54,7 @@ impl Recovery {
         Self {
             options: options.clone(),
             channels: Mutex::default(),
-            server_names: ServerNames::default(),
+            queue_names: QueueNames::default(),
             secret: Mutex::default(),
             blame: Mutex::default(),
             progress: Mutex::default(),

@@ -4,21 +4,21 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use super::aside::{Aside, Trial, Verdict};
 use super::blame::Blame;
-use super::missing::{Key, Missing, Trouble};
 use super::outage::{is_login_refused, Outage};
 use super::replay::Replay;
 use super::retry::Trials;
 use super::secret_renewal::Renewal;
 use super::state::{Progress, Recovery};
+use super::trial::{Trial, TrialConnection, Verdict};
+use super::unrecovered::{Key, Trouble, Unrecovered};
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::{ConnectionEvent, Entity};
 use crate::io_thread::deadline::Deadline;
 use crate::io_thread::mailbox::{ChannelMailbox, Mailboxes};
 use crate::io_thread::panics;
 use crate::io_thread::socket::connect::{connect, Connected};
-use crate::io_thread::{Link, Next, Recover};
+use crate::io_thread::{Next, Recover, Shared};
 use crate::log_line::log_line;
 
 /// What the thread has to do.
@@ -38,14 +38,14 @@ impl Recover for Recovery {
         self.options.recovery.is_on
     }
 
-    fn lost(self: Arc<Self>, link: &Arc<Link>, cause: &Error) -> bool {
+    fn lost(self: Arc<Self>, shared: &Arc<Shared>, cause: &Error) -> bool {
         let mut progress = self.progress.lock();
         if progress.is_over {
             return false;
         }
         progress.lost = Some(cause.clone());
         self.changed.notify_all();
-        self.start(&mut progress, link)
+        self.start(&mut progress, shared)
     }
 
     fn ended(&self, cause: &Error) {
@@ -59,18 +59,18 @@ impl Recover for Recovery {
 
 impl Recovery {
     /// Starts the thread, unless it is there. Says whether it is.
-    fn start(self: &Arc<Self>, progress: &mut Progress, link: &Arc<Link>) -> bool {
+    fn start(self: &Arc<Self>, progress: &mut Progress, shared: &Arc<Shared>) -> bool {
         if progress.is_running {
             return true;
         }
-        let (recovery, own_link) = (Arc::clone(self), Arc::clone(link));
+        let (recovery, own_shared) = (Arc::clone(self), Arc::clone(shared));
         let thread = thread::Builder::new().name("leveret recovery".to_owned());
-        let started = thread.spawn(move || recovery.run(&own_link));
+        let started = thread.spawn(move || recovery.run(&own_shared));
         progress.is_running = started.is_ok();
         if let Err(error) = &started {
             log_line!(
                 Error,
-                link.label(),
+                shared.label(),
                 "cannot start a thread that recovers the connection: {error}"
             );
         }
@@ -78,59 +78,59 @@ impl Recovery {
     }
 
     /// The secret is valid for this long.
-    pub(crate) fn renew_after(self: &Arc<Self>, link: &Arc<Link>, valid_for: Option<Duration>) {
+    pub(crate) fn renew_after(self: &Arc<Self>, shared: &Arc<Shared>, valid_for: Option<Duration>) {
         let Some(valid_for) = valid_for else { return };
         let mut progress = self.progress.lock();
         if progress.is_over {
             return;
         }
         progress.renewal = Some(Renewal::of(valid_for, 0));
-        self.start(&mut progress, link);
+        self.start(&mut progress, shared);
     }
 
-    fn run(self: &Arc<Self>, link: &Arc<Link>) {
-        if let Err(message) = panics::catch(|| self.work(link)) {
+    fn run(self: &Arc<Self>, shared: &Arc<Shared>) {
+        if let Err(message) = panics::catch(|| self.work(shared)) {
             // A fault of this crate, or of the program's SASL mechanism, filter or logger. No
             // thread may wait for ever.
             let thread = "recovery thread";
-            link.closed(Error::new(ErrorKind::Panicked { thread, message }));
+            shared.closed(Error::new(ErrorKind::Panicked { thread, message }));
             // Now the IO thread finds the reason when it asks for a recovery that does not come.
             self.progress.lock().is_over = true;
-            link.outbox.give_up(link.outbox.epoch());
+            shared.outbox.abandon(shared.outbox.epoch());
         }
     }
 
-    fn work(self: &Arc<Self>, link: &Arc<Link>) {
-        let mut missing = Missing::new(&self.options.recovery);
+    fn work(self: &Arc<Self>, shared: &Arc<Shared>) {
+        let mut unrecovered = Unrecovered::new(&self.options.recovery);
         let blame = &mut *self.blame.lock();
         loop {
-            match self.next_task(&missing) {
+            match self.next_task(&unrecovered) {
                 Task::Nothing => return,
                 Task::Retry => {
-                    let trials = missing.replay(self, link, blame).retry();
-                    self.try_aside(link, trials);
+                    let trials = unrecovered.replay(self, shared, blame).retry();
+                    self.start_trials(shared, trials);
                 }
                 Task::Renew(renewal) => {
-                    let renewal = renewal.run(&self.options, link);
+                    let renewal = renewal.run(&self.options, shared);
                     self.progress.lock().renewal = renewal;
                 }
                 Task::Tried(verdicts) => {
-                    let mut replay = missing.replay(self, link, blame);
+                    let mut replay = unrecovered.replay(self, shared, blame);
                     for (key, trial, verdict) in verdicts {
                         replay.tried(&key, trial, verdict);
                     }
                 }
                 Task::Recover(cause) => {
-                    let recovered = self.recover(link, cause, &mut missing, blame);
+                    let recovered = self.recover(shared, cause, &mut unrecovered, blame);
                     if let Err(error) = recovered {
-                        return link.closed(error);
+                        return shared.closed(error);
                     }
                 }
             }
         }
     }
 
-    fn next_task(&self, missing: &Missing) -> Task {
+    fn next_task(&self, unrecovered: &Unrecovered) -> Task {
         let mut progress = self.progress.lock();
         loop {
             if progress.is_over {
@@ -142,7 +142,7 @@ impl Recovery {
             if !progress.verdicts.is_empty() {
                 return Task::Tried(std::mem::take(&mut progress.verdicts));
             }
-            let retry = missing.next_retry().filter(|_| !progress.is_trying);
+            let retry = unrecovered.next_retry().filter(|_| !progress.is_trying);
             if retry.is_some_and(|it| it.remaining().is_zero()) {
                 return Task::Retry;
             }
@@ -163,12 +163,12 @@ impl Recovery {
     }
 
     /// Tries this on another connection and another thread, since it can take its time.
-    fn try_aside(self: &Arc<Self>, link: &Arc<Link>, trials: Trials) {
+    fn start_trials(self: &Arc<Self>, shared: &Arc<Shared>, trials: Trials) {
         if trials.is_empty() {
             return;
         }
         self.progress.lock().is_trying = true;
-        let (recovery, program) = (Arc::clone(self), Arc::clone(link));
+        let (recovery, program) = (Arc::clone(self), Arc::clone(shared));
         let name = "leveret retry".to_owned();
         let started = thread::Builder::new().name(name).spawn(move || {
             let _trying = Trying(&recovery);
@@ -185,29 +185,29 @@ impl Recovery {
         if let Err(error) = started {
             log_line!(
                 Error,
-                link.label(),
+                shared.label(),
                 "cannot start a thread that tries again what is missing: {error}"
             );
             self.progress.lock().is_trying = false;
         }
     }
 
-    fn try_all(&self, link: &Link, trials: Trials) {
-        let mut aside = Aside::new(self.options_now(), link.here());
+    fn try_all(&self, shared: &Shared, trials: Trials) {
+        let mut connection = TrialConnection::new(self.options_now(), shared.here());
         for (key, trial) in trials {
             if self.progress.lock().is_over {
                 return;
             }
             let is_wanted = match &trial {
                 Trial::Declare(redeclare) | Trial::StandIn(redeclare) => {
-                    link.topology.lock().contains(redeclare)
+                    shared.topology.lock().contains(redeclare)
                 }
                 Trial::Queue(_) | Trial::Consume(_) => true,
             };
             if !is_wanted {
                 continue;
             }
-            let verdict = aside.run(&key, &trial);
+            let verdict = connection.run(&key, &trial);
             self.progress.lock().verdicts.push((key, trial, verdict));
             self.changed.notify_all();
         }
@@ -217,39 +217,41 @@ impl Recovery {
     /// end.
     fn recover(
         &self,
-        link: &Arc<Link>,
+        shared: &Arc<Shared>,
         cause: Error,
-        missing: &mut Missing,
+        unrecovered: &mut Unrecovered,
         blame: &mut Blame,
     ) -> Result<()> {
         let options = &self.options.recovery;
-        blame.judge(&cause, link);
+        blame.judge(&cause, shared);
         let mut outage = Outage::new(cause, self.relapses());
         loop {
             let delay = outage.delay(options)?;
-            if link.outbox.wait_ended(Deadline::after(delay)) {
+            if shared.outbox.wait_ended(Deadline::after(delay)) {
                 return Ok(());
             }
             outage.begin_attempt();
             log_line!(
                 Info,
-                link.label(),
+                shared.label(),
                 "attempt {} to recover the connection",
                 outage.attempts
             );
-            link.counters.recovery_attempt();
+            shared.counters.recovery_attempt();
             let mut options_now = self.options_now();
             let left = outage.attempt_ends(options).remaining();
             options_now.connect_timeout = options_now.connect_timeout.min(left);
-            let attempted = connect::<Mailboxes>(&options_now, link.last())
-                .and_then(|connected| self.come_back(link, connected, &mut outage, missing, blame));
+            let attempted =
+                connect::<Mailboxes>(&options_now, shared.last()).and_then(|connected| {
+                    self.come_back(shared, connected, &mut outage, unrecovered, blame)
+                });
             match attempted {
-                _ if link.outbox.end_cause().is_some() => return Ok(()),
+                _ if shared.outbox.end_cause().is_some() => return Ok(()),
                 Ok(()) => return Ok(()),
                 Err(error) if options.give_up_on_refused_login && is_login_refused(&error) => {
                     return Err(outage.given_up(error));
                 }
-                Err(error) => outage.failed(error, link, options)?,
+                Err(error) => outage.failed(error, shared, options)?,
             }
         }
     }
@@ -269,40 +271,40 @@ impl Recovery {
     /// Hands the connection to the IO thread, and does again on it what was done on the lost one.
     fn come_back(
         &self,
-        link: &Arc<Link>,
+        shared: &Arc<Shared>,
         connected: Connected<Mailboxes>,
         outage: &mut Outage,
-        missing: &mut Missing,
+        unrecovered: &mut Unrecovered,
         blame: &mut Blame,
     ) -> Result<()> {
-        let epoch = link.outbox.epoch();
+        let epoch = shared.outbox.epoch();
         let valid_for = connected.secret_valid_for;
         let renewal = valid_for.map(|it| Renewal::of(it, epoch));
         self.progress.lock().renewal = renewal;
-        let _ = link.next.send(Next::Connected(Box::new(connected)));
+        let _ = shared.next.send(Next::Connected(Box::new(connected)));
         let until = outage.attempt_ends(&self.options.recovery);
-        let mut replay = Replay::new(self, link, epoch, until, missing, blame);
+        let mut replay = Replay::new(self, shared, epoch, until, unrecovered, blame);
         let replayed = replay.run();
         let asked = replay.take_asked();
         drop(replay);
         match &replayed {
-            Ok(()) if self.came_back(link, epoch, outage) => {
-                missing.epoch = epoch;
+            Ok(()) if self.came_back(shared, epoch, outage) => {
+                unrecovered.epoch = epoch;
                 return Ok(());
             }
             Ok(()) => {}
-            Err(_) => link.outbox.give_up(epoch),
+            Err(_) => shared.outbox.abandon(epoch),
         }
         let lost = self.wait_lost();
         let cause = lost.or_else(|| replayed.err());
         let cause = cause.unwrap_or_else(|| Error::timed_out(until.duration()));
-        let guilty = missing.blame(asked, &cause);
+        let guilty = unrecovered.blame(asked, &cause);
         let has_hope = match guilty {
             Some(key) => {
-                self.leave_out(key, &cause, missing, link);
+                self.leave_out(key, &cause, unrecovered, shared);
                 true
             }
-            None => blame.judge(&cause, link),
+            None => blame.judge(&cause, shared),
         };
         if has_hope {
             outage.has_hope();
@@ -311,19 +313,25 @@ impl Recovery {
     }
 
     /// The broker closes the connection for this.
-    fn leave_out(&self, key: Key, cause: &Error, missing: &mut Missing, link: &Arc<Link>) {
+    fn leave_out(
+        &self,
+        key: Key,
+        cause: &Error,
+        unrecovered: &mut Unrecovered,
+        shared: &Arc<Shared>,
+    ) {
         let trouble = Trouble::Harmful;
         let Entity::Consumer { consumer_tag, .. } = &key.entity else {
-            return missing.insert(key, trouble, cause.clone(), link);
+            return unrecovered.insert(key, trouble, cause.clone(), shared);
         };
         let channel = self
             .channels()
             .into_iter()
             .find(|it| it.number == key.channel());
         let Some(channel) = channel else { return };
-        let wanted = channel.consumers.lock().get(consumer_tag);
-        if let Some(wanted) = wanted {
-            missing.insert_consumer(&channel, &wanted, trouble, cause.clone(), None, link);
+        let recorded = channel.consumers.lock().get(consumer_tag);
+        if let Some(recorded) = recorded {
+            unrecovered.insert_consumer(&channel, &recorded, trouble, cause.clone(), None, shared);
         }
     }
 
@@ -338,23 +346,23 @@ impl Recovery {
     }
 
     /// Lets callers go on. False if the connection was lost again before.
-    fn came_back(&self, link: &Link, epoch: u64, outage: &Outage) -> bool {
+    fn came_back(&self, shared: &Shared, epoch: u64, outage: &Outage) -> bool {
         let after = outage.since.elapsed();
         let attempts = outage.attempts;
         let tell = || {
-            link.counters.recovered();
-            link.tell(ConnectionEvent::Recovered { attempts, after });
+            shared.counters.recovered();
+            shared.tell(ConnectionEvent::Recovered { attempts, after });
         };
-        if !link.outbox.recovered(epoch, tell) {
+        if !shared.outbox.recovered(epoch, tell) {
             return false;
         }
         self.progress.lock().holds = Some(Deadline::after(Duration::MAX));
-        link.counters.tell_recovered(after);
+        shared.counters.tell_recovered(after);
         log_line!(
             Info,
-            link.label(),
+            shared.label(),
             "connected again to {} after {attempts} attempts and {after:.1?}",
-            link.peer().address
+            shared.peer().address
         );
         true
     }

@@ -4,15 +4,15 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::desk::{ask, named_by_broker, Asked, Failure};
-use super::missing::{entity, is_named, Key, Trouble};
 use super::replay::Replay;
+use super::requester::{ask, named_by_broker, Failure, PendingReply};
+use super::unrecovered::{entity, is_named, Key, Trouble};
 use crate::error::{Error, ErrorKind, ReplyCode, Result};
 use crate::events::{ConnectionEvent, Entity};
 use crate::io_thread::deadline::Deadline;
 use crate::io_thread::mailbox::Reply;
 use crate::log_line::log_line;
-use crate::proto::{is_stream, Redeclare};
+use crate::proto::{is_stream, RecordedEntity};
 use crate::session::channel::ChannelState;
 use crate::wire::method::Method;
 
@@ -30,11 +30,11 @@ const LOCKED_RETRY: Duration = Duration::from_millis(20);
 /// What was asked on one channel, without waiting in between.
 struct Lane {
     channel: Arc<ChannelState>,
-    asked: VecDeque<(Redeclare, Asked)>,
+    asked: VecDeque<(RecordedEntity, PendingReply)>,
 }
 
 impl Lane {
-    fn left(self) -> Vec<Redeclare> {
+    fn left(self) -> Vec<RecordedEntity> {
         self.asked
             .into_iter()
             .map(|(redeclare, _)| redeclare)
@@ -55,35 +55,35 @@ impl Replay<'_> {
 
     pub(super) fn declare_bindings(&mut self) -> Result<()> {
         // Read only now, with the new names of queues.
-        let bindings = self.wanted(Redeclare::is_binding);
+        let bindings = self.wanted(RecordedEntity::is_binding);
         let (lacking, bindings): (Vec<_>, Vec<_>) = bindings
             .into_iter()
-            .partition(|it| self.missing.lacks_silent(&Key::of(it)));
+            .partition(|it| self.unrecovered.lacks_silent(&Key::of(it)));
         for binding in lacking {
             let error = Error::invalid("its queue or exchange is not there");
-            let link = &self.desk.link;
-            self.missing
-                .insert(Key::of(&binding), Trouble::Lacking, error, link);
+            let shared = &self.requester.shared;
+            self.unrecovered
+                .insert(Key::of(&binding), Trouble::Lacking, error, shared);
         }
         self.declare_all(bindings)
     }
 
     /// What is to be declared again.
-    fn wanted(&self, is_one: impl Fn(&Redeclare) -> bool) -> Vec<Redeclare> {
-        let mut all = self.desk.link.topology.lock().redeclare();
+    fn wanted(&self, is_one: impl Fn(&RecordedEntity) -> bool) -> Vec<RecordedEntity> {
+        let mut all = self.requester.shared.topology.lock().redeclare();
         let options = &self.recovery.options.recovery;
         all.retain(|it| {
             let key = Key::of(it);
-            is_one(it) && !self.missing.is_left_out(&key) && options.wants(&key.entity)
+            is_one(it) && !self.unrecovered.is_left_out(&key) && options.wants(&key.entity)
         });
         all
     }
 
     /// Declares all of this; what may have cost a connection alone, at last.
-    fn declare_all(&mut self, all: Vec<Redeclare>) -> Result<()> {
+    fn declare_all(&mut self, all: Vec<RecordedEntity>) -> Result<()> {
         let (suspects, others): (Vec<_>, Vec<_>) = all
             .into_iter()
-            .partition(|it| self.missing.is_suspect(&Key::of(it)));
+            .partition(|it| self.unrecovered.is_suspect(&Key::of(it)));
         let mut hurry = None;
         self.declare_in(others, &mut hurry)?;
         suspects
@@ -94,12 +94,12 @@ impl Replay<'_> {
     /// Declares all of this, without waiting in between. If the broker closes the channel because
     /// of one, it goes on after that one on a new channel. If the broker does not answer for one,
     /// the others go to several channels, and have as much time together.
-    pub(super) fn declare(&mut self, all: Vec<Redeclare>) -> Result<()> {
+    pub(super) fn declare(&mut self, all: Vec<RecordedEntity>) -> Result<()> {
         self.declare_in(all, &mut None)
     }
 
     /// As [`declare`](Self::declare). After one without an answer `hurry` is when all must be done.
-    fn declare_in(&mut self, all: Vec<Redeclare>, hurry: &mut Option<Deadline>) -> Result<()> {
+    fn declare_in(&mut self, all: Vec<RecordedEntity>, hurry: &mut Option<Deadline>) -> Result<()> {
         let mut left = all;
         while !left.is_empty() {
             if hurry.is_some_and(|it| it.remaining().is_zero()) {
@@ -124,10 +124,10 @@ impl Replay<'_> {
         Ok(())
     }
 
-    fn ask_all(&mut self, all: &mut Vec<Redeclare>, lanes: usize) -> Result<Vec<Lane>> {
+    fn ask_all(&mut self, all: &mut Vec<RecordedEntity>, lanes: usize) -> Result<Vec<Lane>> {
         let mut asked: Vec<Lane> = Vec::new();
         // The program needs some, too.
-        let free = usize::from(self.desk.link.channel_numbers.free());
+        let free = usize::from(self.requester.shared.channel_numbers.free());
         let lanes = lanes.min(all.len()).min((free / 2).max(1));
         while asked.len() < lanes {
             match self.scratch(asked.len()) {
@@ -144,7 +144,7 @@ impl Replay<'_> {
             for redeclare in all.drain(..per_lane.min(all.len())) {
                 let key = Key::of(&redeclare);
                 let is_gone = self.vanished.contains(&key);
-                let answer = ask(&self.desk, &lane.channel, &redeclare, is_gone);
+                let answer = ask(&self.requester, &lane.channel, &redeclare, is_gone);
                 self.asked.insert(key);
                 lane.asked.push_back((redeclare, answer));
             }
@@ -153,12 +153,16 @@ impl Replay<'_> {
     }
 
     /// Takes the answers of one channel, and returns what is to be asked again.
-    fn settle(&mut self, mut lane: Lane, hurry: &mut Option<Deadline>) -> Result<Vec<Redeclare>> {
+    fn settle(
+        &mut self,
+        mut lane: Lane,
+        hurry: &mut Option<Deadline>,
+    ) -> Result<Vec<RecordedEntity>> {
         while let Some((redeclare, answer)) = lane.asked.pop_front() {
             let key = Key::of(&redeclare);
             let answer = match self.wait_for(&lane, &redeclare, answer, *hurry) {
                 Err(Failure::Connection(error)) => return Err(error),
-                Err(Failure::NoAnswer(error)) if self.desk.is_over() => return Err(error),
+                Err(Failure::NoAnswer(error)) if self.requester.is_over() => return Err(error),
                 answer => answer,
             };
             self.answered(&key);
@@ -182,7 +186,7 @@ impl Replay<'_> {
                         self.answered(&key);
                         self.not_declared(key, error.clone());
                     }
-                    if !self.desk.is_open(&lane.channel) {
+                    if !self.requester.is_open(&lane.channel) {
                         return Ok(self.not_asked(lane));
                     }
                 }
@@ -193,7 +197,8 @@ impl Replay<'_> {
                     return Ok(self.not_asked(lane));
                 }
                 Err(Failure::ChannelGone | Failure::NotAsked) => {
-                    lane.asked.push_front((redeclare, Err(self.desk.cause())));
+                    lane.asked
+                        .push_front((redeclare, Err(self.requester.cause())));
                     return Ok(self.not_asked(lane));
                 }
             }
@@ -201,7 +206,7 @@ impl Replay<'_> {
         Ok(Vec::new())
     }
 
-    fn not_asked(&mut self, lane: Lane) -> Vec<Redeclare> {
+    fn not_asked(&mut self, lane: Lane) -> Vec<RecordedEntity> {
         let left = lane.left();
         left.iter().for_each(|it| self.answered(&Key::of(it)));
         left
@@ -210,15 +215,15 @@ impl Replay<'_> {
     fn wait_for(
         &mut self,
         lane: &Lane,
-        redeclare: &Redeclare,
-        answer: Asked,
+        redeclare: &RecordedEntity,
+        answer: PendingReply,
         hurry: Option<Deadline>,
     ) -> Result<Reply, Failure> {
-        let deadline = hurry.unwrap_or_else(|| self.desk.within(self.entity_timeout()));
-        if !self.consumes && !self.desk.has_answer(&answer, STALL) {
+        let deadline = hurry.unwrap_or_else(|| self.requester.within(self.entity_timeout()));
+        if !self.consumes && !self.requester.has_answer(&answer, STALL) {
             log_line!(
                 Warn,
-                self.desk.link.label(),
+                self.requester.shared.label(),
                 "no answer for {} yet; consumers go on",
                 entity(redeclare)
             );
@@ -228,14 +233,14 @@ impl Replay<'_> {
             self.hold_back(redeclare, lane);
             self.consume_early().map_err(Failure::Connection)?;
         }
-        self.desk.answer(&lane.channel, &answer, deadline)
+        self.requester.answer(&lane.channel, &answer, deadline)
     }
 
     /// Consumers of queues that cannot be there yet have to wait for them.
-    fn hold_back(&mut self, stuck: &Redeclare, lane: &Lane) {
+    fn hold_back(&mut self, stuck: &RecordedEntity, lane: &Lane) {
         let others = lane.asked.iter().map(|(redeclare, _)| redeclare);
-        let is_temporary = |it: &&Redeclare| match it {
-            Redeclare::Queue {
+        let is_temporary = |it: &&RecordedEntity| match it {
+            RecordedEntity::Queue {
                 declare,
                 named_by_server,
             } => !declare.durable || declare.exclusive || declare.auto_delete || *named_by_server,
@@ -243,14 +248,14 @@ impl Replay<'_> {
         };
         let held_back = std::iter::once(stuck).chain(others.filter(is_temporary));
         let names = held_back.filter_map(|it| match it {
-            Redeclare::Queue { declare, .. } => Some(declare.queue.to_string()),
+            RecordedEntity::Queue { declare, .. } => Some(declare.queue.to_string()),
             _ => None,
         });
         self.undeclared = names.collect();
     }
 
     /// A stream that was deleted counts from 0 again, once it is declared.
-    fn missing_stream(&self, redeclare: &Redeclare, error: &Error) {
+    fn missing_stream(&self, redeclare: &RecordedEntity, error: &Error) {
         let Some(stream) = stream(redeclare).filter(|_| error.is_missing()) else {
             return;
         };
@@ -262,13 +267,13 @@ impl Replay<'_> {
     /// What a binding lacks although it was declared: an auto-delete exchange or queue goes when the
     /// broker notices, late, that the lost connection has gone with the last that was bound or
     /// consumed there. It is declared once more, and no more than that.
-    fn take_gone(&mut self, refused: &Redeclare, error: &Error) -> Option<Redeclare> {
+    fn take_gone(&mut self, refused: &RecordedEntity, error: &Error) -> Option<RecordedEntity> {
         if !refused.is_binding() || error.reply_code() != Some(ReplyCode::NOT_FOUND) {
             return None;
         }
-        let is_gone = |it: &Redeclare| match it {
-            Redeclare::Exchange(declare) => is_named(error, &declare.exchange),
-            Redeclare::Queue {
+        let is_gone = |it: &RecordedEntity| match it {
+            RecordedEntity::Exchange(declare) => is_named(error, &declare.exchange),
+            RecordedEntity::Queue {
                 declare,
                 named_by_server: false,
             } => is_named(error, &declare.queue),
@@ -278,11 +283,12 @@ impl Replay<'_> {
         self.again.insert(entity(&gone)).then_some(gone)
     }
 
-    pub(super) fn declared(&mut self, redeclare: &Redeclare, reply: &Reply) {
+    pub(super) fn declared(&mut self, redeclare: &RecordedEntity, reply: &Reply) {
         // By its old name, as it was missed.
-        self.missing.found(&Key::of(redeclare), &self.desk.link);
+        self.unrecovered
+            .found(&Key::of(redeclare), &self.requester.shared);
         if let (
-            Redeclare::Queue {
+            RecordedEntity::Queue {
                 declare,
                 named_by_server: true,
             },
@@ -296,22 +302,30 @@ impl Replay<'_> {
     }
 
     pub(super) fn rename_queue(&mut self, old: &str, new: &str) {
-        log_line!(Info, self.desk.link.label(), "queue {old:?} is now {new:?}");
-        self.missing.queue_renamed(old, new);
-        self.desk.link.topology.lock().queue_renamed(old, new);
+        log_line!(
+            Info,
+            self.requester.shared.label(),
+            "queue {old:?} is now {new:?}"
+        );
+        self.unrecovered.queue_renamed(old, new);
+        self.requester
+            .shared
+            .topology
+            .lock()
+            .queue_renamed(old, new);
         for channel in self.recovery.channels() {
             channel.consumers.lock().queue_renamed(old, new);
         }
-        self.recovery.server_names.rename(old, new);
-        self.desk.link.tell(ConnectionEvent::QueueRenamed {
+        self.recovery.queue_names.rename(old, new);
+        self.requester.shared.tell(ConnectionEvent::QueueRenamed {
             old: old.to_owned(),
             new: new.to_owned(),
         });
     }
 
-    fn refused(&mut self, redeclare: Redeclare, error: Error) {
+    fn refused(&mut self, redeclare: RecordedEntity, error: Error) {
         match &redeclare {
-            Redeclare::Queue { declare, .. }
+            RecordedEntity::Queue { declare, .. }
                 if self.waits_for_locked
                     && declare.exclusive
                     && error.reply_code() == Some(ReplyCode::RESOURCE_LOCKED) =>
@@ -325,7 +339,7 @@ impl Replay<'_> {
     /// Tries again for exclusive queues that the broker still holds for the lost connection, so
     /// that what is published to them meanwhile waits.
     fn declare_locked(&mut self) -> Result<()> {
-        let until = self.desk.within(LOCKED_FOR);
+        let until = self.requester.within(LOCKED_FOR);
         while !self.locked.is_empty() {
             let locked = std::mem::take(&mut self.locked);
             if until.remaining().is_zero() {
@@ -335,8 +349,8 @@ impl Replay<'_> {
                 return Ok(());
             }
             let pause = Deadline::after(LOCKED_RETRY);
-            if self.desk.link.outbox.wait_ended(pause) {
-                return Err(self.desk.cause());
+            if self.requester.shared.outbox.wait_ended(pause) {
+                return Err(self.requester.cause());
             }
             self.declare(locked.into_iter().map(|(redeclare, _)| redeclare).collect())?;
         }
@@ -344,14 +358,14 @@ impl Replay<'_> {
     }
 
     fn not_declared(&mut self, key: Key, error: Error) {
-        self.missing
-            .insert(key, Trouble::Refused, error, &self.desk.link);
+        self.unrecovered
+            .insert(key, Trouble::Refused, error, &self.requester.shared);
     }
 
     fn not_answered(&mut self, key: Key) {
         let error = self.no_answer(&key);
-        self.missing
-            .insert(key, Trouble::Silent, error, &self.desk.link);
+        self.unrecovered
+            .insert(key, Trouble::Silent, error, &self.requester.shared);
     }
 }
 
@@ -360,23 +374,23 @@ pub(super) fn is_exhausted(error: &Error) -> bool {
 }
 
 /// Whether it is asked whether the broker still has it, before it is declared.
-fn asks_first(redeclare: &Redeclare) -> bool {
+fn asks_first(redeclare: &RecordedEntity) -> bool {
     named_by_broker(redeclare).is_some() || stream(redeclare).is_some()
 }
 
 /// The name of a stream.
-fn stream(redeclare: &Redeclare) -> Option<&str> {
+fn stream(redeclare: &RecordedEntity) -> Option<&str> {
     match redeclare {
-        Redeclare::Queue { declare, .. } if is_stream(declare) => Some(&declare.queue),
+        RecordedEntity::Queue { declare, .. } if is_stream(declare) => Some(&declare.queue),
         _ => None,
     }
 }
 
 fn take_lacking(
-    left: &mut VecDeque<(Redeclare, Asked)>,
-    refused: &Redeclare,
+    left: &mut VecDeque<(RecordedEntity, PendingReply)>,
+    refused: &RecordedEntity,
     error: &Error,
-) -> Vec<Redeclare> {
+) -> Vec<RecordedEntity> {
     let code = error.reply_code();
     let lacks = matches!(
         code,
@@ -394,7 +408,7 @@ fn take_lacking(
         return Vec::new();
     };
     let (no_source, no_destination) = (is_named(error, &source), is_named(error, &destination));
-    let needs_it = |(it, _): &(Redeclare, Asked)| match entity(it) {
+    let needs_it = |(it, _): &(RecordedEntity, PendingReply)| match entity(it) {
         Entity::Binding {
             source: from,
             destination: to,

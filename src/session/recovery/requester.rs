@@ -9,14 +9,14 @@ use crate::error::{CloseReason, ClosedBy, Error, ErrorKind, Result};
 use crate::io_thread::deadline::Deadline;
 use crate::io_thread::mailbox::{Call, Reply};
 use crate::io_thread::outbox::{Admission, Frames, Gate};
-use crate::io_thread::Link;
-use crate::proto::{is_stream, Redeclare};
+use crate::io_thread::Shared;
+use crate::proto::{is_stream, RecordedEntity};
 use crate::session::call;
 use crate::session::channel::ChannelState;
 use crate::wire::method::{QueueDeclare, Request};
 
 /// The answer to a call that was sent, or why the call was not sent.
-pub(super) type Asked = Result<Receiver<Result<Reply>>>;
+pub(super) type PendingReply = Result<Receiver<Result<Reply>>>;
 
 /// Why something that was asked was not done.
 pub(super) enum Failure {
@@ -33,8 +33,8 @@ pub(super) enum Failure {
 }
 
 /// One connection, as the code that brings things back uses it.
-pub(super) struct Desk {
-    pub(super) link: Arc<Link>,
+pub(super) struct Requester {
+    pub(super) shared: Arc<Shared>,
     pub(super) epoch: u64,
     /// How long opening a channel may take.
     request_timeout: Duration,
@@ -44,7 +44,7 @@ pub(super) struct Desk {
     own: Vec<Arc<ChannelState>>,
 }
 
-impl Drop for Desk {
+impl Drop for Requester {
     fn drop(&mut self) {
         for channel in self.own.drain(..) {
             channel.dropped();
@@ -52,15 +52,15 @@ impl Drop for Desk {
     }
 }
 
-impl Desk {
+impl Requester {
     pub(super) fn new(
-        link: &Arc<Link>,
+        shared: &Arc<Shared>,
         epoch: u64,
         request_timeout: Duration,
         until: Deadline,
     ) -> Self {
         Self {
-            link: Arc::clone(link),
+            shared: Arc::clone(shared),
             epoch,
             request_timeout,
             until,
@@ -77,7 +77,7 @@ impl Desk {
     ) -> Result<T> {
         let admission = Admission::Recovery { epoch: self.epoch };
         let patience = self.within(self.request_timeout);
-        let outbox = &self.link.outbox;
+        let outbox = &self.shared.outbox;
         outbox.write(channel, admission, patience, gate, append)
     }
 
@@ -97,7 +97,7 @@ impl Desk {
 
     /// Why the connection was lost.
     pub(super) fn cause(&self) -> Error {
-        let cause = self.link.outbox.cause();
+        let cause = self.shared.outbox.cause();
         cause.unwrap_or_else(|| closed(0))
     }
 
@@ -106,7 +106,7 @@ impl Desk {
         &self,
         channel: &ChannelState,
         append: impl FnOnce(&mut Frames<'_>, Call) -> Result<()>,
-    ) -> Asked {
+    ) -> PendingReply {
         let (call, answer) = Call::new();
         let gate = || self.gate(channel);
         self.write(channel.number, gate, |frames| append(frames, call))?;
@@ -121,13 +121,17 @@ impl Desk {
         }
     }
 
-    pub(super) fn ask_method<R: Request>(&self, channel: &ChannelState, method: &R) -> Asked {
+    pub(super) fn ask_method<R: Request>(
+        &self,
+        channel: &ChannelState,
+        method: &R,
+    ) -> PendingReply {
         self.ask(channel, |frames, call| {
             call::append(frames, channel.number, method, call)
         })
     }
 
-    pub(super) fn open(&self, channel: &Arc<ChannelState>) -> Asked {
+    pub(super) fn open(&self, channel: &Arc<ChannelState>) -> PendingReply {
         let (call, answer) = Call::new();
         let gate = || channel.gate().map(|_| channel.opening_gate());
         self.write(channel.number, gate, |frames| {
@@ -137,7 +141,7 @@ impl Desk {
     }
 
     /// Whether there is an answer within `patience`.
-    pub(super) fn has_answer(&self, asked: &Asked, patience: Duration) -> bool {
+    pub(super) fn has_answer(&self, asked: &PendingReply, patience: Duration) -> bool {
         let Ok(answer) = asked else { return true };
         let mut select = Select::new();
         select.recv(answer);
@@ -148,7 +152,7 @@ impl Desk {
     pub(super) fn answer(
         &self,
         channel: &ChannelState,
-        asked: &Asked,
+        asked: &PendingReply,
         deadline: Deadline,
     ) -> Result<Reply, Failure> {
         let reply = match asked {
@@ -232,7 +236,7 @@ impl Desk {
     }
 
     fn take_number(&mut self) -> Result<Arc<ChannelState>> {
-        let numbers = &self.link.channel_numbers;
+        let numbers = &self.shared.channel_numbers;
         // Without waiting: no other thread releases one meanwhile.
         let number = numbers
             .take(Deadline::after(Duration::ZERO))
@@ -240,7 +244,7 @@ impl Desk {
                 let channel_max = numbers.highest();
                 Error::new(ErrorKind::ChannelsExhausted { channel_max })
             })?;
-        let channel = Arc::new(ChannelState::new(number, Arc::clone(&self.link)));
+        let channel = Arc::new(ChannelState::new(number, Arc::clone(&self.shared)));
         channel.set_recovering(true);
         self.own.push(Arc::clone(&channel));
         Ok(channel)
@@ -250,7 +254,7 @@ impl Desk {
     pub(super) fn answer_or_abandon(
         &mut self,
         channel: &Arc<ChannelState>,
-        asked: &Asked,
+        asked: &PendingReply,
         timeout: Duration,
     ) -> Result<Reply, Failure> {
         let answer = self.answer(channel, asked, self.within(timeout));
@@ -269,9 +273,9 @@ fn closed(channel: u16) -> Error {
 }
 
 /// A queue whose name only the broker can give, and that can have outlived the connection.
-pub(super) fn named_by_broker(redeclare: &Redeclare) -> Option<&str> {
+pub(super) fn named_by_broker(redeclare: &RecordedEntity) -> Option<&str> {
     match redeclare {
-        Redeclare::Queue {
+        RecordedEntity::Queue {
             declare,
             named_by_server: true,
         } if !declare.exclusive => Some(&declare.queue),
@@ -282,20 +286,20 @@ pub(super) fn named_by_broker(redeclare: &Redeclare) -> Option<&str> {
 /// Asks for it. For a queue that the broker has named, and for a stream, it asks whether the old one
 /// is still there, unless it `is_gone`.
 pub(super) fn ask(
-    desk: &Desk,
+    requester: &Requester,
     channel: &ChannelState,
-    redeclare: &Redeclare,
+    redeclare: &RecordedEntity,
     is_gone: bool,
-) -> Asked {
+) -> PendingReply {
     match redeclare {
-        Redeclare::Exchange(declare) => desk.ask_method(channel, declare),
-        Redeclare::BindExchange(bind) => desk.ask_method(channel, bind),
-        Redeclare::BindQueue(bind) => desk.ask_method(channel, bind),
-        Redeclare::Queue {
+        RecordedEntity::Exchange(declare) => requester.ask_method(channel, declare),
+        RecordedEntity::BindExchange(bind) => requester.ask_method(channel, bind),
+        RecordedEntity::BindQueue(bind) => requester.ask_method(channel, bind),
+        RecordedEntity::Queue {
             declare,
             named_by_server: false,
-        } if is_gone || !is_stream(declare) => desk.ask_method(channel, declare),
-        Redeclare::Queue {
+        } if is_gone || !is_stream(declare) => requester.ask_method(channel, declare),
+        RecordedEntity::Queue {
             declare,
             named_by_server: true,
         } if declare.exclusive || is_gone => {
@@ -303,15 +307,15 @@ pub(super) fn ask(
                 queue: "".into(),
                 ..declare.clone()
             };
-            desk.ask_method(channel, &declare)
+            requester.ask_method(channel, &declare)
         }
-        Redeclare::Queue { declare, .. } => {
+        RecordedEntity::Queue { declare, .. } => {
             let declare = QueueDeclare {
                 queue: declare.queue.clone(),
                 passive: true,
                 ..QueueDeclare::default()
             };
-            desk.ask_method(channel, &declare)
+            requester.ask_method(channel, &declare)
         }
     }
 }

@@ -10,12 +10,12 @@ use crate::error::{ClosedBy, Error, ErrorKind, ReplyCode, Result};
 use crate::events::{ConnectionEvent, Entity};
 use crate::io_thread::deadline::Deadline;
 use crate::io_thread::mailbox::Reply;
-use crate::io_thread::Link;
+use crate::io_thread::Shared;
 use crate::log_line::log_line;
 use crate::options::backoff::random;
 use crate::options::RecoveryOptions;
-use crate::proto::{encoded, Redeclare};
-use crate::session::channel::consumers::Wanted;
+use crate::proto::{encoded, RecordedEntity};
+use crate::session::channel::consumers::RecordedConsumer;
 use crate::session::channel::ChannelState;
 
 /// The first and the longest delay before something that costs a connection, or its time, is tried
@@ -44,11 +44,11 @@ enum Detail {
 }
 
 impl Key {
-    pub(super) fn of(redeclare: &Redeclare) -> Self {
+    pub(super) fn of(redeclare: &RecordedEntity) -> Self {
         let detail = match redeclare {
-            Redeclare::Exchange(_) | Redeclare::Queue { .. } => Detail::None,
-            Redeclare::BindQueue(bind) => Detail::OfQueue(encoded(&bind.arguments)),
-            Redeclare::BindExchange(bind) => Detail::OfExchange(encoded(&bind.arguments)),
+            RecordedEntity::Exchange(_) | RecordedEntity::Queue { .. } => Detail::None,
+            RecordedEntity::BindQueue(bind) => Detail::OfQueue(encoded(&bind.arguments)),
+            RecordedEntity::BindExchange(bind) => Detail::OfExchange(encoded(&bind.arguments)),
         };
         Self {
             entity: entity(redeclare),
@@ -56,9 +56,9 @@ impl Key {
         }
     }
 
-    pub(super) fn of_consumer(channel: &ChannelState, wanted: &Wanted) -> Self {
+    pub(super) fn of_consumer(channel: &ChannelState, recorded: &RecordedConsumer) -> Self {
         Self {
-            entity: wanted.entity(),
+            entity: recorded.entity(),
             detail: Detail::Channel(channel.number),
         }
     }
@@ -142,7 +142,7 @@ pub(super) struct MissedConsumer {
 }
 
 /// All that is missing, and what may be to blame for a loss.
-pub(super) struct Missing {
+pub(super) struct Unrecovered {
     all: HashMap<Key, Missed>,
     /// The broker has closed a connection when these were asked for together: the next time each
     /// is asked for alone.
@@ -153,7 +153,7 @@ pub(super) struct Missing {
     options: RecoveryOptions,
 }
 
-impl Missing {
+impl Unrecovered {
     pub(super) fn new(options: &RecoveryOptions) -> Self {
         Self {
             all: HashMap::new(),
@@ -224,8 +224,8 @@ impl Missing {
     }
 
     /// It could not be brought back, or still cannot. The program is told the first time.
-    pub(super) fn insert(&mut self, key: Key, trouble: Trouble, error: Error, link: &Link) {
-        self.insert_with(key, trouble, error, None, link);
+    pub(super) fn insert(&mut self, key: Key, trouble: Trouble, error: Error, shared: &Shared) {
+        self.insert_with(key, trouble, error, None, shared);
     }
 
     /// A consumer that could not be brought back. It waits if that can change by itself, else it
@@ -233,13 +233,13 @@ impl Missing {
     pub(super) fn insert_consumer(
         &mut self,
         channel: &Arc<ChannelState>,
-        wanted: &Wanted,
+        recorded: &RecordedConsumer,
         trouble: Trouble,
         error: Error,
         answer: Option<Receiver<Result<Reply>>>,
-        link: &Link,
+        shared: &Shared,
     ) {
-        let key = Key::of_consumer(channel, wanted);
+        let key = Key::of_consumer(channel, recorded);
         let waits_for_other = error
             .close_reason()
             .is_some_and(|reason| reason.text.contains("exclusive use"));
@@ -250,19 +250,19 @@ impl Missing {
             _ => false,
         };
         if error.is_missing() {
-            wanted.mailbox.is_without_queue();
+            recorded.mailbox.is_without_queue();
         }
         if !may_change {
             self.all.remove(&key);
-            tell_not_recovered(&key.entity, error.clone(), link);
-            return wanted.mailbox.ended(Some(error));
+            tell_not_recovered(&key.entity, error.clone(), shared);
+            return recorded.mailbox.ended(Some(error));
         }
         let consumer = MissedConsumer {
             channel: Arc::downgrade(channel),
             waits_for_other,
             answer,
         };
-        self.insert_with(key, trouble, error, Some(consumer), link);
+        self.insert_with(key, trouble, error, Some(consumer), shared);
     }
 
     fn insert_with(
@@ -271,13 +271,13 @@ impl Missing {
         trouble: Trouble,
         error: Error,
         consumer: Option<MissedConsumer>,
-        link: &Link,
+        shared: &Shared,
     ) {
         self.suspects.remove(&key);
         if let Some(missed) = self.all.get_mut(&key) {
             log_line!(
                 Debug,
-                link.label(),
+                shared.label(),
                 "{} is still missing: {error}",
                 key.entity
             );
@@ -292,7 +292,7 @@ impl Missing {
             }
             return;
         }
-        tell_not_recovered(&key.entity, error, link);
+        tell_not_recovered(&key.entity, error, shared);
         let missed = Missed {
             trouble,
             tries: 0,
@@ -313,7 +313,7 @@ impl Missing {
     }
 
     /// It is there. The program is told if it was told that it was missing.
-    pub(super) fn found(&mut self, key: &Key, link: &Link) {
+    pub(super) fn found(&mut self, key: &Key, shared: &Shared) {
         self.suspects.remove(key);
         if self.all.remove(key).is_none() {
             return;
@@ -323,7 +323,7 @@ impl Missing {
                 missed.next = Deadline::after(Duration::ZERO);
             }
         }
-        tell_recovered(key.entity.clone(), link);
+        tell_recovered(key.entity.clone(), shared);
     }
 
     /// Nothing waits for it any more.
@@ -411,20 +411,20 @@ fn delay(trouble: Trouble, tries: u32, options: &RecoveryOptions) -> Deadline {
     })
 }
 
-pub(super) fn entity(redeclare: &Redeclare) -> Entity {
+pub(super) fn entity(redeclare: &RecordedEntity) -> Entity {
     match redeclare {
-        Redeclare::Exchange(declare) => Entity::Exchange {
+        RecordedEntity::Exchange(declare) => Entity::Exchange {
             name: declare.exchange.to_string(),
         },
-        Redeclare::Queue { declare, .. } => Entity::Queue {
+        RecordedEntity::Queue { declare, .. } => Entity::Queue {
             name: declare.queue.to_string(),
         },
-        Redeclare::BindExchange(bind) => Entity::Binding {
+        RecordedEntity::BindExchange(bind) => Entity::Binding {
             source: bind.source.to_string(),
             destination: bind.destination.to_string(),
             routing_key: bind.routing_key.to_string(),
         },
-        Redeclare::BindQueue(bind) => Entity::Binding {
+        RecordedEntity::BindQueue(bind) => Entity::Binding {
             source: bind.exchange.to_string(),
             destination: bind.queue.to_string(),
             routing_key: bind.routing_key.to_string(),
@@ -432,15 +432,15 @@ pub(super) fn entity(redeclare: &Redeclare) -> Entity {
     }
 }
 
-fn tell_not_recovered(entity: &Entity, error: Error, link: &Link) {
-    log_line!(Warn, link.label(), "{entity} was not recovered: {error}");
+fn tell_not_recovered(entity: &Entity, error: Error, shared: &Shared) {
+    log_line!(Warn, shared.label(), "{entity} was not recovered: {error}");
     let entity = entity.clone();
-    link.tell(ConnectionEvent::NotRecovered { entity, error });
+    shared.tell(ConnectionEvent::NotRecovered { entity, error });
 }
 
-fn tell_recovered(entity: Entity, link: &Link) {
-    log_line!(Info, link.label(), "{entity} is there again");
-    link.tell(ConnectionEvent::RecoveredLater { entity });
+fn tell_recovered(entity: Entity, shared: &Shared) {
+    log_line!(Info, shared.label(), "{entity} is there again");
+    shared.tell(ConnectionEvent::RecoveredLater { entity });
 }
 
 pub(super) fn is_named(error: &Error, name: &str) -> bool {
@@ -482,17 +482,20 @@ mod tests {
     #[test]
     fn one_that_was_asked_alone_is_to_blame_and_several_are_suspects() {
         let (one, other) = (queue("one"), queue("other"));
-        let mut missing = Missing::new(&RecoveryOptions::default());
+        let mut unrecovered = Unrecovered::new(&RecoveryOptions::default());
         let both = || vec![one.clone(), other.clone()];
         // An operator, or a broker that stops.
-        assert_eq!(missing.blame(vec![one.clone()], &closed(320, 0, 0)), None);
+        assert_eq!(
+            unrecovered.blame(vec![one.clone()], &closed(320, 0, 0)),
+            None
+        );
         // For something else.
         let publishing = closed(541, 60, 40);
-        assert_eq!(missing.blame(vec![one.clone()], &publishing), None);
-        assert!(!missing.is_suspect(&one));
-        assert_eq!(missing.blame(both(), &closed(541, 0, 0)), None);
-        assert!(missing.is_suspect(&one) && missing.is_suspect(&other));
-        let guilty = missing.blame(vec![other.clone()], &closed(541, 50, 10));
+        assert_eq!(unrecovered.blame(vec![one.clone()], &publishing), None);
+        assert!(!unrecovered.is_suspect(&one));
+        assert_eq!(unrecovered.blame(both(), &closed(541, 0, 0)), None);
+        assert!(unrecovered.is_suspect(&one) && unrecovered.is_suspect(&other));
+        let guilty = unrecovered.blame(vec![other.clone()], &closed(541, 50, 10));
         assert_eq!(guilty, Some(other));
     }
 }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use std::vec::Drain;
 
-use super::desk::{ask, named_by_broker, Desk, Failure};
-use super::missing::{is_close_by_broker, is_named, Key, Trouble};
+use super::requester::{ask, named_by_broker, Failure, Requester};
+use super::unrecovered::{is_close_by_broker, is_named, Key, Trouble};
 
 use crate::error::{Error, ErrorKind, ReplyCode, Result};
 use crate::events::Entity;
@@ -14,9 +14,9 @@ use crate::io_thread::deadline::Deadline;
 use crate::io_thread::mailbox::{Command, ConsumerMailbox, Mailboxes, Reply};
 use crate::io_thread::socket::connect::{connect, Last};
 use crate::io_thread::Recover;
-use crate::io_thread::{self, Link};
+use crate::io_thread::{self, Shared};
 use crate::options::ConnectionOptions;
-use crate::proto::{Delivered, Redeclare, Settling};
+use crate::proto::{Delivered, RecordedEntity, Settling};
 use crate::wire::method::{BasicConsume, BasicQos, Method, QueueBind, QueueDeclare};
 use crate::wire::value::FieldTable;
 
@@ -29,10 +29,10 @@ const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Something to be tried.
 pub(super) enum Trial {
-    Declare(Redeclare),
+    Declare(RecordedEntity),
     /// Only the program's own connection can have it: an exclusive queue like it is tried, or a
     /// binding of one that gets no messages.
-    StandIn(Redeclare),
+    StandIn(RecordedEntity),
     /// Whether the queue is there.
     Queue(String),
     /// Whether the queue is there and can be consumed from without harm.
@@ -54,7 +54,7 @@ pub(super) enum Verdict {
     NotTried(Error),
 }
 
-pub(super) struct Aside {
+pub(super) struct TrialConnection {
     options: ConnectionOptions,
     /// Where the program's connection is.
     here: Last,
@@ -66,19 +66,19 @@ pub(super) struct Aside {
 }
 
 struct Connected {
-    link: Arc<Link>,
-    desk: Desk,
+    shared: Arc<Shared>,
+    requester: Requester,
 }
 
 impl Drop for Connected {
     fn drop(&mut self) {
         let text = "what was missing was tried again";
         // It fails only if the connection has ended.
-        let _ = self.link.close(ReplyCode::SUCCESS, text, CLOSE_PATIENCE);
+        let _ = self.shared.close(ReplyCode::SUCCESS, text, CLOSE_PATIENCE);
     }
 }
 
-impl Aside {
+impl TrialConnection {
     pub(super) fn new(mut options: ConnectionOptions, here: Last) -> Self {
         options.connection_name.push_str(" (recovery)");
         options.recovery.is_on = false;
@@ -101,15 +101,15 @@ impl Aside {
             return Verdict::Failed(Trouble::Refused, error);
         }
         let timeout = self.options.recovery.entity_timeout;
-        let desk = match self.desk() {
-            Ok(desk) => desk,
+        let requester = match self.requester() {
+            Ok(requester) => requester,
             Err(error) => return Verdict::NotTried(error),
         };
         let verdict = match trial {
-            Trial::Declare(redeclare) => declare(desk, redeclare, timeout),
-            Trial::StandIn(redeclare) => stand_in(desk, redeclare, timeout),
-            Trial::Queue(name) => queue_exists(desk, name, timeout).map(Verdict::Queue),
-            Trial::Consume(consume) => try_consume(desk, consume, timeout),
+            Trial::Declare(redeclare) => declare(requester, redeclare, timeout),
+            Trial::StandIn(redeclare) => stand_in(requester, redeclare, timeout),
+            Trial::Queue(name) => queue_exists(requester, name, timeout).map(Verdict::Queue),
+            Trial::Consume(consume) => try_consume(requester, consume, timeout),
         };
         verdict.unwrap_or_else(|failure| self.failed(key, failure))
     }
@@ -128,8 +128,8 @@ impl Aside {
         self.lacking.iter().find(names_it).cloned()
     }
 
-    fn desk(&mut self) -> Result<&mut Desk> {
-        let is_open = |it: &Connected| it.link.outbox.end_cause().is_none();
+    fn requester(&mut self) -> Result<&mut Requester> {
+        let is_open = |it: &Connected| it.shared.outbox.end_cause().is_none();
         if !self.connected.as_ref().is_some_and(is_open) {
             self.connected = None;
             if self.connections >= MAX_CONNECTIONS {
@@ -144,17 +144,17 @@ impl Aside {
                 self.open()?
             }
         };
-        Ok(&mut self.connected.insert(connected).desk)
+        Ok(&mut self.connected.insert(connected).requester)
     }
 
     fn open(&self) -> Result<Connected> {
         let connected = connect::<Mailboxes>(&self.options, Some(self.here.clone()))?;
         let recovery = Arc::new(NoRecovery);
-        let name = "leveret aside";
-        let (link, _) = io_thread::spawn(connected, &self.options, recovery, name)
+        let name = "leveret trial";
+        let (shared, _) = io_thread::spawn(connected, &self.options, recovery, name)
             .map_err(|error| not_started(&error))?;
-        let desk = Desk::new(&link, 0, self.options.request_timeout, self.until);
-        Ok(Connected { link, desk })
+        let requester = Requester::new(&shared, 0, self.options.request_timeout, self.until);
+        Ok(Connected { shared, requester })
     }
 
     fn failed(&mut self, key: &Key, failure: Failure) -> Verdict {
@@ -181,11 +181,17 @@ impl Aside {
     }
 }
 
-fn declare(desk: &mut Desk, redeclare: &Redeclare, timeout: Duration) -> Result<Verdict, Failure> {
+fn declare(
+    requester: &mut Requester,
+    redeclare: &RecordedEntity,
+    timeout: Duration,
+) -> Result<Verdict, Failure> {
     let is_named_by_broker = named_by_broker(redeclare).is_some();
-    let declared = ask_alone(desk, redeclare, !is_named_by_broker, timeout);
+    let declared = ask_alone(requester, redeclare, !is_named_by_broker, timeout);
     let declared = match declared {
-        Err(Failure::Refused(_)) if is_named_by_broker => ask_alone(desk, redeclare, true, timeout),
+        Err(Failure::Refused(_)) if is_named_by_broker => {
+            ask_alone(requester, redeclare, true, timeout)
+        }
         declared => declared,
     };
     declared.map(Verdict::Declared)
@@ -193,19 +199,23 @@ fn declare(desk: &mut Desk, redeclare: &Redeclare, timeout: Duration) -> Result<
 
 /// Asks for an exclusive queue without a name; in the place of a binding, binds that by its name, so
 /// that it takes no message away from anyone.
-fn stand_in(desk: &mut Desk, redeclare: &Redeclare, timeout: Duration) -> Result<Verdict, Failure> {
+fn stand_in(
+    requester: &mut Requester,
+    redeclare: &RecordedEntity,
+    timeout: Duration,
+) -> Result<Verdict, Failure> {
     let declare = match redeclare {
-        Redeclare::Queue { declare, .. } => declare.clone(),
+        RecordedEntity::Queue { declare, .. } => declare.clone(),
         _ => QueueDeclare {
             exclusive: true,
             ..QueueDeclare::default()
         },
     };
-    let queue = Redeclare::Queue {
+    let queue = RecordedEntity::Queue {
         declare,
         named_by_server: true,
     };
-    let reply = ask_alone(desk, &queue, true, timeout)?;
+    let reply = ask_alone(requester, &queue, true, timeout)?;
     if let (true, Reply::Method(Method::QueueDeclareOk(ok))) = (redeclare.is_binding(), reply) {
         let bind = QueueBind {
             routing_key: ok.queue.clone(),
@@ -213,62 +223,66 @@ fn stand_in(desk: &mut Desk, redeclare: &Redeclare, timeout: Duration) -> Result
             exchange: "amq.direct".into(),
             ..QueueBind::default()
         };
-        ask_alone(desk, &Redeclare::BindQueue(bind), true, timeout)?;
+        ask_alone(requester, &RecordedEntity::BindQueue(bind), true, timeout)?;
     }
     Ok(Verdict::Harmless)
 }
 
 fn ask_alone(
-    desk: &mut Desk,
-    redeclare: &Redeclare,
+    requester: &mut Requester,
+    redeclare: &RecordedEntity,
     is_gone: bool,
     timeout: Duration,
 ) -> Result<Reply, Failure> {
-    let channel = desk.channel(0).map_err(Failure::Connection)?;
-    let asked = ask(desk, &channel, redeclare, is_gone);
-    desk.answer_or_abandon(&channel, &asked, timeout)
+    let channel = requester.channel(0).map_err(Failure::Connection)?;
+    let asked = ask(requester, &channel, redeclare, is_gone);
+    requester.answer_or_abandon(&channel, &asked, timeout)
 }
 
 /// The number of consumers of a queue, if it exists and can be used by this connection.
-fn queue_exists(desk: &mut Desk, name: &str, timeout: Duration) -> Result<Option<u32>, Failure> {
-    let channel = desk.channel(0).map_err(Failure::Connection)?;
+fn queue_exists(
+    requester: &mut Requester,
+    name: &str,
+    timeout: Duration,
+) -> Result<Option<u32>, Failure> {
+    let channel = requester.channel(0).map_err(Failure::Connection)?;
     let declare = QueueDeclare {
         queue: name.into(),
         passive: true,
         ..QueueDeclare::default()
     };
-    let asked = desk.ask_method(&channel, &declare);
-    match desk.answer_or_abandon(&channel, &asked, timeout) {
+    let asked = requester.ask_method(&channel, &declare);
+    match requester.answer_or_abandon(&channel, &asked, timeout) {
         Ok(Reply::Method(Method::QueueDeclareOk(ok))) => Ok(Some(ok.consumer_count)),
         Ok(_) | Err(Failure::Refused(_)) => Ok(None),
-        Err(Failure::ChannelGone | Failure::NotAsked) => queue_exists(desk, name, timeout),
+        Err(Failure::ChannelGone | Failure::NotAsked) => queue_exists(requester, name, timeout),
         Err(failure) => Err(failure),
     }
 }
 
 /// A message that comes meanwhile goes back to its queue when the channel is closed.
 fn try_consume(
-    desk: &mut Desk,
+    requester: &mut Requester,
     consume: &BasicConsume<'static>,
     timeout: Duration,
 ) -> Result<Verdict, Failure> {
-    let count = queue_exists(desk, &consume.queue, timeout)?;
+    let count = queue_exists(requester, &consume.queue, timeout)?;
     if count.is_none() {
         return Ok(Verdict::Queue(count));
     }
-    let channel = desk.channel(0).map_err(Failure::Connection)?;
+    let channel = requester.channel(0).map_err(Failure::Connection)?;
     let qos = BasicQos {
         prefetch_count: 1,
         ..BasicQos::default()
     };
-    let asked = desk.ask_method(&channel, &qos);
-    desk.answer(&channel, &asked, desk.within(timeout))?;
+    let asked = requester.ask_method(&channel, &qos);
+    requester.answer(&channel, &asked, requester.within(timeout))?;
     let consume = BasicConsume {
         no_ack: false,
         ..consume.clone()
     };
     let number = channel.number;
-    let asked = desk.ask(&channel, |frames, call| {
+    let asked = requester.ask(&channel, |frames, call| {
         frames.method(&consume)?;
         frames.command(Command::Consume {
             channel: number,
@@ -279,8 +293,8 @@ fn try_consume(
         });
         Ok(())
     });
-    let answer = desk.answer(&channel, &asked, desk.within(timeout));
-    desk.abandon(&channel);
+    let answer = requester.answer(&channel, &asked, requester.within(timeout));
+    requester.abandon(&channel);
     answer.map(|_| Verdict::Queue(count))
 }
 
@@ -297,7 +311,7 @@ impl Recover for NoRecovery {
         false
     }
 
-    fn lost(self: Arc<Self>, _link: &Arc<Link>, _cause: &Error) -> bool {
+    fn lost(self: Arc<Self>, _link: &Arc<Shared>, _cause: &Error) -> bool {
         false
     }
 
