@@ -2,7 +2,7 @@
 
 use std::io::{self, Read};
 
-/// What is read at once at most, in bytes, also when the buffer has more room: [`Reading`](crate::io_thread::read_throttle::Reading) counts on
+/// What is read at once at most, in bytes, also when the buffer has more room: [`ReadThrottle`](crate::io_thread::read_throttle::ReadThrottle) counts on
 /// it.
 const CHUNK: usize = 64 << 10;
 
