@@ -9,38 +9,38 @@
     clippy::indexing_slicing
 )]
 
-mod alike;
+mod aioamqp_guide;
 mod broker;
+mod broker_errors;
+mod broker_parity;
 mod broker_wire;
 mod channels;
 mod cluster_chaos;
 mod connecting;
 mod consuming;
 mod credentials;
-mod deprecated;
 mod endpoints;
 mod exchanges_and_queues;
-mod guide;
 mod handshake;
-mod in_flight;
 mod large_messages;
+mod late_frames;
 mod logging;
-mod losing;
-mod memory;
+mod lost_for_good;
+mod memory_use;
 mod perf_test;
 mod publisher;
 mod publishing;
 mod recovery;
-mod refusals;
 mod rpc;
 mod stats;
 mod streams;
 mod stress;
 mod support;
-mod threads;
+mod thread_safety;
+mod timeouts;
 #[cfg(feature = "native-tls")]
 mod tls;
 mod tutorials;
 mod typed_arguments;
-mod waiting;
+mod without_deprecated_features;
 mod workers;

@@ -2,12 +2,12 @@
 
 mod calls;
 mod consuming;
-mod faults;
-mod harmful;
+mod isolation;
+mod network_faults;
 mod nodes;
-mod obstacles;
 mod publishing;
-mod servers;
+mod refused;
+mod scripted;
 mod topology;
 
 use std::time::Duration;

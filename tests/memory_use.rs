@@ -110,7 +110,7 @@ fn watch_slow_consumer(url: &str, queue: &str, count: usize) {
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args([
             "--exact",
-            "memory::slow_consumer",
+            "memory_use::slow_consumer",
             "--ignored",
             "--nocapture",
         ])
@@ -232,7 +232,7 @@ fn whoever_waits_is_answered_though_nobody_takes_messages() {
 #[test]
 fn what_a_burst_has_needed_is_given_back_at_rest() {
     let run = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "memory::a_burst", "--ignored"])
+        .args(["--exact", "memory_use::a_burst", "--ignored"])
         .env("AMQP_URL", url())
         .env("MALLOC_MMAP_THRESHOLD_", "65536")
         .output()
