@@ -1,5 +1,5 @@
-//! The broker that this crate has for tests: its faults, and what a look inside shows. That it else does what RabbitMQ does, all
-//! other tests show, which run with both.
+//! The broker in the box: its faults, and what its inspection methods show. All other tests also
+//! run with it, and so show that it otherwise behaves like RabbitMQ.
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
@@ -20,12 +20,12 @@ fn options(broker: &Broker) -> ConnectionOptions {
     ConnectionOptions::from_uri(&broker.uri()).unwrap()
 }
 
-/// Of an [`impatient`] client, and of the broker that it has.
+/// The heartbeat of an [`impatient`] client and of its broker.
 const HEARTBEAT: Duration = Duration::from_secs(2);
-/// Longer than a client or a broker waits for a heartbeat: two intervals.
+/// Longer than a client or a broker waits for a heartbeat, which is two intervals.
 const LONG: Duration = HEARTBEAT.saturating_mul(3);
 
-/// A client that soon notices silence, and gives up then.
+/// Options of a client that notices silence soon and does not reconnect.
 fn impatient(broker: &Broker) -> ConnectionOptions {
     options(broker)
         .heartbeat(HEARTBEAT)
@@ -46,7 +46,7 @@ fn start() -> (Broker, Channel) {
 }
 
 #[test]
-fn many_brokers_are_apart_from_each_other_and_end_with_their_value() {
+fn brokers_are_independent_and_stop_when_dropped() {
     let brokers: Vec<_> = (0..50).map(|_| start()).collect();
     for (number, (broker, channel)) in brokers.iter().enumerate() {
         let name = format!("q{number}");
@@ -85,7 +85,7 @@ fn a_port_that_is_in_use_is_named_in_the_error() {
 }
 
 #[test]
-fn a_look_inside_shows_queues_connections_and_what_was_published() {
+fn inspection_shows_queues_connections_and_published_messages() {
     let (broker, channel) = start();
     assert_eq!(broker.queue("q"), None);
     let queue = declare(&channel);
@@ -125,7 +125,7 @@ fn a_look_inside_shows_queues_connections_and_what_was_published() {
 }
 
 #[test]
-fn only_its_users_and_vhosts_are_let_in() {
+fn only_configured_users_and_vhosts_can_connect() {
     let settings = BrokerOptions::default()
         .user("bob", "secret")
         .vhost("orders");
@@ -144,7 +144,7 @@ fn only_its_users_and_vhosts_are_let_in() {
     }
     let came = |it: &Broker| it.queue_in("orders", "q").is_some_and(|it| it.ready == 2);
     assert!(broker.wait_until(SOON, came));
-    assert_eq!(broker.queue("q"), None, "that is another vhost");
+    assert_eq!(broker.queue("q"), None, "the queue is in another vhost");
     let published = broker.published();
     assert_eq!((published.len(), &published[0].body[..]), (1, &b"2"[..]));
 
@@ -155,7 +155,7 @@ fn only_its_users_and_vhosts_are_let_in() {
 }
 
 #[test]
-fn connections_are_dropped_refused_and_let_in_again() {
+fn connections_can_be_dropped_refused_and_accepted_again() {
     let (broker, channel) = start();
     let connection = channel.connection();
     let events = connection.events();
@@ -173,7 +173,7 @@ fn connections_are_dropped_refused_and_let_in_again() {
 }
 
 #[test]
-fn a_broker_that_does_not_answer_goes_on_where_it_was() {
+fn a_broker_that_stopped_answering_answers_pending_calls_later() {
     let (broker, channel) = start();
     broker.stop_answering(true);
     let short = Duration::from_millis(100);
@@ -196,7 +196,7 @@ fn a_client_notices_when_heartbeats_stop() {
     let broker = Broker::start().unwrap();
     let options = impatient(&broker);
     let connection = Connection::open_with(&options).unwrap();
-    // It lives as long as they come.
+    // The connection stays open while heartbeats come.
     thread::sleep(LONG);
     assert!(connection.is_open());
     broker.stop_heartbeats(true);
@@ -215,7 +215,7 @@ fn a_client_gets_heartbeats_from_a_broker_that_proposes_none() {
     let connection = Connection::open_with(&impatient(&broker)).unwrap();
     assert_eq!(connection.server_heartbeat(), Duration::ZERO);
     assert_eq!(connection.heartbeat(), HEARTBEAT);
-    // Both sides send them: neither takes the other one for dead.
+    // Both sides send heartbeats, so neither takes the other for dead.
     thread::sleep(LONG);
     assert!(connection.is_open());
     broker.stop_heartbeats(true);
@@ -227,7 +227,7 @@ fn a_client_gets_heartbeats_from_a_broker_that_proposes_none() {
 }
 
 #[test]
-fn a_client_that_is_silent_is_dropped_and_its_messages_go_back() {
+fn a_silent_client_is_dropped_and_its_messages_are_requeued() {
     let broker = Broker::start().unwrap();
     let proxy = Proxy::start(&broker.uri());
     let options = proxy.options().heartbeat(HEARTBEAT);
@@ -239,7 +239,7 @@ fn a_client_that_is_silent_is_dropped_and_its_messages_go_back() {
     queue.publish("unacknowledged").unwrap();
     let consumer = queue.consume(ConsumeOptions::default()).unwrap();
     let _delivery = consumer.recv().unwrap().unwrap();
-    // Nor does it hear that it comes back.
+    // The client must not reconnect either.
     proxy.refuse(true);
     proxy.drop_all(Direction::ToBroker);
     let is_back =
@@ -248,7 +248,7 @@ fn a_client_that_is_silent_is_dropped_and_its_messages_go_back() {
 }
 
 #[test]
-fn publishers_are_blocked_with_a_reason_and_go_on_afterwards() {
+fn publishers_can_be_blocked_with_a_reason_and_unblocked() {
     let (broker, channel) = start();
     let connection = channel.connection();
     let events = connection.events();
@@ -259,9 +259,11 @@ fn publishers_are_blocked_with_a_reason_and_go_on_afterwards() {
         matches!(&event, ConnectionEvent::Blocked { reason } if reason == "low on memory"),
         "{event:?}"
     );
-    // Who comes now is told as well.
+    // A connection opened now is told as well.
     let late = Connection::open(&broker.uri()).unwrap();
-    eventually("it is blocked", || late.blocked_reason().is_some());
+    eventually("the new connection is blocked", || {
+        late.blocked_reason().is_some()
+    });
     let publishing = thread::spawn({
         let channel = channel.clone();
         move || channel.publisher()?.publish("", "q", "held up")?.wait()
@@ -272,7 +274,7 @@ fn publishers_are_blocked_with_a_reason_and_go_on_afterwards() {
 }
 
 #[test]
-fn the_next_messages_are_refused() {
+fn the_next_messages_can_be_nacked() {
     let (broker, channel) = start();
     declare(&channel);
     let publisher = channel.publisher().unwrap();
@@ -290,12 +292,12 @@ fn the_next_messages_are_refused() {
     assert_eq!(
         broker.queue("q").unwrap().ready,
         3,
-        "no refused one is there"
+        "no refused message is in the queue"
     );
 }
 
 #[test]
-fn channels_and_connections_are_closed_with_a_code_and_a_text() {
+fn channels_and_connections_can_be_closed_with_a_code_and_a_text() {
     let (broker, channel) = start();
     broker.close_channels(ReplyCode::RESOURCE_ERROR, "no more");
     eventually("the channel is closed", || !channel.is_open());
@@ -320,7 +322,7 @@ fn channels_and_connections_are_closed_with_a_code_and_a_text() {
 }
 
 #[test]
-fn answers_come_later_when_they_are_to() {
+fn replies_can_be_delayed() {
     let (broker, channel) = start();
     let delay = Duration::from_millis(150);
     broker.delay(delay);
@@ -332,7 +334,7 @@ fn answers_come_later_when_they_are_to() {
 }
 
 #[test]
-fn a_consumer_that_is_timed_out_is_given_up_and_its_messages_come_again() {
+fn a_consumer_can_be_timed_out_and_its_messages_are_redelivered() {
     let (broker, channel) = start();
     let queue = declare(&channel);
     for body in ["in hand", "unread", "never sent"] {
@@ -341,10 +343,10 @@ fn a_consumer_that_is_timed_out_is_given_up_and_its_messages_come_again() {
     channel.basic_qos(2).unwrap();
     let options = ConsumeOptions::default().consumer_tag("slow");
     let consumer = queue.consume(options.clone()).unwrap();
-    eventually("two have come", || consumer.unread() == 2);
+    eventually("the consumer has two messages", || consumer.unread() == 2);
     let in_hand = consumer.recv().unwrap().unwrap();
     assert_eq!(broker.time_out_consumers("q"), 1);
-    eventually("it has heard of it", || {
+    eventually("the client has cancelled the consumer", || {
         broker.queue("q").unwrap().consumers == 0
     });
     let error = consumer.recv().unwrap_err();
@@ -367,7 +369,7 @@ fn a_consumer_that_is_timed_out_is_given_up_and_its_messages_come_again() {
 }
 
 #[test]
-fn consumers_are_told_that_they_were_cancelled() {
+fn consumers_can_be_cancelled_by_the_broker() {
     let (broker, channel) = start();
     let queue = declare(&channel);
     let consumer = queue.consume(ConsumeOptions::default()).unwrap();
@@ -382,7 +384,7 @@ fn consumers_are_told_that_they_were_cancelled() {
 }
 
 #[test]
-fn a_restart_keeps_what_is_durable() {
+fn a_restart_keeps_durable_entities_and_persistent_messages() {
     let (broker, channel) = start();
     let durable = QueueDeclareOptions::durable;
     channel.queue_declare("kept", durable()).unwrap();
@@ -420,7 +422,7 @@ fn a_restart_keeps_what_is_durable() {
 }
 
 #[test]
-fn a_client_that_reads_nothing_does_not_fill_the_memory() {
+fn deliveries_wait_in_the_queue_while_the_client_does_not_read() {
     let (broker, channel) = start();
     declare(&channel);
     let publisher = channel.publisher().unwrap();
@@ -428,7 +430,7 @@ fn a_client_that_reads_nothing_does_not_fill_the_memory() {
         publisher.publish("", "q", vec![0; 1 << 20]).unwrap();
     }
     publisher.wait_for_confirms().unwrap();
-    // It stops reading its socket when so much is unread.
+    // The client stops reading its socket at this many unread bytes.
     let slow = options(&broker).max_unread_bytes(1 << 20);
     let slow = Connection::open_with(&slow)
         .unwrap()
@@ -444,19 +446,19 @@ fn a_client_that_reads_nothing_does_not_fill_the_memory() {
     }
 }
 
-/// What the broker says to these bytes until it closes the connection.
+/// What the broker answers to these bytes until it closes the connection.
 fn answer_to(broker: &Broker, bytes: &[u8]) -> Vec<u8> {
     let mut socket = TcpStream::connect(broker.address()).unwrap();
     socket.set_read_timeout(Some(SOON)).unwrap();
     socket.write_all(bytes).unwrap();
     let mut answer = Vec::new();
-    // It may end with a reset, when bytes are left unread.
+    // The read may end with a reset, since the broker leaves bytes unread.
     let _ = socket.read_to_end(&mut answer);
     answer
 }
 
 #[test]
-fn what_is_no_amqp_is_answered_and_costs_nobody_else_anything() {
+fn bytes_that_are_not_amqp_are_answered_and_leave_others_alone() {
     let (broker, channel) = start();
     assert_eq!(
         answer_to(&broker, b"GET / HTTP/1.1\r\n\r\n"),
@@ -469,14 +471,14 @@ fn what_is_no_amqp_is_answered_and_costs_nobody_else_anything() {
 }
 
 #[test]
-fn a_connection_that_was_blocked_for_longer_than_its_heartbeats_goes_on() {
+fn a_connection_blocked_for_longer_than_its_heartbeats_stays_open() {
     let broker = Broker::start().unwrap();
     let options = impatient(&broker);
     let connection = Connection::open_with(&options).unwrap();
     let channel = connection.open_channel().unwrap();
     declare(&channel);
     let publisher = channel.publisher().unwrap();
-    // The broker is blocked, and the client has not heard of it.
+    // The broker is blocked, but the client does not know yet.
     broker.delay(Duration::from_millis(100));
     broker.block("low on disk");
     let confirm = publisher.publish("", "q", "held up").unwrap();
@@ -488,7 +490,7 @@ fn a_connection_that_was_blocked_for_longer_than_its_heartbeats_goes_on() {
 }
 
 #[test]
-fn what_one_connection_gives_back_goes_to_no_other_that_is_cut_as_well() {
+fn messages_requeued_by_a_restart_go_to_no_connection_that_is_cut_too() {
     let broker = Broker::start().unwrap();
     let options = options(&broker).recovery(RecoveryOptions::none());
     let connect = || {

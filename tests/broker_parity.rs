@@ -1,5 +1,6 @@
-//! Where brokers differ: the details of queues, exchanges and refusals, the same on RabbitMQ and in the box. Where
-//! RabbitMQ's versions differ, each test says what each version does; the box does what 3.10 does.
+//! Details of queues, exchanges and errors that RabbitMQ and the broker in the box share. Where
+//! RabbitMQ's versions differ, each test says what each version does; the broker in the box does
+//! what 3.10 does.
 
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use crate::support::{
 
 const REPLY_TO: &str = "amq.rabbitmq.reply-to";
 
-/// Publishes, and waits until it is in its queues.
+/// Publishes a message and waits until the broker has routed it to its queues.
 #[track_caller]
 fn put<'m>(channel: &Channel, exchange: &str, key: &str, message: impl Into<Message<'m>>) {
     let publisher = channel.publisher().unwrap();
@@ -28,11 +29,11 @@ fn fill(queue: &Queue, bodies: &[&str]) {
     bodies.iter().for_each(in_order);
 }
 
-/// The next message, which is not acknowledged.
+/// Fetches the next message without acknowledging it.
 #[track_caller]
 fn next(queue: &Queue) -> Delivery {
     let mut message = None;
-    eventually("a message is there", || {
+    eventually("the queue has a message", || {
         message = queue.get(false).unwrap();
         message.is_some()
     });
@@ -49,7 +50,7 @@ fn bodies(queue: &Queue) -> Vec<String> {
         .collect()
 }
 
-/// A queue whose dead letters go to another one.
+/// Declares a queue that dead-letters to another queue.
 fn with_dead_letters(dead: &Queue, options: QueueDeclareOptions) -> Queue {
     let options = options
         .and_exclusive()
@@ -72,7 +73,7 @@ fn headers(delivery: &Delivery) -> FieldTable {
     delivery.properties().unwrap().headers.unwrap()
 }
 
-/// What the message says of its deaths, without their times.
+/// The `x-death` header without its times.
 #[track_caller]
 fn deaths(delivery: &Delivery) -> Vec<FieldTable> {
     let headers = headers(delivery);
@@ -96,7 +97,7 @@ fn death(count: i64, reason: &str, queue: &Queue, exchange: &str, keys: &[&str])
 }
 
 #[test]
-fn a_dead_letter_tells_of_every_death_and_a_second_one_is_counted() {
+fn a_dead_letter_lists_every_death_and_counts_repeated_ones() {
     let channel = channel();
     let (last, name) = (exclusive_queue(&channel), unique("first"));
     let second = QueueDeclareOptions::exclusive()
@@ -129,7 +130,7 @@ fn a_dead_letter_tells_of_every_death_and_a_second_one_is_counted() {
         )
     };
     assert_eq!(origin(&letter), (String::new(), second.name().to_owned()));
-    // Since RabbitMQ 4.3, the dead letter keeps the mark of the rejected message.
+    // Since RabbitMQ 4.3, a dead letter keeps the `redelivered` flag of the rejected message.
     assert_eq!(letter.redelivered(), version() >= (4, 3));
     let properties = letter.properties().unwrap();
     assert_eq!(
@@ -144,7 +145,7 @@ fn a_dead_letter_tells_of_every_death_and_a_second_one_is_counted() {
         (first.map(Option::unwrap), others)
     };
     let of_the_first = ["rejected", first.name(), &exchange].map(str::to_owned);
-    // RabbitMQ 3 removes CC from a dead letter, RabbitMQ 4 keeps it.
+    // RabbitMQ 3 removes CC from a dead letter, RabbitMQ 4 keeps CC.
     let keeps_cc = version() >= (4, 0);
     let of_the_first = (of_the_first, [keeps_cc, false, true]);
     assert_eq!(told(&letter), of_the_first);
@@ -160,7 +161,7 @@ fn a_dead_letter_tells_of_every_death_and_a_second_one_is_counted() {
 }
 
 #[test]
-fn a_dead_letter_without_a_key_of_its_own_goes_by_all_its_old_ones() {
+fn a_dead_letter_without_a_new_key_keeps_all_its_routing_keys() {
     let channel = channel();
     let dlx = temporary(&channel, ExchangeKind::Direct);
     let options = QueueDeclareOptions::exclusive().dead_letter_exchange(&dlx);
@@ -184,7 +185,7 @@ fn a_dead_letter_without_a_key_of_its_own_goes_by_all_its_old_ones() {
         assert_eq!(deaths(&letter), [death(1, "maxlen", &queue, "", keys)]);
         assert_eq!(headers(&letter).get("CC"), Some(&texts(&["copy"])));
     }
-    // What only expires again and again is dropped at once.
+    // A message that would circle by expiring alone is dropped at once.
     let name = unique("loop");
     let options = QueueDeclareOptions::exclusive().dead_letter_exchange("");
     let queue = channel
@@ -195,7 +196,7 @@ fn a_dead_letter_without_a_key_of_its_own_goes_by_all_its_old_ones() {
 }
 
 #[test]
-fn a_message_expires_at_the_shorter_time_and_only_as_the_first() {
+fn a_message_expires_after_the_shorter_time_at_the_head_of_its_queue() {
     let channel = channel();
     let dead = exclusive_queue(&channel);
     let minute = Duration::from_secs(60);
@@ -220,10 +221,14 @@ fn a_message_expires_at_the_shorter_time_and_only_as_the_first() {
         );
     }
     assert_eq!(body(&next(&dead)), "as brief");
-    assert_eq!(ready(&channel, queue.name()), 2, "it is counted still");
+    assert_eq!(
+        ready(&channel, queue.name()),
+        2,
+        "an expired message counts while another is ahead of it"
+    );
     assert_eq!(body(&next(&queue)), "lasting");
     assert_eq!(body(&next(&dead)), "brief");
-    // Whoever waits gets even what lasts no time.
+    // A consumer that waits gets even a message that expires at once.
     let consumer = queue.consume(ConsumeOptions::default()).unwrap();
     put(
         &channel,
@@ -233,7 +238,7 @@ fn a_message_expires_at_the_shorter_time_and_only_as_the_first() {
     );
     let delivery = consumer.recv_timeout(SOON).unwrap().unwrap();
     assert_eq!(body(&delivery), "at once");
-    // A time that has passed meanwhile is not given again.
+    // A message that has expired meanwhile does not return to the queue.
     consumer.cancel().unwrap();
     delivery.reject(true).unwrap();
     assert_eq!(body(&next(&dead)), "at once");
@@ -247,7 +252,7 @@ fn a_full_queue_drops_its_head_or_refuses() {
     let queue = with_dead_letters(&dead, queue);
     fill(&queue, &["1"]);
     let first = next(&queue);
-    // What is not acknowledged does not count until it is back.
+    // An unacknowledged message does not count until it is requeued.
     fill(&queue, &["2"]);
     assert_eq!(ready(&channel, dead.name()), 0);
     first.reject(true).unwrap();
@@ -259,7 +264,7 @@ fn a_full_queue_drops_its_head_or_refuses() {
     );
     assert_eq!(bodies(&queue), ["2"]);
 
-    // The head is what would be delivered next.
+    // The queue drops the message that it would deliver next.
     let options = QueueDeclareOptions::exclusive().max_length(2);
     let queue = channel.queue_declare("", options.max_priority(5)).unwrap();
     for priority in [5, 1, 3] {
@@ -268,7 +273,7 @@ fn a_full_queue_drops_its_head_or_refuses() {
     }
     assert_eq!(bodies(&queue), ["3", "1"]);
 
-    // A message that would not fit is refused, and goes to the other queues all the same.
+    // The full queue nacks a message that does not fit; the other queues still get the message.
     let options = QueueDeclareOptions::exclusive().max_length_bytes(10);
     let options = options.overflow(Overflow::RejectPublish);
     let (full, other) = (
@@ -289,7 +294,7 @@ fn a_full_queue_drops_its_head_or_refuses() {
 }
 
 #[test]
-fn a_message_that_is_given_back_is_where_it_was_among_its_priority() {
+fn a_requeued_message_keeps_its_place_within_its_priority() {
     let channel = channel();
     let options = QueueDeclareOptions::exclusive().max_priority(5);
     let queue = channel.queue_declare("", options).unwrap();
@@ -301,16 +306,18 @@ fn a_message_that_is_given_back_is_where_it_was_among_its_priority() {
     let (b, c) = (next(&queue), next(&queue));
     c.nack(NackOptions::requeue()).unwrap();
     b.reject(true).unwrap();
-    eventually("they are back", || ready(&channel, queue.name()) == 4);
+    eventually("both messages are requeued", || {
+        ready(&channel, queue.name()) == 4
+    });
     let all = [(); 4].map(|()| next(&queue));
     let seen = all.each_ref().map(|it| (body(it), it.redelivered()));
     assert_eq!(seen, [("b", true), ("c", true), ("d", false), ("a", false)]);
     let priority = all[2].properties().unwrap().priority;
-    assert_eq!(priority, Some(9), "it is what it was");
+    assert_eq!(priority, Some(9), "the priority property is unchanged");
 }
 
 #[test]
-fn a_transaction_takes_publishes_and_answers_together() {
+fn a_transaction_commits_publishes_and_acknowledgements_together() {
     let channel = channel();
     let other = channel.connection().open_channel().unwrap();
     let (queue, dead) = (exclusive_queue(&channel), exclusive_queue(&other));
@@ -328,14 +335,14 @@ fn a_transaction_takes_publishes_and_answers_together() {
     let lost = Message::new("lost").mandatory();
     channel.basic_publish("", "nowhere", lost).unwrap();
     let counts = || [&queue, &source, &dead].map(|it| ready(&other, it.name()));
-    // All that was sent has come.
+    // The replies show that the broker has read everything sent so far.
     assert_eq!(ready(&channel, queue.name()), 0);
     assert_eq!((counts(), returned.len()), ([0, 0, 0], 0));
     channel.tx_commit().unwrap();
-    assert_eq!(returned.len(), 1, "it comes before the commit is answered");
-    eventually("all has happened", || counts() == [1, 1, 1]);
+    assert_eq!(returned.len(), 1, "the message returns before tx.commit-ok");
+    eventually("the transaction has taken effect", || counts() == [1, 1, 1]);
 
-    // A message that was answered for is not there to be answered again, even if that is not yet so.
+    // A message acknowledged in a transaction cannot be acknowledged again, even before the commit.
     let again = get();
     channel.basic_ack(again.delivery_tag()).unwrap();
     channel.tx_rollback().unwrap();
@@ -345,14 +352,14 @@ fn a_transaction_takes_publishes_and_answers_together() {
 }
 
 #[test]
-fn a_transaction_for_a_queue_that_is_gone_fails_since_rabbitmq_4() {
+fn a_transaction_for_a_deleted_queue_fails_since_rabbitmq_4() {
     let options = options().recovery(RecoveryOptions::none());
     let connection = Connection::open_with(&options).unwrap();
     let [channel, other] = [(); 2].map(|()| connection.open_channel().unwrap());
     let queue = exclusive_queue(&other);
     channel.tx_select().unwrap();
     channel.basic_publish("", queue.name(), "m").unwrap();
-    // It has been routed.
+    // The reply shows that the message is routed.
     channel.basic_qos(1).unwrap();
     queue.delete(QueueDeleteOptions::default()).unwrap();
     let committed = channel.tx_commit();
@@ -368,7 +375,7 @@ fn a_transaction_for_a_queue_that_is_gone_fails_since_rabbitmq_4() {
 }
 
 #[test]
-fn a_quorum_queue_counts_what_is_given_back_and_since_rabbitmq_4_3_what_is_rejected() {
+fn a_quorum_queue_counts_requeues_and_since_rabbitmq_4_3_only_rejects() {
     let channel = channel();
     let name = unique("counting");
     let queue = channel.queue_declare(&name, QueueDeclareOptions::quorum());
@@ -378,7 +385,7 @@ fn a_quorum_queue_counts_what_is_given_back_and_since_rabbitmq_4_3_what_is_rejec
     let back = |after: &str, of_all: u64, of_rejected: u64| {
         let delivery = next(&queue);
         let count = if counts_all { of_all } else { of_rejected };
-        // The first time, RabbitMQ 4 says nothing.
+        // RabbitMQ 4 sends no count with the first delivery.
         assert_eq!(delivery.delivery_count().unwrap_or(0), count, "{after}");
         assert_eq!(delivery.redelivered(), of_all > 0, "{after}");
         delivery
@@ -389,10 +396,10 @@ fn a_quorum_queue_counts_what_is_given_back_and_since_rabbitmq_4_3_what_is_rejec
     drop(back("a rejection", 2, 1));
     channel.basic_recover(true).unwrap();
     drop(back("a recover", 3, 1));
-    // The end of a channel counts as a failure in any version.
+    // Every version counts the end of a channel as a failed delivery.
     let other = channel.connection().open_channel().unwrap();
     channel.basic_recover(true).unwrap();
-    eventually("it is fetched", || {
+    eventually("the other channel fetches the message", || {
         other.basic_get(&name, false).unwrap().is_some()
     });
     other.close().unwrap();
@@ -401,7 +408,7 @@ fn a_quorum_queue_counts_what_is_given_back_and_since_rabbitmq_4_3_what_is_rejec
 }
 
 #[test]
-fn the_active_consumer_is_followed_by_the_one_of_the_highest_priority() {
+fn the_consumer_with_the_highest_priority_becomes_active_next() {
     let connection = connect();
     let channel = connection.open_channel().unwrap();
     let options = QueueDeclareOptions::exclusive().single_active_consumer();
@@ -415,9 +422,9 @@ fn the_active_consumer_is_followed_by_the_one_of_the_highest_priority() {
     let [first, low, high] = [0, 1, 7].map(consume);
     fill(&queue, &["1", "2"]);
     let _one = first.recv_timeout(SOON).unwrap().unwrap();
-    // The one that waits does not take what the active one cannot.
+    // A waiting consumer does not take a message that the active one has no prefetch for.
     assert_eq!((ready(&channel, queue.name()), high.unread()), (1, 0));
-    // Cancelled while a message is ready, it would cost RabbitMQ the whole queue.
+    // Close the channel: a cancel while a message is ready would cost RabbitMQ the whole queue.
     first.channel().close().unwrap();
     let one = high.recv_timeout(SOON).unwrap().unwrap();
     assert_eq!((body(&one), one.redelivered()), ("1", true));
@@ -429,7 +436,7 @@ fn the_active_consumer_is_followed_by_the_one_of_the_highest_priority() {
 }
 
 #[test]
-fn consumers_take_turns_while_their_limits_let_them() {
+fn consumers_take_turns_within_their_prefetch() {
     let channel = channel();
     let queue = exclusive_queue(&channel);
     let consume = |priority| {
@@ -450,7 +457,7 @@ fn consumers_take_turns_while_their_limits_let_them() {
         ("1 3".into(), "2 4".into())
     );
 
-    // The limit of a consumer is the one from when it began.
+    // A consumer keeps the prefetch that was set when it began.
     channel.basic_qos(2).unwrap();
     let high = consume(1);
     channel.basic_qos(1).unwrap();
@@ -465,7 +472,7 @@ fn consumers_take_turns_while_their_limits_let_them() {
 }
 
 #[test]
-fn a_limit_for_the_channel_is_shared_by_its_consumers_up_to_rabbitmq_4_0() {
+fn up_to_rabbitmq_4_0_consumers_share_a_global_prefetch() {
     let is_shared = version() < (4, 3);
     let channel = channel();
     let queue = exclusive_queue(&channel);
@@ -475,16 +482,18 @@ fn a_limit_for_the_channel_is_shared_by_its_consumers_up_to_rabbitmq_4_0() {
         channel.basic_qos_with(options).unwrap();
     };
     let left = |count| {
-        eventually("all that may has come", || {
+        eventually("the consumers have all that their limits allow", || {
             ready(&channel, queue.name()) == count
         });
     };
     let has = |consumer: &Consumer, count| {
-        eventually("it has come", || consumer.unread() == count);
+        eventually("the consumer has its messages", || {
+            consumer.unread() == count
+        });
     };
     let consume = |options| queue.consume(options).unwrap();
     limit(2);
-    // What is fetched does not count.
+    // Fetched messages do not count towards the limit.
     let _fetched = next(&queue);
     let [one, two] = [(); 2].map(|()| consume(ConsumeOptions::default()));
     let take_one = || one.recv().unwrap().unwrap().ack().unwrap();
@@ -496,14 +505,14 @@ fn a_limit_for_the_channel_is_shared_by_its_consumers_up_to_rabbitmq_4_0() {
         left(5);
         limit(3);
         left(4);
-        // It holds up the others, too, which have nothing to acknowledge.
+        // The limit also holds up consumers that acknowledge nothing.
         let third = consume(ConsumeOptions::default().no_ack());
         assert_eq!((ready(&channel, queue.name()), third.unread()), (4, 0));
-        // A limit for each puts an end to it.
+        // A prefetch for each consumer removes the limit for the channel.
         channel.basic_qos(1).unwrap();
         left(0);
     } else {
-        // It is the limit of each later consumer.
+        // The limit applies to each later consumer.
         left(4);
         has(&one, 2);
         has(&two, 2);
@@ -520,7 +529,7 @@ fn a_limit_for_the_channel_is_shared_by_its_consumers_up_to_rabbitmq_4_0() {
 }
 
 #[test]
-fn a_message_goes_once_to_each_queue_by_whatever_way() {
+fn a_message_reaches_each_queue_once_on_any_number_of_routes() {
     let channel = channel();
     let returned = channel.returned_messages();
     let [a, b, c] = [(); 3].map(|()| temporary(&channel, ExchangeKind::Fanout));
@@ -535,7 +544,7 @@ fn a_message_goes_once_to_each_queue_by_whatever_way() {
         queues[queue].bind(&channel.exchange(exchange), "").unwrap();
     }
     put(&channel, &a, "", "round");
-    // Three keys, one of them in secret, two the same.
+    // Three routing keys: one of them hidden, two of them equal.
     let copies = Message::new("copies")
         .header("CC", texts(&[queues[1].name(), queues[0].name()]))
         .header("BCC", texts(&[queues[1].name()]));
@@ -545,10 +554,16 @@ fn a_message_goes_once_to_each_queue_by_whatever_way() {
         let copy = next(queue);
         assert_eq!(copy.routing_key(), queues[0].name());
         assert!(headers(&copy).get("CC").is_some());
-        assert!(headers(&copy).get("BCC").is_none(), "it is a secret");
-        assert!(queue.get(true).unwrap().is_none(), "once to each");
+        assert!(
+            headers(&copy).get("BCC").is_none(),
+            "the broker removes BCC"
+        );
+        assert!(
+            queue.get(true).unwrap().is_none(),
+            "each queue gets the message once"
+        );
     }
-    // One alternate exchange after the other, until one of them is missing or had its turn.
+    // Alternate exchanges are tried in turn, until one is missing or was tried already.
     let alternate = |name: &str, alternate: &str| {
         let options = ExchangeDeclareOptions::default().alternate_exchange(alternate);
         channel
@@ -574,13 +589,16 @@ fn a_message_goes_once_to_each_queue_by_whatever_way() {
         .unwrap()
         .headers
         .is_none_or(|it| it.is_empty()));
-    assert!(returned.is_empty(), "its publisher was told");
+    assert!(
+        returned.is_empty(),
+        "the publisher's confirm has the returned message"
+    );
     for exchange in chain {
         exchange.delete(Default::default()).unwrap();
     }
 }
 
-/// Which of the bindings, in their order, take a message.
+/// Indexes of the bindings that take a message.
 fn takers(
     channel: &Channel,
     kind: ExchangeKind,
@@ -602,7 +620,7 @@ fn takers(
 }
 
 #[test]
-fn patterns_and_headers_are_matched_in_every_corner() {
+fn topic_patterns_and_headers_match_in_every_edge_case() {
     let channel = channel();
     let patterns = [
         "#", "", "*", "#.#", "a", "a.*", "a.#", "*.#", "a*", "#.b.#", "*.*.*",
@@ -627,7 +645,7 @@ fn patterns_and_headers_are_matched_in_every_corner() {
         (false, of("any")),
         (true, of("any").with("n", 1_u8).with("s", "other")),
         (true, of("all").with("n", 1_i64).with("s", "text")),
-        // An integer equals a float up to RabbitMQ 3.
+        // Up to RabbitMQ 3, an integer equals a float.
         (version() < (4, 0), of("all").with("n", 1.0)),
         (false, of("all").with("n", "1")),
         (
@@ -655,7 +673,7 @@ fn patterns_and_headers_are_matched_in_every_corner() {
 }
 
 #[test]
-fn an_exchange_that_goes_takes_along_what_led_to_it_alone() {
+fn deleting_an_exchange_deletes_auto_delete_exchanges_that_led_only_there() {
     let channel = channel();
     let [first, second, third] = [(); 3].map(|()| temporary(&channel, ExchangeKind::Fanout));
     let exists = || {
@@ -676,7 +694,7 @@ fn an_exchange_that_goes_takes_along_what_led_to_it_alone() {
 }
 
 #[test]
-fn no_name_means_the_queue_that_was_declared_last() {
+fn an_empty_name_means_the_queue_declared_last() {
     let channel = channel();
     let exchange = temporary(&channel, ExchangeKind::Direct);
     let queue = exclusive_queue(&channel);
@@ -706,7 +724,7 @@ fn no_name_means_the_queue_that_was_declared_last() {
 }
 
 #[test]
-fn an_answer_goes_straight_to_the_channel_that_asked() {
+fn a_direct_reply_goes_to_the_channel_that_asked() {
     let connection = connect();
     let [asking, answering] = [(); 2].map(|()| connection.open_channel().unwrap());
     let queue = exclusive_queue(&answering);
@@ -735,7 +753,7 @@ fn an_answer_goes_straight_to_the_channel_that_asked() {
         (declared.message_count(), declared.consumer_count()),
         (Some(0), Some(1))
     );
-    // It is delivered, though RabbitMQ up to 4.0 returns it as unroutable.
+    // RabbitMQ up to 4.0 delivers the reply, but also returns it as unroutable.
     let publisher = answering.publisher().unwrap();
     let outcome = publisher.publish("", name, "!").unwrap().wait();
     match outcome {
@@ -752,12 +770,12 @@ fn an_answer_goes_straight_to_the_channel_that_asked() {
     );
     replies.cancel().unwrap();
     assert!(!connection.queue_exists(name).unwrap());
-    // Since RabbitMQ 4.3 an answer that comes too late is confirmed, too.
+    // Since RabbitMQ 4.3, a reply that comes too late is confirmed, too.
     let outcome = publisher.publish("", name, "!").unwrap().wait();
     assert_eq!(outcome.is_ok(), version() >= (4, 3));
 }
 
-/// The channel is closed with this text.
+/// Expects the broker to close the channel with this text.
 #[track_caller]
 fn refused<T>(text: &str, ask: impl FnOnce(&Channel) -> T) {
     let channel = channel();
@@ -782,7 +800,7 @@ fn denied<T>(text: &str, ask: impl FnOnce(&Channel) -> T) {
 }
 
 #[test]
-fn a_refusal_says_what_is_wrong_with_a_message_or_an_answer() {
+fn errors_say_what_is_wrong_with_a_message_or_an_acknowledgement() {
     let user = "user_id property set to 'other' but authenticated user was 'guest'";
     let copy = "invalid message: {unacceptable_type_in_header,\"CC\",longstr}";
     let m = || Message::new("m");
@@ -800,7 +818,7 @@ fn a_refusal_says_what_is_wrong_with_a_message_or_an_answer() {
             failed(&text, |it| it.basic_publish("", "q", message));
             continue;
         }
-        // RabbitMQ 4 accepts any mode.
+        // RabbitMQ 4 accepts any delivery mode.
         let channel = channel();
         let queue = exclusive_queue(&channel);
         put(&channel, "", queue.name(), message);
@@ -845,7 +863,7 @@ fn a_refusal_says_what_is_wrong_with_a_message_or_an_answer() {
 }
 
 #[test]
-fn a_refusal_names_the_queue_or_the_exchange() {
+fn errors_name_the_queue_or_the_exchange() {
     let topic = |channel: &Channel, name: &str, options: ExchangeDeclareOptions| {
         channel.exchange_declare(name, ExchangeKind::Topic, options)
     };
@@ -1012,7 +1030,7 @@ fn declarations_are_compared_by_value() {
 }
 
 #[test]
-fn a_consumer_with_the_tag_of_a_cancelled_one_has_a_prefetch_of_its_own() {
+fn a_consumer_that_reuses_a_cancelled_tag_has_its_own_prefetch() {
     let channel = channel();
     let queue = exclusive_queue(&channel);
     channel.basic_qos(1).unwrap();

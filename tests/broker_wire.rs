@@ -1,4 +1,5 @@
-//! The broker in the box, frame by frame: what it sends after it has closed a channel, and how it times out consumers.
+//! The broker in the box, frame by frame: what it sends after it closes a channel, and how it times
+//! out consumers.
 
 use std::net::TcpStream;
 
@@ -7,19 +8,20 @@ use leveret::{Channel, Connection, Publisher, QueueDeclareOptions, ReplyCode};
 
 use crate::support::{content_frames, frame, method_frame, short, Script, SOON};
 
-/// What a client hears on its channels, content in one piece.
+/// What a client receives on its channels, with content in one piece.
 #[derive(Debug, PartialEq, Eq)]
 enum Heard {
     Method(u16, (u16, u16)),
-    /// `basic.deliver` to a consumer: the delivery tag, whether it was redelivered, the body.
+    /// `basic.deliver` to a consumer: its tag, the delivery tag, whether it was redelivered, the
+    /// body.
     Message(String, u64, bool, String),
-    /// `basic.cancel` for this consumer, to which no answer is wanted.
+    /// `basic.cancel` for this consumer, with no-wait set.
     Cancelled(String),
     /// `channel.close` with this code.
     Closed(u16),
 }
 
-/// A client that writes its frames by hand, with the channels 1 and 2 open.
+/// A client that writes its frames by hand, with channels 1 and 2 open.
 struct Client(Script);
 
 fn connect(broker: &Broker) -> Client {
@@ -42,7 +44,7 @@ fn connect_with(broker: &Broker, capabilities: &[u8]) -> Client {
     ];
     client.send_method(0, 10, 11, &start_ok.concat());
     client.expect(10, 30);
-    // As many channels and as large frames as the broker has proposed, and no heartbeats.
+    // Accept the broker's channel_max and frame_max, without heartbeats.
     client.send_method(0, 10, 31, &[0x07, 0xff, 0, 2, 0, 0, 0, 0]);
     client.send_method(0, 10, 40, &[&short("/")[..], b"\0\0"].concat());
     client.expect(10, 41);
@@ -105,7 +107,7 @@ fn nack(delivery_tag: u64, requeue: bool) -> Vec<u8> {
     settle(120, delivery_tag, u8::from(requeue) << 1)
 }
 
-/// What costs the channel: a passive declaration of a queue that is not there.
+/// Costs the channel: a passive declaration of a queue that does not exist.
 fn mistake() -> Vec<u8> {
     let arguments = [&[0; 2], &short("missing")[..], &[1], &[0; 4]].concat();
     method_frame(1, 50, 10, &arguments)
@@ -150,7 +152,7 @@ fn cancelled(consumer_tag: &str) -> Heard {
 }
 
 impl Client {
-    /// In one piece, so that the broker reads it at once.
+    /// Sends the frames in one write, so that the broker reads them at once.
     fn send(&mut self, frames: &[Vec<u8>]) {
         self.0.send(&frames.concat());
     }
@@ -169,7 +171,7 @@ impl Client {
             }
             (60, 30) => {
                 let (consumer_tag, rest) = frame.payload[5..].split_at(frame.payload[4].into());
-                assert_eq!(rest, [1], "no answer is wanted");
+                assert_eq!(rest, [1], "no-wait is set");
                 Heard::Cancelled(String::from_utf8(consumer_tag.to_vec()).unwrap())
             }
             (20, 40) => Heard::Closed(number(4)),
@@ -192,7 +194,8 @@ impl Client {
         assert_eq!([(); N].map(|()| self.next()), heard);
     }
 
-    /// Nothing else comes: the broker has read all that it was sent, and the answer on the other channel is the next that it says.
+    /// Nothing else comes: the broker has read everything sent so far, and its next frame is the
+    /// reply on the other channel.
     #[track_caller]
     fn expect_nothing(&mut self) {
         self.0.send_method(2, 60, 10, &[0; 7]);
@@ -200,7 +203,7 @@ impl Client {
     }
 }
 
-/// A broker with the queue `q`, and one who publishes there.
+/// A broker with the queue `q`, and a channel and a publisher for that queue.
 fn start() -> (Broker, Channel, Publisher) {
     let broker = Broker::start().unwrap();
     let connection = Connection::open(&broker.uri()).unwrap();
@@ -211,14 +214,15 @@ fn start() -> (Broker, Channel, Publisher) {
     (broker, channel, publisher)
 }
 
-/// Messages with these bodies are in the queue `q`, or on their way to a consumer.
+/// Publishes messages with these bodies to the queue `q`, and waits until it or a consumer has
+/// them.
 fn put(publisher: &Publisher, bodies: &[&str]) {
     for body in bodies {
         publisher.publish("", "q", *body).unwrap().wait().unwrap();
     }
 }
 
-/// Waits until so many messages are ready, so many unacknowledged, and there are so many consumers.
+/// Waits for these numbers of ready messages, unacknowledged messages and consumers.
 #[track_caller]
 fn wait_for(broker: &Broker, counts: (usize, usize, usize)) {
     let counts_of = |broker: &Broker| {
@@ -242,7 +246,7 @@ fn deliveries_follow_the_close_of_their_channel_and_are_requeued_when_it_is_answ
     let of_client = connections.last().unwrap();
     assert_eq!((of_client.channels, of_client.unacknowledged), (1, 2));
 
-    // All that comes on the channel is ignored, but for a close.
+    // On the closed channel, the broker ignores everything but a close.
     let published = broker.published().len();
     client.send(&[ack(1), ack(99), mistake(), publish("q", "lost")]);
     client.send(&[consume("q", "other", 0), cancel("t")]);
@@ -266,7 +270,7 @@ fn deliveries_follow_the_close_of_their_channel_and_are_requeued_when_it_is_answ
 }
 
 #[test]
-fn what_an_ack_lets_go_follows_the_close_unless_a_reply_has_to_come_later() {
+fn deliveries_that_an_ack_allows_follow_the_close_but_not_a_cancel_ok() {
     let (broker, _channel, publisher) = start();
     put(&publisher, &["1", "2", "3"]);
     let mut client = connect(&broker);
@@ -276,19 +280,19 @@ fn what_an_ack_lets_go_follows_the_close_unless_a_reply_has_to_come_later() {
     client.expect([NOT_FOUND, message("t", 2, false, "2")]);
     client.send(&[close_ok(), open(), qos(1), consume("q", "t", 0)]);
     client.expect([OPEN_OK, QOS_OK, CONSUME_OK, message("t", 1, true, "2")]);
-    // Nothing is delivered to a consumer after its basic.cancel-ok.
+    // A consumer gets no delivery after its basic.cancel-ok.
     client.send(&[ack(1), cancel("t"), mistake()]);
     client.expect([message("t", 2, false, "3"), CANCEL_OK, NOT_FOUND]);
     client.expect_nothing();
 }
 
 #[test]
-fn a_channel_that_is_closed_on_demand_gets_what_is_published_until_it_answers() {
+fn a_channel_closed_on_demand_gets_deliveries_until_its_close_ok() {
     let (broker, channel, publisher) = start();
     let mut client = connect(&broker);
     client.send(&[qos(2), consume("q", "t", 0)]);
     client.expect([QOS_OK, CONSUME_OK]);
-    // The channel of the one who publishes would be closed, too.
+    // Otherwise close_channels would close the publisher's channel, too.
     channel.close().unwrap();
     broker.close_channels(ReplyCode::RESOURCE_ERROR, "no more");
     client.expect([Heard::Closed(506), Heard::Closed(506)]);
@@ -302,7 +306,7 @@ fn a_channel_that_is_closed_on_demand_gets_what_is_published_until_it_answers() 
 }
 
 #[test]
-fn a_closed_channel_that_acknowledges_nothing_loses_at_most_200_messages() {
+fn a_closed_channel_loses_at_most_200_no_ack_messages() {
     let (broker, _channel, publisher) = start();
     let mut client = connect(&broker);
     client.send(&[consume("q", "t", NO_ACK), mistake()]);
@@ -321,7 +325,7 @@ fn a_closed_channel_that_acknowledges_nothing_loses_at_most_200_messages() {
 }
 
 #[test]
-fn a_queue_that_goes_while_its_consumer_closes_is_not_spoken_of() {
+fn a_queue_deleted_while_its_channel_closes_cancels_nothing() {
     let (broker, channel, publisher) = start();
     put(&publisher, &["1"]);
     let mut client = connect(&broker);
@@ -334,7 +338,7 @@ fn a_queue_that_goes_while_its_consumer_closes_is_not_spoken_of() {
 }
 
 #[test]
-fn a_connection_that_ends_without_an_answer_to_a_close_gives_all_back() {
+fn a_connection_that_ends_before_close_ok_requeues_all_messages() {
     let (broker, _channel, publisher) = start();
     put(&publisher, &["1", "2"]);
     let mut client = connect(&broker);
@@ -364,7 +368,7 @@ fn a_transaction_ends_with_the_close_of_its_channel() {
     wait_for(&broker, (1, 0, 0));
 }
 
-/// A client whose consumer `t` has got these messages and then timed out.
+/// A client whose consumer `t` got these messages and then timed out.
 fn time_out(broker: &Broker, publisher: &Publisher, bodies: &[&str]) -> Client {
     put(publisher, bodies);
     let mut client = connect(broker);
@@ -382,13 +386,17 @@ fn time_out(broker: &Broker, publisher: &Publisher, bodies: &[&str]) -> Client {
 }
 
 #[test]
-fn a_consumer_that_times_out_gets_nothing_and_ends_when_the_client_cancels_it() {
+fn a_timed_out_consumer_gets_nothing_and_ends_when_the_client_cancels() {
     for is_answer in [false, true] {
         let (broker, _channel, publisher) = start();
         let mut client = time_out(&broker, &publisher, &["1"]);
         put(&publisher, &["2"]);
         client.expect_nothing();
-        assert_eq!(broker.time_out_consumers("q"), 0, "it has no messages");
+        assert_eq!(
+            broker.time_out_consumers("q"),
+            0,
+            "the consumer has no messages"
+        );
         if is_answer {
             client.send(&[cancel_ok("t")]);
         } else {
@@ -397,7 +405,7 @@ fn a_consumer_that_times_out_gets_nothing_and_ends_when_the_client_cancels_it() 
         }
         client.expect_nothing();
         wait_for(&broker, (2, 0, 0));
-        // The delivery tag is good for one late acknowledgement.
+        // The broker accepts one late acknowledgement of the delivery tag.
         client.send(&[ack(1)]);
         client.expect_nothing();
         wait_for(&broker, (2, 0, 0));
@@ -410,7 +418,7 @@ fn a_consumer_that_times_out_gets_nothing_and_ends_when_the_client_cancels_it() 
 }
 
 #[test]
-fn a_consumer_that_has_timed_out_goes_on_after_it_has_settled_all_that_it_lost() {
+fn a_timed_out_consumer_continues_after_it_has_settled_all_it_lost() {
     type Settle = fn(u64) -> Vec<u8>;
     let late: [Settle; 4] = [
         ack,
@@ -436,7 +444,7 @@ fn a_consumer_that_has_timed_out_goes_on_after_it_has_settled_all_that_it_lost()
 }
 
 #[test]
-fn a_late_request_to_requeue_is_accepted_and_the_consumer_gets_nothing() {
+fn a_late_requeue_is_accepted_and_the_consumer_gets_nothing() {
     for late in [nack(1, true), reject(1, true)] {
         let (broker, _channel, publisher) = start();
         let mut client = time_out(&broker, &publisher, &["1"]);
@@ -450,13 +458,13 @@ fn a_late_request_to_requeue_is_accepted_and_the_consumer_gets_nothing() {
 }
 
 #[test]
-fn a_channel_that_ends_requeues_nothing_that_a_time_out_has_requeued() {
+fn closing_a_channel_requeues_nothing_that_a_timeout_has_requeued() {
     let (broker, _channel, publisher) = start();
     let mut client = time_out(&broker, &publisher, &["1"]);
     client.send(&[close()]);
     client.expect([CLOSE_OK]);
     wait_for(&broker, (1, 0, 0));
-    // A channel that the broker has closed hears of no time-out.
+    // A consumer on a channel that the broker has closed is not told that it timed out.
     client.send(&[open(), consume("q", "t", 0), mistake()]);
     client.expect([OPEN_OK, CONSUME_OK, NOT_FOUND, message("t", 1, true, "1")]);
     assert_eq!(broker.time_out_consumers("q"), 1);
@@ -467,7 +475,7 @@ fn a_channel_that_ends_requeues_nothing_that_a_time_out_has_requeued() {
 }
 
 #[test]
-fn other_consumers_get_what_one_that_times_out_loses() {
+fn other_consumers_get_the_messages_of_a_timed_out_consumer() {
     let (broker, _channel, publisher) = start();
     put(&publisher, &["1"]);
     let [mut slow, mut idle] = [connect(&broker), connect(&broker)];
@@ -485,7 +493,7 @@ fn other_consumers_get_what_one_that_times_out_loses() {
 }
 
 #[test]
-fn another_consumer_is_the_single_active_one_after_a_time_out() {
+fn another_consumer_becomes_active_after_a_timeout() {
     let (broker, channel, publisher) = start();
     channel.queue_delete("q", Default::default()).unwrap();
     let options = QueueDeclareOptions::durable().single_active_consumer();
@@ -494,7 +502,7 @@ fn another_consumer_is_the_single_active_one_after_a_time_out() {
     let mut second = connect(&broker);
     second.send(&[qos(1), consume("q", "second", 0)]);
     second.expect([QOS_OK, CONSUME_OK, message("second", 1, true, "1")]);
-    // The first one may get messages again, but has to wait for its turn.
+    // The first consumer may get messages again, but has to wait for its turn.
     first.send(&[ack(1)]);
     put(&publisher, &["2"]);
     first.expect_nothing();
@@ -504,7 +512,7 @@ fn another_consumer_is_the_single_active_one_after_a_time_out() {
 }
 
 #[test]
-fn a_time_out_costs_a_client_without_consumer_cancel_notify_its_channel() {
+fn a_timeout_closes_the_channel_without_consumer_cancel_notify() {
     let (broker, _channel, publisher) = start();
     put(&publisher, &["1"]);
     let mut client = connect_with(&broker, b"");
@@ -519,7 +527,7 @@ fn a_time_out_costs_a_client_without_consumer_cancel_notify_its_channel() {
 }
 
 #[test]
-fn a_time_out_counts_as_one_requeue_of_a_message() {
+fn a_timeout_counts_as_one_requeue() {
     let (broker, channel, publisher) = start();
     channel.queue_delete("q", Default::default()).unwrap();
     let options = QueueDeclareOptions::quorum();
@@ -538,12 +546,12 @@ fn a_time_out_counts_as_one_requeue_of_a_message() {
     assert_eq!(
         get().delivery_count(),
         Some(2),
-        "a late nack counts for nothing"
+        "a late nack is not counted"
     );
 }
 
 #[test]
-fn a_late_acknowledgement_in_a_transaction_takes_effect_with_its_commit() {
+fn a_late_acknowledgement_in_a_transaction_takes_effect_on_commit() {
     let (broker, _channel, publisher) = start();
     put(&publisher, &["1"]);
     let mut client = connect(&broker);
@@ -561,7 +569,7 @@ fn a_late_acknowledgement_in_a_transaction_takes_effect_with_its_commit() {
 }
 
 #[test]
-fn a_client_can_cancel_consumers_that_are_unknown() {
+fn a_client_can_cancel_unknown_consumers() {
     let (broker, _channel, _publisher) = start();
     let mut client = connect(&broker);
     client.send(&[cancel("unknown")]);
@@ -571,7 +579,7 @@ fn a_client_can_cancel_consumers_that_are_unknown() {
 }
 
 #[test]
-fn a_float_that_is_not_finite_costs_the_connection() {
+fn a_non_finite_float_closes_the_connection() {
     const CLOSE: Heard = Heard::Method(0, (10, 50));
     let nan = [&short("x")[..], b"d", &f64::NAN.to_be_bytes()].concat();
     let broker = Broker::start().unwrap();
@@ -589,6 +597,6 @@ fn a_float_that_is_not_finite_costs_the_connection() {
     declarer.expect([CLOSE]);
     assert!(broker.queue("q").is_none());
 
-    // The broker goes on.
+    // The broker still serves other connections.
     connect(&broker).expect_nothing();
 }
