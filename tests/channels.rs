@@ -1,11 +1,11 @@
-//! Opening and closing channels.
+//! Opens and closes channels.
 
 use leveret::{ClosedBy, Connection, ErrorKind, ReplyCode};
 
 use crate::support::{connect, options};
 
 #[test]
-fn numbers_run_to_channel_max_inclusive_and_then_an_error_says_so() {
+fn channel_numbers_include_channel_max_and_then_opening_fails() {
     let connection = Connection::open_with(&options().channel_max(3)).unwrap();
     let channels: Vec<_> = (0..3).map(|_| connection.open_channel().unwrap()).collect();
     assert_eq!(
@@ -22,7 +22,7 @@ fn numbers_run_to_channel_max_inclusive_and_then_an_error_says_so() {
 }
 
 #[test]
-fn many_can_be_opened_and_closed_over_and_over() {
+fn many_channels_can_be_opened_and_closed_repeatedly() {
     let connection = Connection::open_with(&options().channel_max(5)).unwrap();
     for _ in 0..100 {
         let channels: Vec<_> = (0..5).map(|_| connection.open_channel().unwrap()).collect();
@@ -33,7 +33,7 @@ fn many_can_be_opened_and_closed_over_and_over() {
 }
 
 #[test]
-fn closing_twice_says_who_closed() {
+fn a_second_close_says_who_closed_the_channel() {
     let connection = connect();
     let channel = connection.open_channel().unwrap();
     assert!(channel.is_open());
@@ -52,16 +52,16 @@ fn closing_twice_says_who_closed() {
 }
 
 #[test]
-fn a_dropped_channel_gives_its_number_back() {
+fn a_dropped_channel_frees_its_number() {
     let connection = Connection::open_with(&options().channel_max(1)).unwrap();
     for _ in 0..20 {
-        // It waits until the broker has agreed to the close of the one before.
+        // Opening waits until the broker has confirmed the close of the previous channel.
         assert_eq!(connection.open_channel().unwrap().number(), 1);
     }
 }
 
 #[test]
-fn an_error_of_one_channel_is_its_own() {
+fn a_channel_error_does_not_affect_other_channels() {
     let connection = connect();
     let (broken, other) = (
         connection.open_channel().unwrap(),
@@ -80,7 +80,7 @@ fn an_error_of_one_channel_is_its_own() {
         "basic.qos: channel 1 was closed by the broker because of basic.ack: 406 PRECONDITION_FAILED - unknown delivery tag 99"
     );
     other.basic_qos(1).unwrap();
-    // As long as it can be opened again, it keeps its number.
+    // The broken channel keeps its number while it can still be reopened.
     let third = connection.open_channel().unwrap();
     assert_eq!(third.number(), 3);
     drop(broken);
@@ -88,13 +88,13 @@ fn an_error_of_one_channel_is_its_own() {
 }
 
 #[test]
-fn closes_of_both_sides_that_cross_cost_nobody_else() {
+fn crossing_closes_do_not_affect_the_connection() {
     let connection = connect();
     let other = connection.open_channel().unwrap();
     for round in 0..500_u32 {
         let channel = connection.open_channel().unwrap();
         channel.basic_publish("no such exchange", "", "m").unwrap();
-        // The broker closes the channel about now, and so do we.
+        // Close the channel at about the time when the broker closes it.
         let begin = std::time::Instant::now();
         let pause = std::time::Duration::from_micros(u64::from(round * 7 % 600));
         while begin.elapsed() < pause {
@@ -115,7 +115,7 @@ fn closes_of_both_sides_that_cross_cost_nobody_else() {
 }
 
 #[test]
-fn flow_can_be_asked_to_go_on_but_not_to_stop() {
+fn channel_flow_can_be_started_but_not_stopped() {
     let connection = connect();
     let channel = connection.open_channel().unwrap();
     assert!(channel.channel_flow(true).unwrap());

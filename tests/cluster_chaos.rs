@@ -1,4 +1,4 @@
-//! A cluster whose nodes are killed, stopped and cut off under load: `tests/cluster test`.
+//! Kills, stops and cuts off the nodes of a cluster under load: `tests/cluster test`.
 
 use std::collections::hash_map::RandomState;
 use std::collections::{BTreeMap, VecDeque};
@@ -24,12 +24,12 @@ const NODES: usize = 3;
 const PUBLISHERS: u64 = 4;
 const MESSAGES: u64 = 200_000;
 const FAULTS: u64 = 20;
-/// For calls, publishes and confirms.
+/// The timeout of calls, publishes and confirms.
 const TIMEOUT: Duration = Duration::from_secs(20);
 /// How much longer than its timeout a call may take on a busy machine.
 const MARGIN: Duration = Duration::from_secs(5);
-/// No handle may wait longer than this in all, however often its timeout was waited for. The longest
-/// fault takes 20 seconds, and the restart of a node on a busy machine a minute.
+/// How long a handle may wait in total, over all its timeouts. The longest fault takes 20 seconds,
+/// and the restart of a node on a busy machine a minute.
 const PATIENCE: Duration = Duration::from_secs(180);
 const WINDOW: u32 = 300;
 const EXCHANGE: &str = "chaos";
@@ -46,7 +46,7 @@ fn nothing_is_lost() {
     let faults = variable("LEVERET_CLUSTER_FAULTS").unwrap_or(FAULTS);
     println!("LEVERET_CLUSTER_SEED={seed}: {messages} messages, {faults} faults");
     let chaos = Arc::new(Chaos::new(messages / PUBLISHERS, faults));
-    // Each publisher and consumer has one, and the caller.
+    // One connection for each publisher and each consumer, and one for the caller.
     let mut connections: Vec<_> = (0..=2 * PUBLISHERS as usize)
         .map(|number| chaos.connect(number))
         .collect();
@@ -70,7 +70,7 @@ fn nothing_is_lost() {
     start("caller".to_owned(), call, 0);
     chaos.make_faults(seed, &all);
     chaos.wait_for_messages();
-    // A thread that does not end is told of by name: joining it would wait for ever.
+    // Reports threads that do not end by name: joining them would hang.
     let begin = Instant::now();
     while threads.iter().any(|thread| !thread.is_finished()) {
         let stuck = begin.elapsed() > PATIENCE;
@@ -84,14 +84,14 @@ fn nothing_is_lost() {
     for connection in &all {
         let _ = doer.call("connection.close", || connection.close());
     }
-    // The close is the last event.
+    // The close is the last event, so the listeners end.
     for listener in listeners {
         listener.join().unwrap();
     }
     chaos.report(seed);
 }
 
-/// Errors and events. Texts that differ only in numbers are counted as one, and the first is kept.
+/// Counts errors and events. Texts that differ only in numbers count as one, and the first is kept.
 #[derive(Default)]
 struct Tally(Mutex<BTreeMap<String, (u64, String)>>);
 
@@ -104,7 +104,7 @@ impl Tally {
     }
 }
 
-/// The most frequent first.
+/// Lists the most frequent text first.
 impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let all = self.0.lock().unwrap();
@@ -115,23 +115,23 @@ impl fmt::Display for Tally {
     }
 }
 
-/// What a thread does, and since when.
+/// What a thread is doing, and since when.
 type Doing = Mutex<(&'static str, Instant)>;
 
 struct Chaos {
     begin: Instant,
     proxies: Vec<Proxy>,
-    /// Messages of each publisher.
+    /// Number of messages of each publisher.
     each: u64,
     faults: u64,
-    /// How many faults are over, and since when: publishers keep to it.
+    /// How many faults are over, and since when. It paces the publishers.
     pace: Mutex<(u64, Instant)>,
     /// How often each message was received.
     received: Vec<AtomicU8>,
     first_receipts: AtomicU64,
     confirmed: Vec<AtomicBool>,
     confirms: AtomicU64,
-    /// Messages that the program published again after an error.
+    /// Number of messages that the program published again after an error.
     retries: AtomicU64,
     ends: AtomicBool,
     threads: Mutex<Vec<(String, Arc<Doing>)>>,
@@ -177,7 +177,7 @@ impl Chaos {
         }
     }
 
-    /// Each connection prefers another node.
+    /// Opens a connection. Each connection prefers another node.
     fn connect(&self, number: usize) -> Connection {
         let ports = (0..NODES).map(|it| self.proxies[(number + it) % NODES].port());
         let mut ports = ports.collect::<VecDeque<_>>();
@@ -222,9 +222,9 @@ impl Chaos {
 
     // ---- messages ----
 
-    /// How many messages a publisher may have published by now. The messages are divided among the
-    /// times between two faults; in each, publishing gets slower and slower but never stops, and the
-    /// rest follows at once when the fault is over. So each fault meets messages on their way.
+    /// How many messages a publisher may have published by now. The messages are divided evenly
+    /// among the faults. During a fault, publishing slows down but never stops; after the fault,
+    /// the rest follows at once. So each fault meets messages in flight.
     fn allowed(&self) -> u64 {
         let (over, since) = *self.pace.lock().unwrap();
         if over >= self.faults {
@@ -242,7 +242,9 @@ impl Chaos {
     fn receive(&self, body: &[u8]) {
         let id = body.first_chunk().map(|it| u64::from_be_bytes(*it));
         let Some(count) = id.and_then(|id| self.received.get(id as usize)) else {
-            return self.failures.add("a message that nobody sent".to_owned());
+            return self
+                .failures
+                .add("a message that no publisher sent".to_owned());
         };
         if count.fetch_add(1, Ordering::SeqCst) == 0 {
             self.first_receipts.fetch_add(1, Ordering::SeqCst);
@@ -257,7 +259,7 @@ impl Chaos {
         *longest = after.max(*longest);
     }
 
-    /// Until all messages are there, or none has come for a while.
+    /// Waits until all messages are confirmed and received, or none has come for [`PATIENCE`].
     fn wait_for_messages(&self) {
         let (mut last, mut since) = ((0, 0), Instant::now());
         let messages = self.received.len() as u64;
@@ -285,14 +287,14 @@ impl Chaos {
 
     // ---- events ----
 
-    /// Counts what is told of one connection, until its end.
+    /// Counts the events of one connection, until its end.
     fn listen(&self, events: Receiver<ConnectionEvent>) {
-        // What the client looks for.
+        // Entities that the client has not recovered yet.
         let mut missing: Vec<Entity> = Vec::new();
         for event in events {
             let text = match event {
                 ConnectionEvent::Lost { cause } => {
-                    // The next recovery begins anew.
+                    // The next recovery starts over.
                     missing.clear();
                     format!("lost: {cause}")
                 }
@@ -332,7 +334,7 @@ impl Chaos {
         let mut random = Random::of(seed, 0);
         let mut kinds = VecDeque::new();
         for number in 0..self.faults {
-            // Each kind as often as the others, in an order that depends on the seed.
+            // All kinds equally often, in an order that depends on the seed.
             if kinds.is_empty() {
                 let mut all = FaultKind::ALL.to_vec();
                 while !all.is_empty() {
@@ -341,7 +343,7 @@ impl Chaos {
             }
             thread::sleep(Duration::from_millis(500 + random.below(3500) as u64));
             let kind = kinds.pop_front().unwrap();
-            // In two of three cases a node that has connections.
+            // In two of three cases, choose a node that has connections.
             let connection = &connections[random.below(connections.len())];
             let any = random.below(NODES);
             let port = connection.peer_addr().port();
@@ -399,7 +401,7 @@ impl Chaos {
                 proxy.refuse(false);
             }
             FaultKind::Transfer => {
-                // To this node, from whatever node leads the queue now.
+                // To this node, from the current leader of each queue.
                 let letter = ["a", "b", "c"][at];
                 let transfer = format!(
                     "[rabbit_quorum_queue:transfer_leadership(Q, {letter}@localhost) || Q <- rabbit_amqqueue:list()]."
@@ -410,8 +412,8 @@ impl Chaos {
         }
     }
 
-    /// Until another node can do without the rest again: then this one is back with its part of all
-    /// queues.
+    /// Waits until the cluster could lose another node: then this node is back with its replicas of
+    /// all queues.
     fn wait_for_node(&self, at: usize) {
         let other = ((at + 1) % NODES + 1).to_string();
         let begin = Instant::now();
@@ -487,14 +489,14 @@ impl Chaos {
 
 #[derive(Debug, Clone, Copy)]
 enum FaultKind {
-    /// SIGKILL, and a new start after a while.
+    /// SIGKILL, and a restart after a while.
     Kill,
     /// SIGSTOP, and SIGCONT after a while.
     Stop,
     StopApp,
-    /// All connections to the node, and for a while no new ones.
+    /// Cuts all connections to the node, and refuses new ones for a while.
     Cut,
-    /// All queues get this node for a leader.
+    /// Makes this node the leader of all queues.
     Transfer,
 }
 
@@ -507,7 +509,7 @@ impl FaultKind {
         Self::Transfer,
     ];
 
-    /// How long it takes at most, in seconds.
+    /// The longest time that the fault takes, in seconds.
     fn longest(self) -> usize {
         match self {
             Self::Kill | Self::StopApp => 8,
@@ -534,7 +536,7 @@ fn script(arguments: &[&str]) -> Output {
     output
 }
 
-/// One thread.
+/// A thread of the test.
 struct Doer {
     chaos: Arc<Chaos>,
     name: String,
@@ -542,7 +544,7 @@ struct Doer {
 }
 
 impl Doer {
-    /// Does what has to end in time, and counts its error.
+    /// Makes a call, checks that it returns in time, and counts its error.
     fn call<T>(&self, what: &'static str, call: impl FnOnce() -> Result<T>) -> Result<T> {
         self.call_within(TIMEOUT, what, call)
     }
@@ -574,7 +576,7 @@ impl Doer {
 
     fn check(&self, what: &str, error: &Error) {
         let text = format!("{what}: {error}");
-        // The client's own fault, or the end of all.
+        // A fault of the client, or the end of the connection.
         if let ErrorKind::ProtocolViolation { .. }
         | ErrorKind::Panicked { .. }
         | ErrorKind::RecoveryGivenUp { .. }
@@ -586,7 +588,7 @@ impl Doer {
         self.chaos.errors.add(text);
     }
 
-    /// Does it until it succeeds, or the test is over. Opens the channel again if the broker has
+    /// Repeats a call until it succeeds or the test is over. Reopens the channel if the broker has
     /// closed it.
     fn insist<T>(
         &self,
@@ -622,11 +624,12 @@ impl Doer {
         None
     }
 
-    /// Declares the queue of a publisher. All connections do, so each recovery declares it, too.
+    /// Declares a publisher's queue. All connections do so, so that each recovery declares it
+    /// again.
     fn declare(&self, channel: &Channel, number: u64) -> Option<String> {
         let queue = format!("chaos {number}");
         let options = QueueDeclareOptions::quorum()
-            // How often a message may come again is not what is tested.
+            // The delivery limit is not under test.
             .argument("x-delivery-limit", -1);
         let exchange = ExchangeDeclareOptions::durable();
         self.insist("exchange.declare", channel, || {
@@ -642,7 +645,7 @@ impl Doer {
     }
 }
 
-/// Publishes its messages until each is confirmed.
+/// Publishes messages until each is confirmed.
 fn publish(doer: &Doer, connection: &Connection, number: u64) -> Option<()> {
     let channel = doer.open(connection)?;
     let queue = doer.declare(&channel, number)?;
@@ -703,12 +706,12 @@ impl Publishing<'_> {
 
     fn publish(&mut self, id: u64) {
         let mut body = id.to_be_bytes().to_vec();
-        // One in 500 has several frames.
+        // One message in 500 has several frames.
         body.resize(if id % 500 == 0 { 200_000 } else { 100 }, 0);
         let (publisher, queue) = (&self.publisher, &self.queue);
         let channel = publisher.channel();
         let publish = || publisher.publish(EXCHANGE, queue, Message::new(&body).persistent());
-        // It waits for the window, and then for the outbox.
+        // A publish may wait for the window, and then for the outbox.
         let published = self.doer.call_within(2 * TIMEOUT, "basic.publish", publish);
         match published {
             Ok(confirm) => self.pending.push_back((id, Instant::now(), confirm)),
@@ -722,7 +725,7 @@ impl Publishing<'_> {
         }
     }
 
-    /// Waits for the oldest message's answer.
+    /// Waits for the confirm of the oldest message.
     fn conclude(&mut self) {
         let Some((id, at, confirm)) = self.pending.pop_front() else {
             return;
@@ -731,12 +734,12 @@ impl Publishing<'_> {
         while at.elapsed() < PATIENCE && !chaos.is_over() {
             match self.doer.call("confirm", || confirm.wait()) {
                 Ok(()) => return chaos.confirm(id, at.elapsed()),
-                // It can still come.
+                // The confirm can still come.
                 Err(error) if error.is_timeout() => {}
                 Err(_) => return self.failed.push_back(id),
             }
         }
-        let text = format!("message {id} has no answer after {:.1?}", at.elapsed());
+        let text = format!("message {id} has no confirm after {:.1?}", at.elapsed());
         chaos.failures.add(text);
     }
 }
@@ -758,7 +761,7 @@ fn consume(doer: &Doer, connection: &Connection, number: u64) -> Option<()> {
     Some(())
 }
 
-/// Until the consumer ends, or all is over.
+/// Reads until the consumer ends or the test is over.
 fn consume_from(doer: &Doer, consumer: &Consumer) {
     while !doer.chaos.is_over() && !consumer.has_ended() {
         let received = doer.call("receiving", || {
@@ -783,7 +786,7 @@ fn work(doer: &Doer, connection: &Connection, number: u64) -> Option<()> {
             let sender = sender.clone();
             let begun = Workers::new(connection);
             let options = WorkerOptions::default().prefetch(200);
-            // Three calls: it opens a channel, sets its prefetch and consumes.
+            // Up to three calls wait: opening a channel, setting its prefetch, and consuming.
             let consume = || {
                 begun.consume(&queue, options, move |delivery| {
                     let _ = sender.send(delivery.body().to_vec());

@@ -1,4 +1,4 @@
-//! Opening and closing connections.
+//! Opens and closes connections.
 
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use leveret::{
 use crate::support::{at, connect, options, scripted_server, url, SOON};
 
 #[test]
-fn opens_with_both_login_methods_and_knows_the_server() {
+fn both_login_methods_work_and_server_properties_are_known() {
     for method in [LoginMethod::Plain, LoginMethod::AmqPlain] {
         let connection = Connection::open_with(&options().login_method(method)).unwrap();
         let properties = connection.server_properties();
@@ -38,7 +38,7 @@ fn opens_with_both_login_methods_and_knows_the_server() {
 }
 
 #[test]
-fn tunes_to_the_lower_of_both_sides() {
+fn limits_are_the_lower_of_both_sides() {
     let wishes = options()
         .channel_max(7)
         .frame_max(8192)
@@ -62,7 +62,7 @@ fn tunes_to_the_lower_of_both_sides() {
 }
 
 #[test]
-fn closes_once_and_says_so_ever_after() {
+fn every_call_after_close_says_that_the_program_closed_the_connection() {
     let connection = connect();
     let other = connection.clone();
     let channel = connection.open_channel().unwrap();
@@ -91,7 +91,7 @@ fn closes_once_and_says_so_ever_after() {
 }
 
 #[test]
-fn waiting_for_a_close_that_does_not_come_times_out() {
+fn wait_closed_times_out_while_the_connection_is_open() {
     let connection = connect();
     let error = connection
         .wait_closed(Duration::from_millis(50))
@@ -101,14 +101,14 @@ fn waiting_for_a_close_that_does_not_come_times_out() {
 }
 
 #[test]
-fn takes_a_new_secret() {
+fn the_secret_can_be_updated() {
     let connection = connect();
     connection.update_secret("guest", "rotated").unwrap();
     connection.open_channel().unwrap();
 }
 
 #[test]
-fn refused_credentials_name_the_user_and_never_the_password() {
+fn a_refused_login_names_the_user_but_not_the_password() {
     let wrong = options().password("wr0ng-s3cret");
     let error = Connection::open_with(&wrong).unwrap_err();
     let ErrorKind::LoginRefused {
@@ -129,7 +129,7 @@ fn refused_credentials_name_the_user_and_never_the_password() {
 }
 
 #[test]
-fn a_missing_vhost_is_named() {
+fn the_error_names_a_missing_vhost() {
     let error = Connection::open_with(&options().vhost("no such vhost")).unwrap_err();
     let ErrorKind::VhostRefused { vhost, reason } = error.kind() else {
         panic!("{error}");
@@ -140,7 +140,7 @@ fn a_missing_vhost_is_named() {
 }
 
 #[test]
-fn a_port_where_nobody_listens_is_named() {
+fn the_error_names_a_port_without_a_listener() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     drop(listener);
@@ -161,7 +161,7 @@ fn a_port_where_nobody_listens_is_named() {
 }
 
 #[test]
-fn options_that_no_server_would_take_are_refused() {
+fn options_that_no_server_accepts_are_refused() {
     let bad = [
         options().frame_max(4095),
         options().vhost("v".repeat(256)),
@@ -214,29 +214,29 @@ fn options_that_no_server_would_take_are_refused() {
 }
 
 #[test]
-fn a_silent_server_costs_the_connect_timeout_and_the_step_is_named() {
+fn connecting_to_a_silent_server_times_out_and_names_the_step() {
     let (address, server) = scripted_server(|server| {
         server.expect_header();
         server.send_start();
         server.wait_for_end();
     });
     let begin = Instant::now();
-    // The client must read what the server says first within it.
+    // Within this timeout, the client must read what the server sends at first.
     let timeout = Duration::from_secs(2);
     let error = Connection::open_with(&at(address).connect_timeout(timeout)).unwrap_err();
     assert!(error.is_timeout(), "{error}");
-    // The outermost context is the innermost cause's: where the handshake stood.
+    // The error says where the handshake stood.
     assert!(
         error.to_string().contains("waiting for connection.tune"),
         "{error}"
     );
-    // It is not the default, half a minute.
+    // The timeout is not the default of half a minute.
     assert!(begin.elapsed() < SOON);
     server.join().unwrap();
 }
 
 #[test]
-fn a_server_that_hangs_up_on_the_credentials_has_refused_them() {
+fn a_server_that_closes_the_socket_after_the_login_has_refused_it() {
     let (address, server) = scripted_server(|server| {
         server.expect_header();
         server.send_start();
@@ -260,7 +260,7 @@ fn a_server_that_hangs_up_on_the_credentials_has_refused_them() {
 }
 
 #[test]
-fn a_server_of_another_version_is_named() {
+fn the_error_names_the_protocol_version_of_the_server() {
     let (address, server) = scripted_server(|server| {
         server.expect_header();
         server.send(b"AMQP\0\x01\0\0");
@@ -274,11 +274,11 @@ fn a_server_of_another_version_is_named() {
 }
 
 #[test]
-fn dropping_the_last_handle_closes_in_good_order() {
+fn dropping_the_last_handle_closes_channel_and_connection_cleanly() {
     let (address, server) = scripted_server(|server| {
         server.handshake(0);
         server.open_channel();
-        // The channel, then the connection; each waits for nobody but the connection for its close-ok.
+        // The channel closes, then the connection, which does not wait for the channel's close-ok.
         server.expect(20, 40);
         server.expect(10, 50);
         server.send_method(1, 20, 41, b"");
@@ -294,7 +294,7 @@ fn dropping_the_last_handle_closes_in_good_order() {
 }
 
 #[test]
-fn a_close_that_the_server_never_answers_ends_with_the_socket_cut() {
+fn a_close_without_an_answer_times_out_and_closes_the_socket() {
     let (address, server) = scripted_server(|server| {
         server.handshake(0);
         server.expect(10, 50);
@@ -310,10 +310,10 @@ fn a_close_that_the_server_never_answers_ends_with_the_socket_cut() {
 }
 
 #[test]
-fn heartbeats_go_out_and_missing_ones_end_the_connection() {
+fn heartbeats_are_sent_and_missing_ones_end_the_connection() {
     let (address, server) = scripted_server(|server| {
         server.handshake(2);
-        // At least one in each of the two intervals of our silence.
+        // The client sends at least one heartbeat in each of the two intervals of silence.
         let said = server.wait_for_end();
         let heartbeats = said
             .chunks(8)
@@ -332,12 +332,12 @@ fn heartbeats_go_out_and_missing_ones_end_the_connection() {
 }
 
 #[test]
-fn a_server_that_breaks_the_protocol_is_told_and_named() {
+fn a_protocol_violation_is_reported_to_both_sides() {
     let (address, server) = scripted_server(|server| {
         server.handshake(0);
         server.open_channel();
         server.expect(60, 10);
-        // queue.declare-ok where basic.qos-ok was asked for.
+        // queue.declare-ok in reply to basic.qos.
         server.send_method(1, 50, 11, b"\x01q\0\0\0\0\0\0\0\0");
         server.expect(10, 50);
         server.wait_for_end();
@@ -357,7 +357,7 @@ fn a_server_that_breaks_the_protocol_is_told_and_named() {
 }
 
 #[test]
-fn the_uri_is_shown_without_its_password() {
+fn options_show_the_uri_without_the_password() {
     let options = ConnectionOptions::from_uri(&url()).unwrap();
     assert!(options.to_string().starts_with("amqp://guest@127.0.0.1:"));
     assert_eq!(
@@ -368,7 +368,7 @@ fn the_uri_is_shown_without_its_password() {
     );
 }
 
-/// How often a thread of that name has gone to sleep so far.
+/// How often the thread with this name has gone to sleep so far.
 #[cfg(target_os = "linux")]
 fn sleeps_of_thread(name: &str) -> Option<u64> {
     let threads = std::fs::read_dir("/proc/self/task").unwrap();
@@ -384,7 +384,7 @@ fn sleeps_of_thread(name: &str) -> Option<u64> {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn an_idle_connection_wakes_for_nothing() {
+fn the_io_thread_of_an_idle_connection_sleeps() {
     let (address, server) = scripted_server(|server| {
         server.handshake(0);
         server.open_channel();
@@ -399,14 +399,14 @@ fn an_idle_connection_wakes_for_nothing() {
     let name = format!("leveret:{}", address.port());
     let mut before = sleeps_of_thread(&name);
     assert!(before.is_some());
-    // It may still be on its way to sleep when the look begins.
+    // The IO thread may still be going to sleep when the test first looks.
     let mut looks = 0;
-    crate::support::eventually("nothing wakes it for a second", || {
+    crate::support::eventually("the IO thread sleeps for a second", || {
         std::thread::sleep(Duration::from_secs(1));
         looks += 1;
         std::mem::replace(&mut before, sleeps_of_thread(&name)) == before
     });
-    assert!(looks <= 2, "it woke in {looks} seconds in a row");
+    assert!(looks <= 2, "the IO thread woke in {looks} seconds in a row");
     drop(channel);
     drop(connection);
     server.join().unwrap();

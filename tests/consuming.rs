@@ -1,4 +1,4 @@
-//! Getting messages, and giving them back.
+//! Receives messages, and acknowledges, rejects and requeues them.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -15,7 +15,7 @@ use crate::support::{
 };
 
 #[test]
-fn consumers_get_messages_with_all_that_belongs_to_them() {
+fn deliveries_carry_all_their_fields() {
     let channel = channel();
     let queue = exclusive_queue(&channel);
     queue
@@ -54,7 +54,7 @@ fn consumers_get_messages_with_all_that_belongs_to_them() {
 }
 
 #[test]
-fn made_up_tags_differ_and_a_tag_in_use_is_refused_here() {
+fn generated_tags_differ_and_a_tag_in_use_is_refused_locally() {
     let channel = channel();
     let queue = exclusive_queue(&channel);
     let first = queue.consume(ConsumeOptions::default()).unwrap();
@@ -68,21 +68,21 @@ fn made_up_tags_differ_and_a_tag_in_use_is_refused_here() {
     );
     assert!(channel.is_open());
     first.cancel().unwrap();
-    // Now it is free.
+    // The tag is free after the cancel.
     queue.consume(again).unwrap();
 }
 
 #[test]
-fn cancelling_leaves_what_has_come_and_ends_the_iteration() {
+fn cancelling_keeps_received_messages_and_ends_the_iteration() {
     let channel = channel();
     let queue = exclusive_queue(&channel);
     for body in ["1", "2", "3"] {
         queue.publish(body).unwrap();
     }
     let consumer = queue.consume(ConsumeOptions::default()).unwrap();
-    eventually("all have come", || consumer.unread() == 3);
+    eventually("the consumer has all messages", || consumer.unread() == 3);
     channel.basic_cancel(consumer.consumer_tag()).unwrap();
-    assert!(!consumer.has_ended(), "three are left to be read");
+    assert!(!consumer.has_ended(), "three messages are unread");
     queue.publish("4").unwrap();
     let mut bodies = Vec::new();
     for delivery in &consumer {
@@ -93,16 +93,16 @@ fn cancelling_leaves_what_has_come_and_ends_the_iteration() {
     assert_eq!(bodies, [b"1", b"2", b"3"]);
     assert!(consumer.recv().unwrap().is_none());
     assert!(consumer.has_ended());
-    // Unknown tags are fine.
+    // Cancelling an unknown tag is no error.
     channel.basic_cancel(consumer.consumer_tag()).unwrap();
     channel.basic_cancel_no_wait("never heard of").unwrap();
-    eventually("the fourth is still there", || {
+    eventually("the fourth message is still in the queue", || {
         ready(&channel, queue.name()) == 1
     });
 }
 
 #[test]
-fn a_dropped_consumer_gives_back_what_nobody_has_read() {
+fn a_dropped_consumer_requeues_unread_messages() {
     let connection = connect();
     let channel = connection.open_channel().unwrap();
     let queue = exclusive_queue(&channel);
@@ -112,18 +112,18 @@ fn a_dropped_consumer_gives_back_what_nobody_has_read() {
     let consumer = queue.consume(ConsumeOptions::default()).unwrap();
     let first = consumer.recv().unwrap().unwrap();
     drop(consumer);
-    eventually("all but the first are back", || {
+    eventually("all messages but the first are requeued", || {
         ready(&channel, queue.name()) == 499
     });
     first.ack().unwrap();
-    // In their old order, since nobody else has had them.
+    // They are in their old order, since no other consumer has had them.
     let again = queue.get(true).unwrap().unwrap();
     assert_eq!((again.body(), again.redelivered()), (&b"1"[..], true));
     assert_eq!(again.message_count(), 498);
 }
 
 #[test]
-fn a_consumer_that_is_dropped_while_messages_come_gives_back_all_of_them() {
+fn a_consumer_dropped_while_messages_arrive_requeues_all_of_them() {
     const MESSAGES: u32 = 200;
     let channel = channel();
     let queue = exclusive_queue(&channel);
@@ -135,18 +135,20 @@ fn a_consumer_that_is_dropped_while_messages_come_gives_back_all_of_them() {
         if round % 2 == 0 {
             let _ = consumer.receiver();
         }
-        // At another moment each time.
+        // Drop the consumer at another moment each time.
         let begin = Instant::now();
         while begin.elapsed() < Duration::from_micros(round % 50 * 20) {
             std::hint::spin_loop();
         }
         drop(consumer);
-        eventually("all are back", || ready(&channel, queue.name()) == MESSAGES);
+        eventually("all messages are requeued", || {
+            ready(&channel, queue.name()) == MESSAGES
+        });
     }
 }
 
 #[test]
-fn a_copied_offset_header_does_not_make_a_queue_another() {
+fn a_copied_offset_header_does_not_make_a_queue_a_stream() {
     let channel = channel();
     let dead = exclusive_queue(&channel);
     let options = QueueDeclareOptions::exclusive()
@@ -167,27 +169,33 @@ fn a_copied_offset_header_does_not_make_a_queue_another() {
     next().reject(false).unwrap();
     publish("2");
     next().nack(NackOptions::discard()).unwrap();
-    eventually("both are rejected", || ready(&channel, dead.name()) == 2);
+    eventually("both messages are dead-lettered", || {
+        ready(&channel, dead.name()) == 2
+    });
     for number in 0..3 {
         publish(&number.to_string());
     }
-    eventually("three are unread", || consumer.unread() == 3);
+    eventually("the consumer has three messages", || consumer.unread() == 3);
     drop(consumer);
-    eventually("all are back", || ready(&channel, queue.name()) == 3);
+    eventually("all messages are requeued", || {
+        ready(&channel, queue.name()) == 3
+    });
     let fetched = queue.get(false).unwrap().unwrap();
     fetched.reject(false).unwrap();
-    eventually("three are rejected", || ready(&channel, dead.name()) == 3);
+    eventually("three messages are dead-lettered", || {
+        ready(&channel, dead.name()) == 3
+    });
     assert!(consuming.is_open());
 }
 
 #[test]
-fn a_stream_takes_nothing_back_whoever_has_declared_it() {
+fn nack_and_reject_are_refused_for_messages_of_a_stream() {
     let channel = channel();
     let options = QueueDeclareOptions::stream();
     let stream = channel.queue_declare(&unique("stream"), options).unwrap();
     let publisher = channel.publisher().unwrap();
     let publish = |number: u64| {
-        // The broker says where a message stands, not its publisher.
+        // The broker sets the offset; a header of the publisher does not.
         let message = Message::new(number.to_string()).header("x-stream-offset", 77_i64);
         let confirm = publisher.publish("", stream.name(), message).unwrap();
         confirm.wait().unwrap();
@@ -200,7 +208,7 @@ fn a_stream_takes_nothing_back_whoever_has_declared_it() {
         channel
             .basic_consume(stream.name(), ConsumeOptions::default())
             .unwrap(),
-        // The queue that was declared last.
+        // The empty name means the queue declared last.
         channel
             .basic_consume("", ConsumeOptions::default())
             .unwrap(),
@@ -218,8 +226,10 @@ fn a_stream_takes_nothing_back_whoever_has_declared_it() {
             assert!(error.to_string().contains("takes none back"), "{error}");
         }
         delivery.ack().unwrap();
-        eventually("another is unread", || consumer.unread() == 1);
-        // The connection would not outlive a nack.
+        eventually("the consumer has another message", || {
+            consumer.unread() == 1
+        });
+        // Dropping the consumer must not nack its unread message: that would cost the connection.
         drop(consumer);
     }
     for channel in [&channel, &other] {
@@ -230,7 +240,7 @@ fn a_stream_takes_nothing_back_whoever_has_declared_it() {
 }
 
 #[test]
-fn an_end_that_is_seen_by_looking_was_told_before() {
+fn try_recv_returns_the_error_before_has_ended_is_true() {
     let channel = channel();
     for _ in 0..100 {
         let queue = exclusive_queue(&channel);
@@ -238,7 +248,9 @@ fn an_end_that_is_seen_by_looking_was_told_before() {
         let looking = thread::spawn(move || loop {
             match consumer.try_recv() {
                 Err(error) => return error,
-                Ok(None) if consumer.has_ended() => panic!("it has ended, and nobody said so"),
+                Ok(None) if consumer.has_ended() => {
+                    panic!("the consumer has ended without an error")
+                }
                 Ok(_) => {}
             }
         });
@@ -264,7 +276,10 @@ fn threads_that_share_a_consumer_get_each_message_once() {
                     for delivery in &consumer {
                         let body = delivery.unwrap().into_body();
                         let number = String::from_utf8(body).unwrap().parse().unwrap();
-                        assert!(seen.last() < Some(&number), "in order for each");
+                        assert!(
+                            seen.last() < Some(&number),
+                            "each thread gets messages in order"
+                        );
                         seen.push(number);
                         read.fetch_add(1, Ordering::Relaxed);
                     }
@@ -275,8 +290,10 @@ fn threads_that_share_a_consumer_get_each_message_once() {
         for number in 0..MESSAGES {
             queue.publish(number.to_string()).unwrap();
         }
-        eventually("all are read", || read.load(Ordering::Relaxed) == MESSAGES);
-        // All four wait, and all four learn of the end.
+        eventually("all messages are read", || {
+            read.load(Ordering::Relaxed) == MESSAGES
+        });
+        // All four threads wait, and all four learn that the consumer has ended.
         consumer.cancel().unwrap();
         let seen = readers.into_iter().map(|it| it.join().unwrap());
         seen.flatten().collect()
@@ -287,7 +304,7 @@ fn threads_that_share_a_consumer_get_each_message_once() {
 }
 
 #[test]
-fn whoever_waits_for_a_message_goes_on_when_another_asks_for_the_receiver() {
+fn a_waiting_recv_survives_a_request_for_the_receiver() {
     let channel = channel();
     let queue = exclusive_queue(&channel);
     for number in 0..4 {
@@ -298,11 +315,11 @@ fn whoever_waits_for_a_message_goes_on_when_another_asks_for_the_receiver() {
         delivery.ack().unwrap();
         String::from_utf8(delivery.into_body()).unwrap()
     };
-    eventually("four have come", || consumer.unread() == 4);
+    eventually("the consumer has four messages", || consumer.unread() == 4);
     let next = || consumer.recv_timeout(SOON).unwrap().map(body);
     assert_eq!(next().unwrap(), "0");
     thread::scope(|scope| {
-        // What has come goes over in order.
+        // The messages so far move to the receiver in order.
         let receiver = consumer.receiver();
         assert_eq!(consumer.unread(), 3);
         assert_eq!(body(receiver.recv_timeout(SOON).unwrap().unwrap()), "1");
@@ -321,15 +338,15 @@ fn whoever_waits_for_a_message_goes_on_when_another_asks_for_the_receiver() {
         queue.publish("5").unwrap();
         let (first, another) = waiting.join().unwrap();
         assert_eq!(first.unwrap(), "5");
-        // One that has ended can be asked for it, too.
+        // A consumer that has ended still has a receiver.
         queue.publish("6").unwrap();
-        eventually("it has come", || another.unread() == 1);
+        eventually("the consumer has the message", || another.unread() == 1);
         another.cancel().unwrap();
         let receiver = another.receiver();
         assert_eq!(body(receiver.recv().unwrap().unwrap()), "6");
         assert!(receiver.recv().is_err() && another.has_ended());
     });
-    // Whether a thread waits already or not yet.
+    // The reader may or may not be waiting when the receiver is requested.
     for _ in 0..20 {
         let consumer = queue.consume(ConsumeOptions::default()).unwrap();
         thread::scope(|scope| {
@@ -343,7 +360,7 @@ fn whoever_waits_for_a_message_goes_on_when_another_asks_for_the_receiver() {
 }
 
 #[test]
-fn a_consumer_keeps_its_channel_and_its_connection() {
+fn a_consumer_keeps_its_channel_and_connection_open() {
     let consumer = {
         let channel = channel();
         let queue = exclusive_queue(&channel);
@@ -358,12 +375,12 @@ fn a_consumer_keeps_its_channel_and_its_connection() {
 }
 
 #[test]
-fn a_deleted_queue_tells_its_consumer() {
+fn deleting_a_queue_ends_its_consumers_with_an_error() {
     let channel = channel();
     let queue = exclusive_queue(&channel);
     queue.publish("last words").unwrap();
     let consumer = queue.consume(ConsumeOptions::default().no_ack()).unwrap();
-    eventually("it has come", || consumer.unread() == 1);
+    eventually("the consumer has the message", || consumer.unread() == 1);
     queue.delete(QueueDeleteOptions::default()).unwrap();
     let mut deliveries = consumer.iter();
     assert_eq!(deliveries.next().unwrap().unwrap().body(), b"last words");
@@ -374,23 +391,24 @@ fn a_deleted_queue_tells_its_consumer() {
         *error.kind(),
         ErrorKind::ConsumerCancelled { consumer_tag, by }
     );
-    assert!(deliveries.next().is_none(), "the error is told once");
+    assert!(deliveries.next().is_none(), "the error is reported once");
     assert!(channel.is_open());
 }
 
 #[test]
-fn a_consumer_that_the_broker_cancels_hands_out_nothing_more_that_is_to_be_acknowledged() {
+fn a_consumer_that_the_broker_cancels_discards_its_unread_messages() {
     let channel = channel();
     let queue = exclusive_queue(&channel);
     for body in ["taken", "unread", "unread, too"] {
         queue.publish(body).unwrap();
     }
     let consumer = queue.consume(ConsumeOptions::default()).unwrap();
-    eventually("all have come", || consumer.unread() == 3);
+    eventually("the consumer has all messages", || consumer.unread() == 3);
     let taken = consumer.recv().unwrap().unwrap();
     queue.delete(QueueDeleteOptions::default()).unwrap();
-    eventually("only the error is left", || consumer.unread() == 1);
-    // The broker would deliver it again, if it had not gone with its queue.
+    eventually("only the error is unread", || consumer.unread() == 1);
+    // The unread messages are discarded: had the queue not been deleted, the broker would redeliver
+    // them.
     let error = consumer.recv().unwrap_err();
     assert!(
         matches!(error.kind(), ErrorKind::ConsumerCancelled { .. }),
@@ -398,7 +416,7 @@ fn a_consumer_that_the_broker_cancels_hands_out_nothing_more_that_is_to_be_ackno
     );
     assert!(consumer.has_ended());
     taken.ack().unwrap();
-    // Its tag is free at once, and the channel goes on.
+    // The tag is free at once, and the channel stays open.
     let again = ConsumeOptions::default().consumer_tag(consumer.consumer_tag());
     let queue = exclusive_queue(&channel);
     queue.publish("more").unwrap();
@@ -410,7 +428,7 @@ fn a_consumer_that_the_broker_cancels_hands_out_nothing_more_that_is_to_be_ackno
 }
 
 #[test]
-fn a_closed_channel_tells_its_consumers() {
+fn closing_a_channel_ends_its_consumers_with_the_error() {
     let channel = channel();
     let queue = exclusive_queue(&channel);
     let consumer = queue.consume(ConsumeOptions::default()).unwrap();
@@ -421,7 +439,7 @@ fn a_closed_channel_tells_its_consumers() {
 }
 
 #[test]
-fn no_ack_messages_need_and_take_no_answer() {
+fn no_ack_messages_cannot_be_acknowledged() {
     let channel = channel();
     let queue = exclusive_queue(&channel);
     queue.publish("take it").unwrap();
@@ -437,7 +455,7 @@ fn no_ack_messages_need_and_take_no_answer() {
 }
 
 #[test]
-fn a_second_answer_is_refused_before_it_costs_the_channel() {
+fn settling_a_message_twice_is_refused_locally() {
     let channel = channel();
     let queue = exclusive_queue(&channel);
     queue.publish("once").unwrap();
@@ -456,7 +474,7 @@ fn a_second_answer_is_refused_before_it_costs_the_channel() {
 }
 
 #[test]
-fn an_exclusive_consumer_is_alone() {
+fn an_exclusive_consumer_excludes_others() {
     let channel = channel();
     let queue = exclusive_queue(&channel);
     let _alone = queue
@@ -467,7 +485,7 @@ fn an_exclusive_consumer_is_alone() {
 }
 
 #[test]
-fn without_waiting_the_refusal_comes_through_the_consumer() {
+fn with_no_wait_the_consumer_returns_the_error() {
     let channel = channel();
     let queue = exclusive_queue(&channel);
     let consumer = queue.consume(ConsumeOptions::default().no_wait()).unwrap();
@@ -482,7 +500,7 @@ fn without_waiting_the_refusal_comes_through_the_consumer() {
 }
 
 #[test]
-fn prefetch_bounds_what_is_unacknowledged() {
+fn prefetch_limits_unacknowledged_messages() {
     let channel = channel();
     let queue = exclusive_queue(&channel);
     for body in ["1", "2", "3", "4", "5"] {
@@ -490,7 +508,7 @@ fn prefetch_bounds_what_is_unacknowledged() {
     }
     channel.basic_qos(2).unwrap();
     let consumer = queue.consume(ConsumeOptions::default()).unwrap();
-    eventually("two have come", || consumer.unread() == 2);
+    eventually("the consumer has two messages", || consumer.unread() == 2);
     assert_eq!(ready(&channel, queue.name()), 3);
     let two = consumer
         .iter()
@@ -499,9 +517,11 @@ fn prefetch_bounds_what_is_unacknowledged() {
         .last()
         .unwrap();
     two.ack_multiple().unwrap();
-    eventually("two more have come", || consumer.unread() == 2);
+    eventually("the consumer has two more messages", || {
+        consumer.unread() == 2
+    });
 
-    // For all consumers of the channel together: an option of classic queues.
+    // A limit for all consumers of a channel together exists for classic queues only.
     let channel = channel.connection().open_channel().unwrap();
     channel
         .basic_qos_with(QosOptions::default().prefetch_count(1).global())
@@ -519,7 +539,9 @@ fn messages_are_fetched_one_by_one() {
     assert!(queue.get(false).unwrap().is_none());
     queue.publish("1").unwrap();
     queue.publish("2").unwrap();
-    eventually("they are there", || ready(&channel, queue.name()) == 2);
+    eventually("both messages are in the queue", || {
+        ready(&channel, queue.name()) == 2
+    });
     let first = queue.get(false).unwrap().unwrap();
     assert_eq!((first.body(), first.message_count()), (&b"1"[..], 1));
     assert_eq!(
@@ -533,7 +555,7 @@ fn messages_are_fetched_one_by_one() {
 }
 
 #[test]
-fn messages_are_given_back_in_every_way() {
+fn messages_can_be_requeued_and_discarded_in_every_way() {
     let channel = channel();
     let dead = exclusive_queue(&channel);
     let options = QueueDeclareOptions::exclusive()
@@ -553,13 +575,13 @@ fn messages_are_given_back_in_every_way() {
     let _kept = next();
     channel.basic_recover_async(true).unwrap();
     next().reject(false).unwrap();
-    eventually("the rejected one is dead-lettered", || {
+    eventually("the rejected message is dead-lettered", || {
         ready(&channel, dead.name()) == 1
     });
 
     queue.publish("m").unwrap();
     next().nack(NackOptions::discard()).unwrap();
-    eventually("the discarded one is dead-lettered", || {
+    eventually("the discarded message is dead-lettered", || {
         ready(&channel, dead.name()) == 2
     });
     let death = dead
@@ -582,16 +604,20 @@ fn messages_are_given_back_in_every_way() {
     channel
         .basic_nack(tags[1], NackOptions::discard().multiple())
         .unwrap();
-    eventually("two more", || ready(&channel, dead.name()) == 3);
+    eventually("two more messages are dead-lettered", || {
+        ready(&channel, dead.name()) == 3
+    });
     channel.basic_reject(tags[2], false).unwrap();
-    eventually("and the last", || ready(&channel, dead.name()) == 4);
+    eventually("the last message is dead-lettered", || {
+        ready(&channel, dead.name()) == 4
+    });
 
     let error = channel.basic_recover(false).unwrap_err();
     assert_eq!(error.reply_code(), Some(ReplyCode::NOT_IMPLEMENTED));
 }
 
 #[test]
-fn deliveries_are_acknowledged_from_any_thread() {
+fn deliveries_can_be_acknowledged_from_any_thread() {
     let channel = channel();
     let queue = exclusive_queue(&channel);
     for _ in 0..100 {
@@ -618,7 +644,7 @@ fn deliveries_are_acknowledged_from_any_thread() {
 }
 
 #[test]
-fn a_message_beyond_the_limit_costs_its_channel_alone() {
+fn a_message_above_max_message_size_closes_only_its_channel() {
     let publishing = channel();
     let name = unique("q");
     let queue = publishing
@@ -626,7 +652,9 @@ fn a_message_beyond_the_limit_costs_its_channel_alone() {
         .unwrap();
     queue.publish(vec![0; 300_000]).unwrap();
     queue.publish("small").unwrap();
-    eventually("they are there", || ready(&publishing, &name) == 2);
+    eventually("both messages are in the queue", || {
+        ready(&publishing, &name) == 2
+    });
 
     let connection = Connection::open_with(&options().max_message_size(200_000)).unwrap();
     let other = connection.open_channel().unwrap();
@@ -641,7 +669,7 @@ fn a_message_beyond_the_limit_costs_its_channel_alone() {
         "{error}"
     );
     let fetching = connection.open_channel().unwrap();
-    eventually("the messages are back", || ready(&other, &name) == 2);
+    eventually("both messages are requeued", || ready(&other, &name) == 2);
     let error = fetching.basic_get(&name, false).unwrap_err();
     assert_eq!(error.reply_code(), Some(ReplyCode::CONTENT_TOO_LARGE));
     other.basic_qos(1).unwrap();
@@ -649,7 +677,7 @@ fn a_message_beyond_the_limit_costs_its_channel_alone() {
 }
 
 #[test]
-fn dropping_a_consumer_gives_back_only_what_nobody_has_answered_for() {
+fn dropping_a_consumer_requeues_only_unsettled_messages() {
     let connection = connect();
     let watching = connection.open_channel().unwrap();
     let queue = exclusive_queue(&watching);
@@ -678,10 +706,10 @@ fn dropping_a_consumer_gives_back_only_what_nobody_has_answered_for() {
         for _ in 0..3 {
             queue.publish("m").unwrap();
         }
-        eventually("they are here", || consumer.unread() == 3);
+        eventually("the consumer has three messages", || consumer.unread() == 3);
         answer(&channel, 3);
         drop(consumer);
-        eventually("the rest is back", || {
+        eventually("the unsettled messages are requeued", || {
             ready(&watching, queue.name()) == left
         });
         channel.basic_qos(1).unwrap();
@@ -710,12 +738,12 @@ fn a_consumer_can_be_cancelled_by_its_tag_at_any_time() {
         channel.basic_cancel(&tag).unwrap();
         consuming.join().unwrap();
     }
-    // A tag that is free again belongs to whoever takes it next, whatever cancels are on their way.
+    // A free tag belongs to the next consumer that uses it, even while older cancels are in flight.
     for _ in 0..50 {
         channel.basic_cancel_no_wait("w").unwrap();
         let consume = ConsumeOptions::default().consumer_tag("w");
         let Ok(consumer) = queue.consume(consume) else {
-            // The last consumer's cancel is not answered yet.
+            // The cancel of the last consumer is not answered yet.
             channel.basic_qos(0).unwrap();
             continue;
         };
@@ -723,14 +751,14 @@ fn a_consumer_can_be_cancelled_by_its_tag_at_any_time() {
         consumer
             .recv_timeout(Duration::from_secs(20))
             .unwrap()
-            .expect("it comes")
+            .expect("a message comes")
             .ack()
             .unwrap();
     }
 }
 
 #[test]
-fn the_broker_counts_as_unacknowledged_only_what_was_read() {
+fn the_broker_counts_only_read_messages_as_unacknowledged() {
     let node = Node::start();
     let connection = Connection::open_with(&node.options()).unwrap();
     let channel = connection.open_channel().unwrap();
@@ -744,15 +772,21 @@ fn the_broker_counts_as_unacknowledged_only_what_was_read() {
     let consumer = queue.consume(ConsumeOptions::default()).unwrap();
     let read = [(); 3].map(|()| consumer.recv_timeout(SOON).unwrap().unwrap());
     read[0].ack().unwrap();
-    eventually("a hundred are sent ahead", || node.counts() == (399, 100));
+    eventually("a hundred messages are sent ahead", || {
+        node.counts() == (399, 100)
+    });
     drop(consumer);
-    eventually("the unread are back", || node.counts() == (497, 2));
+    eventually("the unread messages are requeued", || {
+        node.counts() == (497, 2)
+    });
     read[1].ack().unwrap();
-    // A delivery that is dropped without an answer stays so until the channel closes.
+    // A delivery dropped without being settled stays unacknowledged until the channel closes.
     drop(read);
-    eventually("one is left", || node.counts() == (497, 1));
+    eventually("one message is unacknowledged", || {
+        node.counts() == (497, 1)
+    });
     channel.close().unwrap();
-    eventually("all are back", || node.counts() == (498, 0));
+    eventually("all messages are requeued", || node.counts() == (498, 0));
 }
 
 #[test]
@@ -764,7 +798,9 @@ fn fetching_counts_down_and_gives_each_message_to_one_thread() {
         for number in 0..COUNT {
             queue.publish(number.to_string()).unwrap();
         }
-        eventually("all are there", || ready(&channel, queue.name()) == COUNT);
+        eventually("all messages are in the queue", || {
+            ready(&channel, queue.name()) == COUNT
+        });
     };
     fill();
     let mut left = COUNT;
@@ -805,7 +841,7 @@ fn fetching_counts_down_and_gives_each_message_to_one_thread() {
 }
 
 #[test]
-fn a_message_that_is_kept_too_long_ends_the_consumer_with_the_brokers_words() {
+fn exceeding_consumer_timeout_ends_the_consumer_with_the_brokers_error() {
     let node = Node::start_impatient();
     let connection = Connection::open_with(&node.options()).unwrap();
     let channel = connection.open_channel().unwrap();
@@ -814,16 +850,19 @@ fn a_message_that_is_kept_too_long_ends_the_consumer_with_the_brokers_words() {
     queue.publish("kept").unwrap();
     let kept = consumer.recv_timeout(SOON).unwrap().unwrap();
     let error = consumer.recv_timeout(SOON).unwrap_err();
-    assert!(consumer.recv().unwrap().is_none(), "it is told once");
+    assert!(
+        consumer.recv().unwrap().is_none(),
+        "the error is reported once"
+    );
     assert!(connection.is_open());
     if cancels {
         assert!(
             matches!(error.kind(), ErrorKind::ConsumerCancelled { .. }),
             "{error}"
         );
-        // The message is back in its queue, whatever is said of it later.
+        // The message is requeued already, so this ack has no effect.
         kept.ack().unwrap();
-        eventually("it is back", || {
+        eventually("the message is redelivered", || {
             let message = queue.get(true).unwrap();
             message.is_some_and(|it| it.body() == b"kept")
         });
@@ -841,7 +880,7 @@ fn a_message_that_is_kept_too_long_ends_the_consumer_with_the_brokers_words() {
 }
 
 #[test]
-fn a_consumer_that_is_busy_for_longer_than_any_heartbeat_keeps_its_connection() {
+fn a_consumer_busy_for_several_heartbeats_keeps_its_connection() {
     let heartbeat = Duration::from_secs(2);
     let options = options().heartbeat(heartbeat);
     let connection = Connection::open_with(&options).unwrap();

@@ -1,4 +1,4 @@
-//! Secrets that a function returns, and opening that goes on trying.
+//! Credentials that a function returns, and opening a connection with retries.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{mpsc, Arc};
@@ -10,10 +10,11 @@ use crate::recovery::recovered;
 use crate::support::proxy::quick;
 use crate::support::{at, scripted_connections, SOON};
 
-/// How long a secret is valid. The client renews it sooner. The test cuts the connection before the next renewal.
+/// How long a secret is valid. The client renews it earlier. The test cuts the connection before
+/// the next renewal.
 const SHORT: Duration = Duration::from_secs(4);
 
-/// Secrets that are counted from 1.
+/// Returns numbered secrets, counted from 1.
 fn counted(options: ConnectionOptions) -> (Arc<AtomicU32>, ConnectionOptions) {
     let count = Arc::new(AtomicU32::new(0));
     let asked = Arc::clone(&count);
@@ -29,7 +30,7 @@ fn has(payload: &[u8], text: &str) -> bool {
 }
 
 #[test]
-fn a_function_is_asked_for_each_connection_and_before_the_secret_expires() {
+fn credentials_are_requested_per_connection_and_before_they_expire() {
     let (cut, is_cut) = mpsc::channel();
     let (address, server) = scripted_connections(2, move |connection, server| {
         let login = server.expect_login();
@@ -49,9 +50,11 @@ fn a_function_is_asked_for_each_connection_and_before_the_secret_expires() {
     assert!(!text.contains("token"), "{text}");
     let connection = Connection::open_with(&options).unwrap();
     let events = connection.events();
-    crate::support::eventually("it is renewed", || asked.load(Ordering::SeqCst) >= 2);
+    crate::support::eventually("the secret is renewed", || {
+        asked.load(Ordering::SeqCst) >= 2
+    });
     cut.send(()).unwrap();
-    // The third is not to be had: that is one failed attempt.
+    // The function fails the third time, so one attempt fails.
     let told = recovered(&events);
     let failed = told.iter().find_map(|event| match event {
         ConnectionEvent::RecoveryFailed { error, .. } => Some(error),
@@ -65,7 +68,7 @@ fn a_function_is_asked_for_each_connection_and_before_the_secret_expires() {
 }
 
 #[test]
-fn opening_goes_on_trying_until_the_broker_is_there() {
+fn opening_retries_until_the_broker_answers() {
     let (cut, is_cut) = mpsc::channel();
     let (address, server) = scripted_connections(3, move |connection, server| match connection {
         0 => {}
@@ -83,7 +86,7 @@ fn opening_goes_on_trying_until_the_broker_is_there() {
 }
 
 #[test]
-fn opening_ends_at_once_when_the_login_is_refused_and_in_time_otherwise() {
+fn opening_fails_at_once_on_a_refused_login_and_otherwise_after_its_time() {
     let (address, server) = scripted_connections(1, |_, server| {
         server.expect_login();
         server.refuse_login("wrong password");
@@ -98,7 +101,7 @@ fn opening_ends_at_once_when_the_login_is_refused_and_in_time_otherwise() {
     assert!(begin.elapsed() < SOON, "{:?}", begin.elapsed());
     server.join().unwrap();
 
-    // Nothing is there any more.
+    // The server is gone now.
     let begin = Instant::now();
     let error = Connection::open_with(&options.retry_open_for(SHORT)).unwrap_err();
     assert!(

@@ -1,4 +1,4 @@
-//! Several places to connect to.
+//! Connections with several endpoints.
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex};
@@ -13,12 +13,12 @@ use crate::recovery::recovered;
 use crate::support::proxy::quick;
 use crate::support::{address_of, options, scripted_server, url};
 
-/// Each endpoint's share of the connect timeout. A silent endpoint costs all of it. One that answers needs far less, also
-/// on a busy machine.
+/// Each endpoint's share of the connect timeout. A silent endpoint costs all of its share. An
+/// endpoint that answers needs far less, even on a busy machine.
 const SHARE: Duration = Duration::from_secs(4);
 const TIMEOUT: Duration = SHARE.saturating_mul(2);
 
-/// Where nobody listens.
+/// An address without a listener.
 fn closed() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     listener.local_addr().unwrap()
@@ -30,7 +30,7 @@ fn to(address: SocketAddr) -> ConnectionOptions {
 }
 
 #[test]
-fn the_first_endpoint_that_can_be_used_is_used_and_a_silent_one_costs_its_share() {
+fn the_first_endpoint_that_works_is_used_and_a_silent_one_costs_its_share() {
     let (silent, server) = scripted_server(|server| {
         server.wait_for_end();
     });
@@ -42,7 +42,7 @@ fn the_first_endpoint_that_can_be_used_is_used_and_a_silent_one_costs_its_share(
         .connect_timeout(TIMEOUT);
     let begin = Instant::now();
     let connection = Connection::open_with(&several).unwrap();
-    // Half of what the closed one has left.
+    // The silent endpoint has half of the time that the closed one has left.
     let elapsed = begin.elapsed();
     assert!(elapsed >= SHARE - SHARE / 10, "{elapsed:?}");
     assert!(elapsed < TIMEOUT, "{elapsed:?}");
@@ -52,7 +52,7 @@ fn the_first_endpoint_that_can_be_used_is_used_and_a_silent_one_costs_its_share(
 }
 
 #[test]
-fn the_error_lists_what_each_endpoint_said() {
+fn the_error_lists_the_error_of_each_endpoint() {
     let (hangs_up, server) = scripted_server(|server| server.expect_header());
     let (nobody, broker) = (closed(), address_of(&url()).to_string());
     let uri = format!("amqp://guest:wr0ng@{nobody},{hangs_up},{broker}");
@@ -85,7 +85,7 @@ fn the_error_lists_what_each_endpoint_said() {
 }
 
 #[test]
-fn shuffled_endpoints_are_tried_in_any_order_and_others_in_theirs() {
+fn endpoints_are_tried_in_order_unless_shuffled() {
     const TRIES: usize = 24;
     let heard = Arc::new(Mutex::new(Vec::new()));
     let addresses = [0, 1].map(|number| {
@@ -93,7 +93,7 @@ fn shuffled_endpoints_are_tried_in_any_order_and_others_in_theirs() {
         let (address, heard) = (listener.local_addr().unwrap(), Arc::clone(&heard));
         thread::spawn(move || {
             for _ in 0..2 * TRIES {
-                // Heard and hung up on.
+                // Count the connection, then close it.
                 let _socket = listener.accept().unwrap();
                 heard.lock().unwrap().push(number);
             }
@@ -116,7 +116,7 @@ fn shuffled_endpoints_are_tried_in_any_order_and_others_in_theirs() {
     for _ in 0..TRIES {
         assert_eq!(first_heard(&in_order), 0);
     }
-    // That all of them are the same has a chance of one in eight million.
+    // The chance that all orders are equal is one in eight million.
     let shuffled: Vec<_> = (0..TRIES).map(|_| first_heard(&shuffled)).collect();
     assert!(
         shuffled.contains(&0) && shuffled.contains(&1),
@@ -134,8 +134,8 @@ fn back_after(events: &Receiver<ConnectionEvent>) -> Duration {
 }
 
 #[test]
-fn a_recovery_begins_with_the_endpoint_that_worked_last() {
-    // Accepts, as the system does for it, and says nothing.
+fn a_recovery_starts_with_the_endpoint_that_worked_last() {
+    // The system accepts connections for this listener, which never answers.
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let broker = Broker::start().unwrap();
     let address = broker.address();
@@ -156,7 +156,7 @@ fn a_recovery_begins_with_the_endpoint_that_worked_last() {
 }
 
 #[test]
-fn a_recovery_ends_with_the_endpoint_that_fell_silent() {
+fn a_recovery_tries_the_silent_endpoint_last() {
     let [first, second] = [(); 2].map(|()| Broker::start().unwrap());
     let address = second.address();
     let options = to(first.address())

@@ -1,4 +1,4 @@
-//! Declaring, binding, deleting.
+//! Declares, binds and deletes exchanges and queues.
 
 use leveret::{
     BindOptions, Channel, ErrorKind, ExchangeDeclareOptions, ExchangeDeleteOptions, ExchangeKind,
@@ -11,7 +11,7 @@ fn temporary() -> ExchangeDeclareOptions {
     ExchangeDeclareOptions::default().auto_delete()
 }
 
-/// The bodies in a queue.
+/// Fetches all messages of a queue and returns their bodies.
 fn bodies(channel: &Channel, queue: &str) -> Vec<String> {
     std::iter::from_fn(|| channel.basic_get(queue, true).unwrap())
         .map(|message| String::from_utf8(message.body().to_vec()).unwrap())
@@ -19,7 +19,7 @@ fn bodies(channel: &Channel, queue: &str) -> Vec<String> {
 }
 
 #[test]
-fn every_kind_of_exchange_routes_in_its_way() {
+fn every_kind_of_exchange_routes_as_specified() {
     let channel = channel();
     let options = |key: &str, value: i32| {
         BindOptions::default()
@@ -63,7 +63,7 @@ fn every_kind_of_exchange_routes_in_its_way() {
 }
 
 #[test]
-fn exchanges_are_declared_passively_without_waiting_and_deleted() {
+fn exchanges_can_be_declared_passively_and_without_waiting_and_deleted() {
     let channel = channel();
     let name = unique("x");
     let options = ExchangeDeclareOptions::durable().no_wait();
@@ -78,7 +78,7 @@ fn exchanges_are_declared_passively_without_waiting_and_deleted() {
         .exchange(&name)
         .delete(ExchangeDeleteOptions::default())
         .unwrap();
-    // Once more is no error.
+    // Declaring the exchange again is no error.
     channel
         .exchange_delete(&name, ExchangeDeleteOptions::default())
         .unwrap();
@@ -97,7 +97,7 @@ fn exchanges_are_declared_passively_without_waiting_and_deleted() {
 }
 
 #[test]
-fn an_exchange_in_use_is_not_deleted_if_it_must_be_unused() {
+fn if_unused_keeps_an_exchange_that_is_in_use() {
     let connection = connect();
     let channel = connection.open_channel().unwrap();
     let exchange = channel
@@ -111,7 +111,7 @@ fn an_exchange_in_use_is_not_deleted_if_it_must_be_unused() {
 }
 
 #[test]
-fn exchanges_are_bound_to_exchanges() {
+fn exchanges_can_be_bound_to_exchanges() {
     let channel = channel();
     let source = channel
         .exchange_declare(&unique("x"), ExchangeKind::Direct, temporary())
@@ -147,7 +147,7 @@ fn exchanges_are_bound_to_exchanges() {
             BindOptions::default().no_wait(),
         )
         .unwrap();
-    // Nobody but exchanges publishes to an internal one.
+    // Only exchanges can publish to an internal exchange.
     inner.publish("", "no").unwrap();
     eventually("the channel is closed", || !channel.is_open());
     assert_eq!(
@@ -157,7 +157,7 @@ fn exchanges_are_bound_to_exchanges() {
 }
 
 #[test]
-fn an_alternate_exchange_takes_what_is_not_routed() {
+fn an_alternate_exchange_gets_unroutable_messages() {
     let channel = channel();
     let rest = channel
         .exchange_declare(&unique("x"), ExchangeKind::Fanout, temporary())
@@ -174,7 +174,7 @@ fn an_alternate_exchange_takes_what_is_not_routed() {
 }
 
 #[test]
-fn queues_are_named_by_us_or_by_the_broker_and_counted() {
+fn queues_can_be_named_by_program_or_broker_and_report_counts() {
     let channel = channel();
     let made_up = exclusive_queue(&channel);
     assert!(made_up.name().starts_with("amq.gen-"), "{}", made_up.name());
@@ -196,7 +196,7 @@ fn queues_are_named_by_us_or_by_the_broker_and_counted() {
     assert_eq!(ready(&channel, &name), 0);
     queue.publish("five").unwrap();
     assert_eq!(queue.delete(QueueDeleteOptions::default()).unwrap(), 1);
-    // Once more is no error.
+    // Declaring the queue again is no error.
     assert_eq!(
         channel
             .queue_delete(&name, QueueDeleteOptions::default())
@@ -206,7 +206,7 @@ fn queues_are_named_by_us_or_by_the_broker_and_counted() {
 }
 
 #[test]
-fn queues_are_declared_bound_and_deleted_without_waiting() {
+fn queues_can_be_declared_bound_and_deleted_without_waiting() {
     let channel = channel();
     let name = unique("q");
     let options = QueueDeclareOptions::durable()
@@ -240,7 +240,7 @@ fn queues_are_declared_bound_and_deleted_without_waiting() {
 }
 
 #[test]
-fn a_name_that_would_stay_unknown_is_refused_here() {
+fn declaring_an_unnamed_queue_without_waiting_is_refused() {
     let channel = channel();
     let options = QueueDeclareOptions::exclusive().no_wait();
     let error = channel.queue_declare("", options).unwrap_err();
@@ -252,8 +252,9 @@ fn a_name_that_would_stay_unknown_is_refused_here() {
 }
 
 #[test]
-fn arguments_have_the_width_they_were_given() {
-    // 128 does not fit a signed octet; a client that narrows it declares -128, which is refused.
+fn arguments_keep_their_integer_width() {
+    // 128 does not fit a signed octet: a client that narrows it declares -128, which the broker
+    // refuses.
     let channel = channel();
     for ttl in [128, 40_000, 3_000_000] {
         let arguments = FieldTable::new().with("x-message-ttl", ttl);
@@ -275,7 +276,7 @@ fn arguments_have_the_width_they_were_given() {
 }
 
 #[test]
-fn a_queue_in_use_or_not_empty_is_not_deleted_if_it_must_be_otherwise() {
+fn if_unused_and_if_empty_keep_a_used_or_filled_queue() {
     for (options, consume) in [
         (QueueDeleteOptions::default().if_unused(), true),
         (QueueDeleteOptions::default().if_empty(), false),
@@ -284,7 +285,7 @@ fn a_queue_in_use_or_not_empty_is_not_deleted_if_it_must_be_otherwise() {
         let queue = exclusive_queue(&channel);
         queue.publish("here").unwrap();
         let _consumer = consume.then(|| queue.consume(Default::default()).unwrap());
-        eventually("the message is there", || {
+        eventually("the message is in the queue", || {
             consume || ready(&channel, queue.name()) == 1
         });
         let error = queue.delete(options).unwrap_err();
@@ -297,7 +298,7 @@ fn a_queue_in_use_or_not_empty_is_not_deleted_if_it_must_be_otherwise() {
 }
 
 #[test]
-fn an_auto_delete_queue_goes_with_its_last_consumer() {
+fn an_auto_delete_queue_is_deleted_with_its_last_consumer() {
     let channel = channel();
     let name = unique("q");
     let queue = channel
