@@ -1,4 +1,4 @@
-//! The programs of the guide that older users of aioamqp know, translated.
+//! The example programs of aioamqp's guide, translated.
 use leveret::{
     ClosedBy, Connection, ConsumeOptions, ErrorKind, ExchangeDeclareOptions, ExchangeKind,
     QueueDeclareOptions,
@@ -8,7 +8,7 @@ use crate::support::{connect, options, unique, SOON};
 
 #[test]
 fn connecting_with_defaults() {
-    // The broker under test has another port; all else is the default.
+    // The broker under test has another port; everything else is the default.
     let defaults = leveret::ConnectionOptions::default();
     assert_eq!(defaults.to_string(), "amqp://guest@localhost:5672/%2F");
     let uri = crate::support::url();
@@ -28,7 +28,7 @@ fn connecting_with_defaults() {
 }
 
 #[test]
-fn publishing_to_a_queue_through_its_handle_and_consuming() {
+fn publishing_through_a_queue_handle_and_consuming() {
     let connection = connect();
     let channel = connection.open_channel().unwrap();
     let queue = channel
@@ -69,12 +69,12 @@ fn a_fanout_exchange_bound_to_a_queue() {
 }
 
 #[test]
-fn closing_then_waiting_until_closed_with_a_timeout() {
+fn closing_and_waiting_until_closed_with_a_timeout() {
     let connection = connect();
     let channel = connection.open_channel().unwrap();
     connection.close().unwrap();
     connection.wait_closed(SOON).unwrap();
-    // The counterpart of the exception type for a closed connection.
+    // aioamqp raises an exception type of its own for a closed connection.
     let error = channel
         .queue_declare("q", QueueDeclareOptions::durable())
         .unwrap_err();

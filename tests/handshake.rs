@@ -1,4 +1,4 @@
-//! Servers that stop in the middle of the handshake, or never come to its end.
+//! Servers that stop in the middle of the handshake or never finish it.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -7,12 +7,12 @@ use leveret::{Connection, Error, ErrorKind};
 
 use crate::support::{at, method_frame, scripted_server, Script, SOON};
 
-/// What a server says, and what it hears in between.
+/// The server's side of a handshake: the frames that it sends.
 struct Recorded {
     parts: [Vec<u8>; 3],
 }
 
-/// The client must read what the server says within it, also on a busy machine.
+/// Within this timeout, the client must read what the server sends, even on a busy machine.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
 const STEPS: [&str; 3] = ["connection.start", "connection.tune", "connection.open-ok"];
@@ -33,7 +33,7 @@ impl Recorded {
         self.parts.iter().map(Vec::len).sum()
     }
 
-    /// Says so many bytes. Returns what the client waits for then.
+    /// Sends this many bytes of the handshake. Returns the frame that the client waits for then.
     fn say(&self, server: &mut Script, mut bytes: usize) -> &'static str {
         server.expect_header();
         for (part, step) in self.parts.iter().zip(STEPS) {
@@ -54,7 +54,7 @@ impl Recorded {
     }
 }
 
-/// Opens a connection to a server that says only so much, and returns the error and the step.
+/// Opens a connection to a server that sends only this many bytes. Returns the error and the step.
 fn open_cut(bytes: usize, then: fn(&mut Script)) -> (Error, &'static str) {
     let (address, server) = scripted_server(move |server| {
         let step = Recorded::new().say(server, bytes);
@@ -64,7 +64,7 @@ fn open_cut(bytes: usize, then: fn(&mut Script)) -> (Error, &'static str) {
     let options = at(address).connect_timeout(TIMEOUT);
     let begin = Instant::now();
     let error = Connection::open_with(&options).unwrap_err();
-    // It is not the default, half a minute.
+    // The timeout is not the default of half a minute.
     assert!(begin.elapsed() < SOON, "{error}");
     (error, server.join().unwrap())
 }
@@ -80,7 +80,7 @@ fn for_every_cut(check: fn(usize)) {
 }
 
 #[test]
-fn a_server_that_falls_silent_after_any_byte_is_given_up_and_the_step_is_named() {
+fn silence_after_any_byte_times_out_and_names_the_step() {
     for_every_cut(|bytes| {
         let silent = |server: &mut Script| drop(server.wait_for_end());
         let (error, step) = open_cut(bytes, silent);
@@ -94,11 +94,11 @@ fn a_server_that_falls_silent_after_any_byte_is_given_up_and_the_step_is_named()
 }
 
 #[test]
-fn a_server_that_hangs_up_after_any_byte_is_told_at_once() {
+fn a_close_after_any_byte_fails_at_once() {
     for_every_cut(|bytes| {
         let (error, step) = open_cut(bytes, |_| ());
         let is_expected = match step {
-            // So do brokers that do not say why they refuse a login.
+            // A broker that refuses a login without a reason also closes the socket here.
             "connection.tune" => matches!(error.kind(), ErrorKind::LoginRefused { .. }),
             _ => matches!(error.kind(), ErrorKind::SocketClosed { .. }),
         };
@@ -110,7 +110,7 @@ fn a_server_that_hangs_up_after_any_byte_is_told_at_once() {
     });
 }
 
-/// Opens a connection to a server that says this instead of `connection.start`.
+/// Opens a connection to a server that sends these bytes instead of `connection.start`.
 fn open_to(said: Vec<u8>) -> Error {
     let (address, server) = scripted_server(move |server| {
         server.expect_header();
@@ -126,7 +126,7 @@ fn open_to(said: Vec<u8>) -> Error {
 }
 
 #[test]
-fn what_lies_about_its_size_is_refused_before_memory_is_taken_for_it() {
+fn false_sizes_are_refused_before_memory_is_allocated() {
     let start = |properties: &[u8]| {
         let arguments = [b"\0\x09", properties, b"\0\0\0\x05PLAIN\0\0\0\x05en_US"].concat();
         method_frame(0, 10, 10, &arguments)
@@ -134,10 +134,11 @@ fn what_lies_about_its_size_is_refused_before_memory_is_taken_for_it() {
     let lies = [
         // A frame of four gigabytes.
         b"\x01\0\0\xff\xff\xff\xff".to_vec(),
-        // Server properties of four gigabytes, and a text of two in a table of ten bytes.
+        // Server properties of four gigabytes; and, in a table of ten bytes, a text of two
+        // gigabytes.
         start(b"\xff\xff\xff\xff"),
         start(b"\0\0\0\x0a\x01kS\x7f\xff\xff\xffxyz"),
-        // A frame that does not end where it says.
+        // A frame without its end byte.
         [&start(b"\0\0\0\0")[..20], b"\0\0\0"]
             .concat()
             .repeat(10_000),
@@ -153,10 +154,10 @@ fn what_lies_about_its_size_is_refused_before_memory_is_taken_for_it() {
 }
 
 #[test]
-fn a_handshake_that_never_ends_does_so_at_the_connect_timeout() {
+fn an_endless_handshake_ends_at_the_connect_timeout() {
     let (address, server) = scripted_server(|server| {
         server.expect_header();
-        // A start of 100,000 bytes, one byte at a time.
+        // A connection.start of 100,000 bytes, sent one byte at a time.
         let begun = [&[1, 0, 0, 0, 1, 0x86, 0xa0][..], &[0, 10, 0, 10]].concat();
         server.send(&begun);
         while server.try_send(b"\0") {
@@ -168,7 +169,7 @@ fn a_handshake_that_never_ends_does_so_at_the_connect_timeout() {
     let error = Connection::open_with(&at(address).connect_timeout(timeout)).unwrap_err();
     let elapsed = begin.elapsed();
     assert!(error.is_timeout(), "{error}");
-    // All of it would take minutes.
+    // The whole frame would take minutes.
     assert!(elapsed >= timeout && elapsed < SOON, "{elapsed:?}");
     server.join().unwrap();
 }

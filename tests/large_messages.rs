@@ -1,4 +1,4 @@
-//! Messages of many frames: they arrive whole, in order, and hold up nobody.
+//! Messages of many frames: they arrive whole and in order, and do not hold up other channels.
 
 use std::thread;
 
@@ -10,7 +10,7 @@ use crate::support::{at, connect, exclusive_queue, options, scripted_server, SOO
 const MIB: usize = 1 << 20;
 
 #[test]
-fn one_huge_message_does_not_hold_up_another_channel() {
+fn a_huge_message_does_not_hold_up_other_channels() {
     const HUGE: usize = 64 * MIB;
     let (go_on, may_go_on) = bounded(0);
     let (address, server) = scripted_server(move |server| {
@@ -18,7 +18,7 @@ fn one_huge_message_does_not_hold_up_another_channel() {
         server.open_channel();
         server.open_channel();
         may_go_on.recv().unwrap();
-        // The body comes on channel 1, and between its frames the small message on channel 2.
+        // The body comes on channel 1, and the small message on channel 2 between its frames.
         let mut body = 0;
         loop {
             let frame = server.next_frame();
@@ -28,12 +28,15 @@ fn one_huge_message_does_not_hold_up_another_channel() {
                 (channel, _) => assert_eq!(channel, 1),
             }
         }
-        assert!(body < HUGE / 2, "{body} bytes of the body came before");
+        assert!(
+            body < HUGE / 2,
+            "{body} bytes of the body came before the small message"
+        );
         for kind in [2, 3] {
             let frame = server.next_frame();
             assert_eq!((frame.channel, frame.kind), (2, kind));
         }
-        // What follows on channel 1 does so when the body is over.
+        // The next method on channel 1 follows the whole body.
         while body < HUGE {
             let frame = server.next_frame();
             assert_eq!(frame.channel, 1);
@@ -61,10 +64,10 @@ fn one_huge_message_does_not_hold_up_another_channel() {
 }
 
 #[test]
-fn messages_of_all_sizes_keep_their_order_on_their_channel() {
+fn messages_of_all_sizes_keep_their_order_on_a_channel() {
     const SIZES: [usize; 8] = [1, 300_000, 2, 5 * MIB, 0, 200_000, 3 * MIB, 3];
     let connection = connect();
-    // Two channels at once, so that their large messages take turns.
+    // Two channels at once, so that their large messages interleave.
     let threads = [3_u8, 5].map(|seed| {
         let channel = connection.open_channel().unwrap();
         let queue = exclusive_queue(&channel);
@@ -87,7 +90,7 @@ fn messages_of_all_sizes_keep_their_order_on_their_channel() {
 }
 
 #[test]
-fn threads_that_share_a_channel_do_not_mix_their_messages_whatever_their_size() {
+fn messages_of_threads_that_share_a_channel_do_not_mix() {
     const THREADS: usize = 4;
     const MESSAGES: usize = 60;
     let connection = connect();
@@ -126,7 +129,7 @@ fn threads_that_share_a_channel_do_not_mix_their_messages_whatever_their_size() 
 }
 
 #[test]
-fn closing_waits_for_a_large_message_to_go_out() {
+fn closing_waits_until_a_large_message_is_sent() {
     let keeper = connect().open_channel().unwrap();
     for whole_connection in [false, true] {
         let name = crate::support::unique("large");
@@ -147,9 +150,9 @@ fn closing_waits_for_a_large_message_to_go_out() {
 }
 
 #[test]
-fn the_largest_message_that_the_broker_takes_arrives_and_a_larger_one_is_refused_readably() {
+fn the_largest_message_arrives_and_a_larger_one_gets_the_brokers_error() {
     let connection = Connection::open_with(&options().max_message_size(1 << 40)).unwrap();
-    // Unless configured otherwise.
+    // RabbitMQ's defaults.
     let properties = connection.server_properties();
     let version = properties.get("version");
     let limit = match version.and_then(|version| version.as_str()) {
@@ -177,6 +180,6 @@ fn the_largest_message_that_the_broker_takes_arrives_and_a_larger_one_is_refused
         limit + 1
     );
     assert!(error.to_string().contains(&text), "{error}");
-    // That cost the channel and nothing else.
+    // Only the channel was closed.
     exclusive_queue(&connection.open_channel().unwrap());
 }

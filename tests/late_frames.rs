@@ -1,5 +1,5 @@
-//! Frames that may still be on their way cost no connection, no confirm and no message: closes that
-//! cross, messages for what has ended, answers that come late.
+//! Frames in flight while something ends cost no connection, no confirm and no message: crossing
+//! closes, deliveries to ended consumers, late replies.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{mpsc, Arc, Condvar, Mutex};
@@ -27,7 +27,7 @@ const NACK: (u16, u16) = (60, 120);
 
 // ---- a scripted broker ----
 
-/// The next frame, which has to be this method.
+/// Reads the next frame, which must be this method.
 #[track_caller]
 fn expect(server: &mut Script, method: (u16, u16)) -> Frame {
     let frame = server.next_frame();
@@ -35,13 +35,13 @@ fn expect(server: &mut Script, method: (u16, u16)) -> Frame {
     frame
 }
 
-/// The short string at this place of a method's arguments.
+/// The short string at this offset of a method's arguments.
 fn text_at(frame: &Frame, at: usize) -> String {
     let text = &frame.payload[4 + at..];
     String::from_utf8(text[1..=usize::from(text[0])].to_vec()).unwrap()
 }
 
-/// Reads `basic.consume`, and returns its consumer tag.
+/// Reads `basic.consume` and returns its consumer tag.
 #[track_caller]
 fn consumer_tag(server: &mut Script) -> String {
     let consume = expect(server, CONSUME);
@@ -77,14 +77,14 @@ fn not_found(channel: u16) -> Vec<u8> {
     method_frame(channel, 20, 40, &close)
 }
 
-/// A second channel works: the connection has not suffered.
+/// Checks that the connection was never lost and that a new channel works.
 #[track_caller]
 fn works(connection: &Connection) {
     assert_eq!(connection.epoch(), 0);
     connection.open_channel().unwrap().close().unwrap();
 }
 
-/// Answers what comes, and returns it.
+/// Replies to the client until it closes the connection. Returns the client's frames.
 fn serve_the_rest(server: &mut Script) -> Vec<Frame> {
     let mut seen = Vec::new();
     loop {
@@ -106,12 +106,12 @@ fn serve_the_rest(server: &mut Script) -> Vec<Frame> {
 // ---- ends of channels ----
 
 #[test]
-fn what_a_broker_sends_after_its_close_is_dropped_and_the_channel_can_be_opened_again() {
+fn frames_after_the_brokers_close_are_dropped_and_the_channel_can_be_reopened() {
     let (address, server) = scripted_server(|server| {
         server.handshake(0);
         server.open_channel();
         let tag = agree_to_consumer(server, 1);
-        // All that was on its way, before and after the close.
+        // Frames in flight, before and after the close.
         let late = [
             delivery(1, &tag, 1, b"in time"),
             not_found(1),
@@ -149,13 +149,13 @@ fn what_a_broker_sends_after_its_close_is_dropped_and_the_channel_can_be_opened_
 }
 
 #[test]
-fn no_frame_follows_close_ok_when_two_channels_end_at_once() {
+fn no_frame_follows_close_ok_when_two_channels_close_at_once() {
     const ROUNDS: usize = 600;
     let (address, server) = scripted_server(|server| {
         server.handshake(0);
         for _ in 0..ROUNDS {
             let channels = [server.open_channel(), server.open_channel()];
-            // Both publish already.
+            // Both channels are publishing already.
             for _ in 0..4 {
                 server.next_frame();
             }
@@ -163,7 +163,10 @@ fn no_frame_follows_close_ok_when_two_channels_end_at_once() {
             let mut closed = Vec::new();
             while closed.len() < 2 {
                 let frame = server.next_frame();
-                assert!(!closed.contains(&frame.channel), "a frame follows close-ok");
+                assert!(
+                    !closed.contains(&frame.channel),
+                    "a frame follows channel.close-ok"
+                );
                 if frame.method() == Some(CHANNEL_CLOSE_OK) {
                     closed.push(frame.channel);
                 }
@@ -186,7 +189,7 @@ fn no_frame_follows_close_ok_when_two_channels_end_at_once() {
 }
 
 #[test]
-fn no_answer_to_the_broker_follows_our_close() {
+fn no_reply_to_the_broker_follows_our_close() {
     let (go_on, goes_on) = mpsc::channel();
     let (address, server) = scripted_server(move |server| {
         server.handshake(0);
@@ -212,10 +215,10 @@ fn no_answer_to_the_broker_follows_our_close() {
     gate.shut(Moment::Read);
     go_on.send(()).unwrap();
     gate.wait_held();
-    // What the broker asks for has been read and not looked at.
+    // The IO thread has read the broker's frames, but not processed them.
     thread::scope(|scope| {
         scope.spawn(|| channel.close().unwrap());
-        eventually("the close is on its way", || !channel.is_open());
+        eventually("the channel is closing", || !channel.is_open());
         gate.open();
     });
     assert!(consumer.recv().is_err());
@@ -223,12 +226,12 @@ fn no_answer_to_the_broker_follows_our_close() {
     connection.close().unwrap();
     let seen = server.join().unwrap();
     let on_channel: Vec<_> = seen.iter().filter(|it| it.channel == 1).collect();
-    // Then the number is used again.
+    // The test then reuses the channel number.
     assert_eq!(on_channel[0].method(), Some(CHANNEL_CLOSE));
     assert_eq!(on_channel[1].method(), Some(CHANNEL_OPEN));
 }
 
-/// A durable mistake: the broker closes the channel for it.
+/// Makes the broker close the channel.
 fn make_a_mistake(channel: &Channel) {
     let options = QueueDeclareOptions::passive();
     let error = channel.queue_declare("no such queue", options).unwrap_err();
@@ -236,7 +239,7 @@ fn make_a_mistake(channel: &Channel) {
 }
 
 #[test]
-fn an_error_of_a_channel_that_consumes_from_a_busy_queue_is_its_own() {
+fn an_error_of_a_consuming_channel_does_not_affect_the_connection() {
     let connection = connect();
     let feeding = connection.open_channel().unwrap();
     let queue = exclusive_queue(&feeding);
@@ -257,7 +260,7 @@ fn an_error_of_a_channel_that_consumes_from_a_busy_queue_is_its_own() {
     }
     publisher.wait_for_confirms().unwrap();
     works(&connection);
-    // Its acknowledgements were for the messages that it had got: the rest is still there.
+    // Each channel has acknowledged only its own 20 messages: the rest is still in the queue.
     let mut left = 0;
     while feeding.basic_get(queue.name(), true).unwrap().is_some() {
         left += 1;
@@ -266,7 +269,7 @@ fn an_error_of_a_channel_that_consumes_from_a_busy_queue_is_its_own() {
 }
 
 #[test]
-fn a_channel_that_is_opened_again_counts_its_deliveries_from_the_new_life() {
+fn messages_of_a_reopened_channel_can_be_acknowledged() {
     let connection = connect();
     let feeding = connection.open_channel().unwrap();
     let queue = exclusive_queue(&feeding);
@@ -295,7 +298,7 @@ fn a_channel_that_is_opened_again_counts_its_deliveries_from_the_new_life() {
 
 // ---- confirms ----
 
-/// Stops the IO thread at the moment it has written, or read, something.
+/// Holds the IO thread at the moment when it has written or read bytes.
 #[derive(Default)]
 struct Gate {
     shut: Mutex<Option<Moment>>,
@@ -354,7 +357,7 @@ fn full_queue(channel: &Channel) -> Queue {
 }
 
 #[test]
-fn a_message_that_is_published_behind_a_reopen_gets_its_own_confirm() {
+fn a_message_published_during_a_reopen_gets_its_own_confirm() {
     let gate = Arc::new(Gate::default());
     let metrics = Arc::<Gate>::clone(&gate);
     let connection = Connection::open_with(&options().metrics(metrics)).unwrap();
@@ -363,7 +366,7 @@ fn a_message_that_is_published_behind_a_reopen_gets_its_own_confirm() {
     let channel = connection.open_channel().unwrap();
     let publisher = channel.publisher_with(PublisherOptions::default()).unwrap();
     make_a_mistake(&channel);
-    // While the IO thread is busy, one thread opens the channel again, and another one publishes.
+    // While the IO thread is held, one thread reopens the channel and another publishes.
     gate.shut(Moment::Written);
     side.basic_publish("", good.name(), "aside").unwrap();
     gate.wait_held();
@@ -392,23 +395,23 @@ fn a_message_that_is_published_behind_a_reopen_gets_its_own_confirm() {
 }
 
 #[test]
-fn what_was_lost_with_a_channel_is_told_once_after_it_is_opened_again() {
+fn messages_lost_with_a_channel_are_reported_once_after_a_reopen() {
     let connection = connect();
     let channel = connection.open_channel().unwrap();
     let queue = exclusive_queue(&channel);
     channel.confirm_select().unwrap();
     for _ in 0..100 {
-        // Until the error comes.
+        // Publishing fails once the error arrives.
         let _ = channel.basic_publish("no such exchange", "", "m");
     }
-    eventually("the error has come", || !channel.is_open());
+    eventually("the channel is closed", || !channel.is_open());
     channel.reopen().unwrap();
     let error = channel.wait_for_confirms().unwrap_err();
     assert_eq!(error.reply_code(), Some(ReplyCode::NOT_FOUND), "{error}");
     channel.wait_for_confirms().unwrap();
     channel.basic_publish("", queue.name(), "m").unwrap();
     channel.wait_for_confirms().unwrap();
-    // Nothing is told of what was answered before.
+    // Messages confirmed before the second error are not reported as lost.
     make_a_mistake(&channel);
     channel.reopen().unwrap();
     channel.wait_for_confirms().unwrap();
@@ -417,7 +420,7 @@ fn what_was_lost_with_a_channel_is_told_once_after_it_is_opened_again() {
 // ---- ends of consumers ----
 
 #[test]
-fn two_cancels_of_one_consumer_are_one() {
+fn repeated_cancels_of_a_consumer_send_one_frame() {
     let (asked, is_asked) = mpsc::channel();
     let (address, server) = scripted_server(move |server| {
         server.handshake(0);
@@ -425,7 +428,7 @@ fn two_cancels_of_one_consumer_are_one() {
         let tag = agree_to_consumer(server, 1);
         expect(server, CANCEL);
         asked.send(()).unwrap();
-        // The second one would be answered first, and then a message comes.
+        // Later cancels wait for the first, so the client's next frame is basic.qos.
         expect(server, QOS);
         server.send(&delivery(1, &tag, 1, b"late"));
         server.send_method(1, 60, 11, b"");
@@ -455,7 +458,7 @@ fn two_cancels_of_one_consumer_are_one() {
 }
 
 #[test]
-fn a_message_after_cancel_ok_goes_back_to_its_queue() {
+fn a_message_after_cancel_ok_is_requeued() {
     for no_ack in [false, true] {
         let (address, server) = scripted_server(|server| {
             server.handshake(0);
@@ -479,14 +482,14 @@ fn a_message_after_cancel_ok_goes_back_to_its_queue() {
         let mut seen = server.join().unwrap();
         seen.retain(|frame| frame.method() == Some(NACK));
         let nacked: Vec<_> = seen.iter().map(|frame| &frame.payload[4..]).collect();
-        // Requeued, alone; but nothing that was not to be acknowledged.
+        // The message with ack mode is requeued, alone; the no-ack message is not.
         let expected: &[&[u8]] = &[&[0, 0, 0, 0, 0, 0, 0, 7, 2]];
         assert_eq!(nacked, expected[usize::from(no_ack)..]);
     }
 }
 
 #[test]
-fn a_consumer_that_the_broker_cancels_is_given_up_for_good() {
+fn late_messages_of_a_consumer_that_the_broker_cancels_are_nacked() {
     let (address, server) = scripted_server(|server| {
         server.handshake(0);
         server.open_channel();
@@ -494,18 +497,19 @@ fn a_consumer_that_the_broker_cancels_is_given_up_for_good() {
         let messages = [1, 2, 3].map(|number| delivery(1, &tag, number, b"m"));
         server.send(&messages.concat());
         expect(server, QOS);
-        // As RabbitMQ 4.3 does for an acknowledgement that is late.
+        // RabbitMQ 4.3 cancels a consumer like this when an acknowledgement is late.
         let cancel = method_frame(1, 60, 30, &[&short(&tag)[..], &[1]].concat());
         server.send(&cancel);
         server.send_method(1, 60, 11, b"");
         let ours = expect(server, CANCEL);
         assert_eq!(text_at(&ours, 0), tag);
-        // Unread, then one that is acknowledged late, and one that is nacked. Never an acknowledgement.
+        // The client nacks the unread message, then the message acknowledged late, then the nacked
+        // one.
         for number in [3, 1, 2] {
             let nack = expect(server, NACK);
             assert_eq!(nack.payload[4..], [0, 0, 0, 0, 0, 0, 0, number, 2]);
         }
-        // The tag is used again before our answer, and before a cancel of more messages is read.
+        // The client reuses the tag before it reads a second cancel and the cancel-ok.
         assert_eq!(consumer_tag(server), tag);
         server.send(&cancel);
         server.send_method(1, 60, 31, &short(&tag));
@@ -540,7 +544,7 @@ fn a_consumer_that_the_broker_cancels_is_given_up_for_good() {
 }
 
 #[test]
-fn a_consumer_that_has_ended_cancels_no_other_with_its_tag() {
+fn cancelling_an_ended_consumer_leaves_its_successor_alone() {
     let connection = connect();
     let channel = connection.open_channel().unwrap();
     let options = ConsumeOptions::default().consumer_tag("t");
@@ -558,7 +562,7 @@ fn a_consumer_that_has_ended_cancels_no_other_with_its_tag() {
 }
 
 #[test]
-fn a_consumer_that_could_not_be_asked_for_cancels_no_other() {
+fn a_consume_that_cannot_be_sent_sends_no_cancel() {
     let (address, server) = scripted_server(|server| {
         server.handshake(0);
         server.open_channel();
@@ -577,7 +581,7 @@ fn a_consumer_that_could_not_be_asked_for_cancels_no_other() {
             "{error}"
         );
     }
-    // The next frame is this one, and no cancel.
+    // The next frame is this basic.qos, not a cancel.
     let qos = QosOptions::default().prefetch_count(1);
     channel.basic_qos_with(qos).unwrap();
     connection.close().unwrap();
@@ -587,13 +591,13 @@ fn a_consumer_that_could_not_be_asked_for_cancels_no_other() {
 // ---- messages that cannot be read ----
 
 #[test]
-fn malformed_properties_are_the_messages_fault_and_its_body_can_be_read() {
+fn malformed_properties_fail_only_when_read_and_keep_the_body() {
     let (address, server) = scripted_server(|server| {
         server.handshake(0);
         server.open_channel();
         let tag = agree_to_consumer(server, 1);
         let mut message = delivery(1, &tag, 1, b"body");
-        // Of two bytes of property flags, which say that there are none, one bit promises headers.
+        // One bit of the two bytes of property flags promises headers that are not there.
         let flags = message.len() - 12 - 2 - 1;
         message[flags] = 0x20;
         server.send(&message);
@@ -620,7 +624,7 @@ fn malformed_properties_are_the_messages_fault_and_its_body_can_be_read() {
 // ---- floods ----
 
 #[test]
-fn a_peer_that_reads_no_answers_is_not_read_either() {
+fn a_client_stops_reading_from_a_peer_that_reads_no_replies() {
     const FLOOD: usize = 64 << 20;
     let (go_on, goes_on) = mpsc::channel();
     let (address, server) = scripted_server(move |server| {
@@ -631,7 +635,7 @@ fn a_peer_that_reads_no_answers_is_not_read_either() {
         let cancels = method_frame(1, 60, 30, &cancels).repeat(1 << 10);
         let sent = server.send_until_stuck(&cancels, FLOOD, Duration::from_secs(2));
         assert!(sent < FLOOD, "all of {FLOOD} bytes were taken");
-        // Now it reads, and the rest is taken.
+        // The peer reads now, so the client takes the rest.
         let mut reading = server.another();
         let reader = thread::spawn(move || serve_the_rest(&mut reading));
         server.send(&cancels[sent % cancels.len()..]);
@@ -650,7 +654,7 @@ fn a_peer_that_reads_no_answers_is_not_read_either() {
 // ---- a process that was stopped ----
 
 #[test]
-fn a_process_that_was_stopped_for_long_keeps_its_connection() {
+fn a_process_stopped_for_several_heartbeats_keeps_its_connection() {
     const HEARTBEAT: u8 = 1;
     let (go_on, goes_on) = mpsc::channel();
     let (address, server) = scripted_server(move |server| {
@@ -660,7 +664,7 @@ fn a_process_that_was_stopped_for_long_keeps_its_connection() {
         let declared = [&short("hello")[..], &[0; 8]].concat();
         server.send_method(1, 50, 11, &declared);
         let tag = agree_to_consumer(server, 1);
-        // The broker's heartbeats go on, whether anyone reads them or not.
+        // The broker's heartbeats continue, whether the client reads them or not.
         while goes_on.try_recv().is_err() {
             server.send(&[8, 0, 0, 0, 0, 0, 0, 0xce]);
             thread::sleep(Duration::from_millis(100));
@@ -672,10 +676,11 @@ fn a_process_that_was_stopped_for_long_keeps_its_connection() {
     let program = Program::start("tutorial_1_receive", &[], &uri);
     program.expect(" [*] Waiting for messages. To exit press CTRL+C");
     program.signal("STOP");
-    // For longer than two heartbeat intervals.
+    // Stop the process for longer than two heartbeat intervals.
     thread::sleep(Duration::from_secs(3 * u64::from(HEARTBEAT)));
     program.signal("CONT");
-    // Time enough to judge the broker dead, if its heartbeats were not read first.
+    // If the client did not read the heartbeats first, it would judge the broker dead within this
+    // time.
     thread::sleep(Duration::from_millis(200));
     go_on.send(()).unwrap();
     program.expect(" [x] Received 'still here'");

@@ -1,4 +1,4 @@
-//! What an operator reads in the log.
+//! The log lines that an operator reads.
 
 use std::process::Command;
 
@@ -13,10 +13,10 @@ use crate::support::{
     at, eventually, exclusive_queue, logged, options, ready, scripted_connections, unique, version,
 };
 
-/// Its lines belong to no connection of a program.
+/// The broker in the box logs under this target, and names no connection.
 const OTHER: &str = "leveret::broker";
 
-/// The texts of these lines, which must all begin with the name of the connection at this broker.
+/// The texts of the crate's lines, each of which must name this connection and broker.
 #[track_caller]
 fn texts(lines: &[Line], name: &str, broker: &Broker) -> Vec<String> {
     let beginning = format!("[{name} at {}] ", broker.address());
@@ -37,7 +37,7 @@ fn assert_some(lines: &[String], part: &str) {
     );
 }
 
-/// In a process of its own, where nobody else has connections, and each frame can be logged.
+/// Runs in its own process, without other connections, so that every frame can be logged.
 #[test]
 fn each_line_of_the_log_names_its_connection() {
     let run = Command::new(std::env::current_exe().unwrap())
@@ -73,15 +73,19 @@ fn each_line() {
     publisher.publish("", "tasks", "m").unwrap().wait().unwrap();
     let delivery = consumer.recv().unwrap().unwrap();
     first.block("disk alarm");
-    eventually("it is blocked", || connection.blocked_reason().is_some());
+    eventually("the connection is blocked", || {
+        connection.blocked_reason().is_some()
+    });
     first.unblock();
-    eventually("it goes on", || connection.blocked_reason().is_none());
+    eventually("the connection is unblocked", || {
+        connection.blocked_reason().is_none()
+    });
     let refused = connection.open_channel().unwrap();
     refused
         .queue_declare("tasks", QueueDeclareOptions::exclusive())
         .unwrap_err();
 
-    // The node that the connection comes back to has another address.
+    // The connection comes back to a node with another address.
     first.refuse_connections(true);
     first.drop_connections();
     recovered(&events);
@@ -90,7 +94,7 @@ fn each_line() {
     check_lines(name, first, second);
 }
 
-/// What was written up to the loss is about the first broker, and all after that about the second.
+/// Lines up to the loss name the first broker, and all later lines the second.
 fn check_lines(name: &str, first: &Broker, second: &Broker) {
     let lines = logged::lines();
     let is_lost = |line: &Line| line.text.contains("attempt 1 to recover");
@@ -118,7 +122,7 @@ fn check_lines(name: &str, first: &Broker, second: &Broker) {
 }
 
 #[test]
-fn a_question_whose_answer_is_no_is_no_warning() {
+fn asking_for_a_missing_queue_logs_no_warning() {
     logged::begin();
     let name = unique("questions");
     let connection = Connection::open_with(&options().connection_name(&name)).unwrap();
@@ -136,14 +140,14 @@ fn a_question_whose_answer_is_no_is_no_warning() {
     assert_eq!((closed(Level::Debug), closed(Level::Warn)), (2, 1));
 }
 
-/// How often the log says that a limit for a whole channel is none, of the connection with this name.
+/// How many warnings this connection logged about a global prefetch.
 fn warnings_of_global_qos(name: &str) -> usize {
     let beginning = format!("[{name} at ");
     logged::count(|it| it.starts_with(&beginning) && it.contains("for the whole channel"))
 }
 
 #[test]
-fn a_limit_for_the_whole_channel_holds_or_the_log_says_that_it_does_not() {
+fn a_global_prefetch_holds_or_the_log_warns_that_it_does_not() {
     logged::begin();
     let name = unique("shared prefetch");
     let connection = Connection::open_with(&options().connection_name(&name)).unwrap();
@@ -161,21 +165,22 @@ fn a_limit_for_the_whole_channel_holds_or_the_log_says_that_it_does_not() {
         false => ([5, 5, 5], 1),
     };
     let left = 20 - unread.iter().sum::<usize>() as u32;
-    eventually("as many as it may send", || {
-        consumers.each_ref().map(|it| it.unread()) == unread
-    });
+    eventually(
+        "the broker has sent as many messages as the prefetch allows",
+        || consumers.each_ref().map(|it| it.unread()) == unread,
+    );
     assert_eq!(ready(&channel, queue.name()), left);
     assert_eq!(warnings_of_global_qos(&name), warnings);
 }
 
 #[test]
-fn a_recovery_says_if_the_new_version_has_no_limit_for_channels() {
+fn a_recovery_warns_if_the_new_version_ignores_a_global_prefetch() {
     logged::begin();
     let (cut, is_cut) = std::sync::mpsc::channel();
     let (address, server) = scripted_connections(3, move |connection, server| {
         server.handshake_of_rabbitmq(["4.2.5", "4.3.0-rc.1", "10.0.0"][connection]);
         server.open_channel();
-        // One from the program, or done again, and one more.
+        // The first comes from the program or from the recovery, the second from the program.
         for _ in 0..2 {
             let qos = server.next_frame();
             assert_eq!(qos.method(), Some((60, 10)));

@@ -1,4 +1,4 @@
-//! The broker is killed, and nothing brings the connection back: everyone who waits is told, and the same.
+//! The broker is killed and recovery is off: every waiting thread gets the same error.
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -13,7 +13,7 @@ use leveret::{
 
 use crate::support::{eventually, exclusive_queue, Node, SOON};
 
-/// Threads that wait for something that will not come.
+/// Threads that wait for something that never happens.
 struct Waiting {
     threads: Vec<JoinHandle<Error>>,
     begun: Arc<Barrier>,
@@ -38,9 +38,9 @@ impl Waiting {
 }
 
 #[test]
-fn a_killed_broker_ends_every_wait_with_the_same_cause() {
+fn killing_the_broker_ends_every_wait_with_the_same_cause() {
     let node = Node::start();
-    // Nothing here ends by a timeout, or the test is late.
+    // No timeout ends a wait here: the test would be late.
     let long = 10 * SOON;
     let options = node
         .options()
@@ -58,7 +58,7 @@ fn a_killed_broker_ends_every_wait_with_the_same_cause() {
     let flooded = Connection::open_with(&options).unwrap();
     let flooding = flooded.open_channel().unwrap();
 
-    // Stopped first, so that what is asked now is really waited for.
+    // Stop the broker first, so that every call below waits.
     node.signal("STOP");
     let mut waiting = Waiting::new(6);
     waiting.wait(move || consumer.recv().unwrap_err());
@@ -122,10 +122,10 @@ fn a_killed_broker_ends_every_wait_with_the_same_cause() {
         matches!(flooded_error.kind(), ErrorKind::SocketClosed { .. }),
         "{flooded_error}"
     );
-    // It wanted the connection closed, and closed it is.
+    // The program wanted to close this connection, so its loss is no error.
     closer.join().unwrap().unwrap();
 
-    // And so is all that is asked afterwards.
+    // Later calls fail with the same cause.
     connection.wait_closed(SOON).unwrap();
     let later = [
         delivery.ack().unwrap_err(),
@@ -140,7 +140,8 @@ fn a_killed_broker_ends_every_wait_with_the_same_cause() {
     }
 }
 
-/// Publishes numbers until the connection is lost, and returns those that were confirmed, and how many were not.
+/// Publishes numbers until the connection is lost. Returns the confirmed numbers, and how many were
+/// lost.
 fn publish_until_lost(
     connection: &Connection,
     queue: &str,
@@ -171,7 +172,7 @@ fn publish_until_lost(
             confirmed.fetch_add(1, Ordering::Relaxed);
         }
     }
-    // Nobody has to wait any more: each is answered with the end.
+    // All confirms have their answer now: confirmed, or the end of the connection.
     for (number, confirm) in open {
         match confirm.wait_timeout(SOON) {
             Ok(()) => answered.push(number),
@@ -186,7 +187,7 @@ fn publish_until_lost(
 }
 
 #[test]
-fn what_was_confirmed_before_the_broker_was_killed_is_there_after_its_restart() {
+fn messages_confirmed_before_a_kill_survive_the_restart() {
     const THREADS: u32 = 2;
     let mut node = Node::start();
     let options = node.options().recovery(RecoveryOptions::none());
@@ -195,7 +196,7 @@ fn what_was_confirmed_before_the_broker_was_killed_is_there_after_its_restart() 
     let queue = channel
         .queue_declare("durable", QueueDeclareOptions::durable())
         .unwrap();
-    // Declare-ok does not mean that the declaration is on disk: that can take RabbitMQ two seconds more.
+    // After declare-ok, RabbitMQ can take two more seconds to write the declaration to disk.
     node.ctl(&["eval", "mnesia:sync_log()."]);
     let confirmed = Arc::new(AtomicU32::new(0));
     let publishers: Vec<_> = (0..THREADS)
@@ -205,7 +206,7 @@ fn what_was_confirmed_before_the_broker_was_killed_is_there_after_its_restart() 
             thread::spawn(move || publish_until_lost(&connection, &queue, thread << 24, &confirmed))
         })
         .collect();
-    eventually("thousands are confirmed", || {
+    eventually("thousands of messages are confirmed", || {
         confirmed.load(Ordering::Relaxed) > 10_000
     });
     node.signal("KILL");
@@ -215,7 +216,7 @@ fn what_was_confirmed_before_the_broker_was_killed_is_there_after_its_restart() 
         confirmed.extend(theirs);
         lost += lost_theirs;
     }
-    assert!(lost > 0, "it was killed in the middle");
+    assert!(lost > 0, "the broker was killed with messages in flight");
 
     node.restart();
     let connection = Connection::open_with(&node.options()).unwrap();
@@ -233,6 +234,6 @@ fn what_was_confirmed_before_the_broker_was_killed_is_there_after_its_restart() 
             )
         });
         let number = u32::from_be_bytes(delivery.body().try_into().unwrap());
-        assert!(found.insert(number), "{number} is there twice");
+        assert!(found.insert(number), "message {number} came twice");
     }
 }

@@ -1,4 +1,4 @@
-//! What a user sees, on a real RabbitMQ: `tests/with-rabbitmq cargo test`.
+//! Tests of the public API against a real RabbitMQ: `tests/with-rabbitmq cargo test`.
 
 // Tests read the clock and fail by panicking.
 #![allow(

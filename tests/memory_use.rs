@@ -1,4 +1,5 @@
-//! Programs whose consumers do not keep up: how much memory they take, and what goes on meanwhile.
+//! Consumers that do not keep up: how much memory the program takes, and what still works
+//! meanwhile.
 
 use std::io::Read;
 use std::process::{Command, Stdio};
@@ -20,18 +21,19 @@ const MIB: usize = 1 << 20;
 const BODY: usize = 120 << 10;
 /// In seconds.
 const HEARTBEAT: u8 = 2;
-/// Six intervals in all. A client without heartbeats is dropped after two.
+/// Quiet and calling take six intervals in all. A broker drops a client after two without a
+/// heartbeat.
 const QUIET_FOR: Duration = Duration::from_secs(6);
 const CALLING_FOR: Duration = Duration::from_secs(6);
-/// The limit of unread bytes, what comes beyond it for the callers who always wait, and the program itself.
+/// The limit of unread bytes, what exceeds it while calls wait for replies, and the program itself.
 const MAX_MEMORY: usize = (64 + 20 + 16) * MIB;
 
 #[test]
-fn a_slow_consumer_of_a_gigabyte_takes_little_memory_and_its_connection_lives() {
+fn a_slow_consumer_of_a_gigabyte_takes_little_memory_and_stays_connected() {
     const COUNT: usize = (1 << 30) / BODY;
     let channel = connect().open_channel().unwrap();
     let name = unique("gigabyte");
-    // On disk, so that the broker needs no gigabyte of memory.
+    // A lazy queue, so that the broker needs no gigabyte of memory.
     let queue = channel
         .queue_declare(&name, QueueDeclareOptions::durable().lazy())
         .unwrap();
@@ -45,15 +47,15 @@ fn a_slow_consumer_of_a_gigabyte_takes_little_memory_and_its_connection_lives() 
 }
 
 #[test]
-fn a_slow_consumer_of_ten_gigabytes_from_a_server_that_waits_for_nobody() {
+fn a_slow_consumer_of_a_server_that_sends_ten_gigabytes_takes_little_memory() {
     const COUNT: usize = (10 << 30) / BODY;
     let (address, server) = scripted_server(|server| send_without_end(server, COUNT));
     watch_slow_consumer(&format!("amqp://{address}"), "endless", COUNT);
     server.join().unwrap();
 }
 
-/// Sends so many messages as fast as the socket takes them, with answers to the client's calls in between. Fails if the
-/// client is silent for two heartbeat intervals.
+/// Sends this many messages as fast as the socket takes them, with replies to the client's calls in
+/// between. Fails if the client is silent for two heartbeat intervals.
 fn send_without_end(server: &mut Script, count: usize) {
     server.handshake(HEARTBEAT);
     server.open_channel();
@@ -105,7 +107,7 @@ fn body(number: usize) -> Vec<u8> {
     body
 }
 
-/// Runs [`slow_consumer`] in a process of its own, and looks how much memory that takes.
+/// Runs [`slow_consumer`] in its own process, and measures how much memory that process takes.
 fn watch_slow_consumer(url: &str, queue: &str, count: usize) {
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args([
@@ -135,7 +137,8 @@ fn watch_slow_consumer(url: &str, queue: &str, count: usize) {
     assert!(most < MAX_MEMORY, "{} MiB", most / MIB);
 }
 
-/// Takes one message and is quiet for a while. Takes few messages, and makes one call after the other. Takes the rest.
+/// Takes one message and is quiet for a while. Then takes few messages, and makes one call after
+/// the other. Then takes the rest.
 #[test]
 #[ignore = "the program that the other tests of this module run"]
 fn slow_consumer() {
@@ -154,7 +157,7 @@ fn slow_consumer() {
     let mut next = 0;
     let mut take = || {
         let delivery = consumer.recv().unwrap().unwrap();
-        assert_eq!(delivery.body(), body(next), "all come, in order");
+        assert_eq!(delivery.body(), body(next), "all messages come in order");
         next += 1;
         next
     };
@@ -188,7 +191,7 @@ fn slow_consumer() {
 }
 
 #[test]
-fn whoever_waits_is_answered_though_nobody_takes_messages() {
+fn calls_are_answered_while_consumers_do_not_read() {
     const COUNT: u32 = 1000;
     let options = options().max_unread_bytes(1 << 20);
     let connection = Connection::open_with(&options).unwrap();
@@ -197,11 +200,13 @@ fn whoever_waits_is_answered_though_nobody_takes_messages() {
     for number in 0..COUNT {
         queue.publish(body(number as usize)).unwrap();
     }
-    eventually("all are there", || ready(&channel, queue.name()) == COUNT);
+    eventually("all messages are in the queue", || {
+        ready(&channel, queue.name()) == COUNT
+    });
     let consumer = queue.consume(ConsumeOptions::default().no_ack()).unwrap();
     let mut others = connection.open_channel().unwrap();
     let other = exclusive_queue(&others);
-    // A confirm, a window without room, all confirms, a message, a closed channel.
+    // Waits for a confirm, room in the window, all confirms, a message, and a close.
     let publisher = others
         .publisher_with(PublisherOptions::default().window(1))
         .unwrap();
@@ -219,7 +224,10 @@ fn whoever_waits_is_answered_though_nobody_takes_messages() {
     others = connection.open_channel().unwrap();
     assert!(others.is_open());
     let unread = consumer.unread();
-    assert!((1..COUNT as usize).contains(&unread), "{unread} were read");
+    assert!(
+        (1..COUNT as usize).contains(&unread),
+        "{unread} messages are unread"
+    );
     for number in 0..COUNT {
         let delivery = consumer.recv_timeout(SOON).unwrap().unwrap();
         assert_eq!(delivery.body(), body(number as usize));
@@ -227,10 +235,10 @@ fn whoever_waits_is_answered_though_nobody_takes_messages() {
     connection.close().unwrap();
 }
 
-/// In a process of its own, whose allocator gives the system back what is large and free.
+/// Runs in its own process, whose allocator returns large free blocks to the system.
 #[cfg(target_os = "linux")]
 #[test]
-fn what_a_burst_has_needed_is_given_back_at_rest() {
+fn memory_of_a_burst_is_released_when_the_connection_is_idle() {
     let run = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "memory_use::a_burst", "--ignored"])
         .env("AMQP_URL", url())
@@ -259,7 +267,8 @@ fn a_burst() {
     };
     for channel in &channels {
         for _ in 0..2_000 {
-            // Bound to nothing; and so large that the outbox fills faster than any socket takes it.
+            // No queue is bound, and the bodies are so large that the outbox fills faster than a
+            // socket drains.
             channel
                 .basic_publish("amq.fanout", "", &[0; 4_000])
                 .unwrap();
@@ -273,5 +282,5 @@ fn a_burst() {
     for channel in &channels {
         channel.basic_qos(1).unwrap();
     }
-    eventually("it is given back", || grown_by() < 100);
+    eventually("the memory is given back", || grown_by() < 100);
 }

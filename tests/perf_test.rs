@@ -1,4 +1,4 @@
-//! The benchmarks' program `perf_test`: that it does what it says, not how fast.
+//! The benchmark program `perf_test`: checks its results, not its speed.
 
 use std::net::TcpListener;
 use std::process::{Command, Output};
@@ -8,17 +8,17 @@ use std::time::Duration;
 use crate::support::program::{perf_test, printed};
 use crate::support::{connect, unique, url, Program};
 
-/// All that is compared here takes some seconds at most.
+/// A comparison here takes some seconds at most.
 const A_WHILE: Duration = Duration::from_secs(120);
 
-/// The value behind a key of a line of JSON.
+/// The value of a key in a line of JSON.
 fn number(line: &str, key: &str) -> f64 {
     let (_, rest) = line.split_once(&format!("\"{key}\":")).unwrap();
     let end = rest.find([',', '}']).unwrap();
     rest[..end].parse().unwrap()
 }
 
-/// A server for the clients that are measured, and its URI.
+/// Starts a server for the measured clients, and returns it with its URI.
 fn sink(arguments: &[&str]) -> (Program, String) {
     let mut command = perf_test();
     command.arg("sink").args(arguments);
@@ -27,14 +27,14 @@ fn sink(arguments: &[&str]) -> (Program, String) {
     (server, uri)
 }
 
-/// What a run that succeeds prints.
+/// Runs `perf_test`, which must succeed, and returns its output.
 fn run(arguments: &[&str]) -> String {
     let mut command = perf_test();
     command.args(arguments);
     printed(command)
 }
 
-/// What it prints, when all of its processes have ended: they have the same standard error.
+/// Runs a command and waits until all of its processes have ended: they share its standard error.
 #[track_caller]
 fn output(mut command: Command) -> Output {
     let (sender, output) = crossbeam_channel::bounded(1);
@@ -42,7 +42,7 @@ fn output(mut command: Command) -> Output {
     output.recv_timeout(A_WHILE).unwrap().unwrap()
 }
 
-/// The lines of a table that is printed, each as its cells. What goes before it is looked at here.
+/// Runs a comparison, checks its title, and returns the cells of its table.
 #[track_caller]
 fn compare(arguments: &[&str]) -> Vec<Vec<String>> {
     compare_trusting("", arguments)
@@ -67,7 +67,7 @@ fn compare_trusting(authority: &str, arguments: &[&str]) -> Vec<Vec<String>> {
         .collect()
 }
 
-/// The number that a cell begins with.
+/// The number at the beginning of a cell.
 #[track_caller]
 fn first_number(cell: &str) -> f64 {
     let end = cell.find([' ', '–']).unwrap_or(cell.len());
@@ -75,7 +75,7 @@ fn first_number(cell: &str) -> f64 {
 }
 
 #[test]
-fn each_mode_gives_a_line_of_json_from_a_server_that_it_brings_along() {
+fn each_mode_prints_a_line_of_json() {
     let (_server, uri) = sink(&[]);
     for client in ["bench", "limit"] {
         for mode in [
@@ -93,7 +93,7 @@ fn each_mode_gives_a_line_of_json_from_a_server_that_it_brings_along() {
             "consume-slow",
         ] {
             let threads = if client == "limit" { "1" } else { "2" };
-            // Messages of several frames, and more than a prefetch of them.
+            // Messages have several frames, and their number exceeds the prefetch.
             let arguments = [client, mode, &uri, "600", "150000", threads];
             let line = run(&arguments);
             let named = format!("\"mode\":\"{mode}\",\"size\":150000,\"threads\":{threads}");
@@ -116,7 +116,7 @@ fn each_mode_gives_a_line_of_json_from_a_server_that_it_brings_along() {
 }
 
 #[test]
-fn producers_and_consumers_work_on_a_broker_with_the_options_of_perftest() {
+fn producers_and_consumers_accept_the_options_of_perftest() {
     let (uri, queue) = (url(), unique("perf"));
     let options = "-x 2 -X 2 -y 2 -C 500 -s 64 -c 50 -q 20 -A 5 -f persistent -f mandatory --json --shared-connection";
     let mut arguments: Vec<_> = options.split(' ').collect();
@@ -130,7 +130,7 @@ fn producers_and_consumers_work_on_a_broker_with_the_options_of_perftest() {
     let tells = line.contains("\"server_cpu_us_per_msg\":");
     assert!(tells || cfg!(not(target_os = "linux")), "{output}");
     assert!(output.contains("confirmed: ") && output.contains("unconfirmed: 0"));
-    // A queue with a name of its own is durable, and stays.
+    // A named queue is durable, so the test deletes it.
     let channel = connect().open_channel().unwrap();
     assert_eq!(channel.queue_delete(&queue, Default::default()).unwrap(), 0);
     let refused = ["--uri", "amqp://guest:wrong@127.0.0.1:1", "-z", "1"];
@@ -139,7 +139,7 @@ fn producers_and_consumers_work_on_a_broker_with_the_options_of_perftest() {
 }
 
 #[test]
-fn clients_are_compared_in_a_table() {
+fn compare_prints_a_table_of_clients() {
     let program = perf_test().get_program().to_owned();
     let itself = format!("self={}", program.to_str().unwrap());
     let json = std::env::temp_dir().join(unique("perf_test.json"));
@@ -162,7 +162,7 @@ fn clients_are_compared_in_a_table() {
         published,
         publish.map(|it| format!("publish {it}")).each_ref()
     );
-    // Where a program can be bound to a core.
+    // The second row needs a system that can bind a program to a core.
     let pinned = ["rpc - 1", "rpc, one core - 1"];
     assert!(called == pinned[..1] || called == pinned, "{rows:?}");
     for row in &table[2..] {
@@ -175,15 +175,15 @@ fn clients_are_compared_in_a_table() {
 
     let lines = std::fs::read_to_string(&json).unwrap();
     std::fs::remove_file(&json).unwrap();
-    // Those that fail print none.
+    // Clients that fail print no line.
     assert_eq!(lines.lines().count(), rows.len() * 3 * 2);
     let of_limit = lines.lines().filter(|it| it.contains(r#""name":"limit""#));
     assert_eq!(of_limit.count(), rows.len() * 2);
 }
 
 #[test]
-fn clients_that_take_too_long_are_killed() {
-    // It takes connections, and says nothing.
+fn compare_kills_clients_that_take_too_long() {
+    // The listener accepts connections and sends nothing.
     let server = TcpListener::bind("127.0.0.1:0").unwrap();
     let uri = format!("amqp://{}", server.local_addr().unwrap());
     let table = compare(&["--uri", &uri, "--timeout", "1", "--only", "connect"]);
@@ -193,13 +193,13 @@ fn clients_that_take_too_long_are_killed() {
 
 #[cfg(feature = "native-tls")]
 #[test]
-fn tls_is_compared_with_tcp() {
+fn compare_prints_a_table_of_tls_and_tcp() {
     let made = crate::support::certificates::Certificates::make();
     let [certificate, key, authority] =
         ["server.pem", "server.key", "ca.pem"].map(|it| made.path(it).to_str().unwrap().to_owned());
     let files = ["--tls", &certificate, &key];
 
-    // Whatever is published and delivered comes through it.
+    // All messages of these modes go through TLS.
     let (server, uri) = sink(&files);
     assert!(uri.starts_with("amqps://"), "{uri}");
     for mode in ["publish", "confirm", "confirm1", "consume", "consume-ack"] {
