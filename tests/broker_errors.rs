@@ -1,4 +1,5 @@
-//! Every class of refusal, as the user reads it; a refusal costs its channel alone.
+//! Errors of the broker as the program sees them, and what each of them closes: a channel or the
+//! connection.
 
 use leveret::{
     BindOptions, Channel, Connection, ConsumeOptions, Error, ErrorKind, ExchangeDeclareOptions,
@@ -8,7 +9,7 @@ use leveret::{
 
 use crate::support::{connect, eventually, exclusive_queue, options, unique, version};
 
-/// Refused with this code and text, on a channel of a connection that goes on.
+/// Expects this code and text, and that only the channel is closed.
 #[track_caller]
 fn refused(code: ReplyCode, text: &str, ask: impl FnOnce(&Channel) -> Error) {
     let connection = connect();
@@ -19,7 +20,11 @@ fn refused(code: ReplyCode, text: &str, ask: impl FnOnce(&Channel) -> Error) {
     assert!(error.to_string().contains(text), "{error}");
     assert!(!error.is_connection_end());
     let later = channel.basic_qos(1).unwrap_err();
-    assert_eq!(later.kind(), error.kind(), "the first cause is kept");
+    assert_eq!(
+        later.kind(),
+        error.kind(),
+        "later calls return the first cause"
+    );
     other.basic_qos(1).unwrap();
 }
 
@@ -143,19 +148,19 @@ fn precondition_failed_406() {
 }
 
 #[test]
-fn an_acknowledgement_of_an_unknown_tag_is_told_by_the_next_call() {
+fn the_next_call_reports_an_acknowledgement_of_an_unknown_tag() {
     refused(
         ReplyCode::PRECONDITION_FAILED,
         "406 PRECONDITION_FAILED - unknown delivery tag 5",
         |channel| {
             channel.basic_ack(5).unwrap();
-            eventually("the broker has noticed", || !channel.is_open());
+            eventually("the broker has closed the channel", || !channel.is_open());
             channel.basic_qos(1).unwrap_err()
         },
     );
 }
 
-/// Refused with this code, and the whole connection with it.
+/// Expects this code, and that the whole connection is closed.
 #[track_caller]
 fn connection_refused(code: ReplyCode, ask: impl FnOnce(&Channel) -> Error) {
     let options = options().recovery(RecoveryOptions::none());
@@ -167,7 +172,7 @@ fn connection_refused(code: ReplyCode, ask: impl FnOnce(&Channel) -> Error) {
     let error = ask(&connection.open_channel().unwrap());
     assert_eq!(error.reply_code(), Some(code), "{error}");
     assert!(error.is_connection_end());
-    // Everyone is told the same.
+    // Every handle returns the same error.
     assert_eq!(consumer.recv().unwrap_err().kind(), error.kind());
     assert_eq!(other.basic_qos(1).unwrap_err().kind(), error.kind());
     assert_eq!(connection.open_channel().unwrap_err().kind(), error.kind());
@@ -175,7 +180,7 @@ fn connection_refused(code: ReplyCode, ask: impl FnOnce(&Channel) -> Error) {
 }
 
 #[test]
-fn some_refusals_cost_the_connection() {
+fn some_errors_close_the_connection() {
     connection_refused(ReplyCode::NOT_IMPLEMENTED, |channel| {
         channel.basic_recover(false).unwrap_err()
     });
@@ -186,7 +191,7 @@ fn some_refusals_cost_the_connection() {
 }
 
 #[test]
-fn an_unknown_kind_of_exchange_costs_the_connection_or_since_rabbitmq_4_its_channel() {
+fn an_unknown_exchange_type_closes_the_connection_or_since_rabbitmq_4_the_channel() {
     let declare = |channel: &Channel| {
         let kind = ExchangeKind::Other("nope".into());
         channel
@@ -203,13 +208,13 @@ fn an_unknown_kind_of_exchange_costs_the_connection_or_since_rabbitmq_4_its_chan
 
 #[test]
 fn not_allowed_530() {
-    // What else is not allowed, such as a consumer tag twice, is refused before the broker sees it.
+    // Other violations, such as a duplicate consumer tag, are refused before they are sent.
     let error = Connection::open_with(&options().vhost("nope")).unwrap_err();
     assert_eq!(error.reply_code(), Some(ReplyCode::NOT_ALLOWED));
 }
 
 #[test]
-fn floats_that_are_not_finite_are_refused_before_anything_is_sent() {
+fn non_finite_floats_are_refused_before_anything_is_sent() {
     let connection = connect();
     let channel = connection.open_channel().unwrap();
     let queue = exclusive_queue(&channel);
@@ -273,21 +278,21 @@ fn floats_that_are_not_finite_are_refused_before_anything_is_sent() {
         assert!(error.to_string().contains(text), "{error}");
         assert!(!error.may_have_been_sent(), "{error}");
     }
-    // A tag that was not used is free.
+    // A refused consume leaves its tag free.
     let tagged = || ConsumeOptions::default().consumer_tag("tag");
     for options in [tagged(), tagged().no_wait()] {
         let options = options.argument("ratio", f64::NAN);
         assert!(!queue.consume(options).unwrap_err().may_have_been_sent());
     }
     queue.consume(tagged()).unwrap().cancel().unwrap();
-    // The connection, the channel and the window go on.
+    // The connection, the channel and the publisher still work.
     assert_eq!(connection.epoch(), 0);
     let confirm = publisher.publish("", queue.name(), "good").unwrap();
     confirm.wait().unwrap();
     assert_eq!(channel.queue_purge(queue.name()).unwrap(), 1);
 }
 
-/// An error and what its sources say, as a program prints it that shows all of them.
+/// An error with all its sources, as a program prints them.
 fn chain(error: &Error) -> String {
     let mut texts = vec![error.to_string()];
     let mut source = std::error::Error::source(error);
@@ -299,7 +304,7 @@ fn chain(error: &Error) -> String {
 }
 
 #[test]
-fn a_chain_of_errors_says_nothing_twice() {
+fn an_error_chain_repeats_nothing() {
     let connection = connect();
     let channel = connection.open_channel().unwrap();
     let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -354,7 +359,7 @@ fn a_chain_of_errors_says_nothing_twice() {
 }
 
 #[test]
-fn what_a_broker_says_cannot_forge_a_line() {
+fn line_breaks_in_the_brokers_text_are_escaped() {
     let error = Connection::open_with(&options().vhost("no\npe")).unwrap_err();
     assert!(
         error.reply_code() == Some(ReplyCode::NOT_ALLOWED),
@@ -366,7 +371,7 @@ fn what_a_broker_says_cannot_forge_a_line() {
 }
 
 #[test]
-fn names_that_are_too_long_are_refused_here() {
+fn names_that_are_too_long_are_refused_locally() {
     let connection = connect();
     let channel = connection.open_channel().unwrap();
     let long = "q".repeat(256);

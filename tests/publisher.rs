@@ -1,4 +1,4 @@
-//! A publisher knows what became of every message.
+//! A publisher reports the outcome of every message.
 
 use std::collections::BTreeMap;
 use std::thread;
@@ -37,7 +37,7 @@ fn every_message_has_its_own_outcome() {
     confirmed.wait().unwrap();
     assert_eq!(confirmed.sequence_number(), 1);
     assert_eq!(ready(&channel, queue.name()), 1);
-    // Again, in any way: it stays so.
+    // Every later wait returns the same outcome.
     confirmed.wait_timeout(Duration::ZERO).unwrap();
     confirmed.try_wait().unwrap().unwrap();
 
@@ -79,7 +79,7 @@ fn every_message_has_its_own_outcome() {
         error.kind()
     );
 
-    // A queue that does not exist is no exchange that does not exist: that costs the channel.
+    // A missing queue only returns the message; a missing exchange closes the channel.
     let lost = publisher
         .publish("no such exchange", "key", "lost")
         .unwrap();
@@ -96,7 +96,7 @@ fn every_message_has_its_own_outcome() {
 }
 
 #[test]
-fn the_report_lists_every_failure_that_no_confirm_has_told() {
+fn wait_for_confirms_lists_every_failure_not_yet_reported() {
     let channel = channel();
     let queue = exclusive_queue(&channel);
     let publisher = channel.publisher().unwrap();
@@ -111,7 +111,7 @@ fn the_report_lists_every_failure_that_no_confirm_has_told() {
             publisher.publish("", key, number.to_string()).unwrap()
         })
         .collect();
-    // One is told by its handle. The handles of the others may be dropped or not.
+    // One failure is reported by its handle. The handles of the others may be dropped or not.
     let third = confirms.remove(2);
     assert!(third.wait().is_err());
     confirms.truncate(100);
@@ -137,7 +137,7 @@ fn the_report_lists_every_failure_that_no_confirm_has_told() {
     }
     publisher.wait_for_confirms().unwrap();
 
-    // The end of the channel is an answer to all.
+    // The end of the channel fails all unconfirmed messages.
     publisher.publish("", queue.name(), "before").unwrap();
     publisher.publish("no such exchange", "", "why").unwrap();
     let error = publisher.wait_for_confirms().unwrap_err();
@@ -150,7 +150,7 @@ fn the_report_lists_every_failure_that_no_confirm_has_told() {
 }
 
 #[test]
-fn several_threads_with_routed_and_unroutable_messages_learn_each_its_own() {
+fn threads_that_share_a_publisher_get_the_outcomes_of_their_own_messages() {
     const THREADS: u32 = 4;
     const MESSAGES: u32 = 5_000;
     let channel = channel();
@@ -164,7 +164,7 @@ fn several_threads_with_routed_and_unroutable_messages_learn_each_its_own() {
                 let mut unroutable = 0;
                 let confirms: Vec<_> = (0..MESSAGES)
                     .map(|number| {
-                        // A pattern of its own for each thread; many messages have equal bodies.
+                        // Each thread has its own pattern, and many messages have equal bodies.
                         let routed = (number * 7 + thread) % (thread + 2) != 0;
                         let key = if routed { queue.name() } else { "nowhere" };
                         let body = format!("{}", (number / 2) * 10 + thread);
@@ -175,7 +175,7 @@ fn several_threads_with_routed_and_unroutable_messages_learn_each_its_own() {
                     .collect();
                 for (routed, body, confirm) in confirms {
                     match confirm.wait() {
-                        Ok(()) => assert!(routed, "{body} was not returned"),
+                        Ok(()) => assert!(routed, "message {body} was not returned"),
                         Err(error) => {
                             assert!(!routed, "{body}: {error}");
                             let message = error.returned_message().unwrap();
@@ -188,7 +188,7 @@ fn several_threads_with_routed_and_unroutable_messages_learn_each_its_own() {
             })
         })
         .collect();
-    // Others may use the same channel in the plain way.
+    // basic_publish can use the same channel meanwhile.
     let plain = (0..MESSAGES).filter_map(|number| {
         let message = Message::new(number.to_string()).mandatory();
         let key = if number % 50 == 0 {
@@ -216,7 +216,7 @@ fn several_threads_with_routed_and_unroutable_messages_learn_each_its_own() {
 }
 
 #[test]
-fn of_equal_messages_the_one_that_was_not_routed_comes_back() {
+fn of_two_equal_messages_only_the_unroutable_one_is_returned() {
     let channel = channel();
     let publisher = channel.publisher().unwrap();
     let key = unique("comes and goes");
@@ -236,7 +236,7 @@ fn of_equal_messages_the_one_that_was_not_routed_comes_back() {
     }
 }
 
-/// A connection to a server that answers for messages only as the script says.
+/// Opens a connection to a server that confirms messages only as the script says.
 fn publish_to(
     script: impl FnOnce(&mut Script) + Send + 'static,
 ) -> (Connection, thread::JoinHandle<()>) {
@@ -268,7 +268,7 @@ fn publishing_blocks_only_while_the_window_is_full() {
             server.expect(60, 40);
         }
         went.recv().unwrap();
-        // Out of order: the window has room, though the first message is still open.
+        // Out of order: the window has room, although the first message is still unconfirmed.
         ack(server, 2, false);
         server.expect(60, 40);
         went.recv().unwrap();
@@ -322,7 +322,7 @@ fn publishing_blocks_only_while_the_window_is_full() {
 }
 
 #[test]
-fn the_window_is_also_full_by_bytes_but_a_single_message_always_fits() {
+fn window_bytes_limits_publishing_but_a_single_message_always_fits() {
     let (connection, server) = publish_to(|server| {
         for answer in [1, 3] {
             server.expect(60, 40);
@@ -357,7 +357,7 @@ fn the_window_is_also_full_by_bytes_but_a_single_message_always_fits() {
 }
 
 #[test]
-fn publishing_waits_while_the_broker_has_stopped_the_flow() {
+fn publishing_waits_while_the_broker_has_stopped_flow() {
     let (go, went) = std::sync::mpsc::channel();
     let (tell, told) = std::sync::mpsc::channel();
     let (connection, server) = publish_to(move |server| {
@@ -388,7 +388,7 @@ fn publishing_waits_while_the_broker_has_stopped_the_flow() {
 }
 
 #[test]
-fn a_confirm_keeps_its_channel_and_a_publisher_that_goes_too_early_is_logged() {
+fn a_confirm_keeps_its_channel_open_and_dropping_a_publisher_early_is_logged() {
     logged::begin();
     let (go, went) = std::sync::mpsc::channel();
     let (connection, server) = publish_to(move |server| {
@@ -397,7 +397,7 @@ fn a_confirm_keeps_its_channel_and_a_publisher_that_goes_too_early_is_logged() {
         }
         went.recv().unwrap();
         ack(server, 7, true);
-        // Only now the channel is closed.
+        // The channel closes only now.
         server.expect(20, 40);
         server.send_method(1, 20, 41, b"");
         server.wait_for_end();
@@ -422,7 +422,7 @@ fn a_confirm_keeps_its_channel_and_a_publisher_that_goes_too_early_is_logged() {
 }
 
 #[test]
-fn what_the_socket_does_not_take_is_answered_when_its_channel_ends_and_known_to_be_unsent() {
+fn messages_that_never_reach_the_socket_fail_as_unsent() {
     let (go, went) = std::sync::mpsc::channel();
     let (address, server) = scripted_server(move |server| {
         server.handshake(0);
@@ -433,7 +433,7 @@ fn what_the_socket_does_not_take_is_answered_when_its_channel_ends_and_known_to_
                 server.send_method(channel, 85, 11, b"");
             }
         }
-        // From now on it reads nothing.
+        // The server reads nothing from now on.
         went.recv().unwrap();
         let close = [&404_u16.to_be_bytes()[..], &short("NOT_FOUND"), &[0; 4]].concat();
         server.send_method(1, 20, 40, &close);
@@ -446,7 +446,7 @@ fn what_the_socket_does_not_take_is_answered_when_its_channel_ends_and_known_to_
     let flooding = connection.open_channel().unwrap();
     let on_open = connection.open_channel().unwrap().publisher().unwrap();
     flooding.basic_publish("", "q", vec![0; 64 << 20]).unwrap();
-    // The first may still go out; at the end, the socket has long been full.
+    // The first messages may still be sent; by the last one, the socket has long been full.
     let publish = |publisher: &leveret::Publisher| {
         let confirms = (0..20).map(|_| {
             thread::sleep(Duration::from_millis(10));
@@ -481,7 +481,7 @@ fn what_the_socket_does_not_take_is_answered_when_its_channel_ends_and_known_to_
 }
 
 #[test]
-fn what_is_said_to_be_unsent_is_not_sent_with_the_last_words() {
+fn messages_reported_as_unsent_are_not_sent_before_connection_close() {
     let (go, went) = std::sync::mpsc::channel();
     let (address, server) = scripted_server(move |server| {
         server.handshake(0);
@@ -493,7 +493,7 @@ fn what_is_said_to_be_unsent_is_not_sent_with_the_last_words() {
             }
         }
         went.recv().unwrap();
-        // A violation: the client closes the connection, and says so.
+        // A protocol violation, so the client sends connection.close.
         server.send_method(1, 20, 11, &[0; 4]);
         went.recv().unwrap();
         let mut published = 0_usize;
@@ -510,7 +510,7 @@ fn what_is_said_to_be_unsent_is_not_sent_with_the_last_words() {
     let publisher = connection.open_channel().unwrap().publisher().unwrap();
     let flooding = connection.open_channel().unwrap();
     flooding.basic_publish("", "q", vec![0; 64 << 20]).unwrap();
-    // The first may still go out; at the end, the socket has long been full.
+    // The first messages may still be sent; by the last one, the socket has long been full.
     let confirms = (0..20).map(|_| {
         thread::sleep(Duration::from_millis(10));
         publisher.publish("", "q", "m").unwrap()
@@ -527,12 +527,12 @@ fn what_is_said_to_be_unsent_is_not_sent_with_the_last_words() {
     let published = server.join().unwrap();
     assert!(
         published + unsent <= confirms.len(),
-        "{published} sent, {unsent} said to be unsent"
+        "{published} messages were sent and {unsent} reported as unsent"
     );
 }
 
 #[test]
-fn failures_that_were_too_many_to_be_kept_are_counted() {
+fn failures_too_large_to_keep_are_counted() {
     let channel = channel();
     let options = PublisherOptions::default().window_bytes(100);
     let publisher = channel.publisher_with(options).unwrap();
@@ -556,7 +556,7 @@ fn failures_that_were_too_many_to_be_kept_are_counted() {
 }
 
 #[test]
-fn mandatory_is_the_default_and_can_be_switched_off() {
+fn mandatory_is_the_default_and_can_be_disabled() {
     let channel = channel();
     let lenient = PublisherOptions::default().mandatory(false);
     let lenient = channel.publisher_with(lenient).unwrap();
@@ -576,7 +576,7 @@ fn mandatory_is_the_default_and_can_be_switched_off() {
 }
 
 #[test]
-fn options_that_make_no_sense_are_refused() {
+fn invalid_publisher_options_are_refused() {
     let channel = channel();
     for window in [0, 65_537] {
         let options = PublisherOptions::default().window(window);
@@ -593,7 +593,7 @@ fn options_that_make_no_sense_are_refused() {
 }
 
 #[test]
-fn windows_of_one_and_of_the_most_possible() {
+fn the_smallest_and_the_largest_window_work() {
     for window in [1, 65_536] {
         let channel = channel();
         let queue = exclusive_queue(&channel);
@@ -622,7 +622,7 @@ fn a_large_message_is_confirmed_or_returned_like_any_other() {
 }
 
 #[test]
-fn plain_confirms_can_be_read_as_they_come() {
+fn confirmations_can_be_read_as_they_arrive() {
     let channel = channel();
     let queue = exclusive_queue(&channel);
     channel.confirm_select().unwrap();
@@ -645,18 +645,18 @@ fn plain_confirms_can_be_read_as_they_come() {
     }
     assert_eq!(open, [0_u64; 0]);
     channel.close().unwrap();
-    eventually("it is disconnected", || {
+    eventually("the receiver is disconnected", || {
         confirmations.recv_timeout(Duration::ZERO).is_err()
             && channel.confirmations().recv().is_err()
     });
 }
 
 #[test]
-fn a_million_messages_are_confirmed_and_counted_again() -> Result<()> {
+fn a_million_messages_are_confirmed_and_consumed() -> Result<()> {
     const COUNT: u32 = 1_000_000;
     let connection = connect();
     let channel = connection.open_channel()?;
-    // The broker need not keep them all in memory.
+    // A lazy queue, so that the broker need not keep all messages in memory.
     let lazy = QueueDeclareOptions::durable().argument("x-queue-mode", "lazy");
     let queue = channel.queue_declare(&unique("million"), lazy)?;
     let options = PublisherOptions::default().window(1000);
@@ -673,7 +673,7 @@ fn a_million_messages_are_confirmed_and_counted_again() -> Result<()> {
     consuming.basic_qos(2000)?;
     let consumer = consuming.basic_consume(queue.name(), ConsumeOptions::default())?;
     for number in 0..COUNT {
-        let delivery = consumer.recv_timeout(SOON)?.expect("they all come");
+        let delivery = consumer.recv_timeout(SOON)?.expect("all messages come");
         assert_eq!(delivery.body()[..4], number.to_be_bytes());
         assert_eq!(delivery.body().len(), 1024);
         if number % 500 == 499 {

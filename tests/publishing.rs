@@ -1,4 +1,4 @@
-//! What is published arrives as it was published.
+//! Published messages arrive as they were published; confirms, returns and transactions.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::support::{
 
 #[test]
 fn bodies_of_every_size_arrive_whole() {
-    // Around the size of a frame: 131072 with 8 bytes around the payload.
+    // Sizes around that of a frame, which is 131072 bytes, 8 of them around the payload.
     for size in [
         0, 1, 131_063, 131_064, 131_065, 262_128, 1_000_000, 10_000_000,
     ] {
@@ -24,17 +24,14 @@ fn bodies_of_every_size_arrive_whole() {
         queue.publish(&body).unwrap();
         channel.wait_for_confirms().unwrap();
         let message = queue.get(true).unwrap().unwrap();
-        assert!(
-            message.body() == body,
-            "{size} bytes are not what they were"
-        );
+        assert!(message.body() == body, "a body of {size} bytes has changed");
         assert_eq!(message.into_delivery().into_body().len(), body.len());
     }
 }
 
 #[test]
-fn small_frames_work_too() {
-    // AMQP's smallest, and RabbitMQ's since 4.1.
+fn small_frames_work() {
+    // AMQP's smallest frame_max, and RabbitMQ's since 4.1.
     let smallest = 4096;
     let frame_max = if version() < (4, 1) { smallest } else { 8192 };
     let connection = Connection::open_with(&options().frame_max(frame_max)).unwrap();
@@ -42,7 +39,9 @@ fn small_frames_work_too() {
     let queue = exclusive_queue(&channel);
     let body = vec![7; 100_000];
     queue.publish(&body).unwrap();
-    eventually("it is there", || ready(&channel, queue.name()) == 1);
+    eventually("the message is in the queue", || {
+        ready(&channel, queue.name()) == 1
+    });
     assert_eq!(queue.get(true).unwrap().unwrap().body(), body);
     if frame_max > smallest {
         let error = Connection::open_with(&options().frame_max(smallest)).unwrap_err();
@@ -104,11 +103,13 @@ fn all_properties_and_all_types_of_headers_come_back() {
         .user_id("guest")
         .app_id("app")
         .cluster_id("cluster");
-    // Twice: by value and by reference.
+    // Publish twice: by value and by reference.
     let message = Message::new("body").with_properties(properties.clone());
     queue.publish(&message).unwrap();
     queue.publish(message).unwrap();
-    eventually("they are there", || ready(&channel, queue.name()) == 2);
+    eventually("both messages are in the queue", || {
+        ready(&channel, queue.name()) == 2
+    });
     for _ in 0..2 {
         let message = queue.get(true).unwrap().unwrap();
         assert_eq!(message.properties().unwrap(), properties);
@@ -117,7 +118,7 @@ fn all_properties_and_all_types_of_headers_come_back() {
 }
 
 #[test]
-fn bodies_are_made_of_all_that_is_bytes() {
+fn bodies_can_be_any_type_of_bytes() {
     let channel = channel();
     let queue = exclusive_queue(&channel);
     let string = String::from("b");
@@ -130,7 +131,9 @@ fn bodies_are_made_of_all_that_is_bytes() {
     let vec = vec![b'b'];
     queue.publish(&vec).unwrap();
     queue.publish(Message::new("b")).unwrap();
-    eventually("they are there", || ready(&channel, queue.name()) == 8);
+    eventually("all messages are in the queue", || {
+        ready(&channel, queue.name()) == 8
+    });
     while let Some(message) = queue.get(true).unwrap() {
         assert_eq!(message.body(), b"b");
         assert_eq!(message.properties().unwrap(), Properties::default());
@@ -138,7 +141,7 @@ fn bodies_are_made_of_all_that_is_bytes() {
 }
 
 #[test]
-fn confirms_count_from_one_and_are_waited_for() {
+fn sequence_numbers_start_at_one_and_confirms_can_be_waited_for() {
     let channel = channel();
     let queue = exclusive_queue(&channel);
     let error = channel.wait_for_confirms().unwrap_err();
@@ -154,7 +157,7 @@ fn confirms_count_from_one_and_are_waited_for() {
     }
     channel.wait_for_confirms().unwrap();
     assert_eq!(ready(&channel, queue.name()), 1001);
-    // Once more changes nothing.
+    // A second confirm_select changes nothing.
     channel.confirm_select().unwrap();
     assert_eq!(queue.publish("counted").unwrap(), Some(1001));
     channel.wait_for_confirms().unwrap();
@@ -169,7 +172,7 @@ fn confirms_count_from_one_and_are_waited_for() {
 }
 
 #[test]
-fn messages_that_a_full_queue_refuses_are_nacked_by_number() {
+fn nacks_of_a_full_queue_name_the_sequence_numbers() {
     let channel = channel();
     let options = QueueDeclareOptions::exclusive()
         .argument("x-max-length", 2)
@@ -194,12 +197,12 @@ fn messages_that_a_full_queue_refuses_are_nacked_by_number() {
         error.to_string(),
         "waiting for confirms: the broker refused 2 messages (basic.nack)"
     );
-    // They were told; the next wait is about what comes next.
+    // The failures were reported; the next wait covers later messages only.
     channel.wait_for_confirms().unwrap();
 }
 
 #[test]
-fn a_missing_exchange_fails_the_confirms_with_the_brokers_reason() {
+fn a_missing_exchange_fails_confirms_with_the_brokers_reason() {
     let channel = channel();
     channel.confirm_select().unwrap();
     channel.basic_publish("no such exchange", "k", "m").unwrap();
@@ -214,7 +217,7 @@ fn a_missing_exchange_fails_the_confirms_with_the_brokers_reason() {
 }
 
 #[test]
-fn unroutable_mandatory_messages_come_back() {
+fn unroutable_mandatory_messages_are_returned() {
     let channel = channel();
     let returned = channel.returned_messages();
     channel.confirm_select().unwrap();
@@ -245,13 +248,13 @@ fn unroutable_mandatory_messages_come_back() {
     channel.close().unwrap();
     assert!(
         returned.recv_timeout(SOON).is_err(),
-        "it is disconnected with the channel"
+        "closing the channel disconnects the receiver"
     );
     assert!(channel.returned_messages().recv().is_err());
 }
 
 #[test]
-fn returned_messages_that_nobody_reads_do_not_pile_up() {
+fn unread_returned_messages_are_limited_to_the_newest() {
     let channel = channel();
     let returned = channel.returned_messages();
     channel.confirm_select().unwrap();
@@ -272,7 +275,7 @@ fn returned_messages_that_nobody_reads_do_not_pile_up() {
 }
 
 #[test]
-fn immediate_is_not_implemented_and_the_broker_says_so() {
+fn the_broker_refuses_immediate_as_not_implemented() {
     let options = options().recovery(RecoveryOptions::none());
     let connection = Connection::open_with(&options).unwrap();
     let channel = connection.open_channel().unwrap();
@@ -298,14 +301,16 @@ fn transactions_commit_or_roll_back() {
     assert_eq!(ready(&channel, queue.name()), 0);
     channel.tx_commit().unwrap();
     assert_eq!(ready(&channel, queue.name()), 2);
-    // An acknowledgement that is rolled back leaves the message unacknowledged.
+    // A rolled-back acknowledgement leaves the message unacknowledged.
     let message = queue.get(false).unwrap().unwrap();
     message.ack().unwrap();
     channel.tx_rollback().unwrap();
     drop(message);
     channel.close().unwrap();
     let channel = connection.open_channel().unwrap();
-    eventually("it is back", || ready(&channel, queue.name()) == 2);
+    eventually("the message is requeued", || {
+        ready(&channel, queue.name()) == 2
+    });
 
     let error = channel.tx_commit().unwrap_err();
     assert_eq!(error.reply_code(), Some(ReplyCode::PRECONDITION_FAILED));
@@ -318,7 +323,7 @@ fn confirms_and_transactions_exclude_each_other() {
     channel.tx_select().unwrap();
     let error = channel.confirm_select().unwrap_err();
     assert_eq!(error.reply_code(), Some(ReplyCode::PRECONDITION_FAILED));
-    // Opened again, it is in the mode that it had.
+    // A reopened channel is in the same mode as before.
     channel.reopen().unwrap();
     let queue = exclusive_queue(&channel);
     assert_eq!(queue.publish("m").unwrap(), None);
@@ -336,7 +341,7 @@ fn confirms_and_transactions_exclude_each_other() {
 }
 
 #[test]
-fn what_cannot_be_sent_is_refused_before_anything_is_sent() {
+fn invalid_messages_are_refused_before_anything_is_sent() {
     let connection = Connection::open_with(&options().max_message_size(1000)).unwrap();
     let channel = connection.open_channel().unwrap();
     let queue = exclusive_queue(&channel);
@@ -381,7 +386,7 @@ fn what_cannot_be_sent_is_refused_before_anything_is_sent() {
         assert!(error.to_string().starts_with("basic.publish"), "{error}");
         assert!(error.to_string().contains(text), "{error}");
     }
-    // Neither a byte nor a sequence number was spent on them.
+    // The refused messages sent nothing and used no sequence number.
     assert_eq!(queue.publish("fits").unwrap(), Some(1));
     channel
         .wait_for_confirms_timeout(Duration::from_secs(10))

@@ -1,4 +1,4 @@
-//! Asking another program over the broker.
+//! Remote procedure calls: `RpcClient` and `RpcServer`.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::Arc;
@@ -51,7 +51,7 @@ fn threads_that_share_a_client_get_the_answers_to_their_own_requests() {
 }
 
 #[test]
-fn a_request_that_no_queue_takes_fails_at_once() {
+fn an_unroutable_request_fails_at_once() {
     let client = RpcClient::new(&connect()).unwrap();
     let begin = Instant::now();
     let error = client
@@ -69,7 +69,7 @@ fn a_request_that_no_queue_takes_fails_at_once() {
 }
 
 #[test]
-fn a_late_answer_is_dropped_and_never_taken_for_the_next_one() {
+fn a_late_answer_is_dropped_and_not_taken_for_the_next_one() {
     logged::begin();
     let channel = channel();
     let queue = exclusive_queue(&channel);
@@ -84,7 +84,7 @@ fn a_late_answer_is_dropped_and_never_taken_for_the_next_one() {
         })
         .unwrap();
     let client = RpcClient::new(&connect()).unwrap();
-    // The first is answered in time, so that the second has a number that no other test's log has.
+    // After a first answer in time, the late answer has the id 2, which no other test's log has.
     let answer = client.call("", queue.name(), "quick", SOON).unwrap();
     assert_eq!(answer.body(), b"quick");
     let error = client
@@ -103,7 +103,7 @@ fn a_late_answer_is_dropped_and_never_taken_for_the_next_one() {
 }
 
 #[test]
-fn the_end_of_the_channel_or_the_connection_ends_all_calls() {
+fn closing_the_channel_or_the_connection_ends_all_calls() {
     let silent = channel();
     let queue = exclusive_queue(&silent);
     let client = RpcClient::new(&connect()).unwrap();
@@ -111,7 +111,9 @@ fn the_end_of_the_channel_or_the_connection_ends_all_calls() {
         let (client, queue) = (client.clone(), queue.name().to_owned());
         move || client.call("", &queue, "anyone?", SOON)
     });
-    eventually("it is asked", || ready(&silent, queue.name()) == 1);
+    eventually("the request is in the queue", || {
+        ready(&silent, queue.name()) == 1
+    });
     let error = client
         .call("no such exchange", "", "hello?", SOON)
         .unwrap_err();
@@ -128,13 +130,15 @@ fn the_end_of_the_channel_or_the_connection_ends_all_calls() {
         let (client, queue) = (client, queue.name().to_owned());
         move || client.call("", &queue, "anyone?", SOON)
     });
-    eventually("it is asked", || ready(&silent, queue.name()) == 2);
+    eventually("the request is in the queue", || {
+        ready(&silent, queue.name()) == 2
+    });
     connection.close().unwrap();
     assert!(waiting.join().unwrap().unwrap_err().is_connection_end());
 }
 
 #[test]
-fn a_panic_costs_the_caller_his_answer_and_nobody_else() {
+fn a_panic_in_a_handler_leaves_only_its_request_unanswered() {
     let channel = channel();
     let queue = exclusive_queue(&channel);
     let server = RpcServer::new(channel.connection());
@@ -150,7 +154,7 @@ fn a_panic_costs_the_caller_his_answer_and_nobody_else() {
         })
         .unwrap();
     let client = RpcClient::new(channel.connection()).unwrap();
-    // Not answered, and nobody has to be.
+    // This request names no reply_to, so the server sends no answer.
     queue.publish("no reply_to").unwrap();
     let error = client
         .call("", queue.name(), "fatal", Duration::from_millis(500))
@@ -166,7 +170,7 @@ fn a_panic_costs_the_caller_his_answer_and_nobody_else() {
 }
 
 #[test]
-fn handlers_can_ask_others_over_their_own_connection() {
+fn handlers_can_make_calls_over_their_own_connection() {
     let channel = channel();
     let (front, back) = (exclusive_queue(&channel), exclusive_queue(&channel));
     let connection = channel.connection();
@@ -191,15 +195,17 @@ fn handlers_can_ask_others_over_their_own_connection() {
 }
 
 #[test]
-fn requests_go_through_any_exchange_and_answers_come_though_messages_wait_unread() {
+fn requests_use_any_exchange_and_answers_pass_unread_messages() {
     let connection = leveret::Connection::open_with(&options().max_unread_bytes(1 << 16)).unwrap();
     let channel = connection.open_channel().unwrap();
-    // One consumer is behind, and takes nothing.
+    // One consumer does not keep up: it takes no messages.
     let behind = exclusive_queue(&channel);
     for _ in 0..100 {
         behind.publish(vec![0; 100_000]).unwrap();
     }
-    eventually("all are there", || ready(&channel, behind.name()) == 100);
+    eventually("all messages are in the queue", || {
+        ready(&channel, behind.name()) == 100
+    });
     let unread = behind
         .consume(leveret::ConsumeOptions::default().no_ack())
         .unwrap();

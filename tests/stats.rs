@@ -1,4 +1,4 @@
-//! What a connection has done, in numbers.
+//! `ConnectionStats` and the metrics hook.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use leveret::{
 
 use crate::support::{eventually, exclusive_queue, options, SOON};
 
-/// Counts what it is told.
+/// Counts the events that the hook receives.
 #[derive(Default)]
 struct Own {
     bytes: [AtomicU64; 2],
@@ -53,7 +53,7 @@ impl Metrics for Own {
 }
 
 #[test]
-fn what_has_been_done_is_counted_and_told() {
+fn stats_and_metrics_count_the_same_events() {
     let own = Arc::new(Own::default());
     let options = options().metrics(Arc::<Own>::clone(&own));
     let connection = Connection::open_with(&options).unwrap();
@@ -64,7 +64,7 @@ fn what_has_been_done_is_counted_and_told() {
     let channel = connection.open_channel().unwrap();
     connection.open_channel().unwrap().close().unwrap();
     let queue = exclusive_queue(&channel);
-    // A queue of ten that refuses more.
+    // A queue of ten messages that nacks more.
     let few = QueueDeclareOptions::exclusive()
         .max_length(10)
         .overflow(leveret::Overflow::RejectPublish);
@@ -99,13 +99,14 @@ fn what_has_been_done_is_counted_and_told() {
     assert_eq!(stats.messages_confirmed + stats.messages_nacked, 111);
     assert!(stats.messages_nacked >= 1, "{stats:?}");
     assert_eq!(stats.channels, 1);
-    // Two opened, one closed, two declared, confirm mode, one fetched, one consumer.
+    // Two channels opened and one closed, two queues declared, confirm mode, one fetch, one
+    // consumer.
     assert_eq!(stats.calls, 8);
     assert!(stats.call_time > Duration::ZERO && stats.call_time < SOON);
     assert!(stats.bytes_sent > (1 << 20) + 95_000, "{stats:?}");
     assert!(stats.bytes_received > (1 << 20) + 95_000, "{stats:?}");
     connection.close().unwrap();
-    eventually("the hook was told the same", || {
+    eventually("the hook has counted the same", || {
         let stats = connection.stats();
         let told = |counter: &AtomicU64| counter.load(Ordering::SeqCst);
         [
@@ -124,7 +125,7 @@ fn what_has_been_done_is_counted_and_told() {
     assert_eq!(connection.stats().channels, 0);
 }
 
-/// A bug in a program's metrics, which shows with each event that was taken in together.
+/// A bug in a program's metrics that panics on every message event.
 #[derive(Default)]
 struct Poisoned(AtomicBool);
 
@@ -152,7 +153,7 @@ impl Metrics for Poisoned {
 }
 
 #[test]
-fn metrics_that_panic_again_and_again_end_the_connection_for_everyone() {
+fn metrics_that_keep_panicking_close_the_connection() {
     let poisoned = Arc::new(Poisoned::default());
     let options = options().metrics(Arc::<Poisoned>::clone(&poisoned));
     let connection = Connection::open_with(&options).unwrap();
@@ -172,7 +173,7 @@ fn metrics_that_panic_again_and_again_end_the_connection_for_everyone() {
     assert!(connection.wait_closed(SOON).is_ok());
     assert!(!connection.is_open());
     let cause = connection.close_cause().unwrap();
-    // Nobody waits for ever, and everyone is told the same.
+    // No wait hangs, and every handle gets the same cause.
     for confirm in confirms {
         let told = confirm.wait_timeout(SOON);
         assert!(told.is_ok() || told.unwrap_err().is_connection_end());
@@ -187,7 +188,7 @@ fn metrics_that_panic_again_and_again_end_the_connection_for_everyone() {
 }
 
 #[test]
-fn answers_to_deliveries_and_what_became_of_channels_are_counted() {
+fn acknowledgements_redeliveries_and_closed_channels_are_counted() {
     let connection = Connection::open_with(&options()).unwrap();
     let channel = connection.open_channel().unwrap();
     let queue = exclusive_queue(&channel);
@@ -204,7 +205,7 @@ fn answers_to_deliveries_and_what_became_of_channels_are_counted() {
     for _ in 0..2 {
         next().ack().unwrap();
     }
-    // One that is fetched.
+    // The last message is fetched, twice.
     drop(consumer);
     queue.publish("m").unwrap();
     queue.get(false).unwrap().unwrap().reject(true).unwrap();
@@ -223,7 +224,7 @@ fn answers_to_deliveries_and_what_became_of_channels_are_counted() {
 }
 
 #[test]
-fn what_waits_is_known_at_any_time() {
+fn unread_unconfirmed_and_unsent_amounts_are_known_at_any_time() {
     let broker = Broker::start().unwrap();
     let connection = Connection::open(&broker.uri()).unwrap();
     let channel = connection.open_channel().unwrap();
@@ -235,7 +236,7 @@ fn what_waits_is_known_at_any_time() {
     };
     assert!(idle(connection.stats()));
     queue.publish(vec![7; 1000]).unwrap();
-    eventually("it has come", || consumer.unread() == 1);
+    eventually("the consumer has the message", || consumer.unread() == 1);
     let unread = connection.stats().unread_bytes;
     assert!((1000..2000).contains(&unread), "{unread}");
     drop(consumer.recv().unwrap().unwrap());
@@ -246,7 +247,7 @@ fn what_waits_is_known_at_any_time() {
     for (publisher, size) in publishers.iter().zip([100, 1 << 20]) {
         publisher.publish("", sink.name(), vec![7; size]).unwrap();
     }
-    // Until neither the socket nor the outbox takes any more.
+    // Publish until neither the socket nor the outbox takes more.
     let error = loop {
         let published = channels[2].try_basic_publish("", sink.name(), vec![7; 64 << 10]);
         if let Err(error) = published {
@@ -270,35 +271,37 @@ fn what_waits_is_known_at_any_time() {
     for publisher in &publishers {
         publisher.wait_for_confirms().unwrap();
     }
-    eventually("nothing waits", || idle(connection.stats()));
+    eventually("the connection is idle", || idle(connection.stats()));
 }
 
 #[test]
-fn how_long_a_connection_is_blocked_or_lost_is_known() {
+fn the_time_for_which_a_connection_is_blocked_or_lost_is_known() {
     let broker = Broker::start().unwrap();
     let connection = Connection::open(&broker.uri()).unwrap();
     let since = || (connection.stats().blocked_for, connection.stats().lost_for);
     assert_eq!(since(), (None, None));
     broker.block("a test");
-    eventually("it is blocked", || since().0.is_some());
+    eventually("the connection is blocked", || since().0.is_some());
     let blocked_for = since().0.unwrap();
     broker.block("a test again");
-    eventually("the time goes on", || since().0.unwrap() > blocked_for);
+    eventually("the blocked time increases", || {
+        since().0.unwrap() > blocked_for
+    });
     assert!(blocked_for < SOON);
     broker.unblock();
-    eventually("it is not blocked", || since() == (None, None));
+    eventually("the connection is not blocked", || since() == (None, None));
 
     broker.refuse_connections(true);
     broker.drop_connections();
-    eventually("it is lost", || since().1.is_some());
+    eventually("the connection is lost", || since().1.is_some());
     let lost_for = since().1.unwrap();
-    eventually("the time goes on", || since().1.unwrap() > lost_for);
+    eventually("the lost time increases", || since().1.unwrap() > lost_for);
     broker.refuse_connections(false);
-    eventually("it is back", || since() == (None, None));
+    eventually("the connection is back", || since() == (None, None));
     assert_eq!(connection.stats().recoveries, 1);
     broker.refuse_connections(true);
     broker.drop_connections();
-    eventually("it is lost", || since().1.is_some());
+    eventually("the connection is lost again", || since().1.is_some());
     connection.close().unwrap();
     assert_eq!(since(), (None, None));
 }

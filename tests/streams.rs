@@ -1,4 +1,5 @@
-//! Streams: where reading begins, what a filter lets through, and how reading goes on after a loss.
+//! Streams: where reading starts, what a filter lets through, and how reading continues after a
+//! loss.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -14,12 +15,12 @@ use crate::recovery::{recovered, Lossy};
 use crate::support::proxy::{quick, Proxy};
 use crate::support::{channel, connect, eventually, unique, url, version, Node, Program, SOON};
 
-/// Streams can be filtered since 3.13.
+/// RabbitMQ can filter streams since 3.13.
 fn has_filters() -> bool {
     version() >= (3, 13)
 }
 
-/// A stream that is deleted at the end.
+/// A stream that is deleted on drop.
 struct Stream(Queue);
 
 impl Stream {
@@ -33,7 +34,7 @@ impl Stream {
         self.0.name()
     }
 
-    /// Publishes messages, each of which becomes a chunk of its own.
+    /// Publishes messages, each as its own chunk.
     fn publish_one_by_one<'m>(&self, messages: impl IntoIterator<Item = Message<'m>>) {
         let publisher = self.0.channel().publisher().unwrap();
         for message in messages {
@@ -76,7 +77,7 @@ fn next_body(consumer: &Consumer) -> String {
     String::from_utf8(next(consumer).body().to_vec()).unwrap()
 }
 
-/// The bodies of all messages up to this one.
+/// Reads up to the message with this body, and returns all bodies.
 #[track_caller]
 fn bodies_up_to(consumer: &Consumer, last: &str) -> Vec<String> {
     let mut bodies = Vec::new();
@@ -87,7 +88,7 @@ fn bodies_up_to(consumer: &Consumer, last: &str) -> Vec<String> {
 }
 
 #[test]
-fn a_stream_is_read_from_anywhere_as_often_as_one_likes() {
+fn a_stream_can_be_read_from_any_offset_repeatedly() {
     let stream = Stream::declare();
     let hour = Duration::from_secs(3600);
     let before = SystemTime::now() - hour;
@@ -114,7 +115,7 @@ fn a_stream_is_read_from_anywhere_as_often_as_one_likes() {
 }
 
 #[test]
-fn a_stream_is_read_from_some_seconds_ago() {
+fn a_stream_can_be_read_from_an_interval_ago() {
     let stream = Stream::declare();
     stream.publish_numbers(0..1);
     let mut newest = 0;
@@ -155,7 +156,7 @@ fn a_filtered_stream_sends_the_chunks_that_match() {
     for (options, matching) in cases {
         let expected = match has_filters() {
             true => matching,
-            // Ignored: everything comes.
+            // The filter is ignored.
             false => all,
         };
         let consumer = consume(&channel(), stream.name(), options);
@@ -164,12 +165,12 @@ fn a_filtered_stream_sends_the_chunks_that_match() {
 }
 
 #[test]
-fn a_program_filters_the_messages_of_a_filtered_stream_again() {
+fn chunks_that_match_a_filter_contain_other_messages() {
     let stream = Stream::declare();
     let publisher = stream.0.channel().publisher().unwrap();
     let values = ["fr", "de", "be"];
     let messages = |count: usize| (0..count).map(|number| (number, values[number % 3]));
-    // Without a wait between them, many share a chunk.
+    // Published without a pause, many messages share a chunk.
     for (number, value) in messages(300) {
         let message = Message::new(number.to_string()).stream_filter_value(value);
         publisher.publish("", stream.name(), message).unwrap();
@@ -188,11 +189,14 @@ fn a_program_filters_the_messages_of_a_filtered_stream_again() {
     let expected = messages(300).filter(|(_, value)| *value == "fr");
     let expected: Vec<_> = expected.map(|(number, _)| number.to_string()).collect();
     assert_eq!(french, expected);
-    assert!(others > 0, "the others of a chunk come, too");
+    assert!(
+        others > 0,
+        "the broker also sends the other messages of a chunk"
+    );
 }
 
 #[test]
-fn the_example_reads_a_stream_on_where_it_stopped() {
+fn the_example_resumes_a_stream_where_it_stopped() {
     let name = unique("orders");
     let run = |offset: &str| {
         let printed = Program::run("stream", &["fr", offset, &name], &url());
@@ -209,7 +213,8 @@ fn the_example_reads_a_stream_on_where_it_stopped() {
     channel.queue_delete(&name, Default::default()).unwrap();
 }
 
-/// Reads a stream of so many messages while the connection is cut again and again.
+/// Reads a stream while the connection is cut again and again. Returns the offsets of the wanted
+/// messages.
 fn read_with_cuts(options: ConsumeOptions, is_wanted: impl Fn(&Delivery) -> bool) -> Vec<u64> {
     const MESSAGES: u64 = 3_000;
     let stream = Stream::declare();
@@ -242,7 +247,7 @@ fn read_with_cuts(options: ConsumeOptions, is_wanted: impl Fn(&Delivery) -> bool
             offsets.push(offset);
         }
         let _ = delivery.ack();
-        // The filter has no odd messages in the end.
+        // The last odd message may not come, so stop at the last even one.
         if delivery.stream_offset() >= Some(MESSAGES - 2) {
             break;
         }
@@ -256,7 +261,7 @@ fn read_with_cuts(options: ConsumeOptions, is_wanted: impl Fn(&Delivery) -> bool
     offsets
 }
 
-/// Each offset follows the one before it, from 0 on.
+/// Checks that the offsets start at 0 and grow by `step`.
 #[track_caller]
 fn assert_no_gap(offsets: &[u64], step: u64) {
     let mut expected = (0..).map(|it| it * step);
@@ -264,17 +269,17 @@ fn assert_no_gap(offsets: &[u64], step: u64) {
         let expected = expected.next().unwrap();
         (it != expected).then_some((it, expected))
     });
-    assert_eq!(wrong, None, "an offset, and the one expected there");
+    assert_eq!(wrong, None, "an offset, and the expected one");
 }
 
 #[test]
-fn a_stream_is_read_without_a_gap_or_a_repetition_whatever_the_network_does() {
+fn a_stream_is_read_without_gaps_or_repetitions_across_losses() {
     let offsets = read_with_cuts(from(StreamOffset::First), |_| true);
     assert_no_gap(&offsets, 1);
 }
 
 #[test]
-fn a_filtered_stream_is_read_without_a_gap_or_a_repetition_whatever_the_network_does() {
+fn a_filtered_stream_is_read_without_gaps_or_repetitions_across_losses() {
     let options = from(StreamOffset::First).stream_filter(["even"]);
     let is_even = |it: &Delivery| it.stream_filter_value().as_deref() == Some("even");
     let offsets = read_with_cuts(options, is_even);
@@ -282,7 +287,7 @@ fn a_filtered_stream_is_read_without_a_gap_or_a_repetition_whatever_the_network_
 }
 
 #[test]
-fn a_stream_that_is_read_through_a_receiver_keeps_its_order_while_connections_are_lost() {
+fn a_receiver_keeps_the_order_of_a_stream_across_losses() {
     const MESSAGES: u64 = 5_000;
     let stream = Stream::declare();
     let publisher = stream.0.channel().publisher().unwrap();
@@ -294,7 +299,7 @@ fn a_stream_that_is_read_through_a_receiver_keeps_its_order_while_connections_ar
     let lossy = Lossy::new();
     let channel = lossy.connection.open_channel().unwrap();
     let consumer = consume(&channel, stream.name(), from(StreamOffset::First));
-    // The reader must not wait for the cuts, nor they for the reader.
+    // The reader and the cuts must not wait for each other.
     std::thread::scope(|scope| {
         let cuts = scope.spawn(|| (0..10).for_each(|_| drop(lossy.lose())));
         for offset in 0..MESSAGES {
@@ -309,9 +314,9 @@ fn a_stream_that_is_read_through_a_receiver_keeps_its_order_while_connections_ar
     });
 }
 
-/// While a node starts, RabbitMQ 3.10 and 4.0 say 404 of streams that are there.
+/// While a node starts, RabbitMQ 3.10 and 4.0 answer 404 for streams that exist.
 #[test]
-fn a_restart_of_the_node_repeats_no_message_of_a_stream() {
+fn a_node_restart_repeats_no_message_of_a_stream() {
     const CONSUMERS: usize = 10;
     let node = Node::start();
     let options = node.options().recovery(quick());
@@ -339,7 +344,7 @@ fn a_restart_of_the_node_repeats_no_message_of_a_stream() {
     node.ctl(&["stop_app"]);
     node.ctl(&["start_app"]);
     events.iter().for_each(|it| drop(recovered(it)));
-    // The stream itself may be there later than its node.
+    // The stream may be available later than its node.
     eventually("the stream takes messages again", || {
         let confirm = publisher.publish("", stream.name(), "10");
         confirm.is_ok_and(|it| it.wait_timeout(SOON).is_ok())
@@ -348,10 +353,11 @@ fn a_restart_of_the_node_repeats_no_message_of_a_stream() {
         assert_eq!(next_body(consumer), "10");
     }
 
-    // Nobody reads the rest. What is not acknowledged would cost the channel after `consumer_timeout`.
+    // The rest stays unread. Unacknowledged messages would close the channel after
+    // `consumer_timeout`.
     let last = consume(&channel, stream.name(), from(StreamOffset::First));
     let _ = next(&last);
-    eventually("some are unread", || last.unread() > 0);
+    eventually("the consumer has unread messages", || last.unread() > 0);
     drop(last);
     eventually("the broker waits for no acknowledgement", || {
         let counts = node.ctl(&["list_channels", "messages_unacknowledged"]);
@@ -359,7 +365,7 @@ fn a_restart_of_the_node_repeats_no_message_of_a_stream() {
     });
 }
 
-/// A consumer through a proxy, and what is published while it has no connection.
+/// A consumer whose connection can be lost while the test publishes.
 struct Interrupted {
     proxy: Proxy,
     connection: Connection,
@@ -392,7 +398,7 @@ impl Interrupted {
 }
 
 #[test]
-fn a_stream_has_no_gap_if_the_connection_is_lost_before_the_first_message() {
+fn a_loss_before_the_first_message_leaves_no_gap_in_a_stream() {
     let cases = [
         from(StreamOffset::Next),
         from(StreamOffset::Next).stream_filter(["wanted"]),
@@ -409,7 +415,7 @@ fn a_stream_has_no_gap_if_the_connection_is_lost_before_the_first_message() {
                 let message = Message::new(number.to_string()).stream_filter_value("wanted");
                 let other = Message::new("other").stream_filter_value("other");
                 let messages = match number {
-                    // Nothing that the filter lets through, and then another loss.
+                    // First a message that the filter excludes, and then another loss.
                     0 => vec![other],
                     _ => vec![other.clone(), message, other],
                 };
@@ -428,12 +434,12 @@ fn a_stream_has_no_gap_if_the_connection_is_lost_before_the_first_message() {
 }
 
 #[test]
-fn a_stream_that_is_declared_anew_is_read_from_its_beginning() {
+fn a_redeclared_stream_is_read_from_its_start() {
     let declare = |channel: &Channel, name: &str| {
         let options = QueueDeclareOptions::stream();
         channel.queue_declare(name, options).unwrap();
     };
-    // By the recovery, or later by another program.
+    // The recovery declares the stream, or another program does so later.
     for is_recovered in [true, false] {
         let stream = Stream::declare();
         let interrupted = Interrupted::new();
@@ -458,7 +464,7 @@ fn a_stream_that_is_declared_anew_is_read_from_its_beginning() {
 }
 
 #[test]
-fn workers_read_a_stream_that_is_declared_anew_from_its_beginning() {
+fn workers_read_a_redeclared_stream_from_its_start() {
     let stream = Stream::declare();
     let connection = connect();
     let workers = Workers::new(&connection);

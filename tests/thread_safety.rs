@@ -1,4 +1,4 @@
-//! Many threads on one connection.
+//! Many threads on one connection and on one channel.
 
 use std::thread;
 
@@ -9,7 +9,8 @@ use crate::support::{channel, exclusive_queue, SOON};
 const THREADS: usize = 8;
 const MESSAGES: u32 = 100_000;
 
-/// 8 threads publish 100,000 messages each through these channels; all arrive once, each thread's in order.
+/// 8 threads publish 100,000 messages each through these channels; all arrive once, in the order of
+/// each thread.
 fn publish_and_count(channels: Vec<Channel>) {
     let receiving = channel();
     let queue = receiving
@@ -54,7 +55,7 @@ fn publish_and_count(channels: Vec<Channel>) {
 }
 
 #[test]
-fn eight_threads_publish_on_channels_of_their_own_and_on_a_shared_one() {
+fn eight_threads_publish_on_their_own_channels_and_on_a_shared_one() {
     let first = channel();
     let connection = first.connection();
     let own = (0..THREADS)
@@ -65,7 +66,7 @@ fn eight_threads_publish_on_channels_of_their_own_and_on_a_shared_one() {
 }
 
 #[test]
-fn sequence_numbers_stay_right_under_concurrent_publishing() {
+fn concurrent_publishing_keeps_sequence_numbers_correct() {
     let channel = channel();
     let queue = exclusive_queue(&channel);
     channel.confirm_select().unwrap();
@@ -108,7 +109,7 @@ fn calls_of_many_threads_on_one_channel_get_their_own_replies() {
 }
 
 #[test]
-fn handles_can_be_shared_and_sent() {
+fn handles_are_send_and_sync() {
     fn shared<T: Send + Sync + 'static>() {}
     shared::<leveret::Connection>();
     shared::<Channel>();

@@ -1,4 +1,4 @@
-//! RabbitMQ without the features that it has deprecated.
+//! The crate on a RabbitMQ that denies its deprecated features.
 
 use std::process::Command;
 
@@ -11,7 +11,7 @@ use leveret::{
 use crate::support::proxy::Proxy;
 use crate::support::{eventually, unique, version_of, Node, Program, SOON};
 
-/// What RabbitMQ 4.0 to 4.3 list as deprecated, for all protocols.
+/// The features that RabbitMQ 4.0 to 4.3 list as deprecated, for all protocols.
 const DEPRECATED: [&str; 7] = [
     "amqp_address_v1",
     "amqp_filter_set_bug",
@@ -22,12 +22,12 @@ const DEPRECATED: [&str; 7] = [
     "transient_nonexcl_queues",
 ];
 
-/// A node that denies all that is deprecated, and whether there is something that it can deny.
+/// Starts a node that denies all deprecated features. The flag is false if the version has none.
 fn strict_node() -> (Node, bool) {
     let plain = Node::start();
     let connection = Connection::open_with(&plain.options()).unwrap();
     if version_of(&connection) < (4, 0) {
-        // It would not start with settings that it does not know.
+        // An older node does not start with settings that it does not know.
         return (plain, false);
     }
     drop((connection, plain));
@@ -36,11 +36,14 @@ fn strict_node() -> (Node, bool) {
     let listed = strict.ctl(&["list_deprecated_features", "name", "--formatter", "csv"]);
     let listed = listed.lines().skip(1).map(|it| it.trim_matches('"'));
     let unknown: Vec<_> = listed.filter(|it| !DEPRECATED.contains(it)).collect();
-    assert_eq!(unknown, [""; 0], "features that are to be denied here, too");
+    assert_eq!(
+        unknown, [""; 0],
+        "deprecated features that are missing in this test"
+    );
     (strict, true)
 }
 
-/// Which of the deprecated features were asked for, as the node's log says.
+/// The deprecated features that were used, according to the node's log.
 fn asked_for(node: &Node) -> Vec<&'static str> {
     let look = format!(
         "Log = iolist_to_binary([element(2, file:read_file(It)) || It <- rabbit:log_locations(), filelib:is_regular(It)]), \
@@ -52,7 +55,7 @@ fn asked_for(node: &Node) -> Vec<&'static str> {
 }
 
 #[test]
-fn what_this_crate_and_its_examples_do_by_default_needs_nothing_deprecated() {
+fn the_crate_and_its_examples_use_no_deprecated_feature_by_default() {
     let (node, is_strict) = strict_node();
     let connection = Connection::open_with(&node.options()).unwrap();
     every_kind_of_queue_takes_and_gives_messages(&connection);
@@ -64,7 +67,7 @@ fn what_this_crate_and_its_examples_do_by_default_needs_nothing_deprecated() {
     examples_run(&node);
     assert_eq!(asked_for(&node), [""; 0]);
 
-    // The node does deny, and its log does tell.
+    // Check that the node does deny, and that its log does show it.
     let channel = connection.open_channel().unwrap();
     let together = QosOptions::default().prefetch_count(1).global();
     channel.basic_qos_with(together).unwrap();
@@ -85,7 +88,9 @@ fn what_this_crate_and_its_examples_do_by_default_needs_nothing_deprecated() {
             &[]
         }
     };
-    eventually("the log tells of it", || asked_for(&node) == expected);
+    eventually("the log shows the used features", || {
+        asked_for(&node) == expected
+    });
 }
 
 fn every_kind_of_queue_takes_and_gives_messages(connection: &Connection) {
