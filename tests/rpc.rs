@@ -148,7 +148,7 @@ fn a_panic_in_a_handler_leaves_only_its_request_unanswered() {
         .serve(queue.name(), move |request| {
             if request.body() == b"fatal" {
                 counted.fetch_add(1, Ordering::SeqCst);
-                panic!("the test wants it");
+                panic!("the test panics here");
             }
             request.body().to_vec()
         })

@@ -1,4 +1,4 @@
-//! No call waits for ever, and one that gave up does not poison the next.
+//! Every call ends by its timeout, and a call that timed out does not harm the next one.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -15,22 +15,23 @@ use crate::support::{
 
 /// A timeout that the test waits for.
 const SHORT: Duration = Duration::from_millis(300);
-/// A timeout that some calls wait for, while others must be answered within it, also on a busy machine.
+/// A timeout that some calls wait for; others must be answered within it, even on a busy machine.
 const MODERATE: Duration = Duration::from_secs(2);
 
-/// A connection to a scripted server, whose calls do not wait for long.
+/// Opens a connection to a scripted server, with a moderate request timeout.
 fn connect_to(address: SocketAddr) -> Connection {
     let options = at(address).request_timeout(MODERATE);
     Connection::open_with(&options).unwrap()
 }
 
 #[test]
-fn a_late_reply_is_swallowed_and_the_next_caller_gets_its_own() {
+fn a_late_reply_is_dropped_and_the_next_call_gets_its_own() {
     let (address, server) = scripted_server(|server| {
         server.handshake(0);
         server.open_channel();
         server.expect(50, 10);
-        // The client gives up on the first and asks for a second; only then both are answered.
+        // The client gives up on the first declare and sends a second; only then the server answers
+        // both.
         server.expect(50, 10);
         for name in ["first", "second"] {
             let arguments = [short(name), vec![0; 8]].concat();
@@ -57,7 +58,7 @@ fn a_late_reply_is_swallowed_and_the_next_caller_gets_its_own() {
 }
 
 #[test]
-fn a_consumer_that_was_given_up_is_cancelled_when_the_broker_has_agreed_and_not_before() {
+fn a_timed_out_consume_is_cancelled_only_after_consume_ok() {
     let (address, server) = scripted_server(|server| {
         server.handshake(0);
         server.open_channel();
@@ -86,7 +87,7 @@ fn a_consumer_that_was_given_up_is_cancelled_when_the_broker_has_agreed_and_not_
 }
 
 #[test]
-fn a_cancel_by_tag_waits_for_the_broker_to_agree_to_the_consumer() {
+fn a_cancel_by_tag_is_sent_after_consume_ok() {
     let (go, went) = std::sync::mpsc::channel();
     let (tell, told) = std::sync::mpsc::channel();
     let (address, server) = scripted_server(move |server| {
@@ -95,7 +96,7 @@ fn a_cancel_by_tag_waits_for_the_broker_to_agree_to_the_consumer() {
         server.expect(60, 20);
         tell.send(()).unwrap();
         went.recv().unwrap();
-        // The cancel was asked for long before this call, and is still not here.
+        // The program asked for the cancel before this call, but the client has not sent it yet.
         server.expect(60, 10);
         server.send_method(1, 60, 11, b"");
         server.send_method(1, 60, 21, &short("c"));
@@ -123,7 +124,7 @@ fn a_cancel_by_tag_waits_for_the_broker_to_agree_to_the_consumer() {
 }
 
 #[test]
-fn closing_its_channel_wakes_a_publisher_that_waits() {
+fn closing_the_channel_wakes_a_waiting_publisher() {
     let (tell, told) = std::sync::mpsc::channel();
     let (address, server) = scripted_server(move |server| {
         server.handshake(0);
@@ -139,14 +140,16 @@ fn closing_its_channel_wakes_a_publisher_that_waits() {
     let connection = Connection::open_with(&options).unwrap();
     let channel = connection.open_channel().unwrap();
     told.recv().unwrap();
-    eventually("it is blocked", || connection.blocked_reason().is_some());
+    eventually("the connection is blocked", || {
+        connection.blocked_reason().is_some()
+    });
     let publisher = std::thread::spawn({
         let channel = channel.clone();
         move || channel.basic_publish("", "q", "m").unwrap_err()
     });
-    // The broker does not answer, but that is none of the publisher's business.
+    // The broker does not answer the close, but the publisher need not wait for that.
     assert!(channel.close().unwrap_err().is_timeout());
-    eventually("the publisher is told", || publisher.is_finished());
+    eventually("the publisher has returned", || publisher.is_finished());
     let error = publisher.join().unwrap();
     assert_eq!(error.closed_by(), Some(ClosedBy::Program), "{error}");
     drop((channel, connection));
@@ -154,7 +157,7 @@ fn closing_its_channel_wakes_a_publisher_that_waits() {
 }
 
 #[test]
-fn what_times_out_while_the_broker_blocks_the_connection_says_so() {
+fn timeouts_on_a_blocked_connection_say_that_it_is_blocked() {
     let (address, server) = scripted_server(|server| {
         server.handshake(0);
         server.open_channel();
@@ -169,7 +172,9 @@ fn what_times_out_while_the_broker_blocks_the_connection_says_so() {
     let connection = Connection::open_with(&options).unwrap();
     let publisher = connection.open_channel().unwrap().publisher().unwrap();
     let confirm = publisher.publish("", "q", "m").unwrap();
-    eventually("it is blocked", || connection.blocked_reason().is_some());
+    eventually("the connection is blocked", || {
+        connection.blocked_reason().is_some()
+    });
     let channel = publisher.channel();
     let errors = [
         channel.queue_purge("q").unwrap_err(),
@@ -192,7 +197,7 @@ fn what_times_out_while_the_broker_blocks_the_connection_says_so() {
 }
 
 #[test]
-fn a_panic_of_the_programs_logger_leaves_nobody_waiting() {
+fn a_panic_of_the_logger_ends_every_wait() {
     logged::begin();
     let (address, server) = scripted_server(|server| {
         server.handshake(0);
@@ -219,7 +224,7 @@ fn a_panic_of_the_programs_logger_leaves_nobody_waiting() {
             panic!("{error}");
         };
         assert_eq!(*thread, "IO thread");
-        assert_eq!(message, "the test wanted it");
+        assert_eq!(message, "the test logger panics");
         assert!(error.is_connection_end());
     }
     connection.wait_closed(SOON).unwrap();
@@ -227,7 +232,7 @@ fn a_panic_of_the_programs_logger_leaves_nobody_waiting() {
 }
 
 #[test]
-fn a_message_that_is_fetched_too_late_goes_back_to_its_queue() {
+fn a_message_fetched_too_late_is_requeued() {
     let (address, server) = scripted_server(|server| {
         server.handshake(0);
         server.open_channel();
@@ -255,7 +260,7 @@ fn a_message_that_is_fetched_too_late_goes_back_to_its_queue() {
 }
 
 #[test]
-fn a_broker_that_stops_costs_timeouts_and_nothing_more() {
+fn after_a_broker_pause_all_handles_work_again() {
     let node = Node::start();
     let options = node
         .options()
@@ -272,7 +277,9 @@ fn a_broker_that_stops_costs_timeouts_and_nothing_more() {
         .unwrap();
     let queue = exclusive_queue(&channel);
     queue.publish("fetched late").unwrap();
-    eventually("it is there", || ready(&channel, queue.name()) == 1);
+    eventually("the message is in the queue", || {
+        ready(&channel, queue.name()) == 1
+    });
 
     node.signal("STOP");
     let timed_out = ErrorKind::TimedOut { after: MODERATE };
@@ -284,12 +291,12 @@ fn a_broker_that_stops_costs_timeouts_and_nothing_more() {
     let refused = consuming.basic_consume(queue.name(), ConsumeOptions::default());
     assert_eq!(*refused.unwrap_err().kind(), timed_out);
     assert_eq!(*connection.open_channel().unwrap_err().kind(), timed_out);
-    // Publishing goes on until the socket and the outbox are full.
+    // Publishing continues until the socket and the outbox are full.
     let body = vec![0; 100_000];
     let begin = Instant::now();
     let error = (0..10_000)
         .find_map(|_| publisher.basic_publish("", "nowhere", &body).err())
-        .expect("something is full at last");
+        .expect("the outbox is full in the end");
     assert_eq!(*error.kind(), ErrorKind::OutboxFull { after: SHORT });
     assert!(begin.elapsed() < SOON);
     let connecting = options.connect_timeout(SHORT);
@@ -302,12 +309,12 @@ fn a_broker_that_stops_costs_timeouts_and_nothing_more() {
     );
 
     node.signal("CONT");
-    // What was fetched and what was delivered for those who gave up is back in the queue, and all handles work.
-    // RabbitMQ has a process for each channel: one can answer before another has begun.
+    // Messages fetched or delivered for calls that gave up are requeued, and all handles work.
+    // RabbitMQ has a process for each channel: one can answer before another has started.
     for channel in [&channel, &fetcher, &consuming] {
         eventually("the broker is back", || channel.basic_qos(5).is_ok());
     }
-    eventually("the message is back", || {
+    eventually("the message is requeued", || {
         matches!(channel.queue_declare(queue.name(), QueueDeclareOptions::passive()), Ok(queue)
             if queue.message_count() == Some(1) && queue.consumer_count() == Some(0))
     });
@@ -316,19 +323,19 @@ fn a_broker_that_stops_costs_timeouts_and_nothing_more() {
         (message.body(), message.redelivered()),
         (&b"fetched late"[..], true)
     );
-    eventually("publishing goes on", || {
+    eventually("publishing works again", || {
         publisher.basic_publish("", "nowhere", &body).is_ok()
     });
     publisher.close().unwrap();
     assert_eq!(
         connection.open_channel().unwrap().number(),
         4,
-        "the late channel was closed again"
+        "the channel that opened late was closed"
     );
 }
 
 #[test]
-fn a_blocked_connection_says_why_and_goes_on_when_unblocked() {
+fn a_blocked_connection_reports_the_reason_and_continues_when_unblocked() {
     let node = Node::start();
     let options = node
         .options()
@@ -348,7 +355,7 @@ fn a_blocked_connection_says_why_and_goes_on_when_unblocked() {
     let delivery = consumer.recv_timeout(SOON).unwrap().unwrap();
 
     node.ctl(&["set_vm_memory_high_watermark", "0.00001"]);
-    // The broker blocks those who publish.
+    // The broker blocks connections that publish.
     queue.publish("the last one").unwrap();
     eventually("the connection is blocked", || {
         connection.blocked_reason().is_some()
@@ -364,7 +371,7 @@ fn a_blocked_connection_says_why_and_goes_on_when_unblocked() {
         matches!(&event, ConnectionEvent::Blocked { reason } if reason == "low on memory"),
         "{event:?}"
     );
-    // Those who do not wait are told at once.
+    // Calls that do not wait fail at once.
     let took = shortest_of_ten(|| {
         let errors = [
             channel
@@ -384,12 +391,13 @@ fn a_blocked_connection_says_why_and_goes_on_when_unblocked() {
         matches!(error.kind(), ErrorKind::ConnectionBlocked { .. }),
         "{error}"
     );
-    // All else is sent: the broker reads nothing from a connection that it has blocked, and answers afterwards.
+    // Other methods are sent: the broker does not read from a blocked connection, and answers
+    // later.
     let calling = connection.open_channel();
     assert!(calling.unwrap_err().is_timeout());
     delivery.ack().unwrap();
 
-    // One who waits longer gets through.
+    // A publisher with a longer timeout succeeds.
     let waiting = std::thread::spawn({
         let patient = Connection::open_with(&node.options())
             .unwrap()
@@ -399,14 +407,14 @@ fn a_blocked_connection_says_why_and_goes_on_when_unblocked() {
         move || {
             patient.basic_publish("", &name, "first").unwrap();
             let connection = patient.connection();
-            eventually("it is blocked, too", || {
+            eventually("the second connection is blocked", || {
                 connection.blocked_reason().is_some()
             });
             patient.basic_publish("", &name, "patient").unwrap();
             patient.close().unwrap();
         }
     });
-    eventually("the second is blocked", || {
+    eventually("both connections are blocked", || {
         node.ctl(&["list_connections", "state"])
             .matches("blocked")
             .count()

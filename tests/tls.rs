@@ -1,4 +1,5 @@
-//! TLS and the logins that go with it, against a real RabbitMQ with certificates made for it.
+//! TLS connections, and the login methods that need TLS, against a RabbitMQ with certificates made
+//! for it.
 
 use std::io::Read;
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -16,8 +17,8 @@ use crate::support::certificates::Certificates;
 use crate::support::proxy::{Direction, Fault, Plan, Proxy};
 use crate::support::{at, eventually, exclusive_queue, short, Node, Program, Script, SOON};
 
-/// The node's configuration wants a number. Not one of those that the system gives to clients: somebody who just connects
-/// would take it.
+/// A free port for the node's configuration. It is not one of those that the system gives to
+/// connecting clients: another connection could take such a port meanwhile.
 fn free_port() -> u16 {
     let begin = 12_000 + (std::process::id() % 8_000) as u16;
     let mut ports = begin..20_000;
@@ -26,7 +27,7 @@ fn free_port() -> u16 {
         .unwrap()
 }
 
-/// A broker with TLS at one port and without at the other.
+/// A broker with a TLS port and a plain one.
 struct Secured {
     node: Node,
     port: u16,
@@ -38,7 +39,7 @@ impl Secured {
         let certificates = Certificates::make();
         let port = free_port();
         let node = Node::start_with(&certificates.listener(port), "rabbitmq_auth_mechanism_ssl");
-        eventually("it listens at the secured port, too", || {
+        eventually("the node listens on the TLS port", || {
             TcpStream::connect(("127.0.0.1", port)).is_ok()
         });
         Self {
@@ -65,13 +66,13 @@ impl Secured {
             .connect_timeout(2 * SOON)
     }
 
-    /// As all is well.
+    /// Options that the broker accepts.
     fn good(&self) -> ConnectionOptions {
         self.options(self.identified(self.trusting()))
     }
 }
 
-/// Opens a connection that cannot be, and returns what is wrong with it.
+/// Opens a connection that must fail before any timeout, and returns the error.
 #[track_caller]
 fn refused(options: &ConnectionOptions) -> Error {
     let begin = Instant::now();
@@ -96,11 +97,11 @@ fn opens(options: &ConnectionOptions) {
 }
 
 #[test]
-fn secured_connections_work_and_each_mistake_has_its_own_words() {
+fn tls_connections_work_and_each_mistake_has_its_own_error() {
     let broker = Secured::start();
     carries_both_ways_under_load(&broker);
     takes_certificates_from_files_and_memory(&broker);
-    each_mistake_has_its_own_words(&broker);
+    each_mistake_has_its_own_error(&broker);
     logs_in_with_a_certificate_and_with_challenges(&broker);
     is_known_to_the_broker_by_its_name(&broker);
     comes_back_when_it_is_lost(&broker);
@@ -116,7 +117,7 @@ fn comes_back_when_it_is_lost(broker: &Secured) {
     let consumer = queue.consume(ConsumeOptions::default()).unwrap();
     let publisher = channel.publisher().unwrap();
     for round in 1..=3 {
-        // Also in the middle of a handshake.
+        // Also cut the connection in the middle of a handshake.
         let (fault, direction) = (Fault::Cut, Direction::ToClient);
         let after = 500 * round;
         proxy.plan(Plan {
@@ -194,7 +195,7 @@ fn takes_certificates_from_files_and_memory(broker: &Secured) {
     let read = |name| broker.certificates.read(name);
     let path = |name| broker.certificates.path(name);
     let memory = TlsOptions::default().ca_certificate(read("ca.pem"));
-    // Several authorities in one text.
+    // A file with several certificate authorities.
     let several = [read("other.pem"), read("ca.pem")].concat();
     let several = TlsOptions::default().ca_certificate(several);
     let archive = read("client.p12");
@@ -248,7 +249,7 @@ fn takes_certificates_from_files_and_memory(broker: &Secured) {
     }
 }
 
-fn each_mistake_has_its_own_words(broker: &Secured) {
+fn each_mistake_has_its_own_error(broker: &Secured) {
     let path = |name: &str| broker.certificates.path(name);
     let options = |tls| broker.options(tls);
     let other = TlsOptions::default().ca_certificate_file(path("other.pem"));
@@ -260,17 +261,17 @@ fn each_mistake_has_its_own_words(broker: &Secured) {
     assert_tls_says("verify failed: self-signed", &options(nobody));
     assert_tls_says("hostname mismatch", &options(named.clone()));
     assert_tls_says("certificate required", &options(broker.trusting()));
-    // What only a name that says so allows.
+    // Only the options with "danger" in their names allow these.
     opens(&options(other.danger_accept_invalid_certs()));
     opens(&options(named.danger_accept_invalid_hostnames()));
 
-    // Each way at the other's port.
+    // Each protocol on the port of the other.
     let error = refused(&ConnectionOptions::default().port(broker.port));
     assert!(error.to_string().contains("TLS (amqps)"), "{error}");
     let plain = broker.node.options();
     assert_tls_says("amqp without tls", &plain.tls(broker.trusting()));
 
-    // The broker reads its certificate anew when its cache is empty.
+    // The broker rereads its certificate when its cache is empty.
     let show = |name: &str| {
         for kind in ["pem", "key"] {
             let server = path(&format!("server.{kind}"));
@@ -288,7 +289,7 @@ fn each_mistake_has_its_own_words(broker: &Secured) {
     opens(&broker.good());
 }
 
-/// RabbitMQ's demonstration of challenge and response.
+/// RabbitMQ's demonstration mechanism for challenge and response.
 struct Demo(&'static str);
 
 impl SaslMechanism for Demo {
@@ -332,7 +333,7 @@ fn logs_in_with_a_certificate_and_with_challenges(broker: &Secured) {
     assert_eq!(mechanism, "RABBIT-CR-DEMO");
     assert!(!error.to_string().contains("wr0ng"), "{error}");
 
-    // This broker was told not to offer it.
+    // This broker is configured not to offer AMQPLAIN.
     let error = refused(&node.options().login_method(LoginMethod::AmqPlain));
     let ErrorKind::MechanismNotOffered { offered, .. } = error.kind() else {
         panic!("{error}");
@@ -340,7 +341,7 @@ fn logs_in_with_a_certificate_and_with_challenges(broker: &Secured) {
     assert!(offered.contains("RABBIT-CR-DEMO"), "{offered}");
 }
 
-/// The server's side of TLS.
+/// The server's side of a TLS connection.
 fn acceptor(certificates: &Certificates) -> native_tls::TlsAcceptor {
     let (certificate, key) = (
         certificates.read("server.pem"),
@@ -351,7 +352,7 @@ fn acceptor(certificates: &Certificates) -> native_tls::TlsAcceptor {
 }
 
 #[test]
-fn an_end_with_a_goodbye_is_told_apart_from_one_that_was_cut() {
+fn a_clean_tls_close_is_distinguished_from_a_cut() {
     let certificates = Certificates::make();
     let acceptor = acceptor(&certificates);
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -386,7 +387,7 @@ fn an_end_with_a_goodbye_is_told_apart_from_one_that_was_cut() {
 }
 
 #[test]
-fn a_signal_during_the_tls_handshake_does_not_fail_it() {
+fn a_signal_does_not_fail_the_tls_handshake() {
     let certificates = Certificates::make();
     let acceptor = acceptor(&certificates);
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -413,9 +414,9 @@ fn a_signal_during_the_tls_handshake_does_not_fail_it() {
     let uri = format!("amqps://{address}?cacertfile={}", authority.display());
     let mut program = Program::start("tutorial_1_send", &[], &uri);
     waiting.recv().unwrap();
-    // It has said hello, and waits for the answer soon, if not already.
+    // The client has sent its hello and is waiting for the answer, or will do so soon.
     thread::sleep(Duration::from_millis(100));
-    // A stop interrupts a read with a timeout as a signal's handler does, and needs no handler.
+    // SIGSTOP interrupts a read with a timeout like a signal with a handler, but needs no handler.
     program.signal("STOP");
     program.signal("CONT");
     thread::sleep(Duration::from_millis(100));
@@ -426,7 +427,7 @@ fn a_signal_during_the_tls_handshake_does_not_fail_it() {
 }
 
 #[test]
-fn a_key_that_cannot_be_used_is_named_with_the_format_that_is_needed() {
+fn the_error_names_an_unusable_key_and_the_needed_format() {
     let certificates = Certificates::make();
     let path = |name: &str| certificates.path(name);
     let key = certificates.read("client.key");
@@ -446,7 +447,7 @@ fn a_key_that_cannot_be_used_is_named_with_the_format_that_is_needed() {
         std::fs::write(path(name), text).unwrap();
     }
     std::fs::write(path("text.key"), with_text).unwrap();
-    // It accepts, and says nothing.
+    // The listener accepts connections and sends nothing.
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let options = |certificate: &str, key: &str| {
         let tls = TlsOptions::default().ca_certificate_file(path("ca.pem"));

@@ -1,4 +1,4 @@
-//! RabbitMQ's tutorials, and other examples, with the command lines that their pages show.
+//! RabbitMQ's tutorials and other examples, run with the command lines that their pages show.
 
 use leveret::QueueDeleteOptions;
 
@@ -27,7 +27,7 @@ fn tutorial_1_hello_world() {
 }
 
 #[test]
-fn tutorial_2_a_task_of_a_worker_that_dies_goes_to_another() {
+fn tutorial_2_a_task_of_a_killed_worker_goes_to_another() {
     let connection = connect();
     let first = start("tutorial_2_worker", &[], WAITING);
     let sent = run("tutorial_2_new_task", &["A", "very", "hard", "task.."]);
@@ -42,7 +42,7 @@ fn tutorial_2_a_task_of_a_worker_that_dies_goes_to_another() {
     second.expect(" [x] Done");
     drop((first, second));
     eventually("the workers' connections are gone", || {
-        // Where it is in use, this costs the channel.
+        // If the queue is in use, the broker closes this channel.
         let channel = connection.open_channel().unwrap();
         let options = QueueDeleteOptions::default().if_unused();
         channel.queue_delete("task_queue", options).is_ok()
@@ -96,7 +96,7 @@ fn tutorial_5_listeners_choose_patterns() {
 }
 
 #[test]
-fn tutorial_6_asks_and_answers() {
+fn tutorial_6_client_gets_the_answer() {
     let server = start("tutorial_6_rpc_server", &[], " [x] Awaiting RPC requests");
     let asked = run("tutorial_6_rpc_client", &[]);
     assert_eq!(asked, " [x] Requesting fib(30)\n [.] Got 832040\n");
@@ -106,7 +106,7 @@ fn tutorial_6_asks_and_answers() {
 }
 
 #[test]
-fn select_reads_several_queues_until_it_is_stopped() {
+fn select_reads_several_queues_until_stopped() {
     let channel = connect().open_channel().unwrap();
     let names = [unique("first"), unique("second")];
     let arguments = names.each_ref().map(String::as_str);

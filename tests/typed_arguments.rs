@@ -1,4 +1,4 @@
-//! Queues, exchanges and consumers with arguments that nobody has to spell.
+//! Typed options for the arguments of queues, exchanges and consumers.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -12,11 +12,11 @@ use leveret::{
 use crate::support::version;
 use crate::support::{channel, connect, eventually, exclusive_queue, ready, unique, Node, SOON};
 
-/// The body of the next message of the queue, which is acknowledged.
+/// Fetches the next message of the queue, acknowledges it, and returns its body.
 #[track_caller]
 fn next(queue: &Queue) -> String {
     let mut body = None;
-    eventually("a message is there", || {
+    eventually("the queue has a message", || {
         let message = queue.get(true).unwrap();
         body = message.map(|it| String::from_utf8(it.into_body()).unwrap());
         body.is_some()
@@ -33,7 +33,7 @@ fn publish(channel: &Channel, queue: &Queue, bodies: &[&str]) {
 }
 
 #[test]
-fn messages_that_a_queue_does_not_keep_are_dead_lettered() {
+fn expired_and_excess_messages_are_dead_lettered() {
     let channel = channel();
     let dead = exclusive_queue(&channel);
     let options = QueueDeclareOptions::exclusive()
@@ -58,7 +58,7 @@ fn messages_that_a_queue_does_not_keep_are_dead_lettered() {
         publish(&channel, &queue, bodies);
         assert_eq!(next(&dead), expected);
     }
-    // Refused, and dead-lettered all the same.
+    // The full queue nacks the message, and dead-letters it as well.
     let full = options.max_length(1).overflow(Overflow::RejectPublishDlx);
     let queue = channel.queue_declare("", full).unwrap();
     let publisher = channel.publisher().unwrap();
@@ -76,20 +76,20 @@ fn messages_that_a_queue_does_not_keep_are_dead_lettered() {
 }
 
 #[test]
-fn a_queue_that_nobody_uses_expires() {
+fn an_unused_queue_expires() {
     let channel = channel();
     let options = QueueDeclareOptions::durable().expires(Duration::from_millis(300));
     let name = unique("expires");
     channel.queue_declare(&name, options).unwrap();
-    // A question counts as use: it has to be asked at longer intervals.
-    eventually("it is gone", || {
+    // Asking whether the queue exists counts as use, so ask at longer intervals.
+    eventually("the queue is gone", || {
         std::thread::sleep(Duration::from_secs(1));
         !channel.connection().queue_exists(&name).unwrap()
     });
 }
 
 #[test]
-fn messages_of_a_higher_priority_come_first() {
+fn messages_with_a_higher_priority_come_first() {
     let channel = channel();
     let options = QueueDeclareOptions::exclusive().max_priority(5);
     let queue = channel.queue_declare("", options).unwrap();
@@ -97,12 +97,14 @@ fn messages_of_a_higher_priority_come_first() {
         let message = Message::new(priority.to_string()).priority(priority);
         queue.publish(message).unwrap();
     }
-    eventually("they are there", || ready(&channel, queue.name()) == 3);
+    eventually("all messages are in the queue", || {
+        ready(&channel, queue.name()) == 3
+    });
     assert_eq!([next(&queue), next(&queue), next(&queue)], ["5", "3", "1"]);
 }
 
 #[test]
-fn one_consumer_at_a_time_or_the_one_of_the_highest_priority() {
+fn only_the_single_active_or_highest_priority_consumer_gets_messages() {
     let channel = channel();
     let options = QueueDeclareOptions::exclusive().single_active_consumer();
     let queue = channel.queue_declare("", options).unwrap();
@@ -114,12 +116,12 @@ fn one_consumer_at_a_time_or_the_one_of_the_highest_priority() {
     publish(&channel, &queue, &["1", "2", "3", "4"]);
     for _ in 0..4 {
         let delivery = first.recv_timeout(SOON).unwrap();
-        assert!(delivery.is_some(), "all go to the first");
+        assert!(delivery.is_some(), "all messages go to the first consumer");
     }
     first.cancel().unwrap();
     queue.publish("5").unwrap();
     let delivery = second.recv_timeout(SOON).unwrap();
-    assert!(delivery.is_some(), "now the second gets them");
+    assert!(delivery.is_some(), "the second consumer is active now");
 
     let queue = exclusive_queue(&channel);
     let low = queue.consume(consume().priority(-1)).unwrap();
@@ -127,13 +129,16 @@ fn one_consumer_at_a_time_or_the_one_of_the_highest_priority() {
     publish(&channel, &queue, &["1", "2", "3", "4"]);
     for _ in 0..4 {
         let delivery = high.recv_timeout(SOON).unwrap();
-        assert!(delivery.is_some(), "all go to the higher one");
+        assert!(
+            delivery.is_some(),
+            "all messages go to the consumer with the higher priority"
+        );
     }
     assert!(low.try_recv().unwrap().is_none());
 }
 
 #[test]
-fn a_quorum_queue_counts_deliveries_and_gives_up_at_its_limit() {
+fn a_quorum_queue_counts_deliveries_up_to_its_limit() {
     let channel = channel();
     let dead = exclusive_queue(&channel);
     let options = QueueDeclareOptions::quorum()
@@ -153,7 +158,7 @@ fn a_quorum_queue_counts_deliveries_and_gives_up_at_its_limit() {
 }
 
 #[test]
-fn a_message_tells_how_often_it_was_delivered_and_how_often_that_failed() {
+fn a_message_carries_its_acquired_and_delivery_counts() {
     let channel = channel();
     let queue = channel
         .queue_declare(&unique("counted"), QueueDeclareOptions::quorum())
@@ -168,15 +173,19 @@ fn a_message_tells_how_often_it_was_delivered_and_how_often_that_failed() {
     let third = next();
     let counts = (third.acquired_count(), third.delivery_count());
     match version() >= (4, 3) {
-        true => assert_eq!(counts, (Some(2), Some(1)), "only the reject is a failure"),
-        false => assert_eq!(counts, (None, Some(2)), "both are counted alike"),
+        true => assert_eq!(
+            counts,
+            (Some(2), Some(1)),
+            "only the reject counts as a failure"
+        ),
+        false => assert_eq!(counts, (None, Some(2)), "nack and reject count the same"),
     }
     third.ack().unwrap();
     queue.delete(Default::default()).unwrap();
 }
 
 #[test]
-fn what_an_exchange_cannot_route_goes_to_its_alternate() {
+fn unroutable_messages_go_to_the_alternate_exchange() {
     let channel = channel();
     let names = [unique("alternate"), unique("main")];
     let temporary = || ExchangeDeclareOptions::default().auto_delete();
@@ -194,12 +203,12 @@ fn what_an_exchange_cannot_route_goes_to_its_alternate() {
 }
 
 #[test]
-fn existence_is_asked_without_costing_a_channel() {
+fn asking_for_existence_closes_no_channel() {
     let connection = connect();
     let channel = connection.open_channel().unwrap();
     let queue = exclusive_queue(&channel);
     assert!(connection.queue_exists(queue.name()).unwrap());
-    // Also for one who may not use it.
+    // Another connection can ask, too, although it may not use the exclusive queue.
     assert!(connect().queue_exists(queue.name()).unwrap());
     assert!(!connection.queue_exists("no such queue").unwrap());
     assert!(connection.exchange_exists("amq.topic").unwrap());
@@ -207,7 +216,7 @@ fn existence_is_asked_without_costing_a_channel() {
     assert!(channel.is_open());
 }
 
-/// Declares a queue of its own and deletes it. Returns the text of the error, if it is refused.
+/// Declares a queue with a new name and deletes it. Returns the error's text if the broker refuses.
 fn declare(options: QueueDeclareOptions) -> Result<(), String> {
     let connection = connect();
     let channel = connection.open_channel().unwrap();
@@ -228,13 +237,13 @@ fn classic() -> QueueDeclareOptions {
     QueueDeclareOptions::durable().queue_type(QueueType::Classic)
 }
 
-/// Whether this is the broker of this crate.
+/// Whether the tests run with the broker in the box.
 fn is_in_the_box() -> bool {
     let properties = connect().server_properties();
     properties.get("product").and_then(|it| it.as_str()) == Some("leveret")
 }
 
-/// Whether classic queues refuse an argument that only other queues have.
+/// Checks that classic queues refuse an argument for other queue types, from this version on.
 #[track_caller]
 fn classic_queues_refuse(options: QueueDeclareOptions, argument: &str, since: (u32, u32)) {
     let declared = declare(options);
@@ -266,7 +275,7 @@ fn a_quorum_queue_times_out_its_consumers() {
         publish(&channel, &queue, &["slow"]);
         let consumer = queue.consume(consume).unwrap();
         let delivery = consumer.recv_timeout(SOON).unwrap().unwrap();
-        // Before 4.3 nothing happens within the minute after which the broker looks.
+        // Before 4.3, nothing happens within the minute after which the broker first looks.
         if version() >= (4, 3) {
             let error = consumer.recv_timeout(SOON).unwrap_err();
             let kind = error.kind();
@@ -274,7 +283,9 @@ fn a_quorum_queue_times_out_its_consumers() {
                 matches!(kind, ErrorKind::ConsumerCancelled { .. }),
                 "{error}"
             );
-            eventually("it is back", || ready(&channel, queue.name()) == 1);
+            eventually("the message is requeued", || {
+                ready(&channel, queue.name()) == 1
+            });
         } else {
             assert!(consumer.try_recv().unwrap().is_none());
         }
@@ -284,7 +295,7 @@ fn a_quorum_queue_times_out_its_consumers() {
 }
 
 #[test]
-fn a_consumer_of_a_classic_queue_has_no_timeout_of_its_own() {
+fn classic_queues_have_no_consumer_timeout_argument() {
     let channel = channel();
     let queue = exclusive_queue(&channel);
     let consume = ConsumeOptions::default().consumer_timeout(SOON);
@@ -298,7 +309,7 @@ fn a_consumer_of_a_classic_queue_has_no_timeout_of_its_own() {
 }
 
 #[test]
-fn a_quorum_queue_delays_what_is_returned() {
+fn a_quorum_queue_delays_requeued_messages() {
     let delayed =
         |which, min| QueueDeclareOptions::quorum().delayed_retry(which, min, min.saturating_mul(2));
     let long = delayed(DelayedRetry::Failed, 100 * SOON);
@@ -313,7 +324,7 @@ fn a_quorum_queue_delays_what_is_returned() {
         (queue, consumer)
     };
     let has_delay = version() >= (4, 3);
-    // Which of them are delayed.
+    // The kinds of failure that are delayed, and the message that comes back at once.
     let cases = [
         (DelayedRetry::Failed, "second"),
         (DelayedRetry::Returned, "first"),
@@ -328,7 +339,7 @@ fn a_quorum_queue_delays_what_is_returned() {
         assert_eq!(delivery.body(), expected.as_bytes(), "{which:?}");
         queue.delete(Default::default()).unwrap();
     }
-    // The delay grows with the failures, up to its limit, and ends.
+    // The delay grows with the failures, up to its maximum.
     let min = Duration::from_millis(100);
     let (queue, consumer) = begin(delayed(DelayedRetry::All, min));
     let mut returned = [Instant::now(); 2];
@@ -347,7 +358,7 @@ fn a_quorum_queue_delays_what_is_returned() {
 }
 
 #[test]
-fn dead_letters_are_kept_until_they_are_somewhere_else() {
+fn at_least_once_dead_letters_are_kept_until_another_queue_has_them() {
     let channel = channel();
     let temporary = ExchangeDeclareOptions::default().auto_delete();
     let failed = channel
@@ -360,21 +371,21 @@ fn dead_letters_are_kept_until_they_are_somewhere_else() {
         confirm.wait()
     };
 
-    // No queue takes the dead letters: they stay, and fill the queue.
+    // No queue takes the dead letters, so they stay and fill the queue.
     let full = options.clone().max_length(2);
     let queue = channel.queue_declare(&unique("kept"), full).unwrap();
     let mut accepted = 0;
     eventually("the queue is full of dead letters", || {
         accepted += 1;
         if is_in_the_box() && accepted == 5 {
-            // It drops what it cannot route.
+            // The broker in the box drops dead letters that it cannot route.
             return true;
         }
         if publish(&queue).is_err() {
             return true;
         }
         let mut fetched = None;
-        eventually("the message is there", || {
+        eventually("the queue has the message", || {
             fetched = queue.get(false).unwrap();
             fetched.is_some()
         });
@@ -387,7 +398,7 @@ fn dead_letters_are_kept_until_they_are_somewhere_else() {
     dead.bind(&failed, "").unwrap();
     let queue = channel.queue_declare(&unique("kept"), options).unwrap();
     publish(&queue).unwrap();
-    eventually("the message is there", || {
+    eventually("the queue has the message", || {
         let fetched = queue.get(false).unwrap();
         fetched.is_some_and(|it| it.reject(false).is_ok())
     });
@@ -410,12 +421,12 @@ fn a_quorum_queue_can_deliver_without_a_limit() {
     publish(&channel, &queue, &["again"]);
     let consumer = queue.consume(ConsumeOptions::default()).unwrap();
     if !is_in_the_box() && version() < (4, 0) {
-        // Taken for a limit that is exceeded at once.
+        // RabbitMQ 3 takes the value for a limit that is exceeded at once.
         let delivery = consumer.recv_timeout(SOON).unwrap().unwrap();
         delivery.reject(true).unwrap();
         assert_eq!(next(&dead), "again");
     } else {
-        // More often than the default of RabbitMQ 4 allows.
+        // More often than the default limit of RabbitMQ 4 allows.
         for _ in 0..25 {
             let delivery = consumer.recv_timeout(SOON).unwrap().unwrap();
             delivery.reject(true).unwrap();
@@ -425,8 +436,8 @@ fn a_quorum_queue_can_deliver_without_a_limit() {
 }
 
 #[test]
-fn a_quorum_queue_is_placed_as_it_is_told() {
-    // One node tells no more than that it has read them; a cluster is needed for their effect.
+fn placement_arguments_of_quorum_queues_are_accepted() {
+    // A single node only shows that the broker reads the arguments; their effect needs a cluster.
     let quorum = QueueDeclareOptions::quorum;
     declare(quorum().quorum_initial_group_size(1)).unwrap();
     let error = declare(quorum().quorum_initial_group_size(0)).unwrap_err();
@@ -439,7 +450,7 @@ fn a_quorum_queue_is_placed_as_it_is_told() {
 }
 
 #[test]
-fn a_stream_is_placed_and_stored_as_it_is_told() {
+fn placement_and_storage_arguments_of_streams_are_accepted() {
     let stream = QueueDeclareOptions::stream;
     declare(stream().leader_locator(LeaderLocator::Balanced)).unwrap();
     declare(stream().stream_initial_cluster_size(1)).unwrap();
@@ -453,7 +464,7 @@ fn a_stream_is_placed_and_stored_as_it_is_told() {
 }
 
 #[test]
-fn a_stream_of_small_files_forgets_its_oldest_messages() {
+fn a_stream_with_small_segments_drops_its_oldest_messages() {
     let channel = channel();
     let options = QueueDeclareOptions::stream()
         .max_length_bytes(5_000)
@@ -479,7 +490,7 @@ fn exchange(channel: &Channel, kind: ExchangeKind, options: ExchangeDeclareOptio
         .unwrap()
 }
 
-/// Queues bound to an exchange, each with this key.
+/// Declares queues and binds each of them with this key.
 fn bound<const N: usize>(exchange: &Exchange, key: &str) -> [Queue; N] {
     std::array::from_fn(|_| {
         let queue = exclusive_queue(exchange.channel());
@@ -488,13 +499,14 @@ fn bound<const N: usize>(exchange: &Exchange, key: &str) -> [Queue; N] {
     })
 }
 
-/// Publishes them, and returns the bodies in each queue.
+/// Publishes messages, and returns the bodies in each queue.
 fn spread(exchange: &Exchange, queues: &[Queue], messages: &[(&str, Message<'_>)]) -> Vec<Bodies> {
     let publisher = exchange.channel().publisher().unwrap();
     for (key, message) in messages {
         publisher.publish(exchange.name(), key, message).unwrap();
     }
-    // Each is in a queue: a publisher's messages are mandatory.
+    // The confirms show that each message is in a queue, since a publisher's messages are
+    // mandatory.
     publisher.wait_for_confirms().unwrap();
     let bodies = |queue: &Queue| {
         let fetch = || queue.get(true).unwrap();
@@ -506,7 +518,7 @@ fn spread(exchange: &Exchange, queues: &[Queue], messages: &[(&str, Message<'_>)
 
 type Bodies = BTreeSet<String>;
 
-/// The bodies and routing keys "0" to "99".
+/// 100 messages with the bodies "0" to "99", which are also their routing keys.
 fn hundred<'m>(change: impl Fn(Message<'m>, &str) -> Message<'m>) -> Vec<(String, Message<'m>)> {
     let numbers = (0..100).map(|it| it.to_string());
     let messages = numbers.map(|it| (it.clone(), change(Message::new(it.clone()), &it)));
@@ -523,7 +535,7 @@ fn keyed<'m>(
     keyed.collect()
 }
 
-/// All hundred are there, and no queue has all.
+/// Checks that the queues share all 100 messages.
 #[track_caller]
 fn assert_spread(spread: &[Bodies]) {
     let counts: Vec<_> = spread.iter().map(BTreeSet::len).collect();
@@ -532,7 +544,7 @@ fn assert_spread(spread: &[Bodies]) {
 }
 
 #[test]
-fn the_broker_has_the_exchange_kinds_of_its_version() {
+fn exchange_kinds_depend_on_the_brokers_version() {
     for (kind, since) in [
         (ExchangeKind::LocalRandom, (4, 0)),
         (ExchangeKind::ModulusHash, (4, 3)),
@@ -562,7 +574,7 @@ mod nodes {
     use super::*;
 
     #[test]
-    fn the_exchange_kinds_of_rabbitmqs_plugins_route_as_they_say() {
+    fn exchange_kinds_of_plugins_route_as_documented() {
         let plugins = "rabbitmq_consistent_hash_exchange,rabbitmq_random_exchange,\
                        rabbitmq_recent_history_exchange,rabbitmq_sharding";
         let node = Node::start_with("", plugins);
@@ -574,7 +586,8 @@ mod nodes {
         let channel = connection.open_channel().unwrap();
         let none = ExchangeDeclareOptions::default;
 
-        // By the routing key, or what is said instead: equal ones go to one queue.
+        // These exchanges hash the routing key, or the option's value: equal values go to one
+        // queue.
         let hashing = [
             (ExchangeKind::ModulusHash, none(), true),
             (ExchangeKind::ConsistentHash, none(), true),
@@ -645,7 +658,7 @@ mod nodes {
         let [late]: [_; 1] = bound(&history, "");
         assert_eq!([next(&late), next(&late), next(&late)], ["1", "2", "3"]);
 
-        // Both at once are refused.
+        // The broker refuses both options at once.
         let both = none()
             .hash_header("customer")
             .hash_property(HashProperty::MessageId);
@@ -653,7 +666,7 @@ mod nodes {
         let refused = channel.exchange_declare(&unique("both"), kind, both);
         let error = refused.unwrap_err();
         assert!(error.to_string().contains("mutually exclusive"), "{error}");
-        // A weight is a number.
+        // The binding key is a weight, so it must be a number.
         let channel = connection.open_channel().unwrap();
         let exchange = exchange(&channel, ExchangeKind::ConsistentHash, none());
         let refused = exclusive_queue(&channel).bind(&exchange, "key");

@@ -1,4 +1,4 @@
-//! Threads that handle messages, and processes of them.
+//! `Workers`: threads that handle messages, and the example that runs as a worker process.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
@@ -20,7 +20,7 @@ use crate::support::{
     scripted_connections, scripted_server, short, unique, Node, Program, Script, SOON,
 };
 
-/// A queue, and the one that gets what it rejects.
+/// Declares a queue and the queue that gets its dead letters.
 fn queue_with_dead_letters(channel: &Channel) -> (Queue, Queue) {
     let dead = exclusive_queue(channel);
     let options = QueueDeclareOptions::exclusive()
@@ -30,7 +30,7 @@ fn queue_with_dead_letters(channel: &Channel) -> (Queue, Queue) {
 }
 
 #[test]
-fn the_handler_says_what_becomes_of_each_message() {
+fn the_handlers_settlement_is_applied() {
     let channel = channel();
     let (queue, dead) = queue_with_dead_letters(&channel);
     for body in ["done", "again", "never"] {
@@ -44,7 +44,7 @@ fn the_handler_says_what_becomes_of_each_message() {
         match delivery.body() {
             b"never" => Settlement::Reject,
             b"again" if !delivery.redelivered() => Settlement::Requeue,
-            // It may also do it itself.
+            // The handler may also settle the message itself.
             b"again" => delivery.ack().map(|()| Settlement::Reject).unwrap(),
             _ => Settlement::Ack,
         }
@@ -62,11 +62,14 @@ fn the_handler_says_what_becomes_of_each_message() {
     workers.join().unwrap();
     assert_eq!(dead.get(true).unwrap().unwrap().body(), b"never");
     assert!(dead.get(true).unwrap().is_none());
-    assert!(queue.get(true).unwrap().is_none(), "all else is done");
+    assert!(
+        queue.get(true).unwrap().is_none(),
+        "all other messages are acknowledged"
+    );
 }
 
 #[test]
-fn a_panic_costs_one_message_which_is_tried_once_more() {
+fn a_message_whose_handler_panics_is_retried_once_and_then_rejected() {
     logged::begin();
     let channel = channel();
     let (queue, dead) = queue_with_dead_letters(&channel);
@@ -79,13 +82,17 @@ fn a_panic_costs_one_message_which_is_tried_once_more() {
     let workers = Workers::new(channel.connection());
     workers
         .consume(queue.name(), WorkerOptions::default(), move |delivery| {
-            assert_ne!(delivery.body(), b"fatal", "no handler survives this");
+            assert_ne!(
+                delivery.body(),
+                b"fatal",
+                "the handler panics on this message"
+            );
             tell.send(()).unwrap();
             Settlement::Ack
         })
         .unwrap();
     told.recv_timeout(SOON).unwrap();
-    eventually("the dead letter is there", || {
+    eventually("the message is dead-lettered", || {
         ready(&channel, dead.name()) == 1
     });
     workers.shutdown(SOON).unwrap();
@@ -98,7 +105,7 @@ fn a_panic_costs_one_message_which_is_tried_once_more() {
         let says_all = |text: &str| {
             [
                 "panicked",
-                "no handler survives this",
+                "the handler panics on this message",
                 &id,
                 "\"c\"",
                 queue.name(),
@@ -113,7 +120,7 @@ fn a_panic_costs_one_message_which_is_tried_once_more() {
 }
 
 #[test]
-fn what_a_handler_requeues_or_does_not_survive_counts_as_a_failed_delivery() {
+fn requeues_and_panics_count_as_failed_deliveries() {
     const LIMIT: u32 = 5;
     const TOO_MANY: u32 = 50;
     let channel = channel();
@@ -130,9 +137,9 @@ fn what_a_handler_requeues_or_does_not_survive_counts_as_a_failed_delivery() {
     workers
         .consume(queue.name(), WorkerOptions::default(), move |delivery| {
             match (delivery.body(), delivery.redelivered()) {
-                (b"panic", false) => panic!("the test wants it"),
+                (b"panic", false) => panic!("the test panics here"),
                 (b"panic", true) => tell.send(delivery.delivery_count()).unwrap(),
-                // A queue that does not count goes on for ever.
+                // A queue that does not count would redeliver forever.
                 _ if counted.fetch_add(1, Ordering::SeqCst) < TOO_MANY => {
                     return Settlement::Requeue
                 }
@@ -144,7 +151,7 @@ fn what_a_handler_requeues_or_does_not_survive_counts_as_a_failed_delivery() {
     queue.publish("panic").unwrap();
     assert_eq!(told.recv_timeout(SOON), Ok(Some(1)));
     queue.publish("poison").unwrap();
-    eventually("it is given up", || {
+    eventually("the message is dead-lettered", || {
         ready(&channel, dead.name()) == 1 || poisoned.load(Ordering::SeqCst) > TOO_MANY
     });
     workers.shutdown(SOON).unwrap();
@@ -154,7 +161,7 @@ fn what_a_handler_requeues_or_does_not_survive_counts_as_a_failed_delivery() {
 }
 
 #[test]
-fn each_thread_has_a_channel_and_takes_a_message_of_its_own() {
+fn each_thread_has_its_own_channel_and_message() {
     const THREADS: usize = 4;
     let channel = channel();
     let (first, second) = (exclusive_queue(&channel), exclusive_queue(&channel));
@@ -181,7 +188,7 @@ fn each_thread_has_a_channel_and_takes_a_message_of_its_own() {
     for _ in 0..THREADS {
         first.publish("").unwrap();
     }
-    // All of them at once, while the other queue has its own.
+    // All threads hold a message while the other queue's thread handles another one.
     barrier.wait();
     second.publish("").unwrap();
     told.recv_timeout(SOON).unwrap();
@@ -195,7 +202,7 @@ fn each_thread_has_a_channel_and_takes_a_message_of_its_own() {
 }
 
 #[test]
-fn shutting_down_gives_back_at_once_what_waits_behind_a_running_handler() {
+fn shutdown_requeues_waiting_messages_while_handlers_still_run() {
     let channel = channel();
     let queue = exclusive_queue(&channel);
     for number in 0..50 {
@@ -215,20 +222,23 @@ fn shutting_down_gives_back_at_once_what_waits_behind_a_running_handler() {
     for _ in 0..2 {
         has_begun.recv_timeout(SOON).unwrap();
     }
-    eventually("some are sent ahead", || {
+    eventually("messages are sent ahead", || {
         ready(&channel, queue.name()) == 10
     });
     let error = workers.shutdown(Duration::from_millis(50)).unwrap_err();
     assert!(error.is_timeout(), "{error}");
     assert!(error.to_string().contains(queue.name()), "{error}");
-    eventually("others can take them", || {
+    eventually("the messages sent ahead are requeued", || {
         ready(&channel, queue.name()) == 48
     });
     for _ in 0..2 {
         go_on.send_timeout((), SOON).unwrap();
     }
     workers.join().unwrap();
-    assert!(has_begun.try_recv().is_err(), "no handler began after that");
+    assert!(
+        has_begun.try_recv().is_err(),
+        "no handler starts after shutdown"
+    );
     assert_eq!(ready(&channel, queue.name()), 48);
     let error = workers
         .consume(queue.name(), WorkerOptions::default(), |_| Settlement::Ack)
@@ -239,7 +249,7 @@ fn shutting_down_gives_back_at_once_what_waits_behind_a_running_handler() {
     );
 }
 
-/// Waits until workers stop that nobody has told to.
+/// Waits until the workers stop without a call of shutdown.
 #[track_caller]
 fn stopped(workers: &Workers) -> Result<(), Error> {
     eventually("the workers stop", || workers.status().stopped);
@@ -247,7 +257,7 @@ fn stopped(workers: &Workers) -> Result<(), Error> {
 }
 
 #[test]
-fn when_one_is_to_stop_all_they_stop_and_say_why() {
+fn with_stop_all_the_end_of_one_consumer_stops_all_workers() {
     let channel = channel();
     let (first, second) = (exclusive_queue(&channel), exclusive_queue(&channel));
     let workers = Workers::new(channel.connection());
@@ -269,7 +279,7 @@ fn when_one_is_to_stop_all_they_stop_and_say_why() {
 }
 
 #[test]
-fn when_the_connection_ends_for_good_all_stop_and_say_why() {
+fn workers_stop_with_the_error_when_the_connection_ends() {
     let channel = channel();
     let queue = exclusive_queue(&channel);
     let workers = Workers::new(channel.connection());
@@ -281,7 +291,7 @@ fn when_the_connection_ends_for_good_all_stop_and_say_why() {
 }
 
 #[test]
-fn what_cannot_be_is_refused_before_a_thread_starts() {
+fn invalid_options_are_refused_before_a_thread_starts() {
     let channel = channel();
     let queue = exclusive_queue(&channel);
     let workers = Workers::new(channel.connection());
@@ -305,13 +315,13 @@ fn what_cannot_be_is_refused_before_a_thread_starts() {
         })
         .unwrap_err();
     assert_eq!(error.reply_code(), Some(ReplyCode::NOT_FOUND));
-    // Nothing runs.
+    // No thread runs.
     workers.join().unwrap();
     workers.shutdown(Duration::ZERO).unwrap();
 }
 
 #[test]
-fn dropping_the_last_handle_stops_the_threads_and_says_so() {
+fn dropping_the_last_handle_stops_the_threads_and_logs_it() {
     logged::begin();
     for is_shut_down in [false, true] {
         let channel = channel();
@@ -331,7 +341,7 @@ fn dropping_the_last_handle_stops_the_threads_and_says_so() {
         }
         drop(other);
         assert_eq!(logged::has(says_so), !is_shut_down);
-        eventually("nobody consumes", || {
+        eventually("the queue has no consumer", || {
             let declared = channel.queue_declare(queue.name(), QueueDeclareOptions::passive());
             declared.unwrap().consumer_count() == Some(0)
         });
@@ -339,7 +349,7 @@ fn dropping_the_last_handle_stops_the_threads_and_says_so() {
 }
 
 #[test]
-fn a_copied_offset_header_does_not_change_what_becomes_of_a_message() {
+fn a_copied_offset_header_does_not_change_settlements() {
     let channel = channel();
     let (queue, dead) = queue_with_dead_letters(&channel);
     for body in ["panic", "again", "never"] {
@@ -353,7 +363,7 @@ fn a_copied_offset_header_does_not_change_what_becomes_of_a_message() {
             let body = String::from_utf8_lossy(delivery.body()).into_owned();
             tell.send(body).unwrap();
             match delivery.body() {
-                b"panic" => panic!("the test wants it"),
+                b"panic" => panic!("the test panics here"),
                 b"again" if !delivery.redelivered() => Settlement::Requeue,
                 b"never" => Settlement::Reject,
                 _ => Settlement::Ack,
@@ -363,13 +373,15 @@ fn a_copied_offset_header_does_not_change_what_becomes_of_a_message() {
     let mut handled: Vec<_> = (0..5).map(|_| told.recv_timeout(SOON).unwrap()).collect();
     handled.sort();
     assert_eq!(handled, ["again", "again", "never", "panic", "panic"]);
-    eventually("two are rejected", || ready(&channel, dead.name()) == 2);
+    eventually("two messages are dead-lettered", || {
+        ready(&channel, dead.name()) == 2
+    });
     workers.shutdown(SOON).unwrap();
     assert_eq!(ready(&channel, queue.name()), 0);
 }
 
 #[test]
-fn a_stream_is_worked_through_whatever_the_handler_says() {
+fn workers_acknowledge_every_message_of_a_stream() {
     logged::begin();
     let channel = channel();
     let name = unique("stream");
@@ -389,7 +401,7 @@ fn a_stream_is_worked_through_whatever_the_handler_says() {
     workers
         .consume(&name, options, move |delivery| {
             handled.fetch_add(1, Ordering::SeqCst);
-            assert_ne!(delivery.body(), b"panic", "it wanted to");
+            assert_ne!(delivery.body(), b"panic", "the handler panics here");
             assert!(delivery.nack(leveret::NackOptions::requeue()).is_err());
             match delivery.body() {
                 b"reject" => Settlement::Reject,
@@ -398,14 +410,16 @@ fn a_stream_is_worked_through_whatever_the_handler_says() {
             }
         })
         .unwrap();
-    eventually("all are handled", || count.load(Ordering::SeqCst) == 5);
+    eventually("all messages are handled", || {
+        count.load(Ordering::SeqCst) == 5
+    });
     workers.shutdown(SOON).unwrap();
     assert_eq!(channel.connection().epoch(), 0);
     let is_of_it = |line: &str| line.contains(&name);
     let warned = logged::count(|line| is_of_it(line) && line.contains("takes nothing back: "));
-    assert_eq!(warned, 1, "once");
+    assert_eq!(warned, 1, "the warning comes once");
     assert!(logged::has(|line| is_of_it(line)
-        && line.contains("it wanted to")
+        && line.contains("the handler panics here")
         && line.ends_with(
             "acknowledged, since a stream takes nothing back"
         )));
@@ -413,7 +427,7 @@ fn a_stream_is_worked_through_whatever_the_handler_says() {
 }
 
 #[test]
-fn shutting_down_returns_when_the_broker_has_read_the_last_acknowledgement() {
+fn shutdown_waits_until_the_broker_has_read_the_last_acknowledgement() {
     let (tell, returned) = bounded::<()>(1);
     let (address, server) = scripted_server(move |server| {
         server.handshake(0);
@@ -425,7 +439,7 @@ fn shutting_down_returns_when_the_broker_has_read_the_last_acknowledgement() {
         let deliver = [&short("w")[..], &[0, 0, 0, 0, 0, 0, 0, 1, 0], &[0, 0]].concat();
         server.send_method(1, 60, 60, &deliver);
         server.send_content(1, b"work");
-        // The ack, then the close. A cancel comes anywhere before it, or is not needed any more.
+        // The ack, then the close. A cancel may come before the close, or not at all.
         let mut methods = Vec::new();
         while methods.last() != Some(&(20, 40)) {
             let method = server.next_method();
@@ -457,14 +471,14 @@ fn shutting_down_returns_when_the_broker_has_read_the_last_acknowledgement() {
     server.join().unwrap();
 }
 
-/// A handler that tells when it begins, and goes on when it is told to.
+/// A handler that reports each start and waits for permission to return.
 struct Held {
     has_begun: Receiver<()>,
     go_on: Sender<()>,
 }
 
 impl Held {
-    /// It may acknowledge the message before.
+    /// Starts the handler. With `acks_itself`, it acknowledges the message before it reports.
     fn start(workers: &Workers, queue: &str, acks_itself: bool) -> Self {
         Self::start_with(workers, queue, WorkerOptions::default(), acks_itself)
     }
@@ -500,7 +514,7 @@ impl Held {
 }
 
 #[test]
-fn shutting_down_tells_of_an_acknowledgement_that_was_lost_meanwhile() {
+fn shutdown_reports_acknowledgements_lost_with_the_connection() {
     for (acks_itself, not_sent, unconfirmed) in [(false, 1, 0), (true, 0, 1)] {
         let lossy = Lossy::new();
         let channel = lossy.connection.open_channel().unwrap();
@@ -528,12 +542,14 @@ fn shutting_down_tells_of_an_acknowledgement_that_was_lost_meanwhile() {
         }
         assert_eq!(lossy.connection.stats().acks_not_sent, not_sent);
         if !acks_itself {
-            eventually("it is there again", || ready(&channel, queue.name()) == 1);
+            eventually("the message is redelivered", || {
+                ready(&channel, queue.name()) == 1
+            });
         }
     }
 }
 
-/// The recovery itself may open a channel.
+/// Replies until the client closes the connection. The recovery may open a channel first.
 fn answer_until_closed(server: &mut Script) {
     loop {
         match server.next_method() {
@@ -548,7 +564,7 @@ fn answer_until_closed(server: &mut Script) {
 }
 
 #[test]
-fn shutting_down_tells_of_an_acknowledgement_that_the_broker_may_not_have_read() {
+fn shutdown_reports_acknowledgements_that_may_be_unread() {
     let (address, server) = scripted_connections(2, |connection, server| {
         server.handshake(0);
         if connection == 1 {
@@ -562,7 +578,7 @@ fn shutting_down_tells_of_an_acknowledgement_that_the_broker_may_not_have_read()
         let deliver = [&short("w")[..], &[0, 0, 0, 0, 0, 0, 0, 1, 0], &[0, 0]].concat();
         server.send_method(1, 60, 60, &deliver);
         server.send_content(1, b"work");
-        // It goes without another word when all is asked.
+        // The server closes the socket without a reply once the client closes the channel.
         while server.next_method() != (20, 40) {}
     });
     let connection = Connection::open_with(&at(address).recovery(quick())).unwrap();
@@ -589,7 +605,7 @@ fn shutting_down_tells_of_an_acknowledgement_that_the_broker_may_not_have_read()
 }
 
 #[test]
-fn an_acknowledgement_that_was_lost_before_does_not_matter_when_shutting_down() {
+fn shutdown_ignores_losses_of_messages_handled_again() {
     let broker = Broker::start().unwrap();
     let options = ConnectionOptions::from_uri(&broker.uri()).unwrap();
     let connection = Connection::open_with(&options.recovery(quick())).unwrap();
@@ -604,13 +620,13 @@ fn an_acknowledgement_that_was_lost_before_does_not_matter_when_shutting_down() 
     broker.drop_connections();
     recovered(&events);
     held.go_on();
-    // It comes again.
+    // The broker redelivers the message.
     held.wait();
     assert_eq!(connection.stats().acks_not_sent, 1);
     held.go_on();
     let is_done = |broker: &Broker| broker.queue("tasks").unwrap().unacknowledged == 0;
     assert!(broker.wait_until(SOON, is_done));
-    // And once more while the worker has nothing to do.
+    // Lose the connection again while the worker is idle.
     broker.drop_connections();
     recovered(&events);
     workers.shutdown(SOON).unwrap();
@@ -618,7 +634,7 @@ fn an_acknowledgement_that_was_lost_before_does_not_matter_when_shutting_down() 
 }
 
 #[test]
-fn a_worker_process_stops_at_signals_without_losing_or_repeating_anything() {
+fn a_worker_process_stops_at_signals_without_losing_or_repeating_messages() {
     const MESSAGES: usize = 10;
     let node = Node::start();
     let connection = Connection::open_with(&node.options()).unwrap();
@@ -644,7 +660,7 @@ fn a_worker_process_stops_at_signals_without_losing_or_repeating_anything() {
         worker.signal(signal);
         assert!(worker.wait().success());
         done.extend(worker.rest().iter().filter_map(|line| done_in(line)));
-        assert!(done.len() < MESSAGES, "in the middle of it");
+        assert!(done.len() < MESSAGES, "the worker stopped in the middle");
         let left = MESSAGES - done.len();
         assert_eq!(node.counts(), (left as u32, 0));
     }
@@ -659,11 +675,11 @@ fn a_worker_process_stops_at_signals_without_losing_or_repeating_anything() {
     let expected: Vec<_> = (0..MESSAGES)
         .map(|number| format!("\"task {number}.\""))
         .collect();
-    assert_eq!(done, expected, "each once");
+    assert_eq!(done, expected, "each task is done once");
     assert_eq!(ready(&channel, "tasks"), 0);
 }
 
-/// A value that panics again when it is dropped.
+/// A panic payload that panics again when dropped.
 struct Grenade;
 
 impl Drop for Grenade {
@@ -695,7 +711,7 @@ fn a_panic_whose_payload_panics_stops_no_worker() {
 }
 
 #[test]
-fn a_handler_cannot_wait_for_itself() {
+fn a_handler_cannot_wait_for_its_own_workers() {
     let connection = connect();
     let channel = connection.open_channel().unwrap();
     let queue = exclusive_queue(&channel);
@@ -716,25 +732,25 @@ fn a_handler_cannot_wait_for_itself() {
             "{error}"
         );
     }
-    // It has stopped them nevertheless.
+    // Shutdown has stopped the workers nevertheless.
     workers.join().unwrap();
 }
 
 // ---- consumers that the broker ends ----
 
-/// Delays for tests that wait for the next attempt.
+/// Short delays, for tests that wait for the next attempt.
 fn soon_again() -> WorkerOptions {
     let options = WorkerOptions::default().restart_delay(Duration::from_millis(10));
     options.max_restart_delay(Duration::from_millis(200))
 }
 
-/// A first delay that no test waits for.
+/// A first delay longer than any test.
 fn not_again() -> WorkerOptions {
     let options = WorkerOptions::default().restart_delay(100 * SOON);
     options.max_restart_delay(100 * SOON)
 }
 
-/// Waits until a worker of this queue is interrupted.
+/// Waits until a worker of this queue is interrupted. Returns the error and the delay.
 #[track_caller]
 fn interrupted(events: &Receiver<ConnectionEvent>, of: &str) -> (Error, Duration) {
     loop {
@@ -766,7 +782,7 @@ fn declare(channel: &Channel, name: &str) -> Queue {
     channel.queue_declare(name, options).unwrap()
 }
 
-/// Makes the broker close the channel of a delivery, and waits for that.
+/// Makes the broker close the channel of a delivery, and waits until it is closed.
 fn cost_the_channel(delivery: &leveret::Delivery) {
     let channel = delivery.channel();
     channel.basic_ack(delivery.delivery_tag() + 1000).unwrap();
@@ -774,7 +790,7 @@ fn cost_the_channel(delivery: &leveret::Delivery) {
 }
 
 #[test]
-fn a_queue_that_is_deleted_and_declared_again_is_consumed_again() {
+fn workers_consume_again_from_a_redeclared_queue() {
     logged::begin();
     let channel = channel();
     let events = channel.connection().events();
@@ -789,7 +805,7 @@ fn a_queue_that_is_deleted_and_declared_again_is_consumed_again() {
         .unwrap();
     for round in 0..2 {
         queue.delete(QueueDeleteOptions::default()).unwrap();
-        // One of the two threads has tried once more.
+        // One of the two threads has already made another attempt.
         let mut cancelled = 0;
         loop {
             let (error, next) = interrupted(&events, queue.name());
@@ -820,7 +836,7 @@ fn a_queue_that_is_deleted_and_declared_again_is_consumed_again() {
 }
 
 #[test]
-fn a_channel_that_the_broker_closes_costs_no_message_and_no_worker() {
+fn a_channel_closed_by_the_broker_loses_no_message_and_no_worker() {
     const MESSAGES: usize = 20;
     let channel = channel();
     let events = channel.connection().events();
@@ -842,7 +858,7 @@ fn a_channel_that_the_broker_closes_costs_no_message_and_no_worker() {
     let (error, _) = interrupted(&events, queue.name());
     assert_eq!(error.reply_code(), Some(ReplyCode::PRECONDITION_FAILED));
     resumed(&events, queue.name());
-    // Only the one message is handled twice: what was sent ahead is left alone.
+    // Only this one message is handled twice: messages sent ahead were not handled yet.
     let next = |_| is_handled.recv_timeout(SOON).unwrap();
     let mut bodies: Vec<_> = (0..=MESSAGES).map(next).collect();
     bodies.sort();
@@ -858,7 +874,7 @@ fn a_channel_that_the_broker_closes_costs_no_message_and_no_worker() {
 }
 
 #[test]
-fn a_worker_whose_acknowledgement_is_late_consumes_again() {
+fn a_worker_consumes_again_after_a_late_acknowledgement() {
     let broker = Broker::start().unwrap();
     let connection = Connection::open(&broker.uri()).unwrap();
     let channel = connection.open_channel().unwrap();
@@ -872,7 +888,7 @@ fn a_worker_whose_acknowledgement_is_late_consumes_again() {
     held.wait();
     let late = "delivery acknowledgement on channel timed out";
     let time_out: [&dyn Fn(); 2] = [
-        // RabbitMQ 4.3, then all before.
+        // What RabbitMQ 4.3 does, then what earlier versions do.
         &|| assert_eq!(broker.time_out_consumers("tasks"), 1),
         &|| broker.close_channels(ReplyCode::PRECONDITION_FAILED, late),
     ];
@@ -881,7 +897,7 @@ fn a_worker_whose_acknowledgement_is_late_consumes_again() {
         held.go_on();
         interrupted(&events, queue.name());
         resumed(&events, queue.name());
-        // It comes again.
+        // The broker redelivers the message.
         held.wait();
     }
     held.go_on();
@@ -893,7 +909,7 @@ fn a_worker_whose_acknowledgement_is_late_consumes_again() {
 }
 
 #[test]
-fn a_worker_that_rabbitmq_times_out_consumes_again() {
+fn a_worker_consumes_again_after_rabbitmqs_consumer_timeout() {
     let node = Node::start_impatient();
     let connection = Connection::open_with(&node.options()).unwrap();
     let channel = connection.open_channel().unwrap();
@@ -903,7 +919,7 @@ fn a_worker_that_rabbitmq_times_out_consumes_again() {
     let held = Held::start_with(&workers, queue.name(), soon_again(), false);
     queue.publish("work").unwrap();
     held.wait();
-    eventually("the broker has the message back", || {
+    eventually("the broker has requeued the message", || {
         node.counts() == (1, 0)
     });
     held.go_on();
@@ -924,14 +940,14 @@ fn a_worker_that_rabbitmq_times_out_consumes_again() {
 }
 
 #[test]
-fn trouble_with_one_queue_never_stops_the_workers_of_another() {
+fn an_error_of_one_queue_does_not_stop_the_workers_of_another() {
     for on_end in [OnConsumerEnd::Restart, OnConsumerEnd::StopQueue] {
         let channel = channel();
         let events = channel.connection().events();
         let (gone, good) = (exclusive_queue(&channel), exclusive_queue(&channel));
         let workers = Workers::new(channel.connection());
         let options = not_again().on_consumer_end(on_end).threads(2);
-        // Its handler is dropped with its last thread.
+        // The handler is dropped with the queue's last thread.
         let (alive, has_stopped) = bounded::<()>(0);
         workers
             .consume(gone.name(), options, move |_| {
@@ -970,7 +986,7 @@ fn trouble_with_one_queue_never_stops_the_workers_of_another() {
 }
 
 #[test]
-fn a_worker_that_waits_to_consume_again_stops_at_once() {
+fn a_worker_waiting_to_consume_again_stops_at_once() {
     for by_close in [false, true] {
         let channel = channel();
         let events = channel.connection().events();
@@ -996,7 +1012,7 @@ fn a_worker_that_waits_to_consume_again_stops_at_once() {
 }
 
 #[test]
-fn a_message_that_always_costs_the_channel_comes_with_growing_delays() {
+fn a_message_that_keeps_closing_the_channel_is_retried_with_growing_delays() {
     let channel = channel();
     let events = channel.connection().events();
     let queue = exclusive_queue(&channel);
@@ -1017,12 +1033,12 @@ fn a_message_that_always_costs_the_channel_comes_with_growing_delays() {
         assert!(next > last && next >= most / 2 && next < most, "{next:?}");
         last = next;
     }
-    // Ok, or AcksLost if the thread waits.
+    // The result is Ok, or AcksLost if the thread is waiting.
     let _ = workers.shutdown(SOON);
 }
 
 #[test]
-fn a_consumer_that_has_lasted_begins_again_after_the_first_delay() {
+fn the_restart_delay_starts_over_after_a_consumer_has_lasted() {
     const FIRST: Duration = Duration::from_millis(10);
     const LONG: Duration = Duration::from_millis(400);
     let channel = channel();
@@ -1043,7 +1059,7 @@ fn a_consumer_that_has_lasted_begins_again_after_the_first_delay() {
         assert!(grows);
         declare(&channel, queue.name());
         resumed(&events, queue.name());
-        // The consumer lasts for at least that time.
+        // The consumer lives for at least this time.
         std::thread::sleep(LONG);
     }
     workers.shutdown(SOON).unwrap();
@@ -1051,7 +1067,7 @@ fn a_consumer_that_has_lasted_begins_again_after_the_first_delay() {
 }
 
 #[test]
-fn a_worker_whose_connection_recovers_no_consumers_consumes_again() {
+fn a_worker_consumes_again_if_recovery_restores_no_consumers() {
     let broker = Broker::start().unwrap();
     let options = ConnectionOptions::from_uri(&broker.uri()).unwrap();
     let options = options.recovery(quick().without_consumers());
@@ -1075,7 +1091,7 @@ fn a_worker_whose_connection_recovers_no_consumers_consumes_again() {
 }
 
 #[test]
-fn shutting_down_tells_of_an_acknowledgement_that_was_lost_with_a_channel() {
+fn shutdown_reports_acknowledgements_lost_with_a_channel() {
     for is_waiting in [false, true] {
         let broker = Broker::start().unwrap();
         let connection = Connection::open(&broker.uri()).unwrap();
@@ -1110,7 +1126,7 @@ fn shutting_down_tells_of_an_acknowledgement_that_was_lost_with_a_channel() {
 }
 
 #[test]
-fn no_message_is_lost_when_channels_are_closed_again_and_again() {
+fn no_message_is_lost_when_channels_are_closed_repeatedly() {
     const MESSAGES: usize = 500;
     let broker = Broker::start().unwrap();
     let connection = Connection::open(&broker.uri()).unwrap();
@@ -1161,7 +1177,7 @@ fn no_message_is_lost_when_channels_are_closed_again_and_again() {
 }
 
 #[test]
-fn a_worker_of_a_stream_goes_on_where_it_was_when_its_channel_was_closed() {
+fn a_worker_resumes_a_stream_where_its_channel_was_closed() {
     let channel = channel();
     let events = channel.connection().events();
     let name = unique("stream");
@@ -1198,7 +1214,7 @@ fn a_worker_of_a_stream_goes_on_where_it_was_when_its_channel_was_closed() {
 
 // ---- status ----
 
-/// Threads of each queue that consume, wait to consume again, and are busy.
+/// For each queue, how many threads consume, wait to consume again, and are busy.
 fn counts(workers: &Workers) -> Vec<(usize, usize, usize)> {
     let status = workers.status();
     let counts = status
@@ -1209,7 +1225,7 @@ fn counts(workers: &Workers) -> Vec<(usize, usize, usize)> {
 }
 
 #[test]
-fn the_status_tells_what_the_threads_of_each_queue_do() {
+fn the_status_shows_what_the_threads_of_each_queue_do() {
     let channel = channel();
     let events = channel.connection().events();
     let (first, second) = (
@@ -1232,7 +1248,7 @@ fn the_status_tells_what_the_threads_of_each_queue_do() {
     assert_eq!(status.queues[1].threads, 3);
     assert!(status.queues[0].last_error.is_none());
     second.delete(QueueDeleteOptions::default()).unwrap();
-    eventually("all are interrupted", || {
+    eventually("all threads of the second queue are interrupted", || {
         counts(&workers) == [(2, 0, 1), (0, 3, 0)]
     });
     let status = workers.status();
@@ -1244,12 +1260,14 @@ fn the_status_tells_what_the_threads_of_each_queue_do() {
         "{last:?}"
     );
     first.delete(QueueDeleteOptions::default()).unwrap();
-    // The busy one has not noticed.
-    eventually("the idle one waits", || counts(&workers)[0] == (1, 1, 1));
+    // The busy thread has not noticed yet.
+    eventually("the idle thread waits to consume again", || {
+        counts(&workers)[0] == (1, 1, 1)
+    });
     declare(&channel, first.name());
     resumed(&events, first.name());
     held.go_on();
-    eventually("both consume", || counts(&workers)[0] == (2, 0, 0));
+    eventually("both threads consume", || counts(&workers)[0] == (2, 0, 0));
     assert!(workers.status().queues[0].last_error.is_some());
     workers.shutdown(SOON).unwrap();
     assert_eq!(counts(&workers), [(0, 0, 0), (0, 0, 0)]);
@@ -1258,7 +1276,7 @@ fn the_status_tells_what_the_threads_of_each_queue_do() {
 }
 
 #[test]
-fn the_status_does_not_call_a_worker_healthy_whose_connection_is_lost() {
+fn the_status_is_unhealthy_while_the_connection_is_lost() {
     let broker = Broker::start().unwrap();
     let options = ConnectionOptions::from_uri(&broker.uri()).unwrap();
     let connection = Connection::open_with(&options.recovery(quick())).unwrap();
@@ -1275,13 +1293,13 @@ fn the_status_does_not_call_a_worker_healthy_whose_connection_is_lost() {
     eventually("the loss is known", || counts(&workers) == [(0, 1, 0)]);
     broker.refuse_connections(false);
     eventually("the consumer is back", || counts(&workers) == [(1, 0, 0)]);
-    // Its worker was not told.
+    // The recovery restored the consumer, so the worker saw no error.
     assert!(workers.status().queues[0].last_error.is_none());
     workers.shutdown(SOON).unwrap();
 }
 
 #[test]
-fn the_status_tells_why_the_threads_of_a_queue_have_stopped() {
+fn the_status_shows_why_the_threads_of_a_queue_have_stopped() {
     let channel = channel();
     let queue = exclusive_queue(&channel);
     let workers = Workers::new(channel.connection());
@@ -1317,7 +1335,7 @@ fn a_logger_that_panics_on_a_handlers_panic_stops_no_worker() {
     queue.publish("poison").unwrap();
     queue.publish("plain").unwrap();
     is_handled.recv_timeout(SOON).unwrap();
-    eventually("the poison is a dead letter", || {
+    eventually("the poison message is dead-lettered", || {
         ready(&channel, dead.name()) == 1
     });
     assert!(workers.status().is_healthy());
@@ -1349,17 +1367,17 @@ fn a_logger_that_panics_on_an_interruption_stops_no_worker() {
     assert_eq!(broker.queue(queue.name()).unwrap().ready, 0);
 }
 
-/// Panics when an acknowledgement is not sent.
+/// Metrics that panic when an acknowledgement is not sent.
 struct Fragile;
 
 impl Metrics for Fragile {
     fn ack_not_sent(&self) {
-        panic!("the test wants it");
+        panic!("the test panics here");
     }
 }
 
 #[test]
-fn metrics_that_panic_cost_a_worker_its_channel_only() {
+fn metrics_that_panic_cost_a_worker_only_its_channel() {
     let broker = Broker::start().unwrap();
     let options = ConnectionOptions::from_uri(&broker.uri()).unwrap();
     let connection = Connection::open_with(&options.metrics(Arc::new(Fragile))).unwrap();
@@ -1373,8 +1391,8 @@ fn metrics_that_panic_cost_a_worker_its_channel_only() {
     queue.publish("work").unwrap();
     held.wait();
     assert_eq!(broker.time_out_consumers("tasks"), 1);
-    // The acknowledgement is too late only when the client knows that it is.
-    eventually("the cancel has come", || {
+    // The client must know of the cancel: only then it does not send the acknowledgement.
+    eventually("the client has answered the cancel", || {
         broker.queue("tasks").unwrap().consumers == 0
     });
     held.go_on();
@@ -1382,7 +1400,7 @@ fn metrics_that_panic_cost_a_worker_its_channel_only() {
     let ErrorKind::WorkerPanicked { message } = error.kind() else {
         panic!("{error}");
     };
-    assert_eq!(message, "the test wants it");
+    assert_eq!(message, "the test panics here");
     assert!(!error.is_connection_end());
     resumed(&events, queue.name());
     held.wait();

@@ -26,7 +26,7 @@ impl Log for Logger {
 
     fn log(&self, record: &Record<'_>) {
         let text = record.args().to_string();
-        assert!(!text.contains(PANIC), "the test wanted it");
+        assert!(!text.contains(PANIC), "the test logger panics");
         if self.enabled(record.metadata()) {
             LINES.lock().unwrap().push(Line {
                 level: record.level(),
