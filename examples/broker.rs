@@ -1,9 +1,9 @@
-//! A broker for first tries, with all in memory: for the other examples, and for any AMQP client.
+//! Runs an in-memory broker for the other examples, or for any AMQP client.
 //!
 //!     cargo run --example broker [PORT]
 //!
-//! Without an argument it listens on port 5672 of the loopback interface, where clients look for a broker. It ends with its input or with
-//! Ctrl+C.
+//! The broker listens on the loopback interface, on port 5672 by default. It stops at the end of
+//! standard input or at Ctrl+C.
 
 use leveret::broker::{Broker, BrokerOptions};
 use leveret::Result;

@@ -2,7 +2,7 @@
 //!
 //!     cargo run --example quickstart
 //!
-//! Uses the broker at `AMQP_URL`, or one in this process.
+//! Uses the broker at `AMQP_URL`. Without that variable, it starts a broker in this process.
 
 mod common;
 
@@ -46,7 +46,7 @@ fn main() -> Result<()> {
     connection.close()?;
 
     if consumed < COUNT {
-        eprintln!("only {consumed} of {COUNT} messages came");
+        eprintln!("only {consumed} of {COUNT} messages arrived");
         std::process::exit(1);
     }
     println!("ok: {published} published, {confirmed} confirmed, {consumed} consumed, {acknowledged} acknowledged");

@@ -1,9 +1,10 @@
-//! Several queues, a tick and a stop channel in one thread, with `crossbeam_channel::select!`.
+//! Waits for two queues, a timer and a stop signal in one thread, with `crossbeam_channel::select!`.
 //!
 //!     tests/with-rabbitmq cargo run --example select [QUEUE QUEUE]
 //!
-//! Prints what comes in two queues (`first` and `second`, unless named) and the state of affairs each second, and stops at
-//! Ctrl+C. Uses the broker at `AMQP_URL`, or RabbitMQ on this machine with its defaults.
+//! Prints the messages of two queues (default: `first` and `second`), and each second how many
+//! there were. Stops at Ctrl+C. Uses the broker at `AMQP_URL`, or RabbitMQ on this machine with its
+//! defaults.
 
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ fn main() -> Result<()> {
     let (stop, stopped) = bounded::<()>(1);
     let handler = move || stop.try_send(()).unwrap_or_default();
     if let Err(error) = ctrlc::set_handler(handler) {
-        eprintln!("cannot wait for signals: {error}");
+        eprintln!("cannot handle signals: {error}");
         std::process::exit(1);
     }
 
@@ -43,7 +44,7 @@ fn main() -> Result<()> {
             }
             recv(stopped) -> _ => break,
         };
-        // Disconnected: the consumer has ended, and its error, if any, was told.
+        // Disconnected: the consumer has ended, after it yielded its error, if any.
         let Ok(delivery) = delivery else { break };
         let delivery = delivery?;
         count += 1;
@@ -51,7 +52,7 @@ fn main() -> Result<()> {
         println!("{}: {text}", delivery.routing_key());
         delivery.ack()?;
     }
-    // What has come and was not read goes back to its queue.
+    // Unread messages go back to their queues.
     drop((first, second));
     println!("{count} messages in all");
     connection.close()

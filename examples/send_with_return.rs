@@ -1,8 +1,8 @@
-//! Publishes a message that no queue is bound for, and gets it back.
+//! Publishes a message that the broker cannot route, and gets it back.
 //!
 //!     cargo run --example send_with_return
 //!
-//! Uses the broker at `AMQP_URL`, or one in this process.
+//! Uses the broker at `AMQP_URL`. Without that variable, it starts a broker in this process.
 
 mod common;
 
@@ -14,7 +14,7 @@ fn main() -> Result<()> {
     let publisher = connection.open_channel()?.publisher()?;
     let message = Message::new("hello").content_type("text/plain");
     match publisher.publish("", "no such queue", message)?.wait() {
-        Ok(()) => println!("some queue has it"),
+        Ok(()) => println!("a queue has the message"),
         Err(error) => {
             let Some(returned) = error.returned_message() else {
                 return Err(error);

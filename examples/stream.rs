@@ -1,11 +1,10 @@
-//! A stream, read with a filter and from where the last run has stopped.
+//! Reads a stream with a filter, from a given offset.
 //!
 //!     tests/with-rabbitmq cargo run --example stream [COUNTRY [OFFSET [STREAM]]]
 //!
-//! Publishes orders from three countries to a stream (`orders`, unless named). Then prints those from
-//! one country (`fr`, unless named), beginning at an offset (0, unless given), and says at which
-//! offset the next run would go on. Uses the RabbitMQ at `AMQP_URL`, or on this machine with its
-//! defaults.
+//! Publishes orders from three countries to a stream (default: `orders`). Then prints the orders
+//! from one country (default: `fr`), from an offset on (default: 0), and prints the offset for the
+//! next run. Uses RabbitMQ at `AMQP_URL`, or on this machine with its defaults.
 
 use std::time::Duration;
 
@@ -29,7 +28,7 @@ fn main() -> Result<()> {
     let orders = channel.queue_declare(&stream, options)?;
     publish(&channel, &orders)?;
     let next = read(&orders, &country, offset)?;
-    println!("the next run goes on at offset {next}");
+    println!("the next run starts at offset {next}");
     connection.close()
 }
 
@@ -46,9 +45,9 @@ fn publish(channel: &Channel, orders: &Queue) -> Result<()> {
     publisher.wait_for_confirms()
 }
 
-/// Reads until no more orders come. Returns the offset after the last message.
+/// Reads until no more orders arrive. Returns the offset after the last message.
 fn read(orders: &Queue, country: &str, offset: u64) -> Result<u64> {
-    // A consumer of a stream needs a limit of unacknowledged messages.
+    // A stream requires a prefetch.
     orders.channel().basic_qos(100)?;
     let options = ConsumeOptions::default()
         .stream_offset(StreamOffset::Offset(offset))
@@ -56,7 +55,7 @@ fn read(orders: &Queue, country: &str, offset: u64) -> Result<u64> {
     let consumer = orders.consume(options)?;
     let mut next = offset;
     while let Some(delivery) = consumer.recv_timeout(Duration::from_secs(2))? {
-        // The broker leaves out whole chunks of messages. The others of a chunk come, too.
+        // The broker filters whole chunks, so other messages of a matching chunk arrive, too.
         if delivery.stream_filter_value().as_deref() == Some(country) {
             let text = String::from_utf8_lossy(delivery.body());
             println!("{}: {text}", delivery.stream_offset().unwrap_or_default());

@@ -1,4 +1,4 @@
-//! RabbitMQ's tutorial 1: the program that receives messages, until it is stopped with Ctrl+C.
+//! RabbitMQ's tutorial 1: receives messages until Ctrl+C.
 //!
 //!     cargo run --example tutorial_1_receive
 //!

@@ -1,4 +1,4 @@
-//! RabbitMQ's tutorial 1: the program that sends a message.
+//! RabbitMQ's tutorial 1: sends a message.
 //!
 //!     cargo run --example tutorial_1_send
 //!

@@ -1,4 +1,4 @@
-//! RabbitMQ's tutorial 2: the program that gives work to the workers, one second for each dot.
+//! RabbitMQ's tutorial 2: sends a task to the workers. Each dot is one second of work.
 //!
 //!     cargo run --example tutorial_2_new_task [TEXT ...]
 //!     cargo run --example tutorial_2_new_task First message.
@@ -22,7 +22,7 @@ fn main() -> Result<()> {
     let queue = channel.queue_declare("task_queue", QueueDeclareOptions::durable())?;
     let publisher = channel.publisher()?;
     let task = Message::new(&text).persistent();
-    // Only the confirm says that the broker has it on disk.
+    // Only the confirm says that the broker has the task on disk.
     publisher.publish("", queue.name(), task)?.wait()?;
     println!(" [x] Sent '{text}'");
     connection.close()

@@ -1,4 +1,5 @@
-//! RabbitMQ's tutorial 2: a worker, of which there can be several. Stopped with Ctrl+C, it leaves its task to the others.
+//! RabbitMQ's tutorial 2: a worker. Start several of them; at Ctrl+C a worker leaves its task to the
+//! others.
 //!
 //!     cargo run --example tutorial_2_worker
 //!
@@ -16,7 +17,7 @@ fn main() -> Result<()> {
     let connection = Connection::open(&uri)?;
     let channel = connection.open_channel()?;
     let queue = channel.queue_declare("task_queue", QueueDeclareOptions::durable())?;
-    // No task waits behind another one while a worker is idle.
+    // With a larger prefetch, tasks would wait for a busy worker while another one is idle.
     channel.basic_qos(1)?;
     let consumer = queue.consume(ConsumeOptions::default())?;
     println!(" [*] Waiting for messages. To exit press CTRL+C");
@@ -34,7 +35,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-#[allow(clippy::disallowed_methods)] // It pretends to work.
+#[allow(clippy::disallowed_methods)] // The sleep stands for work.
 fn work(time: Duration) {
     thread::sleep(time);
 }

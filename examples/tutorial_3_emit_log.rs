@@ -1,4 +1,4 @@
-//! RabbitMQ's tutorial 3: the program that sends a line to whoever listens.
+//! RabbitMQ's tutorial 3: sends a log line to all receivers.
 //!
 //!     cargo run --example tutorial_3_emit_log [TEXT ...]
 //!

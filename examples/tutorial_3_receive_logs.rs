@@ -1,4 +1,4 @@
-//! RabbitMQ's tutorial 3: a program that listens to all that is sent from now on, until it is stopped with Ctrl+C.
+//! RabbitMQ's tutorial 3: receives all log lines from now on, until Ctrl+C.
 //!
 //!     cargo run --example tutorial_3_receive_logs
 //!     cargo run --example tutorial_3_receive_logs > logs_from_rabbit.log

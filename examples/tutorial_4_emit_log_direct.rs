@@ -1,4 +1,4 @@
-//! RabbitMQ's tutorial 4: the program that sends a line with a severity.
+//! RabbitMQ's tutorial 4: sends a log line with a severity.
 //!
 //!     cargo run --example tutorial_4_emit_log_direct [SEVERITY [TEXT ...]]
 //!     cargo run --example tutorial_4_emit_log_direct error "Run. Run. Or it will explode."

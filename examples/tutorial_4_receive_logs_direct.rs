@@ -1,4 +1,4 @@
-//! RabbitMQ's tutorial 4: a program that listens to some severities, until it is stopped with Ctrl+C.
+//! RabbitMQ's tutorial 4: receives log lines of the given severities, until Ctrl+C.
 //!
 //!     cargo run --example tutorial_4_receive_logs_direct SEVERITY ...
 //!     cargo run --example tutorial_4_receive_logs_direct warning error > logs_from_rabbit.log

@@ -1,4 +1,4 @@
-//! RabbitMQ's tutorial 5: the program that sends a line with a routing key.
+//! RabbitMQ's tutorial 5: sends a log line with a routing key.
 //!
 //!     cargo run --example tutorial_5_emit_log_topic [ROUTING_KEY [TEXT ...]]
 //!     cargo run --example tutorial_5_emit_log_topic "kern.critical" "A critical kernel error"

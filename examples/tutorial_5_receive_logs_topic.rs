@@ -1,4 +1,4 @@
-//! RabbitMQ's tutorial 5: a program that listens to some binding keys, until it is stopped with Ctrl+C.
+//! RabbitMQ's tutorial 5: receives log lines that match the given binding keys, until Ctrl+C.
 //!
 //!     cargo run --example tutorial_5_receive_logs_topic BINDING_KEY ...
 //!     cargo run --example tutorial_5_receive_logs_topic "#"

@@ -1,4 +1,4 @@
-//! RabbitMQ's tutorial 6: the program that asks.
+//! RabbitMQ's tutorial 6: the RPC client. Asks the server for a Fibonacci number.
 //!
 //!     cargo run --example tutorial_6_rpc_client [NUMBER]
 //!

@@ -1,4 +1,4 @@
-//! RabbitMQ's tutorial 6: the program that answers, until it is stopped with Ctrl+C.
+//! RabbitMQ's tutorial 6: the RPC server. Answers requests until Ctrl+C.
 //!
 //!     cargo run --example tutorial_6_rpc_server
 //!
@@ -24,11 +24,11 @@ fn answer(request: &Delivery) -> String {
     println!(" [.] fib({number})");
     match number.parse() {
         Ok(number @ 0..=40) => fib(number).to_string(),
-        _ => format!("a number from 0 to 40 was expected, not {number:?}"),
+        _ => format!("expected a number from 0 to 40, got {number:?}"),
     }
 }
 
-/// As slow as it can be, so that there is something to wait for.
+/// Slow on purpose: the client has to wait for its answer.
 fn fib(number: u32) -> u64 {
     match number {
         0 | 1 => number.into(),

@@ -1,8 +1,9 @@
-//! RabbitMQ's tutorial 7: three ways to know that the broker has every message, and what they cost.
+//! RabbitMQ's tutorial 7: three ways to wait for publisher confirms, and how long each takes.
 //!
 //!     cargo run --release --example tutorial_7_publisher_confirms [MESSAGES]
 //!
-//! Uses the broker at `AMQP_URL`, or one in this process. Without an argument it publishes 50,000 messages each way.
+//! Publishes 50,000 messages in each way by default. Uses the broker at `AMQP_URL`. Without that
+//! variable, it starts a broker in this process.
 //!
 //! See <https://www.rabbitmq.com/tutorials/tutorial-seven-java>.
 
@@ -30,7 +31,6 @@ fn main() -> Result<()> {
             publish_with_a_window,
         ),
     ] {
-        // A channel and a queue of its own for each way.
         let channel = connection.open_channel()?;
         let queue = channel.queue_declare("", QueueDeclareOptions::exclusive())?;
         let publisher = channel.publisher()?;
@@ -50,7 +50,8 @@ fn main() -> Result<()> {
 
 type Way = fn(&Publisher, &str, u32) -> Result<()>;
 
-/// Waits for each message before the next one: simple, and as slow as the way to the broker's disk and back.
+/// Waits for each confirm before it publishes the next message: simple, but each message costs a
+/// round trip to the broker's disk.
 fn publish_individually(publisher: &Publisher, queue: &str, count: u32) -> Result<()> {
     for number in 0..count {
         publisher.publish("", queue, number.to_string())?.wait()?;
@@ -58,7 +59,7 @@ fn publish_individually(publisher: &Publisher, queue: &str, count: u32) -> Resul
     Ok(())
 }
 
-/// Waits after each hundred messages: much faster; a failure is reported at the end of its batch.
+/// Waits after every 100 messages: much faster, but a failure shows only at the end of its batch.
 fn publish_in_batches(publisher: &Publisher, queue: &str, count: u32) -> Result<()> {
     const BATCH: u32 = 100;
     for number in 0..count {
@@ -70,8 +71,8 @@ fn publish_in_batches(publisher: &Publisher, queue: &str, count: u32) -> Result<
     publisher.wait_for_confirms_timeout(Duration::from_secs(5))
 }
 
-/// Never waits while the window has room, and looks at the answers as they come: the fastest way, which also knows of
-/// each message what became of it.
+/// Waits only while the window is full, and handles confirms as they arrive: the fastest way, and it
+/// knows the outcome of each message.
 fn publish_with_a_window(publisher: &Publisher, queue: &str, count: u32) -> Result<()> {
     let mut open = VecDeque::new();
     for number in 0..count {
@@ -89,7 +90,7 @@ fn publish_with_a_window(publisher: &Publisher, queue: &str, count: u32) -> Resu
     Ok(())
 }
 
-/// Publishes a message again if its queue refused it.
+/// Publishes a message again if the broker nacked it.
 fn again(
     publisher: &Publisher,
     queue: &str,
@@ -98,14 +99,14 @@ fn again(
 ) -> Result<Option<(Confirm, String)>> {
     match (outcome, answered) {
         (Err(error), Some((_, body))) if matches!(error.kind(), ErrorKind::Nacked { .. }) => {
-            eprintln!("{error}; once more");
+            eprintln!("{error}; publishing it again");
             Ok(Some((publisher.publish("", queue, &body)?, body)))
         }
         (outcome, _) => outcome.map(|()| None),
     }
 }
 
-#[allow(clippy::disallowed_methods)] // It measures.
+#[allow(clippy::disallowed_methods)] // Measures time.
 fn begin() -> Instant {
     Instant::now()
 }

@@ -1,10 +1,10 @@
-//! A worker process: handles the messages of some queues with two threads each, and stops in good order at SIGINT (Ctrl+C)
-//! and SIGTERM. A message of "Hello..." takes three seconds, one for each dot.
+//! A worker process: handles the messages of each queue with two threads, and shuts down gracefully
+//! at SIGINT (Ctrl+C) and SIGTERM. Each dot in a message is one second of work.
 //!
 //!     tests/with-rabbitmq cargo run --example worker [QUEUE ...]
 //!
-//! Uses the broker at `AMQP_URL`, or RabbitMQ on this machine with its defaults. Without an argument it consumes
-//! `task_queue`, which the example `tutorial_2_new_task` fills.
+//! Consumes from `task_queue` by default, which the example `tutorial_2_new_task` fills. Uses the
+//! broker at `AMQP_URL`, or RabbitMQ on this machine with its defaults.
 
 use std::thread;
 use std::time::Duration;
@@ -37,7 +37,7 @@ fn main() -> Result<()> {
         }
     };
     if let Err(error) = ctrlc::set_handler(stop) {
-        eprintln!("cannot wait for signals: {error}");
+        eprintln!("cannot handle signals: {error}");
         std::process::exit(1);
     }
     for name in &queues {
@@ -51,7 +51,7 @@ fn main() -> Result<()> {
 
 fn handle(delivery: &Delivery) -> Settlement {
     let Ok(text) = std::str::from_utf8(delivery.body()) else {
-        eprintln!("no text: {delivery:?}");
+        eprintln!("the body is not UTF-8: {delivery:?}");
         return Settlement::Reject;
     };
     println!("received {text:?}");
@@ -60,7 +60,7 @@ fn handle(delivery: &Delivery) -> Settlement {
     Settlement::Ack
 }
 
-#[allow(clippy::disallowed_methods)] // It pretends to work.
+#[allow(clippy::disallowed_methods)] // The sleep stands for work.
 fn work(time: Duration) {
     thread::sleep(time);
 }

@@ -202,7 +202,7 @@ fn the_example_resumes_a_stream_where_it_stopped() {
         let printed = Program::run("stream", &["fr", offset, &name], &url());
         let lines: Vec<_> = printed.lines().map(str::to_owned).collect();
         let (last, orders) = lines.split_last().unwrap();
-        let next = last.strip_prefix("the next run goes on at offset ");
+        let next = last.strip_prefix("the next run starts at offset ");
         (next.unwrap().to_owned(), orders.to_vec())
     };
     let (next, orders) = run("0");

@@ -1,14 +1,15 @@
-//! Where the examples find a broker.
+//! Finds or starts a broker for the examples.
 
 use leveret::broker::Broker;
 use leveret::Result;
 
-/// The URI of the broker at `AMQP_URL`; without that, of one in this process, which ends with the second value.
+/// Returns the URI of the broker at `AMQP_URL`. Without that variable, starts a broker in this
+/// process; it stops when the second value is dropped.
 pub(crate) fn broker() -> Result<(String, Option<Broker>)> {
     if let Ok(uri) = std::env::var("AMQP_URL") {
         return Ok((uri, None));
     }
-    println!("AMQP_URL is not set: this is the broker in the box");
+    println!("AMQP_URL is not set: using a broker in this process");
     let broker = Broker::start()?;
     Ok((broker.uri(), Some(broker)))
 }
