@@ -1,4 +1,5 @@
-//! Waits for two queues, a timer and a stop signal in one thread, with `crossbeam_channel::select!`.
+//! Waits for two queues, a timer and a stop signal in one thread, with
+//! `crossbeam_channel::select!`.
 //!
 //!     tests/with-rabbitmq cargo run --example select [QUEUE QUEUE]
 //!

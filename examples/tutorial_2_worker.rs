@@ -1,5 +1,5 @@
-//! RabbitMQ's tutorial 2: a worker. Start several of them; at Ctrl+C a worker leaves its task to the
-//! others.
+//! RabbitMQ's tutorial 2: a worker. Start several of them; at Ctrl+C a worker leaves its task to
+//! the others.
 //!
 //!     cargo run --example tutorial_2_worker
 //!

@@ -71,8 +71,8 @@ fn publish_in_batches(publisher: &Publisher, queue: &str, count: u32) -> Result<
     publisher.wait_for_confirms_timeout(Duration::from_secs(5))
 }
 
-/// Waits only while the window is full, and handles confirms as they arrive: the fastest way, and it
-/// knows the outcome of each message.
+/// Waits only while the window is full, and handles confirms as they arrive: the fastest way, and
+/// it knows the outcome of each message.
 fn publish_with_a_window(publisher: &Publisher, queue: &str, count: u32) -> Result<()> {
     let mut open = VecDeque::new();
     for number in 0..count {
