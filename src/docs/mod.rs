@@ -1,4 +1,5 @@
-//! Pages about what concerns more than one type.
+//! Guides: topics that concern more than one type.
 
+pub mod aioamqp;
 pub mod rabbitmq;
 pub mod recovery;
