@@ -1,10 +1,10 @@
-//! A blocking AMQP 0-9-1 client for RabbitMQ and other brokers: for plain synchronous programs, scripts that need no
-//! async runtime, and worker processes with one consumer thread per queue.
+//! A blocking AMQP 0-9-1 client for RabbitMQ and other brokers, for synchronous programs, scripts,
+//! and worker processes with one consumer thread per queue.
 //!
-//! A thread of its own owns each connection's socket and heartbeats. The program's threads call blocking methods on
-//! handles: every call ends, with the broker's reply, an error that names who said what, or a timeout. There are no
-//! callbacks, no lifetimes in handles, and no runtime. A connection that is lost comes back by itself, and all handles go
-//! on.
+//! An IO thread owns each connection's socket and sends its heartbeats. The program's threads call
+//! blocking methods on handles. Every call ends: with the broker's reply, with an error that names
+//! the cause, or with a timeout. There is no async runtime, there are no callbacks, and handles
+//! have no lifetimes. A lost connection recovers automatically, and all handles stay valid.
 //!
 //! ```no_run
 //! use leveret::{Connection, ConsumeOptions, ExchangeDeclareOptions, ExchangeKind, Message};
@@ -15,16 +15,17 @@
 //!     let connection = Connection::open("amqp://guest:guest@localhost:5672/%2f")?;
 //!     let channel = connection.open_channel()?;
 //!
-//!     let logs = channel.exchange_declare("logs", ExchangeKind::Fanout, ExchangeDeclareOptions::durable())?;
+//!     let options = ExchangeDeclareOptions::durable();
+//!     let logs = channel.exchange_declare("logs", ExchangeKind::Fanout, options)?;
 //!     let queue = channel.queue_declare("tasks", QueueDeclareOptions::durable())?;
 //!     queue.bind(&logs, "")?;
 //!
-//!     queue.publish("to the default exchange, routed by the queue's name")?;
+//!     queue.publish("through the default exchange, routed by the queue's name")?;
 //!     logs.publish("", Message::new(b"bytes").persistent().content_type("text/plain"))?;
 //!
 //!     let publisher = channel.publisher()?; // confirm mode, with a window of unconfirmed messages
-//!     let confirm = publisher.publish("logs", "", "tracked")?; // waits only while the window is full
-//!     confirm.wait()?; // the broker has it, or an error says what became of it
+//!     let confirm = publisher.publish("logs", "", "tracked")?; // waits only if the window is full
+//!     confirm.wait()?; // the broker has the message, or the error says what happened to it
 //!
 //!     channel.basic_qos(200)?;
 //!     let consumer = queue.consume(ConsumeOptions::default())?;
@@ -37,21 +38,28 @@
 //! ```
 //!
 //! # Where to look
-//! - [`Connection`] and [`ConnectionOptions`]: connecting, timeouts, the end of a connection. [`docs::recovery`] and
-//!   [`RecoveryOptions`]: what happens when it is lost.
-//! - [`Channel`]: every method of AMQP, under AMQP's own name. [`Exchange`] and [`Queue`] are shorthands for one name.
-//! - [`Message`] and [`Properties`]: what is published. [`Publisher`] and [`Confirm`]: knowing what became of it.
-//! - [`Consumer`], [`Delivery`]: what comes back, and acknowledging it. [`Workers`]: threads that do so, and stop in good
-//!   order. [`RpcClient`], [`RpcServer`]: requests and answers.
-//! - [`Error`]: what went wrong, who says so, and whether it is safe to try again.
-//! - [`docs::rabbitmq`]: what differs between RabbitMQ 3.10, 4.0 and 4.3.
 //!
-//! Receivers are those of `crossbeam-channel`, which is re-exported for its `select!`.
+//! - [`Connection`] and [`ConnectionOptions`]: connecting, timeouts, closing.
+//! - [`Channel`]: every method of AMQP, under AMQP's own name. [`Exchange`] and [`Queue`] are
+//!   shorthands for one name.
+//! - [`Message`] and [`Properties`]: what a program publishes. [`Publisher`] and [`Confirm`]: the
+//!   outcome of each message.
+//! - [`Consumer`] and [`Delivery`]: messages from a queue, and their acknowledgement.
+//! - [`Workers`]: threads that handle messages and shut down gracefully.
+//! - [`RpcClient`] and [`RpcServer`]: requests and replies.
+//! - [`Error`]: what went wrong, who said so, and whether a retry is safe.
+//! - [`docs::recovery`] and [`RecoveryOptions`]: what happens when a connection is lost.
+//! - [`docs::rabbitmq`]: what differs between RabbitMQ 3.10, 4.0 and 4.3.
+//! - [`docs::aioamqp`]: a guide for programs that come from Python's aioamqp.
+//!
+//! Receivers are those of `crossbeam-channel`, which this crate re-exports for its `select!` macro.
 //!
 //! # Logging
-//! Through the `log` crate: the life of connections at `info` and `warn`, each frame's method at `trace`; never
-//! bodies or passwords. Every line begins with the name and the peer of its connection:
-//! `[billing worker at 10.0.0.1:5672] the broker has unblocked the connection`.
+//!
+//! This crate logs through the `log` crate: the life of connections at `info` and `warn`, and each
+//! frame's method at `trace`, but never bodies or passwords. Every line begins with the name and
+//! the peer of its connection: `[billing worker at 10.0.0.1:5672] the broker has unblocked the
+//! connection`.
 
 // From the lowest layer to the highest; see tests/layers.rs.
 mod wire;
