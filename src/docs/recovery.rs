@@ -39,7 +39,7 @@
 //! | --- | --- |
 //! | [`Lost`] | Once for each outage, with the cause. |
 //! | [`RecoveryFailed`] | An attempt failed; the next one follows after `next`. |
-//! | [`NotRecovered`] | An exchange, queue, binding or consumer did not come back. All else goes on. |
+//! | [`NotRecovered`] | An exchange, queue, binding or consumer is missing. All else goes on. |
 //! | [`QueueRenamed`] | The broker gave a new name to a queue that it names. |
 //! | [`Recovered`] | The end of the outage: calls go on. |
 //! | [`RecoveredLater`] | Something that was `NotRecovered` is back. |
