@@ -154,18 +154,18 @@ impl Connection {
     }
 
     /// Whether calls are possible: the connection was not closed, and not lost for good. While it is being recovered, calls
-    /// wait: see [`loss`](Self::loss).
+    /// wait: see [`loss_cause`](Self::loss_cause).
     pub fn is_open(&self) -> bool {
         self.close_cause().is_none()
     }
 
     /// Why the connection was lost, while it is being recovered.
-    pub fn loss(&self) -> Option<Error> {
-        self.inner.shared.outbox.loss()
+    pub fn loss_cause(&self) -> Option<Error> {
+        self.inner.shared.outbox.loss_cause()
     }
 
     /// How often the connection was lost so far.
-    pub fn epoch(&self) -> u64 {
+    pub fn loss_count(&self) -> u64 {
         self.inner.shared.outbox.epoch()
     }
 
@@ -286,7 +286,7 @@ impl Connection {
         };
         let asked = Operation::about(ConnectionUpdateSecret::ID, "");
         // One that the broker may refuse must not replace one that holds.
-        if self.loss().is_some() {
+        if self.loss_cause().is_some() {
             self.inner.recovery.set_secret(new_secret);
         }
         let reply = call::call(

@@ -61,9 +61,11 @@
 //! the peer of its connection: `[billing worker at 10.0.0.1:5672] the broker has unblocked the
 //! connection`.
 
-// From the lowest layer to the highest; see tests/layers.rs.
+// The layers, from the lowest to the highest; tests/layers.rs holds who may use what.
+
 mod wire;
 
+// Plain data.
 mod error;
 mod events;
 mod log_line;
@@ -72,15 +74,17 @@ mod options;
 mod sasl;
 mod stats;
 
+// The connection without a socket, the thread with the socket, one connection over many sockets.
 mod proto;
 
 mod io_thread;
 
 mod session;
 
+// What programs hold.
 mod channel;
 mod connection;
-mod consumer;
+pub mod consumer;
 mod delivery;
 mod exchange;
 mod publisher;
@@ -96,7 +100,8 @@ pub mod docs;
 
 pub use channel::Channel;
 pub use connection::Connection;
-pub use consumer::{Consumer, IntoIter, Iter};
+#[doc(inline)]
+pub use consumer::Consumer;
 pub use crossbeam_channel;
 pub use delivery::{Delivery, GetResponse};
 pub use error::returned::ReturnedMessage;

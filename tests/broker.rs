@@ -365,7 +365,7 @@ fn a_consumer_can_be_timed_out_and_its_messages_are_redelivered() {
         let queue = it.queue("q").unwrap();
         queue.ready == 0 && queue.unacknowledged == 0 && queue.consumers == 1
     }));
-    assert_eq!(channel.connection().epoch(), 0);
+    assert_eq!(channel.connection().loss_count(), 0);
 }
 
 #[test]

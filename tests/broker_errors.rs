@@ -286,7 +286,7 @@ fn non_finite_floats_are_refused_before_anything_is_sent() {
     }
     queue.consume(tagged()).unwrap().cancel().unwrap();
     // The connection, the channel and the publisher still work.
-    assert_eq!(connection.epoch(), 0);
+    assert_eq!(connection.loss_count(), 0);
     let confirm = publisher.publish("", queue.name(), "good").unwrap();
     confirm.wait().unwrap();
     assert_eq!(channel.queue_purge(queue.name()).unwrap(), 1);

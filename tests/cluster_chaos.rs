@@ -430,7 +430,7 @@ impl Chaos {
 
     fn wait_for_recoveries(&self, connections: &[Connection]) {
         let begin = Instant::now();
-        let is_any_lost = || connections.iter().any(|it| it.loss().is_some());
+        let is_any_lost = || connections.iter().any(|it| it.loss_cause().is_some());
         while is_any_lost() && begin.elapsed() < PATIENCE {
             thread::sleep(Duration::from_millis(10));
         }

@@ -234,7 +234,7 @@ fn nack_and_reject_are_refused_for_messages_of_a_stream() {
     }
     for channel in [&channel, &other] {
         channel.basic_qos(1).unwrap();
-        assert_eq!(channel.connection().epoch(), 0);
+        assert_eq!(channel.connection().loss_count(), 0);
     }
     stream.delete(QueueDeleteOptions::default()).unwrap();
 }

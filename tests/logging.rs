@@ -203,7 +203,7 @@ fn a_recovery_warns_if_the_new_version_ignores_a_global_prefetch() {
         ask();
         assert_eq!(warnings_of_global_qos(&name), warnings);
         cut.send(()).unwrap();
-        if connection.epoch() < 2 {
+        if connection.loss_count() < 2 {
             recovered(&events);
         }
     }

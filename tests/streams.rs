@@ -256,7 +256,7 @@ fn read_with_cuts(options: ConsumeOptions, is_wanted: impl Fn(&Delivery) -> bool
             lossy.lose();
         }
     }
-    assert_eq!((cuts, consumer.epoch()), (6, 6));
+    assert_eq!((cuts, consumer.recovery_count()), (6, 6));
     publishing.join().unwrap();
     offsets
 }
@@ -429,7 +429,7 @@ fn a_loss_before_the_first_message_leaves_no_gap_in_a_stream() {
         assert_eq!(next_body(&consumer), "1", "{options:?}");
         stream.publish_one_by_one([Message::new("2").stream_filter_value("wanted")]);
         assert_eq!(next_body(&consumer), "2", "{options:?}");
-        assert_eq!(consumer.epoch(), 2);
+        assert_eq!(consumer.recovery_count(), 2);
     }
 }
 

@@ -414,7 +414,7 @@ fn workers_acknowledge_every_message_of_a_stream() {
         count.load(Ordering::SeqCst) == 5
     });
     workers.shutdown(SOON).unwrap();
-    assert_eq!(channel.connection().epoch(), 0);
+    assert_eq!(channel.connection().loss_count(), 0);
     let is_of_it = |line: &str| line.contains(&name);
     let warned = logged::count(|line| is_of_it(line) && line.contains("takes nothing back: "));
     assert_eq!(warned, 1, "the warning comes once");
@@ -1173,7 +1173,7 @@ fn no_message_is_lost_when_channels_are_closed_repeatedly() {
         );
     }
     assert!(is_done(&broker));
-    assert_eq!(connection.epoch(), 0);
+    assert_eq!(connection.loss_count(), 0);
 }
 
 #[test]

@@ -35,7 +35,7 @@ use mailbox::Mailbox;
 ///
 /// A connection that is lost and comes back ([`RecoveryOptions`](crate::RecoveryOptions)) is no end: the iteration just goes
 /// on. What was not acknowledged comes again, and so does what nobody had read yet: it is dropped here.
-/// [`epoch`](Self::epoch) tells whether that has happened.
+/// [`recovery_count`](Self::recovery_count) tells whether that has happened.
 ///
 /// A consumer of a stream (see [`Delivery`]) drops nothing then, and goes on after the last message
 /// that has come. If none has come yet, it misses none that was published since it began; messages of
@@ -151,8 +151,8 @@ impl Consumer {
 
     /// How often it was begun again on a new connection. When this has grown, there is a gap before the next message:
     /// messages that were not acknowledged come again, to this consumer or another.
-    pub fn epoch(&self) -> u64 {
-        self.subscription.epoch()
+    pub fn recovery_count(&self) -> u64 {
+        self.subscription.recovery_count()
     }
 
     /// For a stream only: the time from which it reads.

@@ -205,7 +205,7 @@ impl Publisher {
             Err(NoRoom::UselessToWait) => begin.elapsed(),
         };
         // Whatever hinders the answers, if it is known.
-        if let Some(cause) = self.channel().connection().loss() {
+        if let Some(cause) = self.channel().connection().loss_cause() {
             let cause = Box::new(cause.kind().clone());
             return Err(Error::new(ErrorKind::Recovering { cause, after }));
         }

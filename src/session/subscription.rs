@@ -34,7 +34,7 @@ pub(crate) struct Subscription {
     /// The broker has cancelled it, and delivers again what was not acknowledged.
     is_revoked: AtomicBool,
     /// How often it was begun again on a new connection.
-    epoch: AtomicU64,
+    recovery_count: AtomicU64,
     /// For a stream only, and only if its first message depends on when the broker is asked.
     since: Option<StreamStart>,
     state: Mutex<SubscriptionState>,
@@ -81,7 +81,7 @@ impl Subscription {
             abandoned: AtomicBool::new(false),
             is_assumed: AtomicBool::new(false),
             is_revoked: AtomicBool::new(false),
-            epoch: AtomicU64::new(0),
+            recovery_count: AtomicU64::new(0),
             since: since.flatten(),
             state: Mutex::new(SubscriptionState::New),
         }
@@ -150,7 +150,7 @@ impl Subscription {
         let (cancels, again) = (std::mem::take(cancels), *again);
         *state = SubscriptionState::Live;
         if again {
-            self.epoch.fetch_add(1, Ordering::AcqRel);
+            self.recovery_count.fetch_add(1, Ordering::AcqRel);
         }
         Some(Started { cancels, again })
     }
@@ -227,8 +227,8 @@ impl Subscription {
         self.is_revoked.store(true, Ordering::Release);
     }
 
-    pub(crate) fn epoch(&self) -> u64 {
-        self.epoch.load(Ordering::Acquire)
+    pub(crate) fn recovery_count(&self) -> u64 {
+        self.recovery_count.load(Ordering::Acquire)
     }
 
     pub(crate) fn since(&self) -> Option<&StreamStart> {

@@ -366,7 +366,7 @@ impl Worker {
                 recv(ended) -> _ => return true,
                 default(until.remaining()) => {}
             }
-            if self.connection.loss().is_none() {
+            if self.connection.loss_cause().is_none() {
                 return true;
             }
             until = Deadline::after(LOOK_AGAIN);

@@ -37,7 +37,7 @@ fn channels_queues_and_exchanges_go_on() {
     for round in 0..3 {
         let told = lossy.lose();
         assert!(matches!(told[0], ConnectionEvent::Lost { .. }), "{told:?}");
-        assert!(lossy.connection.is_open() && lossy.connection.loss().is_none());
+        assert!(lossy.connection.is_open() && lossy.connection.loss_cause().is_none());
         assert_eq!((first.number(), second.number()), (1, 2));
         // In confirm mode, and numbered on.
         assert_eq!(queue.publish("one").unwrap(), Some(2 + 4 * round));
@@ -64,7 +64,7 @@ fn channels_queues_and_exchanges_go_on() {
         );
     }
     assert_eq!(lossy.connection.stats().recoveries, 3);
-    assert_eq!(lossy.connection.epoch(), 3);
+    assert_eq!(lossy.connection.loss_count(), 3);
     lossy.connection.close().unwrap();
 }
 
@@ -141,7 +141,7 @@ fn what_was_asked_at_the_moment_of_loss_says_whether_to_ask_again() {
     let publishing = thread::spawn(move || channel.basic_publish("", "nowhere", "m"));
     thread::sleep(Duration::from_millis(100));
     assert!(!asking.is_finished() && !publishing.is_finished());
-    assert!(lossy.connection.loss().is_some());
+    assert!(lossy.connection.loss_cause().is_some());
     lossy.proxy.refuse(false);
     recovered(&lossy.events);
     asking.join().unwrap().unwrap();

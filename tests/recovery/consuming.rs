@@ -36,7 +36,11 @@ fn iteration_goes_on_and_what_was_not_acknowledged_comes_again() {
         let mut seen = Vec::new();
         for delivery in &consumer {
             let delivery = delivery.unwrap();
-            seen.push((body(&delivery), delivery.redelivered(), consumer.epoch()));
+            seen.push((
+                body(&delivery),
+                delivery.redelivered(),
+                consumer.recovery_count(),
+            ));
             match body(&delivery) {
                 // Never acknowledged on the first connection.
                 3 if !delivery.redelivered() => tell.send(()).unwrap(),
@@ -289,7 +293,7 @@ fn a_copied_offset_header_does_not_hinder_a_consumer_from_going_on() {
     channel.basic_qos(0).unwrap();
     lossy.lose();
     assert_eq!(body(&next(&consumer)), 2);
-    assert_eq!(consumer.epoch(), 1);
+    assert_eq!(consumer.recovery_count(), 1);
 }
 
 #[test]
@@ -351,6 +355,6 @@ fn a_stream_is_read_on_behind_the_last_message_that_was_taken() {
     publish(7, 7);
     let delivery = next(&consumer);
     assert_eq!(body(&delivery), 7);
-    assert_eq!(consumer.epoch(), 2);
+    assert_eq!(consumer.recovery_count(), 2);
     queue.delete(Default::default()).unwrap();
 }

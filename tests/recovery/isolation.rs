@@ -110,7 +110,7 @@ fn a_queue_without_an_answer_holds_up_no_consumer_of_another() {
     channel().basic_publish("", &name, "m").unwrap();
     assert!(waiting.recv_timeout(SOON).unwrap().is_some());
     assert!(interceptor.connections() > before);
-    assert_eq!(connection.epoch(), 2);
+    assert_eq!(connection.loss_count(), 2);
 }
 
 #[test]
@@ -213,10 +213,10 @@ fn a_queue_that_costs_the_connection_is_found_and_left_out_until_it_does_no_harm
     interceptor.cut(AT_ONCE);
     let told = recovered(&events);
     assert_eq!(told.len(), 2, "{told:?}");
-    let epoch = connection.epoch();
+    let epoch = connection.loss_count();
     armed.store(false, Ordering::SeqCst);
     recovered_later(&events, &poison);
-    assert_eq!(connection.epoch(), epoch);
+    assert_eq!(connection.loss_count(), epoch);
     // All consume.
     for (queue, consumer) in &consumers {
         self::channel()

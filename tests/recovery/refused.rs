@@ -132,7 +132,7 @@ fn an_ack_that_costs_a_channel_while_it_comes_back_ends_it_with_its_reason() {
         let _others: Vec<_> = (0..20)
             .map(|_| lossy.connection.open_channel().unwrap())
             .collect();
-        let epoch = lossy.connection.epoch();
+        let epoch = lossy.connection.loss_count();
         let acking = thread::spawn({
             let channel = channel.clone();
             move || loop {
@@ -142,7 +142,7 @@ fn an_ack_that_costs_a_channel_while_it_comes_back_ends_it_with_its_reason() {
                 let tag = delivery.delivery_tag();
                 let acked = channel.basic_ack(tag);
                 // Twice: the broker does not know it any more.
-                let is_new = channel.connection().epoch() > epoch;
+                let is_new = channel.connection().loss_count() > epoch;
                 if acked.is_err() || (is_new && channel.basic_ack(tag).is_err()) {
                     return;
                 }
@@ -155,7 +155,7 @@ fn an_ack_that_costs_a_channel_while_it_comes_back_ends_it_with_its_reason() {
             assert_eq!(code, Some(ReplyCode::PRECONDITION_FAILED), "{error}");
             caught += 1;
         }
-        assert_eq!(lossy.connection.epoch(), epoch + 1);
+        assert_eq!(lossy.connection.loss_count(), epoch + 1);
         queue.delete(Default::default()).unwrap_or_default();
     }
     assert!(caught > 0);
@@ -460,7 +460,7 @@ fn a_message_that_costs_the_connection_takes_no_other_with_it() {
     for confirm in confirms {
         confirm.wait_timeout(SOON).unwrap();
     }
-    assert_eq!(lossy.connection.epoch(), 4);
+    assert_eq!(lossy.connection.loss_count(), 4);
 }
 
 #[test]

@@ -198,7 +198,7 @@ impl Stress {
             *last = id.number.max(*last);
         }
         // Each loss can make another copy.
-        let most = self.connection.epoch() + 1;
+        let most = self.connection.loss_count() + 1;
         for Sent(id, to, told) in sent {
             let copies = copies.remove(&id).unwrap_or_default();
             let is_right = match (to, told) {

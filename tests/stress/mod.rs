@@ -243,7 +243,7 @@ impl Stress {
             ErrorKind::ChannelClosed { reason, .. } => is_provoked(reason.code, &reason.text),
             ErrorKind::RecoveryGivenUp { .. } => false,
             // Whether there may be a loss, is checked where it is told.
-            _ if error.is_connection_end() => self.connection.epoch() > 0,
+            _ if error.is_connection_end() => self.connection.loss_count() > 0,
             ErrorKind::InvalidArgument(text) => {
                 let is_tag_in_use = text.starts_with("consumer tag") && text.contains("is in use");
                 is_tag_in_use || text.contains("this program has closed the channel")

@@ -40,18 +40,18 @@ impl Outbox {
 
     /// Why nothing can be sent for now, or for good.
     pub(crate) fn cause(&self) -> Option<Error> {
-        self.loss().or_else(|| self.end_cause())
+        self.loss_cause().or_else(|| self.end_cause())
     }
 
     /// Why the connection is being recovered, if it is.
-    pub(crate) fn loss(&self) -> Option<Error> {
+    pub(crate) fn loss_cause(&self) -> Option<Error> {
         match &self.state.lock().phase {
             Phase::Lost { cause, .. } => Some(cause.clone()),
             Phase::Open | Phase::Ended(_) => None,
         }
     }
 
-    /// As [`loss`](Self::loss), and whether all was there on the connection that was lost.
+    /// As [`loss_cause`](Self::loss_cause), and whether all was there on the connection that was lost.
     pub(crate) fn last_loss(&self) -> Option<(Error, bool)> {
         match &self.state.lock().phase {
             Phase::Lost {
@@ -63,7 +63,7 @@ impl Outbox {
 
     /// Whether the connection is being recovered, and callers do not wait for that.
     pub(crate) fn refuses(&self) -> bool {
-        self.fails_fast && self.loss().is_some()
+        self.fails_fast && self.loss_cause().is_some()
     }
 
     /// How often the connection was lost.
