@@ -24,6 +24,7 @@ mod exchanges_and_queues;
 mod handshake;
 mod large_messages;
 mod late_frames;
+mod layers;
 mod logging;
 mod lost_for_good;
 mod memory_use;

@@ -286,7 +286,7 @@
 use crate::{
     BindOptions, Channel, Confirm, Connection, ConnectionEvent, ConnectionOptions, ConnectionStats,
     ConsumeOptions, Consumer, Delivery, Error, ErrorKind, Exchange, ExchangeDeclareOptions,
-    ExchangeDeleteOptions, ExchangeKind, GetResponse, LoginMethod, Message, NackOptions, Properties,
-    Publisher, QosOptions, Queue, QueueDeclareOptions, QueueDeleteOptions, ReplyCode,
+    ExchangeDeleteOptions, ExchangeKind, GetResponse, LoginMethod, Message, NackOptions,
+    Properties, Publisher, QosOptions, Queue, QueueDeclareOptions, QueueDeleteOptions, ReplyCode,
     ReturnedMessage, SaslMechanism, TlsOptions, Workers,
 };
