@@ -16,6 +16,7 @@ mod shared;
 pub(crate) mod socket;
 mod thread;
 pub(crate) mod unread_bytes;
+pub(crate) mod waiters;
 
 pub(crate) use shared::{Next, Peer, Recover, Shared};
 pub(crate) use thread::spawn;

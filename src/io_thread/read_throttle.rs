@@ -1,38 +1,11 @@
 //! When a connection reads its socket, and when it leaves the broker's messages there.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::log_line::{log_line, Label};
 
 /// How often a connection that does not read looks whether it may; beyond its limit it reads once each time.
 const LOOK: Duration = Duration::from_millis(20);
-
-/// Threads that wait for what only the socket can bring. (Those who wait for a reply the core knows itself.)
-#[derive(Debug, Default)]
-pub(crate) struct Waiters {
-    threads: AtomicUsize,
-}
-
-/// One who waits, until this goes.
-pub(crate) struct WaitGuard<'a>(&'a Waiters);
-
-impl Waiters {
-    pub(crate) fn begin(&self) -> WaitGuard<'_> {
-        self.threads.fetch_add(1, Ordering::Relaxed);
-        WaitGuard(self)
-    }
-
-    pub(crate) fn any(&self) -> bool {
-        self.threads.load(Ordering::Relaxed) > 0
-    }
-}
-
-impl Drop for WaitGuard<'_> {
-    fn drop(&mut self) {
-        self.0.threads.fetch_sub(1, Ordering::Relaxed);
-    }
-}
 
 /// Whether a connection reads its socket, or leaves the broker's messages there.
 ///

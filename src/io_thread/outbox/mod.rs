@@ -24,7 +24,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::deadline::Deadline;
 use super::mailbox::Command;
-use super::read_throttle::Waiters;
+use super::waiters::Waiters;
 use crate::error::{blocked, Error, ErrorKind, Result};
 use crate::log_line::{log_line, Label};
 use crate::stats::ConnectionStats;
