@@ -1,4 +1,4 @@
-//! The arguments that queues and exchanges are declared with: what they mean, and whether two declarations are the same.
+//! Arguments of queues and exchanges: what they mean, and whether two declarations are equivalent.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use super::exchange::{integer, is_same};
 use super::refusal::Refusal;
 use crate::wire::value::{FieldTable, FieldValue};
 
-/// What happens to a message when the queue is full.
+/// What happens when the queue is full.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) enum Overflow {
     #[default]
@@ -15,7 +15,7 @@ pub(super) enum Overflow {
     RejectPublishDeadLetter,
 }
 
-/// Of a queue.
+/// Arguments of a queue.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Arguments {
     pub(super) table: FieldTable,
@@ -28,15 +28,16 @@ pub(super) struct Arguments {
     pub(super) dead_letter_exchange: Option<String>,
     pub(super) dead_letter_routing_key: Option<String>,
     pub(super) single_active: bool,
-    /// It counts how often a message has come back, and else is as any other.
+    /// A quorum queue counts how often a message is requeued, and otherwise works like a classic
+    /// one.
     pub(super) is_quorum: bool,
     pub(super) delivery_limit: Option<u64>,
 }
 
-/// Ten years of milliseconds: more is refused.
+/// Ten years in milliseconds. RabbitMQ refuses longer durations.
 pub(super) const LONGEST: u64 = 315_360_000_000;
 
-/// What two declarations of a queue are compared by, beside durable and auto-delete.
+/// Arguments that must agree when a queue is declared again, besides `durable` and `auto_delete`.
 const OF_QUEUES: &[&str] = &[
     "x-expires",
     "x-message-ttl",
@@ -56,7 +57,7 @@ const OF_QUEUES: &[&str] = &[
     "x-stream-max-segment-size-bytes",
 ];
 
-/// What queues of the other types know.
+/// Arguments that only other types of queues accept.
 const NOT_OF_CLASSIC: &[&str] = &[
     "x-delivery-limit",
     "x-dead-letter-strategy",
@@ -79,7 +80,7 @@ const NOT_OF_QUORUM: &[&str] = &[
 ];
 
 impl Arguments {
-    /// `resource` is the queue as texts name it.
+    /// `resource` is the queue's name in error texts.
     pub(super) fn read(table: &FieldTable, resource: &str) -> Result<Self, Refusal> {
         let read = Reader { table, resource };
         let dead_letter_exchange = exchange_in(table, "x-dead-letter-exchange", resource)?;
@@ -109,7 +110,7 @@ impl Arguments {
     }
 }
 
-/// Of a consumer.
+/// Reads a consumer's priority.
 pub(super) fn consumer_priority(table: &FieldTable, resource: &str) -> Result<i64, Refusal> {
     let read = Reader { table, resource };
     let Some(value) = table.get("x-priority") else {
@@ -119,7 +120,7 @@ pub(super) fn consumer_priority(table: &FieldTable, resource: &str) -> Result<i6
     integer.ok_or_else(|| read.no_integer("x-priority", value))
 }
 
-/// The name of an exchange among the arguments of `resource`.
+/// Reads the name of an exchange from the arguments of `resource`.
 pub(super) fn exchange_in(
     table: &FieldTable,
     name: &str,
@@ -173,7 +174,7 @@ impl Reader<'_> {
         Ok(number.map(Duration::from_millis))
     }
 
-    /// As in RabbitMQ 4, a negative one is none.
+    /// As in RabbitMQ 4, a negative limit means no limit.
     fn delivery_limit(&self) -> Result<Option<u64>, Refusal> {
         let name = "x-delivery-limit";
         let value = self.table.get(name);
@@ -184,7 +185,7 @@ impl Reader<'_> {
         }
     }
 
-    /// What is checked and has no effect here.
+    /// Checks arguments that have no effect here.
     fn check(&self) -> Result<(), Refusal> {
         let name = "x-dead-letter-strategy";
         match self.text(name)?.as_deref() {
@@ -248,7 +249,7 @@ impl Reader<'_> {
             None | Some("classic") => Ok(false),
             Some("quorum") => Ok(true),
             Some("stream") => {
-                let text = "\"streams are not in the box\"";
+                                let text = "\"this broker does not support streams\"";
                 Err(self.invalid("x-queue-type", text))
             }
             Some(other) => {
@@ -268,7 +269,7 @@ impl Reader<'_> {
     }
 }
 
-/// As RabbitMQ calls a type in its texts.
+/// RabbitMQ's name of a type in its error texts.
 pub(super) fn type_name(value: &FieldValue) -> &'static str {
     match value {
         FieldValue::Bool(_) => "bool",
@@ -304,7 +305,7 @@ fn shown(value: &FieldValue) -> String {
     }
 }
 
-/// Refuses a declaration that differs from the first one. `resource` is what is declared, as texts name it.
+/// Refuses a declaration that differs from the first one. `resource` is the name in error texts.
 pub(super) fn assert_same(
     name: &str,
     resource: &str,
@@ -333,7 +334,7 @@ fn assert_same_argument(
     let none = || "none".to_owned();
     let (received, current) = match (received.get(name), current.get(name)) {
         (None, None) => return Ok(()),
-        // As if it had been said.
+        // A queue without a type is a classic queue.
         (None, Some(said)) | (Some(said), None)
             if name == "x-queue-type" && said.as_str() == Some("classic") =>
         {

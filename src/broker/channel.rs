@@ -1,4 +1,4 @@
-//! One channel of a connection: what was delivered on it and is not settled, who consumes on it, what is coming in.
+//! One channel of a connection: its consumers, unsettled deliveries and incoming message.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,43 +9,44 @@ use super::refusal::Refusal;
 use crate::wire::method::BasicPublish;
 use crate::wire::properties::Properties;
 
-/// How many messages a consumer gets at most after the broker has closed its channel. RabbitMQ's
-/// classic queues have up to as many on their way to a channel (credit flow).
+/// Maximum number of messages that a consumer gets after the broker has closed its channel. In
+/// RabbitMQ, a classic queue has up to this many messages on their way to a channel (credit flow).
 const MAX_LATE: usize = 200;
 
-/// A delivered message that is not acknowledged.
+/// A delivered message that is not settled.
 #[derive(Debug)]
 pub(super) struct Unacknowledged {
     pub(super) queue: QueueId,
     /// `None` if its consumer has timed out: the queue has the message back, and the client may still
     /// settle the delivery tag.
     pub(super) entry: Option<Entry>,
-    /// None for a message of `basic.get`, which no prefetch counts.
+    /// The consumer's number. `None` for a message of `basic.get`, which no prefetch limit counts.
     pub(super) consumer: Option<u64>,
 }
 
 #[derive(Debug)]
 pub(super) struct Consumer {
-    /// Its tag can be that of one that was cancelled before; this is its own.
+    /// Unique on this channel, unlike the tag, which a later consumer can reuse.
     pub(super) number: u64,
     pub(super) queue: QueueId,
     pub(super) no_ack: bool,
-    /// At most so many of its messages are not acknowledged; 0 for any number.
+    /// Maximum number of unacknowledged messages; 0 means no limit.
     pub(super) prefetch: u16,
     pub(super) unacknowledged: usize,
-    /// It has timed out and gets no messages.
+    /// The consumer has timed out and gets no messages.
     is_timed_out: bool,
-    /// Number of messages that it lost when it timed out and that the client has not settled since.
+    /// Number of messages that the consumer lost when it timed out and that the client has not
+    /// settled since.
     lost: usize,
-    /// How many more messages it gets; `None` unless the broker has closed the channel.
+    /// How many more messages the consumer gets; `None` unless the broker has closed the channel.
     late: Option<usize>,
 }
 
-/// A message whose header or body has not come yet.
+/// A published message whose header or body has not arrived completely.
 #[derive(Debug)]
 pub(super) struct Incoming {
     pub(super) method: BasicPublish<'static>,
-    /// With the header the properties and how many bytes the body has.
+    /// Properties and body size in bytes, once the header has arrived.
     pub(super) header: Option<(Properties, u64)>,
     pub(super) body: Vec<u8>,
 }
@@ -56,7 +57,7 @@ impl Incoming {
     }
 }
 
-/// What waits for `tx.commit`.
+/// A publish or a settlement that waits for `tx.commit`.
 #[derive(Debug)]
 pub(super) enum Staged {
     Publish {
@@ -66,7 +67,7 @@ pub(super) enum Staged {
     Settle(Settle),
 }
 
-/// Messages that are settled, and how.
+/// Messages to settle, by delivery tag, and how.
 #[derive(Debug)]
 pub(super) struct Settle {
     pub(super) messages: Vec<(u64, Unacknowledged)>,
@@ -88,11 +89,11 @@ pub(super) enum Mode {
     Transactions(Vec<Staged>),
 }
 
-/// What was published in confirm mode.
+/// Counts of the messages that were published in confirm mode.
 #[derive(Debug, Default)]
 pub(super) struct Confirms {
     pub(super) published: u64,
-    /// All up to here were answered.
+    /// All messages up to this number were confirmed or nacked.
     pub(super) answered: u64,
 }
 
@@ -103,14 +104,14 @@ pub(super) struct Channel {
     unacknowledged: BTreeMap<u64, Unacknowledged>,
     last_delivery_tag: u64,
     last_consumer: u64,
-    /// Of consumers that begin from now on.
+    /// Limit for each consumer that starts from now on.
     pub(super) prefetch: u16,
-    /// Of all consumers together.
+    /// Limit for all consumers together.
     pub(super) shared_prefetch: u16,
-    /// The queue that an empty name means.
+    /// The queue declared last, which an empty name refers to.
     pub(super) last_queue: Option<String>,
     pub(super) incoming: Option<Incoming>,
-    /// Who takes what is sent to `amq.rabbitmq.reply-to`, and the key that leads there.
+    /// The consumer of `amq.rabbitmq.reply-to`: its tag, and the routing key of its replies.
     pub(super) reply_to: Option<(String, String)>,
 }
 
@@ -121,7 +122,7 @@ impl Channel {
             return false;
         };
         let is_below = |count: usize, limit: u16| limit == 0 || count < limit.into();
-        // The limit for all holds up also those that acknowledge nothing.
+        // The shared limit also applies to consumers with `no_ack`.
         !consumer.is_timed_out
             && consumer.late != Some(0)
             && is_below(self.unacknowledged_of_consumers(), self.shared_prefetch)
@@ -155,7 +156,7 @@ impl Channel {
         self.consumers.insert(consumer_tag, consumer);
     }
 
-    /// The delivery tag of what is delivered now.
+    /// Returns the delivery tag of the next delivery.
     pub(super) fn next_delivery_tag(&mut self) -> u64 {
         self.last_delivery_tag += 1;
         self.last_delivery_tag
@@ -169,7 +170,7 @@ impl Channel {
         }
     }
 
-    /// What is delivered with the last tag has to be acknowledged.
+    /// Records the delivery with the last tag as unacknowledged.
     pub(super) fn deliver(&mut self, delivered: Unacknowledged) {
         if let Some(consumer) = self.consumer_of(&delivered) {
             consumer.unacknowledged += 1;
@@ -187,7 +188,8 @@ impl Channel {
         self.unacknowledged.len()
     }
 
-    /// Takes what an acknowledgement is for, with its delivery tags. The tag 0 stands for all that there is.
+    /// Takes the messages that an acknowledgement covers, with their delivery tags. With
+    /// `multiple`, tag 0 covers all unacknowledged messages.
     pub(super) fn settle(
         &mut self,
         delivery_tag: u64,
@@ -210,11 +212,11 @@ impl Channel {
         Ok(settled.into_iter().collect())
     }
 
-    /// Lets consumers get other messages for those that are settled now.
+    /// Stops counting settled messages against the limits of their consumers.
     ///
-    /// A consumer that has timed out revives when the client has settled all messages that it lost.
-    /// Returns the numbers of those consumers. As in RabbitMQ 4.3.6, a consumer does not revive if the
-    /// client asks to requeue the last of these messages.
+    /// A consumer that has timed out revives when the client has settled all messages that the
+    /// consumer lost. Returns the numbers of the revived consumers. As in RabbitMQ 4.3.6, a
+    /// consumer does not revive if the client asks to requeue the last of these messages.
     pub(super) fn settled(&mut self, messages: &[(u64, Unacknowledged)], how: How) -> Vec<u64> {
         let mut revived = Vec::new();
         for (_, message) in messages {
@@ -234,7 +236,8 @@ impl Channel {
         revived
     }
 
-    /// Takes all messages of a consumer and delivers nothing more to it.
+    /// Takes all unacknowledged messages of a consumer. If there are any, the consumer times out
+    /// and gets no more messages.
     pub(super) fn time_out(&mut self, consumer_tag: &str) -> Vec<Unacknowledged> {
         let Some(consumer) = self.consumers.get_mut(consumer_tag) else {
             return Vec::new();
@@ -257,7 +260,7 @@ impl Channel {
         taken
     }
 
-    /// Ends all but the consumers: they go on until the client has answered the close.
+    /// Ends everything except the consumers, which go on until the client answers the close.
     pub(super) fn begin_close(&mut self) {
         self.incoming = None;
         if let Mode::Transactions(staged) = std::mem::take(&mut self.mode) {
@@ -268,7 +271,7 @@ impl Channel {
         }
     }
 
-    /// What a transaction has settled is not settled after all.
+    /// Makes the messages that a transaction has settled unacknowledged again.
     pub(super) fn roll_back(&mut self, staged: Vec<Staged>) {
         for staged in staged {
             if let Staged::Settle(settle) = staged {
@@ -277,7 +280,7 @@ impl Channel {
         }
     }
 
-    /// All that is not settled, also by a transaction.
+    /// Takes all unacknowledged messages, except those that an open transaction has settled.
     pub(super) fn take_unacknowledged(&mut self) -> Vec<Unacknowledged> {
         let taken = std::mem::take(&mut self.unacknowledged);
         let taken: Vec<_> = taken.into_iter().collect();

@@ -1,4 +1,4 @@
-//! What concerns a connection as a whole: its handshake, its end, its channels' beginnings.
+//! A connection's handshake and close, and the opening and closing of its channels.
 
 use super::core::{confirm_all, tell_blocked, Core};
 use super::options::BrokerOptions;
@@ -27,7 +27,7 @@ const CAPABILITIES: &[&str] = &[
     "direct_reply_to",
 ];
 
-/// Which method a frame brings.
+/// The method that a frame carries. `None` if the frame is not a method frame.
 pub(super) fn method_id(frame: &Frame<'_>) -> Option<MethodId> {
     if frame.kind != FrameKind::Method {
         return None;
@@ -51,8 +51,8 @@ pub(super) fn decode<'a>(frame: &Frame<'a>) -> Result<Method<'a>, Refusal> {
     }
 }
 
-/// RabbitMQ fails to read such a float: it closes the connection with 541 for a header, and the
-/// socket without a word for an argument.
+/// RabbitMQ fails to read such a float: it closes the connection with 541 if the float is in a
+/// header, and closes only the socket if it is in an argument.
 pub(super) fn not_finite() -> Refusal {
     let text = "a float in a field table is not finite";
     Refusal::of_connection(ReplyCode::INTERNAL_ERROR, text)
@@ -63,7 +63,7 @@ pub(super) fn unexpected_frame(text: &str) -> Refusal {
 }
 
 impl Session {
-    /// Takes the eight bytes that a client begins with.
+    /// Handles the protocol header, and returns the number of bytes consumed.
     pub(super) fn begin(&mut self, input: &[u8]) -> usize {
         let Some(header) = input.get(..PROTOCOL_HEADER.len()) else {
             return 0;
@@ -165,7 +165,7 @@ fn plain(response: &[u8]) -> Option<(String, String)> {
     Some((user.to_owned(), password.to_owned()))
 }
 
-/// A table without its length.
+/// A field table without its length prefix.
 fn amqplain(response: &[u8]) -> Option<(String, String)> {
     let mut framed = u32::try_from(response.len()).ok()?.to_be_bytes().to_vec();
     framed.extend_from_slice(response);
@@ -175,7 +175,7 @@ fn amqplain(response: &[u8]) -> Option<(String, String)> {
 }
 
 impl Core {
-    /// A frame on channel 0, or before the connection is open.
+    /// Handles a frame on channel 0, or on any channel if the connection is not running.
     pub(super) fn connection_frame(
         &mut self,
         id: SessionId,
@@ -243,7 +243,7 @@ impl Core {
         Ok(())
     }
 
-    /// A frame on a channel that is not 0.
+    /// Handles a frame on a channel other than 0.
     pub(super) fn channel_frame(
         &mut self,
         id: SessionId,
@@ -254,7 +254,7 @@ impl Core {
         let name = method_id(frame).and_then(MethodId::name);
         match (session.channels.get(&number), name) {
             (None, Some("channel.open")) => open_channel(session, number),
-            // The answer to a close that has crossed ours.
+            // Two closes have crossed, and the channel is already gone.
             (None, Some("channel.close-ok")) => Ok(()),
             (None, _) => Err(channel_error("expected 'channel.open'")),
             (Some(Slot::Closing(_)), Some("channel.close-ok")) => {

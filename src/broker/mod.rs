@@ -1,8 +1,15 @@
-//! A broker in the program itself: to try things out, and for the tests of applications. No production broker.
+// A broker for tests, independent of the client in this crate. It knows `wire` and `error`, and must
+// not know `proto`, `io_thread`, `session` or the handles. `core` holds all state and has no socket,
+// thread or clock: `Core::receive` takes bytes, `Core::handle_time` takes the time, and bytes come
+// out in each session's `output`. The thread in `server` drives the core: it owns the sockets and the
+// clock. A `Broker` locks the core, reads or changes it, and wakes that thread.
+
+//! An in-process AMQP broker for experiments and for tests of applications. Not for production.
 //!
-//! [`Broker::start`] takes less than a millisecond and needs nothing to be installed. It speaks AMQP 0-9-1 on a port of the loopback
-//! interface, to any client, and does what RabbitMQ does, with the same codes and texts. All is kept in memory, and is gone
-//! with the value. It is behind the feature `broker`:
+//! [`Broker::start`] takes less than a millisecond and needs no installation. The broker listens on
+//! a port of the loopback interface, serves any AMQP 0-9-1 client, and does what RabbitMQ does,
+//! with the same codes and texts. It keeps everything in memory and loses it when the [`Broker`] is
+//! dropped. It needs the feature `broker`:
 //!
 //! ```toml
 //! [dev-dependencies]
@@ -24,12 +31,13 @@
 //!
 //! # Testing your application
 //!
-//! Give each test a broker of its own: then tests run beside each other, and none finds what another one has left. Let the
-//! application have its URI from outside, as it has in production. To wait for something, use
+//! Start a broker in each test: the tests then run in parallel and share no state. Pass the
+//! broker's URI to the application from outside, as in production. Wait for conditions with
 //! [`wait_until`](Broker::wait_until) instead of sleeping.
 //!
-//! Here a worker has to charge each customer, also when the broker goes away in the middle. A message that was being worked on
-//! then comes again, so the worker looks whether it has done it already:
+//! In this example a worker must charge every customer, even if the broker restarts midway. The
+//! broker then redelivers the messages in progress, so the worker checks whether it has already
+//! charged the customer:
 //!
 //! ```
 //! use leveret::broker::Broker;
@@ -42,7 +50,7 @@
 //!
 //! // ---- the application ----
 //!
-//! /// Which customer was charged how often.
+//! /// How many times each customer was charged.
 //! type Charges = Arc<Mutex<BTreeMap<String, u32>>>;
 //!
 //! fn start_worker(uri: &str, charges: Charges) -> Result<Workers> {
@@ -83,7 +91,7 @@
 //! # Ok::<(), leveret::Error>(())
 //! ```
 //!
-//! Other faults, one method each: [`drop_connections`](Broker::drop_connections),
+//! Each of the other faults has a method: [`drop_connections`](Broker::drop_connections),
 //! [`refuse_connections`](Broker::refuse_connections), [`stop_answering`](Broker::stop_answering),
 //! [`stop_heartbeats`](Broker::stop_heartbeats), [`block`](Broker::block), [`nack_next`](Broker::nack_next),
 //! [`close_channels`](Broker::close_channels), [`close_connections`](Broker::close_connections), [`delay`](Broker::delay),
@@ -91,41 +99,41 @@
 //! [`restart`](Broker::restart).
 //!
 //! When the broker closes a channel, its consumers can still get messages after the close, as with
-//! RabbitMQ. To test that: [stop the broker](Broker::stop_answering), let the client acknowledge a
-//! message and make a mistake on the same channel, and let the broker answer again. The next message
-//! then follows the close.
+//! RabbitMQ. To test this, [stop the broker](Broker::stop_answering), let the client acknowledge a
+//! message and cause a channel error on the same channel, then let the broker answer again. The
+//! next message then follows the close.
 //!
 //! # What is different from RabbitMQ
 //!
-//! This crate's own tests run with both and expect the same. But on purpose:
+//! This crate's own tests run with both and expect the same. These differences are intended:
 //!
 //! | | RabbitMQ | here |
 //! | --- | --- | --- |
-//! | durable, persistent | on disk | for [`Broker::restart`] |
-//! | quorum queues | replicated | as classic ones, with `x-delivery-count` and `x-delivery-limit` |
+//! | durable queues, persistent messages | are on disk | survive [`Broker::restart`] |
+//! | quorum queues | are replicated | are like classic ones, with `x-delivery-count` and `x-delivery-limit` |
 //! | streams | yes | refused: `PRECONDITION_FAILED` |
 //! | TLS, clusters, plugins, policies, permissions | yes | no; every user may do everything |
-//! | product and version it names | `RabbitMQ`, its own | `leveret`, this crate's |
+//! | product and version in the server properties | `RabbitMQ` and its version | `leveret` and this crate's version |
 //! | largest message | 128 MiB, 16 MiB since 4.0 | 16 MiB |
-//! | memory and disk alarms | by themselves, told to those who publish | only by [`Broker::block`], told to all |
-//! | auto-delete queues whose consumers the broker cancels | go | stay |
-//! | deliveries after its `channel.close` | classic queues: up to 200; quorum queues: until close-ok; lost with `no_ack` | until close-ok, up to 200 for each consumer; lost with `no_ack` |
-//! | unacknowledged messages of a channel that it closes | classic queues: requeued at once; quorum queues: at close-ok | requeued at close-ok |
+//! | memory and disk alarms | are raised automatically and sent to publishing connections | are raised only by [`Broker::block`] and sent to all connections |
+//! | auto-delete queues whose consumers the broker cancels | are deleted | stay |
+//! | deliveries after the broker's `channel.close` | classic queues: up to 200; quorum queues: until close-ok; lost with `no_ack` | until close-ok, up to 200 for each consumer; lost with `no_ack` |
+//! | unacknowledged messages of a channel that the broker closes | classic queues: requeued at once; quorum queues: requeued at close-ok | requeued at close-ok |
 //! | unknown methods | the socket is closed | 503 `COMMAND_INVALID` |
-//! | malformed frames | 501, in Erlang's words | 501, in words of its own |
-//! | a failed login | the socket is closed after some seconds | at once |
-//! | confirms | when it is safe on disk | when it is in its queues |
-//! | consumers that acknowledge too late (`consumer_timeout`) | time out: since 4.3 only those of quorum queues, before at the cost of the channel | time out only by [`Broker::time_out_consumers`] |
+//! | malformed frames | 501 with an Erlang term as text | 501 with a different text |
+//! | a failed login | the socket is closed after some seconds | the socket is closed at once |
+//! | confirms | are sent when the message is safe on disk | are sent when the message is in its queues |
+//! | consumers that acknowledge too late (`consumer_timeout`) | time out: since 4.3 only on quorum queues; before 4.3 RabbitMQ closes the channel | time out only by [`Broker::time_out_consumers`] |
 //! | `basic.cancel-ok` for an unknown consumer | 541 `INTERNAL_ERROR` | is ignored |
-//! | transactions | route when a message is published | when they are committed |
-//! | answers to direct reply-to | all have the same delivery tag | are counted |
+//! | transactions | route each message when it is published | route all messages on commit |
+//! | replies to direct reply-to | all have the same delivery tag | have increasing delivery tags |
 //! | the queue `amq.rabbitmq.reply-to.…` | names an Erlang process | is random |
-//! | `x-death` with several older entries | turns their order round each time | keeps it |
-//! | names with line breaks | lose them | keep them |
-//! | `x-delivery-limit` below 0 | no limit since 4.0; 3.10 drops what is returned | no limit |
-//! | `x-dead-letter-strategy`, `x-queue-leader-locator`, `x-quorum-initial-group-size` | have an effect | values are checked |
-//! | `x-consumer-timeout`, `x-consumer-disconnected-timeout`, `x-delayed-retry-…` | quorum queues have them since 4.3 | are ignored, as before 4.3 |
-//! | `x-queue-mode`, `x-queue-version`, `x-stream-offset`, `x-cancel-on-ha-failover` | values are checked | are ignored |
+//! | `x-death` with several older entries | reverses their order each time | keeps their order |
+//! | line breaks in names | are removed | are kept |
+//! | `x-delivery-limit` below 0 | no limit since 4.0; 3.10 drops requeued messages | no limit |
+//! | `x-dead-letter-strategy`, `x-queue-leader-locator`, `x-quorum-initial-group-size` | have an effect | are only checked |
+//! | `x-consumer-timeout`, `x-consumer-disconnected-timeout`, `x-delayed-retry-…` | work on quorum queues since 4.3 | are ignored, as before 4.3 |
+//! | `x-queue-mode`, `x-queue-version`, `x-stream-offset`, `x-cancel-on-ha-failover` | are checked | are ignored |
 
 mod arguments;
 mod channel;
@@ -159,11 +167,11 @@ use self::core::Core;
 use server::{Control, Server, Shared};
 use session::Slot;
 
-/// Of a connection, and of no other later.
+/// Identifies a connection. Ids are never reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 struct SessionId(u64);
 
-/// Longer than any test.
+/// The limit for [`Broker::delay`], so that adding the delay to an `Instant` cannot overflow.
 const LONGEST_DELAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 fn cannot_listen(address: SocketAddr, error: io::Error) -> Error {
@@ -174,7 +182,7 @@ fn cannot_listen(address: SocketAddr, error: io::Error) -> Error {
     })
 }
 
-/// A broker that ends with this value.
+/// A running broker. Dropping this value stops the broker.
 pub struct Broker {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
@@ -182,20 +190,20 @@ pub struct Broker {
 }
 
 impl Broker {
-    /// Starts one, with a port of its own.
+    /// Starts a broker on a free port of the loopback interface.
     ///
     /// # Errors
-    /// [`ErrorKind::ListenFailed`] if no port is free, [`ErrorKind::ThreadNotStarted`] if the system
-    /// starts no thread.
+    /// [`ErrorKind::ListenFailed`] if no port is free, [`ErrorKind::ThreadNotStarted`] if the
+    /// system cannot start a thread.
     pub fn start() -> Result<Self> {
         Self::start_with(BrokerOptions::default())
     }
 
-    /// Starts one that is as the options say.
+    /// Starts a broker with these options.
     ///
     /// # Errors
-    /// [`ErrorKind::ListenFailed`] if the port is in use, [`ErrorKind::ThreadNotStarted`] if the system
-    /// starts no thread.
+    /// [`ErrorKind::ListenFailed`] if the port is in use, [`ErrorKind::ThreadNotStarted`] if the
+    /// system cannot start a thread.
     pub fn start_with(options: BrokerOptions) -> Result<Self> {
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, options.port));
         let core = Core::new(options.possible(), server::now());
@@ -216,12 +224,12 @@ impl Broker {
         })
     }
 
-    /// Where clients connect: as `guest`, to the virtual host `/`.
+    /// Returns the URI with which clients connect as `guest` to the virtual host `/`.
     pub fn uri(&self) -> String {
         format!("amqp://guest:guest@{}/%2f", self.address)
     }
 
-    /// Where it listens.
+    /// Returns the address on which the broker listens.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
@@ -230,27 +238,27 @@ impl Broker {
         look(&self.shared.control.lock().core)
     }
 
-    /// Changes something, and lets the thread see to it.
+    /// Applies a change, and wakes the broker's thread to act on it.
     fn change<T>(&self, change: impl FnOnce(&mut Control) -> T) -> T {
         let mut control = self.shared.control.lock();
         control.core.now = server::now();
         let changed = change(&mut control);
         drop(control);
         if let Err(error) = self.shared.waker.wake() {
-            log::error!("the broker cannot be woken: {error}");
+                        log::error!("the broker's thread cannot be woken: {error}");
         }
         changed
     }
 }
 
-/// # Looking inside
+/// # Inspecting the broker
 impl Broker {
-    /// The queue of that name in the virtual host `/`, if it is there.
+    /// Returns the state of a queue in the virtual host `/`, or `None` if the queue does not exist.
     pub fn queue(&self, name: &str) -> Option<QueueState> {
         self.queue_in("/", name)
     }
 
-    /// The queue of that name in that virtual host, if it is there.
+    /// Returns the state of a queue, or `None` if the queue does not exist.
     pub fn queue_in(&self, vhost: &str, name: &str) -> Option<QueueState> {
         self.look(|core| {
             let (_, queue) = core.vhosts.get(vhost)?.find_queue(name)?;
@@ -258,7 +266,7 @@ impl Broker {
         })
     }
 
-    /// All queues of the virtual host `/`, in the order in which they were declared.
+    /// Returns the states of all queues in the virtual host `/`, in order of declaration.
     pub fn queues(&self) -> Vec<QueueState> {
         self.look(|core| {
             let vhost = core.vhosts.get("/");
@@ -267,7 +275,7 @@ impl Broker {
         })
     }
 
-    /// All connections, the oldest first.
+    /// Returns the states of all connections, oldest first.
     pub fn connections(&self) -> Vec<ConnectionState> {
         let state = |session: &session::Session| {
             let slots = session.channels.values();
@@ -284,14 +292,17 @@ impl Broker {
         self.look(|core| core.sessions.values().map(|it| state(it)).collect())
     }
 
-    /// What was published, the newest last; of all virtual hosts, and as many as
-    /// [`published_limit`](BrokerOptions::published_limit) says. Dead letters are not among them.
+    /// Returns the newest published messages of all virtual hosts, newest last.
+    ///
+    /// Returns at most [`published_limit`](BrokerOptions::published_limit) messages. Dead letters
+    /// are not included.
     pub fn published(&self) -> Vec<PublishedMessage> {
         self.look(|core| core.published.iter().map(|it| it.state()).collect())
     }
 
-    /// Waits until the broker is as it shall be, and looks after everything that happens. False if that takes longer than
-    /// `timeout`.
+    /// Waits up to `timeout` for `condition` to become true. Returns false on timeout.
+    ///
+    /// The condition is checked after each change in the broker.
     ///
     /// ```
     /// # use leveret::{broker::Broker, Connection};
@@ -314,7 +325,7 @@ impl Broker {
             if remaining.is_zero() {
                 return false;
             }
-            // Something can happen between the look and the wait: so not for long.
+            // A change between the check and the wait is not notified, so wait only briefly.
             let mut control = self.shared.control.lock();
             let soon = remaining.min(Duration::from_millis(5));
             self.shared.changed.wait_for(&mut control, soon);
@@ -322,33 +333,36 @@ impl Broker {
     }
 }
 
-/// # Faults on demand
+/// # Injecting faults
 impl Broker {
-    /// Cuts all connections, as if the network had.
+    /// Drops all connections without a close, as if the network had failed.
     pub fn drop_connections(&self) {
         self.change(|control| control.core.disconnect_all());
     }
 
-    /// Closes all connections in good order, with a code and a text: `connection.close`. An operator's code is
+    /// Closes all connections with `connection.close` and this code and text.
+    ///
+    /// When an operator closes a connection, the code is
     /// [`CONNECTION_FORCED`](ReplyCode::CONNECTION_FORCED).
     pub fn close_connections(&self, code: ReplyCode, text: &str) {
         self.change(|control| control.core.close_connections(code, text));
     }
 
-    /// Closes all channels, with a code and a text: `channel.close`.
+    /// Closes all channels with `channel.close` and this code and text.
     ///
     /// Consumers still get messages until the client answers with `channel.close-ok`, as with RabbitMQ.
     pub fn close_channels(&self, code: ReplyCode, text: &str) {
         self.change(|control| control.core.close_channels(code, text));
     }
 
-    /// Whether new connections are closed at once. Those that are there stay.
+    /// Sets whether the broker closes new connections at once. Existing connections stay open.
     pub fn refuse_connections(&self, refuse: bool) {
         self.change(|control| control.refuses = refuse);
     }
 
-    /// Whether nothing is read, written or accepted any more, as if the broker hung. What was sent to it meanwhile is worked on
-    /// afterwards.
+    /// Sets whether the broker stops reading, writing and accepting, as if it hung.
+    ///
+    /// When the broker answers again, it first handles what clients have sent in the meantime.
     pub fn stop_answering(&self, stop: bool) {
         self.change(|control| {
             control.is_stopped = stop;
@@ -356,35 +370,42 @@ impl Broker {
         });
     }
 
-    /// Whether no heartbeats are sent any more. All else goes on.
+    /// Sets whether the broker stops sending heartbeats. Everything else continues.
     pub fn stop_heartbeats(&self, stop: bool) {
         self.change(|control| control.core.faults.no_heartbeats = stop);
     }
 
-    /// Blocks all connections that publish, and tells all clients why; RabbitMQ's reasons are `low on memory` and `low on disk`.
+    /// Blocks all connections that publish, and sends all clients the reason.
+    ///
+    /// RabbitMQ's reasons are `low on memory` and `low on disk`.
     pub fn block(&self, reason: &str) {
         self.change(|control| control.core.block(Some(reason.to_owned())));
     }
 
-    /// The end of [`block`](Self::block).
+    /// Ends [`block`](Self::block).
     pub fn unblock(&self) {
         self.change(|control| control.core.block(None));
     }
 
-    /// Refuses so many of the next messages that are published in confirm mode: `basic.nack`. They go into no
-    /// queue, and are not among [`published`](Self::published).
+    /// Nacks the next `count` messages that are published in confirm mode.
+    ///
+    /// These messages enter no queue, and [`published`](Self::published) does not return them.
     pub fn nack_next(&self, count: u64) {
         self.change(|control| control.core.faults.nacks = count);
     }
 
-    /// From now on, everything that the broker says takes so much longer. Zero is the end of it, for what
-    /// is said then; what is delayed already still goes first. Queues are emptied into what is delayed, whoever reads it.
+    /// Delays everything that the broker sends from now on. Zero ends the delay.
+    ///
+    /// Output that is already delayed still goes out first. During a delay, clients
+    /// that do not read cause no back-pressure: the broker delivers messages into the delayed
+    /// output.
     pub fn delay(&self, delay: Duration) {
         self.change(|control| control.delay = delay.min(LONGEST_DELAY));
     }
 
-    /// Cancels all consumers of a queue in the virtual host `/`, as RabbitMQ does when the queue moves, and returns how many those
-    /// were.
+    /// Cancels all consumers of a queue in the virtual host `/`, and returns their number.
+    ///
+    /// RabbitMQ does this when the queue moves.
     pub fn cancel_consumers(&self, queue: &str) -> usize {
         self.change(|control| control.core.cancel_consumers("/", queue))
     }
@@ -396,20 +417,24 @@ impl Broker {
     /// broker requeues the messages at once, sends `basic.cancel`, and delivers nothing more to the
     /// consumer, whose tag stays in use. What happens then depends on the client:
     ///
-    /// - It sends `basic.cancel` or `basic.cancel-ok` with the tag: the consumer ends, and the tag is
-    ///   free.
-    /// - It acknowledges or rejects all the requeued messages late: the broker accepts that, although
-    ///   the messages stay in the queue, and the consumer gets messages again. A late request to
-    ///   requeue the last of them is accepted, too, but the consumer gets nothing until it is cancelled.
-    /// - It has not declared the capability `consumer_cancel_notify`: instead of `basic.cancel`, the
-    ///   broker sends `channel.close` with 406 `PRECONDITION_FAILED`.
+    /// - The client sends `basic.cancel` or `basic.cancel-ok` with the tag: the consumer ends, and
+    ///   the tag is free.
+    /// - The client acknowledges or rejects all the requeued messages late: the broker accepts
+    ///   that, although the messages stay in the queue, and the consumer gets messages again. The
+    ///   broker also accepts a late request to requeue the last of them, but then the consumer gets
+    ///   nothing until the client cancels it.
+    /// - The client has not declared the capability `consumer_cancel_notify`: instead of
+    ///   `basic.cancel`, the broker sends `channel.close` with 406 `PRECONDITION_FAILED`.
     pub fn time_out_consumers(&self, queue: &str) -> usize {
         self.change(|control| control.core.time_out_consumers("/", queue))
     }
 
-    /// Ends and begins again, on the same port: all connections are cut, and only what is durable is still there, with the
-    /// messages that are persistent. Faults are over; but for [`refuse_connections`](Self::refuse_connections),
-    /// [`stop_answering`](Self::stop_answering) and [`delay`](Self::delay).
+    /// Restarts the broker on the same port.
+    ///
+    /// All connections are dropped. Durable exchanges and queues and the persistent messages in
+    /// these queues survive. All faults end, except
+    /// [`refuse_connections`](Self::refuse_connections), [`stop_answering`](Self::stop_answering)
+    /// and [`delay`](Self::delay).
     pub fn restart(&self) {
         self.change(|control| control.core.restart());
     }
@@ -419,7 +444,7 @@ impl Drop for Broker {
     fn drop(&mut self) {
         self.change(|control| control.is_over = true);
         if let Some(thread) = self.thread.take() {
-            // It has panicked, and said so.
+            // An error means that the thread has panicked, which it has already reported.
             let _ = thread.join();
         }
     }
