@@ -249,7 +249,7 @@ impl Reader<'_> {
             None | Some("classic") => Ok(false),
             Some("quorum") => Ok(true),
             Some("stream") => {
-                                let text = "\"this broker does not support streams\"";
+                let text = "\"this broker does not support streams\"";
                 Err(self.invalid("x-queue-type", text))
             }
             Some(other) => {

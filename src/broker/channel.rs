@@ -17,8 +17,8 @@ const MAX_LATE: usize = 200;
 #[derive(Debug)]
 pub(super) struct Unacknowledged {
     pub(super) queue: QueueId,
-    /// `None` if its consumer has timed out: the queue has the message back, and the client may still
-    /// settle the delivery tag.
+    /// `None` if its consumer has timed out: the queue has the message back, and the client may
+    /// still settle the delivery tag.
     pub(super) entry: Option<Entry>,
     /// The consumer's number. `None` for a message of `basic.get`, which no prefetch limit counts.
     pub(super) consumer: Option<u64>,

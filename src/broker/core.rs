@@ -1,4 +1,5 @@
-//! All that the broker knows, without sockets, threads and clocks: bytes and times go in, bytes come out.
+//! All that the broker knows, without sockets, threads and clocks: bytes and times go in, bytes
+//! come out.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::SocketAddr;
@@ -21,17 +22,17 @@ use crate::wire::method::{
     BasicAck, BasicDeliver, BasicPublish, ConnectionBlocked, ConnectionUnblocked, Encode, MethodId,
 };
 
-/// What it does on demand, to be tested with.
+/// Faults that a test has injected.
 #[derive(Debug, Default)]
 pub(super) struct Faults {
-    /// So many of the next messages are refused.
+    /// How many of the next messages the broker nacks.
     pub(super) nacks: u64,
-    /// Why publishers are held up.
+    /// The reason why publishers are blocked; `None` if they are not.
     pub(super) blocked: Option<String>,
     pub(super) no_heartbeats: bool,
 }
 
-/// A message that has come, and into how many queues it went.
+/// A published message, and the number of queues that took it.
 #[derive(Debug)]
 pub(super) struct Noted {
     pub(super) vhost: Arc<str>,
@@ -60,9 +61,9 @@ pub(super) struct Core {
     pub(super) sessions: BTreeMap<SessionId, Box<Session>>,
     pub(super) vhosts: BTreeMap<String, Vhost>,
     pub(super) faults: Faults,
-    /// Who waits for an answer behind a key of direct reply-to.
+    /// Session and channel that receive direct replies, by routing key.
     pub(super) replies: HashMap<String, (SessionId, u16)>,
-    /// The newest last.
+    /// Newest last.
     pub(super) published: VecDeque<Noted>,
     last_session: u64,
 }
@@ -94,10 +95,11 @@ impl Core {
         id
     }
 
-    /// Takes in what has come, and returns how many bytes were understood.
+    /// Handles input, and returns the number of bytes consumed.
     pub(super) fn receive(&mut self, id: SessionId, input: &[u8]) -> usize {
         let mut consumed = 0;
-        // It is out of the map while its frames are worked on, and back when messages go to all.
+        // The session is out of the map while its frames are handled, and back when `pump`
+        // delivers.
         while let Some(mut session) = self.sessions.remove(&id) {
             let is_all = loop {
                 let rest = input.get(consumed..).unwrap_or_default();
@@ -119,7 +121,7 @@ impl Core {
         consumed
     }
 
-    /// Takes one frame, and returns its length; 0 if there is none to take.
+    /// Handles one frame and returns its length, or 0 if no whole frame can be handled.
     fn step(&mut self, id: SessionId, session: &mut Session, input: &[u8]) -> usize {
         if session.is_held || session.stage == Stage::Over {
             return 0;
@@ -161,7 +163,7 @@ impl Core {
         self.close_channel(session, frame.channel, &refusal, method);
     }
 
-    /// The broker closes a connection.
+    /// Closes a connection on behalf of the broker.
     pub(super) fn close(
         &mut self,
         id: SessionId,
@@ -173,7 +175,8 @@ impl Core {
         session.close_connection(refusal, because_of);
     }
 
-    /// Gives back what a connection has.
+    /// Requeues the unacknowledged messages of a connection, and removes its consumers and
+    /// exclusive queues.
     pub(super) fn leave(&mut self, id: SessionId, session: &mut Session) {
         let numbers: Vec<_> = session.channels.keys().copied().collect();
         for number in numbers {
@@ -185,7 +188,7 @@ impl Core {
         }
     }
 
-    /// Its socket has gone, or shall go.
+    /// Ends a session whose socket is closed or must be closed.
     pub(super) fn disconnected(&mut self, id: SessionId) {
         if let Some(mut session) = self.sessions.remove(&id) {
             self.leave(id, &mut session);
@@ -194,14 +197,14 @@ impl Core {
     }
 
     pub(super) fn disconnect_all(&mut self) {
-        // All have gone before anyone could get what another one gives back.
+        // All sessions end before the first requeued message is delivered.
         for (id, mut session) in std::mem::take(&mut self.sessions) {
             self.leave(id, &mut session);
         }
         self.pump();
     }
 
-    /// The client has read so much that it may get further messages.
+    /// The client has read enough output to get further messages.
     pub(super) fn drained(&mut self, id: SessionId) {
         let Some(session) = self.sessions.get(&id) else {
             return;
@@ -224,7 +227,7 @@ impl Core {
 
     // ---- channels ----
 
-    /// Closes a channel. Its messages are requeued when the client has answered.
+    /// Closes a channel. Its messages are requeued when the client answers.
     pub(super) fn close_channel(
         &mut self,
         session: &mut Session,
@@ -242,7 +245,7 @@ impl Core {
         session.close_channel(number, refusal, because_of);
     }
 
-    /// Gives back what a channel has.
+    /// Requeues the unacknowledged messages of a channel, and removes its consumers.
     pub(super) fn end_channel(&mut self, id: SessionId, session: &mut Session, number: u16) {
         let Some(slot) = session.channels.remove(&number) else {
             return;
@@ -287,7 +290,7 @@ impl Core {
 
     // ---- queues ----
 
-    /// Everybody gets what he can get now.
+    /// Delivers, expires and drops messages in all queues that have changed.
     pub(super) fn pump(&mut self) {
         let now = self.now;
         for vhost in self.vhosts.values_mut() {
@@ -303,7 +306,7 @@ impl Core {
         }
     }
 
-    /// Ends the consumers of a queue, as if the broker had to.
+    /// Cancels the consumers of a queue, and returns their number.
     pub(super) fn cancel_consumers(&mut self, vhost: &str, queue: &str) -> usize {
         let Some(vhost) = self.vhosts.get_mut(vhost) else {
             return 0;
@@ -320,8 +323,8 @@ impl Core {
         subscribers.len()
     }
 
-    /// Times out the consumers of a queue that have not acknowledged all their messages, and returns
-    /// their number.
+    /// Times out the consumers of a queue that have not acknowledged all their messages, and
+    /// returns their number.
     pub(super) fn time_out_consumers(&mut self, vhost: &str, queue: &str) -> usize {
         let found = self.vhosts.get(vhost).and_then(|it| it.find_queue(queue));
         let Some((queue, _)) = found else {
@@ -346,7 +349,7 @@ impl Core {
         count
     }
 
-    /// False if the consumer has no message that could be late.
+    /// Returns false if the consumer has no unacknowledged message.
     fn time_out_consumer(
         &mut self,
         session: &mut Session,
@@ -363,7 +366,7 @@ impl Core {
         self.requeue(&session.vhost, messages);
         let is_open = session.channel(number).is_some();
         if is_open && !session.send_cancel(number, consumer_tag) {
-            // RabbitMQ says -1, too: its channel does not know the queue's timeout.
+            // RabbitMQ also says -1: its channel does not know the queue's timeout.
             let text = format!(
                 "delivery acknowledgement on channel {number} timed out. Timeout value used: -1 ms. This timeout value can be \
                  configured, see consumers doc guide to learn more"
@@ -373,14 +376,14 @@ impl Core {
         true
     }
 
-    /// Hands an answer to the one who waits for it, if he still does.
+    /// Delivers a direct reply, if its consumer still exists.
     pub(super) fn deliver_reply(&mut self, session: &mut Session, message: &Message) {
         let Some(&(id, number)) = self.replies.get(&message.routing_key) else {
             return;
         };
         let receiver = match self.sessions.get_mut(&id) {
             Some(receiver) => receiver,
-            // Whoever asks himself is not among the others just now.
+            // A session that replies to itself is out of the map at the moment.
             None => session,
         };
         let Some(channel) = receiver.channel(number) else {
@@ -396,7 +399,7 @@ impl Core {
 
     // ---- time ----
 
-    /// When something happens by itself next.
+    /// The next time at which a message or queue expires or a heartbeat is due.
     pub(super) fn deadline(&self) -> Option<Instant> {
         let queues = self.vhosts.values().filter_map(Vhost::next_expiration);
         let sessions = self.sessions.values().filter(|it| !it.heartbeat.is_zero());
@@ -422,7 +425,7 @@ impl Core {
                     session.send_heartbeat();
                 }
             }
-            // What waits in the socket of one that is held is not read.
+            // The socket of a held session is not read, so the client may not be silent.
             if now >= session.last_input + 2 * session.heartbeat && !session.is_held {
                 silent.push(*id);
             }
@@ -432,7 +435,7 @@ impl Core {
 
     // ---- faults ----
 
-    /// Publishers are held up, and told so, until there is no reason any more.
+    /// Blocks publishers and notifies all clients. Without a reason, it ends the block.
     pub(super) fn block(&mut self, reason: Option<String>) {
         if reason.is_none() {
             self.heard_of_all();
@@ -444,7 +447,8 @@ impl Core {
         self.faults.blocked = reason;
     }
 
-    /// Nobody has been silent: it was not listened to them.
+    /// Restarts the heartbeat timeouts: the broker did not read, so it cannot tell which clients
+    /// were silent.
     pub(super) fn heard_of_all(&mut self) {
         let now = self.now;
         self.sessions
@@ -473,7 +477,7 @@ impl Core {
         });
     }
 
-    /// What they give back goes to others when all have had their turn.
+    /// Calls `act` for each session. Requeued messages are delivered only after the last call.
     fn for_each_session(&mut self, mut act: impl FnMut(&mut Self, SessionId, &mut Session)) {
         let mut sessions = std::mem::take(&mut self.sessions);
         for (id, session) in &mut sessions {
@@ -493,7 +497,8 @@ impl Core {
     }
 }
 
-/// If it is not so already, and the client wants to know.
+/// Notifies a client that the connection is blocked or unblocked, unless the client already knows
+/// or does not support the notification.
 pub(super) fn tell_blocked(session: &mut Session, reason: Option<&str>) {
     if session.stage != Stage::Running || session.is_blocked == reason.is_some() {
         return;
@@ -513,7 +518,7 @@ pub(super) fn tell_blocked(session: &mut Session, reason: Option<&str>) {
     }
 }
 
-/// Answers for all that was published and has no answer.
+/// Confirms all published messages that have no answer.
 pub(super) fn confirm_all(session: &mut Session) {
     let mut acks = Vec::new();
     for (number, slot) in &mut session.channels {
@@ -537,7 +542,7 @@ pub(super) fn confirm_all(session: &mut Session) {
     }
 }
 
-/// Ends a consumer, and tells its client.
+/// Removes a consumer, and notifies its client.
 fn cancel(sessions: &mut BTreeMap<SessionId, Box<Session>>, orphan: &Subscriber) {
     let Some(session) = sessions.get_mut(&orphan.session) else {
         return;
@@ -566,7 +571,8 @@ fn basic_deliver<'a>(
     }
 }
 
-/// Delivers the first message of a queue. False if there is none, or nobody who takes it.
+/// Delivers the first message of a queue. Returns false if there is no message, or no consumer
+/// takes it.
 fn deliver_one(
     vhost: &mut Vhost,
     id: QueueId,

@@ -1,4 +1,4 @@
-//! Exchanges: how they choose among what is bound to them.
+//! Exchanges, and how they choose the bindings for a message.
 
 use crate::wire::properties::Properties;
 use crate::wire::value::{FieldTable, FieldValue};
@@ -60,7 +60,7 @@ impl Exchange {
         self.arguments.get("alternate-exchange")?.as_str()
     }
 
-    /// Where a message goes from here. A destination can come several times.
+    /// Returns the destinations of a message. A destination can occur several times.
     pub(super) fn route<'a>(
         &'a self,
         routing_key: &'a str,
@@ -78,7 +78,7 @@ impl Exchange {
     }
 }
 
-/// Words between dots; `*` stands for one of them, `#` for any number.
+/// Words are separated by dots. `*` stands for one word, `#` for any number of words.
 fn matches_topic(pattern: &str, key: &str) -> bool {
     fn words(text: &str) -> Vec<&str> {
         match text {
@@ -87,7 +87,7 @@ fn matches_topic(pattern: &str, key: &str) -> bool {
         }
     }
     let key = words(key);
-    // Which beginnings of the key, by their number of words, the pattern so far can stand for.
+    // `reached[n]`: the pattern so far matches the first n words of the key.
     let mut reached = vec![false; key.len() + 1];
     if let Some(nothing) = reached.first_mut() {
         *nothing = true;
@@ -110,7 +110,8 @@ fn matches_topic(pattern: &str, key: &str) -> bool {
     reached.last().copied().unwrap_or_default()
 }
 
-/// What the binding asks for, in the headers of the message. Without `-with-x`, what begins with `x-` is not looked at.
+/// What the binding asks for, in the headers of the message. Without `-with-x`, what begins with
+/// `x-` is not looked at.
 fn matches_headers(wanted: &FieldTable, headers: Option<&FieldTable>) -> bool {
     let how = wanted.get("x-match").and_then(FieldValue::as_str);
     let with_x = how.is_some_and(|how| how.ends_with("-with-x"));
@@ -119,7 +120,7 @@ fn matches_headers(wanted: &FieldTable, headers: Option<&FieldTable>) -> bool {
         .filter(|(name, _)| *name != "x-match" && (with_x || !name.starts_with("x-")));
     let fits = |(name, wanted): (&str, &FieldValue)| {
         let found = headers.and_then(|headers| headers.get(name));
-        // Nothing asks for no more than that the header is there.
+        // A void argument matches any value of the header.
         found.is_some_and(|found| *wanted == FieldValue::Void || is_equal(wanted, found))
     };
     match how {
@@ -128,13 +129,13 @@ fn matches_headers(wanted: &FieldTable, headers: Option<&FieldTable>) -> bool {
     }
 }
 
-/// A time is a number, too.
+/// Returns the value of an integer or a timestamp.
 pub(super) fn integer(value: &FieldValue) -> Option<i128> {
     let time = value.as_timestamp().map(i128::from);
     time.or_else(|| value.as_i64().map(i128::from))
 }
 
-/// Integers and floats are the same whatever their width, and texts and bytes.
+/// Compares integers and floats regardless of their width, and long strings with byte arrays.
 pub(super) fn is_same(one: &FieldValue, other: &FieldValue) -> bool {
     fn is_both<'a, T: PartialEq>(
         [one, other]: [&'a FieldValue; 2],
@@ -149,7 +150,7 @@ pub(super) fn is_same(one: &FieldValue, other: &FieldValue) -> bool {
         || is_both(both, FieldValue::as_bytes)
 }
 
-/// In headers, a float can also be equal to an integer.
+/// In headers, a float can also equal an integer.
 fn is_equal(one: &FieldValue, other: &FieldValue) -> bool {
     let number = |it: &FieldValue| it.as_f64().or_else(|| integer(it).map(|it| it as f64));
     is_same(one, other) || number(one).is_some_and(|it| number(other) == Some(it))
@@ -160,7 +161,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_topic_stands_for_words() {
+    fn topic_patterns_match_words() {
         let fits = [
             ("a.b", "a.b"),
             ("a.*", "a.b"),
@@ -209,7 +210,7 @@ mod tests {
         assert!(!fits(any().with("a", 2_i32)));
         assert!(!fits(any()));
         assert!(!fits(any().with("x-c", true)));
-        assert!(fits(table().with("x-c", false)), "it is not looked at");
+        assert!(fits(table().with("x-c", false)), "x-c is ignored");
         assert!(fits(
             table().with("x-match", "any-with-x").with("x-c", true)
         ));

@@ -1,4 +1,4 @@
-//! Messages, as the broker keeps them.
+//! Messages as the broker stores them, and dead letters.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -7,25 +7,25 @@ use std::time::{Duration, Instant};
 use crate::wire::properties::Properties;
 use crate::wire::value::{FieldTable, FieldValue};
 
-/// A message, wherever it is.
+/// A message, shared by the queues that hold it.
 #[derive(Debug, Clone)]
 pub(super) struct Message {
     pub(super) exchange: String,
     pub(super) routing_key: String,
-    /// Further keys that nobody is told of: the header BCC, as it came.
+    /// Routing keys from the header BCC, which is not delivered.
     pub(super) hidden_keys: Vec<String>,
     pub(super) properties: Properties,
     pub(super) body: Vec<u8>,
 }
 
 impl Message {
-    /// All keys by which it is routed.
+    /// All keys by which the message is routed.
     pub(super) fn routing_keys(&self) -> impl Iterator<Item = &str> {
         let hidden = self.hidden_keys.iter().map(String::as_str);
         self.open_keys().chain(hidden)
     }
 
-    /// Its own key and those of the header CC.
+    /// The routing key and the keys of the header CC.
     fn open_keys(&self) -> impl Iterator<Item = &str> {
         let headers = self.properties.headers.as_ref();
         let copies = headers.and_then(|headers| headers.get("CC")?.as_array());
@@ -33,7 +33,7 @@ impl Message {
         std::iter::once(self.routing_key.as_str()).chain(copies.filter_map(FieldValue::as_str))
     }
 
-    /// With a header that tells how often it has come back, if it has.
+    /// The properties, with `x-delivery-count` if the message was requeued.
     pub(super) fn properties_after(&self, returns: u64) -> Cow<'_, Properties> {
         match returns {
             0 => Cow::Borrowed(&self.properties),
@@ -49,28 +49,29 @@ impl Message {
         self.properties.delivery_mode == Some(2)
     }
 
-    /// The property of that name, which was looked at when the message came.
+    /// The property `expiration`, which was checked when the message was published.
     pub(super) fn ttl(&self) -> Option<Duration> {
         let text = self.properties.expiration.as_ref()?;
-        // It can have a sign.
+        // The text can have a sign.
         let milliseconds = text.parse::<i128>().ok()?;
         u64::try_from(milliseconds).ok().map(Duration::from_millis)
     }
 }
 
-/// A message in a queue, or delivered and not acknowledged.
+/// A message that is in a queue, or delivered and unacknowledged.
 #[derive(Debug, Clone)]
 pub(super) struct Entry {
-    /// Its place in the queue, to which it goes back: what has a higher priority first, then what came first.
+    /// Its place in the queue, to which it goes back: what has a higher priority first, then what
+    /// came first.
     pub(super) place: (u8, u64),
     pub(super) message: Arc<Message>,
     pub(super) redelivered: bool,
-    /// How often it has come back, to a queue that counts that.
+    /// How often the message was requeued. Only quorum queues count this.
     pub(super) returns: u64,
     pub(super) expires_at: Option<Instant>,
 }
 
-/// Why a message leaves its queue without having been acknowledged.
+/// Why a message is dropped or dead-lettered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Reason {
     Rejected,
@@ -90,13 +91,14 @@ impl Reason {
     }
 }
 
-/// What the header `x-death` says of one queue and reason.
+/// Whether an entry of the header `x-death` is for this queue and reason.
 fn is_death(death: &FieldValue, queue: &str, reason: Reason) -> bool {
     let text = |name| death.as_table()?.get(name)?.as_str();
     text("queue") == Some(queue) && text("reason") == Some(reason.name())
 }
 
-/// The message as a dead letter of that queue: with the headers that tell of it, and for the next exchange.
+/// The message as a dead letter of that queue: with the headers that tell of it, and for the next
+/// exchange.
 pub(super) fn dead_letter(
     message: &Message,
     queue: &str,
@@ -139,7 +141,7 @@ pub(super) fn dead_letter(
     }
 }
 
-/// What `x-death` says of a first death for that reason in that queue.
+/// The entry of `x-death` for the first death in this queue for this reason.
 fn death(message: &Message, queue: &str, reason: Reason) -> FieldTable {
     let keys = message.open_keys().map(FieldValue::from).collect();
     let mut death = FieldTable::new()
@@ -155,7 +157,7 @@ fn death(message: &Message, queue: &str, reason: Reason) -> FieldTable {
     death
 }
 
-/// It is counted, and else stays as it was the first time.
+/// Counts another death. The rest of the entry keeps describing the first one.
 fn once_more(death: FieldValue) -> FieldValue {
     match death {
         FieldValue::Table(mut death) => {
@@ -167,7 +169,8 @@ fn once_more(death: FieldValue) -> FieldValue {
     }
 }
 
-/// Whether the dead letter would come back to this queue only because nobody took it anywhere on the way.
+/// Whether the dead letter would come back to this queue only because nobody took it anywhere on
+/// the way.
 pub(super) fn goes_in_circles(dead_letter: &Message, queue: &str) -> bool {
     let headers = dead_letter.properties.headers.as_ref();
     let deaths = headers.and_then(|headers| headers.get("x-death")?.as_array());
@@ -185,7 +188,7 @@ pub(super) fn goes_in_circles(dead_letter: &Message, queue: &str) -> bool {
         .all(|reason| reason != Reason::Rejected.name())
 }
 
-#[allow(clippy::disallowed_methods)] // What a header says; nothing waits for it.
+#[allow(clippy::disallowed_methods)] // Only for a header; no deadline depends on this time.
 fn now_in_seconds() -> u64 {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     now.unwrap_or_default().as_secs()

@@ -1,8 +1,8 @@
-// A broker for tests, independent of the client in this crate. It knows `wire` and `error`, and must
-// not know `proto`, `io_thread`, `session` or the handles. `core` holds all state and has no socket,
-// thread or clock: `Core::receive` takes bytes, `Core::handle_time` takes the time, and bytes come
-// out in each session's `output`. The thread in `server` drives the core: it owns the sockets and the
-// clock. A `Broker` locks the core, reads or changes it, and wakes that thread.
+// A broker for tests, independent of the client in this crate. It knows `wire` and `error`, and
+// must not know `proto`, `io_thread`, `session` or the handles. `core` holds all state and has no
+// socket, thread or clock: `Core::receive` takes bytes, `Core::handle_time` takes the time, and
+// bytes come out in each session's `output`. The thread in `server` drives the core: it owns the
+// sockets and the clock. A `Broker` locks the core, reads or changes it, and wakes that thread.
 
 //! An in-process AMQP broker for experiments and for tests of applications. Not for production.
 //!
@@ -41,7 +41,8 @@
 //!
 //! ```
 //! use leveret::broker::Broker;
-//! use leveret::{Connection, Message, QueueDeclareOptions, Result, Settlement, WorkerOptions, Workers};
+//! use leveret::{Connection, Message, QueueDeclareOptions, Result};
+//! use leveret::{Settlement, WorkerOptions, Workers};
 //! use std::collections::BTreeMap;
 //! use std::sync::{Arc, Mutex};
 //! use std::time::Duration;
@@ -93,10 +94,11 @@
 //!
 //! Each of the other faults has a method: [`drop_connections`](Broker::drop_connections),
 //! [`refuse_connections`](Broker::refuse_connections), [`stop_answering`](Broker::stop_answering),
-//! [`stop_heartbeats`](Broker::stop_heartbeats), [`block`](Broker::block), [`nack_next`](Broker::nack_next),
-//! [`close_channels`](Broker::close_channels), [`close_connections`](Broker::close_connections), [`delay`](Broker::delay),
-//! [`cancel_consumers`](Broker::cancel_consumers), [`time_out_consumers`](Broker::time_out_consumers),
-//! [`restart`](Broker::restart).
+//! [`stop_heartbeats`](Broker::stop_heartbeats), [`block`](Broker::block),
+//! [`nack_next`](Broker::nack_next), [`close_channels`](Broker::close_channels),
+//! [`close_connections`](Broker::close_connections), [`delay`](Broker::delay),
+//! [`cancel_consumers`](Broker::cancel_consumers),
+//! [`time_out_consumers`](Broker::time_out_consumers), [`restart`](Broker::restart).
 //!
 //! When the broker closes a channel, its consumers can still get messages after the close, as with
 //! RabbitMQ. To test this, [stop the broker](Broker::stop_answering), let the client acknowledge a
@@ -245,7 +247,7 @@ impl Broker {
         let changed = change(&mut control);
         drop(control);
         if let Err(error) = self.shared.waker.wake() {
-                        log::error!("the broker's thread cannot be woken: {error}");
+            log::error!("the broker's thread cannot be woken: {error}");
         }
         changed
     }
@@ -350,7 +352,8 @@ impl Broker {
 
     /// Closes all channels with `channel.close` and this code and text.
     ///
-    /// Consumers still get messages until the client answers with `channel.close-ok`, as with RabbitMQ.
+    /// Consumers still get messages until the client answers with `channel.close-ok`, as with
+    /// RabbitMQ.
     pub fn close_channels(&self, code: ReplyCode, text: &str) {
         self.change(|control| control.core.close_channels(code, text));
     }
@@ -410,8 +413,8 @@ impl Broker {
         self.change(|control| control.core.cancel_consumers("/", queue))
     }
 
-    /// Times out the consumers of a queue in the virtual host `/` that hold unacknowledged messages,
-    /// and returns their number. The queue can be of any kind.
+    /// Times out the consumers of a queue in the virtual host `/` that hold unacknowledged
+    /// messages, and returns their number. The queue can be of any kind.
     ///
     /// This is what RabbitMQ 4.3 does with consumers of quorum queues after `consumer_timeout`. The
     /// broker requeues the messages at once, sends `basic.cancel`, and delivers nothing more to the

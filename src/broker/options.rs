@@ -16,18 +16,20 @@ use std::time::Duration;
 pub struct BrokerOptions {
     /// Where it listens on the loopback interface. 0, the default, is any port that is free.
     pub port: u16,
-    /// Names and passwords; at first `guest` alone. Every user may do everything in every virtual host.
+    /// Names and passwords; at first `guest` alone. Every user may do everything in every virtual
+    /// host.
     pub users: Vec<(String, String)>,
     /// Virtual hosts; at first `/` alone.
     pub vhosts: Vec<String>,
-    /// The heartbeat interval that is proposed to clients, in whole seconds: 60 s. Zero proposes none; a client that asks
-    /// for heartbeats nevertheless gets them.
+    /// The heartbeat interval that is proposed to clients, in whole seconds: 60 s. Zero proposes
+    /// none; a client that asks for heartbeats nevertheless gets them.
     pub heartbeat: Duration,
     /// How many channels a connection can have: 2047.
     pub channel_max: u16,
     /// How large a frame can be, in bytes: 131072.
     pub frame_max: u32,
-    /// How many of the newest messages [`Broker::published`](super::Broker::published) tells of: 10,000. Older ones are forgotten.
+    /// How many of the newest messages [`Broker::published`](super::Broker::published) tells of:
+    /// 10,000. Older ones are forgotten.
     pub published_limit: usize,
 }
 

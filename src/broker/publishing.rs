@@ -1,4 +1,5 @@
-//! What is published on a channel: from its frames to the queues, and what the client is told of it.
+//! What is published on a channel: from its frames to the queues, and what the client is told of
+//! it.
 
 use std::sync::Arc;
 
@@ -124,7 +125,8 @@ impl Asked<'_> {
         Ok(())
     }
 
-    /// The number of a message in confirm mode. It is confirmed when all that has come is worked on.
+    /// The number of a message in confirm mode. It is confirmed when all that has come is worked
+    /// on.
     fn count(&mut self) -> Result<u64, Refusal> {
         let Mode::Confirms(confirms) = &mut self.channel()?.mode else {
             return Ok(0);
@@ -148,7 +150,8 @@ impl Asked<'_> {
         Ok(())
     }
 
-    /// Looks at the properties as RabbitMQ does, and puts the key in that leads back to the one who asks.
+    /// Looks at the properties as RabbitMQ does, and puts the key in that leads back to the one who
+    /// asks.
     fn assert_acceptable(&mut self, message: &mut Message) -> Result<(), Refusal> {
         let properties = &mut message.properties;
         if properties.reply_to.as_deref() == Some(REPLY_TO) {
@@ -209,7 +212,8 @@ impl Asked<'_> {
                 exchange: message.exchange.as_str().into(),
                 routing_key: message.routing_key.as_str().into(),
             };
-            // What was published before is answered for first: so the client knows which message came back.
+            // What was published before is answered for first: so the client knows which message
+            // came back.
             confirm_all(self.session);
             let (properties, body) = (&message.properties, &message.body);
             self.session

@@ -142,8 +142,8 @@ impl Queue {
         self.ready_bytes = sizes.sum();
     }
 
-    /// The first message, if it has expired before this time, or at this time if `also_now`. Others expire when they are the
-    /// first: so it is in RabbitMQ.
+    /// The first message, if it has expired before this time, or at this time if `also_now`. Others
+    /// expire when they are the first: so it is in RabbitMQ.
     pub(super) fn pop_expired(&mut self, now: Instant, also_now: bool) -> Option<Entry> {
         let at = self.next_expiration()?;
         match at < now || (also_now && at == now) {
@@ -214,7 +214,8 @@ impl Queue {
     }
 
     /// Index of the consumer that gets the next message: the first that takes one. A single active
-    /// consumer is the first that has not timed out; others then get nothing, even if it takes none.
+    /// consumer is the first that has not timed out; others then get nothing, even if it takes
+    /// none.
     pub(super) fn next_subscriber(
         &self,
         takes: impl Fn(&Subscriber) -> bool,

@@ -1,4 +1,5 @@
-//! The broker's thread: it has the sockets and the clock, and moves bytes between them and the core.
+//! The broker's thread: it has the sockets and the clock, and moves bytes between them and the
+//! core.
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, ErrorKind, Read, Write};

@@ -15,7 +15,8 @@ use crate::wire::method::{
 use crate::wire::properties::Properties;
 use crate::wire::value::{FieldTable, FieldValue};
 
-/// A client that reads nothing gets no further messages while so much is on its way to it, in bytes.
+/// A client that reads nothing gets no further messages while so much is on its way to it, in
+/// bytes.
 const MAX_OUTPUT: usize = 1 << 20;
 
 /// How far it has come.
@@ -37,8 +38,8 @@ pub(super) enum Stage {
 #[derive(Debug)]
 pub(super) enum Slot {
     Open(Box<Channel>),
-    /// The broker has closed it and waits for the client's close-ok. It ignores other frames from the
-    /// client, and still delivers to the consumers.
+    /// The broker has closed it and waits for the client's close-ok. It ignores other frames from
+    /// the client, and still delivers to the consumers.
     Closing(Box<Channel>),
 }
 
@@ -197,9 +198,9 @@ impl Session {
         self.is_held = false;
     }
 
-    /// Closes a channel. The close overtakes deliveries in the output: RabbitMQ's queues are processes
-    /// of their own, and what they have sent to the channel then follows the close. Consumers and
-    /// messages of the channel are the caller's business.
+    /// Closes a channel. The close overtakes deliveries in the output: RabbitMQ's queues are
+    /// processes of their own, and what they have sent to the channel then follows the close.
+    /// Consumers and messages of the channel are the caller's business.
     pub(super) fn close_channel(
         &mut self,
         number: u16,
