@@ -1,4 +1,4 @@
-//! Whoever calls, closes or waits while the connection is away.
+//! Calls, closes and waits while the connection is lost.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use crate::support::proxy::{quick, Direction};
 use crate::support::{eventually, exclusive_queue, ready, unique, SOON};
 
 #[test]
-fn channels_queues_and_exchanges_go_on() {
+fn channels_queues_and_exchanges_survive_losses() {
     let lossy = Lossy::new();
     let (first, second) = (
         lossy.connection.open_channel().unwrap(),
@@ -39,15 +39,15 @@ fn channels_queues_and_exchanges_go_on() {
         assert!(matches!(told[0], ConnectionEvent::Lost { .. }), "{told:?}");
         assert!(lossy.connection.is_open() && lossy.connection.loss_cause().is_none());
         assert_eq!((first.number(), second.number()), (1, 2));
-        // In confirm mode, and numbered on.
+        // The channel is still in confirm mode, and its sequence numbers continue.
         assert_eq!(queue.publish("one").unwrap(), Some(2 + 4 * round));
         assert_eq!(exchange.publish("", "two").unwrap(), Some(3 + 4 * round));
         queue.publish("three").unwrap();
         queue.publish("four").unwrap();
         first.wait_for_confirms().unwrap();
-        // An exclusive queue is a new one, and empty.
+        // An exclusive queue is declared anew, and empty.
         assert_eq!(ready(&second, queue.name()), 4);
-        // The prefetch is as before.
+        // The prefetch is restored.
         let consumer = second
             .basic_consume(queue.name(), Default::default())
             .unwrap();
@@ -69,7 +69,7 @@ fn channels_queues_and_exchanges_go_on() {
 }
 
 #[test]
-fn workers_and_remote_calls_go_on() {
+fn workers_and_rpc_survive_losses() {
     let lossy = Lossy::new();
     let connection = &lossy.connection;
     let channel = connection.open_channel().unwrap();
@@ -98,14 +98,16 @@ fn workers_and_remote_calls_go_on() {
         assert_eq!(worked.recv_timeout(SOON).unwrap(), question.as_bytes());
         lossy.lose();
     }
-    // The answer to what was asked before the loss has nowhere to go.
+    // A call that waits when the connection is lost fails: its answer has nowhere to go.
     lossy.proxy.drop_all(Direction::ToBroker);
     let sent = connection.stats().bytes_sent;
     let asking = thread::spawn({
         let (client, requests) = (client, requests.name().to_owned());
         move || client.call("", &requests, "anyone?", 10 * SOON)
     });
-    eventually("it is sent", || connection.stats().bytes_sent > sent);
+    eventually("the request is sent", || {
+        connection.stats().bytes_sent > sent
+    });
     lossy.lose();
     let error = asking.join().unwrap().unwrap_err();
     assert!(error.is_connection_end(), "{error}");
@@ -114,7 +116,7 @@ fn workers_and_remote_calls_go_on() {
 }
 
 #[test]
-fn what_was_asked_at_the_moment_of_loss_says_whether_to_ask_again() {
+fn a_call_cut_by_a_loss_may_have_been_sent_and_later_calls_wait() {
     let lossy = Lossy::new();
     let channel = lossy.connection.open_channel().unwrap();
     lossy.proxy.drop_all(Direction::ToBroker);
@@ -123,11 +125,13 @@ fn what_was_asked_at_the_moment_of_loss_says_whether_to_ask_again() {
         let channel = channel.clone();
         move || channel.queue_declare("", QueueDeclareOptions::exclusive())
     });
-    eventually("it is sent", || lossy.connection.stats().bytes_sent > sent);
+    eventually("the declare is sent", || {
+        lossy.connection.stats().bytes_sent > sent
+    });
     lossy.proxy.refuse(true);
     lossy.proxy.cut();
     let error = asking.join().unwrap().unwrap_err();
-    // Nobody can know.
+    // The client cannot know whether the broker has read the method.
     assert!(
         error.is_connection_end() && error.may_have_been_sent(),
         "{error}"
@@ -150,7 +154,7 @@ fn what_was_asked_at_the_moment_of_loss_says_whether_to_ask_again() {
 
 #[test]
 fn calls_wait_up_to_their_timeout_or_fail_at_once() {
-    // Before the loss and after the recovery, calls must be answered within it.
+    // Within this timeout, calls must be answered before the loss and after the recovery.
     let short = Duration::from_secs(2);
     for fails_fast in [false, true] {
         let lossy = Lossy::with(|options| {
@@ -197,7 +201,7 @@ fn calls_wait_up_to_their_timeout_or_fail_at_once() {
 }
 
 #[test]
-fn the_attempts_are_told_with_their_errors_and_delays() {
+fn events_report_each_attempt_with_its_error_and_delay() {
     let lossy = Lossy::new();
     lossy.proxy.refuse(true);
     lossy.proxy.cut();
@@ -233,26 +237,26 @@ fn the_attempts_are_told_with_their_errors_and_delays() {
 }
 
 #[test]
-fn a_connection_that_is_lost_again_and_again_is_attempted_with_growing_delays() {
-    // It never holds for so long that its losses are forgotten.
+fn repeated_losses_make_the_delays_grow() {
+    // The connection never lasts long enough to reset the delay.
     let lossy = Lossy::with(|options| options.recovery(quick().max_delay(SOON)));
     for relapses in 0..6 {
         let told = lossy.lose();
         let Some(ConnectionEvent::Recovered { attempts, after }) = told.last() else {
             panic!("{told:?}");
         };
-        // Twice as long each time, of which up to a half is taken.
+        // The delay doubles each time, minus up to a half at random.
         let least = Duration::from_millis(10) * (1 << relapses) / 2;
         assert!(*attempts == 1 && *after >= least, "{relapses}: {told:?}");
     }
 }
 
 #[test]
-fn it_is_given_up_after_so_many_attempts_or_so_long() {
+fn recovery_ends_after_max_attempts_or_max_time() {
     let limits = [
         quick().max_attempts(3),
         quick().max_time(Duration::from_millis(300)),
-        // The first delay alone would be longer.
+        // The first delay alone would exceed the limit.
         RecoveryOptions::default()
             .first_delay(4 * SOON)
             .max_delay(4 * SOON)
@@ -267,7 +271,9 @@ fn it_is_given_up_after_so_many_attempts_or_so_long() {
         lossy.proxy.drop_all(Direction::ToClient);
         let sent = lossy.connection.stats().bytes_sent;
         let confirm = confirm.publish("", "nowhere", "m").unwrap();
-        eventually("it is sent", || lossy.connection.stats().bytes_sent > sent);
+        eventually("the message is sent", || {
+            lossy.connection.stats().bytes_sent > sent
+        });
         lossy.proxy.refuse(true);
         let begin = Instant::now();
         lossy.proxy.cut();
@@ -283,7 +289,7 @@ fn it_is_given_up_after_so_many_attempts_or_so_long() {
             0 => assert_eq!((*attempts, lossy.proxy.accepted()), (3, 4)),
             _ => assert!(begin.elapsed() >= Duration::from_millis(250)),
         }
-        // Everyone is told.
+        // Every handle returns the same error.
         assert_eq!(waiting.join().unwrap().kind(), cause.kind());
         assert_eq!(consumer.recv().unwrap_err().kind(), cause.kind());
         let error = confirm.wait_timeout(SOON).unwrap_err();
@@ -295,7 +301,7 @@ fn it_is_given_up_after_so_many_attempts_or_so_long() {
 }
 
 #[test]
-fn without_recovery_a_loss_is_the_end_and_the_first_open_fails_at_once() {
+fn without_recovery_a_loss_closes_the_connection_and_open_does_not_retry() {
     let lossy = Lossy::with(|options| options.recovery(RecoveryOptions::none()));
     let channel = lossy.connection.open_channel().unwrap();
     lossy.proxy.cut();
@@ -312,7 +318,7 @@ fn without_recovery_a_loss_is_the_end_and_the_first_open_fails_at_once() {
 }
 
 #[test]
-fn a_connection_that_is_away_can_be_closed_and_dropped() {
+fn a_lost_connection_can_be_closed_and_dropped() {
     for way in 0..3 {
         let lossy = Lossy::with(|options| options.recovery(RecoveryOptions::default()));
         let channel = lossy.connection.open_channel().unwrap();
@@ -350,20 +356,20 @@ fn a_connection_that_is_away_can_be_closed_and_dropped() {
         let error = waiting.join().unwrap().unwrap_err();
         assert!(!error.may_have_been_sent(), "{error}");
         assert!(error.to_string().contains("by this program"), "{error}");
-        // No call waits for the timeout of a request.
+        // No call waits for its request timeout.
         assert!(begin.elapsed() < SOON);
     }
 }
 
 #[test]
-fn channels_that_were_closed_do_not_come_back() {
+fn closed_channels_are_not_restored() {
     let lossy = Lossy::new();
     let connection = &lossy.connection;
     let channels: Vec<_> = (0..4).map(|_| connection.open_channel().unwrap()).collect();
     channels[1].close().unwrap();
     let refused = channels[2].queue_declare(&unique("none"), QueueDeclareOptions::passive());
     refused.unwrap_err();
-    // Closed while the connection is away.
+    // Close the last channel while the connection is lost.
     lossy.proxy.refuse(true);
     lossy.proxy.cut();
     lost(&lossy.events);
@@ -380,7 +386,7 @@ fn channels_that_were_closed_do_not_come_back() {
         assert_eq!(error.reply_code(), Some(code), "{error}");
     }
     assert_eq!(connection.stats().channels, 2);
-    // The numbers are free; but that of the one that can be opened again.
+    // All numbers are free, except that of the channel that can be reopened.
     let numbers = (0..3).map(|_| connection.open_channel().unwrap());
     let mut numbers: Vec<_> = numbers.map(|it| it.number()).collect();
     numbers.sort_unstable();
@@ -392,7 +398,7 @@ fn channels_that_were_closed_do_not_come_back() {
 }
 
 #[test]
-fn a_channel_that_the_broker_has_closed_can_be_opened_again() {
+fn a_channel_closed_by_the_broker_can_be_reopened() {
     let lossy = Lossy::new();
     let channel = lossy.connection.open_channel().unwrap();
     let queue = exclusive_queue(&channel);
@@ -420,7 +426,7 @@ fn a_channel_that_the_broker_has_closed_can_be_opened_again() {
         for thread in threads {
             thread.join().unwrap().unwrap();
         }
-        // With its confirm mode, and as many messages as it was limited to.
+        // The channel is in confirm mode again, with its prefetch.
         for body in ["2", "3"] {
             publisher
                 .publish("", queue.name(), body)
@@ -458,7 +464,7 @@ fn a_channel_that_the_broker_has_closed_can_be_opened_again() {
 }
 
 #[test]
-fn transactions_that_were_partly_lost_are_not_committed() {
+fn partly_lost_transactions_are_not_committed() {
     let lossy = Lossy::new();
     let channel = lossy.connection.open_channel().unwrap();
     let queue = exclusive_queue(&channel);
@@ -472,7 +478,7 @@ fn transactions_that_were_partly_lost_are_not_committed() {
         "{error}"
     );
     assert_eq!(ready(&channel, queue.name()), 0);
-    // All of it again.
+    // Repeat the whole transaction.
     queue.publish("one").unwrap();
     queue.publish("two").unwrap();
     channel.tx_commit().unwrap();
@@ -484,7 +490,7 @@ fn transactions_that_were_partly_lost_are_not_committed() {
 }
 
 #[test]
-fn a_transaction_with_an_answer_to_a_message_of_a_lost_connection_is_not_committed() {
+fn a_transaction_that_acks_a_message_of_a_lost_connection_is_not_committed() {
     let lossy = Lossy::new();
     let channel = lossy.connection.open_channel().unwrap();
     let (tasks, results) = (exclusive_queue(&channel), exclusive_queue(&channel));
@@ -502,7 +508,7 @@ fn a_transaction_with_an_answer_to_a_message_of_a_lost_connection_is_not_committ
     assert_eq!(ready(&channel, results.name()), 0);
     results.publish("result").unwrap();
     channel.tx_commit().unwrap();
-    // Also if it was rolled back.
+    // A rollback clears the failure, too.
     tasks.publish("task").unwrap();
     channel.tx_commit().unwrap();
     let task = tasks.get(false).unwrap().unwrap();
@@ -513,7 +519,7 @@ fn a_transaction_with_an_answer_to_a_message_of_a_lost_connection_is_not_committ
 }
 
 #[test]
-fn a_transaction_with_an_answer_for_many_is_not_committed_if_some_came_on_a_lost_connection() {
+fn a_transaction_with_a_multiple_ack_across_a_loss_is_not_committed() {
     let lossy = Lossy::new();
     let channel = lossy.connection.open_channel().unwrap();
     let queue = exclusive_queue(&channel);
@@ -529,7 +535,7 @@ fn a_transaction_with_an_answer_for_many_is_not_committed_if_some_came_on_a_lost
     assert!(error.is_connection_end(), "{error}");
     channel.basic_ack_multiple(task.delivery_tag()).unwrap();
     channel.tx_commit().unwrap();
-    // All were answered before the next loss.
+    // All messages were acknowledged before the next loss.
     lossy.lose();
     channel.basic_ack_multiple(0).unwrap();
     channel.tx_commit().unwrap();
@@ -537,7 +543,7 @@ fn a_transaction_with_an_answer_for_many_is_not_committed_if_some_came_on_a_lost
 }
 
 #[test]
-fn selecting_transactions_again_forgets_nothing_of_the_current_one() {
+fn a_second_tx_select_keeps_the_current_transaction() {
     let lossy = Lossy::new();
     let channel = lossy.connection.open_channel().unwrap();
     let queue = exclusive_queue(&channel);
@@ -552,11 +558,11 @@ fn selecting_transactions_again_forgets_nothing_of_the_current_one() {
 }
 
 #[test]
-fn a_peer_that_falls_silent_is_found_within_two_heartbeats() {
+fn a_silent_peer_is_detected_after_two_heartbeats() {
     let interval = Duration::from_secs(2);
     let lossy = Lossy::with(|options| options.heartbeat(interval));
     let channel = lossy.connection.open_channel().unwrap();
-    // The last byte that comes is one of the answer, or a heartbeat just behind it.
+    // The last byte to arrive belongs to the reply or to a heartbeat right after it.
     let before_last = Instant::now();
     channel.basic_qos(1).unwrap();
     lossy.proxy.drop_all(Direction::ToClient);
@@ -564,7 +570,7 @@ fn a_peer_that_falls_silent_is_found_within_two_heartbeats() {
     lost(&lossy.events);
     assert!(before_last.elapsed() >= 2 * interval);
     let found_after = behind_last.elapsed();
-    // A busy machine may take a while to wake the threads.
+    // A busy machine may need a while to wake the threads.
     assert!(found_after < 3 * interval, "{found_after:?}");
     let cause = channel.close_cause();
     assert!(cause.is_none(), "{cause:?}");
@@ -572,7 +578,7 @@ fn a_peer_that_falls_silent_is_found_within_two_heartbeats() {
     channel.basic_qos(1).unwrap();
 }
 
-/// Logs in as PLAIN does, once.
+/// Logs in like PLAIN, but panics at the second login.
 #[derive(Default)]
 struct PanicsAtTheSecondLogin(AtomicBool);
 
@@ -588,7 +594,7 @@ impl SaslMechanism for PanicsAtTheSecondLogin {
 }
 
 #[test]
-fn a_panic_of_the_programs_code_while_recovering_is_told_as_what_it_is() {
+fn a_panic_of_a_callback_during_recovery_is_reported_as_a_panic() {
     let filtered = Lossy::with(|options| options.recovery(quick().filter(|_| panic!("no filter"))));
     let mechanism = Arc::new(PanicsAtTheSecondLogin::default());
     let login = LoginMethod::Sasl(mechanism);

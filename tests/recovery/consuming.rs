@@ -1,4 +1,4 @@
-//! Consumers go on.
+//! Consumers across losses of the connection.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{mpsc, Arc};
@@ -26,7 +26,7 @@ fn body(delivery: &Delivery) -> u32 {
 }
 
 #[test]
-fn iteration_goes_on_and_what_was_not_acknowledged_comes_again() {
+fn iteration_continues_and_unacknowledged_messages_are_redelivered() {
     let lossy = Lossy::new();
     let channel = lossy.connection.open_channel().unwrap();
     let queue = lasting_queue(&channel);
@@ -42,7 +42,7 @@ fn iteration_goes_on_and_what_was_not_acknowledged_comes_again() {
                 consumer.recovery_count(),
             ));
             match body(&delivery) {
-                // Never acknowledged on the first connection.
+                // Message 3 is not acknowledged on the first connection.
                 3 if !delivery.redelivered() => tell.send(()).unwrap(),
                 99 => break,
                 _ => delivery.ack().unwrap(),
@@ -54,7 +54,7 @@ fn iteration_goes_on_and_what_was_not_acknowledged_comes_again() {
         queue.publish(number.to_string()).unwrap();
     }
     told.recv_timeout(SOON).unwrap();
-    // The acknowledgements go before it.
+    // The reply shows that the broker has read the acknowledgements.
     channel.basic_qos(0).unwrap();
     lossy.lose();
     queue.publish("4").unwrap();
@@ -81,7 +81,7 @@ impl Metrics for NotSent {
 }
 
 #[test]
-fn answers_to_messages_of_the_lost_connection_are_not_sent_and_no_error() {
+fn acknowledgements_for_a_lost_connection_are_dropped_without_an_error() {
     logged::begin();
     let told = Arc::new(NotSent::default());
     let lossy = Lossy::with(|options| options.metrics(Arc::<NotSent>::clone(&told)));
@@ -105,7 +105,7 @@ fn answers_to_messages_of_the_lost_connection_are_not_sent_and_no_error() {
     assert!(logged::has(quietly));
     assert_eq!(lossy.connection.stats().acks_not_sent, 5);
     assert_eq!(told.0.load(Ordering::SeqCst), 5);
-    // All six come again, each just once, and answers are for the right ones.
+    // All six messages are redelivered once, and their acknowledgements match them.
     let again: Vec<_> = (0..4 + fetched_unread).map(|_| next(&consumer)).collect();
     assert_eq!(
         again.iter().map(body).collect::<Vec<_>>(),
@@ -116,7 +116,7 @@ fn answers_to_messages_of_the_lost_connection_are_not_sent_and_no_error() {
         .recv_timeout(Duration::from_millis(50))
         .unwrap()
         .is_none());
-    // To the program, tags are counted on.
+    // For the program, delivery tags keep increasing.
     assert!(again[0].delivery_tag() > old[3].delivery_tag());
     again[0].ack().unwrap();
     again[4].ack_multiple().unwrap();
@@ -128,7 +128,7 @@ fn answers_to_messages_of_the_lost_connection_are_not_sent_and_no_error() {
 }
 
 #[test]
-fn fetched_messages_and_all_at_once_are_answered_right() {
+fn fetched_messages_and_multiple_acks_work_after_a_loss() {
     let lossy = Lossy::new();
     let channel = lossy.connection.open_channel().unwrap();
     let queue = lasting_queue(&channel);
@@ -138,7 +138,7 @@ fn fetched_messages_and_all_at_once_are_answered_right() {
     old.ack().unwrap();
     let again = eventually_get(&queue);
     assert!(again.redelivered());
-    // "All" is all of this connection.
+    // "All" means all messages of this connection.
     channel.basic_ack_multiple(0).unwrap();
     channel.basic_recover(true).unwrap();
     assert_eq!(ready(&channel, queue.name()), 0);
@@ -146,7 +146,7 @@ fn fetched_messages_and_all_at_once_are_answered_right() {
 
 fn eventually_get(queue: &leveret::Queue) -> leveret::GetResponse {
     let mut got = None;
-    eventually("there is a message", || {
+    eventually("the queue has a message", || {
         got = queue.get(false).unwrap();
         got.is_some()
     });
@@ -154,7 +154,7 @@ fn eventually_get(queue: &leveret::Queue) -> leveret::GetResponse {
 }
 
 #[test]
-fn consumers_begin_again_each_with_its_prefetch_and_cancelled_ones_do_not() {
+fn consumers_are_restored_with_their_prefetch_and_cancelled_ones_are_not() {
     let lossy = Lossy::new();
     let channel = lossy.connection.open_channel().unwrap();
     let (one, three) = (lasting_queue(&channel), lasting_queue(&channel));
@@ -171,14 +171,19 @@ fn consumers_begin_again_each_with_its_prefetch_and_cancelled_ones_do_not() {
     }
     let watching = self::channel();
     let taken = || (ready(&watching, one.name()), ready(&watching, three.name()));
-    eventually("as many as it may send", || taken() == (9, 7));
+    eventually(
+        "the consumers have as many messages as their prefetch allows",
+        || taken() == (9, 7),
+    );
     for _ in 0..2 {
         lossy.lose();
-        eventually("as many as it may send again", || taken() == (9, 7));
+        eventually("the consumers have as many messages as before", || {
+            taken() == (9, 7)
+        });
     }
-    // One that begins now has the latest.
+    // A new consumer gets the latest prefetch.
     let late = one.consume(Default::default()).unwrap();
-    eventually("three more", || taken().0 == 6);
+    eventually("the new consumer has three messages", || taken().0 == 6);
     drop(late);
     by_one.cancel().unwrap();
     by_three.cancel().unwrap();
@@ -186,7 +191,7 @@ fn consumers_begin_again_each_with_its_prefetch_and_cancelled_ones_do_not() {
 }
 
 #[test]
-fn a_prefetch_for_all_consumers_of_a_channel_together_comes_back() {
+fn a_global_prefetch_is_restored() {
     let lossy = Lossy::new();
     let channel = lossy.connection.open_channel().unwrap();
     let queue = lasting_queue(&channel);
@@ -198,13 +203,15 @@ fn a_prefetch_for_all_consumers_of_a_channel_together_comes_back() {
     let _consumer = queue.consume(Default::default()).unwrap();
     let watching = self::channel();
     for _ in 0..3 {
-        eventually("three are taken", || ready(&watching, queue.name()) == 7);
+        eventually("the consumer has three messages", || {
+            ready(&watching, queue.name()) == 7
+        });
         lossy.lose();
     }
 }
 
 #[test]
-fn a_consumer_from_before_the_limit_for_the_channel_does_not_end_it() {
+fn restoring_an_older_consumer_keeps_the_global_prefetch() {
     let lossy = Lossy::new();
     let channel = lossy.connection.open_channel().unwrap();
     let queue = lasting_queue(&channel);
@@ -213,30 +220,35 @@ fn a_consumer_from_before_the_limit_for_the_channel_does_not_end_it() {
     }
     channel.basic_qos(1).unwrap();
     let one = queue.consume(Default::default()).unwrap();
-    eventually("the first one has its message", || one.unread() == 1);
+    eventually("the first consumer has its message", || one.unread() == 1);
     channel.basic_qos(9).unwrap();
     let together = QosOptions::default().prefetch_count(3).global();
     channel.basic_qos_with(together).unwrap();
     let _two = queue.consume(Default::default()).unwrap();
-    // RabbitMQ 4.3 knows no limit for the channel: the second one has a limit of 3 of its own.
+    // RabbitMQ 4.3 has no limit for a channel: the second consumer gets its own limit of 3.
     let taken = match version() < (4, 3) {
         true => 3,
         false => 4,
     };
     let watching = self::channel();
     let left = || ready(&watching, queue.name());
-    eventually("as many as it may send", || left() == 20 - taken);
+    eventually(
+        "the broker has sent as many messages as the limits allow",
+        || left() == 20 - taken,
+    );
     for _ in 0..3 {
         lossy.lose();
-        eventually("as many are taken as before", || left() <= 20 - taken);
-        // A message that is on its way while the limit is set again does not count.
+        eventually("the consumers have as many messages as before", || {
+            left() <= 20 - taken
+        });
+        // A message in flight while the limit is set again does not count.
         let others = left();
         assert!(others >= 16, "{others}");
     }
 }
 
 #[test]
-fn a_limit_for_the_channel_that_one_for_each_has_ended_does_not_come_back() {
+fn a_replaced_global_prefetch_is_not_restored() {
     let lossy = Lossy::new();
     let channel = lossy.connection.open_channel().unwrap();
     let queue = lasting_queue(&channel);
@@ -249,13 +261,15 @@ fn a_limit_for_the_channel_that_one_for_each_has_ended_does_not_come_back() {
     let _consumer = queue.consume(Default::default()).unwrap();
     let watching = self::channel();
     for _ in 0..3 {
-        eventually("four are taken", || ready(&watching, queue.name()) == 6);
+        eventually("the consumer has four messages", || {
+            ready(&watching, queue.name()) == 6
+        });
         lossy.lose();
     }
 }
 
 #[test]
-fn a_consumer_can_be_cancelled_and_dropped_while_the_connection_is_away() {
+fn a_consumer_can_be_cancelled_and_dropped_while_the_connection_is_lost() {
     let lossy = Lossy::new();
     let channel = lossy.connection.open_channel().unwrap();
     let queue = lasting_queue(&channel);
@@ -278,7 +292,7 @@ fn a_consumer_can_be_cancelled_and_dropped_while_the_connection_is_away() {
 }
 
 #[test]
-fn a_copied_offset_header_does_not_hinder_a_consumer_from_going_on() {
+fn a_copied_offset_header_does_not_affect_the_recovery_of_a_consumer() {
     let lossy = Lossy::new();
     let channel = lossy.connection.open_channel().unwrap();
     let queue = lasting_queue(&channel);
@@ -288,8 +302,10 @@ fn a_copied_offset_header_does_not_hinder_a_consumer_from_going_on() {
         queue.publish(message).unwrap();
     }
     next(&consumer).ack().unwrap();
-    eventually("another is unread", || consumer.unread() == 1);
-    // The broker has read the ack.
+    eventually("the consumer has another message", || {
+        consumer.unread() == 1
+    });
+    // The reply shows that the broker has read the acknowledgement.
     channel.basic_qos(0).unwrap();
     lossy.lose();
     assert_eq!(body(&next(&consumer)), 2);
@@ -297,7 +313,7 @@ fn a_copied_offset_header_does_not_hinder_a_consumer_from_going_on() {
 }
 
 #[test]
-fn a_declared_stream_is_read_on_though_its_consumer_has_no_offset() {
+fn a_declared_stream_is_resumed_although_its_consumer_has_no_offset() {
     let lossy = Lossy::new();
     let channel = lossy.connection.open_channel().unwrap();
     let options = QueueDeclareOptions::stream();
@@ -313,14 +329,16 @@ fn a_declared_stream_is_read_on_though_its_consumer_has_no_offset() {
     let delivery = next(&consumer);
     assert_eq!(body(&delivery), 1);
     delivery.ack().unwrap();
-    eventually("another is unread", || consumer.unread() == 1);
+    eventually("the consumer has another message", || {
+        consumer.unread() == 1
+    });
     lossy.lose();
     assert_eq!(body(&next(&consumer)), 2);
     queue.delete(Default::default()).unwrap();
 }
 
 #[test]
-fn a_stream_is_read_on_behind_the_last_message_that_was_taken() {
+fn a_stream_is_resumed_after_the_last_message_read() {
     let lossy = Lossy::new();
     let channel = lossy.connection.open_channel().unwrap();
     let options = QueueDeclareOptions::durable().queue_type(QueueType::Stream);
@@ -343,8 +361,8 @@ fn a_stream_is_read_on_behind_the_last_message_that_was_taken() {
         assert_eq!(body(&delivery), number);
         delivery.ack().unwrap();
     }
-    // Two wait unread.
-    eventually("they are here", || consumer.unread() == 2);
+    // Two messages stay unread.
+    eventually("two messages are unread", || consumer.unread() == 2);
     lossy.lose();
     for number in 5..=6 {
         let delivery = next(&consumer);

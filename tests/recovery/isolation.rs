@@ -1,4 +1,4 @@
-//! What hangs or costs the connection takes nothing else with it.
+//! An entity that hangs or closes the connection does not take others with it.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{mpsc, Arc, Mutex};
@@ -23,7 +23,7 @@ const QUEUE_BIND: (u16, u16) = (50, 20);
 const BASIC_CONSUME: (u16, u16) = (60, 20);
 const CONNECTION_CLOSE: (u16, u16) = (10, 50);
 
-/// Does this to every such method that names this.
+/// Applies the verdict, while armed, to each such method that contains this name.
 fn judge(
     method: (u16, u16),
     name: &str,
@@ -45,7 +45,7 @@ fn contains(payload: &[u8], name: &str) -> bool {
     payload.windows(name.len()).any(|it| it == name.as_bytes())
 }
 
-/// Reads events until one says that this is back.
+/// Reads events until one reports that this entity is back.
 #[track_caller]
 fn recovered_later(events: &Receiver<ConnectionEvent>, wanted: &Entity) {
     loop {
@@ -66,7 +66,7 @@ fn not_recovered(told: &[ConnectionEvent]) -> Vec<&Entity> {
 }
 
 #[test]
-fn a_queue_without_an_answer_holds_up_no_consumer_of_another() {
+fn a_declare_without_an_answer_does_not_delay_other_queues() {
     let name = unique("hung");
     let (armed, judge) = judge(QUEUE_DECLARE, &name, Verdict::Hang);
     let interceptor = Interceptor::start(judge);
@@ -87,7 +87,7 @@ fn a_queue_without_an_answer_holds_up_no_consumer_of_another() {
     channel().basic_publish("", well.name(), "m").unwrap();
     let delivery = consumer.recv_timeout(SOON).unwrap().unwrap();
     delivery.ack().unwrap();
-    // The others do not wait for its time.
+    // The other queue does not wait for the timeout of this one.
     assert!(begin.elapsed() < timeout, "{:?}", begin.elapsed());
     let told = recovered(&events);
     let hung = Entity::Queue { name: name.clone() };
@@ -96,14 +96,14 @@ fn a_queue_without_an_answer_holds_up_no_consumer_of_another() {
         consumer_tag: waiting.consumer_tag().to_owned(),
     };
     assert_eq!(not_recovered(&told), [&hung, &lacking], "{told:?}");
-    // Neither is reported again, nor costs time again.
+    // Neither entity is reported again, or costs time again.
     let begin = Instant::now();
     interceptor.cut(AT_ONCE);
     lost(&events);
     let told = recovered(&events);
     assert_eq!(told.len(), 1, "{told:?}");
     assert!(begin.elapsed() < timeout, "{:?}", begin.elapsed());
-    // It is asked for on another connection, until there is an answer.
+    // The client retries the queue on another connection until the broker answers.
     let before = interceptor.connections();
     armed.store(false, Ordering::SeqCst);
     recovered_later(&events, &hung);
@@ -114,7 +114,7 @@ fn a_queue_without_an_answer_holds_up_no_consumer_of_another() {
 }
 
 #[test]
-fn bindings_without_an_answer_come_after_consumers_and_are_left_out_the_next_time() {
+fn bindings_without_an_answer_come_last_and_are_left_out_the_next_time() {
     let key = unique("hung");
     let (armed, judge) = judge(QUEUE_BIND, &key, Verdict::Hang);
     let asked = Arc::new(Mutex::new(Vec::new()));
@@ -126,7 +126,7 @@ fn bindings_without_an_answer_come_after_consumers_and_are_left_out_the_next_tim
         }
         verdict
     });
-    // Everything else must be answered within it.
+    // Within this timeout, everything else must be answered.
     let recovery = quick().entity_timeout(Duration::from_secs(2));
     let connection = Connection::open_with(&interceptor.options().recovery(recovery)).unwrap();
     let events = connection.events();
@@ -146,14 +146,15 @@ fn bindings_without_an_answer_come_after_consumers_and_are_left_out_the_next_tim
         .unwrap();
     let delivery = consumer.recv_timeout(SOON).unwrap().unwrap();
     delivery.ack().unwrap();
-    // All thirty share the time of two: they do not take a minute.
+    // All thirty bindings share the time of two entities: they do not take a minute.
     let told = recovered(&events);
     let Some(ConnectionEvent::Recovered { after, .. }) = told.last() else {
         panic!("{told:?}");
     };
     assert!(*after < SOON, "{after:?}");
     assert_eq!(not_recovered(&told).len(), 30, "{told:?}");
-    // None of them is asked for again on the program's own connection: neither now nor the next time.
+    // The program's own connection asks for none of them again, neither now nor after the next
+    // loss.
     let mut of_program = 1;
     assert!(asked.lock().unwrap().contains(&of_program));
     for _ in 0..2 {
@@ -183,7 +184,7 @@ fn bindings_without_an_answer_come_after_consumers_and_are_left_out_the_next_tim
 }
 
 #[test]
-fn a_queue_that_costs_the_connection_is_found_and_left_out_until_it_does_no_harm() {
+fn a_queue_that_closes_the_connection_is_found_and_left_out_while_it_does() {
     let name = unique("poison");
     let (armed, judge) = judge(QUEUE_DECLARE, &name, Verdict::Close(541));
     let interceptor = Interceptor::start(judge);
@@ -206,10 +207,11 @@ fn a_queue_that_costs_the_connection_is_found_and_left_out_until_it_does_no_harm
     let told = recovered(&events);
     let poison = Entity::Queue { name: name.clone() };
     assert_eq!(not_recovered(&told), [&poison], "{told:?}");
-    // Together, alone, and without it.
+    // The first attempt asks for all queues together, the second for each alone, the third leaves
+    // one out.
     let failed = |it: &&ConnectionEvent| matches!(it, ConnectionEvent::RecoveryFailed { .. });
     assert_eq!(told.iter().filter(failed).count(), 2, "{told:?}");
-    // The next time it is not asked for.
+    // After the next loss, the client does not ask for the queue.
     interceptor.cut(AT_ONCE);
     let told = recovered(&events);
     assert_eq!(told.len(), 2, "{told:?}");
@@ -217,7 +219,7 @@ fn a_queue_that_costs_the_connection_is_found_and_left_out_until_it_does_no_harm
     armed.store(false, Ordering::SeqCst);
     recovered_later(&events, &poison);
     assert_eq!(connection.loss_count(), epoch);
-    // All consume.
+    // All consumers work.
     for (queue, consumer) in &consumers {
         self::channel()
             .basic_publish("", queue.name(), "m")
@@ -227,7 +229,7 @@ fn a_queue_that_costs_the_connection_is_found_and_left_out_until_it_does_no_harm
 }
 
 #[test]
-fn a_consumer_that_costs_the_connection_is_found_and_comes_back_when_it_does_no_harm() {
+fn a_consumer_that_closes_the_connection_is_found_and_restored_later() {
     let tag = unique("poison");
     let (armed, judge) = judge(BASIC_CONSUME, &tag, Verdict::Close(541));
     let interceptor = Interceptor::start(judge);
@@ -261,7 +263,7 @@ fn a_consumer_that_costs_the_connection_is_found_and_comes_back_when_it_does_no_
 }
 
 #[test]
-fn messages_that_cost_the_connection_are_found_in_a_whole_window() {
+fn messages_that_close_the_connection_are_found_in_a_full_window() {
     const WINDOW: usize = 1000;
     let is_bad = |payload: &[u8]| contains(payload, "costs the connection");
     let interceptor = Interceptor::start(move |_, frame| match frame.kind {
@@ -297,7 +299,7 @@ fn messages_that_cost_the_connection_are_found_in_a_whole_window() {
         }
     }
     assert!(begin.elapsed() < SOON, "{:?}", begin.elapsed());
-    // All good ones are there, in their order, each three times at most.
+    // All good messages are there in order, each at most three times.
     let consumer = queue.consume(Default::default()).unwrap();
     let mut counts = vec![0; WINDOW];
     let mut last_new = None;
@@ -318,7 +320,7 @@ fn messages_that_cost_the_connection_are_found_in_a_whole_window() {
 }
 
 #[test]
-fn an_exclusive_queue_that_the_broker_still_holds_is_back_before_anything_is_published() {
+fn an_exclusive_queue_still_held_by_the_broker_is_back_before_publishing() {
     let interceptor = Interceptor::start(|_, _| Verdict::Pass);
     let connection = Connection::open_with(&interceptor.options()).unwrap();
     let events = connection.events();
@@ -339,9 +341,9 @@ fn an_exclusive_queue_that_the_broker_still_holds_is_back_before_anything_is_pub
 }
 
 #[test]
-fn closing_ends_in_its_time_whatever_hangs() {
+fn close_with_ends_at_its_timeout_when_the_broker_hangs() {
     const TIMEOUT: Duration = Duration::from_millis(300);
-    // The broker closes a connection only when all its channels have ended.
+    // The broker ends a connection only after all its channels have ended.
     let hangs = |ids| matches!(ids, Some(QUEUE_DECLARE | CONNECTION_CLOSE));
     let (asks, asked) = crossbeam_channel::unbounded();
     let interceptor = Interceptor::start(move |_, frame| match hangs(frame.method()) {
@@ -359,20 +361,20 @@ fn closing_ends_in_its_time_whatever_hangs() {
     let closed = connection.close_with(ReplyCode::SUCCESS, "", TIMEOUT);
     let error = closed.unwrap_err();
     assert!(error.is_timeout() && !connection.is_open(), "{error}");
-    // It is not the timeout of a request.
+    // The close did not wait for a request timeout.
     assert!(begin.elapsed() < SOON, "{:?}", begin.elapsed());
     let error = hung.join().unwrap().unwrap_err();
     assert!(error.is_connection_end(), "{error}");
 }
 
 #[test]
-fn one_refused_binding_takes_no_other_along() {
+fn a_refused_binding_does_not_affect_others() {
     let interceptor = Interceptor::start(|_, _| Verdict::Pass);
     let connection = Connection::open_with(&interceptor.options()).unwrap();
     let events = connection.events();
     let channel = connection.open_channel().unwrap();
     let queue = lasting_queue(&channel);
-    // It comes first.
+    // This binding is restored first.
     let (gone, other) = (unique("aa-gone"), self::channel());
     let options = ExchangeDeclareOptions::default();
     other
@@ -384,7 +386,7 @@ fn one_refused_binding_takes_no_other_along() {
         queue.bind(&channel.exchange("amq.direct"), key).unwrap();
     }
     other.exchange_delete(&gone, Default::default()).unwrap();
-    // The broker forgets the bindings while nobody watches.
+    // Another program removes the bindings.
     for key in &keys {
         other
             .queue_unbind(queue.name(), "amq.direct", key, Default::default())
@@ -407,17 +409,17 @@ fn one_refused_binding_takes_no_other_along() {
 }
 
 #[test]
-fn bindings_that_differ_only_in_their_arguments_are_told_apart() {
+fn bindings_that_differ_only_in_their_arguments_are_distinguished() {
     let colour = unique("red");
     let (armed, judge) = judge(QUEUE_BIND, &colour, Verdict::Hang);
     let interceptor = Interceptor::start(judge);
-    // Everything else must be answered within it.
+    // Within this timeout, everything else must be answered.
     let recovery = quick().entity_timeout(Duration::from_secs(2));
     let connection = Connection::open_with(&interceptor.options().recovery(recovery)).unwrap();
     let events = connection.events();
     let channel = connection.open_channel().unwrap();
     let queue = lasting_queue(&channel);
-    // One is asked for before it, and one after it.
+    // One binding is restored before it, and one after it.
     let colours = ["blue", &colour, "a colour whose name is longer"];
     let bind = |channel: &Channel, colour: &str| {
         let options = BindOptions::default().argument("colour", colour);
@@ -432,7 +434,7 @@ fn bindings_that_differ_only_in_their_arguments_are_told_apart() {
     let hung = not_recovered(&told);
     assert_eq!(hung.len(), 1, "{told:?}");
     let hung = hung[0].clone();
-    // It is missing, whatever its likes.
+    // The binding is missing, although similar ones exist.
     let other = self::channel();
     let options = BindOptions::default().argument("colour", &*colour);
     other
@@ -450,7 +452,7 @@ fn bindings_that_differ_only_in_their_arguments_are_told_apart() {
 }
 
 #[test]
-fn a_confirm_that_comes_late_leaves_nobody_waiting() {
+fn a_late_confirm_ends_every_wait() {
     let published = |server: &mut Script| loop {
         let frame = server.next_frame();
         match (frame.method(), frame.kind) {
@@ -480,13 +482,13 @@ fn a_confirm_that_comes_late_leaves_nobody_waiting() {
             server.wait_for_end();
             return;
         }
-        // The second is published alone when the time of the first is over.
+        // The second message is published alone after the first one's time is over.
         assert_eq!(published(server).1, b"2");
         server.send_method(channel, 60, 80, &ack(1));
         server.send_method(channel, 60, 80, &ack(2));
         is_done.recv().unwrap();
     });
-    // The broker must open the channels within it.
+    // Within this timeout, the broker must open the channels.
     let recovery = quick().entity_timeout(Duration::from_secs(2));
     let connection = Connection::open_with(&at(address).recovery(recovery)).unwrap();
     let channel = connection.open_channel().unwrap();

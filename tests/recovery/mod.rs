@@ -1,4 +1,4 @@
-//! Connections that are lost and come back.
+//! Connections that are lost and recover.
 
 mod calls;
 mod consuming;
@@ -20,7 +20,7 @@ use leveret::{
 use crate::support::proxy::Proxy;
 use crate::support::{unique, url, SOON};
 
-/// A queue that outlasts connections, and goes soon afterwards.
+/// Declares a queue that survives connections and expires a minute after its last use.
 pub(crate) fn lasting_queue(channel: &Channel) -> Queue {
     let options = QueueDeclareOptions::default().expires(Duration::from_secs(60));
     channel.queue_declare(&unique("q"), options).unwrap()
@@ -49,7 +49,7 @@ impl Lossy {
         }
     }
 
-    /// Cuts the connection, waits until it is back, and returns what was told in between.
+    /// Cuts the connection, waits until it is back, and returns the events in between.
     #[track_caller]
     pub(crate) fn lose(&self) -> Vec<ConnectionEvent> {
         self.proxy.cut();
@@ -57,7 +57,7 @@ impl Lossy {
     }
 }
 
-/// Waits until a connection is back, and returns what is told of that.
+/// Waits until a connection is back, and returns the events up to then.
 #[track_caller]
 pub(crate) fn recovered(events: &Receiver<ConnectionEvent>) -> Vec<ConnectionEvent> {
     let mut told = Vec::new();

@@ -1,4 +1,4 @@
-//! Networks that break in every way, at every step of a handshake and a recovery.
+//! Network faults of every kind, at every step of a handshake and a recovery.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
@@ -14,10 +14,10 @@ use crate::support::{channel, eventually, unique, url, SOON};
 const SEEDS: u64 = 100;
 const THREADS: u64 = 10;
 const MESSAGES: usize = 30;
-/// Beyond the handshake and what is declared and published again, in bytes.
+/// More bytes than the handshake, the declarations and the republished messages have together.
 const STEPS: u64 = 1500;
 
-/// A sequence of numbers that only depends on the seed (SplitMix64).
+/// Pseudo-random numbers that depend only on the seed (SplitMix64).
 struct Random(u64);
 
 impl Random {
@@ -48,7 +48,7 @@ impl Random {
 }
 
 #[test]
-fn whatever_breaks_at_whatever_step_nothing_is_lost_and_nobody_waits_for_ever() {
+fn no_fault_at_any_step_loses_messages_or_blocks_forever() {
     let next = AtomicU64::new(0);
     thread::scope(|scope| {
         for _ in 0..THREADS {
@@ -63,13 +63,13 @@ fn whatever_breaks_at_whatever_step_nothing_is_lost_and_nobody_waits_for_ever() 
     });
 }
 
-/// Loses a connection, and breaks the one that follows.
+/// Loses a connection, and breaks the next one.
 fn break_connection(seed: u64) {
     let plan = Random(seed).plan();
     let begin = Instant::now();
     let told = format!("seed {seed}: {plan:?}");
     let proxy = Proxy::start(&url());
-    // What is not broken must be answered within it, while nine other threads work.
+    // Within this timeout, an intact broker must answer, while nine other threads work.
     let short = Duration::from_secs(3);
     let options = proxy
         .options()
@@ -79,7 +79,7 @@ fn break_connection(seed: u64) {
         .publish_timeout(SOON);
     let connection = Connection::open_with(&options).unwrap();
     let events = connection.events();
-    // It outlasts all connections, and goes soon.
+    // The queue survives all connections, and expires soon afterwards.
     let options = QueueDeclareOptions::default().expires(Duration::from_secs(60));
     let declaring = connection.open_channel().unwrap();
     let queue = declaring.queue_declare(&unique("q"), options).unwrap();
@@ -134,7 +134,7 @@ fn break_connection(seed: u64) {
             ),
             Err(error) => break Err(error),
         }
-        // A byte that was changed may be one of a message, or a prefetch: then it never comes.
+        // A changed byte may belong to a message or a prefetch: then the message never comes.
         if plan.fault == Fault::Corrupt && begin.elapsed() > SOON / 4 {
             break Ok(());
         }
@@ -149,12 +149,12 @@ fn break_connection(seed: u64) {
         .try_iter()
         .filter(|it| matches!(it, ConnectionEvent::Lost { .. }));
     assert!(lost.count() > 0, "{told}");
-    // Whatever happened, it is over soon.
+    // Closing ends soon, whatever the fault was.
     let closing = Instant::now();
     let closed = connection.close();
     let closed_well = match &closed {
         Ok(()) => true,
-        // The byte may have been one of the password.
+        // The changed byte may belong to the password.
         Err(error) => matches!(
             error.kind(),
             ErrorKind::TimedOut { .. } | ErrorKind::RecoveryGivenUp { .. }
@@ -164,8 +164,8 @@ fn break_connection(seed: u64) {
         closed_well && closing.elapsed() < SOON / 2,
         "{told}: {closed:?}"
     );
-    // What was confirmed and has not come is still in the queue; but for what arrived as something else, or whose routing key
-    // or acknowledgement was the one that was changed.
+    // Confirmed messages that have not come are still in the queue. The exceptions are messages
+    // whose body, routing key or acknowledgement contained the changed byte.
     let may_lack = usize::from(plan.fault == Fault::Corrupt);
     let watching = channel();
     missing.retain(|it| number_of(it) < Some(confirmed));
@@ -182,7 +182,7 @@ fn break_connection(seed: u64) {
         .unwrap();
 }
 
-/// Which of the messages this is, if any.
+/// The number of the message with this body, if it is one.
 fn number_of(body: &[u8]) -> Option<usize> {
     let number = std::str::from_utf8(body).ok()?.parse().ok();
     number.filter(|it| *it < MESSAGES)

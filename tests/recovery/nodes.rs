@@ -1,4 +1,4 @@
-//! Brokers that are killed, stopped, or want nothing more to do with a connection.
+//! Nodes that are killed, stopped, or close connections.
 
 use std::collections::hash_map::RandomState;
 use std::collections::HashSet;
@@ -23,7 +23,7 @@ const PUBLISHERS: u32 = 4;
 const MESSAGES: u32 = 50_000;
 const KILLS: u32 = 5;
 
-/// Publishes its messages, and waits for each to be confirmed.
+/// Publishes all messages, and waits until each is confirmed.
 fn publish_all(publisher: &Publisher, queue: &str, published: &AtomicU32) {
     let mut confirms = Vec::new();
     for number in 0..MESSAGES {
@@ -38,7 +38,7 @@ fn publish_all(publisher: &Publisher, queue: &str, published: &AtomicU32) {
     assert_eq!(publisher.unconfirmed(), 0);
 }
 
-/// Consumes until all messages have come. Returns how many came more than once.
+/// Consumes until all messages have come. Returns the number of repetitions.
 fn consume_all(consumer: &Consumer) -> u32 {
     let (mut seen, mut last, mut again) = (HashSet::new(), None, 0);
     while seen.len() < MESSAGES as usize {
@@ -49,7 +49,7 @@ fn consume_all(consumer: &Consumer) -> u32 {
         if !seen.insert(number) {
             again += 1;
         } else if !delivery.redelivered() {
-            assert!(last < Some(number), "{number} came behind {last:?}");
+            assert!(last < Some(number), "{number} came after {last:?}");
             last = Some(number);
         }
         delivery.ack().unwrap();
@@ -58,7 +58,7 @@ fn consume_all(consumer: &Consumer) -> u32 {
 }
 
 #[test]
-fn nothing_is_lost_when_the_broker_is_killed_again_and_again_under_load() {
+fn no_message_is_lost_when_the_broker_is_killed_repeatedly_under_load() {
     let mut node = Node::start();
     let options = node
         .options()
@@ -75,10 +75,10 @@ fn nothing_is_lost_when_the_broker_is_killed_again_and_again_under_load() {
         let durable = QueueDeclareOptions::durable();
         channel.queue_declare(queue, durable).unwrap();
     }
-    // Declare-ok does not mean that the declaration is on disk: that can take RabbitMQ two seconds more.
+    // After declare-ok, RabbitMQ can take two more seconds to write the declaration to disk.
     node.ctl(&["eval", "mnesia:sync_log()."]);
     let published = AtomicU32::new(0);
-    // Before the first kill: a call that waits just then ends with an error.
+    // Set up before the first kill: a call that waits at that moment fails.
     let workers: Vec<_> = queues
         .iter()
         .map(|queue| {
@@ -100,12 +100,14 @@ fn nothing_is_lost_when_the_broker_is_killed_again_and_again_under_load() {
             scope.spawn(move || publish_all(publisher, queue, published));
             consumers.push(scope.spawn(move || consume_all(consumer)));
         }
-        // At a random moment of each part of the run.
+        // Kill at a random moment in each part of the run.
         let part = PUBLISHERS * MESSAGES / (KILLS + 1);
         for kill in 0..KILLS {
             let random = RandomState::new().build_hasher().finish();
             let moment = part * kill + 1 + (random % u64::from(part)) as u32;
-            eventually("it goes on", || published.load(Ordering::Relaxed) >= moment);
+            eventually("messages are published", || {
+                published.load(Ordering::Relaxed) >= moment
+            });
             node.signal("KILL");
             lost(&events);
             node.restart();
@@ -116,8 +118,8 @@ fn nothing_is_lost_when_the_broker_is_killed_again_and_again_under_load() {
     });
     assert_eq!(published.into_inner(), PUBLISHERS * MESSAGES);
     assert_eq!(connection.stats().recoveries, u64::from(KILLS));
-    // With a window of 500, some were always in between.
-    assert!(again > 0, "no kill came in the middle");
+    // With a window of 500, some messages were always in flight.
+    assert!(again > 0, "no kill met messages in flight");
     println!("{again} messages came more than once");
     connection.close().unwrap();
 }
@@ -148,7 +150,7 @@ fn the_next_node_of_a_list_takes_over() {
     queue.bind(&channel.exchange("amq.topic"), "to.#").unwrap();
     let consumer = queue.consume(Default::default()).unwrap();
     let publisher = connection.open_channel().unwrap().publisher().unwrap();
-    // The first is back when the last goes.
+    // The first node is back when the last one is killed.
     for (round, at) in [0, 1, 2, 0].into_iter().enumerate() {
         assert_eq!(connection.peer_addr().port(), ports[at]);
         let body = round.to_string();
@@ -168,7 +170,7 @@ fn the_next_node_of_a_list_takes_over() {
 }
 
 #[test]
-fn a_connection_that_an_operator_closes_comes_back_until_its_login_is_refused() {
+fn a_connection_closed_by_an_operator_recovers_until_its_login_is_refused() {
     logged::begin();
     let node = Node::start();
     let connection =
@@ -187,7 +189,7 @@ fn a_connection_that_an_operator_closes_comes_back_until_its_login_is_refused() 
     assert!(cause.to_string().contains("maintenance"), "{cause}");
     queue.publish("m").unwrap();
     assert_eq!(consumer.recv_timeout(SOON).unwrap().unwrap().body(), b"m");
-    // A person can read what happened, in order.
+    // The log tells an operator what happened.
     assert!(logged::has(
         |line| line.contains("maintenance") && line.contains("it is opened again")
     ));
@@ -209,7 +211,7 @@ fn a_connection_that_an_operator_closes_comes_back_until_its_login_is_refused() 
 }
 
 #[test]
-fn a_node_that_is_away_is_waited_for_with_growing_delays() {
+fn recovery_waits_for_a_node_with_growing_delays() {
     let mut node = Node::start();
     let options = node
         .options()
@@ -230,7 +232,7 @@ fn a_node_that_is_away_is_waited_for_with_growing_delays() {
     node.signal("KILL");
     lost(&events);
     let recovering = |error: &leveret::Error| matches!(error.kind(), ErrorKind::Recovering { .. });
-    // Some six seconds with the default delays.
+    // About six seconds with the default delays.
     let mut delays = Vec::new();
     while delays.len() < 5 {
         delays.extend(events.try_iter().filter_map(|event| match event {
@@ -270,7 +272,7 @@ fn a_node_that_is_away_is_waited_for_with_growing_delays() {
     );
 }
 
-/// What this process has in use.
+/// The number of threads and descriptors, and the memory in KiB, of this process.
 #[cfg(target_os = "linux")]
 fn in_use() -> (usize, usize, usize) {
     let count = |path| std::fs::read_dir(path).unwrap().count();
@@ -278,10 +280,10 @@ fn in_use() -> (usize, usize, usize) {
     (count("/proc/self/task"), count("/proc/self/fd"), kib)
 }
 
-/// In a process of its own, where nobody else has threads and sockets.
+/// Runs in its own process, without other threads and sockets.
 #[cfg(target_os = "linux")]
 #[test]
-fn a_thousand_recoveries_leave_nothing_behind() {
+fn a_thousand_recoveries_leak_no_threads_descriptors_or_memory() {
     let run = Command::new(std::env::current_exe().unwrap())
         .args([
             "--exact",
@@ -316,8 +318,9 @@ fn a_thousand_recoveries() {
         for _ in 0..times {
             let confirm = publisher.publish("", queue.name(), "m").unwrap();
             lossy.lose();
-            // It was confirmed before the loss, or published again when its queue had another name. If the old queue is
-            // just being deleted, RabbitMQ 4 can nack the message, and older versions confirm it.
+            // The message was confirmed before the loss, or it was republished after its queue got
+            // another name. If the old queue is being deleted at that moment, RabbitMQ 4 can nack
+            // the message, and older versions confirm it.
             if let Err(error) = confirm.wait_timeout(SOON) {
                 let is_expected = match error.kind() {
                     ErrorKind::Nacked { .. } => version() >= (4, 0),
@@ -331,13 +334,13 @@ fn a_thousand_recoveries() {
     recover(100);
     let before = in_use();
     recover(1000);
-    // The last thread and socket may take a moment to go.
+    // The last thread and socket may need a moment to end.
     eventually("no thread and no descriptor is left", || {
         let now = in_use();
         now.0 <= before.0 && now.1 <= before.1
     });
     let after = in_use();
-    // One name for each, of a handle that was held all the time.
+    // The handle keeps one queue name for each recovery; nothing else may grow.
     assert!(
         after.2 < before.2 + 1024,
         "{before:?} became {after:?} (KiB)"

@@ -1,4 +1,4 @@
-//! What was published is not lost.
+//! Published messages across losses of the connection.
 
 use std::thread;
 use std::time::Duration;
@@ -25,7 +25,7 @@ fn drain_with_ids(queue: &leveret::Queue) -> Vec<(String, Option<String>)> {
 }
 
 #[test]
-fn unconfirmed_messages_are_published_again_in_order_before_newer_ones() {
+fn unconfirmed_messages_are_republished_in_order_before_newer_ones() {
     let lossy = Lossy::new();
     let channel = lossy.connection.open_channel().unwrap();
     let queue = lasting_queue(&channel);
@@ -35,7 +35,7 @@ fn unconfirmed_messages_are_published_again_in_order_before_newer_ones() {
         .unwrap()
         .wait()
         .unwrap();
-    // The broker gets the next ones, and its answers do not come.
+    // The broker gets the next messages, but the client does not get the confirms.
     let watching = self::channel();
     lossy.proxy.drop_all(Direction::ToClient);
     let mut confirms: Vec<_> = (1..=5)
@@ -44,15 +44,17 @@ fn unconfirmed_messages_are_published_again_in_order_before_newer_ones() {
             publisher.publish("", queue.name(), message).unwrap()
         })
         .collect();
-    eventually("they are there", || ready(&watching, queue.name()) == 6);
-    // These it never gets.
+    eventually("the messages are in the queue", || {
+        ready(&watching, queue.name()) == 6
+    });
+    // The broker never gets these messages.
     lossy.proxy.drop_all(Direction::ToBroker);
     confirms.extend((6..=8).map(|number: u32| {
         publisher
             .publish("", queue.name(), number.to_string())
             .unwrap()
     }));
-    // One of many frames.
+    // A message of many frames.
     let large = vec![b'9'; 1 << 20];
     confirms.push(publisher.publish("", queue.name(), &large).unwrap());
     lossy.proxy.refuse(true);
@@ -60,7 +62,7 @@ fn unconfirmed_messages_are_published_again_in_order_before_newer_ones() {
     super::lost(&lossy.events);
     assert!(confirms.iter().all(|confirm| confirm.try_wait().is_none()));
     assert_eq!(publisher.unconfirmed(), 9);
-    // Published while the connection is away.
+    // Published while the connection is lost.
     let later = thread::spawn({
         let (publisher, queue) = (publisher.clone(), queue.name().to_owned());
         move || publisher.publish("", &queue, "10").unwrap()
@@ -75,7 +77,7 @@ fn unconfirmed_messages_are_published_again_in_order_before_newer_ones() {
     publisher.wait_for_confirms().unwrap();
     let (mut bodies, ids): (Vec<_>, Vec<_>) = drain_with_ids(&queue).into_iter().unzip();
     assert_eq!(bodies.remove(14).len(), large.len());
-    // By its id a message that came twice can be known.
+    // A message that came twice can be recognised by its id.
     for (body, id) in bodies.iter().zip(&ids) {
         let has_one = matches!(body.as_str(), "1" | "2" | "3" | "4" | "5");
         let expected = has_one.then_some(body);
@@ -90,7 +92,7 @@ fn unconfirmed_messages_are_published_again_in_order_before_newer_ones() {
 }
 
 #[test]
-fn a_window_goes_on_over_many_losses() {
+fn publishing_continues_across_many_losses() {
     const MESSAGES: usize = 20_000;
     let lossy = Lossy::new();
     let channel = lossy.connection.open_channel().unwrap();
@@ -116,7 +118,7 @@ fn a_window_goes_on_over_many_losses() {
     }
     publishing.join().unwrap();
     assert!(losses > 3, "{losses}");
-    // Each is there, and for the first time in order.
+    // Every message is there, and the first copies are in order.
     let mut next = 0;
     for body in drain(&queue) {
         let number: usize = body.parse().unwrap();
@@ -129,7 +131,7 @@ fn a_window_goes_on_over_many_losses() {
 }
 
 #[test]
-fn a_message_that_was_published_again_is_returned_like_any_other() {
+fn republished_messages_can_be_returned() {
     let lossy = Lossy::new();
     let channel = lossy.connection.open_channel().unwrap();
     let publisher = channel.publisher().unwrap();
@@ -139,7 +141,7 @@ fn a_message_that_was_published_again_is_returned_like_any_other() {
     let error = nowhere.wait_timeout(SOON).unwrap_err();
     assert!(matches!(error.kind(), ErrorKind::Returned(_)), "{error}");
 
-    // Its exchange is gone: that costs the channel.
+    // The exchange does not exist, so the broker closes the channel.
     let exchange = unique("x");
     lossy.proxy.drop_all(Direction::ToBroker);
     let lost = publisher.publish(&exchange, "", "m").unwrap();
@@ -152,7 +154,7 @@ fn a_message_that_was_published_again_is_returned_like_any_other() {
 }
 
 #[test]
-fn a_message_that_costs_the_connection_is_not_published_again() {
+fn a_message_that_closes_the_connection_is_not_republished() {
     let lossy = Lossy::new();
     let channel = lossy.connection.open_channel().unwrap();
     let publisher = channel.publisher().unwrap();
@@ -175,7 +177,7 @@ fn a_message_that_costs_the_connection_is_not_published_again() {
 }
 
 #[test]
-fn plain_messages_that_were_lost_are_reported_once() {
+fn lost_messages_without_a_confirm_are_reported_once() {
     let lossy = Lossy::new();
     let channel = lossy.connection.open_channel().unwrap();
     channel.confirm_select().unwrap();
@@ -196,7 +198,7 @@ fn plain_messages_that_were_lost_are_reported_once() {
     let error = waiting.join().unwrap().unwrap_err();
     assert!(error.is_connection_end(), "{error}");
     channel.wait_for_confirms().unwrap();
-    // Also if nobody waits just then.
+    // A loss is also reported if no thread waits at that moment.
     lossy.proxy.drop_all(Direction::ToBroker);
     channel.basic_publish("", "nowhere", "lost").unwrap();
     lossy.lose();
@@ -207,7 +209,7 @@ fn plain_messages_that_were_lost_are_reported_once() {
 }
 
 #[test]
-fn a_loss_stands_among_the_confirmations_before_what_is_newer() {
+fn confirmations_report_losses_before_newer_messages() {
     let lossy = Lossy::new();
     let channel = lossy.connection.open_channel().unwrap();
     let queue = lasting_queue(&channel);
@@ -217,7 +219,7 @@ fn a_loss_stands_among_the_confirmations_before_what_is_newer() {
     channel.wait_for_confirms().unwrap();
     lossy.lose();
     lossy.proxy.drop_all(Direction::ToBroker);
-    // 2 and 4 nobody waits for by itself.
+    // Messages 2 and 4 have no `Confirm`.
     queue.publish("lost").unwrap();
     let first = publisher.publish("", queue.name(), "again").unwrap();
     queue.publish("lost").unwrap();
@@ -227,7 +229,7 @@ fn a_loss_stands_among_the_confirmations_before_what_is_newer() {
     for confirm in [first, last] {
         confirm.wait_timeout(SOON).unwrap();
     }
-    // With nothing that was lost.
+    // The publisher does not report the lost messages, which are not its own.
     publisher.wait_for_confirms().unwrap();
     lossy.lose();
     queue.publish("later").unwrap();
@@ -248,7 +250,7 @@ fn a_loss_stands_among_the_confirmations_before_what_is_newer() {
 }
 
 #[test]
-fn a_lost_message_behind_one_that_is_published_again_is_not_waited_for() {
+fn wait_for_confirms_ignores_lost_messages_without_a_confirm() {
     let lossy = Lossy::new();
     let channel = lossy.connection.open_channel().unwrap();
     let queue = lasting_queue(&channel);
@@ -262,7 +264,7 @@ fn a_lost_message_behind_one_that_is_published_again_is_not_waited_for() {
 }
 
 #[test]
-fn a_channel_that_is_closed_while_the_connection_is_away_answers_for_its_messages() {
+fn closing_a_channel_during_an_outage_fails_its_unconfirmed_messages() {
     let lossy = Lossy::new();
     let channels: Vec<_> = (0..2)
         .map(|_| lossy.connection.open_channel().unwrap())
@@ -284,7 +286,7 @@ fn a_channel_that_is_closed_while_the_connection_is_away_answers_for_its_message
     let error = confirms[1].wait_timeout(SOON).unwrap_err();
     assert!(matches!(error.kind(), ErrorKind::Returned(_)), "{error}");
 
-    // And so does the connection.
+    // Closing the connection fails them, too.
     lossy.proxy.drop_all(Direction::ToBroker);
     let confirm = publishers[1].publish("", "nowhere", "m").unwrap();
     lossy.proxy.refuse(true);

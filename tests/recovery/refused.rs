@@ -1,4 +1,4 @@
-//! What stands in the way of a recovery: refusals, and losses in the middle of it.
+//! What gets in the way of a recovery: errors of the broker, and further losses.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use crate::support::{channel, connect, eventually, exclusive_queue, unique, url,
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 
-/// Another program's exclusive consumer, which begins as soon as nobody else consumes.
+/// Starts another program's exclusive consumer as soon as the queue has no consumer.
 fn take_away(queue: &Queue) -> Consumer {
     let begin = Instant::now();
     loop {
@@ -37,7 +37,7 @@ fn consumer_count(channel: &Channel, queue: &Queue) -> Option<u32> {
 }
 
 #[test]
-fn a_consumer_that_lacks_the_permission_by_now_ends_and_all_else_comes_back() {
+fn a_consumer_that_lost_its_permission_ends_and_everything_else_is_restored() {
     let node = Node::start();
     node.ctl(&["add_user", "worker", "secret"]);
     node.ctl(&["set_permissions", "worker", ".*", ".*", ".*"]);
@@ -66,7 +66,7 @@ fn a_consumer_that_lacks_the_permission_by_now_ends_and_all_else_comes_back() {
 }
 
 #[test]
-fn consumers_beside_one_that_is_refused_consume_on() {
+fn a_refused_consumer_does_not_affect_other_consumers() {
     const CONSUMERS: u32 = 30;
     let lossy = Lossy::new();
     let channel = lossy.connection.open_channel().unwrap();
@@ -84,7 +84,7 @@ fn consumers_beside_one_that_is_refused_consume_on() {
         let theirs = take_away(&taken);
         lossy.proxy.refuse(false);
         recovered(&lossy.events);
-        eventually("all others consume", || {
+        eventually("all other consumers are back", || {
             consumer_count(&watching, &mine) == Some(CONSUMERS)
         });
         theirs.cancel().unwrap();
@@ -92,7 +92,7 @@ fn consumers_beside_one_that_is_refused_consume_on() {
 }
 
 #[test]
-fn who_looks_for_what_is_missing_sees_a_loss_at_once() {
+fn the_search_for_missing_entities_notices_a_loss_at_once() {
     let lossy = Lossy::with(|options| {
         let recovery = quick().first_delay(MILLISECOND).max_delay(2 * MILLISECOND);
         options.request_timeout(SOON).recovery(recovery)
@@ -111,13 +111,14 @@ fn who_looks_for_what_is_missing_sees_a_loss_at_once() {
         let begin = Instant::now();
         thread::sleep(round % 7 * MILLISECOND);
         lossy.lose();
-        // Whoever waits for a connection that only it could bring back waits for the timeout of a request.
+        // If the recovery thread waited for a connection that only it can restore, it would wait for
+        // the request timeout.
         assert!(begin.elapsed() < SOON / 2, "{:?}", begin.elapsed());
     }
 }
 
 #[test]
-fn an_ack_that_costs_a_channel_while_it_comes_back_ends_it_with_its_reason() {
+fn an_ack_that_closes_a_channel_during_recovery_is_reported() {
     let lossy = Lossy::new();
     let mut caught = 0;
     for _ in 0..30 {
@@ -128,7 +129,7 @@ fn an_ack_that_costs_a_channel_while_it_comes_back_ends_it_with_its_reason() {
         }
         let consumer = queue.consume(Default::default()).unwrap();
         drop(consumer.recv_timeout(SOON).unwrap());
-        // So that it takes a while.
+        // More channels make the recovery take longer.
         let _others: Vec<_> = (0..20)
             .map(|_| lossy.connection.open_channel().unwrap())
             .collect();
@@ -141,7 +142,7 @@ fn an_ack_that_costs_a_channel_while_it_comes_back_ends_it_with_its_reason() {
                 };
                 let tag = delivery.delivery_tag();
                 let acked = channel.basic_ack(tag);
-                // Twice: the broker does not know it any more.
+                // The second ack is an error: the broker does not know the tag any more.
                 let is_new = channel.connection().loss_count() > epoch;
                 if acked.is_err() || (is_new && channel.basic_ack(tag).is_err()) {
                     return;
@@ -162,12 +163,12 @@ fn an_ack_that_costs_a_channel_while_it_comes_back_ends_it_with_its_reason() {
 }
 
 #[test]
-fn recoveries_that_fail_half_way_leave_no_channel_behind() {
+fn recoveries_that_fail_half_way_leak_no_channel() {
     let lossy = Lossy::with(|options| options.channel_max(3));
     let channel = lossy.connection.open_channel().unwrap();
     let _queues = [(); 3].map(|()| lasting_queue(&channel));
     drop(channel);
-    // Behind the handshake, in the middle of what is declared.
+    // Cut after the handshake, while the client declares queues.
     for after in (450..900).step_by(25) {
         lossy.proxy.plan(Plan {
             fault: Fault::Cut,
@@ -176,13 +177,13 @@ fn recoveries_that_fail_half_way_leave_no_channel_behind() {
         });
     }
     lossy.lose();
-    eventually("all numbers are free", || {
+    eventually("all channel numbers are free", || {
         lossy.connection.stats().channels == 1
     });
 }
 
 #[test]
-fn a_connection_whose_channel_numbers_are_all_in_use_comes_back() {
+fn a_connection_without_a_free_channel_number_recovers() {
     let lossy = Lossy::with(|options| options.channel_max(1));
     let channel = lossy.connection.open_channel().unwrap();
     let queue = channel
@@ -195,7 +196,7 @@ fn a_connection_whose_channel_numbers_are_all_in_use_comes_back() {
     let missing = Entity::Queue { name };
     let is_told = |event: &ConnectionEvent| matches!(event, ConnectionEvent::NotRecovered { entity, .. } if *entity == missing);
     assert!(told.iter().any(is_told), "{told:?}");
-    // There is one when the handles have gone.
+    // A channel number is free once the handles are dropped.
     drop((queue, channel));
     let later = lossy.events.recv_timeout(SOON).unwrap();
     assert!(
@@ -205,7 +206,7 @@ fn a_connection_whose_channel_numbers_are_all_in_use_comes_back() {
 }
 
 #[test]
-fn a_queue_that_can_be_declared_only_later_gets_its_bindings_then() {
+fn a_queue_declared_late_gets_its_bindings_and_consumers() {
     let node = Node::start();
     let connection = Connection::open_with(&node.options().recovery(quick())).unwrap();
     let events = connection.events();
@@ -229,7 +230,7 @@ fn a_queue_that_can_be_declared_only_later_gets_its_bindings_then() {
 }
 
 #[test]
-fn a_queue_that_goes_before_it_is_consumed_from_is_declared_again() {
+fn a_queue_deleted_before_its_consumer_is_restored_is_redeclared() {
     let theirs = Arc::new(Mutex::new(None::<Consumer>));
     let armed = Arc::new(AtomicBool::new(false));
     let lossy = Lossy::with(|options| {
@@ -237,12 +238,14 @@ fn a_queue_that_goes_before_it_is_consumed_from_is_declared_again() {
         options.recovery(quick().filter(move |entity| {
             let consumes = matches!(entity, Entity::Consumer { .. });
             if consumes && armed.swap(false, Ordering::SeqCst) {
-                // The last other consumer goes, and with it the queue.
+                // The last other consumer ends, so the broker deletes the queue.
                 let consumer = theirs.lock().take().unwrap();
                 let queue = consumer.consumer_tag().to_owned();
                 consumer.cancel().unwrap();
                 let watching = consumer.channel().connection();
-                eventually("it is gone", || !watching.queue_exists(&queue).unwrap());
+                eventually("the queue is gone", || {
+                    !watching.queue_exists(&queue).unwrap()
+                });
             }
             true
         }))
@@ -270,7 +273,7 @@ fn a_queue_that_goes_before_it_is_consumed_from_is_declared_again() {
 }
 
 #[test]
-fn what_waits_for_the_connection_finds_a_queue_by_its_new_name() {
+fn calls_that_wait_for_the_connection_use_a_queues_new_name() {
     let lossy = Lossy::new();
     let channel = lossy.connection.open_channel().unwrap();
     let queue = exclusive_queue(&channel);
@@ -293,7 +296,7 @@ fn what_waits_for_the_connection_finds_a_queue_by_its_new_name() {
 }
 
 #[test]
-fn unread_messages_that_the_broker_has_forgotten_are_kept() {
+fn unread_no_ack_messages_are_kept() {
     let lossy = Lossy::new();
     let channel = lossy.connection.open_channel().unwrap();
     let queue = lasting_queue(&channel);
@@ -312,7 +315,7 @@ fn unread_messages_that_the_broker_has_forgotten_are_kept() {
 }
 
 #[test]
-fn a_publisher_whose_window_is_full_fails_at_once_if_it_is_not_to_wait() {
+fn with_fail_fast_a_publish_into_a_full_window_fails_at_once() {
     let lossy = Lossy::with(|options| options.recovery(quick().fail_fast()));
     let channel = lossy.connection.open_channel().unwrap();
     let options = PublisherOptions::default()
@@ -321,7 +324,7 @@ fn a_publisher_whose_window_is_full_fails_at_once_if_it_is_not_to_wait() {
     let publisher = channel.publisher_with(options).unwrap();
     lossy.proxy.drop_all(Direction::ToBroker);
     let confirm = publisher.publish("", "nowhere", "1").unwrap();
-    // One waits for room when the connection is lost, one comes later.
+    // One publish waits for room when the connection is lost, one starts later.
     let waiting = thread::spawn({
         let publisher = publisher.clone();
         move || publisher.publish("", "nowhere", "2").map(drop)
@@ -342,12 +345,15 @@ fn a_publisher_whose_window_is_full_fails_at_once_if_it_is_not_to_wait() {
     assert!(begin.elapsed() < SOON, "{:?}", begin.elapsed());
     lossy.proxy.refuse(false);
     recovered(&lossy.events);
-    assert!(confirm.wait_timeout(SOON).is_err(), "it is returned");
+    assert!(
+        confirm.wait_timeout(SOON).is_err(),
+        "the message is returned"
+    );
     publisher.publish("", "nowhere", "4").unwrap();
 }
 
 #[test]
-fn a_silent_peer_does_not_hold_up_the_end_of_a_recovery() {
+fn a_silent_peer_does_not_delay_the_end_of_a_recovery() {
     let most = Duration::from_millis(500);
     let lossy = Lossy::with(|options| {
         let options = options.connect_timeout(2 * SOON);
@@ -368,7 +374,7 @@ fn a_silent_peer_does_not_hold_up_the_end_of_a_recovery() {
     };
     assert!(*after >= most, "{cause}");
 
-    // Or it falls silent when it is asked for what was declared.
+    // The peer may also fall silent when the client restores the queue.
     let proxy = Arc::new(Proxy::start(&url()));
     let silent = Arc::clone(&proxy);
     let recovery = quick().max_time(most).filter(move |_| {
@@ -388,7 +394,7 @@ fn a_silent_peer_does_not_hold_up_the_end_of_a_recovery() {
 }
 
 #[test]
-fn a_remote_call_that_waits_for_the_connection_is_not_lost_with_the_next() {
+fn a_waiting_rpc_call_is_not_lost_with_the_next_connection() {
     let serving = connect();
     let requests = lasting_queue(&serving.open_channel().unwrap());
     let server = RpcServer::new(&serving);
@@ -401,7 +407,7 @@ fn a_remote_call_that_waits_for_the_connection_is_not_lost_with_the_next() {
         let received = || lossy.proxy.bytes_to_client();
         let of_the_handshake = received();
         let client = RpcClient::new(&lossy.connection).unwrap();
-        // Every handshake has as many bytes as the first. The replies to the client's calls follow it.
+        // Every handshake has as many bytes as the first. The replies to the client's calls follow.
         let after = of_the_handshake + (received() - of_the_handshake) * step / 10;
         lossy.proxy.refuse(true);
         lossy.proxy.cut();
@@ -418,7 +424,8 @@ fn a_remote_call_that_waits_for_the_connection_is_not_lost_with_the_next() {
         });
         lossy.proxy.refuse(false);
         let told = recovered(&lossy.events);
-        // Until the connection is back, no call is let through. A later cut may meet the call.
+        // The call is sent only after the recovery, so an earlier cut cannot lose it. A later cut
+        // can.
         let before_it_was_back = told.iter().any(|event| match event {
             ConnectionEvent::RecoveryFailed { error, .. } => {
                 !error.to_string().contains("waiting for connection.start")
@@ -435,7 +442,7 @@ fn a_remote_call_that_waits_for_the_connection_is_not_lost_with_the_next() {
 }
 
 #[test]
-fn a_message_that_costs_the_connection_takes_no_other_with_it() {
+fn a_message_that_closes_the_connection_loses_no_other_message() {
     let lossy = Lossy::new();
     let open = || lossy.connection.open_channel().unwrap();
     let (good, bad) = (open().publisher().unwrap(), open().publisher().unwrap());
@@ -448,7 +455,7 @@ fn a_message_that_costs_the_connection_takes_no_other_with_it() {
         }
     };
     publish();
-    // Each but the first comes right behind what is published again.
+    // Each bad message but the first comes right after the republished ones.
     for _ in 0..4 {
         let immediate = Message::new("m").immediate();
         let refused = bad.publish("", queue.name(), immediate).unwrap();
@@ -464,7 +471,7 @@ fn a_message_that_costs_the_connection_takes_no_other_with_it() {
 }
 
 #[test]
-fn a_secret_that_was_updated_is_what_a_recovery_logs_in_with() {
+fn recovery_logs_in_with_the_updated_secret() {
     let node = Node::start();
     let proxy = Proxy::start(&node.uri());
     let options = proxy.options().recovery(quick().fail_fast());
@@ -476,7 +483,7 @@ fn a_secret_that_was_updated_is_what_a_recovery_logs_in_with() {
         .unwrap();
     node.ctl(&["close_all_connections", "new password"]);
     recovered(&events);
-    // Also if nobody was there to take it.
+    // The new secret is kept even if the broker cannot take it now.
     proxy.refuse(true);
     proxy.cut();
     lost(&events);
@@ -493,7 +500,7 @@ fn a_secret_that_was_updated_is_what_a_recovery_logs_in_with() {
 }
 
 #[test]
-fn an_exchange_that_goes_before_its_bindings_are_made_is_declared_once_more() {
+fn an_exchange_deleted_before_its_bindings_are_restored_is_redeclared() {
     let gone = Arc::new(Mutex::new(None::<String>));
     let lossy = Lossy::with(|options| {
         let (gone, other) = (Arc::clone(&gone), channel());
@@ -518,7 +525,7 @@ fn an_exchange_that_goes_before_its_bindings_are_made_is_declared_once_more() {
     *gone.lock() = Some(exchange.name().to_owned());
     let told = lossy.lose();
     assert!(gone.lock().is_none());
-    // Lost, the queue's new name, and back: nothing is missing.
+    // Lost, renamed and recovered: nothing is missing.
     assert_eq!(told.len(), 3, "{told:?}");
     for key in ["one", "two"] {
         exchange.publish(key, key).unwrap();

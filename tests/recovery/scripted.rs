@@ -1,4 +1,4 @@
-//! Servers that do on the next connection what RabbitMQ does at no test's wish.
+//! Scripted servers for recoveries that a real RabbitMQ does not show on demand.
 
 use std::net::SocketAddr;
 use std::sync::mpsc;
@@ -16,13 +16,13 @@ use crate::support::{at, eventually, scripted_connections, scripted_server, shor
 
 const SHORT: Duration = Duration::from_millis(100);
 
-/// A server that did not get what it expects is gone, and not to be waited for.
+/// Allows one attempt, since a script that failed does not accept another connection.
 fn once(address: SocketAddr) -> ConnectionOptions {
     at(address).recovery(quick().max_attempts(1))
 }
 
 #[test]
-fn a_broker_that_blocked_the_lost_connection_has_not_blocked_the_next_one() {
+fn a_loss_ends_the_blocked_state() {
     let (cut, is_cut) = mpsc::channel();
     let (address, server) = scripted_connections(2, move |connection, server| {
         server.handshake(0);
@@ -38,7 +38,9 @@ fn a_broker_that_blocked_the_lost_connection_has_not_blocked_the_next_one() {
     let connection = Connection::open_with(&options).unwrap();
     let events = connection.events();
     let channel = connection.open_channel().unwrap();
-    eventually("it is blocked", || connection.blocked_reason().is_some());
+    eventually("the connection is blocked", || {
+        connection.blocked_reason().is_some()
+    });
     let error = channel.basic_publish("", "q", "m").unwrap_err();
     assert!(matches!(error.kind(), ErrorKind::ConnectionBlocked { .. }));
     cut.send(()).unwrap();
@@ -49,7 +51,7 @@ fn a_broker_that_blocked_the_lost_connection_has_not_blocked_the_next_one() {
 }
 
 #[test]
-fn channels_that_the_next_broker_does_not_allow_end_with_all_that_is_theirs() {
+fn channels_above_the_next_brokers_channel_max_end() {
     let (cut, is_cut) = mpsc::channel();
     let (address, server) = scripted_connections(2, move |connection, server| {
         server.handshake_with([3, 1][connection], 0);
@@ -63,7 +65,7 @@ fn channels_that_the_next_broker_does_not_allow_end_with_all_that_is_theirs() {
             server.send_method(3, 85, 11, b"");
             server.expect(60, 40);
         } else {
-            // And no other channel is opened.
+            // The client opens no other channel.
             server.expect(60, 10);
             server.send_method(1, 60, 11, b"");
         }
@@ -95,7 +97,7 @@ fn channels_that_the_next_broker_does_not_allow_end_with_all_that_is_theirs() {
 }
 
 #[test]
-fn no_two_channels_have_one_number_when_fewer_were_allowed_for_a_while() {
+fn channel_numbers_stay_unique_when_channel_max_drops_for_a_while() {
     let (cut, is_cut) = mpsc::channel();
     let (address, server) = scripted_connections(3, move |connection, server| {
         server.handshake_with([2, 1, 2][connection], 0);
@@ -113,7 +115,7 @@ fn no_two_channels_have_one_number_when_fewer_were_allowed_for_a_while() {
         cut.send(()).unwrap();
         recovered(&events);
     }
-    // It ended when it was not allowed, and still has its number.
+    // The channel ended when its number was not allowed, but its handle keeps the number.
     let error = connection.open_channel().unwrap_err();
     let exhausted = ErrorKind::ChannelsExhausted { channel_max: 2 };
     assert_eq!(*error.kind(), exhausted);
@@ -124,7 +126,7 @@ fn no_two_channels_have_one_number_when_fewer_were_allowed_for_a_while() {
 }
 
 #[test]
-fn a_login_that_all_refuse_who_can_be_reached_ends_the_recovery() {
+fn a_login_refused_by_all_reachable_endpoints_ends_the_recovery() {
     let (hangs_up, other) = scripted_server(|server| server.expect_header());
     let mut other = Some(other);
     let (address, server) = scripted_connections(3, move |connection, server| {
@@ -133,7 +135,7 @@ fn a_login_that_all_refuse_who_can_be_reached_ends_the_recovery() {
         }
         server.expect_login();
         if connection == 2 {
-            // Only now it is certain that nobody listens there any more.
+            // Only now it is certain that the other endpoint does not listen any more.
             other.take().unwrap().join().unwrap();
         }
         server.refuse_login("no");
@@ -148,13 +150,13 @@ fn a_login_that_all_refuse_who_can_be_reached_ends_the_recovery() {
         panic!("{cause}");
     };
     assert!(matches!(**last, ErrorKind::EndpointsFailed(_)), "{cause}");
-    // At the first, the other one may just have been going away.
+    // During the first attempt, the other endpoint may still have been listening.
     assert_eq!(*attempts, 2);
     server.join().unwrap();
 }
 
 #[test]
-fn a_refused_login_is_one_more_failed_attempt_and_each_outage_has_one_loss() {
+fn a_refused_login_counts_as_an_attempt_and_each_outage_is_one_loss() {
     let (cut, is_cut) = mpsc::channel();
     let (address, server) = scripted_connections(5, move |connection, server| match connection {
         0 => {
@@ -162,7 +164,7 @@ fn a_refused_login_is_one_more_failed_attempt_and_each_outage_has_one_loss() {
             server.open_channel();
             is_cut.recv().unwrap();
         }
-        // It comes back and is lost at once: that is the same outage.
+        // The connection is lost again at once, which counts as the same outage.
         1 => {
             server.handshake(0);
             server.expect(20, 10);
@@ -208,7 +210,7 @@ fn a_refused_login_is_one_more_failed_attempt_and_each_outage_has_one_loss() {
 }
 
 #[test]
-fn a_message_that_was_sent_once_is_never_told_as_certainly_unsent() {
+fn a_message_sent_once_is_never_reported_as_unsent() {
     const CHANNELS: usize = 10;
     let (cut, is_cut) = mpsc::channel();
     let (address, server) = scripted_connections(2, move |connection, server| {
@@ -233,7 +235,7 @@ fn a_message_that_was_sent_once_is_never_told_as_certainly_unsent() {
                 opened += 1;
             }
         }
-        // It reads no more, so that most of what is published again stays with the client.
+        // The server reads no more, so most of the republished bytes stay with the client.
         is_cut.recv().unwrap();
     });
     let connection = Connection::open_with(&once(address)).unwrap();
@@ -261,7 +263,7 @@ fn a_message_that_was_sent_once_is_never_told_as_certainly_unsent() {
 }
 
 #[test]
-fn what_is_published_again_is_waited_for_until_it_is_confirmed() {
+fn wait_for_confirms_covers_republished_messages() {
     let (confirm, confirms) = mpsc::channel();
     let (address, server) = scripted_connections(2, move |connection, server| {
         server.handshake(0);
@@ -294,7 +296,7 @@ fn what_is_published_again_is_waited_for_until_it_is_confirmed() {
 }
 
 #[test]
-fn what_waits_for_room_goes_out_with_the_name_that_the_queue_has_then() {
+fn calls_that_wait_for_the_outbox_use_a_queues_new_name() {
     let (cut, is_cut) = mpsc::channel();
     let (address, server) = scripted_connections(2, move |connection, server| {
         server.handshake(0);
@@ -313,7 +315,7 @@ fn what_waits_for_room_goes_out_with_the_name_that_the_queue_has_then() {
                     let declared = [&short(name)[..], &[0; 8]].concat();
                     server.send_method(channel, 50, 11, &declared);
                     if connection == 0 {
-                        // From now on it reads nothing.
+                        // The server reads nothing from now on.
                         return is_cut.recv().unwrap();
                     }
                 }
@@ -335,7 +337,7 @@ fn what_waits_for_room_goes_out_with_the_name_that_the_queue_has_then() {
     let queue = channel
         .queue_declare("", QueueDeclareOptions::exclusive())
         .unwrap();
-    // Until the socket takes no more, either.
+    // Publish until the socket takes no more, either.
     let mut refused = 0;
     while refused < 20 {
         match channel.try_basic_publish("", "flood", &[0; 60_000]) {
@@ -349,7 +351,7 @@ fn what_waits_for_room_goes_out_with_the_name_that_the_queue_has_then() {
     thread::scope(|scope| {
         let purging = scope.spawn(|| queue.purge());
         let publishing = scope.spawn(|| queue.publish("m"));
-        // Time for both to begin to wait; without, they would read the new name in any case.
+        // Give both calls time to start waiting: otherwise they would use the new name in any case.
         thread::sleep(SHORT);
         cut.send(()).unwrap();
         purging.join().unwrap().unwrap();
@@ -360,7 +362,7 @@ fn what_waits_for_room_goes_out_with_the_name_that_the_queue_has_then() {
 }
 
 #[test]
-fn a_channel_that_ended_in_a_failed_attempt_ends_in_its_next_life_like_any_other() {
+fn a_channel_closed_in_a_failed_attempt_can_be_reopened_and_closed_again() {
     let (cut, is_cut) = mpsc::channel();
     let close = |code: u16, text: &str, [class, method]: [u16; 2]| {
         let ids = [class.to_be_bytes(), method.to_be_bytes()].concat();
@@ -373,7 +375,7 @@ fn a_channel_that_ended_in_a_failed_attempt_ends_in_its_next_life_like_any_other
             return is_cut.recv().unwrap();
         }
         if connection == 1 {
-            // The first channel ends for an acknowledgement, the second one is not opened any more.
+            // An acknowledgement closes the first channel; the second is not opened any more.
             assert_eq!(server.open_channel(), 1);
             server.send_method(1, 20, 40, &close(406, "PRECONDITION_FAILED", [60, 80]));
             server.expect(20, 10);

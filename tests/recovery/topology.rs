@@ -1,4 +1,4 @@
-//! What was declared is declared again.
+//! Exchanges, queues and bindings that are declared again after a loss.
 
 use std::time::Duration;
 
@@ -19,14 +19,14 @@ fn auto_delete_exchange(channel: &Channel, kind: ExchangeKind) -> Exchange {
         .unwrap()
 }
 
-/// How many of the published messages arrive in a queue.
+/// Waits until this many messages are in a queue.
 #[track_caller]
 fn arrives(channel: &Channel, queue: &str, count: u32) {
-    eventually("it arrives", || ready(channel, queue) == count);
+    eventually("the messages arrive", || ready(channel, queue) == count);
 }
 
 #[test]
-fn exchanges_queues_and_bindings_are_there_again() {
+fn exchanges_queues_and_bindings_are_restored() {
     let lossy = Lossy::new();
     let channel = lossy.connection.open_channel().unwrap();
     let source = auto_delete_exchange(&channel, ExchangeKind::Topic);
@@ -58,7 +58,8 @@ fn exchanges_queues_and_bindings_are_there_again() {
         let red = leveret::Message::new("m").header("colour", "red");
         source.publish("to.headers", red).unwrap();
         source.publish("to.headers", "colourless").unwrap();
-        // With its arguments, one goes out for each that comes in.
+        // The binding has its arguments again: it takes one of two messages, and "no.wait" takes
+        // one.
         arrives(&channel, unnamed.name(), 2);
         arrives(&channel, named.name(), 2);
     }
@@ -71,7 +72,7 @@ fn a_consumer_follows_a_queue_to_its_new_name() {
     let queue = exclusive_queue(&channel);
     let same = channel.queue(queue.name());
     let consumer = queue.consume(Default::default()).unwrap();
-    // The empty name stands for the queue that was declared last.
+    // The empty name stands for the queue declared last.
     let second = lossy.connection.open_channel().unwrap();
     let last = exclusive_queue(&second);
     for _ in 0..3 {
@@ -92,7 +93,7 @@ fn a_consumer_follows_a_queue_to_its_new_name() {
 }
 
 #[test]
-fn a_queue_that_the_broker_has_named_and_kept_keeps_its_name() {
+fn a_server_named_queue_that_survived_keeps_its_name() {
     let lossy = Lossy::new();
     let channel = lossy.connection.open_channel().unwrap();
     let options = QueueDeclareOptions::durable().expires(Duration::from_secs(60));
@@ -103,7 +104,7 @@ fn a_queue_that_the_broker_has_named_and_kept_keeps_its_name() {
     lossy.lose();
     assert_eq!(queue.name(), before);
     assert_eq!(ready(&channel, queue.name()), 1);
-    // Gone with the next connection, it is declared anew.
+    // Another program deletes the queue during the next outage, so it is declared anew.
     lossy.proxy.refuse(true);
     lossy.proxy.cut();
     super::lost(&lossy.events);
@@ -118,7 +119,7 @@ fn a_queue_that_the_broker_has_named_and_kept_keeps_its_name() {
 }
 
 #[test]
-fn what_was_undone_is_not_done_again() {
+fn deleted_and_unbound_entities_are_not_restored() {
     let lossy = Lossy::new();
     let connection = &lossy.connection;
     let channel = connection.open_channel().unwrap();
@@ -141,7 +142,7 @@ fn what_was_undone_is_not_done_again() {
     for key in ["bound", "unbound"] {
         exchange.bind(&source, key).unwrap();
     }
-    // With the key that leads on to the queue.
+    // Unbind the key that leads on to the queue.
     exchange.unbind(&source, "bound").unwrap();
     deleted.bind(&gone, "").unwrap();
     deleted.delete(Default::default()).unwrap();
@@ -161,13 +162,13 @@ fn what_was_undone_is_not_done_again() {
     source.publish("bound", "m").unwrap();
     exchange.publish("bound", "m").unwrap();
     arrives(&channel, kept.name(), 1);
-    // In order, so that nothing of it is on its way.
+    // Messages come in order, so no other one is in flight.
     assert_eq!(ready(&channel, kept.name()), 1);
     assert_eq!(cancelled.recv().unwrap().map(drop), None);
 }
 
 #[test]
-fn what_cannot_be_declared_is_told_and_looked_for_while_the_rest_goes_on() {
+fn entities_that_cannot_be_declared_are_reported_and_retried() {
     let lossy = Lossy::new();
     let channel = lossy.connection.open_channel().unwrap();
     let short_lived = QueueDeclareOptions::default().auto_delete();
@@ -187,13 +188,13 @@ fn what_cannot_be_declared_is_told_and_looked_for_while_the_rest_goes_on() {
         .basic_consume(other.name(), Default::default())
         .unwrap();
 
-    // The queue goes with the connection, and another program declares it otherwise, for itself.
+    // The queue is deleted with the connection, and another program declares an exclusive one.
     lossy.proxy.refuse(true);
     lossy.proxy.cut();
     super::lost(&lossy.events);
     let intruder = connect();
     let theirs = intruder.open_channel().unwrap();
-    eventually("it is gone", || {
+    eventually("the queue is gone", || {
         !intruder.queue_exists(changed.name()).unwrap()
     });
     theirs
@@ -235,13 +236,13 @@ fn what_cannot_be_declared_is_told_and_looked_for_while_the_rest_goes_on() {
             "{error}"
         );
     }
-    // All else goes on.
+    // Everything else works.
     exchange.publish("", "m").unwrap();
     let delivery = on_other.recv_timeout(SOON).unwrap().unwrap();
     delivery.ack().unwrap();
     assert!(consumer.try_recv().unwrap().is_none() && !consumer.has_ended());
 
-    // The other program goes.
+    // The other program ends.
     intruder.close().unwrap();
     let mut left = Vec::from(lacking);
     while !left.is_empty() {
@@ -257,7 +258,7 @@ fn what_cannot_be_declared_is_told_and_looked_for_while_the_rest_goes_on() {
 }
 
 #[test]
-fn a_queue_that_is_now_declared_otherwise_is_told_used_and_declared_when_it_is_gone() {
+fn a_queue_redeclared_with_other_arguments_is_reported_and_used() {
     let lossy = Lossy::new();
     let channel = lossy.connection.open_channel().unwrap();
     let options = QueueDeclareOptions::default().expires(Duration::from_secs(60));
@@ -297,7 +298,7 @@ fn a_queue_that_is_now_declared_otherwise_is_told_used_and_declared_when_it_is_g
 }
 
 #[test]
-fn a_consumer_whose_queue_another_one_has_taken_waits_until_that_goes() {
+fn a_consumer_of_a_taken_queue_waits_until_the_other_one_ends() {
     let lossy = Lossy::new();
     let channel = lossy.connection.open_channel().unwrap();
     let options = QueueDeclareOptions::default().expires(Duration::from_secs(60));
@@ -307,12 +308,12 @@ fn a_consumer_whose_queue_another_one_has_taken_waits_until_that_goes() {
     let on_other = exclusive_queue(&channel)
         .consume(Default::default())
         .unwrap();
-    // Another one takes the queue meanwhile.
+    // Another program takes the queue meanwhile.
     lossy.proxy.refuse(true);
     lossy.proxy.cut();
     super::lost(&lossy.events);
     let intruder = self::channel();
-    eventually("nobody consumes", || {
+    eventually("the queue has no consumer", || {
         let passive = QueueDeclareOptions::passive();
         let queue = intruder.queue_declare(queue.name(), passive).unwrap();
         queue.consumer_count() == Some(0)
@@ -328,7 +329,7 @@ fn a_consumer_whose_queue_another_one_has_taken_waits_until_that_goes() {
     });
     assert!(refused, "{told:?}");
     assert!(channel.is_open() && !on_other.has_ended());
-    // It waits until the other one goes.
+    // The consumer waits until the other one ends.
     std::thread::sleep(Duration::from_millis(300));
     assert!(!consumer.has_ended());
     theirs.cancel().unwrap();
@@ -339,7 +340,7 @@ fn a_consumer_whose_queue_another_one_has_taken_waits_until_that_goes() {
 }
 
 #[test]
-fn a_filter_and_switches_say_what_comes_back() {
+fn filter_and_switches_select_what_is_restored() {
     type Limit = fn(RecoveryOptions) -> RecoveryOptions;
     let cases: [(&str, Limit); 6] = [
         ("nothing", |it| it),
@@ -401,14 +402,14 @@ fn a_filter_and_switches_say_what_comes_back() {
 }
 
 #[test]
-fn what_costs_the_connection_each_time_is_left_out() {
+fn an_entity_that_closes_the_connection_each_time_is_left_out() {
     let lossy = Lossy::new();
     let channel = lossy.connection.open_channel().unwrap();
     let queue = exclusive_queue(&channel);
     let name = unique("poison");
     let mut consuming = None;
     let entity = if version() < (4, 0) {
-        // A kind of exchange that only plugins know: 503.
+        // An exchange type of a missing plugin: 503.
         let options = ExchangeDeclareOptions::default().auto_delete().no_wait();
         let kind = ExchangeKind::Other("x-no-such".into());
         channel.exchange_declare(&name, kind, options).unwrap();
@@ -441,18 +442,18 @@ fn what_costs_the_connection_each_time_is_left_out() {
 }
 
 #[test]
-fn a_consumer_that_was_refused_without_waiting_takes_no_auto_delete_queue_with_it() {
+fn a_refused_no_wait_consumer_does_not_forget_its_auto_delete_queue() {
     let lossy = Lossy::new();
     let channel = lossy.connection.open_channel().unwrap();
     let options = QueueDeclareOptions::durable().auto_delete();
     let queue = channel.queue_declare(&unique("auto"), options).unwrap();
     let refused = lossy.connection.open_channel().unwrap();
-    // A priority is a number.
+    // The priority must be a number.
     let options = ConsumeOptions::default().argument("x-priority", "high");
     let consumer = refused.basic_consume(queue.name(), options.no_wait());
     let error = consumer.unwrap().recv().unwrap_err();
     assert_eq!(error.close_reason().unwrap().method, Some("basic.consume"));
-    // It is declared again only if it is not taken for gone.
+    // The recovery declares the queue only if the client still knows of it.
     connect()
         .open_channel()
         .unwrap()
