@@ -576,8 +576,8 @@ fn a_message_reaches_each_queue_once_on_any_number_of_routes() {
     put(&channel, &x, "third", "along the chain");
     assert_eq!(bodies(&queues[0]), ["along the chain"]);
     let publisher = channel.publisher().unwrap();
-    let lost = Message::new("lost").header("BCC", texts(&["nobody"]));
-    let error = publisher.publish(&x, "nobody", lost).unwrap().wait();
+    let lost = Message::new("lost").header("BCC", texts(&["nowhere"]));
+    let error = publisher.publish(&x, "nowhere", lost).unwrap().wait();
     let error = error.unwrap_err();
     let back = error.returned_message().unwrap();
     assert_eq!(

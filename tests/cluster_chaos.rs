@@ -36,7 +36,7 @@ const EXCHANGE: &str = "chaos";
 const CALLS: &str = "chaos calls";
 
 #[test]
-#[ignore = "four minutes, with a cluster: `tests/cluster test`"]
+#[ignore = "takes four minutes and a cluster: `tests/cluster test`"]
 fn nothing_is_lost() {
     let seed = variable("LEVERET_CLUSTER_SEED").unwrap_or_else(|| {
         let random = RandomState::new();

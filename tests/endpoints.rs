@@ -54,14 +54,14 @@ fn the_first_endpoint_that_works_is_used_and_a_silent_one_costs_its_share() {
 #[test]
 fn the_error_lists_the_error_of_each_endpoint() {
     let (hangs_up, server) = scripted_server(|server| server.expect_header());
-    let (nobody, broker) = (closed(), address_of(&url()).to_string());
-    let uri = format!("amqp://guest:wr0ng@{nobody},{hangs_up},{broker}");
+    let (closed, broker) = (closed(), address_of(&url()).to_string());
+    let uri = format!("amqp://guest:wr0ng@{closed},{hangs_up},{broker}");
     let error = Connection::open(&uri).unwrap_err();
     let ErrorKind::EndpointsFailed(failed) = error.kind() else {
         panic!("{error}");
     };
     let endpoints: Vec<_> = failed.iter().map(|it| it.endpoint.clone()).collect();
-    let expected = [nobody.to_string(), hangs_up.to_string(), broker];
+    let expected = [closed.to_string(), hangs_up.to_string(), broker];
     assert_eq!(endpoints, expected);
     let kinds = failed.iter().map(|it| it.error.kind()).collect::<Vec<_>>();
     assert!(

@@ -52,7 +52,7 @@ fn each_line_of_the_log_names_its_connection() {
 }
 
 #[test]
-#[ignore = "the program that the test before it runs"]
+#[ignore = "run by the test above, in its own process"]
 fn each_line() {
     logged::begin_at(LevelFilter::Trace);
     let name = "billing 7";

@@ -140,7 +140,7 @@ fn watch_slow_consumer(url: &str, queue: &str, count: usize) {
 /// Takes one message and is quiet for a while. Then takes few messages, and makes one call after
 /// the other. Then takes the rest.
 #[test]
-#[ignore = "the program that the other tests of this module run"]
+#[ignore = "run by other tests of this module, in its own process"]
 fn slow_consumer() {
     let task = std::env::var("SLOW_CONSUMER").unwrap();
     let [url, queue, count] = task.split(' ').collect::<Vec<_>>()[..] else {
@@ -251,7 +251,7 @@ fn memory_of_a_burst_is_released_when_the_connection_is_idle() {
 
 #[cfg(target_os = "linux")]
 #[test]
-#[ignore = "the program that the test before it runs"]
+#[ignore = "run by the test above, in its own process"]
 fn a_burst() {
     const CONNECTIONS: usize = 10;
     let options = options().heartbeat(Duration::from_secs(2));

@@ -55,7 +55,7 @@ fn an_unroutable_request_fails_at_once() {
     let client = RpcClient::new(&connect()).unwrap();
     let begin = Instant::now();
     let error = client
-        .call("amq.direct", "nobody", "hello?", 10 * SOON)
+        .call("amq.direct", "nowhere", "hello?", 10 * SOON)
         .unwrap_err();
     assert!(begin.elapsed() < SOON);
     let ErrorKind::Returned(message) = error.kind() else {
@@ -63,7 +63,7 @@ fn an_unroutable_request_fails_at_once() {
     };
     assert_eq!(
         (message.reply_code(), message.routing_key()),
-        (ReplyCode::NO_ROUTE, "nobody")
+        (ReplyCode::NO_ROUTE, "nowhere")
     );
     assert!(error.to_string().contains("amq.direct"), "{error}");
 }
@@ -199,14 +199,14 @@ fn requests_use_any_exchange_and_answers_pass_unread_messages() {
     let connection = leveret::Connection::open_with(&options().max_unread_bytes(1 << 16)).unwrap();
     let channel = connection.open_channel().unwrap();
     // One consumer does not keep up: it takes no messages.
-    let behind = exclusive_queue(&channel);
+    let lagging = exclusive_queue(&channel);
     for _ in 0..100 {
-        behind.publish(vec![0; 100_000]).unwrap();
+        lagging.publish(vec![0; 100_000]).unwrap();
     }
     eventually("all messages are in the queue", || {
-        ready(&channel, behind.name()) == 100
+        ready(&channel, lagging.name()) == 100
     });
-    let unread = behind
+    let unread = lagging
         .consume(leveret::ConsumeOptions::default().no_ack())
         .unwrap();
     let serving = connect();

@@ -254,11 +254,11 @@ fn each_mistake_has_its_own_error(broker: &Secured) {
     let options = |tls| broker.options(tls);
     let other = TlsOptions::default().ca_certificate_file(path("other.pem"));
     let other = broker.identified(other);
-    let nobody = broker.identified(TlsOptions::default());
+    let untrusting = broker.identified(TlsOptions::default());
     let named = broker.identified(broker.trusting());
     let named = named.server_name("rabbit.example.com".to_owned());
     assert_tls_says("verify failed: self-signed", &options(other.clone()));
-    assert_tls_says("verify failed: self-signed", &options(nobody));
+    assert_tls_says("verify failed: self-signed", &options(untrusting));
     assert_tls_says("hostname mismatch", &options(named.clone()));
     assert_tls_says("certificate required", &options(broker.trusting()));
     // Only the options with "danger" in their names allow these.

@@ -198,7 +198,7 @@ fn unroutable_messages_go_to_the_alternate_exchange() {
         .unwrap();
     let queue = exclusive_queue(&channel);
     queue.bind(&alternate, "").unwrap();
-    main.publish("nobody", "unrouted").unwrap();
+    main.publish("nowhere", "unrouted").unwrap();
     assert_eq!(next(&queue), "unrouted");
 }
 

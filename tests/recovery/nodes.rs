@@ -302,7 +302,7 @@ fn a_thousand_recoveries_leak_no_threads_descriptors_or_memory() {
 
 #[cfg(target_os = "linux")]
 #[test]
-#[ignore = "the program that the test before it runs"]
+#[ignore = "run by the test above, in its own process"]
 fn a_thousand_recoveries() {
     let lossy = Lossy::with(|options| options.recovery(quick().first_delay(Duration::ZERO)));
     let channel = lossy.connection.open_channel().unwrap();

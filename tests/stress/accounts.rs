@@ -1,4 +1,4 @@
-//! What was published, what the program was told of it, and what the queues have.
+//! Compares what was published, what the program was told, and what the queues contain.
 
 use std::collections::{HashMap, HashSet};
 
@@ -7,20 +7,20 @@ use leveret::{Channel, ConsumeOptions, ErrorKind, Overflow, QueueDeclareOptions,
 use super::Stress;
 use crate::support::{connect, unique, SOON};
 
-/// How many queues have consumers.
+/// Number of queues with consumers.
 pub(super) const BUSY: usize = 2;
 pub(super) const MISSING_QUEUE: &str = "stress-missing-queue";
 const MISSING_EXCHANGE: &str = "stress-missing-exchange";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Destination {
-    /// A queue that takes everything.
+    /// A queue that takes every message.
     Open,
-    /// A queue that is full and refuses.
+    /// A full queue that nacks every message.
     Full,
-    /// No queue.
+    /// A routing key without a queue.
     Unroutable,
-    /// An exchange that does not exist. Costs the channel.
+    /// An exchange that does not exist. Publishing to it costs the channel.
     Nowhere,
 }
 
@@ -29,11 +29,11 @@ pub(super) enum Outcome {
     Confirmed,
     Refused,
     NotSent,
-    /// The program did not ask, or the channel ended before the answer came.
+    /// The program did not ask, or the channel ended before the confirm came.
     Unknown,
 }
 
-/// One message: its thread, its channel, and its number among all of its thread.
+/// Identifies a message by its thread, its channel, and its number within the thread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Id {
     pub(super) thread: u32,
@@ -41,7 +41,7 @@ pub(super) struct Id {
     pub(super) number: u32,
 }
 
-/// One message, and what the program was told of it.
+/// A message, and what the program was told of it.
 pub(super) struct Sent(pub(super) Id, pub(super) Destination, pub(super) Outcome);
 
 /// The message that fills the full queue.
@@ -52,7 +52,7 @@ const FILLING: Id = Id {
 };
 
 impl Id {
-    /// A body of at least this length. It says which message it is of, and how long it is.
+    /// A body of at least this length, which contains the message's id and the body's length.
     pub(super) fn body(self, size: usize) -> Vec<u8> {
         let Self {
             thread,
@@ -66,7 +66,7 @@ impl Id {
         body
     }
 
-    /// None if the body is not whole.
+    /// The id in a body. None if the body is not whole.
     pub(super) fn read(body: &[u8]) -> Option<Self> {
         let text = std::str::from_utf8(body).ok()?;
         let mut numbers = text.split(' ').map_while(|it| it.parse().ok());
@@ -79,12 +79,12 @@ impl Id {
     }
 }
 
-/// The queues, and a channel of a connection that nothing disturbs.
+/// The queues, and a channel on a connection of its own, which the faults do not affect.
 pub(super) struct Queues {
     observer: Channel,
     pub(super) open: String,
     pub(super) full: String,
-    /// All threads publish to these and consume from them.
+    /// All threads publish to these queues and consume from them.
     pub(super) busy: [String; BUSY],
 }
 
@@ -111,7 +111,7 @@ impl Queues {
         queues
     }
 
-    /// Exchange and routing key.
+    /// The exchange and the routing key.
     pub(super) fn address(&self, destination: Destination) -> (&str, &str) {
         match destination {
             Destination::Open => ("", &self.open),
@@ -121,21 +121,21 @@ impl Queues {
         }
     }
 
-    /// All messages of a queue without consumers.
+    /// Takes all messages of a queue without consumers.
     fn take_all(&self, queue: &str) -> Vec<Option<Id>> {
         let passive = QueueDeclareOptions::passive();
         let queue = self.observer.queue_declare(queue, passive).unwrap();
         let consumer = queue.consume(ConsumeOptions::default().no_ack()).unwrap();
         let take = |_| {
             let delivery = consumer.recv_timeout(SOON).unwrap();
-            Id::read(delivery.expect("the broker has counted it").body())
+            Id::read(delivery.expect("the broker counted this message").body())
         };
         (0..queue.message_count().unwrap()).map(take).collect()
     }
 }
 
 impl Stress {
-    /// Compares an answer with what the broker can have done. Returns what the program knows now.
+    /// Compares an outcome with what the broker can have done. Returns what the program knows now.
     pub(super) fn outcome(&self, id: Id, to: Destination, answer: &Result<()>) -> Outcome {
         let Err(error) = answer else {
             if to != Destination::Open {
@@ -165,7 +165,7 @@ impl Stress {
         }
     }
 
-    /// Compares what the program was told with what the queues have.
+    /// Compares what the program was told with what the queues contain.
     pub(super) fn check_messages(&self, sent: Vec<Sent>) {
         for told in [Outcome::Confirmed, Outcome::Refused] {
             if !sent.iter().any(|Sent(_, _, outcome)| *outcome == told) {
@@ -173,13 +173,14 @@ impl Stress {
             }
         }
         if self.queues.take_all(&self.queues.full) != [Some(FILLING)] {
-            self.fault("the full queue has taken a message");
+            self.fault("the full queue took a message");
         }
         let stored = self.queues.take_all(&self.queues.open);
         if stored.contains(&None) {
-            self.fault("a stored message is not as it was published");
+            self.fault("a stored message has changed");
         }
-        // What is not published again can be read from a lost connection after newer messages.
+        // RabbitMQ can read a message that is not republished from a lost connection after newer
+        // messages.
         let is_unknown = |it: &&Sent| it.2 == Outcome::Unknown;
         let unordered: HashSet<_> = sent.iter().filter(is_unknown).map(|it| it.0).collect();
         let mut copies = HashMap::<_, u64>::new();
@@ -190,14 +191,14 @@ impl Stress {
             if unordered.contains(&id) {
                 continue;
             }
-            // What is published again comes in order, beginning with the first that had no answer.
+            // Republished messages come in order, starting with the first unconfirmed one.
             let last = last.entry((id.thread, id.channel)).or_insert(id.number);
             if *copies == 1 && id.number < *last {
                 self.fault("a message was overtaken by a later one of its thread");
             }
             *last = id.number.max(*last);
         }
-        // Each loss can make another copy.
+        // Each loss can add one copy.
         let most = self.connection.loss_count() + 1;
         for Sent(id, to, told) in sent {
             let copies = copies.remove(&id).unwrap_or_default();
@@ -207,11 +208,13 @@ impl Stress {
                 _ => copies == 0,
             };
             if !is_right {
-                self.fault(format!("{told:?}, to {to:?}, and there {copies} times"));
+                self.fault(format!(
+                    "a message to {to:?} is {told:?} and was found {copies} times"
+                ));
             }
         }
         if !copies.is_empty() {
-            self.fault("a stored message was published by nobody");
+            self.fault("a stored message was never published");
         }
     }
 }

@@ -1,8 +1,8 @@
-//! Many threads make channel errors on purpose on one connection. No error may cost the connection,
-//! and what the program is told of each message has to be true.
+//! Many threads provoke channel errors on one connection. No error may cost the connection, and the
+//! program must be told the truth about each message.
 //!
-//! `LEVERET_STRESS_SECONDS` makes each test longer. `LEVERET_STRESS_SEED` replays what the threads
-//! of a run chose; how they interleave, the scheduler decides.
+//! `LEVERET_STRESS_SECONDS` makes each test longer. `LEVERET_STRESS_SEED` replays the choices of
+//! the threads in a run; the scheduler still decides how they interleave.
 
 mod accounts;
 mod worker;
@@ -28,10 +28,10 @@ use crate::support::url;
 use accounts::{Queues, Sent};
 
 const THREADS: usize = 32;
-/// How many channels the threads share. Each thread also has one of its own.
+/// How many channels the threads share. Each thread also has its own channel.
 const SHARED: usize = 4;
 const SECONDS: u64 = 6;
-/// For calls, publishes and confirms.
+/// The timeout of calls, publishes and confirms.
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// How much longer than its timeout a call may take on a busy machine.
 const MARGIN: Duration = Duration::from_secs(5);
@@ -39,11 +39,11 @@ const MARGIN: Duration = Duration::from_secs(5);
 const PATIENCE: Duration = Duration::from_secs(60);
 /// The longest pause between two cuts, in milliseconds.
 const PAUSE: usize = 600;
-/// One cut in four comes within this time after the one before, and so meets the recovery.
+/// One cut in four comes within this time after the previous one, and so meets the recovery.
 const SHORT_PAUSE: usize = 40;
-/// What does not exist has this in its name.
+/// The names of missing entities contain this.
 const MISSING: &str = "missing";
-/// No broker gets to delivery tags beyond this.
+/// No broker reaches delivery tags beyond this.
 const UNKNOWN_TAG: u64 = 1 << 62;
 
 #[test]
@@ -56,8 +56,8 @@ fn only_a_cut_costs_the_connection() {
     run_all(true);
 }
 
-/// What the threads do. A fault that costs the connection many times a second hides others, so two
-/// of three runs leave something out.
+/// What the threads do. A bug that costs the connection many times a second hides others, so two of
+/// three runs leave something out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mixture {
     Everything,
@@ -84,17 +84,17 @@ fn run_all(with_cuts: bool) {
     assert!(faults.is_empty(), "LEVERET_STRESS_SEED={seed}{faults}");
 }
 
-/// An environment variable, which has to make sense if it is set.
+/// Reads an environment variable. Panics if its value cannot be parsed.
 pub(crate) fn variable<T: FromStr<Err: Debug>>(name: &str) -> Option<T> {
     let value = std::env::var(name).ok()?;
     Some(value.parse().unwrap())
 }
 
-/// A sequence of numbers that depends only on the seed (SplitMix64).
+/// Pseudo-random numbers that depend only on the seed (SplitMix64).
 pub(crate) struct Random(u64);
 
 impl Random {
-    /// A sequence of its own for each part of a run.
+    /// The sequence for one part of a run.
     pub(crate) fn of(seed: u64, part: usize) -> Self {
         Self(Self(seed.wrapping_add(part as u64)).next())
     }
@@ -115,7 +115,7 @@ impl Random {
         self.below(count) == 0
     }
 
-    /// One of these, as often as its weight says.
+    /// Picks one of these, as often as its weight says.
     fn pick<T: Copy>(&mut self, weighted: &[(usize, T)]) -> T {
         let mut place = self.below(weighted.iter().map(|(weight, _)| weight).sum());
         let found = weighted.iter().find(|(weight, _)| {
@@ -127,8 +127,8 @@ impl Random {
     }
 }
 
-/// What should not have happened. Texts that differ only in numbers are counted as one, and the
-/// first is kept.
+/// What should not have happened. Texts that differ only in numbers count as one, and the first is
+/// kept.
 #[derive(Default)]
 struct Faults(Mutex<BTreeMap<String, (u64, String)>>);
 
@@ -140,7 +140,7 @@ impl Faults {
         faults.entry(parts.join("#")).or_insert((0, text)).0 += 1;
     }
 
-    /// The most frequent first.
+    /// Lists the most frequent fault first.
     fn report(&self, mixture: Mixture) -> String {
         let faults = self.0.lock().unwrap();
         let mut all: Vec<_> = faults.values().collect();
@@ -153,17 +153,17 @@ impl Faults {
     }
 }
 
-/// A channel, and what the test knows of it.
+/// A channel, with what the test knows of it.
 struct Tracked {
     id: u32,
     channel: Channel,
     publisher: Option<Publisher>,
     is_shared: bool,
-    /// All that came. They go on when the channel is opened again.
+    /// All delivery tags so far. They keep increasing when the channel is reopened.
     delivery_tags: Mutex<HashSet<u64>>,
-    /// Deliveries up to this one were answered for together.
+    /// Deliveries up to this tag were acknowledged together.
     settled_to: AtomicU64,
-    /// The sequence number of the last message that was published.
+    /// The sequence number of the last published message.
     published: AtomicU64,
 }
 
@@ -182,7 +182,7 @@ struct Stress {
 }
 
 impl Stress {
-    /// Returns what went wrong, in lines.
+    /// Runs the threads. Returns the faults, one a line.
     fn run(mixture: Mixture, with_cuts: bool, seed: u64, time: Duration) -> String {
         let proxy = Proxy::start(&url());
         // Long messages have several frames.
@@ -228,7 +228,7 @@ impl Stress {
         self.faults.add(text.into());
     }
 
-    /// Notes an error, unless a thread has provoked it.
+    /// Records an error, unless a thread has provoked it.
     fn check(&self, doing: &str, error: &Error) {
         if !self.is_expected(error) {
             self.fault(format!("{doing}: {error}"));
@@ -242,7 +242,7 @@ impl Stress {
             }
             ErrorKind::ChannelClosed { reason, .. } => is_provoked(reason.code, &reason.text),
             ErrorKind::RecoveryGivenUp { .. } => false,
-            // Whether there may be a loss, is checked where it is told.
+            // Whether a loss is allowed is checked where its event is read.
             _ if error.is_connection_end() => self.connection.loss_count() > 0,
             ErrorKind::InvalidArgument(text) => {
                 let is_tag_in_use = text.starts_with("consumer tag") && text.contains("is in use");
@@ -260,7 +260,7 @@ impl Stress {
         })
     }
 
-    /// The connection is open, can be used, and no channel is left on it.
+    /// Checks that the connection is open and usable, and that no channel is left on it.
     fn check_connection(&self) {
         for shared in &self.shared {
             *shared.lock().unwrap() = None;
@@ -269,7 +269,7 @@ impl Stress {
             return self.fault(format!("the connection has ended: {cause}"));
         }
         let mut checked = self.check_fresh_channel();
-        // The loss that follows the last cut can come just now.
+        // The loss after the last cut can come just now.
         if checked.as_ref().is_err_and(Error::is_connection_end) {
             checked = self.check_fresh_channel();
         }
@@ -310,14 +310,14 @@ impl Stress {
     }
 }
 
-/// Whether the threads make the broker close channels for this.
+/// Whether the threads provoke this error of the broker.
 fn is_provoked(code: ReplyCode, text: &str) -> bool {
     match code {
         ReplyCode::NOT_FOUND => text.contains(MISSING),
         ReplyCode::PRECONDITION_FAILED => {
             let tag = text.split("unknown delivery tag ").nth(1);
             let tag = tag.and_then(|it| it.parse::<u64>().ok());
-            // The channel counts from another number after it was opened again.
+            // A reopened channel counts the broker's tags from another number.
             tag.is_some_and(|it| it > UNKNOWN_TAG / 2)
                 || text.contains("inequivalent arg")
                 || text.contains("cannot switch from confirm to tx mode")
@@ -326,11 +326,11 @@ fn is_provoked(code: ReplyCode, text: &str) -> bool {
     }
 }
 
-/// Cuts the connection, and reads what is told of it.
+/// Cuts the connection, and reads its events.
 struct Watch<'a> {
     stress: &'a Stress,
     events: Receiver<ConnectionEvent>,
-    /// Between the cuts, if there are any.
+    /// The pauses between the cuts, if the run has cuts.
     pauses: Option<Random>,
     cuts: u64,
     losses: u64,
@@ -363,7 +363,7 @@ impl Watch<'_> {
         Some(Instant::now() + Duration::from_millis(random.below(longest) as u64))
     }
 
-    /// Reads what is left.
+    /// Reads the remaining events.
     fn check_events(&mut self) {
         while let Ok(event) = self.events.try_recv() {
             self.check(&event);
@@ -377,7 +377,7 @@ impl Watch<'_> {
                 self.losses <= self.cuts
             }
             ConnectionEvent::RecoveryFailed { error, .. } => self.cuts > 0 && is_cut(error),
-            // The consumer was begun without waiting, and now waits for its queue.
+            // The consumer was started without waiting, and now waits for its missing queue.
             ConnectionEvent::NotRecovered { entity, .. } => entity.to_string().contains(MISSING),
             ConnectionEvent::Recovered { .. } => true,
             ConnectionEvent::Closed { cause } => cause.closed_by() == Some(ClosedBy::Program),
@@ -395,7 +395,7 @@ impl Watch<'_> {
 fn is_cut(error: &Error) -> bool {
     match error.kind() {
         ErrorKind::SocketClosed { .. } => true,
-        // In the middle of a login.
+        // The cut came in the middle of a login.
         ErrorKind::LoginRefused { text, .. } => text.is_empty(),
         _ => false,
     }

@@ -1,4 +1,4 @@
-//! One thread: what it does, and what it holds.
+//! One thread of the stress test: what it does, and what it holds.
 
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
@@ -17,9 +17,9 @@ use super::{Mixture, Random, Stress, Tracked, MARGIN, SHARED, TIMEOUT, UNKNOWN_T
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Operation {
     Publish,
-    /// Without a `Publisher`.
+    /// Publishes without a `Publisher`.
     PublishPlainly,
-    /// To a queue with consumers.
+    /// Publishes to a queue with consumers.
     PublishToBusy,
     WaitForConfirms,
     Consume,
@@ -32,9 +32,9 @@ enum Operation {
     Purge,
     Qos,
     Close,
-    /// Drops the handles.
+    /// Drops the handles of a channel.
     Leave,
-    // These cost the channel:
+    // The broker closes the channel for these:
     DeclareMissing,
     DeclareOtherwise,
     ConsumeMissing,
@@ -81,10 +81,11 @@ const DESTINATIONS: [(usize, Destination); 4] = [
     (1, Destination::Nowhere),
 ];
 
-/// Lengths of messages. The longest go in a lane of their own.
+/// Lengths of messages, with their weights. Messages of the longest kind go out in a lane of their
+/// own.
 const SIZES: [(usize, usize); 3] = [(980, 0), (19, 10_000), (1, 300_000)];
 
-/// A thread that holds more lets go of some.
+/// A thread that holds more than this releases some.
 const CONSUMERS: usize = 5;
 const DELIVERIES: usize = 40;
 const UNCONFIRMED: usize = 200;
@@ -121,7 +122,7 @@ struct Worker<'a> {
     sent: Vec<Sent>,
 }
 
-/// Returns what became of all messages.
+/// Runs a thread of the test. Returns the outcomes of its messages.
 pub(super) fn run(stress: &Stress, number: usize) -> Vec<Sent> {
     let mut operations = PROPER.to_vec();
     if stress.mixture != Mixture::WithoutErrors {
@@ -154,7 +155,7 @@ impl<'a> Worker<'a> {
         let Some(at) = self.take_channel() else {
             return;
         };
-        // A call on a closed channel has to fail with the cause, now and then.
+        // Now and then, use a closed channel: the call must fail with the cause.
         if !at.channel.is_open() && !self.random.one_in(10) && !self.revive(&at) {
             return;
         }
@@ -201,19 +202,19 @@ impl<'a> Worker<'a> {
             }
             Operation::PublishMissing => self.publish_to(&at, Destination::Nowhere),
             Operation::SettleUnknown => self.settle_unknown(channel),
-            // Only in confirm mode is it an error.
+            // This is an error only in confirm mode.
             Operation::SelectTransactions if at.publisher.is_none() => {}
             Operation::SelectTransactions => self.refused("tx.select", || channel.tx_select()),
         }
     }
 
-    /// Waits for the last answers.
+    /// Drops all handles and waits for the last confirms.
     fn end(mut self) -> Vec<Sent> {
         let handles = (self.own.take(), self.consumers, self.received);
         self.consumers = Vec::new();
         self.received = Vec::new();
         self.timed("dropping all handles", TIMEOUT, || drop(handles));
-        // What holds one up holds up the others, too: together they have the time of one.
+        // A delay of one confirm delays the others, too, so they share one timeout.
         let deadline = Instant::now() + TIMEOUT;
         for it in std::mem::take(&mut self.unconfirmed) {
             self.conclude(it, deadline.saturating_duration_since(Instant::now()));
@@ -221,7 +222,8 @@ impl<'a> Worker<'a> {
         self.sent
     }
 
-    /// Makes a call, which has to end in time. Notes an error that no thread has provoked.
+    /// Makes a call, checks that it returns in time, and records an error that no thread has
+    /// provoked.
     fn call<T>(&self, what: &'static str, call: impl FnOnce() -> Result<T>) -> Result<T> {
         let result = self.timed(what, TIMEOUT, call);
         if let Err(error) = &result {
@@ -230,7 +232,7 @@ impl<'a> Worker<'a> {
         result
     }
 
-    /// Makes a call that has to fail.
+    /// Makes a call that must fail.
     fn refused<T>(&self, what: &'static str, call: impl FnOnce() -> Result<T>) {
         if self.call(what, call).is_ok() {
             self.stress.fault(format!("{what} was not refused"));
@@ -250,7 +252,7 @@ impl<'a> Worker<'a> {
 
     // ---- channels ----
 
-    /// The thread's own channel, or one of those that all share.
+    /// The thread's own channel, or one of those that all threads share.
     fn take_channel(&mut self) -> Option<Arc<Tracked>> {
         if !self.random.one_in(4) {
             if self.own.is_none() {
@@ -289,7 +291,7 @@ impl<'a> Worker<'a> {
         }))
     }
 
-    /// Says whether the channel is open again.
+    /// Reopens a channel. Returns whether that has worked.
     fn revive(&mut self, at: &Arc<Tracked>) -> bool {
         let gives_up = self.random.one_in(10);
         let reopen = || at.channel.reopen();
@@ -297,7 +299,7 @@ impl<'a> Worker<'a> {
             self.leave(at);
             return false;
         }
-        // Now the answers and deliveries of the last life can still be on their way.
+        // Frames from before the reopen can still be in flight.
         match self.random.below(3) {
             0 => self.publish(at),
             1 => self.consume(at),
@@ -314,7 +316,7 @@ impl<'a> Worker<'a> {
         self.leave(at);
     }
 
-    /// Takes another channel the next time. Mostly drops all handles of this one.
+    /// Makes the thread take another channel the next time. Usually drops all handles of this one.
     fn leave(&mut self, at: &Arc<Tracked>) {
         for shared in &self.stress.shared {
             let mut shared = shared.lock().unwrap();
@@ -379,7 +381,7 @@ impl<'a> Worker<'a> {
         let (exchange, key) = self.stress.queues.address(destination);
         let (id, body) = self.next_message(at);
         let publish = || publisher.publish(exchange, key, body);
-        // For room in the window, and then in the outbox.
+        // A publish may wait for room in the window, and then in the outbox.
         let published = self.timed("Publisher::publish", 2 * TIMEOUT, publish);
         let confirm = match published {
             Ok(confirm) => confirm,
@@ -391,7 +393,7 @@ impl<'a> Worker<'a> {
         let number = confirm.sequence_number();
         let last = at.published.swap(number, Ordering::Relaxed);
         if number <= last && !at.is_shared {
-            self.stress.fault("messages are not numbered on");
+            self.stress.fault("sequence numbers do not increase");
         }
         let on = Arc::clone(at);
         self.unconfirmed.push(Unconfirmed {
@@ -402,16 +404,16 @@ impl<'a> Worker<'a> {
         });
     }
 
-    /// Publishes without a `Publisher`, and asks the channel what became of it.
+    /// Publishes without a `Publisher`, and waits for the confirms on the channel.
     fn publish_plainly(&mut self, at: &Arc<Tracked>) {
-        // On a shared channel another thread can take the answer, or open the channel again.
+        // On a shared channel, another thread can take the result, or reopen the channel.
         if at.is_shared || at.publisher.is_none() {
             return;
         }
         let mut batch = Vec::new();
         for _ in 0..=self.random.below(4) {
             let destination = match self.destination() {
-                // It would be confirmed, since it is not mandatory.
+                // The broker would confirm this message, since it is not mandatory.
                 Destination::Unroutable => Destination::Full,
                 other => other,
             };
@@ -470,7 +472,7 @@ impl<'a> Worker<'a> {
             Err(error) if error.failed_publishes().is_empty() => {
                 self.stress.check("Publisher::wait_for_confirms", &error);
             }
-            // Whether a message may have failed is checked where its `Confirm` is asked.
+            // Failed messages are checked where their `Confirm` is waited for.
             _ => {
                 let mut theirs = self.unconfirmed.iter();
                 let lacks_answer =
@@ -509,7 +511,7 @@ impl<'a> Worker<'a> {
     }
 
     fn consume(&mut self, at: &Arc<Tracked>) {
-        // Threads take the same tags, on channels that they share, too.
+        // Threads use the same tags, even on shared channels.
         let tags = ["", "tag-a", "tag-b", "tag-c"];
         let tag = tags[self.random.below(tags.len())];
         let mut options = ConsumeOptions::default().consumer_tag(tag);
@@ -570,15 +572,15 @@ impl<'a> Worker<'a> {
 
     fn received_by(&mut self, by: &Consuming<'_>, delivery: Delivery) {
         if delivery.routing_key() != by.queue {
-            self.stress.fault("a consumer got a message of another one");
+            self.stress
+                .fault("a consumer got a message of another queue");
         }
         self.received(&by.on, delivery, by.no_ack);
     }
 
     fn received(&mut self, on: &Arc<Tracked>, delivery: Delivery, no_ack: bool) {
         if Id::read(delivery.body()).is_none() {
-            self.stress
-                .fault("a message came that is not as it was published");
+            self.stress.fault("a delivered message has changed");
         }
         let tag = delivery.delivery_tag();
         if !on.delivery_tags.lock().unwrap().insert(tag) {
@@ -619,7 +621,7 @@ impl<'a> Worker<'a> {
                 let other = scope.spawn(|| it.consumer.cancel());
                 let first = self.cancel_and_wait(&it);
                 let second = || other.join().unwrap();
-                [first, self.call("basic.cancel, beside another", second)]
+                [first, self.call("basic.cancel, concurrent", second)]
             }),
         };
         if cancelled.iter().any(Result::is_ok) {
@@ -637,7 +639,7 @@ impl<'a> Worker<'a> {
         self.call("basic.cancel, no_wait", cancel)
     }
 
-    /// A cancelled consumer has to end.
+    /// Reads until the consumer ends, which it must do after a cancel.
     fn read_to_the_end(&mut self, consuming: &Consuming<'_>) {
         loop {
             let receive = || consuming.consumer.recv_timeout(TIMEOUT);
@@ -689,7 +691,7 @@ impl<'a> Worker<'a> {
             1 => self.call("basic.nack", || delivery.nack(NackOptions::discard())),
             2 => self.call("basic.reject", || delivery.reject(true)),
             3 => self.call("basic.reject", || delivery.reject(false)),
-            // On a shared channel other threads would answer again.
+            // On a shared channel, other threads would acknowledge the same messages again.
             4 if !on.is_shared => {
                 on.settled_to.store(tag, Ordering::Relaxed);
                 self.call("basic.ack, multiple", || delivery.ack_multiple())
@@ -707,7 +709,7 @@ impl<'a> Worker<'a> {
 
     fn settle_unknown(&mut self, channel: &Channel) {
         let options = NackOptions::requeue().multiple();
-        // The error comes later, to whatever is asked then.
+        // A later call on the channel gets the error.
         let sent = match self.random.below(3) {
             0 => self.call("basic.ack", || channel.basic_ack(UNKNOWN_TAG)),
             1 => self.call("basic.nack", || channel.basic_nack(UNKNOWN_TAG, options)),
@@ -717,7 +719,7 @@ impl<'a> Worker<'a> {
     }
 }
 
-/// Takes those that are on this channel.
+/// Takes the items that belong to this channel.
 fn take_on<T>(at: &Arc<Tracked>, from: &mut Vec<T>, on: impl Fn(&T) -> &Arc<Tracked>) -> Vec<T> {
     let all = std::mem::take(from).into_iter();
     let (taken, left) = all.partition(|it| Arc::ptr_eq(on(it), at));

@@ -1,11 +1,16 @@
-//! Certificates for one run of the tests, made by the command `openssl`.
+//! Certificates for a test, made with the command `openssl`.
 
 use std::path::PathBuf;
 use std::process::Command;
 
-/// A directory with an authority of its own (`ca.pem`) and certificates of it, each with its key (`NAME.pem`, `NAME.key`):
-/// `server` for localhost and 127.0.0.1, `expired` likewise, `client` for the user "worker" (also as `client.p12`, password
-/// "secret"). `other.pem` is another authority.
+/// A directory with a certificate authority (`ca.pem`) and its certificates (`NAME.pem`), each with
+/// its key (`NAME.key`):
+///
+/// - `server`, for localhost and 127.0.0.1
+/// - `expired`, the same but expired
+/// - `client`, for the user "worker", also as `client.p12` with the password "secret"
+///
+/// `other.pem` is another authority.
 pub(crate) struct Certificates {
     directory: PathBuf,
 }
@@ -54,7 +59,7 @@ impl Certificates {
         std::fs::read(self.path(name)).unwrap()
     }
 
-    /// For RabbitMQ's configuration: the listener at this port wants a certificate of every client.
+    /// Lines for RabbitMQ's configuration: a listener at this port that demands client certificates.
     pub(crate) fn listener(&self, port: u16) -> String {
         let directory = self.directory.display();
         format!(

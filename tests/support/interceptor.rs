@@ -1,5 +1,5 @@
-//! A proxy that looks at each frame of the client, and answers for the broker, or has the broker
-//! never answer.
+//! A proxy that inspects each frame of the client. It can answer for the broker, or keep the broker
+//! from answering.
 
 use std::collections::HashSet;
 use std::io::{self, Read, Write};
@@ -13,28 +13,28 @@ use leveret::ConnectionOptions;
 use super::{address_of, method_frame, options, short, url, Frame};
 use crate::support::proxy::quick;
 
-/// What becomes of a frame.
+/// What happens to a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Verdict {
     Pass,
-    /// The broker does nothing more on this channel.
+    /// The broker gets nothing more on this channel.
     Hang,
-    /// The broker closes the connection with this code, and names no method.
+    /// The client gets a connection.close with this code, which names no method.
     Close(u16),
 }
 
 type Judge = dyn Fn(usize, &Frame) -> Verdict + Send + Sync;
 
-/// It takes connections until the test ends.
+/// Accepts connections until the test process ends.
 pub(crate) struct Interceptor {
     address: SocketAddr,
     clients: Arc<Mutex<Vec<TcpStream>>>,
-    /// How long the broker takes to notice that a client has gone.
+    /// How long the broker takes to notice that a client is gone.
     linger: Arc<Mutex<Duration>>,
 }
 
 impl Interceptor {
-    /// `judge` is told which connection a frame is of, counted from 0.
+    /// `judge` gets the number of the frame's connection, counted from 0.
     pub(crate) fn start(judge: impl Fn(usize, &Frame) -> Verdict + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
@@ -42,7 +42,7 @@ impl Interceptor {
         let linger = Arc::new(Mutex::new(Duration::ZERO));
         let judge: Arc<Judge> = Arc::new(judge);
         let (all, lingers) = (Arc::clone(&clients), Arc::clone(&linger));
-        // It ends with the process.
+        // The thread ends with the process.
         thread::spawn(move || {
             for (number, client) in listener.incoming().enumerate() {
                 let (client, judge) = (client.unwrap(), Arc::clone(&judge));
@@ -76,12 +76,12 @@ impl Interceptor {
         options.port(self.address.port()).recovery(quick())
     }
 
-    /// How many connections there were so far.
+    /// How many connections there have been.
     pub(crate) fn connections(&self) -> usize {
         self.clients.lock().unwrap().len()
     }
 
-    /// The clients lose their connections; the broker notices only after `linger`.
+    /// Cuts the clients' connections; the broker notices only after `linger`.
     pub(crate) fn cut(&self, linger: Duration) {
         *self.linger.lock().unwrap() = linger;
         for client in &*self.clients.lock().unwrap() {

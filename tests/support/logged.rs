@@ -1,10 +1,10 @@
-//! What the crate writes to the log.
+//! Keeps what the crate logs.
 
 use std::sync::{Mutex, Once};
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
-/// Logging this text panics.
+/// A log line that contains this text makes the logger panic.
 pub(crate) const PANIC: &str = "the logger panics";
 
 static LINES: Mutex<Vec<Line>> = Mutex::new(Vec::new());
@@ -12,7 +12,7 @@ static LINES: Mutex<Vec<Line>> = Mutex::new(Vec::new());
 #[derive(Debug, Clone)]
 pub(crate) struct Line {
     pub(crate) level: Level,
-    /// The module that has written it.
+    /// The module that logged the line.
     pub(crate) target: String,
     pub(crate) text: String,
 }
@@ -39,12 +39,12 @@ impl Log for Logger {
     fn flush(&self) {}
 }
 
-/// From now on all is kept but the frames, that of all tests.
+/// Keeps the log of all tests from now on, except for the frames.
 pub(crate) fn begin() {
     begin_at(LevelFilter::Debug);
 }
 
-/// From now on all up to this level is kept, if it is the first test that wants that.
+/// Keeps all lines up to this level from now on. Only the first call in a process sets the level.
 pub(crate) fn begin_at(level: LevelFilter) {
     static BEGIN: Once = Once::new();
     BEGIN.call_once(|| {
@@ -53,17 +53,17 @@ pub(crate) fn begin_at(level: LevelFilter) {
     });
 }
 
-/// All that was written so far.
+/// All lines so far.
 pub(crate) fn lines() -> Vec<Line> {
     LINES.lock().unwrap().clone()
 }
 
-/// Whether such a line was written.
+/// Whether there is such a line.
 pub(crate) fn has(is_it: impl Fn(&str) -> bool) -> bool {
     count(is_it) > 0
 }
 
-/// How many such lines were written.
+/// How many such lines there are.
 pub(crate) fn count(is_it: impl Fn(&str) -> bool) -> usize {
     let lines = LINES.lock().unwrap();
     lines.iter().filter(|it| is_it(&it.text)).count()

@@ -1,4 +1,4 @@
-//! The broker under test, and waiting for conditions.
+//! The broker under test, and helpers that wait for conditions.
 
 #[cfg(feature = "native-tls")]
 pub(crate) mod certificates;
@@ -26,10 +26,10 @@ pub(crate) use scripted::{
 };
 pub(crate) use version::{version, version_of};
 
-/// What a test waits at most for something that should happen soon.
+/// How long a test waits for something that should happen soon.
 pub(crate) const SOON: Duration = Duration::from_secs(20);
 
-/// The broker that all tests share. With `box` for a URI it is the one that this crate has.
+/// The URI of the broker that all tests share. With `AMQP_URL=box`, this is the broker in the box.
 pub(crate) fn url() -> String {
     static IN_THE_BOX: LazyLock<Broker> = LazyLock::new(|| Broker::start().unwrap());
     match std::env::var("AMQP_URL").as_deref() {
@@ -41,7 +41,7 @@ pub(crate) fn url() -> String {
     }
 }
 
-/// Where the broker at this URI listens.
+/// The address of the broker at this URI.
 pub(crate) fn address_of(uri: &str) -> SocketAddr {
     let authority = uri.rsplit('@').next().unwrap();
     authority.split('/').next().unwrap().parse().unwrap()
@@ -66,7 +66,7 @@ pub(crate) fn unique(name: &str) -> String {
     format!("{name}-{}-{count}", std::process::id())
 }
 
-/// A queue that goes with its connection.
+/// Declares a queue that is deleted with its connection.
 pub(crate) fn exclusive_queue(channel: &Channel) -> Queue {
     channel
         .queue_declare("", QueueDeclareOptions::exclusive())
@@ -83,7 +83,7 @@ pub(crate) fn ready(channel: &Channel, queue: &str) -> u32 {
         .unwrap()
 }
 
-/// The shortest of ten runs: how long this takes on a machine that is not busy.
+/// The shortest of ten runs, which shows the time on a machine that is not busy.
 pub(crate) fn shortest_of_ten(mut it: impl FnMut()) -> Duration {
     let times = [(); 10].map(|()| {
         let begin = Instant::now();
@@ -93,7 +93,7 @@ pub(crate) fn shortest_of_ten(mut it: impl FnMut()) -> Duration {
     times.into_iter().min().unwrap()
 }
 
-/// How much memory a process has, or, on Linux, `self` has. None if it has ended.
+/// The resident memory of a process, or, on Linux, of `self`. None if the process has ended.
 #[cfg(target_os = "linux")]
 pub(crate) fn resident_kib(process: &str) -> Option<usize> {
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;

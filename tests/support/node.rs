@@ -1,4 +1,4 @@
-//! A broker of a test's own, to be killed, stopped or alarmed.
+//! A RabbitMQ node for one test, which the test can kill, stop or configure.
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -9,12 +9,12 @@ use leveret::{Channel, Connection, ConnectionOptions, Queue, QueueDeclareOptions
 
 use super::{exclusive_queue, program, version_of, SOON};
 
-/// A private RabbitMQ node; it ends with this value. `tests/with-rabbitmq` starts and stops it, as it does for all.
+/// A private RabbitMQ node, which ends when dropped. `tests/with-rabbitmq` starts and stops it.
 pub(crate) struct Node {
     script: Child,
-    /// Servers that were started again; the script ends them, too.
+    /// Servers that were started again. The script stops them, too.
     restarted: Vec<Child>,
-    /// What the script tells of the node.
+    /// The variables that the script sets for the node.
     environment: Vec<(String, String)>,
 }
 
@@ -23,10 +23,10 @@ impl Node {
         Self::start_with("", "")
     }
 
-    /// With further lines for its rabbitmq.conf, and plugins.
+    /// Starts a node with more lines in its rabbitmq.conf, and with plugins.
     pub(crate) fn start_with(config: &str, plugins: &str) -> Self {
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/with-rabbitmq");
-        // It holds the node until its standard input ends.
+        // The script keeps the node running until its standard input ends.
         let hold = "env | grep -E '^(AMQP_URL|RABBITMQ_HOME)='; echo; cat";
         let mut child = Command::new(script)
             .args(["sh", "-c", hold])
@@ -54,7 +54,8 @@ impl Node {
         }
     }
 
-    /// One that wants messages acknowledged within a second, on channels that are opened from now on.
+    /// Starts a node with a `consumer_timeout` of one second on channels that are opened from now
+    /// on.
     pub(crate) fn start_impatient() -> Self {
         let node = Self::start();
         for limit in ["consumer_timeout, 1000", "channel_tick_interval, 500"] {
@@ -88,7 +89,8 @@ impl Node {
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
-    /// How many messages of its only queue are ready, and how many unacknowledged, as the broker counts them.
+    /// How many messages of the node's only queue are ready, and how many unacknowledged, according
+    /// to the broker.
     pub(crate) fn counts(&self) -> (u32, u32) {
         let counts = self.ctl(&["list_queues", "messages_ready", "messages_unacknowledged"]);
         let last = counts.lines().last().unwrap();
@@ -96,7 +98,7 @@ impl Node {
         (ready.parse().unwrap(), unacknowledged.parse().unwrap())
     }
 
-    /// Sends a signal to the node itself: KILL, STOP, CONT.
+    /// Sends a signal to the node's process: KILL, STOP, CONT.
     pub(crate) fn signal(&self, signal: &str) {
         let pid = self.pid();
         program::signal(&pid, signal);
@@ -107,7 +109,7 @@ impl Node {
         pid.unwrap().trim().to_owned()
     }
 
-    /// One of its files.
+    /// The path of one of the node's files.
     fn path(&self, name: &str) -> PathBuf {
         Path::new(self.variable("RABBITMQ_HOME")).join(name)
     }
@@ -118,11 +120,12 @@ impl Node {
         command
     }
 
-    /// Starts a node that was killed again, with what it had on disk, and waits until it takes connections.
+    /// Starts a killed node again with its data, and waits until it accepts connections.
     pub(crate) fn restart(&mut self) {
         let mut server = self.script("start").spawn().unwrap();
         let options = self.options();
-        // How fast RabbitMQ recovers its queues is not what is tested: beside other builds it took 35 s.
+        // The time that RabbitMQ needs to recover its queues is not under test: next to other
+        // builds it was 35 s.
         let begin = Instant::now();
         while let Err(error) = Connection::open_with(&options) {
             let ended = server.try_wait().unwrap();
@@ -137,14 +140,15 @@ impl Node {
         self.restarted.push(server);
     }
 
-    /// What the node has said since its first start.
+    /// The node's output since its first start.
     fn console(&self) -> String {
         std::fs::read_to_string(self.path("console")).unwrap_or_default()
     }
 }
 
-/// A queue that looks at `consumer_timeout`, and whether it cancels the consumer. Until RabbitMQ 4.3 all queues look at
-/// it, and the broker closes the channel; since then only quorum queues do, and they cancel.
+/// Declares a queue that enforces `consumer_timeout`. The flag says whether it cancels the
+/// consumer. Before RabbitMQ 4.3, all queues enforce the timeout, and the broker closes the
+/// channel. Since then, only quorum queues do, and they cancel the consumer.
 pub(crate) fn queue_that_times_out(channel: &Channel) -> (Queue, bool) {
     if version_of(channel.connection()) < (4, 3) {
         return (exclusive_queue(channel), false);

@@ -1,4 +1,4 @@
-//! The examples, run as the programs that they are.
+//! Runs the examples and `perf_test` as programs.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -9,10 +9,10 @@ use crossbeam_channel::Receiver;
 
 use super::{eventually, SOON};
 
-/// A running example. It is killed with this value.
+/// A running program, which is killed on drop.
 pub(crate) struct Program {
     child: Child,
-    /// What it prints, line by line.
+    /// Its output, line by line.
     lines: Receiver<String>,
 }
 
@@ -39,7 +39,7 @@ impl Program {
         Self { child, lines }
     }
 
-    /// Runs it to its end, in good order, and returns what it has printed.
+    /// Runs an example, which must succeed, and returns its output.
     pub(crate) fn run(example: &str, arguments: &[&str], uri: &str) -> String {
         let mut example = command(example);
         example.args(arguments).env("AMQP_URL", uri);
@@ -57,7 +57,7 @@ impl Program {
         assert_eq!(self.line(), line);
     }
 
-    /// What it prints until its end.
+    /// The rest of the program's output.
     pub(crate) fn rest(&self) -> Vec<String> {
         self.lines.iter().collect()
     }
@@ -78,24 +78,24 @@ impl Drop for Program {
     }
 }
 
-/// What a command prints, which has to succeed.
+/// Runs a command, which must succeed, and returns its output.
 pub(crate) fn printed(mut command: Command) -> String {
     let output = command.output().unwrap();
     assert!(output.status.success(), "{output:?}");
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// It is built when it is missing: `cargo test --test` does not build examples.
+/// A command that runs an example. Builds the example first: `cargo test --test` does not.
 pub(crate) fn command(example: &str) -> Command {
     built(&["--example", example], &format!("examples/{example}"))
 }
 
-/// A command of the benchmarks' program.
+/// A command that runs the benchmark program.
 pub(crate) fn perf_test() -> Command {
     built(&["--package", "leveret-benches"], "perf_test")
 }
 
-/// Builds a target with the features of this test, and returns a command that runs it.
+/// Builds a target with this test's features, and returns a command that runs it.
 fn built(target: &[&str], path: &str) -> Command {
     static BUILD: Mutex<()> = Mutex::new(());
     let guard = BUILD.lock();
@@ -107,27 +107,30 @@ fn built(target: &[&str], path: &str) -> Command {
     let status = build.current_dir(env!("CARGO_MANIFEST_DIR")).status();
     assert!(status.unwrap().success());
     drop(guard);
-    // The tests are in `deps`, and the programs beside it.
+    // The test program is in `deps`, the other programs are next to that directory.
     let test = std::env::current_exe().unwrap();
     Command::new(test.parent().unwrap().with_file_name(path))
 }
 
-/// Sends a signal to a process: KILL, STOP, CONT. After STOP, all its threads have stopped.
+/// Sends a signal to a process: KILL, STOP, CONT. After STOP, waits until all threads have stopped.
 pub(crate) fn signal(pid: &str, signal: &str) {
-    // The shell has it built in; not every system has the command.
+    // `kill` is built into the shell; not every system has it as a command.
     let sent = Command::new("sh")
         .args(["-c", "kill -s \"$1\" \"$2\"", "sh", signal, pid])
         .status();
     assert!(sent.unwrap().success());
     if signal == "STOP" {
-        eventually("all its threads have stopped", || has_stopped(pid));
+        eventually("all threads of the process have stopped", || {
+            has_stopped(pid)
+        });
     }
 }
 
-/// The signal is sent to the process, but its threads stop one by one.
+/// Whether all threads have stopped: a process gets a signal at once, but its threads stop one by
+/// one.
 fn has_stopped(pid: &str) -> bool {
     let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else {
-        // Not Linux: all that can be seen is the process.
+        // Outside Linux, only the state of the process is visible.
         let state = Command::new("ps")
             .args(["-o", "state=", "-p", pid])
             .output();
@@ -135,7 +138,7 @@ fn has_stopped(pid: &str) -> bool {
     };
     threads.flatten().all(|thread| {
         let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
-        // "pid (name) state …", and the name may have parentheses.
+        // The line is "pid (name) state …", and the name may contain parentheses.
         stat.rsplit(')')
             .next()
             .is_some_and(|rest| rest.trim_start().starts_with('T'))

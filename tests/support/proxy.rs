@@ -1,4 +1,4 @@
-//! A proxy in front of the broker, which breaks connections in every way that a network can.
+//! A proxy in front of the broker, which breaks connections in the ways that a network can.
 
 use std::collections::VecDeque;
 use std::io::{Read, Write};
@@ -23,19 +23,19 @@ pub(crate) enum Direction {
 pub(crate) enum Fault {
     /// Both sockets are closed.
     Cut,
-    /// Nothing comes through any more, in neither direction.
+    /// No more bytes pass in either direction.
     Stall,
-    /// The receiver hears the end; the other direction goes on.
+    /// The receiver sees the end of the stream; the other direction continues.
     HalfClose,
-    /// Nothing comes through any more in this direction.
+    /// No more bytes pass in this direction.
     Drop,
-    /// One bit is another.
+    /// One bit is flipped.
     Corrupt,
-    /// All waits for half a second.
+    /// Everything waits for half a second.
     Delay,
 }
 
-/// When it happens: after so many bytes in this direction.
+/// A fault that happens after this many bytes in this direction.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Plan {
     pub(crate) fault: Fault,
@@ -43,7 +43,7 @@ pub(crate) struct Plan {
     pub(crate) after: usize,
 }
 
-/// It ends with this value, and all its connections.
+/// A running proxy. Dropping it closes all its connections.
 pub(crate) struct Proxy {
     address: SocketAddr,
     shared: Arc<Shared>,
@@ -52,7 +52,7 @@ pub(crate) struct Proxy {
 
 struct Shared {
     broker: SocketAddr,
-    /// For the connections to come, one each.
+    /// Faults for the next connections, one each.
     plans: Mutex<VecDeque<Plan>>,
     links: Mutex<Vec<Arc<Link>>>,
     accepted: AtomicUsize,
@@ -114,7 +114,7 @@ impl Link {
                 break;
             }
         }
-        // A half-closed connection goes on in the other direction.
+        // A half-closed connection continues in the other direction.
         if !self.drops(direction).load(Ordering::SeqCst) {
             self.cut();
         }
@@ -149,7 +149,7 @@ impl Link {
 }
 
 impl Proxy {
-    /// In front of the broker at this URI.
+    /// Starts a proxy in front of the broker at this URI.
     pub(crate) fn start(uri: &str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
@@ -173,12 +173,12 @@ impl Proxy {
         }
     }
 
-    /// Where it listens, on 127.0.0.1.
+    /// The port on 127.0.0.1 that the proxy listens on.
     pub(crate) fn port(&self) -> u16 {
         self.address.port()
     }
 
-    /// Through the proxy to the broker, with attempts in quick succession.
+    /// Options that connect through the proxy and recover with short delays.
     pub(crate) fn options(&self) -> ConnectionOptions {
         ConnectionOptions::default()
             .host(self.address.ip().to_string())
@@ -186,17 +186,17 @@ impl Proxy {
             .recovery(quick())
     }
 
-    /// What happens to the next connection for which nothing is planned.
+    /// Plans a fault for the next connection that has none.
     pub(crate) fn plan(&self, plan: Plan) {
         self.shared.plans.lock().unwrap().push_back(plan);
     }
 
-    /// Whether new connections are closed at once.
+    /// Sets whether new connections are closed at once.
     pub(crate) fn refuse(&self, refuses: bool) {
         self.shared.refuses.store(refuses, Ordering::SeqCst);
     }
 
-    /// Nothing comes through in this direction any more, on the connections that are open.
+    /// Drops all further bytes in this direction on the connections that are open.
     pub(crate) fn drop_all(&self, direction: Direction) {
         for link in &*self.shared.links.lock().unwrap() {
             link.drops(direction).store(true, Ordering::SeqCst);
@@ -221,7 +221,7 @@ impl Proxy {
     }
 }
 
-/// Recovers with little delay.
+/// Recovery with short delays.
 pub(crate) fn quick() -> RecoveryOptions {
     RecoveryOptions::default()
         .first_delay(Duration::from_millis(10))
@@ -269,7 +269,7 @@ impl Drop for Proxy {
     fn drop(&mut self) {
         self.shared.ends.store(true, Ordering::SeqCst);
         self.cut();
-        // One that wakes it.
+        // This connection wakes the accepting thread.
         let _ = TcpStream::connect(self.address);
         self.cut();
         let _ = self.accepting.take().map(JoinHandle::join);

@@ -1,4 +1,5 @@
-//! Servers that do what no RabbitMQ does.
+//! Servers and clients that follow a script, frame by frame, to do what RabbitMQ does not do on
+//! demand.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -9,12 +10,13 @@ use leveret::{ConnectionOptions, RecoveryOptions};
 
 const FRAME_MAX: u32 = 128 << 10;
 
-/// One side of a connection, written down byte by byte: the server's, or, over a socket of its own, the client's.
+/// One side of a connection that follows a script: the server's, or, with a connected socket, the
+/// client's.
 pub(crate) struct Script<S = TcpStream> {
     socket: S,
 }
 
-/// A server on a free port that takes one connection and follows the script.
+/// Starts a server on a free port that accepts one connection and follows the script.
 pub(crate) fn scripted_server<T: Send + 'static>(
     script: impl FnOnce(&mut Script) -> T + Send + 'static,
 ) -> (SocketAddr, JoinHandle<T>) {
@@ -24,8 +26,8 @@ pub(crate) fn scripted_server<T: Send + 'static>(
     (address, thread)
 }
 
-/// A server that takes so many connections, one after the other, and follows the script for each, counted from 0. A
-/// connection ends with its script.
+/// Starts a server that accepts this many connections in turn and follows the script for each,
+/// counted from 0. A connection ends with its script.
 pub(crate) fn scripted_connections(
     count: usize,
     mut script: impl FnMut(usize, &mut Script) + Send + 'static,
@@ -47,7 +49,7 @@ fn accept(listener: &TcpListener) -> Script {
     Script { socket }
 }
 
-/// How to connect to a scripted server, once.
+/// Options that connect to a scripted server, without recovery.
 pub(crate) fn at(address: SocketAddr) -> ConnectionOptions {
     ConnectionOptions::default()
         .host(address.ip().to_string())
@@ -55,7 +57,7 @@ pub(crate) fn at(address: SocketAddr) -> ConnectionOptions {
         .recovery(RecoveryOptions::none())
 }
 
-/// A frame from the client.
+/// A frame of the peer.
 pub(crate) struct Frame {
     pub(crate) kind: u8,
     pub(crate) channel: u16,
@@ -63,14 +65,14 @@ pub(crate) struct Frame {
 }
 
 impl Frame {
-    /// Class and method, if it is one.
+    /// The ids of the class and the method, if this is a method frame.
     pub(crate) fn method(&self) -> Option<(u16, u16)> {
         let id = |at| u16::from_be_bytes([self.payload[at], self.payload[at + 1]]);
         (self.kind == 1).then(|| (id(0), id(2)))
     }
 }
 
-/// A frame around a payload.
+/// Encodes a frame.
 pub(crate) fn frame(kind: u8, channel: u16, payload: &[u8]) -> Vec<u8> {
     let mut bytes = vec![kind];
     bytes.extend_from_slice(&channel.to_be_bytes());
@@ -85,7 +87,7 @@ pub(crate) fn method_frame(channel: u16, class: u16, method: u16, arguments: &[u
     frame(1, channel, &[&ids, arguments].concat())
 }
 
-/// A header without properties and a body, in frames as small as the handshake's `frame_max` wants them.
+/// Encodes a header without properties and a body, in frames up to the handshake's `frame_max`.
 pub(crate) fn content_frames(channel: u16, body: &[u8]) -> Vec<u8> {
     let size = (body.len() as u64).to_be_bytes();
     let header = [&[0, 60, 0, 0], &size[..], &[0, 0]].concat();
@@ -96,20 +98,20 @@ pub(crate) fn content_frames(channel: u16, body: &[u8]) -> Vec<u8> {
     frames
 }
 
-/// A short string.
+/// Encodes a short string.
 pub(crate) fn short(text: &str) -> Vec<u8> {
     [&[text.len() as u8], text.as_bytes()].concat()
 }
 
 impl Script<TcpStream> {
-    /// The same connection, for another thread.
+    /// A second handle for the same connection.
     pub(crate) fn another(&self) -> Self {
         let socket = self.socket.try_clone().unwrap();
         Self { socket }
     }
 
-    /// Sends `bytes` repeatedly until the client takes nothing for `patience`, or `limit` bytes are
-    /// sent. Returns how many were.
+    /// Sends `bytes` repeatedly until the client takes nothing for `patience`, or until `limit`
+    /// bytes are sent. Returns how many bytes were sent.
     pub(crate) fn send_until_stuck(&self, bytes: &[u8], limit: usize, patience: Duration) -> usize {
         self.socket.set_write_timeout(Some(patience)).unwrap();
         let mut sent = 0;
@@ -124,7 +126,7 @@ impl Script<TcpStream> {
         sent
     }
 
-    /// Reading fails if nothing comes for so long.
+    /// Makes reads fail if nothing comes for this long.
     pub(crate) fn set_patience(&self, patience: Duration) {
         self.socket.set_read_timeout(Some(patience)).unwrap();
     }
@@ -144,7 +146,7 @@ impl<S: Read + Write> Script<S> {
         self.socket.write_all(bytes).unwrap();
     }
 
-    /// Whether the client is still there.
+    /// Sends the bytes. Returns whether the client is still there.
     pub(crate) fn try_send(&mut self, bytes: &[u8]) -> bool {
         self.socket.write_all(bytes).is_ok()
     }
@@ -177,7 +179,7 @@ impl<S: Read + Write> Script<S> {
         }
     }
 
-    /// The ids of the next method; all else is passed over.
+    /// Reads up to the next method frame, and returns its ids.
     pub(crate) fn next_method(&mut self) -> (u16, u16) {
         loop {
             if let Some(ids) = self.next_frame().method() {
@@ -205,7 +207,7 @@ impl<S: Read + Write> Script<S> {
         self.send_method(0, 10, 10, &arguments.concat());
     }
 
-    /// The whole handshake of a RabbitMQ of this version, without heartbeats.
+    /// Performs the handshake like a RabbitMQ of this version, without heartbeats.
     pub(crate) fn handshake_of_rabbitmq(&mut self, version: &str) {
         self.expect_header();
         self.send_start_with(&[("product", "RabbitMQ"), ("version", version)]);
@@ -213,7 +215,7 @@ impl<S: Read + Write> Script<S> {
         self.accept_login(10, 0);
     }
 
-    /// The whole handshake, with this heartbeat in seconds.
+    /// Performs the handshake, with this heartbeat in seconds.
     pub(crate) fn handshake(&mut self, heartbeat: u8) {
         self.handshake_with(10, heartbeat);
     }
@@ -223,7 +225,7 @@ impl<S: Read + Write> Script<S> {
         self.accept_login(channel_max, heartbeat);
     }
 
-    /// Asks who it is, and returns the answer.
+    /// Sends connection.start, and returns the client's answer.
     pub(crate) fn expect_login(&mut self) -> Vec<u8> {
         self.expect_header();
         self.send_start();
@@ -232,7 +234,7 @@ impl<S: Read + Write> Script<S> {
         start_ok.payload
     }
 
-    /// The rest of the handshake.
+    /// Performs the rest of the handshake.
     pub(crate) fn accept_login(&mut self, channel_max: u16, heartbeat: u8) {
         let tune = [
             &channel_max.to_be_bytes()[..],
@@ -245,7 +247,7 @@ impl<S: Read + Write> Script<S> {
         self.send_method(0, 10, 41, b"\0");
     }
 
-    /// Returns its number.
+    /// Opens a channel for the client, and returns the channel's number.
     pub(crate) fn open_channel(&mut self) -> u16 {
         let open = self.next_frame();
         assert_eq!(open.method(), Some((20, 10)));
@@ -259,7 +261,7 @@ impl<S: Read + Write> Script<S> {
         self.expect(10, 51);
     }
 
-    /// Waits until the client has ended, reading what it still says.
+    /// Reads until the client has closed the connection, and returns the bytes.
     pub(crate) fn wait_for_end(&mut self) -> Vec<u8> {
         let mut rest = Vec::new();
         let _ = self.socket.read_to_end(&mut rest);

@@ -1,4 +1,4 @@
-//! Which RabbitMQ a test runs on, for what its versions do differently.
+//! The RabbitMQ version that a test runs on, for differences between versions.
 
 use std::sync::LazyLock;
 
@@ -6,20 +6,20 @@ use leveret::Connection;
 
 use super::connect;
 
-/// Major and minor.
+/// The major and the minor version.
 type Version = (u32, u32);
 
-/// The version whose behaviour the broker in the box has.
+/// The version that the broker in the box behaves like.
 const OF_THE_BOX: Version = (3, 10);
 
-/// The version of the broker that all tests share. The broker in the box counts as the version that
-/// it behaves like.
+/// The version of the broker that all tests share. For the broker in the box, it is the version
+/// that this broker behaves like.
 pub(crate) fn version() -> Version {
     static VERSION: LazyLock<Version> = LazyLock::new(|| version_of(&connect()));
     *VERSION
 }
 
-/// Like [`version`], of the broker at the other end of this connection.
+/// The version of the broker at the other end of this connection, as with [`version`].
 pub(crate) fn version_of(connection: &Connection) -> Version {
     let properties = connection.server_properties();
     let text = |name: &str| properties.get(name).unwrap().as_str().unwrap();
