@@ -1,5 +1,5 @@
-//! All that the broker knows, without sockets, threads and clocks: bytes and times go in, bytes
-//! come out.
+//! The state of the broker, without sockets, threads or clocks: bytes and times go in, bytes come
+//! out.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::SocketAddr;

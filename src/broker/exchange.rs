@@ -110,8 +110,8 @@ fn matches_topic(pattern: &str, key: &str) -> bool {
     reached.last().copied().unwrap_or_default()
 }
 
-/// What the binding asks for, in the headers of the message. Without `-with-x`, what begins with
-/// `x-` is not looked at.
+/// Compares a binding's arguments with a message's headers. Without `-with-x`, arguments that begin
+/// with `x-` are ignored.
 fn matches_headers(wanted: &FieldTable, headers: Option<&FieldTable>) -> bool {
     let how = wanted.get("x-match").and_then(FieldValue::as_str);
     let with_x = how.is_some_and(|how| how.ends_with("-with-x"));

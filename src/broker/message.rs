@@ -61,8 +61,8 @@ impl Message {
 /// A message that is in a queue, or delivered and unacknowledged.
 #[derive(Debug, Clone)]
 pub(super) struct Entry {
-    /// Its place in the queue, to which it goes back: what has a higher priority first, then what
-    /// came first.
+    /// Place in the queue, to which a requeued message returns: by priority, then in order of
+    /// arrival.
     pub(super) place: (u8, u64),
     pub(super) message: Arc<Message>,
     pub(super) redelivered: bool,
@@ -97,8 +97,7 @@ fn is_death(death: &FieldValue, queue: &str, reason: Reason) -> bool {
     text("queue") == Some(queue) && text("reason") == Some(reason.name())
 }
 
-/// The message as a dead letter of that queue: with the headers that tell of it, and for the next
-/// exchange.
+/// Makes a dead letter: the message with the headers about its death, for the dead-letter exchange.
 pub(super) fn dead_letter(
     message: &Message,
     queue: &str,
@@ -169,8 +168,8 @@ fn once_more(death: FieldValue) -> FieldValue {
     }
 }
 
-/// Whether the dead letter would come back to this queue only because nobody took it anywhere on
-/// the way.
+/// Whether a dead letter has been in this queue before and no consumer has rejected it since.
+/// RabbitMQ drops such a message.
 pub(super) fn goes_in_circles(dead_letter: &Message, queue: &str) -> bool {
     let headers = dead_letter.properties.headers.as_ref();
     let deaths = headers.and_then(|headers| headers.get("x-death")?.as_array());

@@ -1,4 +1,4 @@
-//! The methods of a channel that declare, bind and consume.
+//! The methods of an open channel, except publishing: declare, bind, consume, settle, commit.
 
 use super::channel::{Channel, How, Mode, Settle, Staged, Unacknowledged};
 use super::connection::{decode, unexpected_frame};
@@ -19,10 +19,10 @@ use crate::wire::method::{
     ShortString, Table, TxCommitOk, TxRollbackOk, TxSelectOk,
 };
 
-/// Who consumes from a queue of this name gets answers, and needs no queue for them.
+/// Direct reply-to: a consumer of this name receives replies without a queue.
 pub(super) const REPLY_TO: &str = "amq.rabbitmq.reply-to";
 
-/// A method, and where it has come.
+/// The session and channel on which a frame arrived.
 pub(super) struct Asked<'a> {
     pub(super) core: &'a mut Core,
     pub(super) id: SessionId,
@@ -31,7 +31,7 @@ pub(super) struct Asked<'a> {
 }
 
 impl Core {
-    /// A frame on a channel that is open.
+    /// Handles a frame on an open channel.
     pub(super) fn open_channel_frame(
         &mut self,
         id: SessionId,
@@ -69,7 +69,7 @@ fn or_last(name: &str, last: Option<&String>) -> Result<String, Refusal> {
 }
 
 impl Asked<'_> {
-    /// It was there when the frame came.
+    /// The channel, which was open when the frame arrived.
     pub(super) fn channel(&mut self) -> Result<&mut Channel, Refusal> {
         let number = self.number;
         let gone = || Refusal::of_connection(ReplyCode::CHANNEL_ERROR, "expected 'channel.open'");
@@ -89,7 +89,7 @@ impl Asked<'_> {
         }
     }
 
-    /// The queue that is meant: an empty name is the one that was declared last.
+    /// Resolves a queue name. An empty name means the queue declared last.
     fn queue_name(&mut self, name: &str) -> Result<String, Refusal> {
         or_last(name, self.channel()?.last_queue.as_ref())
     }
@@ -109,7 +109,7 @@ impl Asked<'_> {
             Method::BasicQos(method) => self.qos(&method),
             Method::BasicConsume(method) => self.consume(&method),
             Method::BasicCancel(method) => self.cancel(&method.consumer_tag, method.no_wait),
-            // The answer to the broker's cancel. RabbitMQ ends the consumer, too.
+            // The answer to the broker's cancel. RabbitMQ also ends the consumer.
             Method::BasicCancelOk(method) => self.cancel(&method.consumer_tag, true),
             Method::BasicGet(method) => self.get(&method),
             Method::ExchangeDeclare(method) => {
@@ -279,7 +279,7 @@ impl Asked<'_> {
         Ok(())
     }
 
-    /// Consumers of this channel may get more than before.
+    /// Marks the queues of this channel's consumers: they may be able to deliver more messages.
     fn consumers_changed(&mut self) -> Result<(), Refusal> {
         let consumers = self.channel()?.consumers.values();
         let queues: Vec<_> = consumers.map(|it| it.queue).collect();
@@ -419,7 +419,7 @@ impl Asked<'_> {
             self.revived(number)?;
         }
         let channel = self.channel()?;
-        // A limit for all consumers lets others go on, too.
+        // With a shared limit, other consumers may continue, too.
         if channel.shared_prefetch > 0 {
             self.consumers_changed()?;
         }
@@ -447,7 +447,7 @@ impl Asked<'_> {
         Ok(())
     }
 
-    /// A consumer that had timed out gets messages again.
+    /// Lets a consumer that had timed out get messages again.
     fn revived(&mut self, consumer: u64) -> Result<(), Refusal> {
         let (id, number) = (self.id, self.number);
         let mut consumers = self.channel()?.consumers.iter();
@@ -505,7 +505,7 @@ fn of_exchange(
     }
 }
 
-/// With neither queue nor key given, both are the queue that was declared last.
+/// If neither queue nor routing key is given, both are the queue declared last.
 fn of_queue(queue: String, given: &str, routing_key: &str, arguments: Table<'_>) -> Binding {
     let is_empty = given.is_empty() && routing_key.is_empty();
     let key = if is_empty { &queue } else { routing_key };

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-/// How a [`Broker`](super::Broker) is to be.
+/// Options of a [`Broker`](super::Broker).
 ///
 /// ```
 /// use leveret::broker::{Broker, BrokerOptions};
@@ -14,22 +14,22 @@ use std::time::Duration;
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct BrokerOptions {
-    /// Where it listens on the loopback interface. 0, the default, is any port that is free.
+    /// The port on the loopback interface. Default: 0, which means any free port.
     pub port: u16,
-    /// Names and passwords; at first `guest` alone. Every user may do everything in every virtual
-    /// host.
+    /// User names and passwords. Default: `guest`, with the same password. Every user may do
+    /// everything in every virtual host.
     pub users: Vec<(String, String)>,
-    /// Virtual hosts; at first `/` alone.
+    /// The virtual hosts. Default: `/`.
     pub vhosts: Vec<String>,
-    /// The heartbeat interval that is proposed to clients, in whole seconds: 60 s. Zero proposes
-    /// none; a client that asks for heartbeats nevertheless gets them.
+    /// The heartbeat interval that the broker proposes to clients, in whole seconds. Default: 60 s.
+    /// Zero proposes no heartbeats, but a client that asks for them still gets them.
     pub heartbeat: Duration,
-    /// How many channels a connection can have: 2047.
+    /// Maximum number of channels of a connection. Default: 2047.
     pub channel_max: u16,
-    /// How large a frame can be, in bytes: 131072.
+    /// Maximum size of a frame in bytes. Default: 131072.
     pub frame_max: u32,
-    /// How many of the newest messages [`Broker::published`](super::Broker::published) tells of:
-    /// 10,000. Older ones are forgotten.
+    /// How many of the newest messages [`Broker::published`](super::Broker::published) returns.
+    /// Default: 10,000. The broker forgets older ones.
     pub published_limit: usize,
 }
 
@@ -55,14 +55,14 @@ impl BrokerOptions {
         self
     }
 
-    /// One more user.
+    /// Adds a user.
     #[must_use]
     pub fn user(mut self, name: impl Into<String>, password: impl Into<String>) -> Self {
         self.users.push((name.into(), password.into()));
         self
     }
 
-    /// One more virtual host.
+    /// Adds a virtual host.
     #[must_use]
     pub fn vhost(mut self, name: impl Into<String>) -> Self {
         self.vhosts.push(name.into());
@@ -83,14 +83,14 @@ impl BrokerOptions {
         self
     }
 
-    /// Sets [`frame_max`](Self::frame_max); less than 4096 is taken for that.
+    /// Sets [`frame_max`](Self::frame_max). A value below 4096 counts as 4096.
     #[must_use]
     pub fn frame_max(mut self, frame_max: u32) -> Self {
         self.frame_max = frame_max;
         self
     }
 
-    /// With limits that a client can agree to.
+    /// Raises limits that no client could agree to.
     pub(super) fn possible(mut self) -> Self {
         self.channel_max = self.channel_max.max(1);
         self.frame_max = self.frame_max.max(crate::wire::frame::MIN_SIZE);
@@ -105,7 +105,7 @@ impl BrokerOptions {
     }
 }
 
-/// Without passwords.
+/// Does not show passwords.
 impl std::fmt::Debug for BrokerOptions {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let users: Vec<_> = self.users.iter().map(|(name, _)| name).collect();

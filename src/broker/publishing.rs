@@ -1,5 +1,4 @@
-//! What is published on a channel: from its frames to the queues, and what the client is told of
-//! it.
+//! Publishing on a channel: from frames to queues, and the confirms and returns to the client.
 
 use std::sync::Arc;
 
@@ -17,7 +16,7 @@ use crate::wire::method::{BasicNack, BasicPublish, BasicReturn};
 use crate::wire::properties::Properties;
 use crate::wire::value::{FieldTable, FieldValue};
 
-/// In bytes; that of RabbitMQ 4, where older ones take 128 MiB.
+/// In bytes. This is RabbitMQ 4's default; older versions accept 128 MiB.
 const MAX_MESSAGE_SIZE: usize = 16 << 20;
 
 impl Asked<'_> {
@@ -32,7 +31,7 @@ impl Asked<'_> {
         Ok(())
     }
 
-    /// A header, or a piece of a body.
+    /// Handles a content header or a body frame.
     pub(super) fn content(&mut self, frame: &Frame<'_>) -> Result<(), Refusal> {
         let channel = self.channel()?;
         let Some(incoming) = &mut channel.incoming else {
@@ -125,8 +124,8 @@ impl Asked<'_> {
         Ok(())
     }
 
-    /// The number of a message in confirm mode. It is confirmed when all that has come is worked
-    /// on.
+    /// Returns the sequence number of a message in confirm mode. The broker confirms the message
+    /// when it has handled all input.
     fn count(&mut self) -> Result<u64, Refusal> {
         let Mode::Confirms(confirms) = &mut self.channel()?.mode else {
             return Ok(0);
@@ -150,8 +149,8 @@ impl Asked<'_> {
         Ok(())
     }
 
-    /// Looks at the properties as RabbitMQ does, and puts the key in that leads back to the one who
-    /// asks.
+    /// Checks the properties as RabbitMQ does. Puts the routing key of direct replies into
+    /// `reply_to`, and takes out the header BCC.
     fn assert_acceptable(&mut self, message: &mut Message) -> Result<(), Refusal> {
         let properties = &mut message.properties;
         if properties.reply_to.as_deref() == Some(REPLY_TO) {
@@ -181,7 +180,7 @@ impl Asked<'_> {
         Ok(())
     }
 
-    /// Into the queues, or back.
+    /// Routes a message to its queues, or returns it to the client.
     pub(super) fn publish_now(
         &mut self,
         message: Arc<Message>,
@@ -212,8 +211,7 @@ impl Asked<'_> {
                 exchange: message.exchange.as_str().into(),
                 routing_key: message.routing_key.as_str().into(),
             };
-            // What was published before is answered for first: so the client knows which message
-            // came back.
+            // Confirm the earlier messages first, so that the client knows which message came back.
             confirm_all(self.session);
             let (properties, body) = (&message.properties, &message.body);
             self.session
@@ -223,7 +221,7 @@ impl Asked<'_> {
     }
 }
 
-/// Further routing keys, in a header of that name.
+/// Reads additional routing keys from a header.
 fn keys_in(name: &str, headers: &FieldTable) -> Result<Vec<String>, Refusal> {
     let keys = match headers.get(name) {
         None => &[][..],
@@ -239,7 +237,7 @@ fn keys_in(name: &str, headers: &FieldTable) -> Result<Vec<String>, Refusal> {
     Ok(texts.map(str::to_owned).collect())
 }
 
-/// A number of milliseconds.
+/// Checks that a text is a valid number of milliseconds.
 fn assert_expiration(text: &str) -> Result<(), Refusal> {
     let invalid = |why: String| {
         Err(Refusal::failed(format!(

@@ -1,4 +1,4 @@
-//! One queue: its messages in their order, and who consumes them.
+//! One queue: its messages in order, and its consumers.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,11 +9,11 @@ use super::message::{Entry, Message};
 use super::state::QueueState;
 use super::SessionId;
 
-/// Of a queue, and of no other with the same name later.
+/// Identifies a queue. A later queue of the same name has another id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct QueueId(pub(super) u64);
 
-/// Who gets messages.
+/// A consumer of the queue.
 #[derive(Debug, Clone)]
 pub(super) struct Subscriber {
     pub(super) session: SessionId,
@@ -34,11 +34,11 @@ pub(super) struct Queue {
     pub(super) name: String,
     pub(super) durable: bool,
     pub(super) auto_delete: bool,
-    /// It belongs to this connection alone.
+    /// The connection to which an exclusive queue belongs.
     pub(super) owner: Option<SessionId>,
     pub(super) arguments: Arguments,
     pub(super) unacknowledged: usize,
-    /// Higher priorities first; among equals, whose turn is next.
+    /// By priority, highest first. Among equals, the one whose turn is next comes first.
     subscribers: Vec<Subscriber>,
     ready: BTreeMap<(u8, u64), Entry>,
     ready_bytes: u64,
@@ -96,7 +96,8 @@ impl Queue {
         });
     }
 
-    /// Where it was. Returns it if it has come back too often.
+    /// Puts a message back in its place. Returns the message instead if it is above the delivery
+    /// limit.
     pub(super) fn requeue(&mut self, mut entry: Entry) -> Option<Entry> {
         entry.redelivered = true;
         if self.arguments.is_quorum {
@@ -133,7 +134,7 @@ impl Queue {
         count
     }
 
-    /// Only what survives a restart.
+    /// Drops everything that does not survive a restart.
     pub(super) fn keep_persistent(&mut self) {
         self.unacknowledged = 0;
         self.subscribers.clear();
@@ -142,8 +143,8 @@ impl Queue {
         self.ready_bytes = sizes.sum();
     }
 
-    /// The first message, if it has expired before this time, or at this time if `also_now`. Others
-    /// expire when they are the first: so it is in RabbitMQ.
+    /// Takes the first message if it expired before `now`, or exactly at `now` if `also_now`. As in
+    /// RabbitMQ, other messages expire only when they are the first.
     pub(super) fn pop_expired(&mut self, now: Instant, also_now: bool) -> Option<Entry> {
         let at = self.next_expiration()?;
         match at < now || (also_now && at == now) {
@@ -157,7 +158,7 @@ impl Queue {
         first.expires_at
     }
 
-    /// With so many messages more, and so many bytes.
+    /// Whether the queue would be above its limits with this many more messages and bytes.
     fn is_above_limit(&self, messages: usize, bytes: usize) -> bool {
         let count = (self.ready.len() + messages) as u64;
         let bytes = self.ready_bytes + bytes as u64;
@@ -165,12 +166,13 @@ impl Queue {
             || self.arguments.max_bytes.is_some_and(|max| bytes > max)
     }
 
-    /// Whether the message would be one too many, and is not taken then.
+    /// Whether the queue is full and refuses the message.
     pub(super) fn rejects(&self, message: &Message) -> bool {
         self.arguments.overflow != Overflow::DropHead && self.is_above_limit(1, message.body.len())
     }
 
-    /// The first one, if there are too many: also where that is one of a high priority.
+    /// Takes the first message if the queue is above its limits, even if that message has a high
+    /// priority.
     pub(super) fn pop_surplus(&mut self) -> Option<Entry> {
         match self.arguments.overflow == Overflow::DropHead && self.is_above_limit(0, 0) {
             true => self.pop(),
@@ -187,14 +189,14 @@ impl Queue {
     pub(super) fn subscribe(&mut self, subscriber: Subscriber) {
         let comes_first = |it: &Subscriber| it.priority >= subscriber.priority;
         let at = self.subscribers.partition_point(comes_first);
-        // The active one stays so.
+        // The active consumer stays first.
         let at = at.max(usize::from(
             self.arguments.single_active && !self.subscribers.is_empty(),
         ));
         self.subscribers.insert(at, subscriber);
     }
 
-    /// False if it was not there.
+    /// Removes a consumer. Returns false if the consumer was not found.
     pub(super) fn unsubscribe(
         &mut self,
         is_it: impl Fn(&Subscriber) -> bool,
@@ -213,9 +215,9 @@ impl Queue {
         std::mem::take(&mut self.subscribers)
     }
 
-    /// Index of the consumer that gets the next message: the first that takes one. A single active
-    /// consumer is the first that has not timed out; others then get nothing, even if it takes
-    /// none.
+    /// Index of the consumer that gets the next message: the first that takes one. The single
+    /// active consumer is the first that has not timed out; the others get nothing, even if the
+    /// active one takes no message.
     pub(super) fn next_subscriber(
         &self,
         takes: impl Fn(&Subscriber) -> bool,
@@ -229,7 +231,7 @@ impl Queue {
         self.subscribers.get(at).is_some_and(takes).then_some(at)
     }
 
-    /// Puts a consumer last, so that it does not replace the single active consumer.
+    /// Moves a consumer to the end, so that it does not replace the single active consumer.
     pub(super) fn stand_back(&mut self, is_it: impl Fn(&Subscriber) -> bool) {
         let at = self.subscribers.iter().position(is_it);
         if let Some(at) = at.filter(|_| self.arguments.single_active) {
@@ -238,7 +240,7 @@ impl Queue {
         }
     }
 
-    /// This one had its turn.
+    /// Moves a consumer that got a message to the end of those with the same priority.
     pub(super) fn rotate(&mut self, at: usize) {
         let Some(priority) = self.subscribers.get(at).map(|it| it.priority) else {
             return;
@@ -255,13 +257,13 @@ impl Queue {
         }
     }
 
-    // ---- its own end ----
+    // ---- expiry of the queue ----
 
     pub(super) fn used(&mut self, now: Instant) {
         self.unused_since = now;
     }
 
-    /// When it goes, unless somebody uses it.
+    /// When the queue expires, unless it is used before.
     pub(super) fn expires_at(&self) -> Option<Instant> {
         let after: Duration = self.arguments.expires?;
         self.subscribers

@@ -1,13 +1,13 @@
-//! What the broker says no with.
+//! Errors with which the broker closes a channel or a connection.
 
 use crate::error::ReplyCode;
 
-/// A request that is refused. The text is RabbitMQ's.
+/// A refused request. The text is RabbitMQ's.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Refusal {
     pub(super) code: ReplyCode,
     pub(super) text: String,
-    /// It costs the connection, not only the channel.
+    /// Whether the error closes the connection, and not only the channel.
     pub(super) costs_connection: bool,
 }
 

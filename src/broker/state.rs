@@ -1,55 +1,55 @@
-//! What a look inside shows.
+//! Snapshots of the broker's state, for tests.
 
 use std::net::SocketAddr;
 
 use crate::wire::properties::Properties;
 
-/// A queue, as [`Broker::queue`](super::Broker::queue) sees it.
+/// The state of a queue, as returned by [`Broker::queue`](super::Broker::queue).
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct QueueState {
-    /// Its name.
+    /// The name of the queue.
     pub name: String,
-    /// Messages that wait for a consumer.
+    /// Number of messages that are ready for delivery.
     pub ready: usize,
-    /// Messages that were delivered and are not acknowledged.
+    /// Number of messages that were delivered and are not acknowledged.
     pub unacknowledged: usize,
-    /// Consumers.
+    /// Number of consumers.
     pub consumers: usize,
 }
 
-/// A connection, as [`Broker::connections`](super::Broker::connections) sees it.
+/// The state of a connection, as returned by [`Broker::connections`](super::Broker::connections).
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ConnectionState {
     /// The address of the client.
     pub peer: SocketAddr,
-    /// What the client calls itself (`connection_name`), if it does.
+    /// The name that the client gave the connection (`connection_name`), if any.
     pub name: Option<String>,
-    /// Who has logged in.
+    /// The user. Empty before the login.
     pub user: String,
     /// The virtual host.
     pub vhost: String,
-    /// Open channels.
+    /// Number of open channels.
     pub channels: usize,
-    /// Messages that were delivered and are not acknowledged.
+    /// Number of messages that were delivered and are not acknowledged.
     pub unacknowledged: usize,
 }
 
-/// A message that came, as [`Broker::published`](super::Broker::published) tells of it.
+/// A published message, as returned by [`Broker::published`](super::Broker::published).
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct PublishedMessage {
     /// The virtual host.
     pub vhost: String,
-    /// The exchange it was published to.
+    /// The exchange to which the message was published.
     pub exchange: String,
-    /// Its routing key.
+    /// The routing key.
     pub routing_key: String,
-    /// Its properties.
+    /// The properties.
     pub properties: Properties,
-    /// Its body.
+    /// The body.
     pub body: Vec<u8>,
-    /// Into how many queues it went.
+    /// Number of queues that took the message.
     pub queues: usize,
 }
