@@ -1,13 +1,14 @@
-//! How often memory is asked for, a message, and what is kept of it after a burst: `cargo bench -p leveret-benches --bench allocations`.
+//! Counts allocations per message, and the memory that stays in use after a burst:
+//! `cargo bench -p leveret-benches --bench allocations`.
 
-// It waits for what time alone brings.
+// Sleeps until the connection has freed its buffers.
 #![allow(
     clippy::disallowed_methods,
     clippy::unwrap_used,
     clippy::indexing_slicing
 )]
 
-#[allow(dead_code)] // Other programs need more of it.
+#[allow(dead_code)] // Other programs use the rest.
 #[path = "support/frames.rs"]
 mod frames;
 #[path = "support/sink.rs"]
@@ -26,12 +27,12 @@ use stats_alloc::{Region, StatsAlloc, INSTRUMENTED_SYSTEM};
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
 const COUNT: usize = 200_000;
-/// After half of it without a word, memory is given back.
+/// The connection frees its buffers after half of this without traffic.
 const HEARTBEAT: Duration = Duration::from_secs(2);
 const BODY: [u8; 16] = [b'x'; 16];
 
 fn main() {
-    // The server in another process: its memory is not of interest.
+    // The server runs in another process, so that its allocations are not counted.
     if std::env::args().any(|argument| argument == "sink") {
         println!("{}", sink::Sink::start().unwrap().uri());
         std::io::copy(&mut std::io::stdin(), &mut std::io::sink()).unwrap();
@@ -63,7 +64,7 @@ fn measure_all(uri: &str) {
     });
     let window = PublisherOptions::default().window(256);
     let publisher = open().publisher_with(window).unwrap();
-    measure("publisher, with a copy for a recovery", || {
+    measure("publisher, with a copy for recovery", || {
         for _ in 0..COUNT {
             publisher.publish("", "q", &BODY).unwrap();
         }
@@ -99,7 +100,7 @@ fn consume(
     }
 }
 
-/// What a connection has in use when it has nothing to do, before a burst of all kinds of messages and after it.
+/// Prints the memory of an idle connection before and after a burst of small and large messages.
 fn measure_what_is_kept(uri: &str) {
     let region = Region::new(ALLOCATOR);
     let in_use = || {
@@ -126,16 +127,16 @@ fn measure_what_is_kept(uri: &str) {
     thread::sleep(HEARTBEAT);
     let later = in_use();
     println!(
-        "bytes of a connection: {before} at first, {after} after a burst, {later} after a rest"
+        "bytes in use by a connection: {before} at first, {after} after a burst, {later} when idle"
     );
 }
 
 fn measure(what: &str, act: impl Fn()) {
-    // Once before, so that buffers have grown.
+    // A first run lets the buffers grow.
     act();
     let region = Region::new(ALLOCATOR);
     act();
     let change = region.change();
     let each = (change.allocations + change.reallocations) as f64 / COUNT as f64;
-    println!("{what}: {each:.4} allocations a message");
+    println!("{what}: {each:.4} allocations per message");
 }

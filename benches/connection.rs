@@ -1,14 +1,14 @@
-//! The ways through a connection, to a server in this process that takes everything and delivers as fast as it can:
-//! `cargo bench -p leveret-benches --bench connection`. What all of it costs together is measured by `perf_test`.
+//! Measures each path through a connection, with a fast server in this process:
+//! `cargo bench -p leveret-benches --bench connection`. `perf_test` measures whole runs.
 
-// It measures time, and ends with what went wrong.
+// Reads the clock, and stops at the first error.
 #![allow(
     clippy::disallowed_methods,
     clippy::unwrap_used,
     clippy::indexing_slicing
 )]
 
-#[allow(dead_code)] // Other programs need more of it.
+#[allow(dead_code)] // Other programs use the rest.
 #[path = "support/frames.rs"]
 mod frames;
 #[path = "support/sink.rs"]
@@ -40,7 +40,7 @@ fn publish(criterion: &mut Criterion) {
     let confirmed = channel();
     confirmed.confirm_select().unwrap();
     let mut published = 0;
-    group.bench_function("confirms, waited for every 256", |bencher| {
+    group.bench_function("confirms, waiting after every 256", |bencher| {
         bencher.iter(|| {
             confirmed.basic_publish("", "q", &BODY).unwrap();
             published += 1;
@@ -54,7 +54,7 @@ fn publish(criterion: &mut Criterion) {
     group.bench_function("publisher with a window of 256", |bencher| {
         bencher.iter(|| publisher.publish("", "q", &BODY).unwrap());
     });
-    group.bench_function("publisher, each waited for", |bencher| {
+    group.bench_function("publisher, waiting for each confirm", |bencher| {
         bencher.iter(|| publisher.publish("", "q", &BODY).unwrap().wait().unwrap());
     });
 }
@@ -94,7 +94,7 @@ fn call(criterion: &mut Criterion) {
     });
 }
 
-/// What a test with a broker of its own costs.
+/// Measures what a test pays to start its own broker.
 fn broker(criterion: &mut Criterion) {
     criterion.bench_function(
         "a broker in the box, from its start to its end after one message",

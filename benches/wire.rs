@@ -1,8 +1,9 @@
-//! Encoding and decoding what comes with every message: `cargo bench -p leveret-benches --bench wire`.
+//! Measures encoding and decoding of the frames that each message needs:
+//! `cargo bench -p leveret-benches --bench wire`.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-// The layer as it stands, without the rest of the crate: it needs nothing of that, and nothing of it is public.
+// The wire layer is private, and needs nothing else of the crate, so this includes its source.
 #[allow(
     dead_code,
     unexpected_cfgs,

@@ -1,4 +1,4 @@
-//! AMQP's frames, as far as measuring needs them: for the sink, and for what is compared with this crate.
+//! AMQP frames, as far as the sink and the limit need them.
 
 pub(crate) const METHOD: u8 = 1;
 pub(crate) const HEADER: u8 = 2;
@@ -9,10 +9,10 @@ const HEAD: usize = 7;
 const END: u8 = 0xce;
 
 pub(crate) const PROTOCOL_HEADER: &[u8; 8] = b"AMQP\x00\x00\x09\x01";
-/// Of both sides, in bytes, as RabbitMQ's.
+/// The largest frame of both sides in bytes: RabbitMQ's default.
 pub(crate) const FRAME_MAX: u32 = 128 << 10;
 
-/// A method's class and number within it.
+/// A method's class and its number within the class.
 pub(crate) type MethodId = (u16, u16);
 
 pub(crate) const CONNECTION_START: MethodId = (10, 10);
@@ -34,7 +34,7 @@ pub(crate) const BASIC_GET: MethodId = (60, 70);
 pub(crate) const BASIC_ACK: MethodId = (60, 80);
 pub(crate) const CONFIRM_SELECT: MethodId = (85, 10);
 
-/// What begins a frame.
+/// The first bytes of a frame.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Head {
     pub(crate) kind: u8,
@@ -43,12 +43,15 @@ pub(crate) struct Head {
 }
 
 impl Head {
-    /// `None` if it is not all there.
+    /// Returns `None` if bytes are missing.
     #[inline]
     pub(crate) fn read(bytes: &[u8]) -> Option<Self> {
         let head: [u8; HEAD] = bytes.get(..HEAD)?.try_into().unwrap();
         let [kind, channel @ .., a, b, c, d] = head;
-        assert!(kind <= BODY || kind == HEARTBEAT, "no frame: {head:?}");
+        assert!(
+            kind <= BODY || kind == HEARTBEAT,
+            "not a frame header: {head:?}"
+        );
         Some(Self {
             kind,
             channel: u16::from_be_bytes(channel),
@@ -56,7 +59,7 @@ impl Head {
         })
     }
 
-    /// Of the whole frame, in bytes.
+    /// The length of the whole frame in bytes.
     #[inline]
     pub(crate) fn frame_length(self) -> usize {
         HEAD + self.size + 1
@@ -68,12 +71,12 @@ pub(crate) struct Frame<'a> {
     pub(crate) kind: u8,
     pub(crate) channel: u16,
     pub(crate) payload: &'a [u8],
-    /// Of the whole frame, in bytes.
+    /// The length of the whole frame in bytes.
     pub(crate) length: usize,
 }
 
 impl<'a> Frame<'a> {
-    /// `None` if it is not all there.
+    /// Returns `None` if bytes are missing.
     #[inline]
     pub(crate) fn read(bytes: &'a [u8]) -> Option<Self> {
         let head = Head::read(bytes)?;
@@ -98,7 +101,7 @@ impl<'a> Frame<'a> {
         Arguments(&self.payload[4..])
     }
 
-    /// Of the message whose header this is.
+    /// The size of the message's body. For header frames only.
     #[inline]
     pub(crate) fn body_size(&self) -> u64 {
         u64::from_be_bytes(self.payload[4..12].try_into().unwrap())
@@ -110,7 +113,7 @@ impl<'a> Frame<'a> {
     }
 }
 
-/// A method's arguments, one after the other.
+/// Reads the arguments of a method in order.
 pub(crate) struct Arguments<'a>(&'a [u8]);
 
 impl<'a> Arguments<'a> {
@@ -155,7 +158,7 @@ pub(crate) fn write_method(out: &mut Vec<u8>, channel: u16, id: MethodId, argume
     write_frame(out, METHOD, channel, &pieces);
 }
 
-/// Header and body of a message without properties.
+/// Writes header and body of a message without properties.
 pub(crate) fn write_content(out: &mut Vec<u8>, channel: u16, body: &[u8]) {
     let size = (body.len() as u64).to_be_bytes();
     write_frame(out, HEADER, channel, &[&[0, 60, 0, 0], &size, &[0, 0]]);

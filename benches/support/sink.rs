@@ -1,8 +1,8 @@
-//! A server that speaks just enough AMQP to measure its clients, and does nothing else: it forgets what it gets, makes up
-//! what it delivers, confirms, and answers calls. One thread a connection, without a lock or a queue, so that it is faster
-//! than what is measured.
+//! A server that speaks just enough AMQP to measure clients: it discards published messages, makes
+//! up deliveries, confirms, and answers calls. Each connection has one thread and no locks or
+//! queues, so that the sink is faster than the clients.
 //!
-//! A queue `gen-SIZE-COUNT` has so many messages of so many bytes, for each who consumes from it.
+//! A queue `gen-SIZE-COUNT` has COUNT messages of SIZE bytes for each consumer.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -23,12 +23,12 @@ pub(crate) struct Sink {
 }
 
 impl Sink {
-    /// It takes connections until the process ends.
+    /// Starts a sink that accepts connections until the process ends.
     pub(crate) fn start() -> io::Result<Self> {
         Self::start_with("amqp", Ok)
     }
 
-    /// `accept` makes of a new connection what is read and written.
+    /// Starts a sink. `accept` turns each TCP connection into the stream of its session.
     pub(crate) fn start_with<S: Stream>(
         scheme: &'static str,
         accept: impl Fn(TcpStream) -> io::Result<S> + Clone + Send + 'static,
@@ -52,7 +52,7 @@ impl Sink {
     }
 }
 
-/// What a session goes over: TCP, or something on top of it.
+/// The stream of a session: TCP, or TLS on top of it.
 pub(crate) trait Stream: Read + Write {
     fn tcp(&self) -> &TcpStream;
 }
@@ -66,18 +66,18 @@ impl Stream for TcpStream {
 #[derive(Default)]
 struct Channel {
     confirms: bool,
-    /// Messages that have come, those that are confirmed, and bytes of the last one that are still to come.
     published: u64,
     confirmed: u64,
+    /// Bytes of the current message that have not arrived.
     missing: u64,
-    /// At most so many deliveries are not acknowledged; 0 for any number.
+    /// The limit of unacknowledged deliveries; 0 for none.
     prefetch: u64,
     delivered: u64,
     acknowledged: u64,
     source: Option<Source>,
 }
 
-/// What a consumer is to get.
+/// The messages for a consumer.
 struct Source {
     message: Vec<u8>,
     delivery_tag_at: Range<usize>,
@@ -86,7 +86,7 @@ struct Source {
 }
 
 impl Channel {
-    /// How many messages may be delivered now.
+    /// How many messages the prefetch allows to deliver now.
     fn deliverable(&self) -> u64 {
         let Some(source) = &self.source else {
             return 0;
@@ -121,14 +121,14 @@ struct Session<S> {
     input: Vec<u8>,
     start: usize,
     end: usize,
-    /// So many of the next bytes are the rest of a frame with a body, or a part of one.
+    /// How many bytes of the current body frame are still to be skipped.
     skip: usize,
-    /// The channel of that frame, and its body's bytes.
+    /// The channel of that frame, and the size of its payload.
     body: (u16, u64),
     output: Vec<u8>,
     written: usize,
     channels: Vec<Channel>,
-    /// Channels with messages that are not confirmed.
+    /// Channels with unconfirmed messages.
     unconfirmed: Vec<u16>,
     is_closed: bool,
 }
@@ -174,7 +174,7 @@ impl<S: Stream> Session<S> {
         self.written < self.output.len() || self.channels.iter().any(left)
     }
 
-    /// Reads and writes as the socket goes, until there is nothing more to deliver.
+    /// Reads and writes without blocking until all messages are delivered.
     fn deliver(&mut self) -> io::Result<()> {
         self.stream.tcp().set_nonblocking(true)?;
         let mut polled = mio::net::TcpStream::from_std(self.stream.tcp().try_clone()?);
@@ -265,7 +265,7 @@ impl<S: Stream> Session<S> {
         self.input = input;
     }
 
-    /// So many bytes of a body have come, or all of a message.
+    /// Counts bytes of a body, and the message if they complete it.
     fn published(&mut self, number: u16, bytes: u64) {
         let channel = &mut self.channels[usize::from(number)];
         channel.missing -= bytes;
@@ -278,7 +278,7 @@ impl<S: Stream> Session<S> {
         channel.published += 1;
     }
 
-    /// All that has come, as a broker that is not in a hurry.
+    /// Confirms all messages that have arrived, with one ack for each channel.
     fn confirm(&mut self) {
         for number in std::mem::take(&mut self.unconfirmed) {
             let channel = &mut self.channels[usize::from(number)];
@@ -362,7 +362,7 @@ impl<S: Stream> Session<S> {
                 (channel.published, channel.confirmed) = (0, 0);
                 self.reply(number, (85, 11), &[]);
             }
-            // basic.cancel-ok repeats the consumer's tag, connection.open-ok and the rest have nothing to say.
+            // basic.cancel.
             (60, 30) => {
                 channel.source = None;
                 let consumer_tag = frames::short_string(arguments.short_string());
@@ -376,7 +376,7 @@ impl<S: Stream> Session<S> {
     }
 }
 
-/// Whether the socket did something.
+/// Whether the socket read or wrote anything.
 fn did(result: io::Result<()>) -> io::Result<bool> {
     match result {
         Ok(()) => Ok(true),
