@@ -34,7 +34,7 @@ fn publish(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("publish");
     group.throughput(Throughput::Elements(1));
     let plain = channel();
-    group.bench_function("fire and forget", |bencher| {
+    group.bench_function("without confirms", |bencher| {
         bencher.iter(|| plain.basic_publish("", "q", &BODY).unwrap());
     });
     let confirmed = channel();

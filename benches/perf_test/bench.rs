@@ -1,4 +1,4 @@
-//! `perf_test bench` and `perf_test limit`: one figure, in one line of JSON.
+//! `perf_test bench` and `perf_test limit`: print one figure as a line of JSON.
 
 use std::fmt;
 use std::io;
@@ -23,7 +23,7 @@ macro_rules! modes {
             fn from_str(name: &str) -> Result<Self, String> {
                 match name {
                     $($name => Ok(Self::$mode),)*
-                    other => Err(format!("{other:?} is none of{}", concat!($(" ", $name),*))),
+                    other => Err(format!("{other:?} is not one of{}", concat!($(" ", $name),*))),
                 }
             }
         }
@@ -39,30 +39,32 @@ macro_rules! modes {
 }
 
 modes! {
-    /// Fire and forget; a call on each channel at the end tells that all has come.
+    /// Publishes without confirms. A call on each channel at the end shows that everything has
+    /// arrived.
     Publish "publish",
-    /// With 256 unconfirmed, counted by the program.
+    /// Publishes with at most 256 unconfirmed messages, which the program counts.
     Confirm "confirm",
-    /// With 256 unconfirmed, and a handle for each message that is waited for.
+    /// Publishes with at most 256 unconfirmed messages, and waits for the `Confirm` of each.
     Publisher "publisher",
-    /// Each is waited for before the next one.
+    /// Waits for each confirm before the next message.
     Confirm1 "confirm1",
+    /// Consumes without acknowledgements.
     Consume "consume",
-    /// Each message acknowledged by itself, with a prefetch of 200.
+    /// Acknowledges each message, with a prefetch of 200.
     ConsumeAck "consume-ack",
-    /// A passive declaration.
+    /// Declares a queue passively.
     Rpc "rpc",
-    /// The same; but the limit has an IO thread, too.
+    /// As rpc, but the limit has an IO thread, too.
     RpcHandOver "rpc-hand-over",
-    /// Connect and close.
+    /// Connects and closes.
     Connect "connect",
-    /// So many on one connection.
+    /// Opens COUNT channels on one connection.
     Channels "channels",
-    /// So many at once, at rest.
+    /// Opens COUNT connections and keeps them idle.
     Connections "connections",
-    /// One thread, and THREADS channels in turn.
+    /// Publishes on THREADS channels in turn, with one thread.
     PublishInTurn "publish-in-turn",
-    /// Calls while THREADS others publish as fast as they can.
+    /// Makes calls while THREADS threads publish as fast as they can.
     RpcBusy "rpc-busy",
     /// As consume-ack, beside a consumer that does not read.
     ConsumeSlow "consume-slow",
@@ -81,18 +83,19 @@ impl Mode {
     }
 }
 
-/// What is to be done.
+/// The arguments of one run.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Run {
-    /// publish, confirm, publisher, confirm1, consume, consume-ack, rpc, rpc-hand-over, connect, channels, connections;
-    /// publish-in-turn, rpc-busy, consume-slow
+    /// publish, confirm, publisher, confirm1, consume, consume-ack, rpc, rpc-hand-over, connect,
+    /// channels, connections, publish-in-turn, rpc-busy, consume-slow
     pub(crate) mode: Mode,
+    /// The broker or sink
     pub(crate) uri: String,
-    /// Messages, calls, connections or channels, of all threads together
+    /// Number of messages, calls, connections or channels, over all threads
     pub(crate) count: u64,
-    /// Of a message's body, in bytes
+    /// Size of a message's body in bytes
     pub(crate) size: usize,
-    /// Each with a channel of its own, all on one connection
+    /// Number of threads, each with its own channel on one connection
     pub(crate) threads: u64,
 }
 
@@ -101,13 +104,13 @@ impl Run {
         self.count / self.threads.max(1)
     }
 
-    /// The queue that is consumed from: the sink makes up its messages by its name.
+    /// The queue to consume from: the sink makes up its messages from the name.
     pub(crate) fn queue(&self) -> String {
         format!("gen-{}-{}", self.size, self.count_per_thread())
     }
 }
 
-/// How long each of something took.
+/// A histogram of durations.
 pub(crate) struct Latencies(pub(crate) Histogram<u64>);
 
 impl Default for Latencies {
@@ -134,7 +137,7 @@ impl Latencies {
     }
 }
 
-/// What one run has come to.
+/// The result of one run.
 pub(crate) struct Figure<'a> {
     pub(crate) client: Client,
     pub(crate) mode: String,
@@ -145,13 +148,13 @@ pub(crate) struct Figure<'a> {
     pub(crate) cpu: Duration,
     pub(crate) max_rss_kb: u64,
     pub(crate) latencies: Option<&'a Latencies>,
-    /// Of each thing that was kept, in bytes.
+    /// Memory for each channel or connection, in bytes.
     pub(crate) rss_each: Option<u64>,
     pub(crate) server_cpu: Option<Duration>,
 }
 
 impl Figure<'_> {
-    /// An object of JSON in one line.
+    /// The figure as a line of JSON.
     pub(crate) fn line(&self) -> String {
         let Self {
             mode,
@@ -186,7 +189,7 @@ impl Figure<'_> {
     }
 }
 
-/// Whose figure it is.
+/// What was measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Client {
     Leveret,

@@ -1,4 +1,4 @@
-//! What `perf_test bench` does with this crate.
+//! `perf_test bench`: runs each mode with this crate.
 
 use std::thread;
 
@@ -13,12 +13,12 @@ use crate::cliffs;
 const WINDOW: u32 = 256;
 pub(crate) const PREFETCH: u16 = 200;
 pub(crate) const ROUTING_KEY: &str = "q";
-/// Names a PEM file with the authority that is trusted for `amqps`.
+/// The environment variable with the path of a PEM file that clients trust for `amqps`.
 pub(crate) const CA: &str = "PERF_TEST_CA";
 
-/// What is still in use when the time is taken.
+/// Handles that stay open until the run is measured.
 #[derive(Default)]
-#[allow(dead_code)] // It is kept, and no more.
+#[allow(dead_code)] // Only kept.
 pub(crate) struct Kept {
     connections: Vec<Connection>,
     channels: Vec<Channel>,

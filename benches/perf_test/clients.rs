@@ -1,4 +1,4 @@
-//! Who is compared.
+//! The clients of a comparison.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -7,7 +7,7 @@ use std::str::FromStr;
 use crate::process;
 use crate::rows::Row;
 
-/// Another client than this crate.
+/// Another client library, with its program.
 #[derive(Debug, Clone)]
 pub(crate) struct Peer {
     name: String,
@@ -18,7 +18,7 @@ impl FromStr for Peer {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (name, program) = text.split_once('=').ok_or("it is not NAME=PROGRAM")?;
+        let (name, program) = text.split_once('=').ok_or("expected NAME=PROGRAM")?;
         Ok(Self {
             name: name.to_owned(),
             program: program.into(),
@@ -26,13 +26,13 @@ impl FromStr for Peer {
     }
 }
 
-/// What is told of a client, each in a column.
+/// One column of a client.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Part {
-    /// The figure that the row is about.
+    /// The median of the row's figure.
     Median,
     Cpu,
-    /// From the lowest to the highest, as parts of the median.
+    /// The lowest and the highest figure, in percent of the median.
     Spread,
     /// The first client's figure divided by this one's.
     OfFirst,
@@ -42,7 +42,7 @@ pub(crate) enum Part {
 
 use Part::{Cpu, Median, OfFirst, Spread, ToFirst};
 
-/// Who has a turn in each round.
+/// A client that has a turn in each round.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Client<'a> {
     pub(crate) name: &'a str,
@@ -96,7 +96,7 @@ impl<'a> Client<'a> {
     }
 
     pub(crate) fn run(&self, row: &Row, uri: &str, scale: f64) -> Command {
-        // One thread is the limit whatever the number of threads.
+        // The limit always has one thread.
         let threads = if self.is_limit() { 1 } else { row.threads };
         let (mode, count) = (row.mode.to_string(), row.count(scale).to_string());
         let (size, threads) = (row.size.to_string(), threads.to_string());

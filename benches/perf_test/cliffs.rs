@@ -1,4 +1,5 @@
-//! What could fall off a cliff: many channels, calls beside a busy publisher, one reader that does not read.
+//! Cases where throughput could collapse: many channels, calls beside a busy publisher, a consumer
+//! that does not read.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -8,7 +9,7 @@ use leveret::{Channel, Connection, ConsumeOptions, Result};
 use crate::bench::{Latencies, Run};
 use crate::client::{declare_passively, in_threads, PREFETCH, ROUTING_KEY};
 
-/// One thread publishes on so many channels in turn.
+/// Publishes on all channels in turn, with one thread.
 pub(crate) fn publish_in_turn(connection: &Connection, run: &Run) -> Result<()> {
     let channels: Vec<_> = (0..run.threads)
         .map(|_| connection.open_channel())
@@ -21,7 +22,7 @@ pub(crate) fn publish_in_turn(connection: &Connection, run: &Run) -> Result<()> 
     channels.iter().try_for_each(declare_passively)
 }
 
-/// One thread makes calls while the others publish as fast as they can, each on a channel of its own.
+/// Makes calls in one thread while the others publish as fast as they can, each on its own channel.
 pub(crate) fn call_beside_publishers(
     connection: &Connection,
     run: &Run,
@@ -53,7 +54,7 @@ pub(crate) fn call_beside_publishers(
     })
 }
 
-/// So many threads consume and acknowledge, beside a consumer that reads nothing of the same.
+/// Consumes and acknowledges in all threads, beside a consumer that does not read.
 pub(crate) fn consume_beside_one_that_does_not(connection: &Connection, run: &Run) -> Result<()> {
     let slow = connection.open_channel()?;
     slow.basic_qos(PREFETCH)?;

@@ -1,4 +1,4 @@
-//! `perf_test compare`: a table of all that is measured, from one run in which all clients take turns.
+//! `perf_test compare`: prints a table of all rows, from one run in which the clients take turns.
 
 use std::error::Error;
 use std::ffi::{OsStr, OsString};
@@ -16,35 +16,37 @@ use crate::process::{self, Server};
 use crate::rows::{Row, ROWS};
 use crate::table::{self, Figures};
 
-/// How it is compared.
+/// The options of a comparison.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Options {
-    /// How often each client has its turn in each row
+    /// Number of runs of each client in each row
     #[arg(long, default_value_t = 5)]
     rounds: usize,
-    /// Only rows of this mode; can be repeated
+    /// Measure only rows of this mode; can be repeated
     #[arg(long, value_name = "MODE")]
     only: Vec<Mode>,
-    /// Multiplies how much is done: 0.01 for a quick look
+    /// Multiply the work of each run; 0.01 for a quick look
     #[arg(long, default_value_t = 1.0)]
     scale: f64,
-    /// Another client, run as `PROGRAM bench MODE URI COUNT SIZE THREADS`, that prints a line as this one does; can be repeated
+    /// Another client, run as `PROGRAM bench MODE URI COUNT SIZE THREADS`, which prints a line of
+    /// JSON as `perf_test bench` does; can be repeated
     #[arg(long, value_name = "NAME=PROGRAM")]
     peer: Vec<Peer>,
-    /// How much of it peers do, who mostly take longer
+    /// Multiply the work of peers, which are mostly slower
     #[arg(long, default_value_t = 0.1)]
     peer_scale: f64,
-    /// Another server than a sink that is started for this
+    /// Use this server instead of starting a sink
     #[arg(long)]
     uri: Option<String>,
-    /// Where a line of JSON for every single run goes
+    /// Write a line of JSON for each run to this file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Compares TLS with TCP, with this certificate and its key (PEM, the key in PKCS#8). Peers use TLS. Clients trust the
-    /// PEM file that the variable PERF_TEST_CA names; by default the certificate, which is then to be signed by itself
+    /// Compare TLS with TCP, with this certificate and its key (PEM, the key in PKCS#8). Peers use
+    /// TLS. Clients trust the PEM file in the variable PERF_TEST_CA, by default the certificate,
+    /// which then has to be self-signed
     #[arg(long, num_args = 2, value_names = ["CERTIFICATE", "KEY"], conflicts_with = "uri")]
     tls: Option<Vec<PathBuf>>,
-    /// How long one run may take, in seconds
+    /// Kill a run after this many seconds
     #[arg(long, default_value_t = 60)]
     timeout: u64,
 }
@@ -55,13 +57,13 @@ impl Options {
         is_named && (row.over_tls || self.tls.is_none())
     }
 
-    /// What clients trust.
+    /// The PEM file that clients trust.
     fn authority(&self) -> Option<OsString> {
         let certificate = self.tls.as_ref()?.first()?;
         Some(std::env::var_os(CA).unwrap_or_else(|| certificate.into()))
     }
 
-    /// What the figures depend on.
+    /// Version, machine and options of the run.
     fn title(&self) -> String {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let (os, architecture) = (std::env::consts::OS, std::env::consts::ARCH);
@@ -72,7 +74,7 @@ impl Options {
             title += &format!(", scale {}", self.scale);
         }
         if cfg!(debug_assertions) {
-            title += ", not optimized";
+            title += ", debug build";
         }
         title
     }
@@ -127,7 +129,7 @@ pub(crate) fn run(options: &Options) -> Result<(), Box<dyn Error>> {
     let wanted = ROWS.iter().copied().filter(|row| options.wants(row));
     let (rows, left_out): (Vec<_>, Vec<_>) = wanted.partition(|row| can_pin || !row.pinned);
     if rows.is_empty() {
-        return Err("there is no such row".into());
+        return Err("no row matches --only".into());
     }
     let mut comparison = Comparison {
         options,
@@ -143,13 +145,13 @@ pub(crate) fn run(options: &Options) -> Result<(), Box<dyn Error>> {
         println!("{}", table::line(row, &comparison.clients, &figures));
     }
     if !left_out.is_empty() {
-        println!("\nRows with one core are left out: `taskset` does not work here.");
+        println!("\nRows with one core are skipped: `taskset` does not work here.");
     }
     Ok(())
 }
 
 impl Comparison<'_> {
-    /// The figures of each client.
+    /// Measures all rounds of a row and returns the figures of each client.
     fn measure(&mut self, row: &Row) -> io::Result<Vec<Figures>> {
         let count = self.clients.len();
         let mut figures: Vec<_> = self.clients.iter().map(|_| Figures::default()).collect();
@@ -183,7 +185,8 @@ impl Comparison<'_> {
         };
         let mut command = client.run(row, uri, scale);
         if let Some(authority) = &self.authority {
-            // OpenSSL reads all that the system trusts, for a tenth of a second, which would be a part of each figure.
+            // By default OpenSSL loads all authorities of the system. That takes 0.1 s per
+            // connection, which would distort each figure.
             command.env(CA, authority).env("SSL_CERT_FILE", authority);
         }
         let most = Duration::from_secs(self.options.timeout);
@@ -193,10 +196,10 @@ impl Comparison<'_> {
             let is_sound = figure.get(table::key(row.mode))?.as_f64()? > 0.0;
             is_sound.then_some(figure)
         });
-        figure.ok_or_else(|| io::Error::other("it prints no figure"))
+        figure.ok_or_else(|| io::Error::other("the client printed no figure"))
     }
 
-    /// With what a client does not know of its run.
+    /// Appends a figure to the JSON file, with what the client does not know about its run.
     fn keep(
         &mut self,
         row: &Row,

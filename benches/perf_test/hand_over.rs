@@ -1,5 +1,6 @@
-//! The limit of a call for a client whose socket is another thread's: bytes that were prepared are handed to that thread, and it
-//! hands the answer back. Nothing is checked, kept or counted.
+//! The limit of a call for a client with an IO thread: the caller hands prepared bytes to the
+//! thread that owns the socket, and that thread hands the reply back. Nothing is validated, kept or
+//! counted.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::TcpStream;
@@ -18,7 +19,7 @@ pub(crate) struct HandOver {
     answers: Receiver<()>,
 }
 
-/// What the other thread has.
+/// The state of the IO thread.
 struct Socket {
     poll: Poll,
     stream: mio::net::TcpStream,
@@ -27,7 +28,7 @@ struct Socket {
 }
 
 impl HandOver {
-    /// On a connection that is open. The thread ends with the process.
+    /// Starts the IO thread on an open connection. The thread ends with the process.
     pub(crate) fn start(stream: TcpStream) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
         let poll = Poll::new()?;
@@ -51,7 +52,7 @@ impl HandOver {
         })
     }
 
-    /// What is read at once is the answer.
+    /// Sends a call and waits until something is read, which counts as the reply.
     pub(crate) fn call(&self, bytes: &[u8]) -> io::Result<()> {
         self.output.lock().unwrap().extend_from_slice(bytes);
         self.waker.wake()?;

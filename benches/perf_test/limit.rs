@@ -1,5 +1,5 @@
-//! The limit that any client can come near to: frames that were encoded before, written and read by one thread, with no other
-//! thread in between and nothing kept. It trusts what it reads.
+//! The limit for any client: one thread writes and reads prepared frames. It keeps nothing, and
+//! trusts what it reads.
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
@@ -12,7 +12,7 @@ use crate::bench::{Latencies, Mode, Run};
 use crate::frames::{self, Frame, MethodId};
 use crate::hand_over::HandOver;
 
-/// As much as is written at once.
+/// How many bytes are written at once.
 const PIECE: usize = 256 << 10;
 const WINDOW: u64 = 256;
 const CHANNEL: u16 = 1;
@@ -30,7 +30,7 @@ fn address(uri: &str) -> &str {
     rest.split('/').next().unwrap_or(rest)
 }
 
-/// Messages one behind the other, as many as go into a piece.
+/// Encoded messages, as many as fit into a piece.
 struct Prepared {
     bytes: Vec<u8>,
     message_length: usize,
@@ -52,7 +52,7 @@ impl Prepared {
         }
     }
 
-    /// The bytes of so many messages, or of as many as there are.
+    /// The bytes of up to `count` messages, and how many they are.
     fn take(&self, count: u64) -> (&[u8], u64) {
         let count = count.min(self.count);
         let bytes = &self.bytes[..count as usize * self.message_length];
@@ -100,7 +100,7 @@ impl Limit {
         self.call(CHANNEL, frames::CHANNEL_OPEN, &[&[0]])
     }
 
-    /// Beside the one that is open.
+    /// Opens channels until `count` are open.
     fn open_channels(&mut self, count: u64) -> io::Result<()> {
         let number = |it| u16::try_from(it).map_err(io::Error::other);
         (CHANNEL.into()..count)
@@ -128,7 +128,8 @@ impl Limit {
         self.wait_for(frames::QUEUE_DECLARE_OK)
     }
 
-    /// Takes the whole frames that are there, as long as `take` wants more; reads once if there is none.
+    /// Passes complete frames to `take` until it returns false; reads once if there are none.
+    /// Returns false if `take` did.
     fn read(&mut self, mut take: impl FnMut(Frame<'_>) -> bool) -> io::Result<bool> {
         let mut has_taken = false;
         while let Some(frame) = Frame::read(&self.input[self.start..self.end]) {
@@ -159,7 +160,7 @@ impl Limit {
         Ok(())
     }
 
-    /// Waits for confirms, and returns up to which message they are for.
+    /// Waits for a confirm, and returns its delivery tag.
     fn confirmed(&mut self) -> io::Result<u64> {
         let mut confirmed = 0;
         while self.read(|frame| {
@@ -182,7 +183,8 @@ impl Limit {
         self.declare_passively()
     }
 
-    /// Another thread publishes as fast as it can, a piece at a time, and then lets the caller write if he wants to.
+    /// Makes calls while another thread publishes as fast as it can. After each piece that thread
+    /// hands the socket over to the caller, if the caller waits for it.
     fn call_beside_publisher(&mut self, run: &Run, latencies: &mut Latencies) -> io::Result<()> {
         let prepared = Prepared::new(run.size);
         let call = passive_declaration();

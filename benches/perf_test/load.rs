@@ -1,4 +1,4 @@
-//! Producers and consumers at a broker, as PerfTest has them.
+//! Runs producers and consumers against a broker, as PerfTest does.
 
 use std::collections::VecDeque;
 use std::error::Error;
@@ -16,11 +16,12 @@ use crate::options::{Flag, Options};
 use crate::tally::{count, percentiles, Counts, Tally};
 use crate::usage::{cpu_of, usage};
 
-/// Where a body tells when it was published: in nanoseconds, behind four bytes that PerfTest has for a number.
+/// The bytes of a body with the time of its publish in nanoseconds. In the four bytes before them,
+/// PerfTest has a number.
 const SENT_AT: std::ops::Range<usize> = 4..12;
-/// How often a thread hands its latencies over.
+/// How often a thread adds its latencies to the tally.
 const HAND_OVER: Duration = Duration::from_millis(200);
-/// How often a thread looks whether it is to end.
+/// How often a thread checks whether the run is over.
 const LOOK: Duration = Duration::from_millis(100);
 
 struct Load<'a> {
@@ -77,7 +78,7 @@ pub(crate) fn run(options: &Options) -> std::result::Result<(), Box<dyn Error>> 
     })?;
     load.summarize();
     if options.queue.is_none() {
-        // Without consumers it would stay.
+        // The queue is auto-delete, but that takes a consumer.
         declaring.queue_delete(&load.queue, QueueDeleteOptions::default())?;
     }
     Ok(())
@@ -104,7 +105,7 @@ impl Load<'_> {
         self.is_over.load(Ordering::Relaxed)
     }
 
-    /// Tells once an interval what goes on, until the time is over or `has_ended`.
+    /// Prints the rates once per interval, until the time is up or `has_ended` returns true.
     fn tell_until(&self, has_ended: impl Fn() -> bool) {
         let limit = self.options.time.map_or(Duration::MAX, Duration::from_secs);
         let interval = Duration::from_secs(self.options.interval.max(1));
@@ -207,11 +208,11 @@ impl Load<'_> {
             }
         }
         self.take_confirmed(&mut confirms, Some(0))?;
-        // Whatever was published is with the broker when this is answered.
+        // When the broker answers this, it has all messages.
         channel.connection().queue_exists(&self.queue).map(drop)
     }
 
-    /// Counts those that are answered, and waits until at most so many are not.
+    /// Counts outcomes, and waits until at most `most` messages are unconfirmed.
     fn take_confirmed(&self, confirms: &mut VecDeque<Confirm>, most: Option<u32>) -> Result<()> {
         let most = most.unwrap_or_default() as usize;
         while let Some(oldest) = confirms.front() {
@@ -258,7 +259,7 @@ impl Load<'_> {
             }
             let Some(delivery) = consumer.recv_timeout(LOOK)? else {
                 let received = self.tally.received.load(Ordering::Relaxed);
-                // Nothing more comes.
+                // No more messages will arrive.
                 if consumer.has_ended() || all_published.is_some_and(|all| received >= all) {
                     break;
                 }

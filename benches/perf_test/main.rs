@@ -1,8 +1,8 @@
-//! Measures a broker, and this crate, under load: with the options of RabbitMQ's PerfTest.
+//! Measures a broker with the options of RabbitMQ's PerfTest, and this crate against other clients.
 //!
-//!     cargo run --release -p leveret-benches -- --uri amqp://localhost -x 2 -y 2 -s 1000 -c 200 -z 30
+//!     cargo run --release -p leveret-benches -- --uri amqp://localhost -x 2 -y 2 -s 1000 -c 200
 
-// It measures time, and ends with what went wrong.
+// Reads the clock, and stops at the first error.
 #![allow(
     clippy::disallowed_methods,
     clippy::unwrap_used,
@@ -51,17 +51,19 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// One figure of this crate, as a line of JSON
+    /// Measure one figure of this crate and print a line of JSON
     Bench(Run),
-    /// The same for one thread that writes and reads frames that were prepared: no client can be faster
+    /// Measure the same with one thread that writes and reads prepared frames: the limit for any
+    /// client
     Limit(Run),
-    /// A server that no client can keep busy, to measure clients with. Prints its URI, and ends with its input
+    /// Start a server that is faster than the clients it measures. Prints its URI, and stops at the
+    /// end of its input
     Sink {
-        /// Over TLS, with a certificate and its key (PEM, the key in PKCS#8)
+        /// Use TLS, with a certificate and its key (PEM, the key in PKCS#8)
         #[arg(long, num_args = 2, value_names = ["CERTIFICATE", "KEY"])]
         tls: Option<Vec<PathBuf>>,
     },
-    /// A table of all that is measured, as Markdown, from one run in which all clients take turns
+    /// Measure all rows and print a Markdown table, from one run in which the clients take turns
     Compare(compare::Options),
 }
 
@@ -76,7 +78,7 @@ fn main() -> Result<(), Box<dyn Error>> {
                 #[cfg(feature = "native-tls")]
                 Some([certificate, key]) => tls::start(certificate, key)?,
                 #[cfg(not(feature = "native-tls"))]
-                Some(_) => return Err("TLS needs the feature native-tls".into()),
+                Some(_) => return Err("--tls needs the feature native-tls".into()),
                 _ => Sink::start()?,
             };
             println!("{}", sink.uri());

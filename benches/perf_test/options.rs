@@ -1,4 +1,4 @@
-//! The options, named as those of RabbitMQ's PerfTest.
+//! The command-line options, named as in RabbitMQ's PerfTest.
 
 use std::time::Duration;
 
@@ -12,28 +12,28 @@ pub(crate) enum Flag {
 
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Options {
-    /// The broker
+    /// URI of the broker
     #[arg(long, default_value = "amqp://guest:guest@localhost:5672/%2f")]
     pub(crate) uri: String,
-    /// Producers, each with a connection of its own
+    /// Number of producers, each with its own connection
     #[arg(short = 'x', long, default_value_t = 1)]
     pub(crate) producers: u32,
-    /// Consumers, each with a connection of its own
+    /// Number of consumers, each with its own connection
     #[arg(short = 'y', long, default_value_t = 1)]
     pub(crate) consumers: u32,
-    /// Channels of each producer, each with a thread of its own
+    /// Number of channels per producer, each with its own thread
     #[arg(short = 'X', long, default_value_t = 1)]
     pub(crate) producer_channel_count: u32,
-    /// Channels of each consumer, each with a thread of its own
+    /// Number of channels per consumer, each with its own thread
     #[arg(short = 'Y', long, default_value_t = 1)]
     pub(crate) consumer_channel_count: u32,
-    /// All producers and consumers on ONE connection
+    /// Use one connection for all producers and consumers
     #[arg(long)]
     pub(crate) shared_connection: bool,
-    /// Of a message's body, in bytes; from 12 on latencies are measured
+    /// Size of a message's body in bytes; at least 12 to measure latencies
     #[arg(short = 's', long, default_value_t = 12)]
     pub(crate) size: usize,
-    /// At most so many unconfirmed messages a channel; without, messages are not confirmed
+    /// Maximum number of unconfirmed messages per channel [default: publish without confirms]
     #[arg(short = 'c', long)]
     pub(crate) confirm: Option<u32>,
     /// Consume without acknowledgements
@@ -42,34 +42,34 @@ pub(crate) struct Options {
     /// Prefetch of each consumer; 0 for no limit
     #[arg(short = 'q', long, default_value_t = 0)]
     pub(crate) qos: u16,
-    /// Acknowledge so many messages at once
+    /// Acknowledge after every N messages
     #[arg(short = 'A', long, default_value_t = 1)]
     pub(crate) multi_ack_every: u32,
-    /// Messages that each producer's channel publishes
+    /// Number of messages per producer channel
     #[arg(short = 'C', long)]
     pub(crate) pmessages: Option<u64>,
-    /// Messages that each consumer's channel takes
+    /// Number of messages per consumer channel
     #[arg(short = 'D', long)]
     pub(crate) cmessages: Option<u64>,
-    /// How long it runs, in seconds
+    /// Stop after this many seconds
     #[arg(short = 'z', long)]
     pub(crate) time: Option<u64>,
-    /// Messages a second of each producer's channel; without, as many as go
+    /// Messages per second and producer channel [default: unlimited]
     #[arg(short = 'r', long)]
     pub(crate) rate: Option<u64>,
-    /// The queue; without, one that goes with the connections
+    /// Name of the queue [default: a new queue, deleted at the end]
     #[arg(short = 'u', long)]
     pub(crate) queue: Option<String>,
-    /// Of the messages
+    /// Flag of the messages; can be repeated
     #[arg(short = 'f', long, value_enum)]
     pub(crate) flag: Vec<Flag>,
-    /// How often it tells what goes on, in seconds
+    /// Interval of reports in seconds
     #[arg(short = 'i', long, default_value_t = 1)]
     pub(crate) interval: u64,
-    /// The process whose processor time is told, too: the broker's, if it runs on this machine
+    /// Also report the CPU time of this process: the broker, if it runs on this machine
     #[arg(long)]
     pub(crate) server_pid: Option<u32>,
-    /// At the end, a line of JSON
+    /// Print a line of JSON at the end
     #[arg(long)]
     pub(crate) json: bool,
 }
@@ -87,7 +87,7 @@ impl Options {
         self.consumers * self.consumer_channel_count
     }
 
-    /// Between two messages of a channel.
+    /// The time between two messages of a channel.
     pub(crate) fn pause(&self) -> Option<Duration> {
         let rate = self.rate.filter(|rate| *rate > 0)?;
         Some(Duration::from_secs(1) / u32::try_from(rate).unwrap_or(u32::MAX))

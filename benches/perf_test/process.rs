@@ -1,4 +1,4 @@
-//! The processes of a comparison: servers, and clients that are measured.
+//! Starts and stops the processes of a comparison: servers and clients.
 
 use std::ffi::OsStr;
 use std::io::{self, BufRead, BufReader, Read};
@@ -10,12 +10,12 @@ use std::time::{Duration, Instant};
 
 /// How long a sink may take to end.
 const SOON: Duration = Duration::from_secs(10);
-/// Between two looks whether a process has ended.
+/// How often to check whether a process has ended.
 const LOOK: Duration = Duration::from_millis(1);
-/// A figure is one line.
+/// Limits the output of a client, which prints one line.
 const MOST_OUTPUT: u64 = 1 << 20;
 
-/// A command, on one core or as the system likes.
+/// A command, bound to core 0 if `pinned`.
 pub(crate) fn command(program: impl AsRef<OsStr>, pinned: bool) -> Command {
     if !pinned {
         return Command::new(program);
@@ -31,15 +31,15 @@ pub(crate) fn can_pin() -> bool {
     command.status().is_ok_and(|status| status.success())
 }
 
-/// Where clients connect to.
+/// The server that clients connect to.
 pub(crate) struct Server {
     uri: String,
-    /// A `perf_test sink`. It also ends when this process does, as its input is then closed.
+    /// A `perf_test sink`. If this process dies, its input closes, and the sink ends.
     sink: Option<Child>,
 }
 
 impl Server {
-    /// One that was there before, and stays.
+    /// A server that runs already, and stays.
     pub(crate) fn at(uri: &str) -> Self {
         Self {
             uri: uri.to_owned(),
@@ -85,7 +85,7 @@ impl Drop for Server {
     }
 }
 
-/// What a process prints that ends well, and in time.
+/// Runs a command and returns its output. Fails if the command fails or does not end in time.
 pub(crate) fn output(mut command: Command, most: Duration) -> io::Result<String> {
     let deadline = Instant::now() + most;
     command.stdin(Stdio::null()).stdout(Stdio::piped());
@@ -94,16 +94,16 @@ pub(crate) fn output(mut command: Command, most: Duration) -> io::Result<String>
     if let Some(stdout) = child.stdout.take() {
         thread::spawn(move || sender.send(io::read_to_string(stdout.take(MOST_OUTPUT))));
     }
-    // Nothing runs here meanwhile that would take a core from what is measured.
+    // This blocks: polling would take CPU time from the client.
     let printed = printed.recv_timeout(most);
     let status = wait_until(&mut child, deadline)?;
     if !status.success() {
-        return Err(io::Error::other(format!("it ended with {status}")));
+        return Err(io::Error::other(format!("the client ended with {status}")));
     }
     printed.map_err(io::Error::other)?
 }
 
-/// Waits for its end, and kills it when time is up.
+/// Waits until a process ends, and kills it at the deadline.
 fn wait_until(child: &mut Child, deadline: Instant) -> io::Result<ExitStatus> {
     loop {
         if let Some(status) = child.try_wait()? {

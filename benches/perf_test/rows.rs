@@ -1,8 +1,8 @@
-//! What a comparison measures.
+//! The rows of a comparison.
 
 use crate::bench::Mode;
 
-/// As many as one connection has.
+/// The channels that one connection can have.
 const MOST_CHANNELS: u64 = 2047;
 
 const KIB: usize = 1 << 10;
@@ -14,11 +14,11 @@ pub(crate) struct Row {
     pub(crate) mode: Mode,
     pub(crate) size: usize,
     pub(crate) threads: u64,
-    /// So many take this crate about half a second.
+    /// How much this crate does in about half a second.
     count: u64,
-    /// Client and sink have one core.
+    /// Whether client and sink share one core.
     pub(crate) pinned: bool,
-    /// It is a part of what TLS is compared with.
+    /// Whether the comparison of TLS with TCP has this row.
     pub(crate) over_tls: bool,
 }
 
@@ -44,7 +44,7 @@ impl Row {
         self
     }
 
-    /// The same for each thread, and at least one.
+    /// The scaled count: at least one for each thread, and a multiple of their number.
     pub(crate) fn count(&self, scale: f64) -> u64 {
         let scaled = (self.count as f64 * scale) as u64;
         let count = (scaled / self.threads).max(1) * self.threads;
@@ -99,7 +99,7 @@ pub(crate) const ROWS: &[Row] = &[
     row(Mode::Confirm1, 16, 1, 15_000).pinned(),
     row(Mode::Connect, 0, 1, 1000),
     row(Mode::Channels, 0, 1, MOST_CHANNELS),
-    // What could fall off a cliff.
+    // See cliffs.rs.
     row(Mode::PublishInTurn, 16, 1, 4_000_000),
     row(Mode::PublishInTurn, 16, 10, 4_000_000),
     row(Mode::PublishInTurn, 16, 100, 4_000_000),

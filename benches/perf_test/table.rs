@@ -1,4 +1,4 @@
-//! Figures of a comparison, and how they read as a table of Markdown.
+//! The figures of a comparison as a Markdown table.
 
 use serde_json::Value;
 
@@ -6,10 +6,10 @@ use crate::bench::Mode;
 use crate::clients::{Client, Part};
 use crate::rows::Row;
 
-/// What stands where there is no figure.
+/// The cell without a figure.
 const NONE: &str = "-";
 
-/// The lines that begin a table.
+/// The head of the table.
 pub(crate) fn head(clients: &[Client<'_>]) -> String {
     let first = clients.first().map_or(NONE, |client| client.name);
     let mut titles = ["mode", "size", "threads"].map(str::to_owned).to_vec();
@@ -31,7 +31,7 @@ fn title(part: Part, name: &str, first: &str) -> String {
     }
 }
 
-/// A row, with the figures of each client.
+/// A row with the figures of each client.
 pub(crate) fn line(row: &Row, clients: &[Client<'_>], figures: &[Figures]) -> String {
     let mut line = format!("| {} | {} | {} |", row.name(), row.size(), row.threads);
     for (client, own) in clients.iter().zip(figures) {
@@ -70,7 +70,7 @@ fn cell(mode: Mode, part: Part, own: &Figures, first: Option<&Figures>) -> Optio
     })
 }
 
-/// Where the figure stands that a row is about.
+/// The JSON key of a row's figure.
 pub(crate) fn key(mode: Mode) -> &'static str {
     match mode {
         _ if mode.keeps_all() => "wall_s",
@@ -87,7 +87,7 @@ fn rate(per_second: f64) -> String {
     }
 }
 
-/// With three digits that count.
+/// Formats a number with three significant digits.
 fn digits(number: f64) -> String {
     match number {
         it if it >= 99.95 => format!("{it:.0}"),
@@ -97,7 +97,8 @@ fn digits(number: f64) -> String {
     }
 }
 
-/// What a client printed for one row, in each round; nothing once it has failed.
+/// The lines that a client printed for one row, one for each round. A client that has failed has no
+/// figures.
 #[derive(Debug, Default)]
 pub(crate) struct Figures {
     lines: Vec<Value>,
@@ -109,7 +110,7 @@ impl Figures {
         self.lines.push(line);
     }
 
-    /// In order; none if a line is without.
+    /// The sorted values of a key; `None` if a line lacks it.
     fn sorted(&self, key: &str) -> Option<Vec<f64>> {
         if self.has_failed {
             return None;

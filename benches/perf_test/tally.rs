@@ -1,4 +1,4 @@
-//! What all threads have done, and how it reads.
+//! Counts what all threads do, and formats the rates.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Mutex;
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::bench::Latencies;
 
-/// Counted up by the threads, and read by the one that tells.
+/// Counters that all threads increment, and the reporting thread reads.
 #[derive(Default)]
 pub(crate) struct Tally {
     pub(crate) published: AtomicU64,
@@ -17,14 +17,14 @@ pub(crate) struct Tally {
     latencies: Mutex<Pair>,
 }
 
-/// Since the last line, and since the beginning.
+/// Latencies since the last report, and since the beginning.
 #[derive(Default)]
 struct Pair {
     recent: Latencies,
     all: Latencies,
 }
 
-/// The counts of one moment.
+/// A snapshot of the counters.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Counts {
     pub(crate) published: u64,
@@ -50,14 +50,15 @@ impl Tally {
         }
     }
 
-    /// A thread's latencies come together here now and then: a lock for each message would be a part of them.
+    /// Adds a thread's latencies. Threads call this rarely, because a lock for each message would
+    /// distort the latencies.
     pub(crate) fn add(&self, latencies: &mut Latencies) {
         let mut pair = self.latencies.lock().unwrap();
         pair.recent.0.add(&latencies.0).unwrap();
         latencies.0.reset();
     }
 
-    /// Percentiles since the last call.
+    /// The percentiles since the last call.
     pub(crate) fn recent_latency(&self) -> Option<String> {
         let mut pair = self.latencies.lock().unwrap();
         let Pair { recent, all } = &mut *pair;
@@ -67,7 +68,7 @@ impl Tally {
         text
     }
 
-    /// All of them, at the end.
+    /// All latencies, at the end.
     pub(crate) fn take_latencies(&self) -> Latencies {
         self.recent_latency();
         std::mem::take(&mut self.latencies.lock().unwrap().all)
@@ -90,7 +91,7 @@ impl Counts {
         self.published - self.confirmed.min(self.published) - self.nacked - self.returned
     }
 
-    /// What was done in a while, a second.
+    /// Formats the rates per second since `before`.
     pub(crate) fn rates(&self, before: &Self, took: Duration, confirms: bool) -> String {
         let rate = |now: u64, before: u64| (now - before) as f64 / took.as_secs_f64();
         let mut text = format!("sent: {:.0} msg/s", rate(self.published, before.published));

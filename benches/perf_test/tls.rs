@@ -1,4 +1,4 @@
-//! The sink over TLS.
+//! Runs the sink over TLS.
 
 use std::error::Error;
 use std::fs;
@@ -16,7 +16,7 @@ impl Stream for TlsStream<TcpStream> {
     }
 }
 
-/// With a certificate and its key, both in PEM, the key in PKCS#8.
+/// Starts a sink with a certificate and its key, both in PEM, the key in PKCS#8.
 pub(crate) fn start(certificate: &Path, key: &Path) -> Result<Sink, Box<dyn Error>> {
     let identity = Identity::from_pkcs8(&fs::read(certificate)?, &fs::read(key)?)?;
     let acceptor = TlsAcceptor::new(identity)?;

@@ -1,10 +1,10 @@
-//! What this process has used.
+//! CPU time and memory of processes.
 
 use std::time::Duration;
 
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Usage {
-    /// In the program and in the kernel for it, of all its threads.
+    /// User and system time of all threads.
     pub(crate) cpu: Duration,
     pub(crate) max_rss_kb: u64,
 }
@@ -16,7 +16,7 @@ pub(crate) fn usage() -> Usage {
 
     let usage = getrusage(UsageWho::RUSAGE_SELF).expect("a process may ask for its own usage");
     let micros = usage.user_time().num_microseconds() + usage.system_time().num_microseconds();
-    // macOS counts in bytes.
+    // macOS reports bytes, other systems KiB.
     let unit = if cfg!(target_vendor = "apple") {
         1024
     } else {
@@ -36,19 +36,19 @@ pub(crate) fn usage() -> Usage {
     }
 }
 
-/// The processor time that a process has used so far; none where that cannot be read.
+/// The CPU time that a process has used so far; `None` without `/proc`.
 pub(crate) fn cpu_of(pid: u32) -> Option<Duration> {
-    /// A hundredth of a second on every Linux, whatever the kernel itself counts in.
+    /// 10 ms on every Linux, whatever the kernel's own tick is.
     const TICK: Duration = Duration::from_millis(10);
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // "pid (name) state …", and the name may have blanks and parentheses.
+    // "pid (name) state …"; the name can contain blanks and parentheses.
     let (_, fields) = stat.rsplit_once(')')?;
     let mut fields = fields.split_whitespace().skip(11);
     let mut ticks = || fields.next()?.parse::<u32>().ok();
     Some(TICK * ticks()?.checked_add(ticks()?)?)
 }
 
-/// What is in memory now, in bytes; none where that cannot be read.
+/// The resident memory of this process in bytes; `None` without `/proc`.
 pub(crate) fn resident() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|it| it.strip_prefix("VmRSS:"))?;
