@@ -111,8 +111,8 @@ fn the_search_for_missing_entities_notices_a_loss_at_once() {
         let begin = Instant::now();
         thread::sleep(round % 7 * MILLISECOND);
         lossy.lose();
-        // If the recovery thread waited for a connection that only it can restore, it would wait for
-        // the request timeout.
+        // If the recovery thread waited for a connection that only it can restore, it would wait
+        // for the request timeout.
         assert!(begin.elapsed() < SOON / 2, "{:?}", begin.elapsed());
     }
 }

@@ -59,7 +59,7 @@ impl Certificates {
         std::fs::read(self.path(name)).unwrap()
     }
 
-    /// Lines for RabbitMQ's configuration: a listener at this port that demands client certificates.
+    /// Configures RabbitMQ to listen on this port and to demand client certificates.
     pub(crate) fn listener(&self, port: u16) -> String {
         let directory = self.directory.display();
         format!(
