@@ -30,9 +30,9 @@
 //! | [`redelivered`] of a rejected, dead-lettered message | no | no | yes |
 //! | Headers exchange: does `1` in a binding match `1.0`? | yes | no | no |
 //! | [`delivery_mode`] other than 1 and 2 | 406 | arrives as sent | arrives as sent |
-//! | Message to a queue that is being deleted | confirmed, returned | or nacked | or nacked |
+//! | Message to a queue that is being deleted | confirmed, returned | also nacked | also nacked |
 //! | Counts in `x-death` of a republished message | go on | restart at 1 | restart at 1 |
-//! | Mandatory reply to an [`RpcClient`] that is gone | returned | returned | confirmed (since 4.2) |
+//! | Mandatory reply to a dropped [`RpcClient`] | returned | returned | confirmed (since 4.2) |
 //! | `tx.commit` of a message whose queue was deleted meanwhile | `Ok` | 406 | 506 |
 //! | [`stream_filter`] | ignored | yes (since 3.13) | yes |
 //! | [`delayed_retry`] of quorum queues | ignored | ignored | yes |
