@@ -181,7 +181,7 @@ fn options_that_no_server_accepts_are_refused() {
         (options().tcp_keepalive(Duration::MAX), "tcp_keepalive is "),
         (
             options().tcp_keepalive(32_768 * second),
-            "tcp_keepalive is 32768s, at most 32767s are possible (zero for none)",
+            "tcp_keepalive is 32768s, at most 32767s are possible (zero disables it)",
         ),
         (
             options().client_properties(FieldTable::new().with("k".repeat(256), 1)),

@@ -1,8 +1,8 @@
-//! How to bind.
+//! Options for bindings.
 
 use crate::wire::value::{FieldTable, FieldValue};
 
-/// How to bind or unbind. The default has no arguments and waits for the broker.
+/// How to bind or unbind. By default: no arguments, and the call waits for the broker's reply.
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub struct BindOptions {
@@ -12,11 +12,13 @@ pub struct BindOptions {
 
 impl BindOptions {
     flags! {
-        /// Does not wait for the broker (without effect on `queue.unbind`, which knows no such thing).
+        /// Returns without waiting for the broker's reply. No effect on `queue.unbind`, which has
+        /// no `no-wait`.
         no_wait;
     }
 
     arguments! {
-        /// All arguments at once, such as the headers that a headers exchange matches.
+        /// Sets all arguments, such as the headers that a headers exchange matches, and drops
+        /// earlier ones.
     }
 }

@@ -1,4 +1,4 @@
-//! How to connect.
+//! Options for connections: where and how to connect.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -15,17 +15,17 @@ use crate::wire::codec::Writer;
 use crate::wire::frame::MIN_SIZE;
 use crate::wire::value::FieldTable;
 
-/// Linux takes no more seconds (`TCP_KEEPIDLE`).
+/// Linux accepts at most this many seconds (`TCP_KEEPIDLE`).
 const MAX_TCP_KEEPALIVE: Duration = Duration::from_secs(32_767);
 
-/// The system takes the milliseconds as a signed number of 32 bits.
+/// The system takes the milliseconds as a signed 32-bit number.
 const MAX_TCP_USER_TIMEOUT: Duration = Duration::from_millis(i32::MAX as u64);
 
 fn check_at_most(most: Duration, option: &str, value: Duration) -> Result<()> {
     if value <= most {
         return Ok(());
     }
-    let text = format!("{option} is {value:?}, at most {most:?} are possible (zero for none)");
+    let text = format!("{option} is {value:?}, at most {most:?} are possible (zero disables it)");
     Err(Error::invalid(text))
 }
 
@@ -33,26 +33,26 @@ fn check_at_most(most: Duration, option: &str, value: Duration) -> Result<()> {
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub enum LoginMethod {
-    /// With user name and password, as SASL PLAIN. Every RabbitMQ offers it. OAuth 2 tokens go in the place of the password.
+    /// SASL PLAIN: user name and password. Every RabbitMQ offers it. For OAuth 2, the token is the
+    /// password.
     #[default]
     Plain,
-    /// With user name and password, as a field table; an older way to say the same.
+    /// AMQPLAIN: user name and password in a field table. Older than PLAIN.
     AmqPlain,
-    /// With the client's certificate ([`TlsOptions`]); user name and password are not sent. RabbitMQ needs the plugin
-    /// `rabbitmq_auth_mechanism_ssl`.
+    /// SASL EXTERNAL: the client's certificate ([`TlsOptions`]). User name and password are not
+    /// sent. RabbitMQ needs the plugin `rabbitmq_auth_mechanism_ssl`.
     External,
-    /// In a way of one's own.
+    /// A mechanism that the program implements.
     Sasl(Arc<dyn SaslMechanism>),
 }
 
-/// A place to connect to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Endpoint {
     pub(crate) host: String,
     pub(crate) port: u16,
 }
 
-/// As it stands in a URI.
+/// Formats the endpoint as in a URI: IPv6 addresses in brackets.
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { host, port } = self;
@@ -65,7 +65,8 @@ impl fmt::Display for Endpoint {
 
 /// Where and how to connect.
 ///
-/// The default is RabbitMQ on this machine: `guest` with password `guest` on `localhost:5672`, virtual host `/`.
+/// The default connects to RabbitMQ on this machine: user `guest` with password `guest`,
+/// `localhost:5672`, virtual host `/`.
 ///
 /// ```no_run
 /// use leveret::{Connection, ConnectionOptions};
@@ -139,7 +140,7 @@ impl Default for ConnectionOptions {
     }
 }
 
-/// Without the password.
+/// Omits the password.
 impl fmt::Debug for ConnectionOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ConnectionOptions")
@@ -173,41 +174,42 @@ impl fmt::Debug for ConnectionOptions {
 
 impl ConnectionOptions {
     setters! {
-        /// A name or an address, IPv6 without brackets. Default: `localhost`.
+        /// Host name or IP address of the broker, IPv6 without brackets. Default: `localhost`.
         host: impl Into<String>;
-        /// Default: 5672, or 5671 with TLS.
+        /// Port of the broker. Default: 5672, or 5671 with TLS.
         port: u16;
-        /// TLS, with these options. Default: none.
+        /// Connects with TLS, using these options. Default: no TLS.
         tls: TlsOptions;
-        /// After so long without a byte either way, the system asks whether the peer is still there. Zero: never.
-        /// Heartbeats do the same, and are told to the broker. Whole seconds, at most 32767: a part of a second is rounded up.
-        /// Default: 60 seconds.
+        /// Idle time after which the system probes whether the peer still exists (TCP keepalive).
+        /// Zero turns the probes off. Heartbeats do the same job and are negotiated with the
+        /// broker. In whole seconds, rounded up, at most 32,767. Default: 60 seconds.
         tcp_keepalive: Duration;
-        /// The system gives the connection up when what was sent is not acknowledged by the peer's system for so long
-        /// (`TCP_USER_TIMEOUT`, on Linux). It also does so when the broker reads nothing for so long, as RabbitMQ does when
-        /// it has blocked the connection. Whole milliseconds, at most 2147483647 (24 days): a part of a millisecond is
-        /// rounded up. Default: zero, which leaves it to the system, often some 15 minutes.
+        /// How long sent data may stay unacknowledged before the system ends the connection
+        /// (`TCP_USER_TIMEOUT`, Linux only). The peer's system acknowledges, so this also ends a
+        /// connection whose broker reads nothing for that long, as RabbitMQ does when it blocks the
+        /// connection. In whole milliseconds, rounded up, at most 2,147,483,647 (24 days). Default:
+        /// zero, which leaves the timeout to the system, often about 15 minutes.
         tcp_user_timeout: Duration;
-        /// The virtual host. Default: `/`.
+        /// Virtual host. Default: `/`.
         vhost: impl Into<String>;
-        /// Default: `guest`.
+        /// User name. Default: `guest`.
         username: impl Into<String>;
-        /// Default: `guest`. Never shown in errors, logs or `Debug`.
+        /// Password. Never shown in errors, logs or `Debug`. Default: `guest`.
         password: impl Into<String>;
-        /// How to log in. Default: PLAIN.
+        /// How to log in. Default: [`LoginMethod::Plain`].
         login_method: LoginMethod;
-        /// How long opening may take in all, from the look-up of the name over TCP and TLS to AMQP's `open-ok`, and with
-        /// several endpoints for all of them. Default: 30 seconds.
+        /// How long opening the connection may take, from the name look-up to AMQP's `open-ok`.
+        /// Several endpoints share this time. Default: 30 seconds.
         connect_timeout: Duration;
-        /// For how long opening is tried again, with the growing delays of
-        /// [`RecoveryOptions`], when the broker cannot be reached: a container often starts before
-        /// its broker. Each attempt has its own `connect_timeout`, but the last one ends with this
-        /// time. Zero: one attempt. Default: zero.
+        /// How long opening is retried while the broker cannot be reached, with the growing delays
+        /// of [`RecoveryOptions`]. A container often starts before its broker. Each attempt has its
+        /// own `connect_timeout`, but the last one ends with this time. Zero: one attempt. Default:
+        /// zero.
         ///
-        /// What waiting does not change ends it at once: a login that is refused in so many words,
-        /// a virtual host that is missing or forbidden, a TLS certificate that is not trusted, a
-        /// login mechanism or a protocol version that the broker does not speak, and options that
-        /// are invalid.
+        /// Errors that waiting does not change end the retries at once: a login that the broker
+        /// explicitly refuses, a virtual host that is missing or forbidden, a TLS certificate that
+        /// is not trusted, a login mechanism or protocol version that the broker does not support,
+        /// and invalid options.
         ///
         /// ```
         /// use leveret::ConnectionOptions;
@@ -218,63 +220,79 @@ impl ConnectionOptions {
         retry_open_for: Duration;
         /// How long a call waits for the broker's reply. Default: 30 seconds.
         request_timeout: Duration;
-        /// How long a publish waits while the socket takes nothing or the broker has blocked the connection.
-        /// Default: 30 seconds.
+        /// How long a publish waits while the socket accepts no data or the broker has blocked the
+        /// connection. Default: 30 seconds.
         publish_timeout: Duration;
-        /// The interval of heartbeats: the connection is lost after two intervals without a byte from the broker. The
-        /// shorter of this interval and the one that the broker proposes counts. If the broker proposes none, this one
-        /// counts. Zero turns heartbeats off, whatever the broker proposes. Whole seconds: a part of a second is rounded
-        /// up. Default: 60 seconds.
+        /// Heartbeat interval. The connection is lost after two intervals without a byte from the
+        /// broker.
+        ///
+        /// The shorter of this interval and the broker's proposal applies, or this one if the
+        /// broker proposes none. Zero turns heartbeats off, whatever the broker proposes. In whole
+        /// seconds, rounded up. Default: 60 seconds.
         ///
         /// See <https://www.rabbitmq.com/docs/heartbeats>.
         heartbeat: Duration;
-        /// How many channels can be open at once. Zero: as many as the broker allows. The broker may allow fewer.
-        /// Default: 2047.
+        /// Maximum number of open channels. The broker may allow fewer. Zero: as many as the broker
+        /// allows. Default: 2047.
         channel_max: u16;
-        /// The size of the largest frame, in bytes; messages are cut into as many frames as they need. Zero: as the
-        /// broker wants it. At least 4096. RabbitMQ accepts no less than 8192 since 4.1, and resets the connection without
-        /// a word; the error says so. Default: 131072.
-        frame_max: u32;
-        /// The largest message body that is sent or taken, in bytes. A larger one is not sent. Default: 128 MiB, which is
-        /// RabbitMQ's own limit up to 3.x.
+        /// Maximum frame size in bytes, at least 4096. Larger messages are split into several
+        /// frames. Zero: the broker's limit. Default: 131,072.
         ///
-        /// Since RabbitMQ 4.0 the broker's limit is 16 MiB, unless its `max_message_size` says otherwise. It closes the
-        /// channel for a larger message (406). Set this to the broker's limit: then [`publish`](crate::Publisher::publish)
-        /// fails with [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument), and the channel stays open.
+        /// Since 4.1, RabbitMQ accepts no less than 8192 and resets the connection without a
+        /// reason; the error then names this cause.
+        frame_max: u32;
+        /// Maximum size in bytes of a message body, sent or received. A larger message is not sent.
+        /// Default: 128 MiB, which is RabbitMQ's own limit before 4.0.
+        ///
+        /// Since RabbitMQ 4.0 the broker's limit is 16 MiB, unless its `max_message_size` says
+        /// otherwise. The broker closes the channel for a larger message (406). Set this option to
+        /// the broker's limit: then [`publish`](crate::Publisher::publish) fails with
+        /// [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument), and the channel stays
+        /// open.
         max_message_size: u64;
-        /// How many bytes of messages may wait in this program for its consumers to take them, all consumers of the
-        /// connection together. With acknowledgements the broker waits by itself, as [`basic_qos`](crate::Channel::basic_qos)
-        /// says; this is for consumers with `no_ack`, or without `basic_qos`, to which it sends all it has. At half of
-        /// this the connection reads no more until they have caught up, but for a thread that waits for an answer of
-        /// the broker; beyond it also for that one only slowly, some 3 MB a second. Heartbeats are sent meanwhile, and
-        /// missing ones are not counted. `u64::MAX`: no limit. Default: 64 MiB.
+        /// How many bytes of received messages may wait for the program's consumers, for all
+        /// consumers of the connection together. `u64::MAX`: no limit. Default: 64 MiB.
+        ///
+        /// This limit is for consumers with `no_ack` or without a prefetch, to which the broker
+        /// sends all it has. With acknowledgements and [`basic_qos`](crate::Channel::basic_qos) the
+        /// broker itself stops sending.
+        ///
+        /// At half the limit, the connection stops reading until the consumers catch up, unless a
+        /// thread waits for the broker's reply. Above the limit, it reads slowly for such a thread,
+        /// too: about 3 MB a second. Meanwhile the connection sends heartbeats and does not count
+        /// the broker's missing ones.
         max_unread_bytes: u64;
-        /// Told what the connection does while it does it. Default: nobody.
+        /// Receives metrics as they happen. Default: none.
         metrics: Arc<dyn Metrics>;
-        /// Whether and how the connection comes back when it was lost. Default: it does.
+        /// Whether and how a lost connection recovers. Default: it recovers.
         recovery: RecoveryOptions;
-        /// Shown in RabbitMQ's management pages and `rabbitmqctl list_connections`. Default: the program's name and
-        /// process id.
+        /// Connection name, shown in RabbitMQ's management UI and `rabbitmqctl list_connections`.
+        /// Default: the program's name and process id.
         connection_name: impl Into<String>;
-        /// Told to the broker at login, over those that this crate tells itself (product, version, capabilities, …).
+        /// Client properties to send to the broker at login. They override those that this crate
+        /// sends (product, version, capabilities, …).
         client_properties: FieldTable;
     }
 
     flags! {
-        /// Tries the endpoints in random order, so that many programs do not all connect to the same one. A recovery
-        /// shuffles them anew, but begins with the endpoint that worked last: see [`endpoint`](Self::endpoint).
+        /// Tries the endpoints in random order, so that many programs do not all connect to the
+        /// same one. Recovery shuffles them again, but begins with the endpoint that worked last:
+        /// see [`endpoint`](Self::endpoint).
         shuffle_endpoints;
     }
 
-    /// Asks this function at every connect for the user, the secret and how long it is valid, in the
-    /// place of `username` and `password`: for OAuth 2 tokens and passwords that change. Before the
-    /// secret expires, the connection asks again and sends the new secret to the broker.
+    /// Calls `ask` at every connect for the user name, the secret and how long the secret is valid.
+    /// For OAuth 2 tokens and passwords that change.
     ///
-    /// The function is called on the thread that opens the connection, then on threads of this
-    /// crate. It may block, but recovery waits for it; its time is not part of `connect_timeout`. An
-    /// error of it is [`CredentialsUnavailable`](crate::ErrorKind::CredentialsUnavailable); in a
-    /// recovery it counts as one more failed attempt. With
-    /// [`LoginMethod::External`] and a mechanism of your own it has no effect.
+    /// The result replaces `username` and `password`. Before the secret expires, the connection
+    /// calls the function again and sends the new secret to the broker.
+    ///
+    /// The function runs on the thread that opens the connection, later on threads of this crate.
+    /// The function may block, but recovery waits for it; its time does not count towards
+    /// `connect_timeout`. Its error becomes
+    /// [`CredentialsUnavailable`](crate::ErrorKind::CredentialsUnavailable), and counts as a failed
+    /// attempt during recovery. Its result has no effect with [`LoginMethod::External`] and
+    /// [`LoginMethod::Sasl`].
     ///
     /// ```no_run
     /// use leveret::{Connection, ConnectionOptions, Credentials};
@@ -301,7 +319,8 @@ impl ConnectionOptions {
         self
     }
 
-    /// These options with what the program's function returns, and how long that is valid.
+    /// These options with the login that the program's function returns, and how long its secret is
+    /// valid.
     pub(crate) fn with_credentials(&self) -> Result<(Cow<'_, Self>, Option<Duration>)> {
         let Some(provider) = &self.credentials else {
             return Ok((Cow::Borrowed(self), None));
@@ -316,12 +335,14 @@ impl ConnectionOptions {
         Ok((Cow::Owned(options), credentials.valid_for))
     }
 
-    /// One more place to connect to, if `host` and the endpoints before cannot be used: a node of the same cluster. Every
-    /// endpoint, and every address behind its name, has its share of `connect_timeout`.
+    /// Adds an endpoint, usually another node of the same cluster, to try if `host` and the earlier
+    /// endpoints fail. Every endpoint, and every address of its host name, gets a share of
+    /// `connect_timeout`.
     ///
-    /// When a lost connection is recovered, the endpoint and the address that it was open to are tried first, then the others
-    /// in their order: an endpoint that accepts connections and never answers costs its share once, and not at every loss. But
-    /// an endpoint from which nothing came any more (missed heartbeats, a timeout of TCP) is tried last.
+    /// Recovery first tries the endpoint and address of the lost connection, then the others in
+    /// their order. So an endpoint that accepts connections but never answers costs its share once,
+    /// not at every loss. An endpoint that fell silent (missed heartbeats, a TCP timeout) is tried
+    /// last.
     ///
     /// ```
     /// use leveret::ConnectionOptions;
@@ -330,7 +351,8 @@ impl ConnectionOptions {
     ///     .host("rabbit-1.example.com")
     ///     .endpoint("rabbit-2.example.com", 5672)
     ///     .shuffle_endpoints();
-    /// assert_eq!(options.to_string(), "amqp://guest@rabbit-1.example.com:5672,rabbit-2.example.com:5672/%2F");
+    /// let uri = "amqp://guest@rabbit-1.example.com:5672,rabbit-2.example.com:5672/%2F";
+    /// assert_eq!(options.to_string(), uri);
     /// ```
     #[must_use]
     pub fn endpoint(mut self, host: impl Into<String>, port: u16) -> Self {
@@ -356,14 +378,14 @@ impl ConnectionOptions {
         }
     }
 
-    /// Refuses what no server would take.
+    /// Rejects values that no broker accepts.
     pub(crate) fn check(&self) -> Result<()> {
         if self.tls.is_some() {
             tls::check_tls()?;
         }
         if self.frame_max != 0 && self.frame_max < MIN_SIZE {
             return Err(Error::invalid(format!(
-                "frame_max is {}, the least is {MIN_SIZE} (or 0 for no limit)",
+                "frame_max is {}, at least {MIN_SIZE} is required (0: the broker's limit)",
                 self.frame_max
             )));
         }
@@ -386,7 +408,7 @@ impl ConnectionOptions {
     }
 
     fn check_login(&self) -> Result<()> {
-        // The broker takes user name and password apart at the NUL between them.
+        // PLAIN separates user name and password by a NUL.
         if matches!(self.login_method, LoginMethod::Plain)
             && (self.username.contains('\0') || self.password.contains('\0'))
         {

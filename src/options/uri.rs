@@ -10,31 +10,37 @@ use super::{ConnectionOptions, Endpoint, LoginMethod, TlsOptions};
 use crate::error::{Error, ErrorKind, Result};
 
 impl ConnectionOptions {
-    /// What the URI says, and the defaults for what it does not say.
+    /// Reads options from a URI. What the URI omits keeps its default.
     ///
-    /// Several hosts are separated by commas, as [`endpoint`](Self::endpoint) adds them. The query can set `heartbeat` (seconds),
-    /// `connection_timeout` (milliseconds), `channel_max`, `frame_max`, `auth_mechanism` (`plain`, `amqplain`, `external`),
-    /// and for `amqps` `cacertfile`, `certfile` and `keyfile` (paths of PEM files), `verify` (`verify_peer` or `verify_none`) and
-    /// `server_name_indication`.
+    /// Several hosts are separated by commas: the second and later ones are added as by
+    /// [`endpoint`](Self::endpoint). The query can set:
+    ///
+    /// - `heartbeat` (seconds), `connection_timeout` (milliseconds), `channel_max`, `frame_max`
+    /// - `auth_mechanism`: `plain`, `amqplain` or `external`
+    /// - with `amqps` only: `cacertfile`, `certfile` and `keyfile` (paths of PEM files), `verify`
+    ///   (`verify_peer` or `verify_none`) and `server_name_indication`
     ///
     /// ```
     /// use leveret::ConnectionOptions;
     ///
-    /// let options = ConnectionOptions::from_uri("amqps://me:secret@rabbit.example.com/prod?cacertfile=ca.pem")?;
+    /// let uri = "amqps://me:secret@rabbit.example.com/prod?cacertfile=ca.pem";
+    /// let options = ConnectionOptions::from_uri(uri)?;
     /// assert_eq!(options.to_string(), "amqps://me@rabbit.example.com:5671/prod");
     /// # Ok::<(), leveret::Error>(())
     /// ```
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidUri`] names the part that is wrong, never the password.
+    /// [`ErrorKind::InvalidUri`] names the invalid part, never the
+    /// password.
     ///
-    /// See <https://www.rabbitmq.com/docs/uri-spec> and <https://www.rabbitmq.com/docs/uri-query-parameters>.
+    /// See <https://www.rabbitmq.com/docs/uri-spec> and
+    /// <https://www.rabbitmq.com/docs/uri-query-parameters>.
     pub fn from_uri(uri: &str) -> Result<Self> {
         parse(uri)
     }
 }
 
-/// As a URI, without the password.
+/// Formats the options as a URI without the password.
 impl fmt::Display for ConnectionOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write(self, f)
