@@ -583,7 +583,7 @@ fn invalid_publisher_options_are_refused() {
         let error = channel.publisher_with(options).unwrap_err();
         assert_eq!(
             error.to_string(),
-            format!("the window is {window} messages, possible are 1 to 65536")
+            format!("the window is {window} messages, 1 to 65536 are possible")
         );
     }
     assert!(channel.is_open());

@@ -1,4 +1,4 @@
-//! How to consume, and to give messages back.
+//! Options for consuming, prefetching and rejecting messages.
 
 use std::time::{Duration, SystemTime};
 
@@ -11,20 +11,21 @@ use crate::wire::value::{FieldTable, FieldValue};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum StreamOffset {
-    /// With the oldest message that is kept.
+    /// The oldest message that the stream still keeps.
     First,
-    /// With the last chunk of messages that was written.
+    /// The last chunk of messages that was written.
     Last,
-    /// With what comes from now on.
+    /// The next message that is published.
     Next,
-    /// With this message. Offsets begin at 0 and grow; a stream has no message for some of them.
+    /// The message with this offset. Offsets begin at 0 and grow; a stream has no message for some
+    /// of them.
     Offset(u64),
-    /// With the chunk of messages that was written at this time.
+    /// The chunk of messages that was written at this time.
     Time(SystemTime),
-    /// With the first chunk of messages that was written within this time before now, by the
-    /// broker's clock. In whole seconds, rounded up, at least one.
+    /// The first chunk of messages that was written within this time before now, by the broker's
+    /// clock. In whole seconds, rounded up, at least one.
     ///
-    /// Reading begins with a whole chunk. So the first messages can be older than that.
+    /// The broker sends whole chunks, so the first messages can be older.
     Interval(Duration),
 }
 
@@ -47,15 +48,15 @@ impl From<StreamOffset> for FieldValue {
     }
 }
 
-/// How long before it is asked the broker begins to read a stream. `None` if the arguments name the
-/// same message whenever the broker is asked.
+/// How long before the consume request the broker begins to read a stream. `None`: the arguments
+/// name the same message whenever the request is made.
 pub(crate) fn before_now(arguments: &FieldTable) -> Option<Duration> {
     let Some(offset) = arguments.get("x-stream-offset") else {
         return Some(Duration::ZERO);
     };
     match offset.as_str()? {
         "next" => Some(Duration::ZERO),
-        // Without a filter, its messages come at once.
+        // Without a filter, messages come at once.
         "last" => arguments
             .get("x-stream-filter")
             .is_some()
@@ -64,7 +65,7 @@ pub(crate) fn before_now(arguments: &FieldTable) -> Option<Duration> {
     }
 }
 
-/// As RabbitMQ reads intervals: a year has 365 days, a month has 30.
+/// Reads an interval as RabbitMQ does: a year has 365 days, a month has 30.
 fn from_interval(text: &str) -> Option<Duration> {
     const DAY: u64 = 24 * 3600;
     let unit = text.find(|it: char| !it.is_ascii_digit())?;
@@ -82,7 +83,8 @@ fn from_interval(text: &str) -> Option<Duration> {
     Some(Duration::from_secs(count.saturating_mul(seconds)))
 }
 
-/// How to consume. The default leaves it to the program to acknowledge each message, and the tag to this crate.
+/// How to consume. By default the program acknowledges each message, and this crate chooses the
+/// consumer tag.
 ///
 /// See <https://www.rabbitmq.com/docs/consumers>.
 #[derive(Debug, Clone, Default)]
@@ -98,41 +100,47 @@ pub struct ConsumeOptions {
 
 impl ConsumeOptions {
     flags! {
-        /// Not to be sent what was published on the same connection. RabbitMQ ignores it.
+        /// Excludes messages that were published on the same connection. RabbitMQ ignores this.
         no_local;
-        /// The broker forgets a message as soon as it has sent it: nothing is to be acknowledged, and what this
-        /// program has not yet handled is lost when it dies. The broker sends as fast as it can; what the program does
-        /// not keep up with is limited by [`max_unread_bytes`](crate::ConnectionOptions::max_unread_bytes).
+        /// Consumes without acknowledgements: the broker forgets a message as soon as it has sent
+        /// it.
+        ///
+        /// Messages that the program has not handled are lost when the program dies. The broker
+        /// sends as fast as it can;
+        /// [`max_unread_bytes`](crate::ConnectionOptions::max_unread_bytes) limits what waits in
+        /// the program.
         no_ack;
-        /// Nobody else may consume from the queue.
+        /// Makes this the only consumer of the queue.
         exclusive;
-        /// Does not wait for the broker. If it refuses, the consumer yields the channel's error.
+        /// Returns without waiting for the broker's reply. If the broker refuses, the consumer
+        /// yields the channel's error.
         no_wait;
     }
 
     setters! {
-        /// The consumer's name on its channel. Default: made up.
+        /// The consumer's name on its channel. Default: chosen by this crate.
         consumer_tag: impl Into<String>;
     }
 
     typed_arguments! {
-        /// Consumers of a higher priority get messages as long as they can take them (`x-priority`). Default: 0.
+        /// The consumer's priority (`x-priority`). Consumers of a higher priority get messages
+        /// first, as long as they can take them. Default: 0.
         priority(priority: i32) => "x-priority": priority;
-        /// Where reading a stream begins (`x-stream-offset`). Default: next.
+        /// Where reading a stream begins (`x-stream-offset`). Default: [`StreamOffset::Next`].
         ///
-        /// Set it, if only to [`StreamOffset::Next`], for a stream that another connection has
-        /// declared. It marks the consumer as one of a stream: messages are not given back, and
-        /// after a lost connection the consumer goes on where it was.
+        /// Set this, if only to [`StreamOffset::Next`], for a stream that another connection has
+        /// declared. It marks the consumer as one of a stream: messages are not requeued, and after
+        /// recovery the consumer continues where it was.
         ///
         /// A consumer of a stream needs a prefetch ([`basic_qos`](crate::Channel::basic_qos)), or
         /// the broker refuses it (406), and cannot have [`no_ack`](Self::no_ack) (540).
         stream_offset(offset: StreamOffset) => "x-stream-offset": offset;
-        /// How long this consumer may take to acknowledge a message (`x-consumer-timeout`), in whole
-        /// milliseconds. Default: the queue's, see
-        /// [`QueueDeclareOptions::consumer_timeout`](crate::QueueDeclareOptions::consumer_timeout).
+        /// How long this consumer may take to acknowledge a message (`x-consumer-timeout`), in
+        /// whole milliseconds, rounded up. Default: the queue's
+        /// [`consumer_timeout`](crate::QueueDeclareOptions::consumer_timeout).
         ///
-        /// For quorum queues of RabbitMQ 4.3 and later; consumers of other queues are refused there
-        /// (406). Earlier versions ignore it.
+        /// For quorum queues of RabbitMQ 4.3 and later, which refuses consumers of other queues
+        /// with this argument (406). Earlier versions ignore it.
         ///
         /// See <https://www.rabbitmq.com/docs/quorum-queues#consumer-timeout>.
         consumer_timeout(timeout: Duration) => "x-consumer-timeout": milliseconds(timeout);
@@ -142,18 +150,17 @@ impl ConsumeOptions {
     /// (`x-stream-filter`). Publishers set the value with
     /// [`Message::stream_filter_value`](crate::Message::stream_filter_value).
     ///
-    /// **The broker filters whole chunks**: messages that it has written to disk together. The other
-    /// messages of a matching chunk come, too, and so does a chunk that the broker takes for a
-    /// matching one by mistake (its filter is a Bloom filter). So the program has to look at each
-    /// message again, and acknowledge those that it does not want. Messages without a filter value
-    /// do not come on their own; see [`stream_match_unfiltered`](Self::stream_match_unfiltered).
+    /// **The broker filters whole chunks**: messages that it has written to disk together. The
+    /// other messages of a matching chunk come, too. So do some chunks without a match, because the
+    /// broker's filter is a Bloom filter. The program therefore has to check each message, and
+    /// acknowledge those that it does not want. Messages without a filter value do not match; see
+    /// [`stream_match_unfiltered`](Self::stream_match_unfiltered).
     ///
-    /// Marks the consumer as one of a stream, as [`stream_offset`](Self::stream_offset) does. Without
-    /// any value there is no filter.
+    /// Marks the consumer as one of a stream, as [`stream_offset`](Self::stream_offset) does. No
+    /// values: no filter.
     ///
-    /// For streams since RabbitMQ 3.13. Earlier versions ignore it and send all messages, which a
-    /// program that looks at each message notices only by their number. 4.0 and later refuse
-    /// consumers of other queues with this argument (406).
+    /// For streams since RabbitMQ 3.13. Earlier versions ignore the filter and send all messages.
+    /// RabbitMQ 4.0 and later refuse consumers of other queues with this argument (406).
     ///
     /// ```no_run
     /// use leveret::{Connection, ConsumeOptions, Message, QueueDeclareOptions, StreamOffset};
@@ -163,7 +170,9 @@ impl ConsumeOptions {
     /// orders.publish(Message::new("paid").stream_filter_value("fr"))?;
     ///
     /// channel.basic_qos(100)?;
-    /// let options = ConsumeOptions::default().stream_offset(StreamOffset::First).stream_filter(["fr", "be"]);
+    /// let options = ConsumeOptions::default()
+    ///     .stream_offset(StreamOffset::First)
+    ///     .stream_filter(["fr", "be"]);
     /// for delivery in orders.consume(options)? {
     ///     let delivery = delivery?;
     ///     if let Some("fr" | "be") = delivery.stream_filter_value().as_deref() {
@@ -180,26 +189,26 @@ impl ConsumeOptions {
         let values = values.into_iter().map(|it| FieldValue::from(it.into()));
         let values: Vec<_> = values.collect();
         if values.is_empty() {
-            // RabbitMQ would close the connection.
+            // RabbitMQ closes the connection for an empty filter.
             self.arguments.remove("x-stream-filter");
             return self;
         }
         self.argument("x-stream-filter", FieldValue::Array(values))
     }
 
-    /// With [`stream_filter`](Self::stream_filter): reads also chunks that have a message without a
-    /// filter value (`x-stream-match-unfiltered`). Without a filter it has no effect.
+    /// With [`stream_filter`](Self::stream_filter): also reads chunks that have a message without a
+    /// filter value (`x-stream-match-unfiltered`). No effect without a filter.
     #[must_use]
     pub fn stream_match_unfiltered(self) -> Self {
         self.argument("x-stream-match-unfiltered", true)
     }
 
     arguments! {
-        /// All arguments at once, instead of those that were set before.
+        /// Sets all arguments, and drops earlier ones.
     }
 }
 
-/// How many unacknowledged messages the broker may send ahead.
+/// How many unacknowledged messages the broker may send ahead (prefetch).
 ///
 /// See <https://www.rabbitmq.com/docs/consumer-prefetch>.
 #[derive(Debug, Clone, Default)]
@@ -212,33 +221,38 @@ pub struct QosOptions {
 
 impl QosOptions {
     flags! {
-        /// Limits all consumers of the channel together, instead of each one that begins from now on. RabbitMQ has deprecated
-        /// it: divide the prefetch among the consumers instead, or let several threads read from one consumer.
+        /// Limits all consumers of the channel together, instead of each consumer that begins from
+        /// now on.
         ///
-        /// RabbitMQ 4.3 does not limit channels by default. It answers as if it did, and applies the prefetch to each consumer
-        /// that begins from now on. Three consumers with a prefetch of 5 then get 15 messages instead of 5, and zero removes
-        /// the limit that [`basic_qos`](crate::Channel::basic_qos) has set. This crate logs a warning, one for each channel,
-        /// also when a recovery connects to such a broker.
+        /// RabbitMQ has deprecated this option: divide the prefetch among the consumers instead, or
+        /// let several threads read from one consumer.
         ///
-        /// The broker's configuration decides, and no client can see it. With
-        /// `deprecated_features.permit.global_qos = true`, 4.3 limits channels; the warning comes all the same. With
-        /// `false`, 4.0 acts as 4.3 does, without a warning.
+        /// RabbitMQ 4.3 does not limit channels by default. It replies as if it did, and applies
+        /// the prefetch to each consumer that begins from now on. Three consumers with a prefetch
+        /// of 5 then get 15 messages instead of 5, and zero removes the limit that
+        /// [`basic_qos`](crate::Channel::basic_qos) has set. This crate logs a warning once for
+        /// each channel, also when recovery connects to such a broker.
         ///
-        /// Where the broker limits channels, a consumer of a quorum queue or a stream is refused (540, which closes the
-        /// connection, or 406), and a later prefetch for each consumer ends the limit. Such a consumer that began before the
-        /// limit does not come back when a lost connection is recovered: use another channel for it.
+        /// The broker's configuration decides, and clients cannot see it. With
+        /// `deprecated_features.permit.global_qos = true`, 4.3 limits channels, but this crate
+        /// still logs the warning. With `false`, 4.0 acts as 4.3 does, without a warning.
+        ///
+        /// Where the broker limits channels, it refuses consumers of quorum queues and streams
+        /// (540, which closes the connection, or 406), and a later prefetch for each consumer ends
+        /// the limit. Such a consumer that began before the limit does not come back in a recovery:
+        /// use another channel for it.
         global;
     }
 
     setters! {
-        /// In messages. Zero: no limit.
+        /// Prefetch in messages. Zero: no limit.
         prefetch_count: u16;
-        /// In bytes. RabbitMQ refuses any but zero (540).
+        /// Prefetch in bytes. RabbitMQ refuses any value but zero (540).
         prefetch_size: u32;
     }
 }
 
-/// What happens to messages that are given back with `basic.nack`.
+/// How to reject messages with `basic.nack`.
 ///
 /// See <https://www.rabbitmq.com/docs/nack>.
 #[derive(Debug, Clone, Default)]
@@ -249,8 +263,8 @@ pub struct NackOptions {
 }
 
 impl NackOptions {
-    /// The message goes back to its queue. Since RabbitMQ 4.3 this does not count towards the
-    /// delivery limit of a quorum queue: see [`Delivery::nack`](crate::Delivery::nack).
+    /// Requeues the message. Since RabbitMQ 4.3 this does not count towards the delivery limit of a
+    /// quorum queue: see [`Delivery::nack`](crate::Delivery::nack).
     pub fn requeue() -> Self {
         Self {
             requeue: true,
@@ -258,13 +272,13 @@ impl NackOptions {
         }
     }
 
-    /// The message is dropped, or dead-lettered if its queue is declared so.
+    /// Drops the message, or dead-letters it if its queue has a dead-letter exchange.
     pub fn discard() -> Self {
         Self::default()
     }
 
     flags! {
-        /// Also all earlier messages of the channel that are not yet acknowledged.
+        /// Includes all earlier unacknowledged messages of the channel.
         multiple;
     }
 }

@@ -1,4 +1,4 @@
-//! Who logs in, and with what, asked for at every connect.
+//! Credentials that the program supplies at every connect.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::error::{Error, ErrorKind};
 
-/// A user and a secret, such as an OAuth 2 token, that a function returns for
+/// A user name and a secret, such as an OAuth 2 token, returned by the function of
 /// [`ConnectionOptions::credentials`](super::ConnectionOptions::credentials).
 #[derive(Clone)]
 pub struct Credentials {
@@ -17,8 +17,8 @@ pub struct Credentials {
 }
 
 impl Credentials {
-    /// A user name and a password or token. RabbitMQ takes the name from a token and ignores this
-    /// one.
+    /// Creates credentials from a user name and a password or token. With a token, RabbitMQ takes
+    /// the name from the token and ignores `username`.
     pub fn new(username: impl Into<String>, secret: impl Into<String>) -> Self {
         Self {
             username: username.into(),
@@ -27,9 +27,10 @@ impl Credentials {
         }
     }
 
-    /// How long the secret is valid from now on. When three quarters of that are over, the
-    /// connection asks for new credentials and sends the secret to the broker
-    /// (`connection.update-secret`). Default: for ever.
+    /// How long the secret is valid from now on. Default: no end.
+    ///
+    /// After three quarters of this time, the connection asks for new credentials and sends the new
+    /// secret to the broker (`connection.update-secret`).
     #[must_use]
     pub fn valid_for(mut self, valid_for: Duration) -> Self {
         self.valid_for = Some(valid_for);
@@ -37,7 +38,7 @@ impl Credentials {
     }
 }
 
-/// Without the secret.
+/// Omits the secret.
 impl fmt::Debug for Credentials {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Credentials")
@@ -49,7 +50,6 @@ impl fmt::Debug for Credentials {
 
 type Ask = dyn Fn() -> Result<Credentials, Box<dyn StdError + Send + Sync>> + Send + Sync;
 
-/// The program's function.
 #[derive(Clone)]
 pub(crate) struct Provider(Arc<Ask>);
 

@@ -1,18 +1,18 @@
-//! How to declare and delete exchanges.
+//! Options for declaring and deleting exchanges.
 
 use crate::wire::value::{FieldTable, FieldValue};
 
-/// Which property of a message a consistent-hash exchange hashes.
+/// The message property that a consistent-hash exchange hashes.
 ///
 /// See [`ExchangeKind::ConsistentHash`](crate::ExchangeKind::ConsistentHash).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum HashProperty {
-    /// The message's name.
+    /// `message_id`.
     MessageId,
-    /// The request that the message answers.
+    /// `correlation_id`.
     CorrelationId,
-    /// When the message was sent, in seconds.
+    /// `timestamp`, in seconds.
     Timestamp,
 }
 
@@ -28,7 +28,7 @@ impl From<HashProperty> for FieldValue {
 
 /// How to declare an exchange.
 ///
-/// The default is an exchange that is gone after a restart of the broker.
+/// The default is a transient exchange, which does not survive a restart of the broker.
 ///
 /// See <https://www.rabbitmq.com/docs/exchanges>.
 #[derive(Debug, Clone, Default)]
@@ -43,7 +43,7 @@ pub struct ExchangeDeclareOptions {
 }
 
 impl ExchangeDeclareOptions {
-    /// An exchange that survives a restart of the broker.
+    /// Declares an exchange that survives a restart of the broker.
     pub fn durable() -> Self {
         Self {
             durable: true,
@@ -51,7 +51,7 @@ impl ExchangeDeclareOptions {
         }
     }
 
-    /// Declares nothing: the call fails if there is no such exchange.
+    /// Declares nothing: the call fails if the exchange does not exist.
     pub fn passive() -> Self {
         Self {
             passive: true,
@@ -60,36 +60,40 @@ impl ExchangeDeclareOptions {
     }
 
     flags! {
-        /// The exchange is deleted when its last binding is gone.
+        /// Deletes the exchange after its last binding is removed.
         auto_delete;
-        /// Nobody can publish to it but other exchanges that are bound to it.
+        /// Accepts messages only from other exchanges that are bound to it, not from publishers.
         internal;
-        /// Does not wait for the broker. If it refuses, the channel is closed, as the next call on it says.
+        /// Returns without waiting for the broker's reply. If the broker refuses, it closes the
+        /// channel, and the next call on the channel fails.
         no_wait;
     }
 
     typed_arguments! {
-        /// Where messages go for which this exchange has no route (`alternate-exchange`).
+        /// Where to route messages for which this exchange has no route (`alternate-exchange`).
         alternate_exchange(exchange: &str) => "alternate-exchange": exchange;
-        /// Hashes this header of each message (`hash-header`). Default: the routing key. For
-        /// [`ExchangeKind::ConsistentHash`](crate::ExchangeKind::ConsistentHash); other kinds ignore it.
+        /// Message header to hash (`hash-header`). Default: the routing key. For
+        /// [`ExchangeKind::ConsistentHash`](crate::ExchangeKind::ConsistentHash); other kinds
+        /// ignore it.
         hash_header(header: &str) => "hash-header": header;
-        /// Hashes this property of each message (`hash-property`). Default: the routing key. An
-        /// exchange with a [`hash_header`](Self::hash_header), too, is refused (406). For
-        /// [`ExchangeKind::ConsistentHash`](crate::ExchangeKind::ConsistentHash); other kinds ignore it.
+        /// Message property to hash (`hash-property`). Default: the routing key. The broker refuses
+        /// this together with [`hash_header`](Self::hash_header) (406). For
+        /// [`ExchangeKind::ConsistentHash`](crate::ExchangeKind::ConsistentHash); other kinds
+        /// ignore it.
         hash_property(property: HashProperty) => "hash-property": property;
-        /// How many messages the exchange keeps for queues to come (`x-recent-history-length`), at
-        /// least one. Default: 20. For
-        /// [`ExchangeKind::RecentHistory`](crate::ExchangeKind::RecentHistory); other kinds ignore it.
+        /// How many messages the exchange keeps for queues that are bound later
+        /// (`x-recent-history-length`), at least one. Default: 20. For
+        /// [`ExchangeKind::RecentHistory`](crate::ExchangeKind::RecentHistory); other kinds ignore
+        /// it.
         recent_history_length(messages: u32) => "x-recent-history-length": i64::from(messages);
     }
 
     arguments! {
-        /// All arguments at once, instead of those that were set before.
+        /// Sets all arguments, and drops earlier ones.
     }
 }
 
-/// How to delete an exchange. The default deletes it with all its bindings.
+/// How to delete an exchange. By default, all its bindings are deleted with it.
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub struct ExchangeDeleteOptions {
@@ -99,9 +103,9 @@ pub struct ExchangeDeleteOptions {
 
 impl ExchangeDeleteOptions {
     flags! {
-        /// Refused (406) while something is bound to the exchange.
+        /// Deletes the exchange only if nothing is bound to it; otherwise the broker refuses (406).
         if_unused;
-        /// Does not wait for the broker.
+        /// Returns without waiting for the broker's reply.
         no_wait;
     }
 }

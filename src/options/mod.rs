@@ -15,7 +15,6 @@ macro_rules! setters {
     };
 }
 
-/// A table of arguments can be given at once or one by one.
 macro_rules! arguments {
     ($(#[$doc:meta])*) => {
         $(#[$doc])*
@@ -25,7 +24,7 @@ macro_rules! arguments {
             self
         }
 
-        /// One more argument.
+        /// Adds one argument.
         #[must_use]
         pub fn argument(mut self, name: impl Into<String>, value: impl Into<FieldValue>) -> Self {
             self.arguments.insert(name, value);
@@ -34,7 +33,8 @@ macro_rules! arguments {
     };
 }
 
-/// Arguments that RabbitMQ knows, by names of our own: nobody has to spell `x-…`, or to know in which type a value goes.
+/// Typed setters for RabbitMQ's arguments, so that programs need neither the `x-…` names nor the
+/// types of the values.
 macro_rules! typed_arguments {
     ($($(#[$doc:meta])* $name:ident($value:ident: $type:ty) => $argument:literal: $sent:expr;)*) => {
         $(
@@ -47,17 +47,17 @@ macro_rules! typed_arguments {
     };
 }
 
-/// RabbitMQ's numbers are signed. More than fit cannot be reached, or are refused (406).
+/// RabbitMQ's numbers are signed. Larger values cannot be reached, or are refused (406).
 fn number(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
 
-/// Whole milliseconds. A part of one counts as one, since zero often means something else.
+/// Whole milliseconds, rounded up, since zero often has a special meaning.
 fn milliseconds(duration: Duration) -> i64 {
     i64::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(i64::MAX)
 }
 
-/// Whole seconds. A part of one counts as one.
+/// Whole seconds, rounded up.
 fn seconds(duration: Duration) -> u64 {
     let part = u64::from(duration.subsec_nanos() > 0);
     duration.as_secs().saturating_add(part)

@@ -1,4 +1,4 @@
-//! How a publisher publishes.
+//! Options for publishers.
 
 use std::time::Duration;
 
@@ -26,31 +26,31 @@ impl Default for PublisherOptions {
 }
 
 impl PublisherOptions {
-    /// The largest window, in messages.
+    /// The largest window in messages.
     pub const MAX_WINDOW: u32 = 65_536;
 
     setters! {
-        /// How many messages can be unconfirmed at once, from 1 to 65,536. With 1, every message waits for the answer
-        /// to the one before. Default: 1000.
+        /// Maximum number of unconfirmed messages, from 1 to 65,536. With 1, every message waits
+        /// for the confirm of the one before. Default: 1000.
         window: u32;
-        /// How many bytes of message bodies can be unconfirmed at once; a single message can be larger. Default:
-        /// 64 MiB.
+        /// Maximum total size of unconfirmed message bodies, in bytes. A single message may be
+        /// larger. Default: 64 MiB.
         window_bytes: u64;
-        /// Whether every message is published as mandatory: one that no queue is bound for comes back and is a
-        /// failure. Otherwise the broker drops and confirms it, unless [`Message::mandatory`](crate::Message::mandatory) says so for this one.
-        /// Default: true.
+        /// Publishes every message as mandatory: a message that reaches no queue comes back, and
+        /// its confirm fails. With `false`, the broker drops and confirms such a message, unless
+        /// [`Message::mandatory`](crate::Message::mandatory) is set on it. Default: true.
         mandatory: bool;
-        /// How long is waited at most for the broker's answer, and for room in the window. Default: 30 seconds.
+        /// How long to wait for the broker's confirm, and for room in the window. Default: 30
+        /// seconds.
         confirm_timeout: Duration;
     }
 
-    /// Refuses a window that makes no sense.
     pub(crate) fn check(&self) -> Result<()> {
         if (1..=Self::MAX_WINDOW).contains(&self.window) {
             return Ok(());
         }
         Err(Error::invalid(format!(
-            "the window is {} messages, possible are 1 to {}",
+            "the window is {} messages, 1 to {} are possible",
             self.window,
             Self::MAX_WINDOW
         )))

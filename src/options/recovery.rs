@@ -1,4 +1,4 @@
-//! How a lost connection comes back.
+//! Options for recovery: how a lost connection comes back.
 
 use std::fmt;
 use std::sync::Arc;
@@ -9,22 +9,24 @@ use crate::events::Entity;
 
 type Filter = Arc<dyn Fn(&Entity) -> bool + Send + Sync>;
 
-/// How a connection that was lost comes back.
+/// How a lost connection recovers.
 ///
-/// A connection that was open and is lost, for whatever reason but its own [`close`](crate::Connection::close), is opened
-/// again: all endpoints are tried, with growing pauses between the attempts. Then everything that was declared through it is
-/// declared again, channels get back their number, prefetch and mode, consumers consume on, and what a
-/// [`Publisher`](crate::Publisher) had published without an answer is published again. All handles stay valid.
-/// [`Connection::events`](crate::Connection::events) and the log tell what happens.
+/// A connection is lost when it ends for any reason but its own
+/// [`close`](crate::Connection::close). Recovery connects again, trying all endpoints, with growing
+/// delays between the attempts. Then it declares again what this connection had declared. Channels
+/// get back their number, prefetch and mode, consumers continue, and unconfirmed messages of a
+/// [`Publisher`](crate::Publisher) are published again. All handles stay valid.
+/// [`Connection::events`](crate::Connection::events) and the log report each step.
 ///
 /// A channel that the broker has closed because of an error stays closed: see
 /// [`Channel::reopen`](crate::Channel::reopen).
 ///
-/// What was declared is what this connection has declared and not deleted or unbound, and what did not go by itself as
-/// an auto-delete queue goes with its last consumer. A queue that the broker has named gets another name if it is gone. What
-/// cannot be declared again, such as a queue that another connection has for itself by now, is told
-/// ([`ConnectionEvent::NotRecovered`](crate::ConnectionEvent::NotRecovered)) and tried again in the background, while all else
-/// goes on.
+/// Recovery leaves out what this connection has deleted or unbound, and what the broker deletes
+/// automatically, such as an auto-delete queue after its last consumer. A queue that the broker has
+/// named gets another name if it is gone. If something cannot be declared again, such as a queue
+/// that another connection now has exclusively, recovery reports
+/// [`ConnectionEvent::NotRecovered`](crate::ConnectionEvent::NotRecovered), retries it in the
+/// background, and continues with the rest.
 ///
 /// ```
 /// use leveret::{ConnectionOptions, RecoveryOptions};
@@ -36,7 +38,8 @@ type Filter = Arc<dyn Fn(&Entity) -> bool + Send + Sync>;
 /// let options = ConnectionOptions::default().recovery(recovery);
 /// ```
 ///
-/// What comes back in which order, what is reported, and what to set: [`docs::recovery`](crate::docs::recovery).
+/// [`docs::recovery`](crate::docs::recovery) says what comes back in which order, what is reported,
+/// and what to set.
 ///
 /// See <https://www.rabbitmq.com/docs/api-guide#recovery>.
 #[derive(Clone)]
@@ -78,7 +81,7 @@ impl Default for RecoveryOptions {
 }
 
 impl RecoveryOptions {
-    /// No recovery: a lost connection has ended, and all its handles with it.
+    /// Turns recovery off: a lost connection is closed, and all its handles fail.
     pub fn none() -> Self {
         Self {
             is_on: false,
@@ -87,44 +90,51 @@ impl RecoveryOptions {
     }
 
     setters! {
-        /// After so many attempts in a row that failed, the connection has ended. Default: no limit.
+        /// Maximum number of failed attempts in a row; then the connection closes. Default: no
+        /// limit.
         max_attempts: u32;
-        /// When the connection was away for so long, it has ended. The last attempt may take two seconds beyond it: one to
-        /// connect, one for what is declared again. Default: no limit.
+        /// Maximum time that recovery may take; then the connection closes. The last attempt may
+        /// take two seconds more: one to connect, one to declare. Default: no limit.
         max_time: Duration;
-        /// How long to wait before the first attempt. Each further one waits twice as long. From each delay up to a half
-        /// is taken at random, so that many programs do not all come back at once. Default: 200 milliseconds.
+        /// Delay before the first attempt. Each later delay is twice as long. Each delay is
+        /// shortened by a random amount of up to a half, so that many programs do not all reconnect
+        /// at once. Default: 200 milliseconds.
         first_delay: Duration;
-        /// The longest delay between two attempts. Default: 15 seconds.
+        /// Longest delay between two attempts. Default: 15 seconds.
         max_delay: Duration;
-        /// How long recovery waits for the broker's answer to each exchange, queue, binding and
-        /// consumer. Without an answer, it is reported as
-        /// [`NotRecovered`](crate::ConnectionEvent::NotRecovered) and tried again in the background
-        /// on a connection of its own, and everything else goes on. RabbitMQ does not answer for a
-        /// queue on a node that is away, and since 4.3 it ends the connection after 30 seconds
-        /// without a majority of nodes: use less. Default: 5 seconds.
+        /// How long recovery waits for the broker's reply to each exchange, queue, binding and
+        /// consumer. Default: 5 seconds.
+        ///
+        /// After that, recovery reports the entity as
+        /// [`NotRecovered`](crate::ConnectionEvent::NotRecovered), retries it in the background on
+        /// a separate connection, and continues with the rest. Use less than 30 seconds: RabbitMQ
+        /// does not reply for a queue on a node that is away, and since 4.3 it ends the connection
+        /// after 30 seconds without a majority of nodes.
         entity_timeout: Duration;
     }
 
     flags! {
-        /// Calls and publishes that are made while the connection is being recovered fail at once, with
-        /// [`ErrorKind::Recovering`](crate::ErrorKind::Recovering). Otherwise they wait for it, up to their timeouts.
+        /// Fails calls and publishes at once during recovery, with
+        /// [`ErrorKind::Recovering`](crate::ErrorKind::Recovering). By default they wait for
+        /// recovery, up to their timeouts.
         fail_fast;
-        /// A login that is refused ends the recovery. Otherwise it counts as one more failed
-        /// attempt, since brokers refuse every login while their LDAP, HTTP or OAuth 2 server is
-        /// down.
+        /// Ends recovery when the broker refuses a login. By default a refused login is one more
+        /// failed attempt, since brokers refuse every login while their LDAP, HTTP or OAuth 2
+        /// server is down.
         give_up_on_refused_login;
-        /// Exchanges are not declared again.
+        /// Does not declare exchanges again.
         without_exchanges;
-        /// Queues are not declared again.
+        /// Does not declare queues again.
         without_queues;
-        /// Bindings are not made again.
+        /// Does not make bindings again.
         without_bindings;
-        /// Consumers do not consume on: they end when the connection is lost. [`Workers`](crate::Workers) begin others.
+        /// Does not resume consumers: they end when the connection is lost.
+        /// [`Workers`](crate::Workers) begin new ones.
         without_consumers;
     }
 
-    /// Only what this says yes to is declared again. It is called on a thread of this crate, and may take its time.
+    /// Recovers only the entities for which `filter` returns true. It runs on a thread of this
+    /// crate and may block.
     #[must_use]
     pub fn filter(mut self, filter: impl Fn(&Entity) -> bool + Send + Sync + 'static) -> Self {
         self.filter = Some(Arc::new(filter));
@@ -135,7 +145,7 @@ impl RecoveryOptions {
         self.is_on && !self.without_consumers
     }
 
-    /// Whether this is to be declared again.
+    /// Whether recovery declares this entity again.
     pub(crate) fn wants(&self, entity: &Entity) -> bool {
         let left_out = match entity {
             Entity::Exchange { .. } => self.without_exchanges,
@@ -146,7 +156,7 @@ impl RecoveryOptions {
         !left_out && self.filter.as_ref().map_or(true, |filter| filter(entity))
     }
 
-    /// How long to wait before this attempt, counted from 1. `random` is anything.
+    /// How long to wait before this attempt, counted from 1. `random` is any number.
     pub(crate) fn delay(&self, attempt: u32, random: u64) -> Duration {
         backoff::delay(self.first_delay, self.max_delay, attempt, random)
     }
