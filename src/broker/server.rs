@@ -1,5 +1,4 @@
-//! The broker's thread: it has the sockets and the clock, and moves bytes between them and the
-//! core.
+//! The broker's thread: owns the sockets and the clock, and moves bytes between sockets and core.
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, ErrorKind, Read, Write};
@@ -16,19 +15,19 @@ use super::SessionId;
 
 const LISTENER: Token = Token(0);
 const WAKER: Token = Token(1);
-/// Tokens of connections begin behind those.
+/// The token of the first connection.
 const FIRST: usize = 2;
 
-/// What is read at once, in bytes; then others have their turn.
+/// How many bytes are read from one socket before the next one has its turn.
 const PIECE: usize = 64 << 10;
 
-/// When no connection could be accepted, for want of a file descriptor, for example.
+/// Delay after a failed accept, for example for lack of file descriptors.
 const ACCEPTS_AGAIN_AFTER: Duration = Duration::from_millis(100);
 
-/// What the thread and the handle share.
+/// State that the thread and the handle share.
 pub(super) struct Shared {
     pub(super) control: Mutex<Control>,
-    /// Something has happened.
+    /// Notified after each turn of the thread.
     pub(super) changed: Condvar,
     pub(super) waker: Waker,
 }
@@ -39,7 +38,7 @@ pub(super) struct Control {
     pub(super) refuses: bool,
     /// Nothing is read, written or accepted.
     pub(super) is_stopped: bool,
-    /// So much later everything goes out.
+    /// How long all output is held back.
     pub(super) delay: Duration,
     pub(super) is_over: bool,
 }
@@ -49,9 +48,9 @@ struct Socket {
     readable: bool,
     writable: bool,
     input: Vec<u8>,
-    /// With the time from which on each piece may go out.
+    /// Pieces of output, each with the earliest time to write it.
     output: VecDeque<(Instant, Vec<u8>)>,
-    /// Of the first piece, so many bytes have gone.
+    /// How many bytes of the first piece are written.
     written: usize,
     is_broken: bool,
 }
@@ -62,12 +61,12 @@ pub(super) struct Server {
     shared: Arc<Shared>,
     sockets: HashMap<SessionId, Socket>,
     accepts: bool,
-    /// Where input is read to.
+    /// The read buffer of all sockets.
     piece: Vec<u8>,
 }
 
 impl Server {
-    /// It listens from now on, and answers when it runs.
+    /// Starts to listen. Connections are answered once the server runs.
     pub(super) fn bind(core: Core, address: SocketAddr) -> io::Result<(Self, SocketAddr)> {
         let listener = TcpListener::bind(address)?;
         listener.set_nonblocking(true)?;
@@ -111,7 +110,9 @@ impl Server {
         loop {
             if let Err(error) = self.poll.poll(&mut events, timeout) {
                 if error.kind() != ErrorKind::Interrupted {
-                    log::error!("the broker cannot wait for its sockets: {error}");
+                    log::error!(
+                        "the broker's thread ends: it cannot wait for its sockets: {error}"
+                    );
                     return;
                 }
             }
@@ -143,7 +144,7 @@ impl Server {
         }
     }
 
-    /// Does what there is to do, and returns how long to sleep then.
+    /// Does all work that is due, and returns how long to sleep afterwards.
     fn turn(&mut self, control: &mut Control) -> Option<Duration> {
         let now = now();
         control.core.now = now;
@@ -163,7 +164,7 @@ impl Server {
             socket.write(*id, &mut control.core, now, control.delay);
         }
         self.close(&mut control.core);
-        // Whoever has read, or has gone, can have left messages to one whose turn was before.
+        // Reading or closing one socket can produce output for another whose turn is already over.
         let can_go = |(id, socket): (&SessionId, &Socket)| {
             let session = control.core.sessions.get(id);
             socket.output.is_empty() && session.is_some_and(|it| !it.output.is_empty())
@@ -217,7 +218,7 @@ impl Server {
         self.sockets.insert(id, socket);
     }
 
-    /// Sockets whose connection is over, and connections whose socket is.
+    /// Closes the sockets of sessions that are over, and ends the sessions of broken sockets.
     fn close(&mut self, core: &mut Core) {
         self.sockets.retain(|id, socket| {
             let Some(session) = core.sessions.get(id) else {
@@ -234,7 +235,7 @@ impl Server {
 }
 
 impl Socket {
-    /// Reads one piece. True if there is more.
+    /// Reads one piece. Returns true if the socket may have more.
     fn read(&mut self, id: SessionId, core: &mut Core, piece: &mut [u8]) -> bool {
         let now = core.now;
         let Some(session) = core.sessions.get_mut(&id).filter(|it| !it.is_held) else {
@@ -253,7 +254,7 @@ impl Socket {
         self.readable && !self.is_broken
     }
 
-    /// Returns how many bytes came.
+    /// Reads one piece into the input, and returns its length in bytes.
     fn fill(&mut self, piece: &mut [u8]) -> usize {
         let read = self.stream.read(piece);
         let count = *read.as_ref().unwrap_or(&0);
@@ -275,7 +276,8 @@ impl Socket {
                 return;
             };
             let was_full = session.is_full();
-            // Without a delay, what the socket does not take stays where the core sees it.
+            // Without a delay, output that the socket does not take stays where the core sees it,
+            // which is the back-pressure.
             let takes = self.output.is_empty() || !delay.is_zero();
             if takes && !session.output.is_empty() {
                 session.last_output = now;
@@ -291,7 +293,8 @@ impl Socket {
         }
     }
 
-    /// True if it wrote all of something, so that there is room for more.
+    /// Writes the pieces that are due. Returns true if a whole piece was written, so that there is
+    /// room for more.
     fn write_what_may_go(&mut self, now: Instant) -> bool {
         let mut has_written = false;
         while let Some((at, piece)) = self.output.front() {
@@ -316,7 +319,7 @@ impl Socket {
         has_written
     }
 
-    /// When delayed output may go.
+    /// When the first delayed piece is due.
     fn goes_on_at(&self, now: Instant) -> Option<Instant> {
         let (at, _) = self.output.front()?;
         (*at > now).then_some(*at)

@@ -1,4 +1,4 @@
-//! One connection of a client, as the broker sees it.
+//! One client connection, as the broker sees it.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -15,31 +15,30 @@ use crate::wire::method::{
 use crate::wire::properties::Properties;
 use crate::wire::value::{FieldTable, FieldValue};
 
-/// A client that reads nothing gets no further messages while so much is on its way to it, in
-/// bytes.
+/// A client with more unread output than this gets no further messages, in bytes.
 const MAX_OUTPUT: usize = 1 << 20;
 
-/// How far it has come.
+/// The state of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stage {
-    /// The eight bytes with the protocol's version are awaited.
+    /// The broker waits for the protocol header.
     Header,
     StartOk,
     TuneOk,
     Open,
     Running,
-    /// The broker has closed it; nothing but the answer counts.
+    /// The broker has closed the connection, and ignores everything except the answer.
     Closing,
-    /// What is on its way out is the last.
+    /// The socket is closed once all output is written.
     Over,
 }
 
-/// A number that is in use.
+/// A channel number that is in use.
 #[derive(Debug)]
 pub(super) enum Slot {
     Open(Box<Channel>),
-    /// The broker has closed it and waits for the client's close-ok. It ignores other frames from
-    /// the client, and still delivers to the consumers.
+    /// The broker has closed the channel and waits for the client's close-ok. It ignores other
+    /// frames from the client, and still delivers to the consumers.
     Closing(Box<Channel>),
 }
 
@@ -67,14 +66,14 @@ pub(super) struct Session {
     pub(super) channels: BTreeMap<u16, Slot>,
     pub(super) channel_max: u16,
     pub(super) frame_max: u32,
-    /// Zero: there are none.
+    /// Zero means no heartbeats.
     pub(super) heartbeat: Duration,
     pub(super) last_input: Instant,
     pub(super) last_output: Instant,
     pub(super) output: Vec<u8>,
-    /// It is told when the connection is blocked, and has been.
+    /// The connection is blocked, and its client has been notified if it supports that.
     pub(super) is_blocked: bool,
-    /// Input that waits until the broker takes publishes again.
+    /// The broker reads no input from this client until it accepts publishes again.
     pub(super) is_held: bool,
 }
 
@@ -102,7 +101,7 @@ impl Session {
         self.frame_max as usize - frame::OVERHEAD
     }
 
-    /// Whether the client has said that it can do that.
+    /// Whether the client has declared a capability.
     pub(super) fn can(&self, capability: &str) -> bool {
         let table = self.client_properties.get("capabilities");
         let can = table.and_then(|table| table.as_table()?.get(capability)?.as_bool());
@@ -138,11 +137,11 @@ impl Session {
         self.output.len() > MAX_OUTPUT
     }
 
-    // ---- what it is sent ----
+    // ---- output ----
 
     pub(super) fn send(&mut self, channel: u16, method: &impl Encode) {
         let limit = self.payload_limit();
-        // What is too large for a frame came in a frame, so this is a name that has been repeated.
+        // Fails only for a name above 255 bytes, for example if invalid UTF-8 in it was replaced.
         let _ = frame::write_method(&mut self.output, channel, method, limit);
     }
 
@@ -158,14 +157,14 @@ impl Session {
         let written =
             frame::write_content(&mut self.output, channel, Some(properties), body, limit);
         if written.is_err() {
-            // Headers that have grown too large for this client's frames on the way.
+            // The headers have grown too large for this client's frames: deliver the body alone.
             let none = Properties::default();
             let _ = frame::write_content(&mut self.output, channel, Some(&none), body, limit);
         }
     }
 
-    /// Tells the client that the broker has cancelled a consumer. False if the client has not said
-    /// that it understands that.
+    /// Tells the client that the broker has cancelled a consumer. Returns false if the client has
+    /// not declared that it understands this.
     pub(super) fn send_cancel(&mut self, number: u16, consumer_tag: &str) -> bool {
         let can = self.can("consumer_cancel_notify");
         if can {
@@ -194,13 +193,13 @@ impl Session {
             },
         );
         self.stage = Stage::Closing;
-        // The answer is to be read.
+        // The broker must read the answer.
         self.is_held = false;
     }
 
-    /// Closes a channel. The close overtakes deliveries in the output: RabbitMQ's queues are
-    /// processes of their own, and what they have sent to the channel then follows the close.
-    /// Consumers and messages of the channel are the caller's business.
+    /// Closes a channel. The close overtakes deliveries in the output: in RabbitMQ each queue is a
+    /// separate process, and the deliveries that it has sent to the channel follow the close. The
+    /// caller handles the consumers and messages of the channel.
     pub(super) fn close_channel(
         &mut self,
         number: u16,
@@ -266,7 +265,7 @@ impl Session {
     }
 }
 
-/// Which method this frame brings.
+/// The method of a frame in the output, if it is a method frame.
 fn written_method(bytes: &[u8]) -> Option<MethodId> {
     match frame::cut(bytes, usize::MAX) {
         Ok(Cut::Frame(frame, _)) => method_id(&frame),
@@ -274,13 +273,13 @@ fn written_method(bytes: &[u8]) -> Option<MethodId> {
     }
 }
 
-/// What a close names if no method is its cause.
+/// The method id in a close that no method has caused.
 const NO_METHOD: MethodId = MethodId {
     class: 0,
     method: 0,
 };
 
-/// As much as a short string holds.
+/// Shortens a text to the 255 bytes of a short string.
 pub(super) fn short(text: &str) -> String {
     const LONGEST: usize = 255;
     if text.len() <= LONGEST {

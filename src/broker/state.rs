@@ -50,6 +50,6 @@ pub struct PublishedMessage {
     pub properties: Properties,
     /// The body.
     pub body: Vec<u8>,
-    /// Number of queues that took the message.
+    /// Number of queues that took the message. 0 if one of its queues was full and refused it.
     pub queues: usize,
 }

@@ -1,4 +1,4 @@
-//! A virtual host: exchanges, queues, what binds them, and the way of a message between them.
+//! A virtual host: its exchanges, queues and bindings, and how it routes messages.
 
 use std::collections::hash_map::RandomState;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
@@ -29,12 +29,12 @@ const PREDECLARED: &[(&str, Kind)] = &[
     ("amq.rabbitmq.trace", Kind::Topic),
 ];
 
-/// What became of a message.
+/// The outcome of routing a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Routed {
-    /// To so many queues.
+    /// The number of queues that the message was routed to.
     To(usize),
-    /// A queue was full and does not take more.
+    /// A queue was full and refused the message.
     Rejected,
 }
 
@@ -45,13 +45,13 @@ pub(super) struct Vhost {
     queues: BTreeMap<QueueId, Queue>,
     ids: HashMap<String, QueueId>,
     last_id: u64,
-    /// Queues where somebody could get a message, or a message could have to go.
+    /// Queues that may have messages to deliver, expire or drop.
     changed: BTreeSet<QueueId>,
-    /// Consumers whose queue has gone.
+    /// Consumers of deleted queues.
     orphans: Vec<Subscriber>,
 }
 
-/// A name that nobody else has.
+/// Makes up a unique name.
 pub(super) fn made_up(prefix: &str) -> String {
     let number = || RandomState::new().build_hasher().finish();
     format!("{prefix}{:016x}{:06x}", number(), number() >> 40)
@@ -212,7 +212,7 @@ impl Vhost {
         unbound.iter().for_each(|name| self.delete_if_unbound(name));
     }
 
-    /// An exchange that goes with the last that was bound to it.
+    /// Deletes an auto-delete exchange that has lost its last binding.
     fn delete_if_unbound(&mut self, name: &str) {
         let exchange = self.exchanges.get(name);
         if exchange.is_some_and(|it| it.auto_delete && it.bindings.is_empty()) {
@@ -289,7 +289,7 @@ impl Vhost {
         Ok(self.queues.entry(id).or_insert(queue))
     }
 
-    /// Returns how many messages were in it.
+    /// Deletes a queue, and returns the number of its ready messages.
     pub(super) fn delete_queue(
         &mut self,
         name: &str,
@@ -323,7 +323,7 @@ impl Vhost {
         self.unbind_all(&Destination::Queue(queue.name));
     }
 
-    /// What a connection leaves behind when it ends, and its channels have.
+    /// Deletes the exclusive queues of a connection, whose channels have already ended.
     pub(super) fn session_ended(&mut self, session: SessionId) {
         let is_its_own = |(id, queue): (&QueueId, &Queue)| {
             let own = queue.owner == Some(session);
@@ -333,7 +333,7 @@ impl Vhost {
         own.into_iter().for_each(|id| self.remove_queue(id));
     }
 
-    /// An auto-delete queue goes with the last of its consumers.
+    /// Removes a consumer. An auto-delete queue is deleted with its last consumer.
     pub(super) fn unsubscribe(
         &mut self,
         id: QueueId,
@@ -353,7 +353,7 @@ impl Vhost {
         }
     }
 
-    /// Only what is durable.
+    /// Drops everything that is not durable.
     pub(super) fn restart(&mut self) {
         let lost = |(id, it): (&QueueId, &Queue)| (!it.durable).then_some(*id);
         let lost: Vec<_> = self.queues.iter().filter_map(lost).collect();
@@ -370,7 +370,7 @@ impl Vhost {
 
     // ---- messages ----
 
-    /// Where a message goes, each queue once.
+    /// Returns the queues for a message, each once.
     fn route(&self, message: &Message) -> BTreeSet<QueueId> {
         let mut queues = BTreeSet::new();
         for key in message.routing_keys() {
@@ -446,7 +446,8 @@ impl Vhost {
         }
     }
 
-    /// A message leaves its queue, to the exchange for dead letters if there is one.
+    /// Publishes a message that has left its queue to the dead-letter exchange, if the queue has
+    /// one.
     pub(super) fn bury(&mut self, id: QueueId, entry: &Entry, reason: Reason, now: Instant) {
         let queue = self.queues.get(&id);
         let letter = queue.and_then(|queue| letter_of(queue, &entry.message, reason));
@@ -470,7 +471,7 @@ impl Vhost {
         }
     }
 
-    // ---- what happens by itself ----
+    // ---- changes and expiry ----
 
     pub(super) fn changed(&mut self, id: QueueId) {
         if self.queues.contains_key(&id) {
@@ -490,7 +491,7 @@ impl Vhost {
         std::mem::take(&mut self.orphans)
     }
 
-    /// Messages whose time was over before.
+    /// Removes and dead-letters the expired messages at the front of a queue.
     pub(super) fn bury_expired(&mut self, id: QueueId, now: Instant, also_now: bool) {
         while let Some(entry) = self
             .queues
@@ -530,7 +531,7 @@ impl Vhost {
     }
 }
 
-/// The message as a dead letter of this queue, if it has an exchange for them.
+/// Makes a dead letter of a message, if the queue has a dead-letter exchange.
 fn letter_of(queue: &Queue, message: &Message, reason: Reason) -> Option<Message> {
     let exchange = queue.arguments.dead_letter_exchange.as_ref()?;
     let key = queue.arguments.dead_letter_routing_key.as_deref();
@@ -554,7 +555,7 @@ fn assert_not_reserved(what: &str, name: &str) -> Result<(), Refusal> {
     Err(Refusal::access(text))
 }
 
-/// What a headers exchange understands.
+/// Checks the value of `x-match` for a headers exchange.
 fn assert_match(arguments: &FieldTable) -> Result<(), Refusal> {
     let how = arguments.get("x-match");
     match how.map(FieldValue::as_str) {
@@ -569,7 +570,7 @@ fn assert_match(arguments: &FieldTable) -> Result<(), Refusal> {
     }
 }
 
-/// What only classic queues can be.
+/// Refuses properties that only classic queues can have.
 fn assert_quorum(method: &QueueDeclare<'_>, resource: &str) -> Result<(), Refusal> {
     if method.queue.is_empty() {
         let text = "Cannot declare a server-named queue for type rabbit_quorum_queue";
@@ -589,7 +590,7 @@ fn assert_quorum(method: &QueueDeclare<'_>, resource: &str) -> Result<(), Refusa
     Err(Refusal::failed(text))
 }
 
-/// What a declaration of a queue that is there has to agree with.
+/// Refuses a declaration that differs from the existing queue.
 fn assert_same_declaration(
     method: &QueueDeclare<'_>,
     queue: &Queue,
