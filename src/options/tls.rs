@@ -1,11 +1,12 @@
-//! How to secure a connection.
+//! Options for TLS.
 
 use std::fmt;
 use std::path::PathBuf;
 
 use crate::error::{Error, Result};
 
-/// Where a certificate or a key comes from. Files are read at each connect, so that renewed ones are found.
+/// Source of a certificate or a key. Files are read at each connect, so that renewed files take
+/// effect.
 #[derive(Clone)]
 pub(crate) enum Source {
     Bytes(Vec<u8>),
@@ -21,7 +22,7 @@ impl fmt::Debug for Source {
     }
 }
 
-/// Who this program is.
+/// The client's certificate and key.
 #[derive(Clone)]
 #[cfg_attr(not(feature = "native-tls"), allow(dead_code))]
 pub(crate) enum Identity {
@@ -40,9 +41,10 @@ impl fmt::Debug for Identity {
     }
 }
 
-/// TLS for a connection: whom to trust, and who this program is.
+/// TLS for a connection: trusted certificates and the client's own certificate.
 ///
-/// The default trusts what the system trusts, and checks that the certificate is for the host that was asked for.
+/// The default trusts the certificates that the system trusts, and checks that the broker's
+/// certificate matches the host.
 ///
 /// ```no_run
 /// use leveret::{Connection, ConnectionOptions, TlsOptions};
@@ -55,8 +57,8 @@ impl fmt::Debug for Identity {
 /// # Ok::<(), leveret::Error>(())
 /// ```
 ///
-/// It needs this crate's feature `native-tls`, which is on unless switched off, and with it the system's TLS: OpenSSL on
-/// Linux, SChannel on Windows, Secure Transport on macOS.
+/// Needs this crate's feature `native-tls`, which is on by default, and the system's TLS: OpenSSL
+/// on Linux, SChannel on Windows, Secure Transport on macOS.
 ///
 /// See <https://www.rabbitmq.com/docs/ssl>.
 #[derive(Debug, Clone, Default)]
@@ -71,33 +73,37 @@ pub struct TlsOptions {
 
 impl TlsOptions {
     setters! {
-        /// The name that the broker's certificate must be for, and that is told to the broker (SNI). Default: the host.
+        /// Name that the broker's certificate must match, and that is sent to the broker (SNI).
+        /// Default: the host.
         server_name: impl Into<Option<String>>;
     }
 
     flags! {
-        /// Takes any certificate: an expired one, one of an unknown authority, one for another host. Whoever is on the way
-        /// can read and change everything, passwords too.
+        /// Accepts any certificate: expired, of an unknown authority, or for another host. An
+        /// attacker on the network can then read and change everything, including passwords.
         danger_accept_invalid_certs;
-        /// Takes a certificate for any host. Whoever has a valid certificate for anything can pose as the broker.
+        /// Accepts a certificate for any host. An attacker with a valid certificate for any name
+        /// can then pose as the broker.
         danger_accept_invalid_hostnames;
     }
 
-    /// Trusts these certificates, in PEM, besides those that the system trusts. It can be called several times.
+    /// Trusts these PEM certificates, in addition to those that the system trusts. Each call adds
+    /// certificates.
     #[must_use]
     pub fn ca_certificate(mut self, pem: impl Into<Vec<u8>>) -> Self {
         self.ca_certificates.push(Source::Bytes(pem.into()));
         self
     }
 
-    /// [`ca_certificate`](Self::ca_certificate) from a file, which is read at each connect.
+    /// Trusts the certificates of a file, as [`ca_certificate`](Self::ca_certificate) does. The
+    /// file is read at each connect.
     #[must_use]
     pub fn ca_certificate_file(mut self, path: impl Into<PathBuf>) -> Self {
         self.ca_certificates.push(Source::File(path.into()));
         self
     }
 
-    /// A client certificate with its key, as a PKCS#12 archive (`.p12`, `.pfx`).
+    /// Sets the client certificate and its key from a PKCS#12 archive (`.p12`, `.pfx`).
     #[must_use]
     pub fn identity_pkcs12(
         mut self,
@@ -111,7 +117,8 @@ impl TlsOptions {
         self
     }
 
-    /// [`identity_pkcs12`](Self::identity_pkcs12) from a file, which is read at each connect.
+    /// Sets the client certificate from a PKCS#12 file, as
+    /// [`identity_pkcs12`](Self::identity_pkcs12) does. The file is read at each connect.
     #[must_use]
     pub fn identity_pkcs12_file(
         mut self,
@@ -125,8 +132,10 @@ impl TlsOptions {
         self
     }
 
-    /// A client certificate, with those that lead to its authority, and its key, both in PEM. The key must be in PKCS#8
-    /// (`BEGIN PRIVATE KEY`) without a password; `openssl pkcs8 -topk8 -nocrypt` makes it so.
+    /// Sets the client certificate, with its intermediate certificates, and its key, both in PEM.
+    ///
+    /// The key must be in PKCS#8 (`BEGIN PRIVATE KEY`) without a password; `openssl pkcs8 -topk8
+    /// -nocrypt` converts it.
     #[must_use]
     pub fn identity_pem(
         mut self,
@@ -140,7 +149,8 @@ impl TlsOptions {
         self
     }
 
-    /// [`identity_pem`](Self::identity_pem) from files, which are read at each connect.
+    /// Sets the client certificate and key from PEM files, as [`identity_pem`](Self::identity_pem)
+    /// does. The files are read at each connect.
     #[must_use]
     pub fn identity_files(
         mut self,

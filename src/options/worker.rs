@@ -1,4 +1,4 @@
-//! How worker threads consume.
+//! Options for worker threads.
 
 use std::time::Duration;
 
@@ -7,20 +7,24 @@ use crate::error::{Error, Result};
 
 /// What [`Workers`](crate::Workers) do when the consumer of one of their threads ends.
 ///
-/// A consumer ends when the broker cancels it or closes its channel. A consumer also ends with a lost connection if its
-/// [`RecoveryOptions`](crate::RecoveryOptions) leave consumers out. It does not end by
-/// [`Workers::shutdown`](crate::Workers::shutdown), nor while a lost connection is being recovered.
+/// A consumer ends when the broker cancels it or closes its channel. It also ends with a lost
+/// connection whose [`RecoveryOptions`](crate::RecoveryOptions) leave consumers out. This option
+/// does not apply to [`Workers::shutdown`](crate::Workers::shutdown), nor while a lost connection
+/// recovers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum OnConsumerEnd {
-    /// The thread consumes again on a new channel, as soon as the broker lets it. Other threads go on meanwhile.
+    /// Restarts the consumer on a new channel, as soon as the broker permits. Other threads
+    /// continue.
     #[default]
     Restart,
-    /// All threads of this queue stop, as in [`Workers::shutdown`](crate::Workers::shutdown). The threads of other queues go
-    /// on. [`Workers::join`](crate::Workers::join) returns the error when all have stopped.
+    /// Stops all threads of this queue, as [`Workers::shutdown`](crate::Workers::shutdown) does.
+    /// The threads of other queues continue. [`Workers::join`](crate::Workers::join) returns the
+    /// error after all threads have stopped.
     StopQueue,
-    /// All threads of these [`Workers`](crate::Workers) stop, those of other queues too, and
-    /// [`Workers::join`](crate::Workers::join) returns the error: so that the program can end, and be started again.
+    /// Stops all threads of these [`Workers`](crate::Workers), including those of other queues, and
+    /// [`Workers::join`](crate::Workers::join) returns the error. The program can then exit, and a
+    /// supervisor can restart it.
     StopAll,
 }
 
@@ -51,17 +55,21 @@ impl Default for WorkerOptions {
 
 impl WorkerOptions {
     setters! {
-        /// How many threads handle messages of the queue at the same time, each on a channel of its own. With more than
-        /// one, or more than one process, messages are not handled in their order; of a stream, each thread gets all
-        /// messages. Default: 1.
+        /// Number of threads that handle messages of the queue, each on its own channel. Default:
+        /// 1.
+        ///
+        /// With several threads, or several processes, messages are not handled in order. For a
+        /// stream, each thread gets all messages.
         threads: usize;
-        /// How many messages the broker sends ahead to each thread, including the one that is being handled. With 1,
-        /// no message waits behind a long one while another thread is idle, and each costs a round trip to the broker;
-        /// for short tasks 100 to 300 are faster. Default: 1.
+        /// Prefetch of each thread, including the message that it handles. Default: 1.
+        ///
+        /// With 1, no message waits for a long one while another thread is idle, but each message
+        /// costs a round trip to the broker. For short tasks 100 to 300 are faster.
         prefetch: u16;
-        /// How to consume: priority, exclusive, further arguments. Default: as [`ConsumeOptions`].
+        /// How to consume: priority, exclusive, other arguments. Default: as in [`ConsumeOptions`].
         consume: ConsumeOptions;
-        /// What a thread does when the broker ends its consumer. Default: [`OnConsumerEnd::Restart`].
+        /// What to do when the broker ends the consumer of a thread. Default:
+        /// [`OnConsumerEnd::Restart`].
         ///
         /// ```
         /// use leveret::{OnConsumerEnd, WorkerOptions};
@@ -70,26 +78,26 @@ impl WorkerOptions {
         /// let options = WorkerOptions::default().on_consumer_end(OnConsumerEnd::StopAll);
         /// ```
         on_consumer_end: OnConsumerEnd;
-        /// How long a thread waits before it consumes again. Each further attempt waits twice as long, until a consumer has
-        /// lasted for [`max_restart_delay`](Self::max_restart_delay). From each delay up to a half is taken at random.
-        /// Default: 500 milliseconds.
+        /// Delay before a thread consumes again. Each further delay is twice as long, until a
+        /// consumer has lasted for [`max_restart_delay`](Self::max_restart_delay). Each delay is
+        /// shortened by a random amount of up to a half. Default: 500 milliseconds.
         restart_delay: Duration;
-        /// The longest delay between two attempts to consume again. Default: 30 seconds.
+        /// Longest delay between two attempts to consume again. Default: 30 seconds.
         max_restart_delay: Duration;
     }
 
     pub(crate) fn check(&self) -> Result<()> {
         if self.threads == 0 {
-            return Err(Error::invalid("workers need one thread at least"));
+            return Err(Error::invalid("workers need at least one thread"));
         }
         if self.consume.no_ack {
             return Err(Error::invalid(
-                "workers acknowledge what they have handled; with no_ack there is nothing to acknowledge",
+                "workers acknowledge each message, so they cannot consume with no_ack",
             ));
         }
         if self.prefetch == 0 {
             return Err(Error::invalid(
-                "workers need a prefetch of one message at least; 0 would be the whole queue",
+                "workers need a prefetch of at least one message; 0 would prefetch the whole queue",
             ));
         }
         Ok(())
