@@ -1,5 +1,4 @@
-//! The state of the broker, without sockets, threads or clocks: bytes and times go in, bytes come
-//! out.
+//! The broker's state, without sockets, threads or clocks: bytes and times go in, bytes come out.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::SocketAddr;

@@ -15,7 +15,7 @@ use crate::wire::method::{
 use crate::wire::properties::Properties;
 use crate::wire::value::{FieldTable, FieldValue};
 
-/// A client with more unread output than this gets no further messages, in bytes.
+/// A client with more bytes of unread output than this gets no further messages.
 const MAX_OUTPUT: usize = 1 << 20;
 
 /// The state of a connection.

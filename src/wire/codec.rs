@@ -4,37 +4,37 @@ use std::fmt;
 
 use byteorder::{BigEndian, ByteOrder, WriteBytesExt};
 
-/// How deep tables and arrays may be nested, so that no peer can exhaust the stack.
+/// Maximum nesting depth of tables and arrays, so that no peer can exhaust the stack.
 pub(crate) const MAX_DEPTH: usize = 32;
 
-/// What is wrong with bytes that were received, or with values that cannot be encoded.
+/// An error in received bytes, or in a value that cannot be encoded.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum WireError {
     /// A value claims more bytes than there are.
     Truncated { what: &'static str },
-    /// Bytes are left over behind the last field.
+    /// Bytes follow the last field.
     TrailingBytes { what: &'static str, count: usize },
-    /// Tables and arrays inside each other, deeper than [`MAX_DEPTH`].
+    /// Tables and arrays are nested deeper than [`MAX_DEPTH`].
     TooDeep,
     /// A field value of a type that neither the specification nor RabbitMQ knows.
     UnknownValueType(u8),
     /// A frame of a type that does not exist.
     UnknownFrameType(u8),
-    /// A frame whose payload is larger than was agreed.
+    /// A frame whose payload is larger than the agreed limit.
     FrameTooLarge { size: u64, limit: u64 },
     /// A frame that does not end in 0xCE.
     WrongFrameEnd(u8),
-    /// A class and method id that is not in the table.
+    /// A class and method id that is not in the method table.
     UnknownMethod { class: u16, method: u16 },
     /// A content header that is not of class basic.
     UnknownContentClass(u16),
     /// A property flag word that announces a 15th property.
     UnknownPropertyFlags(u16),
-    /// A text with more bytes than its length field can say.
+    /// A text with more bytes than a short string can hold.
     ShortStringTooLong { field: &'static str, length: usize },
-    /// Something longer than a 32-bit length can say.
+    /// A value with more bytes than a 32-bit length can express.
     TooLong { field: &'static str },
-    /// A float that is NaN or infinite: no broker reads it. Where it stands, and its value.
+    /// A float that is NaN or infinite, which no broker reads. `at` says where it is.
     NotFinite { at: String, value: f64 },
 }
 
@@ -43,7 +43,7 @@ impl fmt::Display for WireError {
         match self {
             Self::Truncated { what } => write!(f, "{what} claims more bytes than there are"),
             Self::TrailingBytes { what, count } => {
-                write!(f, "{count} bytes are left over behind {what}")
+                write!(f, "{count} trailing bytes after {what}")
             }
             Self::TooDeep => write!(f, "field tables are nested deeper than {}", MAX_DEPTH),
             Self::UnknownValueType(tag) => write!(f, "unknown field value type 0x{tag:02x}"),
@@ -51,7 +51,7 @@ impl fmt::Display for WireError {
             Self::FrameTooLarge { size, limit } => {
                 write!(
                     f,
-                    "a frame with {size} bytes of payload, at most {limit} were agreed"
+                    "a frame with {size} bytes of payload, above the limit of {limit}"
                 )
             }
             Self::WrongFrameEnd(octet) => {
@@ -78,12 +78,13 @@ impl std::error::Error for WireError {}
 
 pub(crate) type WireResult<T> = Result<T, WireError>;
 
-/// Where to read next in one frame's payload. Nothing is allocated for a claim: every length is checked against
-/// the bytes that are there.
+/// Reads one frame's payload. Every length is checked against the remaining bytes, so a false
+/// length never causes an allocation.
 #[derive(Debug, Clone)]
 pub(crate) struct Reader<'a> {
     rest: &'a [u8],
-    /// Consecutive bits share octets; any other read starts anew.
+    /// The current octet of bits, and how many are used. Consecutive bits share octets; any other
+    /// read ends the octet.
     bits: Option<(u8, u8)>,
 }
 
@@ -99,7 +100,7 @@ impl<'a> Reader<'a> {
         self.rest.is_empty()
     }
 
-    /// The next `count` bytes.
+    /// Reads the next `count` bytes.
     #[inline]
     pub(crate) fn bytes(&mut self, count: usize, what: &'static str) -> WireResult<&'a [u8]> {
         self.bits = None;
@@ -152,7 +153,7 @@ impl<'a> Reader<'a> {
         self.bytes(length as usize, what)
     }
 
-    /// Refuses bytes behind the last field.
+    /// Fails if bytes follow the last field.
     pub(crate) fn finish(self, what: &'static str) -> WireResult<()> {
         match self.rest.len() {
             0 => Ok(()),
@@ -161,7 +162,8 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Appends the protocol's primitive types to a buffer. What fails leaves bytes behind, which the caller truncates.
+/// Appends the protocol's primitive types to a buffer. After an error, the caller truncates the
+/// buffer to its former length.
 #[derive(Debug)]
 pub(crate) struct Writer<'b> {
     pub(crate) buffer: &'b mut Vec<u8>,
@@ -233,7 +235,7 @@ impl<'b> Writer<'b> {
         Ok(())
     }
 
-    /// Writes what `body` writes, preceded by its length in four bytes.
+    /// Writes the output of `body`, preceded by its length in four bytes.
     pub(crate) fn with_length(
         &mut self,
         field: &'static str,

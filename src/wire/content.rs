@@ -1,26 +1,28 @@
-//! A message as it came: names, properties and body.
+//! A received message: names, properties and body.
 
 use super::codec::WireResult;
 use super::fast_deliver::WholeDelivery;
 use super::frame::ContentHeader;
 use super::properties::Properties;
 
-/// How much is reserved for a body on the word of its header alone; beyond it, memory follows what arrives.
+/// How many bytes are reserved for a body when only its header has arrived. Beyond this limit,
+/// memory grows with the data that arrives.
 const RESERVE: usize = 1 << 20;
 
 /// A message's bytes in one allocation: exchange, routing key, properties, body.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Content {
     bytes: Vec<u8>,
-    // As small as they can be: a message is moved from hand to hand. Names have at most 255 bytes each, properties those of a
-    // frame.
+    // These are small because messages are moved often. A name has at most 255 bytes, and the
+    // properties fit in a frame.
     exchange_end: u16,
     routing_key_end: u16,
     properties_end: u32,
 }
 
 impl Content {
-    /// A message whose body is yet to come. `names` are exchange and routing key, the first up to `exchange_end`.
+    /// A message whose body has not arrived. `names` is the exchange, up to `exchange_end`, and the
+    /// routing key.
     pub(crate) fn new(
         names: &[u8],
         exchange_end: usize,
@@ -39,13 +41,13 @@ impl Content {
         }
     }
 
-    /// A message that has come as a whole, in this empty buffer if it fits.
+    /// A message that arrived as a whole. It is stored in the empty `buffer` if the size fits.
     #[inline]
     pub(crate) fn whole(message: &WholeDelivery<'_>, buffer: Option<Vec<u8>>) -> Self {
         let routing_key_end = message.exchange.len() + message.routing_key.len();
         let properties_end = routing_key_end + message.properties.len();
         let size = properties_end + message.body.len();
-        // Not in one that is much too large: the message may stay for long.
+        // Do not use a buffer that is much too large: the program may keep the message for long.
         let fits = |buffer: &Vec<u8>| (size..=2 * size + 64).contains(&buffer.capacity());
         let fitting = buffer.filter(fits);
         let mut bytes = fitting.unwrap_or_else(|| Vec::with_capacity(size));
@@ -65,12 +67,12 @@ impl Content {
         self.properties_end as usize
     }
 
-    /// A piece of the body has come.
+    /// Appends a piece of the body.
     pub(crate) fn push(&mut self, piece: &[u8]) {
         self.bytes.extend_from_slice(piece);
     }
 
-    /// How much memory it takes, in bytes.
+    /// The allocated memory in bytes.
     pub(crate) fn capacity(&self) -> usize {
         self.bytes.capacity()
     }
@@ -83,7 +85,7 @@ impl Content {
         self.text(self.exchange_end.into(), self.routing_key_end.into())
     }
 
-    /// The names were valid UTF-8 when they were put here.
+    /// The names were checked to be UTF-8 before they were stored.
     fn text(&self, start: usize, end: usize) -> &str {
         let bytes = self.bytes.get(start..end).unwrap_or_default();
         std::str::from_utf8(bytes).unwrap_or_default()
@@ -104,7 +106,7 @@ impl Content {
         self.bytes.get(self.properties_end()..).unwrap_or_default()
     }
 
-    /// Its memory.
+    /// Returns the memory, so that it can be used again.
     pub(crate) fn into_bytes(self) -> Vec<u8> {
         self.bytes
     }

@@ -1,28 +1,31 @@
-//! The shortest way for what a busy connection reads most: whole messages for consumers.
+//! The fast path for the most common input of a busy connection: whole deliveries.
 
 use super::frame::{BASIC_CLASS, BODY, END, HEADER, METHOD, OVERHEAD};
 use super::method::{BasicDeliver, Encode, MethodId};
 
-/// A message for a consumer, as it stands in the input: `basic.deliver`, a header, and a body of at most one frame.
+/// A message for a consumer, as it is in the input: `basic.deliver`, a header, and at most one body
+/// frame.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct WholeDelivery<'a> {
     pub(crate) channel: u16,
-    /// Not yet known to be UTF-8, which whoever knows the consumer's tag need not look at.
+    /// Not checked to be UTF-8. The check is unnecessary if the bytes equal the tag of a known
+    /// consumer.
     pub(crate) consumer_tag: &'a [u8],
     pub(crate) delivery_tag: u64,
     pub(crate) redelivered: bool,
-    /// This and the routing key are UTF-8.
+    /// Exchange and routing key are UTF-8.
     pub(crate) exchange: &'a [u8],
     pub(crate) routing_key: &'a [u8],
     pub(crate) properties: &'a [u8],
     pub(crate) body: &'a [u8],
-    /// How many bytes of the input it takes.
+    /// How many bytes of the input the message takes.
     pub(crate) length: usize,
 }
 
 impl<'a> WholeDelivery<'a> {
-    /// Looks for one at the front of `input`. `limit` bounds each frame's payload. None if there is anything else, or
-    /// anything about it is not as it should be: the general way, frame by frame, then says what.
+    /// Looks for a whole delivery at the front of `input`. `limit` bounds each frame's payload.
+    /// Returns `None` for any other input and for every error: the general path then reads frame by
+    /// frame and reports the error.
     #[inline]
     pub(crate) fn cut(input: &'a [u8], limit: usize) -> Option<Self> {
         let mut rest = input;
@@ -80,11 +83,11 @@ fn take_short<'a>(bytes: &mut &'a [u8]) -> Option<&'a [u8]> {
 #[inline(always)]
 fn take_text<'a>(bytes: &mut &'a [u8]) -> Option<&'a [u8]> {
     let text = take_short(bytes)?;
-    // Most texts are ASCII, and short: that is seen at once.
+    // Most names are short and ASCII, which is the faster check.
     (text.is_ascii() || std::str::from_utf8(text).is_ok()).then_some(text)
 }
 
-/// The channel and the payload of a frame of this kind.
+/// Takes a frame of this kind, and returns its channel and payload.
 #[inline(always)]
 fn take_frame<'a>(bytes: &mut &'a [u8], kind: u8, limit: usize) -> Option<(u16, &'a [u8])> {
     let [is_kind, channel @ .., s0, s1, s2, s3] = take::<{ OVERHEAD - 1 }>(bytes)?;

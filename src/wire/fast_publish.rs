@@ -1,18 +1,23 @@
-//! The shortest way for what a busy connection writes most: small messages without properties.
+//! The fast path for the most common output of a busy connection: small messages without
+//! properties.
 
 use std::ops::Range;
 
 use super::frame::{BASIC_CLASS, BODY, BODY_PIECE, END, HEADER, METHOD, OVERHEAD};
 use super::method::{BasicPublish, Encode};
 
-/// What the frames have around the names and the body: seven bytes, ids, ticket and two lengths; the bits and the end; a
-/// whole header frame; seven bytes and the end.
+/// The size of the frames without names and body. The method frame has its overhead, ids (4),
+/// ticket (2), two lengths (2) and bits (1); the header frame is whole; the body frame has its
+/// overhead.
 const AROUND: usize = OVERHEAD + 9 + HEADER_FRAME + OVERHEAD;
 const HEADER_PAYLOAD: u8 = 14;
 const HEADER_FRAME: usize = OVERHEAD + HEADER_PAYLOAD as usize;
 
-/// Appends a message that has no properties and a body of one frame, as few pieces. Returns where the properties stand; none,
-/// and nothing is appended, if it is not such a message: the general way, field by field, does it then, or says what is wrong.
+/// Appends a message that has no properties and a body of one frame, in a few large writes. Returns
+/// where the properties are in the buffer.
+///
+/// For any other message, it returns `None` and appends nothing: the general path then writes field
+/// by field, or reports the error.
 #[inline]
 pub(crate) fn write_plain(
     buffer: &mut Vec<u8>,
@@ -56,7 +61,7 @@ pub(crate) fn write_plain(
         BODY, c0, c1, b0, b1, b2, b3,
     ];
     buffer.extend_from_slice(&between);
-    // The last ten of these bytes begin with an empty list of properties.
+    // The empty properties are the first two of the last ten bytes.
     let properties = buffer.len() - 10..buffer.len() - 8;
     buffer.extend_from_slice(body);
     buffer.push(END);

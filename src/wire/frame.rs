@@ -1,4 +1,5 @@
-//! Frames: how methods, content headers and bodies are cut out of the stream of bytes.
+//! Frames: how methods, content headers and bodies are cut out of a byte stream, and written to
+//! one.
 
 use std::ops::Range;
 
@@ -8,16 +9,16 @@ use super::codec::{Reader, WireError, WireResult, Writer};
 use super::method::Encode;
 use super::properties::Properties;
 
-/// What a client sends first: the protocol and its version.
+/// The first bytes that a client sends: the protocol and its version.
 pub(crate) const PROTOCOL_HEADER: [u8; 8] = *b"AMQP\x00\x00\x09\x01";
-/// Bytes around a payload: seven before it, one behind.
+/// Bytes around a payload: seven before it, one after it.
 pub(crate) const OVERHEAD: usize = 8;
-/// Every peer must take frames of this size, and may not ask for less.
+/// Every peer must accept frames of this size, and may not negotiate a lower limit.
 pub(crate) const MIN_SIZE: u32 = 4096;
 
 pub(crate) const BASIC_CLASS: u16 = 60;
-/// A body is cut into pieces of at most this size, in bytes, also where a frame could be larger: between two frames
-/// others have their turn.
+/// Maximum size in bytes of a piece of a body, even if larger frames are allowed: between two
+/// frames, other channels have their turn.
 pub(crate) const BODY_PIECE: usize = 128 << 10;
 const HEAD: usize = 7;
 pub(crate) const END: u8 = 0xce;
@@ -42,17 +43,17 @@ pub(crate) struct Frame<'a> {
     pub(crate) payload: &'a [u8],
 }
 
-/// What stands at the front of the input.
+/// The result of looking for a frame at the front of the input.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Cut<'a> {
-    /// A whole frame, and how many bytes it takes.
+    /// A whole frame, and its length in bytes.
     Frame(Frame<'a>, usize),
-    /// Not yet a frame.
+    /// The rest of the frame has not arrived.
     Incomplete,
 }
 
-/// Looks for a frame at the front of `input`. `limit` bounds the payload; a larger claim is refused as soon as it is
-/// seen.
+/// Looks for a frame at the front of `input`. `limit` bounds the payload: a larger size is refused
+/// as soon as it is read.
 #[inline]
 pub(crate) fn cut(input: &[u8], limit: usize) -> WireResult<Cut<'_>> {
     let Some((head, rest)) = split_at(input, HEAD) else {
@@ -88,7 +89,8 @@ pub(crate) fn cut(input: &[u8], limit: usize) -> WireResult<Cut<'_>> {
     }
 }
 
-/// The whole frames at the front of `bytes`, which were written here, each with its channel.
+/// Returns the whole frames at the front of `bytes`, each with its channel. The frames must be our
+/// own output.
 pub(crate) fn whole(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
         let Ok(Cut::Frame(frame, length)) = cut(bytes, usize::MAX) else {
@@ -114,7 +116,7 @@ fn frame_kind(kind: u8) -> WireResult<FrameKind> {
     })
 }
 
-/// A content header: how long the body is, and the properties as they came.
+/// A content header: the size of the body, and the encoded properties.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ContentHeader<'a> {
     pub(crate) body_size: u64,
@@ -139,7 +141,7 @@ impl<'a> ContentHeader<'a> {
     }
 }
 
-/// Appends a frame whose payload `body` writes. On an error nothing is left behind.
+/// Appends a frame whose payload `body` writes. On an error, the buffer stays unchanged.
 #[inline]
 fn write_frame(
     buffer: &mut Vec<u8>,
@@ -170,7 +172,7 @@ fn write_frame(
         }
     };
     if let Some(place) = buffer.get_mut(start + 3..start + HEAD) {
-        // A limit is below 4 GiB, since it was agreed on in 32 bits.
+        // The limit is below 4 GiB: `frame_max` is a 32-bit number.
         BigEndian::write_u32(place, size as u32);
     }
     buffer.push(END);
@@ -190,8 +192,9 @@ pub(crate) fn write_method<M: Encode>(
     })
 }
 
-/// Appends content: the header frame and as many body frames as the body needs, each at most `limit` bytes of
-/// payload and [`BODY_PIECE`]. Returns where the properties stand in the buffer. Appends nothing if the header does not fit one frame.
+/// Appends content: the header frame and as many body frames as the body needs, each with at most
+/// `limit` and [`BODY_PIECE`] bytes of payload. Returns where the properties are in the buffer.
+/// Appends nothing if the header does not fit in one frame.
 #[inline]
 pub(crate) fn write_content(
     buffer: &mut Vec<u8>,
@@ -224,12 +227,12 @@ pub(crate) fn write_content(
     Ok(properties)
 }
 
-/// Whether no frame that was written here is larger than a payload of `limit` bytes allows.
+/// Whether all frames of our own output have at most `limit` bytes of payload.
 pub(crate) fn fits(frames: &[u8], limit: usize) -> bool {
     frames.len() <= limit + OVERHEAD || whole(frames).all(|(_, it)| it.len() <= limit + OVERHEAD)
 }
 
-/// A message's frames with its body in smaller pieces.
+/// Returns a message's frames with its body cut into pieces of at most `limit` bytes.
 pub(crate) fn cut_smaller(frames: &[u8], limit: usize) -> WireResult<Vec<u8>> {
     let mut smaller = Vec::with_capacity(frames.len());
     for (channel, frame) in whole(frames) {

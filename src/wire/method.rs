@@ -1,5 +1,5 @@
-//! THE table: every method of AMQP 0-9-1 with RabbitMQ's extensions, its ids, its fields and the method that
-//! answers it. Everything else about methods is generated from it.
+//! The method table: every method of AMQP 0-9-1 and RabbitMQ's extensions, with its ids, fields and
+//! reply. All other code about methods is generated from this table.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -7,10 +7,11 @@ use std::fmt;
 use super::codec::{Reader, WireError, WireResult, Writer};
 use super::value::{self, FieldTable};
 
-/// A text of at most 255 bytes. What a peer sends is not always UTF-8; then the broken bytes are replaced.
+/// A text of at most 255 bytes. A peer may send invalid UTF-8, which is replaced.
 pub(crate) type ShortString<'a> = Cow<'a, str>;
 
-/// Bytes with a 32-bit length. `Debug` shows none of them, since passwords travel as such.
+/// Bytes with a 32-bit length. `Debug` shows only their number, because passwords are sent this
+/// way.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub(crate) struct LongString<'a>(pub(crate) Cow<'a, [u8]>);
 
@@ -22,7 +23,7 @@ impl fmt::Debug for LongString<'_> {
 
 pub(crate) type Table<'a> = Cow<'a, FieldTable>;
 
-/// How one field stands on the wire.
+/// A type of a method's field: how it is read and written.
 trait Field<'a>: Sized {
     type Static;
     fn read(reader: &mut Reader<'a>, name: &'static str) -> WireResult<Self>;
@@ -68,7 +69,7 @@ impl<'a> Field<'a> for ShortString<'a> {
     #[inline]
     fn read(reader: &mut Reader<'a>, name: &'static str) -> WireResult<Self> {
         let bytes = reader.short_bytes(name)?;
-        // Ten times as fast as looking for broken bytes, which hardly ever come.
+        // Ten times as fast as `from_utf8_lossy`. Invalid UTF-8 is very rare.
         Ok(match std::str::from_utf8(bytes) {
             Ok(text) => Cow::Borrowed(text),
             Err(_) => String::from_utf8_lossy(bytes),
@@ -135,13 +136,14 @@ pub(crate) trait Encode {
     fn encode(&self, buffer: &mut Vec<u8>) -> WireResult<()>;
 }
 
-/// A method that the peer answers with just one other.
+/// A method that the peer answers with exactly one reply.
 pub(crate) trait Request: Encode {
     type Reply: TryFrom<Method<'static>>;
     const REPLY: MethodId;
 }
 
-/// A method's struct. The lifetime is matched by its letter, so that the owned form can be spelled.
+/// Defines a method's struct. The pattern spells out the lifetime `'a`, so that the macro can name
+/// the owned form.
 macro_rules! method {
     ($name:ident { $($field:ident: $type:ty,)* }) => {
         #[derive(Debug, Clone, Default, PartialEq)]
@@ -191,7 +193,7 @@ macro_rules! method {
     };
 }
 
-/// What answers a method, if anything does.
+/// Implements `Request` for a method that has a reply.
 macro_rules! request {
     ($name:ident $(<'a>)? =>) => {};
     ($name:ident => $reply:ident) => {
@@ -290,14 +292,14 @@ macro_rules! methods {
                 match self { $(Self::$name(method) => method.encode(buffer),)* }
             }
 
-            /// One of each, with fields that tell each other apart.
+            /// One of each method. All fields have different values.
             pub(crate) fn samples() -> Vec<Method<'static>> {
                 use super::tests::Sample;
                 let mut seed = 0;
                 vec![$(Method::$name($name { $($field: Sample::sample(&mut seed),)* }),)*]
             }
 
-            /// Name, ids and the specification's types of the fields, for each row.
+            /// For each row: name, ids, and the field types in the specification's terms.
             pub(crate) fn rows() -> Vec<String> {
                 use super::tests::Sample;
                 vec![$([

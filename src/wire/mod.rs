@@ -1,4 +1,11 @@
-//! Bytes and what they mean: primitives, field tables, methods, properties, frames. No state.
+//! The wire format: how AMQP 0-9-1 is written in bytes.
+//!
+//! The layer knows primitives, field tables, methods, properties, frames and message contents. It
+//! has no state, no IO and no clock, and must not know any other layer. It is driven by plain calls
+//! on byte slices and buffers: `frame::cut` finds a frame at the front of the input,
+//! `Method::decode` reads its payload, and `frame::write_method` and `frame::write_content` append
+//! to an output buffer. Whole deliveries and small publishes, the most common messages, have fast
+//! paths.
 
 pub(crate) mod codec;
 pub(crate) mod content;

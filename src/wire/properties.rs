@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use super::codec::{Reader, WireError, WireResult, Writer};
 use super::value::{self, FieldTable, FieldValue};
 
-/// How one property stands on the wire.
+/// A type of property: how it is read and written.
 trait Property: Sized {
     fn read(reader: &mut Reader<'_>, name: &'static str) -> WireResult<Self>;
     fn write(&self, writer: &mut Writer<'_>, name: &'static str) -> WireResult<()>;
@@ -52,11 +52,11 @@ impl Property for u64 {
 
 macro_rules! properties {
     ($($(#[$doc:meta])* $field:ident: $type:ty, $set:ty, $bit:literal;)*) => {
-        /// The properties of a message: what AMQP carries beside the body. All are optional.
+        /// The properties of a message: what AMQP carries besides the body. All are optional.
         ///
-        /// RabbitMQ acts on `delivery_mode`, `priority`, `expiration`, `user_id` and some `headers`; the rest is for
-        /// the programs at both ends. Texts have at most 255 bytes; a longer one is refused by the call that would
-        /// send it.
+        /// RabbitMQ acts on `delivery_mode`, `priority`, `expiration`, `user_id` and some
+        /// `headers`; the others are for the programs at both ends. Texts can have up to 255 bytes;
+        /// the call that would send a longer one fails.
         ///
         /// ```
         /// use leveret::Properties;
@@ -89,7 +89,7 @@ macro_rules! properties {
                 Ok(())
             }
 
-            /// Reads what stands in a content header behind the body's size.
+            /// Reads the part of a content header that follows the body size.
             pub(crate) fn decode(bytes: &[u8]) -> WireResult<Self> {
                 const KNOWN: u16 = 0 $(| 1 << $bit)*;
                 let mut reader = Reader::new(bytes);
@@ -109,7 +109,7 @@ macro_rules! properties {
             }
         }
 
-        /// Shows only what is set.
+        /// Shows only the properties that are set.
         impl fmt::Debug for Properties {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 let mut shown = f.debug_struct("Properties");
@@ -125,43 +125,45 @@ macro_rules! properties {
 properties! {
     /// The MIME type of the body, such as `application/json`.
     content_type: String, impl Into<String>, 15;
-    /// How the body is encoded on top of its type, such as `gzip`.
+    /// The encoding of the body, such as `gzip`.
     content_encoding: String, impl Into<String>, 14;
     /// Named values; headers exchanges route by them.
     headers: FieldTable, FieldTable, 13;
-    /// 1: kept in memory. 2: written to disk if the queue is durable; see [`Properties::persistent`].
+    /// 1: kept in memory. 2: written to disk if the queue is durable; see
+    /// [`Properties::persistent`].
     delivery_mode: u8, u8, 12;
-    /// The priority in its queue: [`Message::priority`](crate::Message::priority) says which
-    /// priorities each type of queue has.
+    /// The priority in a queue. [`Message::priority`](crate::Message::priority) lists the
+    /// priorities of each type of queue.
     priority: u8, u8, 11;
-    /// Which request this message answers.
+    /// Links a reply to its request.
     correlation_id: String, impl Into<String>, 10;
-    /// The queue that an answer shall go to.
+    /// The queue for replies to this message.
     reply_to: String, impl Into<String>, 9;
-    /// After how many milliseconds in a queue the message expires, as a text of digits.
+    /// Time after which the message expires in a queue: milliseconds, as a text of digits.
     expiration: String, impl Into<String>, 8;
-    /// A name for this message, given by the program.
+    /// An identifier that the program gives to this message.
     message_id: String, impl Into<String>, 7;
     /// Seconds since 1970-01-01 00:00 UTC; see [`Properties::sent_at`].
     timestamp: u64, u64, 6;
-    /// What kind of message this is, to the programs at both ends (the property `type`).
+    /// The kind of message, for the programs at both ends (the property `type`).
     message_type: String, impl Into<String>, 5;
-    /// The user who publishes; RabbitMQ refuses any other name than the connection's user.
+    /// The publishing user; RabbitMQ refuses any name except that of the connection's user.
     user_id: String, impl Into<String>, 4;
-    /// The program that publishes.
+    /// The publishing program.
     app_id: String, impl Into<String>, 3;
     /// Unused; RabbitMQ ignores it.
     cluster_id: String, impl Into<String>, 2;
 }
 
 impl Properties {
-    /// Delivery mode 2: a durable queue writes the message to disk before it confirms it.
+    /// Sets delivery mode 2: a durable queue writes the message to disk before the broker confirms
+    /// it.
     #[must_use]
     pub fn persistent(self) -> Self {
         self.delivery_mode(2)
     }
 
-    /// One more header.
+    /// Adds a header.
     #[must_use]
     pub fn header(mut self, name: impl Into<String>, value: impl Into<FieldValue>) -> Self {
         self.headers
@@ -170,7 +172,7 @@ impl Properties {
         self
     }
 
-    /// The [`timestamp`](Self::timestamp) of that time, in whole seconds.
+    /// Sets the [`timestamp`](Self::timestamp) to this time, in whole seconds.
     #[must_use]
     pub fn sent_at(self, time: SystemTime) -> Self {
         let seconds = time.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);

@@ -8,9 +8,9 @@ use super::codec::{Reader, WireError, WireResult, Writer, MAX_DEPTH};
 
 /// One value in a [`FieldTable`]: every type that RabbitMQ reads or writes.
 ///
-/// Integers keep the width they are given, because RabbitMQ compares arguments by value, but some plugins and
-/// clients by type. `From` picks the type that fits the Rust value: `i32` becomes a signed 32-bit integer, `&str` a
-/// long string. There is no unsigned 64-bit integer in AMQP.
+/// Integers keep the width they are given: RabbitMQ compares arguments by value, but some plugins
+/// and clients compare by type. `From` picks the type that fits the Rust value: `i32` becomes a
+/// signed 32-bit integer, `&str` a long string. AMQP has no unsigned 64-bit integer.
 ///
 /// See the [errata](https://www.rabbitmq.com/amqp-0-9-1-errata#section_3) for the type table.
 #[derive(Clone, PartialEq)]
@@ -32,18 +32,20 @@ pub enum FieldValue {
     U32(u32),
     /// A signed 64-bit integer (`l`; `L` is read as the same, as RabbitMQ does).
     I64(i64),
-    /// A 32-bit float (`f`). Calls that would send NaN or an infinity fail: RabbitMQ closes the connection for one.
+    /// A 32-bit float (`f`). Calls that would send NaN or an infinity fail, because RabbitMQ would
+    /// close the connection.
     F32(f32),
-    /// A 64-bit float (`d`). Calls that would send NaN or an infinity fail, as for [`FieldValue::F32`].
+    /// A 64-bit float (`d`). Calls that would send NaN or an infinity fail, as for
+    /// [`FieldValue::F32`].
     F64(f64),
     /// A decimal (`D`): `value` divided by ten to the power of `scale`.
     Decimal {
-        /// How many of the digits stand behind the point.
+        /// Number of digits after the decimal point.
         scale: u8,
         /// The digits.
         value: u32,
     },
-    /// A text or any bytes (`S`); see [`FieldValue::as_str`].
+    /// Text or arbitrary bytes (`S`); see [`FieldValue::as_str`].
     LongString(Vec<u8>),
     /// An array of values (`A`).
     Array(Vec<Self>),
@@ -51,14 +53,14 @@ pub enum FieldValue {
     Timestamp(u64),
     /// A table inside this one (`F`).
     Table(FieldTable),
-    /// Nothing (`V`).
+    /// No value (`V`).
     Void,
-    /// Bytes that are no text (`x`).
+    /// Binary data (`x`).
     ByteArray(Vec<u8>),
 }
 
 impl FieldValue {
-    /// The text of a [`FieldValue::LongString`] that is valid UTF-8.
+    /// Returns the text of a [`FieldValue::LongString`], if it is valid UTF-8.
     pub fn as_str(&self) -> Option<&str> {
         match self {
             Self::LongString(bytes) => std::str::from_utf8(bytes).ok(),
@@ -66,7 +68,7 @@ impl FieldValue {
         }
     }
 
-    /// The bytes of a [`FieldValue::LongString`] or [`FieldValue::ByteArray`].
+    /// Returns the bytes of a [`FieldValue::LongString`] or [`FieldValue::ByteArray`].
     pub fn as_bytes(&self) -> Option<&[u8]> {
         match self {
             Self::LongString(bytes) | Self::ByteArray(bytes) => Some(bytes),
@@ -74,7 +76,7 @@ impl FieldValue {
         }
     }
 
-    /// The value of an integer of any width.
+    /// Returns the value of an integer of any width.
     pub fn as_i64(&self) -> Option<i64> {
         Some(match *self {
             Self::I8(value) => value.into(),
@@ -88,7 +90,7 @@ impl FieldValue {
         })
     }
 
-    /// The value of a [`FieldValue::Bool`].
+    /// Returns the value of a [`FieldValue::Bool`].
     pub fn as_bool(&self) -> Option<bool> {
         match *self {
             Self::Bool(value) => Some(value),
@@ -96,7 +98,7 @@ impl FieldValue {
         }
     }
 
-    /// The value of a float of any width.
+    /// Returns the value of a float of any width.
     pub fn as_f64(&self) -> Option<f64> {
         match *self {
             Self::F32(value) => Some(value.into()),
@@ -105,7 +107,7 @@ impl FieldValue {
         }
     }
 
-    /// The seconds of a [`FieldValue::Timestamp`].
+    /// Returns the seconds of a [`FieldValue::Timestamp`].
     pub fn as_timestamp(&self) -> Option<u64> {
         match *self {
             Self::Timestamp(seconds) => Some(seconds),
@@ -113,7 +115,7 @@ impl FieldValue {
         }
     }
 
-    /// The table of a [`FieldValue::Table`].
+    /// Returns the table of a [`FieldValue::Table`].
     pub fn as_table(&self) -> Option<&FieldTable> {
         match self {
             Self::Table(table) => Some(table),
@@ -121,7 +123,7 @@ impl FieldValue {
         }
     }
 
-    /// The values of a [`FieldValue::Array`].
+    /// Returns the values of a [`FieldValue::Array`].
     pub fn as_array(&self) -> Option<&[Self]> {
         match self {
             Self::Array(values) => Some(values),
@@ -130,7 +132,7 @@ impl FieldValue {
     }
 }
 
-/// Texts are shown as texts.
+/// Shows long strings as text if they are UTF-8.
 impl fmt::Debug for FieldValue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -196,7 +198,7 @@ impl<const N: usize> From<&[u8; N]> for FieldValue {
     }
 }
 
-/// An array of what the iterator gives.
+/// Collects values into an array.
 impl<V: Into<Self>> FromIterator<V> for FieldValue {
     fn from_iter<I: IntoIterator<Item = V>>(values: I) -> Self {
         Self::Array(values.into_iter().map(Into::into).collect())
@@ -205,8 +207,8 @@ impl<V: Into<Self>> FromIterator<V> for FieldValue {
 
 /// Named values: the `arguments` of declarations and the `headers` of messages.
 ///
-/// Names have at most 255 bytes; a longer one is refused by the call that would send it. Names are unique and kept
-/// in order of the alphabet.
+/// Names are unique and sorted. They can have up to 255 bytes; the call that would send a longer
+/// one fails.
 ///
 /// ```
 /// use leveret::FieldTable;
@@ -222,12 +224,12 @@ pub struct FieldTable {
 }
 
 impl FieldTable {
-    /// A table without values.
+    /// Creates an empty table.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// This table with one more value, which replaces an older one of the same name.
+    /// Adds a value and returns the table. The value replaces an older one of the same name.
     #[must_use]
     pub fn with(mut self, name: impl Into<String>, value: impl Into<FieldValue>) -> Self {
         self.insert(name, value);
@@ -243,27 +245,27 @@ impl FieldTable {
         self.values.insert(name.into(), value.into())
     }
 
-    /// The value of that name.
+    /// Returns the value with this name.
     pub fn get(&self, name: &str) -> Option<&FieldValue> {
         self.values.get(name)
     }
 
-    /// Takes the value of that name out of the table.
+    /// Removes and returns the value with this name.
     pub fn remove(&mut self, name: &str) -> Option<FieldValue> {
         self.values.remove(name)
     }
 
-    /// How many values there are.
+    /// Returns the number of values.
     pub fn len(&self) -> usize {
         self.values.len()
     }
 
-    /// Whether there are no values.
+    /// Returns true if the table is empty.
     pub fn is_empty(&self) -> bool {
         self.values.is_empty()
     }
 
-    /// All names and values.
+    /// Iterates over all names and values, sorted by name.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &FieldValue)> {
         self.values
             .iter()
@@ -344,7 +346,7 @@ fn read_array(reader: &mut Reader<'_>, depth: usize) -> WireResult<Vec<FieldValu
 
 fn read_value(reader: &mut Reader<'_>, depth: usize) -> WireResult<FieldValue> {
     let tag = reader.u8(VALUE)?;
-    // The casts from unsigned to signed of the same width keep the bits: that is what the type tags mean.
+    // Casts to a signed type of the same width keep the bits, as the type tags demand.
     Ok(match tag {
         b't' => FieldValue::Bool(reader.u8(VALUE)? != 0),
         b'b' => FieldValue::I8(reader.u8(VALUE)? as i8),
@@ -477,7 +479,7 @@ fn write_value(
     Ok(())
 }
 
-/// NaN and infinities: RabbitMQ closes the whole connection for one, wherever it stands.
+/// Refuses NaN and infinities: RabbitMQ closes the whole connection for one, wherever it is.
 fn check_finite(value: f64) -> WireResult<()> {
     if value.is_finite() {
         return Ok(());
@@ -486,7 +488,7 @@ fn check_finite(value: f64) -> WireResult<()> {
     Err(WireError::NotFinite { at, value })
 }
 
-/// What an entry of the table in this field of a method is called.
+/// How errors name an entry of the table in this field of a method.
 fn entry_of(field: &'static str) -> &'static str {
     match field {
         "headers" => "header",
@@ -497,7 +499,7 @@ fn entry_of(field: &'static str) -> &'static str {
 }
 
 impl WireError {
-    /// Says in which table or array the value stands.
+    /// Prepends the table or array that contains the value.
     fn inside(self, container: fmt::Arguments<'_>) -> Self {
         match self {
             Self::NotFinite { at, value } => Self::NotFinite {
@@ -510,7 +512,7 @@ impl WireError {
 }
 
 impl FieldTable {
-    /// Whether a broker can read it: [`WireError::NotFinite`] otherwise.
+    /// Whether all floats are finite, so that a broker can read the table.
     #[cfg(feature = "broker")]
     pub(crate) fn is_finite(&self) -> bool {
         self.values.values().all(FieldValue::is_finite)
@@ -518,7 +520,7 @@ impl FieldTable {
 }
 
 impl FieldValue {
-    /// The table's depth is limited, also when it is read.
+    /// The recursion is safe: tables that were read have a limited depth.
     #[cfg(feature = "broker")]
     fn is_finite(&self) -> bool {
         match self {

@@ -40,7 +40,7 @@ fn replies_go_to_the_calls_in_order_and_channels_do_not_mix() {
 }
 
 #[test]
-fn a_get_takes_its_place_among_the_calls() {
+fn a_get_is_answered_in_order_with_the_other_calls() {
     let mut scenario = Scenario::with_channels([1]);
     let (empty, full, qos) = (
         scenario.get(1),
@@ -62,7 +62,7 @@ fn a_get_takes_its_place_among_the_calls() {
 }
 
 #[test]
-fn what_queues_have_to_agree_on_can_be_overtaken() {
+fn other_replies_can_overtake_those_that_depend_on_queues() {
     let mut scenario = Scenario::with_channels([1]);
     let consume = scenario.consume(1, "a");
     let cancel = scenario.cancel(1, "b");
@@ -107,7 +107,7 @@ fn what_queues_have_to_agree_on_can_be_overtaken() {
 }
 
 #[test]
-fn the_connection_has_calls_of_its_own() {
+fn calls_on_the_connection_itself_are_answered() {
     let mut scenario = Scenario::opened();
     let call = scenario.call::<ConnectionUpdateSecret<'_>>(0);
     scenario.receive(0, &ConnectionUpdateSecretOk {});
@@ -122,7 +122,7 @@ fn a_channel_closed_by_us_is_free_after_close_ok() {
     let mut scenario = Scenario::with_channels([1]);
     let waiting = scenario.call::<BasicQos>(1);
     let close = scenario.close_channel(1);
-    // After channel.close all else is discarded, as the specification says.
+    // After channel.close everything else is discarded, as the specification demands.
     scenario.receive(1, &BasicQosOk {});
     scenario.receive(1, &returned());
     scenario.receive_content(1, b"body");
@@ -162,7 +162,7 @@ fn a_channel_closed_by_the_broker_ends_alone_and_is_free_at_once() {
             "channel 1 freed".to_owned(),
         ]
     );
-    // What was on its way when it closed gets the same answer.
+    // Commands that were on their way when the channel closed get the same error.
     let late = scenario.call::<BasicQos>(1);
     let late_consume = scenario.consume(1, "late");
     let late_close = scenario.close_channel(1);
@@ -186,8 +186,9 @@ fn a_channel_closed_by_the_broker_ends_alone_and_is_free_at_once() {
 }
 
 #[test]
-fn closes_that_cross_are_both_good_whenever_ours_is_answered() {
-    // Up to the next life's close, since the broker's writers are not in step.
+fn crossing_closes_are_accepted_whenever_ours_is_answered() {
+    // The answer can come as late as the close of the reopened channel, since the broker's writers
+    // are not in step.
     for (answered_at, ours_first) in (0..4).flat_map(|at| [(at, false), (at, true)]) {
         let mut scenario = Scenario::with_channels([1]);
         let waiting = scenario.call::<QueueDeclare<'_>>(1);
@@ -201,13 +202,13 @@ fn closes_that_cross_are_both_good_whenever_ours_is_answered() {
             scenario.receive(1, &not_found());
             events.extend([format!("failed {close} {CLOSED_BY_BROKER}"), freed]);
         } else {
-            // It was sent before we read the broker's, but the core learns of it only now.
+            // Our close was sent before we read the broker's, but the core learns of it only now.
             scenario.receive(1, &not_found());
             let close = scenario.close_channel(1);
             events.extend([freed, format!("failed {close} {CLOSED_BY_BROKER}")]);
         }
         assert_eq!(scenario.events(), events);
-        // What else was on its way gets the same cause.
+        // Other calls on their way get the same cause.
         let late = scenario.call::<QueueDeclare<'_>>(1);
         assert_eq!(
             scenario.events(),
@@ -228,7 +229,7 @@ fn closes_that_cross_are_both_good_whenever_ours_is_answered() {
         if answered_at == 3 {
             continue;
         }
-        // Only once.
+        // A second answer is a violation.
         scenario.receive(1, &ChannelCloseOk {});
         assert!(matches!(
             scenario.end().kind(),
@@ -238,7 +239,7 @@ fn closes_that_cross_are_both_good_whenever_ours_is_answered() {
 }
 
 #[test]
-fn a_cancel_is_for_the_consumer_that_had_the_tag_then() {
+fn a_cancel_ends_the_consumer_that_had_the_tag_when_it_was_sent() {
     let cancel_ok = BasicCancelOk {
         consumer_tag: "c".into(),
     };
@@ -246,7 +247,7 @@ fn a_cancel_is_for_the_consumer_that_had_the_tag_then() {
         consumer_tag: "c".into(),
     };
     let mut scenario = Scenario::with_channels([1]);
-    // The first was for nobody; of the others, the second finds the consumer gone.
+    // The first cancel has no consumer. Of the other two, the second finds the consumer gone.
     let mut cancels = vec![scenario.cancel(1, "c")];
     scenario.consume(1, "c");
     scenario.receive(1, &cancel_ok);
@@ -312,7 +313,7 @@ fn a_cancelled_consumer_gets_what_comes_before_cancel_ok() {
 }
 
 #[test]
-fn a_consumer_cancelled_by_the_broker_is_told_so() {
+fn a_cancel_by_the_broker_ends_the_consumer_with_an_error() {
     for no_wait in [true, false] {
         let mut scenario = Scenario::with_channels([1]);
         scenario.consume(1, "c");
@@ -338,7 +339,7 @@ fn a_consumer_cancelled_by_the_broker_is_told_so() {
                 "consumer c ended consumer \"c\" was cancelled by the broker".to_owned()
             ]
         );
-        // One that we do not know (any more) is none of our business.
+        // A cancel for an unknown consumer ends nothing.
         scenario.receive(
             1,
             &BasicCancel {
@@ -384,7 +385,8 @@ fn flow_and_blocked_are_events() {
 
 #[test]
 fn a_call_that_nobody_waits_for_any_more_still_takes_its_reply() {
-    // Whether the caller is still there is none of the core's business: call 2 gets reply 2, whatever became of 1.
+    // Whether the caller is still there is none of the core's business: call 2 gets reply 2,
+    // whatever became of 1.
     let mut scenario = Scenario::with_channels([1]);
     let (given_up, next) = (
         scenario.call::<QueuePurge<'_>>(1),
@@ -402,7 +404,7 @@ fn a_call_that_nobody_waits_for_any_more_still_takes_its_reply() {
     assert_eq!(counts, [(given_up, 1), (next, 2)]);
 }
 
-/// All that a broker may still send on a channel that has ended.
+/// Receives everything that a broker may still send on a channel that has ended.
 fn receive_all_kinds(scenario: &mut Scenario) {
     scenario.deliver(1, "c", 7);
     scenario.receive_content(1, b"a message of two pieces, since it has more than a hundred bytes: the second comes in a frame of its own");
@@ -462,7 +464,7 @@ fn consumer_started(scenario: &mut Scenario, consumer: &'static str) {
 }
 
 #[test]
-fn what_comes_for_a_channel_after_its_end_is_dropped_up_to_the_next_open_ok() {
+fn frames_for_an_ended_channel_are_dropped_until_the_next_open_ok() {
     for closed_by_us in [false, true] {
         let mut scenario = Scenario::with_channels([1]);
         consumer_started(&mut scenario, "c");
@@ -480,7 +482,7 @@ fn what_comes_for_a_channel_after_its_end_is_dropped_up_to_the_next_open_ok() {
         let confirm = scenario.publish(1, 2);
         receive_all_kinds(&mut scenario);
         assert_eq!(scenario.events(), [""; 0]);
-        // Nothing of it has begun a message, or is taken for an answer to the new life's message.
+        // No dropped frame begins a message, or confirms a message of the reopened channel.
         scenario.receive(1, &ChannelOpenOk::default());
         scenario.receive(
             1,
@@ -518,7 +520,7 @@ fn a_channel_that_the_broker_closes_before_open_ok_ends() {
 }
 
 #[test]
-fn a_channel_that_is_closed_before_open_ok_waits_for_the_answer_to_that_close() {
+fn a_channel_closed_before_open_ok_waits_for_the_answer_to_that_close() {
     let mut scenario = Scenario::with_channels([1]);
     // Closes cross, so that a close-ok can come late.
     scenario.close_channel(1);
@@ -539,13 +541,13 @@ fn a_channel_that_is_closed_before_open_ok_waits_for_the_answer_to_that_close() 
 }
 
 #[test]
-fn messages_of_the_last_life_are_not_taken_for_those_of_a_consumer_with_the_same_tag() {
+fn messages_from_before_a_reopen_do_not_reach_a_new_consumer_with_the_same_tag() {
     let mut scenario = Scenario::with_channels([1]);
     consumer_started(&mut scenario, "c");
     scenario.receive(1, &not_found());
     scenario.open_channel(1);
     scenario.events();
-    // The broker has requeued it already.
+    // The broker has already requeued these messages.
     scenario.deliver(1, "c", 99);
     scenario.receive_content(1, b"of the last life");
     scenario.consume(1, "c");
@@ -565,11 +567,11 @@ fn messages_of_the_last_life_are_not_taken_for_those_of_a_consumer_with_the_same
 }
 
 #[test]
-fn late_messages_are_told_by_their_delivery_tags_when_a_consumer_tag_is_used_again() {
+fn delivery_tags_tell_late_messages_apart_when_a_consumer_tag_is_reused() {
     let mut scenario = Scenario::with_channels([1]);
     consumer_started(&mut scenario, "c");
     scenario.receive(1, &not_found());
-    // A life without consumers in between.
+    // In between, the channel is open without consumers.
     scenario.open_channel(1);
     scenario.receive(1, &not_found());
     scenario.open_channel(1);
@@ -583,7 +585,7 @@ fn late_messages_are_told_by_their_delivery_tags_when_a_consumer_tag_is_used_aga
     };
     let is_taken = [58, 1, 59, 2, 1, 3].map(|tag| !deliver(tag).is_empty());
     assert_eq!(is_taken, [false, true, false, true, false, true]);
-    // What is fetched counts, too, and what comes for a consumer that has ended.
+    // Fetched messages and messages for ended consumers count, too.
     scenario.get(1);
     scenario.receive(
         1,
@@ -613,7 +615,7 @@ fn late_messages_are_told_by_their_delivery_tags_when_a_consumer_tag_is_used_aga
 }
 
 #[test]
-fn messages_that_are_not_acknowledged_may_all_have_one_delivery_tag() {
+fn messages_with_no_ack_may_share_one_delivery_tag() {
     let mut scenario = Scenario::with_channels([1]);
     consumer_started(&mut scenario, "c");
     scenario.receive(1, &not_found());
@@ -633,7 +635,7 @@ fn messages_that_are_not_acknowledged_may_all_have_one_delivery_tag() {
         },
     );
     scenario.events();
-    // As RabbitMQ answers to direct reply-to.
+    // RabbitMQ gives all direct replies the same delivery tag.
     for _ in 0..3 {
         scenario.deliver(1, "c", 1);
         scenario.receive_content(1, b"");
@@ -642,7 +644,7 @@ fn messages_that_are_not_acknowledged_may_all_have_one_delivery_tag() {
 }
 
 #[test]
-fn a_message_for_a_consumer_that_has_ended_is_given_back() {
+fn a_message_for_an_ended_consumer_is_reported_as_unwanted() {
     let cancel_ok = BasicCancelOk {
         consumer_tag: "c".into(),
     };
@@ -663,7 +665,7 @@ fn a_message_for_a_consumer_that_has_ended_is_given_back() {
         scenario.events();
         scenario.deliver(1, "c", 5);
         scenario.receive_content(1, b"late");
-        // Another one has the tag, but the broker has not agreed yet.
+        // A new consumer has the tag, but the broker has not answered yet.
         let consume = scenario.consume(1, "c");
         scenario.deliver(1, "c", 6);
         scenario.receive_content(1, b"");
@@ -685,7 +687,7 @@ fn a_message_for_a_consumer_that_has_ended_is_given_back() {
                 "delivery c 7 x/key ".to_owned(),
             ]
         );
-        // A tag that never was one is still a fault of the peer.
+        // A tag that was never used is still a violation.
         scenario.deliver(1, "d", 8);
         assert!(matches!(
             scenario.end().kind(),
@@ -695,7 +697,7 @@ fn a_message_for_a_consumer_that_has_ended_is_given_back() {
 }
 
 #[test]
-fn consumers_that_have_ended_do_not_pile_up() {
+fn ended_consumers_do_not_pile_up() {
     let mut scenario = Scenario::with_channels([1]);
     let tags: Vec<&'static str> = (0..1000).map(|n| &*format!("c{n}").leak()).collect();
     for consumer in &tags {
@@ -720,7 +722,7 @@ fn consumers_that_have_ended_do_not_pile_up() {
 }
 
 #[test]
-fn nothing_that_comes_after_our_close_of_the_connection_is_a_violation() {
+fn nothing_is_a_violation_after_we_close_the_connection() {
     let mut scenario = Scenario::with_channels([1]);
     scenario.close();
     scenario.deliver(1, "never known", 1);

@@ -1,4 +1,4 @@
-//! Answers to published messages, in any order, and returned messages that find their publish.
+//! Confirms and nacks in any order, and how returned messages are matched with their publishes.
 
 use std::collections::BTreeMap;
 
@@ -26,7 +26,7 @@ impl Scenario {
         self.receive(1, &nack);
     }
 
-    /// A mandatory message on channel 1.
+    /// Publishes a mandatory message on channel 1.
     fn publish_mandatory(&mut self, sequence_number: u64, awaited: bool, message: Sent<'_>) -> u32 {
         let confirm = self.next_call();
         let properties = encoded(message.id);
@@ -55,7 +55,7 @@ impl Scenario {
         self.receive_bytes(&bytes);
     }
 
-    /// What happened to messages, without the counts of the channel.
+    /// The outcomes of messages, without the channel's confirm events.
     fn outcomes(&mut self) -> Vec<String> {
         let mut events = self.events();
         events.retain(|event| !event.contains("answered to"));
@@ -84,9 +84,9 @@ fn encoded(message_id: &str) -> Vec<u8> {
 }
 
 #[test]
-fn what_is_published_again_keeps_its_number() {
+fn republished_messages_keep_their_numbers() {
     let mut scenario = Scenario::with_channels([1]);
-    // 4 was confirmed on the connection before; the broker begins to count at 1.
+    // 4 was confirmed on the last connection. The broker starts again at 1.
     let confirms = [3, 5, 6, 7].map(|number| scenario.publish(1, number));
     scenario.ack(3, false);
     scenario.ack(2, true);
@@ -113,7 +113,7 @@ fn answers_come_in_any_order_and_for_many_at_once() {
     scenario.ack(3, false);
     scenario.nack(2, true);
     scenario.ack(5, false);
-    // Again, and never published: ignored.
+    // Repeated answers and answers to unpublished messages are ignored.
     scenario.nack(5, false);
     scenario.ack(0, false);
     scenario.ack(8, false);
@@ -142,7 +142,7 @@ fn answers_come_in_any_order_and_for_many_at_once() {
 }
 
 #[test]
-fn messages_that_nobody_waits_for_are_the_channels() {
+fn outcomes_without_a_confirm_go_to_the_channel() {
     let mut scenario = Scenario::with_channels([1]);
     for number in 1..=3 {
         scenario.publish_mandatory(number, false, sent("key", "", "m"));
@@ -176,7 +176,7 @@ fn a_returned_message_finds_its_own_publish() {
         .zip(messages)
         .map(|(number, message)| scenario.publish_mandatory(number, true, message))
         .collect();
-    // None of these: the first was published to another key, the second never.
+    // Neither matches a publish: the first was published with another key, the second never.
     for message in [sent("key", "1", "body"), sent("unknown", "1", "body")] {
         let mut other = Scenario::with_channels([1]);
         other.publish_mandatory(1, true, messages[0]);
@@ -187,7 +187,7 @@ fn a_returned_message_finds_its_own_publish() {
     for returned in [3, 1, 4] {
         scenario.return_message(messages[returned]);
     }
-    assert_eq!(scenario.outcomes(), [""; 0], "its answer tells for sure");
+    assert_eq!(scenario.outcomes(), [""; 0], "only the answer decides");
     scenario.ack(5, true);
     assert_eq!(
         scenario.outcomes(),
@@ -203,7 +203,8 @@ fn a_returned_message_finds_its_own_publish() {
 
 #[test]
 fn of_equal_messages_the_one_that_is_answered_with_the_return_was_returned() {
-    // The first was routed, and its queue takes its time; the queue went away, and the second came back.
+    // The first was routed, and its queue takes its time; the queue went away, and the second came
+    // back.
     let equal = sent("key", "", "m");
     let mut scenario = Scenario::with_channels([1]);
     let first = scenario.publish_mandatory(1, true, equal);
@@ -219,7 +220,7 @@ fn of_equal_messages_the_one_that_is_answered_with_the_return_was_returned() {
         ]
     );
 
-    // The queue has confirmed the first just then: the answer is for both.
+    // The queue has confirmed the first at the same time, so that the answer is for both.
     let third = scenario.publish_mandatory(3, true, equal);
     let fourth = scenario.publish_mandatory(4, true, equal);
     let fifth = scenario.publish_mandatory(5, true, equal);
@@ -237,7 +238,7 @@ fn of_equal_messages_the_one_that_is_answered_with_the_return_was_returned() {
 }
 
 #[test]
-fn a_message_that_something_has_changed_on_its_way_is_still_recognised() {
+fn a_returned_message_that_was_changed_on_its_way_is_still_recognised() {
     let mut scenario = Scenario::with_channels([1]);
     let first = scenario.publish_mandatory(1, true, sent("key", "1", "a"));
     let second = scenario.publish_mandatory(2, true, sent("key", "2", "b"));
@@ -253,7 +254,7 @@ fn a_message_that_something_has_changed_on_its_way_is_still_recognised() {
 }
 
 #[test]
-fn changed_messages_that_come_back_together_are_told_apart_by_their_order() {
+fn changed_messages_that_are_returned_together_are_matched_in_order() {
     let mut scenario = Scenario::with_channels([1]);
     let ids = ["1", "2", "3"];
     let confirms: Vec<_> = (1..)
@@ -269,7 +270,7 @@ fn changed_messages_that_come_back_together_are_told_apart_by_their_order() {
 }
 
 #[test]
-fn a_returned_message_with_another_body_is_none_of_these() {
+fn a_returned_message_with_another_body_matches_no_publish() {
     let mut scenario = Scenario::with_channels([1]);
     let confirm = scenario.publish_mandatory(1, true, sent("key", "", "new"));
     scenario.return_message(sent("key", "", "old, from before confirm mode"));
@@ -284,7 +285,7 @@ fn a_returned_message_with_another_body_is_none_of_these() {
 }
 
 #[test]
-fn a_message_that_came_back_before_the_end_is_known_to_have_come_back() {
+fn a_message_that_was_returned_before_the_end_counts_as_returned() {
     let mut scenario = Scenario::with_channels([1]);
     let messages = [sent("key", "1", "m"), sent("nowhere", "2", "m")];
     let first = scenario.publish_mandatory(1, true, messages[0]);
@@ -295,13 +296,13 @@ fn a_message_that_came_back_before_the_end_is_known_to_have_come_back() {
     assert!(outcomes.contains(&format!("{second} returned x/nowhere m")));
     let lost = format!("{first} lost sent=true channel 1 was closed by the broker: 0 - ");
     assert!(outcomes.contains(&lost), "{outcomes:?}");
-    // What is told only now was written to a channel that had ended.
+    // A publish that the core learns of only now was written to a channel that had ended.
     let late = scenario.publish(1, 3);
     let lost = format!("{late} lost sent=true channel 1 was closed by the broker: 0 - ");
     assert_eq!(scenario.outcomes(), [lost]);
 }
 
-/// What a broker does to a message.
+/// What a broker does with a message.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Fate {
     Confirm,
@@ -310,9 +311,10 @@ enum Fate {
 }
 
 proptest! {
-    /// Twenty messages with some equal ones among them, answered one by one in any order, or many at once.
+    /// Up to 199 messages, some with the same routing key, answered in any order, one by one or
+    /// many at once.
     #[test]
-    fn everyone_learns_his_own_outcome(
+    fn each_message_gets_its_own_outcome(
         keys in prop::collection::vec(0..4_u8, 1..200),
         fates in prop::collection::vec(prop_oneof![Just(Fate::Confirm), Just(Fate::Nack), Just(Fate::Return)], 200),
         order in prop::collection::vec((0..200_usize, any::<bool>()), 0..200),
@@ -324,7 +326,7 @@ proptest! {
             let (key, id) = (format!("key {key}"), format!("id {number}"));
             let message = sent(&key, &id, "m");
             let confirm = scenario.publish_mandatory(number, true, message);
-            // The broker returns a message when it works on it, in order, and answers at once.
+            // The broker handles messages in order, and answers a returned one at once.
             if *fate == Fate::Return {
                 scenario.return_message(message);
                 scenario.ack(number, false);

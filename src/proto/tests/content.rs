@@ -9,7 +9,7 @@ use crate::wire::method::{
 use crate::wire::properties::Properties;
 
 #[test]
-fn messages_come_in_any_number_of_body_frames() {
+fn messages_can_have_any_number_of_body_frames() {
     for size in [0, 1, 99, 100, 101, 1000] {
         let mut scenario = Scenario::with_channels([1]);
         scenario.consume(1, "c");
@@ -23,12 +23,12 @@ fn messages_come_in_any_number_of_body_frames() {
 }
 
 #[test]
-fn messages_of_several_channels_come_interleaved() {
+fn messages_of_several_channels_can_be_interleaved() {
     let mut scenario = Scenario::with_channels([1, 2]);
     scenario.consume(1, "a");
     scenario.consume(2, "b");
     let (first, second) = (content(1, &[b'1'; 30], 20), content(2, &[b'2'; 30], 20));
-    // A header is 22 bytes long, a piece of 20 bytes 28.
+    // A header frame has 22 bytes, and a body frame for 20 bytes has 28.
     scenario.deliver(1, "a", 1);
     scenario.deliver(2, "b", 1);
     scenario.receive_bytes(&second[..22]);
@@ -54,7 +54,7 @@ fn a_returned_message_is_an_event() {
 }
 
 #[test]
-fn names_that_are_no_utf8_do_not_cost_the_message() {
+fn a_message_with_invalid_utf8_in_its_names_is_delivered() {
     let mut scenario = Scenario::with_channels([1]);
     scenario.consume(1, "c");
     let mut method = framed(1, &deliver("c", 1));
@@ -66,7 +66,7 @@ fn names_that_are_no_utf8_do_not_cost_the_message() {
 }
 
 #[test]
-fn a_message_beyond_the_limit_is_skipped_and_its_channel_is_to_be_closed() {
+fn a_message_above_the_limit_is_skipped_and_reported() {
     let size = config().max_message_size + 1;
     let body = vec![0; size as usize];
     let mut scenario = Scenario::with_channels([1]);
@@ -81,7 +81,7 @@ fn a_message_beyond_the_limit_is_skipped_and_its_channel_is_to_be_closed() {
     scenario.receive_content(1, b"back");
     assert_eq!(scenario.events(), ["returned on 1 312 NO_ROUTE x/key back"]);
 
-    // One that was fetched is answered when the channel ends.
+    // A get with such a message fails when the channel ends.
     scenario.receive(1, &get_ok());
     scenario.receive_bytes(&content(1, &body, 100_000));
     assert_eq!(scenario.events(), [format!("too large on 1 {size}")]);
@@ -105,7 +105,7 @@ fn a_message_beyond_the_limit_is_skipped_and_its_channel_is_to_be_closed() {
 }
 
 #[test]
-fn a_lie_about_the_size_costs_no_memory() {
+fn a_false_body_size_costs_no_memory() {
     let mut scenario = Scenario::with_channels([1]);
     scenario.receive(1, &returned());
     let mut header = content(1, b"", 20);
@@ -114,7 +114,7 @@ fn a_lie_about_the_size_costs_no_memory() {
     assert_eq!(scenario.events(), ["too large on 1 18374686479671623680"]);
 }
 
-/// One of everything a broker says, as bytes.
+/// One of each kind of input from a broker, as bytes.
 fn conversation() -> Vec<u8> {
     let close = ChannelClose {
         reply_code: 404,
@@ -150,12 +150,12 @@ fn conversation() -> Vec<u8> {
             },
         ),
         framed(2, &close),
-        framed(1, &deliver("nobody", 3)),
+        framed(1, &deliver("unknown", 3)),
     ]
     .concat()
 }
 
-/// The events of the conversation when it comes in pieces that end at `cuts`.
+/// The events of the conversation if it arrives in pieces that end at `cuts`.
 fn events_of(bytes: &[u8], cuts: &[usize]) -> (Vec<String>, Vec<String>) {
     let (consumed, events, sent) = told_and_sent(bytes, cuts);
     assert_eq!(consumed, bytes.len());
@@ -192,9 +192,9 @@ fn every_split_in_two_gives_the_same_events() {
     assert_eq!(events_of(&bytes, &every_byte), whole);
 }
 
-/// A message that comes as a whole is taken in by another way than one that comes piece by piece.
+/// A message that arrives as a whole takes the fast path, and one that arrives in pieces does not.
 #[test]
-fn what_is_wrong_with_a_message_is_found_whether_it_comes_as_a_whole_or_not() {
+fn damage_to_a_message_has_the_same_effect_on_the_fast_and_the_general_path() {
     let properties = Properties {
         message_id: Some("id".into()),
         ..Properties::default()

@@ -1,4 +1,4 @@
-//! Whatever happens, everyone who waits is answered just once, and with the same cause.
+//! However a connection ends, each call is answered exactly once, and all with the same cause.
 
 use std::collections::BTreeMap;
 
@@ -89,7 +89,7 @@ fn the_cause_names_who_ended_it() {
 }
 
 #[test]
-fn a_close_by_the_broker_is_answered_and_the_answer_is_the_last_word() {
+fn a_close_by_the_broker_is_answered_and_nothing_is_sent_afterwards() {
     for ending in [Ending::ClosedByBroker, Ending::ClosedByBoth] {
         let mut scenario = Scenario::opened();
         end(&mut scenario, ending);
@@ -127,7 +127,7 @@ fn everything_after_the_end_is_answered_with_its_cause() {
                 format!("consumer c ended {cause}"),
                 format!("failed {consume} {cause}"),
                 format!("failed {close} {cause}"),
-                // What is told only now was never written.
+                // A publish that the core learns of only now was never written.
                 format!("{confirm} lost sent=false {cause}"),
                 format!("channel 2 ended {cause}"),
                 format!("failed {open} {cause}"),
@@ -138,7 +138,7 @@ fn everything_after_the_end_is_answered_with_its_cause() {
 }
 
 #[test]
-fn the_connections_end_is_known_before_anyone_hears_of_it() {
+fn the_connection_ends_before_any_waiter_is_notified() {
     for ending in ENDINGS {
         let mut scenario = Scenario::with_channels([1]);
         scenario.call::<BasicQos>(1);
@@ -184,12 +184,12 @@ const STEPS: [Step; 13] = [
     Step::ConfirmAll,
 ];
 
-/// A broker that behaves, as far as it comes, and a count of what everyone was told.
+/// A broker that keeps to the protocol until the end, and counts of all answers.
 struct Conversation {
     scenario: Scenario,
     /// The replies that the broker owes, by channel; `None` for a channel that is closed.
     owed: BTreeMap<u16, Option<Vec<Vec<u8>>>>,
-    /// A message has begun on the channel.
+    /// Whether a message has begun, by channel.
     half_a_message: BTreeMap<u16, bool>,
     answers: BTreeMap<u32, usize>,
     consumers: BTreeMap<&'static str, usize>,
@@ -298,7 +298,7 @@ impl Conversation {
             }
             Step::ChannelClose if open => {
                 self.scenario.receive(channel, &ChannelClose::default());
-                // If we have closed, too, the broker still owes us that one answer.
+                // If our close has crossed it, the broker still owes us that one answer.
                 let close_ok = framed(channel, &ChannelCloseOk {});
                 let owed = self.owed.get_mut(&channel).unwrap();
                 let crossed = owed.as_ref().is_some_and(|owed| owed.contains(&close_ok));
@@ -310,7 +310,7 @@ impl Conversation {
                 *published += 1;
                 self.scenario.publish(channel, *published);
             }
-            // The last one, or all of them.
+            // Confirms the last message, or all.
             Step::Confirm | Step::ConfirmAll
                 if open && self.half_a_message.get(&channel) != Some(&true) =>
             {
@@ -356,7 +356,7 @@ impl Conversation {
 
 proptest! {
     #[test]
-    fn everyone_is_answered_just_once(
+    fn each_call_is_answered_exactly_once(
         steps in prop::collection::vec((1..=3_u16, 0..STEPS.len()), 0..60),
         ending in 0..ENDINGS.len(),
     ) {
@@ -366,7 +366,7 @@ proptest! {
         }
         end(&mut conversation.scenario, ENDINGS[ending]);
         conversation.count();
-        // The first calls opened the channels; they were answered before the count began.
+        // The first three calls opened the channels, before the count began.
         let asked: BTreeMap<u32, usize> = (4..=conversation.scenario.calls).map(|call| (call, 1)).collect();
         prop_assert_eq!(&conversation.answers, &asked);
         let consumers: BTreeMap<_, _> = conversation.registered.iter().map(|it| (*it, 1)).collect();
@@ -376,7 +376,7 @@ proptest! {
 }
 
 #[test]
-fn a_violation_by_the_peer_is_not_mistaken_for_a_close_in_good_order() {
+fn a_violation_by_the_peer_is_not_mistaken_for_a_clean_close() {
     let mut scenario = Scenario::opened();
     end(&mut scenario, Ending::Violation);
     let error = scenario.end();

@@ -5,7 +5,7 @@ use crate::wire::method::{
     ConnectionClose, ConnectionOpen, ConnectionSecure, ConnectionStartOk, ConnectionTuneOk,
 };
 
-/// The methods the core has sent, whole.
+/// The methods that the core has sent, decoded.
 fn sent_methods(scenario: &mut Scenario) -> Vec<Method<'static>> {
     let mut bytes = Vec::new();
     scenario.core.take_output(&mut bytes);
@@ -27,7 +27,7 @@ fn close(code: u16, text: &'static str) -> ConnectionClose<'static> {
 }
 
 #[test]
-fn goes_from_the_header_to_open_ok() {
+fn the_handshake_goes_from_the_header_to_open_ok() {
     let mut scenario = Scenario::begun(Config {
         vhost: "orders".to_owned(),
         client_properties: FieldTable::new().with("product", "p"),
@@ -94,7 +94,7 @@ fn amqplain_is_a_table_without_its_length() {
 }
 
 #[test]
-fn a_server_of_another_version_says_which() {
+fn the_error_for_another_version_names_the_servers_version() {
     let table: [(&[u8], &str); 3] = [
         (b"AMQP\x01\x01\x00\x0a", "AMQP 1.1.0.10"),
         (b"AMQP\x00\x01\x00\x00", "AMQP 1-0-0"),
@@ -115,7 +115,7 @@ fn a_server_of_another_version_says_which() {
 }
 
 #[test]
-fn what_is_no_amqp_is_refused() {
+fn other_protocols_are_refused() {
     for greeting in [
         "HTTP/1.1 400 Bad Request",
         "SSH-2.0-OpenSSH",
@@ -132,7 +132,7 @@ fn what_is_no_amqp_is_refused() {
 }
 
 #[test]
-fn a_mechanism_that_is_not_offered_is_an_error_that_lists_those_that_are() {
+fn the_error_for_a_mechanism_that_is_not_offered_lists_the_offered_ones() {
     let mut scenario = Scenario::begun(config());
     let mechanisms = LongString(b"EXTERNAL PLAINER".as_slice().into());
     scenario.receive(
@@ -151,7 +151,7 @@ fn a_mechanism_that_is_not_offered_is_an_error_that_lists_those_that_are() {
 }
 
 #[test]
-fn refused_credentials_are_told_by_a_403_or_by_a_bare_socket_close() {
+fn a_403_or_a_closed_socket_means_refused_credentials() {
     let mut scenario = Scenario::begun(config());
     scenario.receive(0, &start());
     scenario.sent();
@@ -175,7 +175,7 @@ fn refused_credentials_are_told_by_a_403_or_by_a_bare_socket_close() {
 }
 
 #[test]
-fn a_socket_that_ends_elsewhere_is_no_refused_login() {
+fn a_socket_closed_at_another_step_is_no_refused_login() {
     let lost = ErrorKind::SocketClosed {
         kind: IoErrorKind::UnexpectedEof,
     };
@@ -198,7 +198,7 @@ fn a_socket_that_ends_elsewhere_is_no_refused_login() {
 }
 
 #[test]
-fn what_a_broker_closes_the_socket_for_without_a_word_is_explained() {
+fn the_error_explains_why_a_broker_closes_the_socket_without_a_reason() {
     let logging_in = |length: usize| {
         let mut scenario = Scenario::begun(Config {
             login: Login::plain("guest", &"x".repeat(length)),
@@ -207,7 +207,7 @@ fn what_a_broker_closes_the_socket_for_without_a_word_is_explained() {
         scenario.receive(0, &start());
         scenario
     };
-    // Around the password stand 31 bytes.
+    // The method has 31 bytes besides the password.
     let mut scenario = logging_in(4065);
     scenario.socket_closed();
     let error = scenario.end();
@@ -228,7 +228,7 @@ fn what_a_broker_closes_the_socket_for_without_a_word_is_explained() {
     );
     assert!(matches!(error.kind(), ErrorKind::SocketClosed { .. }));
 
-    // What the broker says itself needs no explanation.
+    // A close with a reason needs no explanation.
     let mut scenario = logging_in(6000);
     scenario.receive(0, &close(403, "ACCESS_REFUSED - Login was refused"));
     let error = scenario.end().to_string();
@@ -258,7 +258,7 @@ fn what_a_broker_closes_the_socket_for_without_a_word_is_explained() {
 }
 
 #[test]
-fn a_refused_vhost_is_told_apart() {
+fn a_refused_vhost_has_an_error_kind_of_its_own() {
     for (code, text) in [
         (530, "NOT_ALLOWED - vhost nope not found"),
         (
@@ -284,7 +284,7 @@ fn a_refused_vhost_is_told_apart() {
         };
         assert_eq!((vhost.as_str(), reason.text.as_str()), ("nope", text));
     }
-    // Other reasons stay what they are.
+    // Other reasons keep their error kind.
     for (code, method, text) in [
         (541, 0, "INTERNAL_ERROR"),
         (530, 40, "NOT_ALLOWED - access to vhost '/' refused for user 'guest': connection limit (9) is reached"),
@@ -367,7 +367,7 @@ fn tuning_takes_the_lower_limit_and_zero_means_none() {
 }
 
 #[test]
-fn challenges_are_answered_by_the_mechanism_as_long_as_it_has_answers() {
+fn the_mechanism_answers_challenges_until_it_runs_out_of_answers() {
     let mut answers = ["Alice", "42"].into_iter();
     let conversation = move |challenge: &[u8]| match answers.next() {
         Some(answer) => Ok([challenge, answer.as_bytes()].concat()),
@@ -407,7 +407,7 @@ fn a_mechanism_without_challenges_refuses_them() {
 }
 
 #[test]
-fn absurd_servers_are_refused() {
+fn servers_that_break_the_handshake_are_refused() {
     let mut scenario = Scenario::begun(config());
     scenario.receive(0, &start());
     scenario.sent();
@@ -427,7 +427,7 @@ fn absurd_servers_are_refused() {
         "{error}"
     );
 
-    // Before anything is agreed there is a bound, too.
+    // The frame size is limited even before both sides have agreed on a limit.
     let mut scenario = Scenario::begun(config());
     assert_eq!(
         scenario.core.receive(b"\x01\0\0\x00\x02\0\0", scenario.now),

@@ -12,7 +12,7 @@ fn receive_heartbeat(scenario: &mut Scenario) {
 }
 
 #[test]
-fn one_is_sent_after_half_an_interval_without_output() {
+fn a_heartbeat_is_sent_after_half_an_interval_without_output() {
     let mut scenario = with_heartbeat(10);
     assert_eq!(scenario.core.deadline(), Some(scenario.now + 5 * SECOND));
     scenario.pass(5 * SECOND - Duration::from_nanos(1));
@@ -20,7 +20,7 @@ fn one_is_sent_after_half_an_interval_without_output() {
     scenario.pass(Duration::from_nanos(1));
     assert_eq!(scenario.sent(), ["0 Heartbeat"]);
 
-    // Any output will do.
+    // Any other output postpones the heartbeat.
     scenario.pass(4 * SECOND);
     scenario.core.wrote(scenario.now);
     scenario.pass(4 * SECOND);
@@ -77,7 +77,7 @@ fn an_idle_hour_costs_two_wake_ups_an_interval() {
 }
 
 #[test]
-fn zero_means_none_at_all() {
+fn an_interval_of_zero_means_no_heartbeats() {
     let config = Config {
         heartbeat: 0,
         ..config()
@@ -97,7 +97,7 @@ fn a_peer_whose_bytes_are_left_unread_is_not_silent() {
         scenario.core.input_waits(scenario.now);
     }
     assert_eq!(scenario.events(), [""; 0]);
-    assert!(scenario.sent().len() > 9, "ours are sent all the same");
+    assert!(scenario.sent().len() > 9, "our heartbeats go on");
     scenario.pass(20 * SECOND);
     assert!(matches!(
         scenario.end().kind(),

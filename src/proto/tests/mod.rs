@@ -1,4 +1,4 @@
-//! The core against a scripted broker, under a clock that the test turns.
+//! Tests of the core against a scripted broker, with a clock that the test advances.
 
 mod channels;
 mod confirms;
@@ -29,7 +29,7 @@ use crate::wire::method::{
 };
 use crate::wire::value::FieldTable;
 
-/// Mailboxes that only have names.
+/// Mailboxes that are only names.
 #[derive(Debug)]
 struct Names;
 
@@ -44,14 +44,14 @@ impl Mailboxes for Names {
     }
 }
 
-/// The core, what it has sent, and the time.
+/// The core, its output and events, and the time.
 struct Scenario {
     core: Connection<Names>,
     now: Instant,
     unread: Vec<u8>,
-    /// That were taken and not looked at yet.
+    /// Events that were taken from the core and not checked yet.
     events: Vec<String>,
-    /// Commands are told apart by numbers of their own.
+    /// The last number of a call. Each call and each awaited publish gets the next one.
     calls: u32,
 }
 
@@ -103,7 +103,7 @@ fn some_time() -> Instant {
 }
 
 impl Scenario {
-    /// Nothing but the protocol header has been sent.
+    /// A connection that has sent only the protocol header.
     fn begun(config: Config) -> Self {
         let mut scenario = Self {
             core: Connection::new(config, Label::new("test", "nowhere")),
@@ -118,7 +118,7 @@ impl Scenario {
         scenario
     }
 
-    /// The handshake is over.
+    /// A connection after the handshake.
     fn opened_with(config: Config, tune: &ConnectionTune) -> Self {
         let mut scenario = Self::begun(config);
         scenario.receive(0, &start());
@@ -133,7 +133,7 @@ impl Scenario {
         Self::opened_with(config(), &tune(2047, 131_072, 60))
     }
 
-    /// Some channels are open, too.
+    /// A connection with open channels.
     fn with_channels(channels: impl IntoIterator<Item = u16>) -> Self {
         let mut scenario = Self::opened();
         for channel in channels {
@@ -153,7 +153,7 @@ impl Scenario {
         self.receive(channel, &ChannelOpenOk::default());
     }
 
-    /// The broker has not answered yet.
+    /// Opens a channel, without the broker's answer.
     fn begin_channel(&mut self, channel: u16) -> u32 {
         let call = self.next_call();
         self.core.handle(Command::OpenChannel {
@@ -164,7 +164,7 @@ impl Scenario {
         call
     }
 
-    /// A handle has sent a method that has a reply.
+    /// Announces a method with a reply that a handle has sent.
     fn call<R: Request>(&mut self, channel: u16) -> u32 {
         self.expect(channel, Expected::Method(R::REPLY))
     }
@@ -238,7 +238,7 @@ impl Scenario {
         self.receive(channel, &deliver(consumer_tag, delivery_tag));
     }
 
-    /// A message in confirm mode that someone waits for.
+    /// Announces a message in confirm mode whose outcome a caller waits for.
     fn publish(&mut self, channel: u16, sequence_number: u64) -> u32 {
         let confirm = self.next_call();
         self.core.handle(Command::Publish(Published {
@@ -261,7 +261,7 @@ impl Scenario {
         self.core.handle_timeout(self.now);
     }
 
-    /// What the core has sent since the last look, a word a frame.
+    /// The frames that the core has sent since the last call, one text each.
     fn sent(&mut self) -> Vec<String> {
         self.core.take_output(&mut self.unread);
         let bytes = std::mem::take(&mut self.unread);
@@ -284,7 +284,7 @@ impl Scenario {
         sent
     }
 
-    /// What has happened since the last look, a line an event.
+    /// The events since the last call, one text each.
     fn events(&mut self) -> Vec<String> {
         self.take_events();
         std::mem::take(&mut self.events)
@@ -364,7 +364,7 @@ fn text(content: &Content) -> String {
 
 fn delivered(consumer: &str, message: &Delivered) -> String {
     let again = if message.redelivered { "again " } else { "" };
-    // Two bytes say that there are none.
+    // Two bytes of flags mean that there are no properties.
     let properties = match message.content.encoded_properties().len() {
         2 => String::new(),
         length => format!(", with {length} bytes of properties"),

@@ -4,8 +4,8 @@ use crate::wire::method::{
     BasicQos, BasicQosOk, ChannelCloseOk, ConnectionCloseOk, QueueBindOk, QueueDeclareOk,
 };
 
-/// What a peer must not do to a connection with channel 1, on which a call waits for basic.qos-ok and "c" consumes;
-/// the code it is told, and what the user reads.
+/// What a peer must not send on a connection with channel 1, on which a call waits for basic.qos-ok
+/// and "c" consumes: a name, the bytes, the code sent to the peer, and a part of the error's text.
 fn table() -> Vec<(&'static str, Vec<u8>, u16, &'static str)> {
     let qos_ok = framed(1, &BasicQosOk {});
     let mut wrong_end = qos_ok.clone();
@@ -42,7 +42,7 @@ fn table() -> Vec<(&'static str, Vec<u8>, u16, &'static str)> {
             "one byte more than agreed",
             b"\x01\0\x01\0\x01\xff\xf9".to_vec(),
             501,
-            "at most 131064 were agreed",
+            "65529 bytes of payload, above the limit of",
         ),
         (
             "heartbeat on a channel",
@@ -60,7 +60,7 @@ fn table() -> Vec<(&'static str, Vec<u8>, u16, &'static str)> {
             "method and a half",
             b"\x01\0\x01\0\0\0\x05\0\x3c\0\x0b!\xce".to_vec(),
             502,
-            "1 bytes are left over behind basic.qos-ok",
+            "1 trailing bytes after basic.qos-ok",
         ),
         (
             "unknown method",
@@ -75,7 +75,7 @@ fn table() -> Vec<(&'static str, Vec<u8>, u16, &'static str)> {
             "queue.declare-ok where basic.qos-ok was expected",
         ),
         (
-            "reply to nobody",
+            "unrequested reply",
             [qos_ok.clone(), qos_ok.clone(), qos_ok.clone()].concat(),
             503,
             "basic.qos-ok without a request",
@@ -87,13 +87,13 @@ fn table() -> Vec<(&'static str, Vec<u8>, u16, &'static str)> {
             "basic.qos where basic.qos-ok was expected",
         ),
         (
-            "close-ok to nobody",
+            "unrequested close-ok",
             framed(1, &ChannelCloseOk {}),
             503,
             "channel.close-ok without channel.close",
         ),
         (
-            "connection's close-ok to nobody",
+            "connection's unrequested close-ok",
             framed(0, &ConnectionCloseOk {}),
             503,
             "connection.close-ok without a request",
@@ -111,7 +111,7 @@ fn table() -> Vec<(&'static str, Vec<u8>, u16, &'static str)> {
             "basic.deliver for unknown consumer \"who\"",
         ),
         (
-            "get-ok to nobody",
+            "unrequested get-ok",
             framed(1, &get_ok()),
             503,
             "basic.get-ok where basic.qos-ok was expected",
@@ -174,7 +174,7 @@ fn table() -> Vec<(&'static str, Vec<u8>, u16, &'static str)> {
 }
 
 #[test]
-fn each_ends_the_connection_with_its_code() {
+fn each_violation_ends_the_connection_with_its_code() {
     for (what, bytes, code, text) in table() {
         let mut scenario = Scenario::with_channels([1]);
         scenario.sent();
@@ -197,7 +197,7 @@ fn each_ends_the_connection_with_its_code() {
             matches!(error.kind(), ErrorKind::ProtocolViolation { .. }),
             "{what}"
         );
-        // Nothing more is said or heard.
+        // Nothing more is sent or reported.
         scenario.receive_bytes(&bytes);
         scenario.socket_closed();
         assert_eq!(scenario.events(), [""; 0]);

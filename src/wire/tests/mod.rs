@@ -15,7 +15,7 @@ use super::method::{
 use super::properties::Properties;
 use super::value::{self, FieldTable, FieldValue};
 
-/// Values for the fields of a method that tell each other apart.
+/// Values for the fields of a method, different for each field.
 pub(super) trait Sample {
     /// The specification's name of the type.
     const TYPE: &'static str;
@@ -57,7 +57,7 @@ fn encoded(method: &Method<'_>) -> Vec<u8> {
 }
 
 #[test]
-fn the_table_is_the_specification() {
+fn the_method_table_agrees_with_the_specification() {
     let ours: BTreeSet<_> = Method::rows().into_iter().collect();
     let specified: BTreeSet<_> = include_str!("methods.txt")
         .lines()
@@ -142,7 +142,7 @@ fn golden_methods() {
 }
 
 #[test]
-fn a_short_string_that_is_too_long_is_named() {
+fn the_error_for_a_long_short_string_names_its_field() {
     let long = "x".repeat(256);
     let method = QueueDeclare {
         queue: long.as_str().into(),
@@ -219,14 +219,14 @@ fn golden_values() {
 }
 
 #[test]
-fn an_l_of_either_case_is_a_signed_64_bit_integer() {
+fn both_cases_of_the_type_tag_l_mean_a_signed_64_bit_integer() {
     let table = read_table(b"\0\0\0\x0b\x01nL\xff\xff\xff\xff\xff\xff\xff\xff").unwrap();
     assert_eq!(table.get("n"), Some(&FieldValue::I64(-1)));
 }
 
 #[test]
-fn tables_that_lie_are_refused() {
-    let lies: [(&[u8], WireError); 5] = [
+fn malformed_tables_are_refused() {
+    let malformed: [(&[u8], WireError); 5] = [
         (
             b"\xff\xff\xff\xff",
             WireError::Truncated {
@@ -253,12 +253,12 @@ fn tables_that_lie_are_refused() {
         ),
         (b"\0\0\0\x03\x01nZ", WireError::UnknownValueType(b'Z')),
     ];
-    for (bytes, error) in lies {
+    for (bytes, error) in malformed {
         assert_eq!(read_table(bytes), Err(error));
     }
 }
 
-/// Tables in tables, `depth` of them inside the outermost.
+/// A table that contains `depth` tables, one inside another.
 fn nested(depth: usize) -> FieldTable {
     (0..depth).fold(FieldTable::new(), |inner, _| {
         FieldTable::new().with("t", inner)
@@ -274,7 +274,7 @@ fn nesting_beyond_the_limit_is_refused_in_both_directions() {
     let refused = Writer::new(&mut bytes).table(&nested(MAX_DEPTH + 1), "table");
     assert_eq!(refused, Err(WireError::TooDeep));
 
-    // What our writer refuses to write, as a peer may send it.
+    // A peer may send what our writer refuses to write.
     assert_eq!(
         read_table(&wrapped(b"\x01tF", 10_000)),
         Err(WireError::TooDeep)
@@ -285,7 +285,7 @@ fn nesting_beyond_the_limit_is_refused_in_both_directions() {
 }
 
 #[test]
-fn floats_that_are_not_finite_are_read_but_not_written_and_the_place_is_named() {
+fn non_finite_floats_are_read_but_refused_with_their_place_when_written() {
     let list = vec![1.into(), f64::NEG_INFINITY.into()];
     let list = FieldTable::new().with("a \"list\"", FieldValue::Array(list));
     let mut deep = FieldTable::new().with("x", f32::NAN);
@@ -336,7 +336,7 @@ fn sized(bytes: &[u8]) -> Vec<u8> {
     [&(bytes.len() as u32).to_be_bytes(), bytes].concat()
 }
 
-/// Nothing, wrapped `depth` times into a length and what stands before it.
+/// Wraps an empty value `depth` times: each layer is a length, `before`, and the inner layer.
 fn wrapped(before: &[u8], depth: usize) -> Vec<u8> {
     (0..depth).fold(sized(b""), |inner, _| sized(&[before, &inner].concat()))
 }
@@ -365,7 +365,7 @@ fn any_value() -> impl Strategy<Value = FieldValue> {
 
 proptest! {
     #[test]
-    fn a_message_without_properties_is_written_in_either_way_the_same(
+    fn the_fast_path_for_publishes_writes_the_same_bytes_as_the_general_path(
         channel in any::<u16>(),
         exchange in prop_oneof![Just(String::new()), "[a-zäß]{0,20}", "x{250,260}"],
         routing_key in prop_oneof![Just(String::new()), "[a-z.*#]{0,20}", "x{250,260}"],
@@ -506,7 +506,7 @@ fn bodies_are_cut_to_the_limit() {
 }
 
 #[test]
-fn a_header_that_fits_no_frame_leaves_nothing_behind() {
+fn nothing_is_written_if_a_header_is_too_large_for_a_frame() {
     let properties = Properties::default().header("h", "x".repeat(100));
     let mut bytes = b"before".to_vec();
     let refused = frame::write_content(&mut bytes, 1, Some(&properties), b"body", 50);
@@ -518,8 +518,8 @@ fn a_header_that_fits_no_frame_leaves_nothing_behind() {
 }
 
 #[test]
-fn bad_frames_are_refused_as_soon_as_they_are_seen() {
-    // The size is known from seven bytes; nothing waits for the rest.
+fn bad_frames_are_refused_as_early_as_possible() {
+    // Seven bytes contain the size: the refusal does not wait for the rest.
     let too_large = b"\x01\0\0\xff\xff\xff\xff";
     let expected = WireError::FrameTooLarge {
         size: 0xffff_ffff,
