@@ -384,9 +384,8 @@ fn flow_and_blocked_are_events() {
 }
 
 #[test]
-fn a_call_that_nobody_waits_for_any_more_still_takes_its_reply() {
-    // Whether the caller is still there is none of the core's business: call 2 gets reply 2,
-    // whatever became of 1.
+fn a_call_whose_caller_has_given_up_still_takes_its_reply() {
+    // The core does not know whether a caller still waits: call 2 gets reply 2 in any case.
     let mut scenario = Scenario::with_channels([1]);
     let (given_up, next) = (
         scenario.call::<QueuePurge<'_>>(1),

@@ -202,9 +202,9 @@ fn a_returned_message_finds_its_own_publish() {
 }
 
 #[test]
-fn of_equal_messages_the_one_that_is_answered_with_the_return_was_returned() {
-    // The first was routed, and its queue takes its time; the queue went away, and the second came
-    // back.
+fn among_equal_messages_the_one_answered_next_to_the_return_was_returned() {
+    // The first message is routed to a slow queue. The queue is deleted, and the second is
+    // returned.
     let equal = sent("key", "", "m");
     let mut scenario = Scenario::with_channels([1]);
     let first = scenario.publish_mandatory(1, true, equal);

@@ -42,7 +42,7 @@ fn table() -> Vec<(&'static str, Vec<u8>, u16, &'static str)> {
             "one byte more than agreed",
             b"\x01\0\x01\0\x01\xff\xf9".to_vec(),
             501,
-            "65529 bytes of payload, above the limit of",
+            "131065 bytes of payload, above the limit of 131064",
         ),
         (
             "heartbeat on a channel",
