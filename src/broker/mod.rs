@@ -399,9 +399,8 @@ impl Broker {
 
     /// Delays everything that the broker sends from now on. Zero ends the delay.
     ///
-    /// Output that is already delayed still goes out first. During a delay, clients
-    /// that do not read cause no back-pressure: the broker delivers messages into the delayed
-    /// output.
+    /// Output that is already delayed still goes out first. During a delay, clients that do not
+    /// read cause no back-pressure: the broker delivers messages into the delayed output.
     pub fn delay(&self, delay: Duration) {
         self.change(|control| control.delay = delay.min(LONGEST_DELAY));
     }
