@@ -1,4 +1,4 @@
-//! The broker in the box: its faults, and what its inspection methods show. All other tests also
+//! The broker in the box: its faults, and what its inspection methods show. Most other tests also
 //! run with it, and so show that it otherwise behaves like RabbitMQ.
 
 use std::io::{self, Read, Write};
@@ -239,7 +239,7 @@ fn a_silent_client_is_dropped_and_its_messages_are_requeued() {
     queue.publish("unacknowledged").unwrap();
     let consumer = queue.consume(ConsumeOptions::default()).unwrap();
     let _delivery = consumer.recv().unwrap().unwrap();
-    // The client must not reconnect either.
+    // The client cannot reconnect either.
     proxy.refuse(true);
     proxy.drop_all(Direction::ToBroker);
     let is_back =
@@ -259,7 +259,7 @@ fn publishers_can_be_blocked_with_a_reason_and_unblocked() {
         matches!(&event, ConnectionEvent::Blocked { reason } if reason == "low on memory"),
         "{event:?}"
     );
-    // A connection opened now is told as well.
+    // A connection that opens now learns the reason, too.
     let late = Connection::open(&broker.uri()).unwrap();
     eventually("the new connection is blocked", || {
         late.blocked_reason().is_some()

@@ -70,7 +70,7 @@ fn nothing_is_lost() {
     start("caller".to_owned(), call, 0);
     chaos.make_faults(seed, &all);
     chaos.wait_for_messages();
-    // Reports threads that do not end by name: joining them would hang.
+    // Reports stuck threads by name: joining them would hang.
     let begin = Instant::now();
     while threads.iter().any(|thread| !thread.is_finished()) {
         let stuck = begin.elapsed() > PATIENCE;

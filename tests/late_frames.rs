@@ -482,7 +482,7 @@ fn a_message_after_cancel_ok_is_requeued() {
         let mut seen = server.join().unwrap();
         seen.retain(|frame| frame.method() == Some(NACK));
         let nacked: Vec<_> = seen.iter().map(|frame| &frame.payload[4..]).collect();
-        // The message with ack mode is requeued, alone; the no-ack message is not.
+        // The message that needs an acknowledgement is requeued, alone; the no-ack message is not.
         let expected: &[&[u8]] = &[&[0, 0, 0, 0, 0, 0, 0, 7, 2]];
         assert_eq!(nacked, expected[usize::from(no_ack)..]);
     }

@@ -30,8 +30,7 @@ fn a_late_reply_is_dropped_and_the_next_call_gets_its_own() {
         server.handshake(0);
         server.open_channel();
         server.expect(50, 10);
-        // The client gives up on the first declare and sends a second; only then the server answers
-        // both.
+        // The client gives up on the first declare and sends another. Then the server answers both.
         server.expect(50, 10);
         for name in ["first", "second"] {
             let arguments = [short(name), vec![0; 8]].concat();

@@ -1391,7 +1391,7 @@ fn metrics_that_panic_cost_a_worker_only_its_channel() {
     queue.publish("work").unwrap();
     held.wait();
     assert_eq!(broker.time_out_consumers("tasks"), 1);
-    // The client must know of the cancel: only then it does not send the acknowledgement.
+    // Wait until the client knows of the cancel: before, it would still send the acknowledgement.
     eventually("the client has answered the cancel", || {
         broker.queue("tasks").unwrap().consumers == 0
     });

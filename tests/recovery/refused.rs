@@ -305,7 +305,7 @@ fn unread_no_ack_messages_are_kept() {
     for number in 0..10 {
         queue.publish(number.to_string()).unwrap();
     }
-    eventually("they have come", || consumer.unread() == 10);
+    eventually("the consumer has all messages", || consumer.unread() == 10);
     lossy.lose();
     queue.publish("10").unwrap();
     for number in 0..=10 {

@@ -135,7 +135,7 @@ fn a_login_refused_by_all_reachable_endpoints_ends_the_recovery() {
         }
         server.expect_login();
         if connection == 2 {
-            // Only now it is certain that the other endpoint does not listen any more.
+            // Only now is it certain that the other endpoint does not listen any more.
             other.take().unwrap().join().unwrap();
         }
         server.refuse_login("no");

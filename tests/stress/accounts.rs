@@ -179,8 +179,8 @@ impl Stress {
         if stored.contains(&None) {
             self.fault("a stored message has changed");
         }
-        // RabbitMQ can read a message that is not republished from a lost connection after newer
-        // messages.
+        // A message that is not republished keeps no order: RabbitMQ can read it from the lost
+        // connection after newer messages.
         let is_unknown = |it: &&Sent| it.2 == Outcome::Unknown;
         let unordered: HashSet<_> = sent.iter().filter(is_unknown).map(|it| it.0).collect();
         let mut copies = HashMap::<_, u64>::new();
