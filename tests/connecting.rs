@@ -348,7 +348,7 @@ fn a_protocol_violation_is_reported_to_both_sides() {
     assert_eq!(error.reply_code(), Some(ReplyCode::COMMAND_INVALID));
     assert!(
         error.to_string().starts_with(
-            "basic.qos: the connection was closed because the peer broke the protocol"
+            "basic.qos: the connection was closed because the peer violated the protocol"
         ),
         "{error}"
     );

@@ -129,7 +129,7 @@ fn wait_for_confirms_lists_every_failure_not_yet_reported() {
     assert!(
         error
             .to_string()
-            .contains("99 messages failed, the first of them: message 6: returned"),
+            .contains("99 messages failed; first error: message 6: returned"),
         "{error}"
     );
     for (number, confirm) in [1, 2, 4, 5, 6].into_iter().zip(confirms) {

@@ -195,7 +195,7 @@ fn nacks_of_a_full_queue_name_the_sequence_numbers() {
     assert_eq!(numbers, [3, 4]);
     assert_eq!(
         error.to_string(),
-        "waiting for confirms: the broker refused 2 messages (basic.nack)"
+        "waiting for confirms: the broker nacked 2 messages (basic.nack)"
     );
     // The failures were reported; the next wait covers later messages only.
     channel.wait_for_confirms().unwrap();

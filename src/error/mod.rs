@@ -1,4 +1,4 @@
-//! What can go wrong, and who says so.
+//! Errors: what was asked, what happened, and who said so.
 
 pub(crate) mod returned;
 
@@ -10,12 +10,12 @@ use std::time::Duration;
 use crate::wire::method::MethodId;
 use returned::ReturnedMessage;
 
-/// `Result` with this crate's [`Error`].
+/// A `Result` with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// An AMQP reply code: why a channel or a connection was closed, or a message returned.
+/// An AMQP reply code: why the broker closed a channel or a connection, or returned a message.
 ///
-/// Codes without a constant are possible, since a broker may send any.
+/// A broker may send codes without a constant here.
 ///
 /// ```
 /// use leveret::ReplyCode;
@@ -23,7 +23,8 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// assert_eq!(ReplyCode::NOT_FOUND.to_string(), "404 NOT_FOUND");
 /// ```
 ///
-/// See the constants in [the specification](https://www.rabbitmq.com/resources/specs/amqp-xml-doc0-9-1.pdf), 1.2.
+/// See [the specification](https://www.rabbitmq.com/resources/specs/amqp-xml-doc0-9-1.pdf), section
+/// 1.2.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ReplyCode(pub u16);
 
@@ -32,7 +33,7 @@ macro_rules! reply_codes {
         impl ReplyCode {
             $($(#[$doc])* pub const $name: Self = Self($code);)*
 
-            /// The specification's name of the code, as RabbitMQ writes it.
+            /// Returns the specification's name of the code, as RabbitMQ writes it.
             pub fn name(self) -> Option<&'static str> {
                 match self.0 {
                     $($code => Some(stringify!($name)),)*
@@ -44,43 +45,44 @@ macro_rules! reply_codes {
 }
 
 reply_codes! {
-    /// Not an error: a close in good order.
+    /// Not an error: a clean close.
     SUCCESS = 200;
-    /// The message is larger than the peer takes.
+    /// The message is larger than the peer accepts.
     CONTENT_TOO_LARGE = 311;
-    /// No queue is bound for the routing key of a mandatory message.
+    /// A mandatory message reached no queue.
     NO_ROUTE = 312;
-    /// No consumer could take an immediate message.
+    /// No consumer was ready for an immediate message.
     NO_CONSUMERS = 313;
     /// An operator closed the connection.
     CONNECTION_FORCED = 320;
     /// The virtual host does not exist.
     INVALID_PATH = 402;
-    /// The user may not do that.
+    /// The user lacks the permission.
     ACCESS_REFUSED = 403;
-    /// There is no such queue or exchange.
+    /// The queue or exchange does not exist.
     NOT_FOUND = 404;
     /// The queue is exclusive to another connection.
     RESOURCE_LOCKED = 405;
-    /// Something is not as the request needs it: other arguments, unknown delivery tag, in use, not empty.
+    /// A precondition failed: different arguments, an unknown delivery tag, a queue in use or not
+    /// empty.
     PRECONDITION_FAILED = 406;
     /// A frame was malformed.
     FRAME_ERROR = 501;
     /// A field had an illegal value.
     SYNTAX_ERROR = 502;
-    /// The method is not possible in this state.
+    /// The method is not valid in this state.
     COMMAND_INVALID = 503;
     /// The channel is not open.
     CHANNEL_ERROR = 504;
-    /// A frame came where the protocol expects another.
+    /// The protocol expects a different frame here.
     UNEXPECTED_FRAME = 505;
     /// The broker lacks memory, disk or another resource.
     RESOURCE_ERROR = 506;
-    /// The broker forbids it.
+    /// The broker does not allow the request.
     NOT_ALLOWED = 530;
-    /// The broker does not implement it.
+    /// The broker does not implement the request.
     NOT_IMPLEMENTED = 540;
-    /// The broker has a fault.
+    /// The broker has an internal error.
     INTERNAL_ERROR = 541;
 }
 
@@ -93,11 +95,11 @@ impl fmt::Display for ReplyCode {
     }
 }
 
-/// Who closed a channel or a connection.
+/// Which side closed a channel or a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ClosedBy {
-    /// This program, by `close` or by dropping the last handle.
+    /// This program, by calling `close` or by dropping the last handle.
     Program,
     /// The broker.
     Broker,
@@ -112,17 +114,17 @@ impl fmt::Display for ClosedBy {
     }
 }
 
-/// The words of a `connection.close` or `channel.close`.
+/// The reason of a `connection.close` or `channel.close`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct CloseReason {
-    /// Who closed.
+    /// Which side closed.
     pub by: ClosedBy,
-    /// Why, as a number.
+    /// Reply code.
     pub code: ReplyCode,
-    /// Why, in words.
+    /// Reply text.
     pub text: String,
-    /// Which method caused it, such as `queue.declare`, if it was one.
+    /// The method that caused the close, such as `queue.declare`, if a method did.
     pub method: Option<&'static str>,
 }
 
@@ -171,8 +173,8 @@ impl CloseReason {
     }
 }
 
-/// Writes text in one line. A broker's text, and each name in it, can contain anything: line breaks that forge log lines,
-/// sequences that steer a terminal, marks that turn the direction of what follows.
+/// Writes text in one line. A broker's texts and names can contain anything: line breaks that forge
+/// log lines, terminal escape sequences, marks that reverse the text direction.
 struct Escaping<'a, 'f>(&'a mut fmt::Formatter<'f>);
 
 impl fmt::Write for Escaping<'_, '_> {
@@ -192,7 +194,7 @@ impl fmt::Write for Escaping<'_, '_> {
     }
 }
 
-/// A text of others, in one line for the log.
+/// Shows text from outside this program in one line, for the log.
 pub(crate) struct OneLine<T>(pub(crate) T);
 
 impl<T: fmt::Display> fmt::Display for OneLine<T> {
@@ -201,217 +203,227 @@ impl<T: fmt::Display> fmt::Display for OneLine<T> {
     }
 }
 
-/// What kind of failure an [`Error`] is.
+/// The kind of an [`Error`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// The text is no AMQP URI, for the reason given.
+    /// The text is not an AMQP URI, for this reason.
     InvalidUri(String),
-    /// A value that cannot be sent, or an option that makes no sense. Nothing was sent.
+    /// A value cannot be sent, or an option is invalid. Nothing was sent.
     InvalidArgument(String),
-    /// No connection to this address: the name is unknown, nobody listens, the network says no.
+    /// Connecting to this address failed: the host name is unknown, the port is closed, or the
+    /// network refuses.
     ConnectFailed {
-        /// Where to.
+        /// Host and port.
         address: String,
-        /// What the system says, as a kind.
+        /// The system's error kind.
         kind: io::ErrorKind,
-        /// What the system says, in words.
+        /// The system's error text.
         text: String,
     },
-    /// A broker of the feature `broker` cannot listen at this address: the port is in use, for example.
+    /// A broker of the feature `broker` cannot listen on this address, for example because the port
+    /// is in use.
     ListenFailed {
-        /// The address.
+        /// Host and port.
         address: String,
-        /// What the system says, as a kind.
+        /// The system's error kind.
         kind: io::ErrorKind,
-        /// What the system says, in words.
+        /// The system's error text.
         text: String,
     },
-    /// TLS could not be agreed on, or failed: the certificate is of an unknown authority, expired, or for another host;
-    /// the broker wants a client certificate; the server speaks no TLS at this port.
+    /// TLS failed: the certificate is expired, from an unknown authority or for another host, the
+    /// broker requires a client certificate, or the server does not speak TLS on this port.
     TlsFailed {
-        /// What is wrong, in the words of the system's TLS.
+        /// The error text of the system's TLS.
         text: String,
     },
-    /// None of several endpoints could be used.
+    /// All of several endpoints failed.
     EndpointsFailed(Vec<FailedEndpoint>),
-    /// The server speaks another version of AMQP, or no AMQP at all.
+    /// The server speaks another version of AMQP, or another protocol.
     ProtocolVersionMismatch {
-        /// What it speaks, such as `AMQP 1-0-0`.
+        /// What the server speaks, such as `AMQP 1-0-0`.
         server: String,
     },
-    /// The server does not offer the login mechanism.
+    /// The server does not offer the login mechanism of
+    /// [`ConnectionOptions::login_method`](crate::ConnectionOptions::login_method).
     MechanismNotOffered {
-        /// Asked for.
+        /// The mechanism that the options ask for.
         mechanism: String,
-        /// Those it offers.
+        /// The mechanisms that the server offers.
         offered: String,
     },
-    /// The broker refused this user name and password.
+    /// The broker refused the login.
     LoginRefused {
-        /// The user.
+        /// User name.
         user: String,
-        /// The mechanism, such as PLAIN.
+        /// Login mechanism, such as PLAIN.
         mechanism: String,
-        /// What the broker said; nothing, if it just closed the socket.
+        /// The broker's text. Empty if the broker closed the socket without one.
         text: String,
     },
-    /// There is no such virtual host, or this user may not use it. A connection beyond a limit of the virtual host or the
-    /// user is [`ConnectionClosed`](Self::ConnectionClosed), with the broker's words.
+    /// The virtual host does not exist, or the user may not use it. A connection over a limit of
+    /// the virtual host or of the user is [`ConnectionClosed`](Self::ConnectionClosed) instead.
     VhostRefused {
         /// The virtual host.
         vhost: String,
-        /// What the broker said.
+        /// The broker's reason.
         reason: CloseReason,
     },
-    /// The connection was closed in good order, or by the broker with a reason.
+    /// The connection was closed cleanly by this program, or by the broker with a reason.
     ConnectionClosed(CloseReason),
-    /// The channel was closed. Other channels of the connection are not concerned.
+    /// The channel was closed. Other channels of the connection stay open.
     ChannelClosed {
         /// The channel's number.
         channel: u16,
-        /// By whom and why.
+        /// Which side closed it, and why.
         reason: CloseReason,
     },
-    /// The socket ended without a word of AMQP: the broker was killed, or the network broke.
+    /// The socket closed without an AMQP close: the broker was killed, or the network broke.
     SocketClosed {
-        /// What the system says; `UnexpectedEof` if the peer just closed, `ConnectionAborted` if a TLS connection ended
-        /// without TLS's goodbye (`close_notify`): cut on the way, or by the peer's death.
+        /// The system's error kind. `UnexpectedEof`: the peer closed the socket.
+        /// `ConnectionAborted`: a TLS connection ended without `close_notify`, because it was cut
+        /// or the peer died.
         kind: io::ErrorKind,
     },
-    /// Nothing was heard from the broker for two heartbeat intervals.
+    /// The broker sent no bytes for two heartbeat intervals.
     HeartbeatMissed {
-        /// The interval that was agreed.
+        /// The negotiated interval.
         interval: Duration,
     },
-    /// The peer broke the protocol; the connection was closed with this code.
+    /// The peer violated the protocol; this crate closed the connection with this code.
     ProtocolViolation {
-        /// The code that was sent to the peer.
+        /// The code that this crate sent to the peer.
         code: ReplyCode,
         /// What the peer did.
         text: String,
     },
-    /// The outbox stayed full, because the socket takes no more bytes: the broker does not read. Nothing was sent.
+    /// The outbox stayed full because the broker does not read from the socket. Nothing was sent.
     OutboxFull {
-        /// How long was waited.
+        /// How long the call waited.
         after: Duration,
     },
-    /// No answer within the time given. The answer may still come; it will be dropped. If the broker has blocked the
-    /// connection, the error's text says so: a broker reads nothing from a connection that it has blocked.
+    /// The broker's reply did not come in time. If the reply comes later, it is dropped. If the
+    /// broker has blocked the connection, the error text says so: a broker reads nothing from a
+    /// connection that it blocks.
     TimedOut {
-        /// How long was waited.
+        /// How long the call waited.
         after: Duration,
     },
-    /// The broker has blocked the connection (`connection.blocked`): it lacks memory or disk.
+    /// The broker blocks the connection (`connection.blocked`) because it is low on memory or disk.
     ConnectionBlocked {
         /// The broker's reason.
         reason: String,
-        /// How long was waited.
+        /// How long the call waited.
         after: Duration,
     },
-    /// The broker has asked to stop publishing on the channel (`channel.flow`). RabbitMQ never does.
+    /// The broker has stopped publishing on the channel (`channel.flow`). RabbitMQ never does.
     FlowStopped {
-        /// How long was waited.
+        /// How long the call waited.
         after: Duration,
     },
     /// All channel numbers are in use.
     ChannelsExhausted {
-        /// The highest channel number that was agreed.
+        /// The negotiated maximum number of channels.
         channel_max: u16,
     },
-    /// The consumer was cancelled. The broker does so when its queue was deleted, or when the node that held the queue is
-    /// gone. Since RabbitMQ 4.3 it also does so when an acknowledgement for a quorum queue came too late
-    /// (`consumer_timeout`, 30 minutes; before, that closed the channel: 406), and when the user lost the permission to
-    /// read the queue and the connection got a [new secret](crate::Connection::update_secret).
+    /// The consumer was cancelled.
+    ///
+    /// The broker cancels a consumer when its queue is deleted, or when the node with the queue
+    /// goes away. Since RabbitMQ 4.3 it also does so when an acknowledgement for a quorum queue is
+    /// late (`consumer_timeout`, 30 minutes; earlier versions close the channel: 406), and when the
+    /// user has lost the permission to read the queue and the connection gets a [new
+    /// secret](crate::Connection::update_secret).
     ConsumerCancelled {
-        /// The consumer's tag.
+        /// Consumer tag.
         consumer_tag: String,
-        /// Who cancelled it.
+        /// Which side cancelled it.
         by: ClosedBy,
     },
-    /// The connection was lost and is not back yet. Nothing was sent.
+    /// The connection is lost and still recovering. Nothing was sent.
     Recovering {
-        /// Why it was lost.
+        /// Why the connection was lost.
         cause: Box<Self>,
-        /// How long was waited.
+        /// How long the call waited.
         after: Duration,
     },
-    /// The connection was lost, and did not come back within the limits of its
-    /// [`RecoveryOptions`](crate::RecoveryOptions), or the login was refused and these options end the recovery then.
+    /// The connection was lost, and recovery gave up: it reached a limit of the
+    /// [`RecoveryOptions`](crate::RecoveryOptions), or a login was refused and these options end
+    /// recovery then.
     RecoveryGivenUp {
-        /// Why it was lost.
+        /// Why the connection was lost.
         cause: Box<Self>,
-        /// How many attempts were made to recover it.
+        /// Number of attempts to recover it.
         attempts: u32,
-        /// How long it was away.
+        /// How long the connection was lost.
         after: Duration,
         /// Why the last attempt failed.
         last: Box<Self>,
     },
-    /// The window of a publisher stayed full: the broker does not answer for what was published before. Nothing was
-    /// sent.
+    /// The publisher's window stayed full because the broker does not confirm earlier messages.
+    /// Nothing was sent.
     WindowFull {
-        /// How many messages are unconfirmed.
+        /// Number of unconfirmed messages.
         unconfirmed: usize,
-        /// How long was waited.
+        /// How long the call waited.
         after: Duration,
     },
-    /// The broker refused messages (`basic.nack`).
+    /// The broker nacked messages (`basic.nack`).
     Nacked {
-        /// The sequence numbers of the refused messages.
+        /// Sequence numbers of the nacked messages.
         sequence_numbers: Vec<u64>,
     },
-    /// The broker could not route the message, and gave it back.
+    /// The broker could not route a mandatory message, and returned it.
     Returned(ReturnedMessage),
     /// Messages failed, each with its own error.
     PublishesFailed {
-        /// In the order in which they were published.
+        /// The failed messages, in the order in which they were published.
         failed: Vec<FailedPublish>,
-        /// How many more there were before them, too many to be kept.
+        /// Number of earlier failures, too many to keep.
         forgotten: u64,
     },
-    /// The delivery was acknowledged or rejected before.
+    /// The delivery was already acknowledged or rejected.
     AlreadySettled {
-        /// Its delivery tag.
+        /// Delivery tag.
         delivery_tag: u64,
     },
-    /// Code of the program that runs on a thread of the connection has panicked, such as a
-    /// [`SaslMechanism`](crate::SaslMechanism), a filter of the [`RecoveryOptions`](crate::RecoveryOptions),
-    /// [`Metrics`](crate::Metrics) or the logger; or this crate has a fault. The connection has ended.
+    /// A thread of the connection panicked, and the connection is closed. The panic came from the
+    /// program's code on that thread, such as a [`SaslMechanism`](crate::SaslMechanism), a filter
+    /// of the [`RecoveryOptions`](crate::RecoveryOptions), [`Metrics`](crate::Metrics) or the
+    /// logger, or from a bug of this crate.
     Panicked {
         /// The thread: `IO thread` or `recovery thread`.
         thread: &'static str,
-        /// What the panic says.
+        /// The panic message.
         message: String,
     },
-    /// A message came with properties that cannot be read. Its body can.
+    /// A message has malformed properties. Its body can be read.
     MalformedProperties {
-        /// What is wrong with them.
+        /// What is malformed.
         text: String,
     },
-    /// The connection or a channel was lost before the broker had the acknowledgements of these messages, which
-    /// [`Workers`](crate::Workers) have handled. The broker will deliver the messages again.
+    /// Acknowledgements of messages that [`Workers`](crate::Workers) have handled were lost with
+    /// the connection or a channel. The broker redelivers these messages.
     AcksLost {
-        /// Messages whose acknowledgement was not sent.
+        /// Number of messages whose acknowledgement was not sent.
         not_sent: u64,
-        /// Messages, at most, whose acknowledgement was sent, but may not have reached the broker. It
-        /// delivers these again only if that is so.
+        /// Maximum number of messages whose acknowledgement was sent, but may not have reached the
+        /// broker. The broker redelivers those whose acknowledgement it did not get.
         unconfirmed: u64,
     },
-    /// The program's function for [`credentials`](crate::ConnectionOptions::credentials) has none.
+    /// The program's function for [`credentials`](crate::ConnectionOptions::credentials) failed.
     CredentialsUnavailable {
-        /// What the function says.
+        /// The error text of the function.
         text: String,
     },
-    /// A thread of [`Workers`](crate::Workers) has panicked outside of its handler: in the program's logger or
-    /// [`Metrics`](crate::Metrics), or because this crate has a fault.
+    /// A thread of [`Workers`](crate::Workers) panicked outside its handler: in the program's
+    /// logger or [`Metrics`](crate::Metrics), or because of a bug of this crate.
     WorkerPanicked {
-        /// What the panic says.
+        /// The panic message.
         message: String,
     },
-    /// The system does not start another thread.
+    /// The system cannot start another thread.
     ThreadNotStarted {
-        /// What the system says.
+        /// The system's error kind.
         kind: io::ErrorKind,
     },
 }
@@ -450,7 +462,7 @@ impl ErrorKind {
             }
             Self::MechanismNotOffered { mechanism, offered } => write!(
                 f,
-                "the server does not offer the login mechanism {mechanism}, but {offered}"
+                "the server does not offer the login mechanism {mechanism}; it offers {offered}"
             ),
             Self::LoginRefused {
                 user,
@@ -466,7 +478,9 @@ impl ErrorKind {
             Self::VhostRefused { vhost, reason } => {
                 write!(f, "virtual host {vhost:?} was refused: {reason}")?;
                 if vhost.is_empty() {
-                    f.write_str(" (a URI that ends in a slash names the virtual host of no name)")?;
+                    f.write_str(
+                        " (a URI that ends in a slash names the virtual host \"\"; omit the slash for \"/\")",
+                    )?;
                 }
                 Ok(())
             }
@@ -475,16 +489,16 @@ impl ErrorKind {
             Self::SocketClosed { kind } => write!(f, "the connection was lost: {kind}"),
             Self::HeartbeatMissed { interval } => write!(
                 f,
-                "the connection was lost: nothing was heard from the broker for two heartbeat intervals of {interval:?}"
+                "the connection was lost: no bytes from the broker for two heartbeat intervals of {interval:?}"
             ),
             Self::ProtocolViolation { code, text } => {
                 write!(
                     f,
-                    "the connection was closed because the peer broke the protocol: {code} - {text}"
+                    "the connection was closed because the peer violated the protocol: {code} - {text}"
                 )
             }
             Self::OutboxFull { after } => {
-                let text = "nothing was sent, since the broker does not read and the outbox is full";
+                let text = "nothing was sent: the outbox is full because the broker does not read";
                 write_given_up(f, text, *after)
             }
             Self::TimedOut { after } => write!(f, "timed out after {after:?}"),
@@ -497,12 +511,12 @@ impl ErrorKind {
             }
             Self::WindowFull { unconfirmed, after } => {
                 let text = format!(
-                    "nothing was sent, since the window is full: {unconfirmed} messages are unconfirmed"
+                    "nothing was sent: the window is full with {unconfirmed} unconfirmed messages"
                 );
                 write_given_up(f, &text, *after)
             }
             Self::Recovering { cause, after } => {
-                let text = format!("nothing was sent, since the connection is being recovered ({cause})");
+                let text = format!("nothing was sent: the connection is recovering ({cause})");
                 write_given_up(f, &text, *after)
             }
             Self::RecoveryGivenUp {
@@ -522,7 +536,7 @@ impl ErrorKind {
             }
             Self::Panicked { thread, message } => write!(
                 f,
-                "the connection has ended, since its {thread} panicked: {message}"
+                "the connection was closed because its {thread} panicked: {message}"
             ),
             Self::MalformedProperties { text } => {
                 write!(f, "the properties of the message are malformed: {text}")
@@ -530,7 +544,7 @@ impl ErrorKind {
             Self::Nacked { sequence_numbers } => {
                 write!(
                     f,
-                    "the broker refused {} messages (basic.nack)",
+                    "the broker nacked {} messages (basic.nack)",
                     sequence_numbers.len()
                 )
             }
@@ -545,7 +559,7 @@ impl ErrorKind {
                 let count = failed.len() as u64 + forgotten;
                 write!(f, "{count} messages failed")?;
                 match failed.first() {
-                    Some(first) => write!(f, ", the first of them: {}", first.error),
+                    Some(first) => write!(f, "; first error: {}", first.error),
                     None => Ok(()),
                 }
             }
@@ -556,7 +570,7 @@ impl ErrorKind {
             Self::CredentialsUnavailable { text } => {
                 write!(f, "no credentials to log in with: {text}")
             }
-            Self::WorkerPanicked { message } => write!(f, "the thread has panicked: {message}"),
+            Self::WorkerPanicked { message } => write!(f, "the worker thread panicked: {message}"),
             Self::ThreadNotStarted { kind } => write!(f, "cannot start a thread: {kind}"),
             Self::AlreadySettled { delivery_tag } => {
                 write!(
@@ -572,7 +586,7 @@ pub(crate) fn blocked(reason: &str) -> String {
     format!("the broker has blocked the connection ({reason})")
 }
 
-/// What hindered, and how long it was waited for, if at all.
+/// Writes why a call failed, and how long it waited, if it did.
 fn write_given_up(f: &mut dyn fmt::Write, hindrance: &str, after: Duration) -> fmt::Result {
     f.write_str(hindrance)?;
     match after {
@@ -590,7 +604,7 @@ fn write_recovery_given_up(
 ) -> fmt::Result {
     write!(
         f,
-        "{cause}; after {attempts} attempts and {after:.1?} it was given up: {last}"
+        "{cause}; recovery gave up after {attempts} attempts and {after:.1?}: {last}"
     )
 }
 
@@ -599,25 +613,25 @@ fn write_acks_lost(f: &mut dyn fmt::Write, not_sent: u64, unconfirmed: u64) -> f
     if not_sent > 0 {
         write!(
             f,
-            "; {not_sent} acknowledgements were not sent, and the broker will deliver these messages again"
+            "; {not_sent} acknowledgements were not sent: the broker will redeliver these messages"
         )?;
     }
     if unconfirmed > 0 {
         write!(
             f,
-            "; up to {unconfirmed} acknowledgements may not have reached the broker, which will then deliver these messages again"
+            "; up to {unconfirmed} acknowledgements may not have reached the broker, which then redelivers these messages"
         )?;
     }
     Ok(())
 }
 
-/// A place to connect to, and why that failed.
+/// An endpoint to which connecting failed, and why.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct FailedEndpoint {
     /// Host and port.
     pub endpoint: String,
-    /// What went wrong there.
+    /// Why it failed.
     pub error: Error,
 }
 
@@ -629,13 +643,13 @@ impl PartialEq for FailedEndpoint {
 
 impl Eq for FailedEndpoint {}
 
-/// A message of which the broker has not taken charge.
+/// A message that the broker did not confirm.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct FailedPublish {
-    /// Its number on its channel.
+    /// Sequence number on its channel.
     pub sequence_number: u64,
-    /// What became of it.
+    /// Why it failed.
     pub error: Error,
 }
 
@@ -651,18 +665,18 @@ impl Eq for FailedPublish {}
 struct Inner {
     doing: Option<String>,
     kind: ErrorKind,
-    /// What may explain it, and what to do.
+    /// A possible cause, and what to do.
     note: Option<String>,
-    /// Set where the kind alone does not say so: nothing of what was asked has left this program.
+    /// Nothing of the request has left this program. Set where the kind alone does not say so.
     unsent: bool,
     source: Option<Arc<dyn std::error::Error + Send + Sync>>,
 }
 
-/// Any failure of this crate: what was being done, what happened, who said so.
+/// Any failure of this crate: what was asked, what happened, and who said so.
 ///
-/// Small (one pointer) and cheap to clone, since one event, such as a lost connection, is told to everyone who
-/// waits. `Display` is one line, whatever a broker's text or a name contains: control characters are escaped. It never
-/// contains a password. [`source`](std::error::Error::source) does not repeat it.
+/// An error is one pointer and cheap to clone, since one event, such as a lost connection, fails
+/// many calls. `Display` writes one line, with control characters escaped, and never a password.
+/// [`source`](std::error::Error::source) does not repeat what `Display` says.
 ///
 /// ```no_run
 /// use leveret::{Connection, QueueDeclareOptions, ReplyCode};
@@ -698,7 +712,8 @@ impl Error {
         Self::new(ErrorKind::TlsFailed { text })
     }
 
-    /// The message was requeued when its connection was lost; nobody is told.
+    /// For a message of a lost connection: the broker has requeued it, so the acknowledgement is
+    /// dropped.
     pub(crate) fn stale(delivery_tag: u64) -> Self {
         Self::new(ErrorKind::AlreadySettled { delivery_tag })
     }
@@ -707,7 +722,8 @@ impl Error {
         Self::new(ErrorKind::TimedOut { after })
     }
 
-    /// Keeps an error that says more than this one's `Display`, which is shown before it where a chain of errors is printed.
+    /// Attaches a source that says more than this error's `Display`. A printed chain of errors shows
+    /// this error first, then the source.
     pub(crate) fn caused_by(
         mut self,
         source: impl std::error::Error + Send + Sync + 'static,
@@ -716,13 +732,13 @@ impl Error {
         self
     }
 
-    /// The same failure, told to one whose request was not sent.
+    /// The same failure, for a request that was not sent.
     pub(crate) fn unsent(mut self) -> Self {
         Arc::make_mut(&mut self.0).unsent = true;
         self
     }
 
-    /// The same failure, told to one who was doing this. What was done as a part of it is told behind it.
+    /// Prepends context; existing context follows after a colon.
     pub(crate) fn doing(mut self, doing: impl Into<String>) -> Self {
         let inner = Arc::make_mut(&mut self.0);
         let mut whole = doing.into();
@@ -734,19 +750,20 @@ impl Error {
         self
     }
 
-    /// Appends what may explain the failure. The first explanation counts.
+    /// Appends a possible cause or a remedy. The first note stays.
     pub(crate) fn noting(mut self, note: impl Into<String>) -> Self {
         let inner = Arc::make_mut(&mut self.0);
         inner.note.get_or_insert_with(|| note.into());
         self
     }
 
-    /// What kind of failure it is.
+    /// Returns the kind of failure.
     pub fn kind(&self) -> &ErrorKind {
         &self.0.kind
     }
 
-    /// The reply code, if the broker gave one (or was given one, after a protocol violation).
+    /// Returns the reply code that the broker sent, or that this crate sent after a protocol
+    /// violation.
     pub fn reply_code(&self) -> Option<ReplyCode> {
         match self.kind() {
             ErrorKind::ProtocolViolation { code, .. } => Some(*code),
@@ -756,8 +773,8 @@ impl Error {
         }
     }
 
-    /// Whether the broker says that there is no such thing. While a node starts or is away, RabbitMQ says 404 of its
-    /// queues, too.
+    /// Whether the broker says that the entity does not exist. RabbitMQ also says 404 for queues of
+    /// a node that starts or is away; such queues do exist.
     pub(crate) fn is_missing(&self) -> bool {
         const NOT_THERE_NOW: [&str; 3] = ["is down or inaccessible", "has crashed", "is stopped"];
         self.reply_code() == Some(ReplyCode::NOT_FOUND)
@@ -767,7 +784,7 @@ impl Error {
             })
     }
 
-    /// The words of the close, if a channel or a connection was closed in good order.
+    /// Returns the reason of the close, if a channel or a connection was closed with one.
     pub fn close_reason(&self) -> Option<&CloseReason> {
         match self.kind() {
             ErrorKind::ConnectionClosed(reason)
@@ -777,14 +794,14 @@ impl Error {
         }
     }
 
-    /// Who closed the channel or the connection, if one of them was closed in good order.
+    /// Returns which side closed the channel or the connection, if it was closed with a reason.
     pub fn closed_by(&self) -> Option<ClosedBy> {
         self.close_reason().map(|reason| reason.by)
     }
 
-    /// Whether the whole connection was lost, or has ended. If it comes back
-    /// ([`Connection::is_open`](crate::Connection::is_open) tells), it is worth another try; otherwise every further call fails
-    /// with this cause.
+    /// Whether the whole connection is lost or closed. If it recovers
+    /// ([`Connection::is_open`](crate::Connection::is_open)), a retry can succeed; otherwise every
+    /// further call fails with this cause.
     pub fn is_connection_end(&self) -> bool {
         matches!(
             self.kind(),
@@ -797,8 +814,9 @@ impl Error {
         )
     }
 
-    /// Whether the broker can have received what was asked of it, be it a message or a call. If not, it is safe to
-    /// ask again. Otherwise nobody can tell, and doing it again may do it twice.
+    /// Whether the broker may have received the request or message.
+    ///
+    /// If not, a retry is safe. If so, a retry may do the same thing twice.
     ///
     /// ```no_run
     /// use leveret::{Connection, ConnectionOptions};
@@ -829,7 +847,7 @@ impl Error {
         !never && !self.0.unsent
     }
 
-    /// The message that the broker gave back, if that is the failure.
+    /// Returns the message that the broker returned, if that is the failure.
     pub fn returned_message(&self) -> Option<&ReturnedMessage> {
         match self.kind() {
             ErrorKind::Returned(message) => Some(message),
@@ -837,7 +855,7 @@ impl Error {
         }
     }
 
-    /// Each of the messages that failed, if these are the failure.
+    /// Returns each failed message of [`ErrorKind::PublishesFailed`], otherwise nothing.
     pub fn failed_publishes(&self) -> &[FailedPublish] {
         match self.kind() {
             ErrorKind::PublishesFailed { failed, .. } => failed,
@@ -845,7 +863,7 @@ impl Error {
         }
     }
 
-    /// Whether a time limit was reached.
+    /// Whether the call reached its timeout.
     pub fn is_timeout(&self) -> bool {
         matches!(
             self.kind(),
@@ -871,7 +889,8 @@ impl Error {
             write!(f, "{doing}: ")?;
         }
         match (&self.0.kind, &self.0.source) {
-            // The whole error of the last attempt says more than its kind: what was done, and what may explain it.
+            // The last attempt's whole error says more than its kind: what was tried, and a
+            // possible cause.
             (
                 ErrorKind::RecoveryGivenUp {
                     cause,
@@ -890,7 +909,8 @@ impl Error {
     }
 }
 
-/// The same line as `Display`, since that is what a `main` that returns an error prints; `{:#?}` shows the parts.
+/// Writes the same line as `Display`, since a `main` that returns an error prints `Debug`. `{:#?}`
+/// shows the fields.
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if !f.alternate() {
@@ -914,7 +934,7 @@ impl fmt::Debug for Error {
 }
 
 impl std::error::Error for Error {
-    /// What `Display` does not say already, if there is more.
+    /// Returns the underlying error if it says more than `Display`.
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         if matches!(self.kind(), ErrorKind::RecoveryGivenUp { .. }) {
             return None;
@@ -932,7 +952,7 @@ mod tests {
 
     use super::*;
 
-    /// What a peer can say, and how it is shown.
+    /// Text from a peer, and how it is shown.
     const SAID: &str = "a\r\nWARN b\0\x1b[31m\u{85}\u{2028}c\u{202e}d\u{2066}é\\n";
     const SHOWN: &str = "a\\r\\nWARN b\\u{0}\\u{1b}[31m\\u{85}\\u{2028}c\\u{202e}d\\u{2066}é\\n";
 
@@ -1012,7 +1032,7 @@ mod tests {
         let error = given_up.caused_by(last);
         assert_eq!(
             error.to_string(),
-            "the connection was lost: unexpected end of file; after 3 attempts and 7.0s it was given up: \
+            "the connection was lost: unexpected end of file; recovery gave up after 3 attempts and 7.0s: \
              waiting for it: timed out after 2s; why"
         );
         assert!(error.source().is_none());

@@ -78,8 +78,8 @@ fn the_cause_names_who_ended_it() {
         program,
         program,
         "the connection was lost: unexpected end of file",
-        "the connection was lost: nothing was heard from the broker for two heartbeat intervals of 60s",
-        "the connection was closed because the peer broke the protocol: 501 FRAME_ERROR - unknown frame type 255",
+        "the connection was lost: no bytes from the broker for two heartbeat intervals of 60s",
+        "the connection was closed because the peer violated the protocol: 501 FRAME_ERROR - unknown frame type 255",
     ];
     for (ending, cause) in ENDINGS.into_iter().zip(causes) {
         let mut scenario = Scenario::opened();

@@ -145,7 +145,7 @@ fn the_error_for_a_mechanism_that_is_not_offered_lists_the_offered_ones() {
     let error = scenario.end();
     assert_eq!(
         error.to_string(),
-        "the server does not offer the login mechanism PLAIN, but EXTERNAL PLAINER"
+        "the server does not offer the login mechanism PLAIN; it offers EXTERNAL PLAINER"
     );
     assert_eq!(scenario.sent(), [""; 0]);
 }
