@@ -63,10 +63,10 @@ fn parse(uri: &str) -> Result<ConnectionOptions> {
         return Err(invalid("it must have no fragment (#)"));
     }
     // Checked first, since what is taken for a port or a virtual host below would then be a part of the password.
-    if let Some((_, behind)) = rest.split_once(['/', '?']) {
-        if behind.contains('@') {
+    if let Some((_, after)) = rest.split_once(['/', '?']) {
+        if after.contains('@') {
             return Err(invalid(
-                "there is a @ behind the first / or ?; in user name and password these must be written as %40, %2f \
+                "there is a @ after the first / or ?; in user name and password these must be written as %40, %2f \
                  and %3f",
             ));
         }
@@ -106,24 +106,24 @@ fn invalid(text: impl Into<String>) -> Error {
     Error::new(ErrorKind::InvalidUri(text.into()))
 }
 
-/// What stands before the separator, and what behind it, if there is one.
+/// What stands before the separator, and what after it, if there is one.
 fn split_before(text: &str, separator: char) -> (&str, Option<&str>) {
     match text.split_once(separator) {
-        Some((before, behind)) => (before, Some(behind)),
+        Some((before, after)) => (before, Some(after)),
         None => (text, None),
     }
 }
 
 fn decode(text: &str, what: &str) -> Result<String> {
     let mut rest = text;
-    while let Some((_, behind)) = rest.split_once('%') {
-        let hex = behind.as_bytes().get(..2).unwrap_or_default();
+    while let Some((_, after)) = rest.split_once('%') {
+        let hex = after.as_bytes().get(..2).unwrap_or_default();
         if hex.len() != 2 || !hex.iter().all(u8::is_ascii_hexdigit) {
             return Err(invalid(format!(
                 "{what} has a % that is not followed by two hexadecimal digits"
             )));
         }
-        rest = behind;
+        rest = after;
     }
     let decoded = percent_decode_str(text).decode_utf8();
     let decoded = decoded.map_err(|_| invalid(format!("{what} is not UTF-8")))?;
@@ -179,10 +179,10 @@ fn split_host(text: &str) -> Result<(&str, Option<&str>)> {
     let Some(rest) = text.strip_prefix('[') else {
         return Ok(split_before(text, ':'));
     };
-    let Some((address, behind)) = rest.split_once(']') else {
+    let Some((address, after)) = rest.split_once(']') else {
         return Err(invalid("the [ of the IPv6 address is not closed"));
     };
-    match (behind.is_empty(), behind.strip_prefix(':')) {
+    match (after.is_empty(), after.strip_prefix(':')) {
         (true, _) => Ok((address, None)),
         (false, Some(port)) => Ok((address, Some(port))),
         (false, None) => Err(invalid("only a port can follow an IPv6 address")),
@@ -409,9 +409,9 @@ mod tests {
             ("amqp://u:secret@h:70000", "the port is no number"),
             ("amqp://u:secret@h:1x", "the port is no number"),
             ("amqp://u:secret", "the port is no number"),
-            ("amqp://u:secret/x@h/v", "there is a @ behind"),
-            ("amqp://u:5672?heartbeat=secret@h", "there is a @ behind"),
-            ("amqp://u:5672/secret@h", "there is a @ behind"),
+            ("amqp://u:secret/x@h/v", "there is a @ after"),
+            ("amqp://u:5672?heartbeat=secret@h", "there is a @ after"),
+            ("amqp://u:5672/secret@h", "there is a @ after"),
             ("amqp://u:secret@h/a/b", "a slash inside the virtual host"),
             ("amqp://u:secret%zz@h", "the password has a %"),
             ("amqp://u:secret%ff@h", "the password is not UTF-8"),
