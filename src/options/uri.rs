@@ -47,7 +47,7 @@ impl fmt::Display for ConnectionOptions {
     }
 }
 
-/// Reads `amqp://user:password@host:port/vhost?query` over the defaults.
+/// Parses `amqp://user:password@host:port/vhost?query`. Missing parts keep their defaults.
 fn parse(uri: &str) -> Result<ConnectionOptions> {
     let mut options = ConnectionOptions::default();
     let rest = match uri.split_once("://") {
@@ -56,17 +56,18 @@ fn parse(uri: &str) -> Result<ConnectionOptions> {
             options.tls = Some(TlsOptions::default());
             rest
         }
-        // What is wrong here may be a password, so it is not repeated.
+        // The error does not repeat the text, which may be a password.
         _ => return Err(invalid("it must begin with amqp:// or amqps://")),
     };
     if rest.contains('#') {
         return Err(invalid("it must have no fragment (#)"));
     }
-    // Checked first, since what is taken for a port or a virtual host below would then be a part of the password.
+    // Checked first: otherwise a part of the password would be taken for the port or virtual host,
+    // and shown.
     if let Some((_, after)) = rest.split_once(['/', '?']) {
         if after.contains('@') {
             return Err(invalid(
-                "there is a @ after the first / or ?; in user name and password these must be written as %40, %2f \
+                "an @ follows the first / or ?; in user name and password, write @, / and ? as %40, %2f \
                  and %3f",
             ));
         }
@@ -86,7 +87,7 @@ fn parse(uri: &str) -> Result<ConnectionOptions> {
     Ok(options)
 }
 
-/// Writes the options as a URI that could be read again, but for the password.
+/// Writes the options as a URI that [`parse`] can read, without the password.
 fn write(options: &ConnectionOptions, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     let encode = |text| utf8_percent_encode(text, NON_ALPHANUMERIC);
     let scheme = if options.tls.is_some() {
@@ -106,7 +107,7 @@ fn invalid(text: impl Into<String>) -> Error {
     Error::new(ErrorKind::InvalidUri(text.into()))
 }
 
-/// What stands before the separator, and what after it, if there is one.
+/// Splits at the separator. `None`: the text has no separator.
 fn split_before(text: &str, separator: char) -> (&str, Option<&str>) {
     match text.split_once(separator) {
         Some((before, after)) => (before, Some(after)),
@@ -157,7 +158,7 @@ fn read_authority(authority: &str, options: &mut ConnectionOptions) -> Result<()
     Ok(())
 }
 
-/// Host and port, as far as they are there.
+/// The host and the port, if the text has them.
 fn read_endpoint(text: &str) -> Result<(Option<String>, Option<u16>)> {
     let (host, port) = split_host(text)?;
     let host = match host {
@@ -168,13 +169,13 @@ fn read_endpoint(text: &str) -> Result<(Option<String>, Option<u16>)> {
         None | Some("") => None,
         Some(port) => {
             let number = port.parse().ok().filter(|&number| number != 0);
-            Some(number.ok_or_else(|| invalid("the port is no number from 1 to 65535"))?)
+            Some(number.ok_or_else(|| invalid("the port must be a number from 1 to 65535"))?)
         }
     };
     Ok((host, port))
 }
 
-/// An IPv6 address stands in brackets, since it has colons of its own.
+/// An IPv6 address is in brackets, because it contains colons.
 fn split_host(text: &str) -> Result<(&str, Option<&str>)> {
     let Some(rest) = text.strip_prefix('[') else {
         return Ok(split_before(text, ':'));
@@ -189,7 +190,7 @@ fn split_host(text: &str) -> Result<(&str, Option<&str>)> {
     }
 }
 
-/// Where the client's certificate and its key are; one is useless without the other.
+/// Files of the client's certificate and its key. One needs the other.
 #[derive(Default)]
 struct IdentityFiles {
     certificates: Option<PathBuf>,
@@ -206,7 +207,7 @@ fn read_query(query: &str, options: &mut ConnectionOptions) -> Result<()> {
         (Some(certificates), Some(key)) => change_tls("certfile", options, |tls| {
             tls.identity_files(certificates, key)
         }),
-        _ => Err(invalid("certfile and keyfile need each other")),
+        _ => Err(invalid("certfile and keyfile must both be set")),
     }
 }
 
@@ -262,7 +263,7 @@ fn read_parameter(
             "verify_none" => change_tls(name, options, TlsOptions::danger_accept_invalid_certs)?,
             _ => return Err(invalid("verify must be verify_peer or verify_none")),
         },
-        // Settings of servers, which RabbitMQ's own clients take and ignore.
+        // RabbitMQ's own clients accept and ignore these settings of servers.
         "depth" | "fail_if_no_peer_cert" => {}
         unknown => return Err(invalid(format!("unknown query parameter {unknown:?}"))),
     }
@@ -271,7 +272,7 @@ fn read_parameter(
 
 fn number<N: std::str::FromStr>(name: &str, value: &str) -> Result<N> {
     let parsed = value.parse();
-    parsed.map_err(|_| invalid(format!("{name} is no number in the possible range")))
+    parsed.map_err(|_| invalid(format!("{name} must be a number in the valid range")))
 }
 
 #[cfg(test)]
@@ -280,8 +281,8 @@ mod tests {
     use super::LoginMethod;
     use std::time::Duration;
 
-    /// (URI, user, password, host, port, vhost): the appendix of RabbitMQ's URI specification, with our defaults
-    /// where a part is missing.
+    /// (URI, user, password, host, port, vhost): the appendix of RabbitMQ's URI specification, with
+    /// our defaults for missing parts.
     const EXAMPLES: [(&str, &str, &str, &str, u16, &str); 20] = [
         (
             "amqp://user:pass@host:10000/vhost",
@@ -405,13 +406,13 @@ mod tests {
             ("localhost", "it must begin with amqp:// or amqps://"),
             ("http://u:secret@h", "it must begin with amqp://"),
             ("amqp://u:secret@h,,i", "a host is missing"),
-            ("amqp://u:secret@h:0", "the port is no number"),
-            ("amqp://u:secret@h:70000", "the port is no number"),
-            ("amqp://u:secret@h:1x", "the port is no number"),
-            ("amqp://u:secret", "the port is no number"),
-            ("amqp://u:secret/x@h/v", "there is a @ after"),
-            ("amqp://u:5672?heartbeat=secret@h", "there is a @ after"),
-            ("amqp://u:5672/secret@h", "there is a @ after"),
+            ("amqp://u:secret@h:0", "the port must be a number"),
+            ("amqp://u:secret@h:70000", "the port must be a number"),
+            ("amqp://u:secret@h:1x", "the port must be a number"),
+            ("amqp://u:secret", "the port must be a number"),
+            ("amqp://u:secret/x@h/v", "an @ follows the first"),
+            ("amqp://u:5672?heartbeat=secret@h", "an @ follows the first"),
+            ("amqp://u:5672/secret@h", "an @ follows the first"),
             ("amqp://u:secret@h/a/b", "a slash inside the virtual host"),
             ("amqp://u:secret%zz@h", "the password has a %"),
             ("amqp://u:secret%ff@h", "the password is not UTF-8"),
@@ -419,7 +420,7 @@ mod tests {
             ("amqp://u:secret@[::1]x", "only a port can follow"),
             (
                 "amqp://u:secret@h?heartbeat=often",
-                "heartbeat is no number",
+                "heartbeat must be a number",
             ),
             (
                 "amqp://u:secret@h?heartbeet=1",
@@ -432,7 +433,7 @@ mod tests {
             ),
             (
                 "amqps://u:secret@h?certfile=x",
-                "certfile and keyfile need each other",
+                "certfile and keyfile must both be set",
             ),
             ("amqps://u:secret@h?verify=maybe", "verify must be"),
             (
