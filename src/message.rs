@@ -1,4 +1,4 @@
-//! Messages on their way to the broker.
+//! Messages to publish.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -7,10 +7,10 @@ use std::time::SystemTime;
 use crate::wire::properties::Properties;
 use crate::wire::value::{FieldTable, FieldValue};
 
-/// The header by which streams filter.
+/// Header that streams filter by.
 pub(crate) const STREAM_FILTER_VALUE: &str = "x-stream-filter-value";
 
-/// The setters of [`Properties`], for the message.
+/// The setters of [`Properties`], for a message.
 macro_rules! setters {
     ($($(#[$doc:meta])* $name:ident($($value:ident: $type:ty),*);)*) => {
         impl Message<'_> {
@@ -26,44 +26,48 @@ macro_rules! setters {
 }
 
 setters! {
-    /// Delivery mode 2: a durable queue writes the message to disk.
+    /// Sets delivery mode 2: a durable queue writes the message to disk.
     persistent();
-    /// One more header.
+    /// Adds a header.
     header(name: impl Into<String>, value: impl Into<FieldValue>);
-    /// All headers at once.
+    /// Sets all headers, and drops earlier ones.
     headers(headers: FieldTable);
-    /// The MIME type of the body.
+    /// Sets the MIME type of the body.
     content_type(value: impl Into<String>);
-    /// How the body is encoded on top of its type.
+    /// Sets the encoding of the body, such as `gzip`.
     content_encoding(value: impl Into<String>);
-    /// 1: kept in memory. 2: written to disk if the queue is durable.
+    /// Sets the delivery mode. 1: kept in memory. 2: written to disk if the queue is durable.
     delivery_mode(value: u8);
-    /// The priority in its queue; messages of a higher priority are delivered first.
+    /// Sets the message's priority in its queue. Messages of a higher priority are delivered first.
     ///
     /// | queue | priorities | without one |
     /// | --- | --- | --- |
-    /// | classic | 0 to its [`max_priority`](crate::QueueDeclareOptions::max_priority); none without that | 0 |
-    /// | quorum, since RabbitMQ 4.3 | 0 to 31, higher ones count as 31 | 4 |
-    /// | quorum, RabbitMQ 4.0 to 4.2 | two: 0 to 4, and from 5 on; two of the higher for one of the lower | the lower |
+    /// | classic with [`max_priority`] | 0 to `max_priority` | 0 |
+    /// | classic without [`max_priority`] | none | |
+    /// | quorum, since RabbitMQ 4.3 | 0 to 31; higher ones count as 31 | 4 |
+    /// | quorum, RabbitMQ 4.0 to 4.2 | high (from 5) and low (0 to 4), delivered 2 to 1 | low |
     /// | quorum before 4.0, streams | none | |
+    ///
+    /// [`max_priority`]: crate::QueueDeclareOptions::max_priority
     priority(value: u8);
-    /// Which request this message answers.
+    /// Names the request that this message replies to.
     correlation_id(value: impl Into<String>);
-    /// The queue that an answer shall go to.
+    /// Sets the queue for replies.
     reply_to(value: impl Into<String>);
-    /// After how many milliseconds in a queue the message expires, as a text of digits.
+    /// Sets how many milliseconds the message may stay in a queue before it expires, as decimal
+    /// digits.
     expiration(value: impl Into<String>);
-    /// A name for this message.
+    /// Sets an identifier of this message.
     message_id(value: impl Into<String>);
-    /// Seconds since 1970-01-01 00:00 UTC.
+    /// Sets the timestamp, in seconds since 1970-01-01 00:00 UTC.
     timestamp(value: u64);
-    /// The timestamp of that time, in whole seconds.
+    /// Sets the timestamp from a `SystemTime`, in whole seconds.
     sent_at(time: SystemTime);
-    /// What kind of message this is, to the programs at both ends.
+    /// Sets the application's type of message.
     message_type(value: impl Into<String>);
-    /// The user who publishes; RabbitMQ refuses any other name than the connection's user.
+    /// Sets the publishing user. RabbitMQ refuses any name but that of the connection's user.
     user_id(value: impl Into<String>);
-    /// The program that publishes.
+    /// Sets the publishing program.
     app_id(value: impl Into<String>);
 }
 
@@ -74,16 +78,19 @@ enum MessageProperties<'a> {
     Owned(Box<Properties>),
 }
 
-/// A message to publish: a body, and properties if there are any.
+/// A message to publish: a body and optional properties.
 ///
-/// Made of bytes or a text by itself, so that `channel.basic_publish("", "tasks", "text")` is possible. The body is
-/// borrowed if it can be; publishing copies it once, into the connection's outbox. A message that is published again
-/// and again can be given by reference.
+/// Bytes and strings convert to a message, so `channel.basic_publish("", "tasks", "text")` works.
+/// The message borrows the body if possible; publishing copies it once, into the connection's
+/// outbox. Publish a message several times by passing a reference.
 ///
 /// ```
 /// use leveret::Message;
 ///
-/// let message = Message::new(b"{}").persistent().content_type("application/json").header("attempt", 1);
+/// let message = Message::new(b"{}")
+///     .persistent()
+///     .content_type("application/json")
+///     .header("attempt", 1);
 /// assert_eq!(message.body(), b"{}");
 /// ```
 #[derive(Clone)]
@@ -95,7 +102,7 @@ pub struct Message<'a> {
 }
 
 impl<'a> Message<'a> {
-    /// A message of this body, without properties.
+    /// Creates a message with this body and no properties.
     pub fn new(body: impl Into<Body<'a>>) -> Self {
         Self {
             body: body.into().0,
@@ -105,12 +112,12 @@ impl<'a> Message<'a> {
         }
     }
 
-    /// The body's bytes.
+    /// Returns the body.
     pub fn body(&self) -> &[u8] {
         &self.body
     }
 
-    /// The properties, if any were set.
+    /// Returns the properties, if any are set.
     pub fn properties(&self) -> Option<&Properties> {
         match &self.properties {
             MessageProperties::None => None,
@@ -119,7 +126,7 @@ impl<'a> Message<'a> {
         }
     }
 
-    /// These properties instead of all that were set before.
+    /// Sets all properties, and drops earlier ones.
     #[must_use]
     pub fn with_properties(mut self, properties: Properties) -> Self {
         self.properties = MessageProperties::Owned(Box::new(properties));
@@ -138,12 +145,13 @@ impl<'a> Message<'a> {
         }
     }
 
-    /// The value by which consumers of a stream can filter (the header `x-stream-filter-value`). See
-    /// [`ConsumeOptions::stream_filter`](crate::ConsumeOptions::stream_filter). Other queues keep it
-    /// as a header.
+    /// Sets the value that consumers of a stream can filter by (the header
+    /// `x-stream-filter-value`). See
+    /// [`ConsumeOptions::stream_filter`](crate::ConsumeOptions::stream_filter). Other queues keep
+    /// it as a header.
     ///
-    /// Keep it below 4,096 bytes: RabbitMQ 4.0 and 4.3 take a message with one of 6,000 bytes for
-    /// broken and close the connection (541), or never confirm it.
+    /// Keep it below 4,096 bytes: with a value of 6,000 bytes, RabbitMQ 4.0 and 4.3 take the
+    /// message as malformed and close the connection (541), or never confirm it.
     ///
     /// See <https://www.rabbitmq.com/docs/stream-filtering>.
     #[must_use]
@@ -151,7 +159,7 @@ impl<'a> Message<'a> {
         self.header(STREAM_FILTER_VALUE, value.into())
     }
 
-    /// This message with a body and properties of its own, to be kept or sent to another thread.
+    /// Copies the body and properties, so that the message can be kept or sent to another thread.
     pub fn into_owned(self) -> Message<'static> {
         Message {
             properties: match self.properties() {
@@ -164,16 +172,17 @@ impl<'a> Message<'a> {
         }
     }
 
-    /// The broker returns the message if no queue is bound for it; see
-    /// [`Channel::returned_messages`](crate::Channel::returned_messages). Otherwise it drops it without a word.
+    /// Asks the broker to return the message if it reaches no queue; see
+    /// [`Channel::returned_messages`](crate::Channel::returned_messages). By default the broker
+    /// drops such a message silently.
     #[must_use]
     pub fn mandatory(mut self) -> Self {
         self.mandatory = true;
         self
     }
 
-    /// The broker returns the message if no consumer can take it at once. RabbitMQ has not implemented it since 3.0
-    /// and closes the connection (540).
+    /// Asks the broker to return the message if no consumer can take it at once. RabbitMQ has not
+    /// supported this since 3.0, and closes the connection (540).
     #[must_use]
     pub fn immediate(mut self) -> Self {
         self.immediate = true;
@@ -189,7 +198,7 @@ impl<'a> Message<'a> {
     }
 }
 
-/// The size of the body, not the body: messages carry what is none of a log's business.
+/// Shows the size of the body instead of the body, which does not belong in logs.
 impl fmt::Debug for Message<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Message")
@@ -199,7 +208,7 @@ impl fmt::Debug for Message<'_> {
     }
 }
 
-/// What can be a message's body.
+/// The body of a message: anything that converts to bytes.
 #[derive(Clone)]
 pub struct Body<'a>(Cow<'a, [u8]>);
 
