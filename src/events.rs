@@ -1,120 +1,122 @@
-//! What happens to a connection without anyone having asked.
+//! Events: what happens to a connection without a call of the program.
 
 use std::fmt;
 use std::time::Duration;
 
 use crate::error::Error;
 
-/// What [`Connection::events`](crate::Connection::events) tells.
+/// An event of a connection, received from [`Connection::events`](crate::Connection::events).
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum ConnectionEvent {
-    /// The broker takes no messages for now (`connection.blocked`): it lacks memory or disk. Publishing waits, all
-    /// else goes on.
+    /// The broker blocks the connection (`connection.blocked`) because it is low on memory or disk.
+    /// Publishing waits, everything else goes on.
     Blocked {
         /// The broker's reason.
         reason: String,
     },
-    /// The broker takes messages again.
+    /// The broker accepts messages again.
     Unblocked,
-    /// The connection was lost, and is being recovered.
+    /// The connection was lost, and recovery has begun.
     Lost {
-        /// Why.
+        /// Why it was lost.
         cause: Error,
     },
-    /// An attempt to recover the connection has failed; there will be another.
+    /// An attempt to recover the connection failed; another one follows.
     RecoveryFailed {
-        /// Which attempt, counted from 1.
+        /// Number of the attempt, counted from 1.
         attempt: u32,
-        /// Why.
+        /// Why it failed.
         error: Error,
-        /// When the next one is made: so long from now.
+        /// Delay until the next attempt.
         next: Duration,
     },
-    /// The broker has given a queue that it had named another name. Handles, bindings and consumers have it already.
+    /// The broker has given a new name to a queue that it names. Handles, bindings and consumers
+    /// already use the new name.
     QueueRenamed {
-        /// Its name on the connection that was lost.
+        /// The name on the lost connection.
         old: String,
-        /// Its name now.
+        /// The new name.
         new: String,
     },
-    /// Something could not be brought back. Everything else goes on, and this is tried again in the
-    /// background, unless it is a consumer that ends with this error.
+    /// Recovery could not bring something back. Everything else goes on. Recovery retries this
+    /// entity in the background, unless it is a consumer that ends with this error.
     NotRecovered {
-        /// What.
+        /// The entity that is missing.
         entity: Entity,
-        /// What the broker says.
+        /// Why it could not be recovered.
         error: Error,
     },
-    /// What could not be declared before is there again.
+    /// An entity that was `NotRecovered` is back.
     RecoveredLater {
-        /// What.
+        /// The recovered entity.
         entity: Entity,
     },
-    /// The connection is back, with all that could be recovered.
+    /// The connection is back, with everything that could be recovered.
     Recovered {
-        /// How many attempts were made.
+        /// Number of attempts.
         attempts: u32,
-        /// How long it was away.
+        /// How long the connection was lost.
         after: Duration,
     },
-    /// A thread of [`Workers`](crate::Workers) has lost its consumer, or could not begin another one. It tries again.
+    /// A thread of [`Workers`](crate::Workers) lost its consumer, or could not begin a new one. It
+    /// tries again.
     WorkerInterrupted {
         /// The thread's queue.
         queue: String,
         /// Why.
         error: Error,
-        /// How long until the thread tries to consume again.
+        /// Delay until the thread tries to consume again.
         next: Duration,
     },
-    /// A thread of [`Workers`](crate::Workers) that was interrupted consumes again.
+    /// An interrupted thread of [`Workers`](crate::Workers) consumes again.
     WorkerResumed {
         /// The thread's queue.
         queue: String,
         /// How long the thread had no consumer.
         after: Duration,
     },
-    /// The connection has ended for good; the last event.
+    /// The connection is closed for good. This is the last event.
     Closed {
-        /// By whom and why: what everyone who waits is told.
+        /// Why, and by which side. Every waiting call gets this error.
         cause: Error,
     },
 }
 
-/// What is declared again when a connection is recovered.
+/// Something that recovery declares again.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Entity {
     /// An exchange.
     Exchange {
-        /// Its name.
+        /// Name of the exchange.
         name: String,
     },
     /// A queue.
     Queue {
-        /// Its name; for one that the broker names, the old one.
+        /// Name of the queue. For a queue that the broker names: the old name.
         name: String,
     },
     /// A binding of a queue, or of an exchange.
     Binding {
-        /// The exchange that the messages come from.
+        /// The exchange that messages come from.
         source: String,
-        /// The queue or exchange that they go to.
+        /// The queue or exchange that messages go to.
         destination: String,
-        /// The routing key.
+        /// Routing key.
         routing_key: String,
     },
     /// A consumer.
     Consumer {
-        /// The queue it consumes from.
+        /// The queue that it consumes from.
         queue: String,
-        /// Its tag.
+        /// Consumer tag.
         consumer_tag: String,
     },
 }
 
 impl Entity {
-    /// What it is when this queue has another name.
+    /// The same entity after this queue was renamed.
     pub(crate) fn queue_renamed(mut self, old: &str, new: &str) -> Self {
         let queue = match &mut self {
             Self::Queue { name } => name,
