@@ -1,79 +1,87 @@
-//! What a connection has done so far, in numbers.
+//! Statistics and metrics of a connection.
 
 use std::fmt;
 use std::time::Duration;
 
-/// What a connection has done so far, and its state: [`Connection::stats`](crate::Connection::stats).
+/// Statistics of a connection: [`Connection::stats`](crate::Connection::stats).
 ///
-/// The numbers are taken one after the other, while the connection goes on. Counts only grow, also over
-/// several connections that follow one another.
+/// The values are read one after the other while the connection runs, so they may not match
+/// exactly. Counts only grow, and continue across recoveries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct ConnectionStats {
-    /// Bytes that were read from the stream, since the connection is open.
+    /// Bytes read from the stream since the connection opened.
     pub bytes_received: u64,
-    /// Bytes that were written to the stream.
+    /// Bytes written to the stream.
     pub bytes_sent: u64,
-    /// Messages that came for consumers, or were fetched.
+    /// Messages delivered to consumers or fetched with `basic.get`.
     pub messages_delivered: u64,
-    /// Messages that were handed over to be published.
+    /// Messages handed over for publishing.
     pub messages_published: u64,
-    /// Messages that came back as unroutable.
+    /// Messages that the broker returned as unroutable.
     pub messages_returned: u64,
-    /// Messages that the broker has confirmed.
+    /// Messages that the broker confirmed.
     pub messages_confirmed: u64,
-    /// Messages that the broker has refused (`basic.nack`).
+    /// Messages that the broker nacked (`basic.nack`).
     pub messages_nacked: u64,
-    /// Messages among [`messages_delivered`](Self::messages_delivered) that the broker had delivered
-    /// before (`redelivered`).
+    /// Messages among [`messages_delivered`](Self::messages_delivered) that the broker had
+    /// delivered before (`redelivered`).
     pub redeliveries: u64,
-    /// Messages of [`Publisher`](crate::Publisher)s that the broker has not answered for: those that are just being
-    /// handed over, wait to be sent, or are published again after a loss. Messages that
-    /// [`Channel::basic_publish`](crate::Channel::basic_publish) publishes in confirm mode are not among them.
+    /// Messages of [`Publisher`](crate::Publisher)s that the broker has not confirmed. They include
+    /// messages that are being handed over, wait to be sent, or are published again after a loss.
+    /// They exclude messages that [`Channel::basic_publish`](crate::Channel::basic_publish)
+    /// publishes in confirm mode.
     pub unconfirmed_messages: u64,
-    /// The sum of the bodies of the [`unconfirmed_messages`](Self::unconfirmed_messages).
+    /// Total size of the bodies of the [`unconfirmed_messages`](Self::unconfirmed_messages), in
+    /// bytes.
     pub unconfirmed_bytes: u64,
-    /// Bytes of frames that wait in this program to be written to the socket.
+    /// Bytes of frames in this program that wait to be written to the socket.
     pub outbox_bytes: u64,
-    /// Bytes of messages that have come and that no consumer of the program has taken, counted as
-    /// [`max_unread_bytes`](crate::ConnectionOptions::max_unread_bytes) counts them: with what they take in memory beside their bodies.
+    /// Bytes of received messages that no consumer of the program has taken. Counted as
+    /// [`max_unread_bytes`](crate::ConnectionOptions::max_unread_bytes) does: each message with its
+    /// overhead in memory.
     pub unread_bytes: u64,
-    /// Acks (`basic.ack`) that were handed over to be sent. One for several messages counts once.
+    /// Acks (`basic.ack`) handed over for sending. An ack for several messages counts once.
     pub acks: u64,
-    /// Nacks (`basic.nack`) that were handed over to be sent, also those with which this crate gives unread messages back to
-    /// their queue. One for several messages counts once.
+    /// Nacks (`basic.nack`) handed over for sending, including those with which this crate requeues
+    /// unread messages. A nack for several messages counts once.
     pub nacks: u64,
-    /// Rejects (`basic.reject`) that were handed over to be sent.
+    /// Rejects (`basic.reject`) handed over for sending.
     pub rejects: u64,
-    /// Acks, nacks and rejects that were not sent, because the connection on which their message came
-    /// was lost, or the broker has cancelled the consumer. The broker delivers these messages again.
+    /// Acks, nacks and rejects that were not sent, because their message came on a connection that
+    /// was lost, or the broker has cancelled the consumer. The broker redelivers these messages.
     pub acks_not_sent: u64,
-    /// Calls that the broker has answered.
+    /// Calls that the broker answered.
     pub calls: u64,
-    /// How long these calls have taken together, from the call to its return.
+    /// Total duration of these calls, from the call to its return.
     pub call_time: Duration,
-    /// How many channels are open.
+    /// Number of open channels.
     pub channels: u16,
-    /// Channels that the broker has closed because of an error. A channel of
-    /// [`queue_exists`](crate::Connection::queue_exists) or [`exchange_exists`](crate::Connection::exchange_exists) that is closed to say "no" is not counted.
+    /// Channels that the broker closed because of an error. Excludes the channels with which
+    /// [`queue_exists`](crate::Connection::queue_exists) and
+    /// [`exchange_exists`](crate::Connection::exchange_exists) find out that something does not
+    /// exist.
     pub channels_closed_by_broker: u64,
-    /// How long the broker has blocked the connection (`connection.blocked`). `None`: it is not blocked.
+    /// How long the broker has blocked the connection (`connection.blocked`). `None`: not blocked.
     pub blocked_for: Option<Duration>,
-    /// How long the connection has been lost: since the loss, until all that was lost with it is there again.
-    /// `None`: it is open, or closed for good.
+    /// How long the connection has been lost, from the loss until recovery is complete. `None`:
+    /// open, or closed for good.
     pub lost_for: Option<Duration>,
-    /// Attempts to recover the connection, of all losses together, failed or not.
+    /// Attempts to recover the connection, over all losses, failed or not.
     pub recovery_attempts: u64,
-    /// How often the connection was lost and came back.
+    /// Number of times the connection was lost and recovered.
     pub recoveries: u64,
 }
 
-/// Told what a connection does while it does it, for a program's own metrics. Whatever is not implemented does nothing.
-/// [`Connection::stats`](crate::Connection::stats) needs none of this.
+/// Receives a connection's metrics as they happen, for the program's own metrics system.
 ///
-/// What comes in is told on the connection's IO thread, and what goes out partly on the thread that publishes or calls. So a
-/// method must be quick: count, and return. One that blocks stops the connection, its heartbeats too; one that panics on
-/// the IO thread ends it.
+/// All methods do nothing by default. [`Connection::stats`](crate::Connection::stats) works without
+/// an implementation.
+///
+/// The methods for incoming data run on the connection's IO thread, and some of those for outgoing
+/// data on the thread that publishes or calls. So a method must be quick: count, and return. A
+/// method that blocks stops the connection, including its heartbeats. A method that panics on the
+/// IO thread closes the connection.
 ///
 /// ```no_run
 /// use leveret::{Connection, ConnectionOptions, Metrics};
@@ -95,24 +103,24 @@ pub struct ConnectionStats {
 /// # Ok::<(), leveret::Error>(())
 /// ```
 pub trait Metrics: Send + Sync {
-    /// So many bytes were read.
+    /// This many bytes were read.
     fn bytes_received(&self, _count: usize) {}
-    /// So many bytes were written.
+    /// This many bytes were written.
     fn bytes_sent(&self, _count: usize) {}
-    /// A message came for a consumer, or was fetched.
+    /// A message was delivered to a consumer, or fetched.
     fn message_delivered(&self) {}
-    /// A message was handed over to be published.
+    /// A message was handed over for publishing.
     fn message_published(&self) {}
-    /// A message came back as unroutable.
+    /// The broker returned a message as unroutable.
     fn message_returned(&self) {}
-    /// The broker has answered for so many messages.
+    /// The broker confirmed or nacked this many messages.
     fn messages_confirmed(&self, _count: u64, _nacked: bool) {}
-    /// An ack, nack or reject was not sent, because the connection on which its message came was lost,
-    /// or the broker has cancelled the consumer. The broker delivers the message again.
+    /// An ack, nack or reject was not sent, because its message came on a connection that was lost,
+    /// or the broker has cancelled the consumer. The broker redelivers the message.
     fn ack_not_sent(&self) {}
-    /// The broker has answered a call, after so long.
+    /// The broker answered a call after this time.
     fn call_answered(&self, _time: Duration) {}
-    /// The connection is back, so long after it was lost.
+    /// The connection recovered, this time after it was lost.
     fn recovered(&self, _after: Duration) {}
 }
 
