@@ -1,8 +1,9 @@
-//! How to prove who one is.
+//! SASL mechanisms that the program implements.
 
 use std::fmt;
 
-/// A SASL mechanism of one's own, for [`LoginMethod::Sasl`](crate::LoginMethod::Sasl). Those that every RabbitMQ has are built in.
+/// A SASL mechanism that the program implements, for
+/// [`LoginMethod::Sasl`](crate::LoginMethod::Sasl). The mechanisms of every RabbitMQ are built in.
 ///
 /// ```
 /// use leveret::{SaslConversation, SaslMechanism};
@@ -17,7 +18,7 @@ use std::fmt;
 ///
 ///     fn begin(&self) -> SaslConversation {
 ///         let mut answers = [b"guest".to_vec(), b"My password is guest".to_vec()].into_iter();
-///         Box::new(move |_challenge| answers.next().ok_or("there is nothing more to say".to_owned()))
+///         Box::new(move |_challenge| answers.next().ok_or("no more answers".to_owned()))
 ///     }
 /// }
 ///
@@ -28,10 +29,10 @@ use std::fmt;
 ///
 /// See <https://www.rabbitmq.com/docs/access-control#mechanisms>.
 pub trait SaslMechanism: Send + Sync {
-    /// As the server offers it.
+    /// Returns the mechanism's name, as the server offers it.
     fn name(&self) -> &str;
 
-    /// Begins to log in; each connect begins anew.
+    /// Begins a login. Called once for each connect.
     fn begin(&self) -> SaslConversation;
 }
 
@@ -41,7 +42,10 @@ impl fmt::Debug for dyn SaslMechanism {
     }
 }
 
-/// The client's side of one login. It is called first with an empty challenge, for the initial response, then with each
-/// challenge of the server (`connection.secure`). What it fails with is shown in the error of the login; it must not be a
-/// secret. It runs on the thread that connects, within `connect_timeout`.
+/// The client's side of one login.
+///
+/// The first call has an empty challenge and returns the initial response. Each later call gets a
+/// challenge of the server (`connection.secure`). The error of the login shows the text of an
+/// `Err`, which must not contain a secret. The conversation runs on the thread that connects,
+/// within `connect_timeout`.
 pub type SaslConversation = Box<dyn FnMut(&[u8]) -> Result<Vec<u8>, String> + Send>;

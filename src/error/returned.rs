@@ -1,4 +1,4 @@
-//! Messages that came back.
+//! Returned messages.
 
 use std::fmt;
 
@@ -6,7 +6,7 @@ use super::{Error, ErrorKind, ReplyCode, Result};
 use crate::wire::content::Content;
 use crate::wire::properties::Properties;
 
-/// A message that the broker could not route and gave back.
+/// A message that the broker could not route and returned.
 #[derive(Clone, PartialEq, Eq)]
 pub struct ReturnedMessage {
     code: ReplyCode,
@@ -30,54 +30,53 @@ impl ReturnedMessage {
         }
     }
 
-    /// In bytes.
     pub(crate) fn size(&self) -> usize {
         self.content.capacity()
     }
 
-    /// The number under which it was published, if its channel is in confirm mode.
+    /// Returns the sequence number of the message, if its channel is in confirm mode.
     ///
-    /// Messages that are equal in every byte, to the same exchange with the same routing key, can be taken for one
-    /// another if the broker routes one of them and not the other, and answers for both at once; a
+    /// Two messages with the same bytes, exchange and routing key can be mistaken for each other if
+    /// the broker routes only one of them and confirms both at once. A
     /// [`message_id`](crate::Message::message_id) tells them apart.
     pub fn sequence_number(&self) -> Option<u64> {
         self.sequence_number
     }
 
-    /// Why: [`ReplyCode::NO_ROUTE`] for a mandatory message.
+    /// Returns the reply code: [`ReplyCode::NO_ROUTE`] for a mandatory message.
     pub fn reply_code(&self) -> ReplyCode {
         self.code
     }
 
-    /// Why, in the broker's words.
+    /// Returns the broker's reply text.
     pub fn reply_text(&self) -> &str {
         &self.text
     }
 
-    /// The exchange that it was published to.
+    /// Returns the exchange that the message was published to.
     pub fn exchange(&self) -> &str {
         self.content.exchange()
     }
 
-    /// The routing key that it was published with.
+    /// Returns the routing key of the message.
     pub fn routing_key(&self) -> &str {
         self.content.routing_key()
     }
 
-    /// The properties, as they were published.
+    /// Returns the properties of the message, as they were published.
     ///
     /// # Errors
-    /// If the bytes of the properties make no sense.
+    /// If the properties are malformed.
     pub fn properties(&self) -> Result<Properties> {
         read_properties(&self.content)
     }
 
-    /// The body, as it was published.
+    /// Returns the body, as it was published.
     pub fn body(&self) -> &[u8] {
         self.content.body()
     }
 
-    /// The body as a vector, without a new allocation.
+    /// Converts the message into its body, without a new allocation.
     pub fn into_body(self) -> Vec<u8> {
         self.content.into_body()
     }
