@@ -722,8 +722,8 @@ impl Error {
         Self::new(ErrorKind::TimedOut { after })
     }
 
-    /// Attaches a source that says more than this error's `Display`. A printed chain of errors shows
-    /// this error first, then the source.
+    /// Attaches a source that says more than this error's `Display`. A printed chain of errors
+    /// shows this error first, then the source.
     pub(crate) fn caused_by(
         mut self,
         source: impl std::error::Error + Send + Sync + 'static,
