@@ -1,4 +1,4 @@
-//! Exchanges: where messages are published.
+//! Exchanges: names and kinds, and a handle for one exchange.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -11,72 +11,74 @@ use crate::message::Message;
 use crate::options::{BindOptions, ExchangeDeclareOptions, ExchangeDeleteOptions};
 use crate::wire::method::{ExchangeBind, ExchangeDeclare, ExchangeDelete, ExchangeUnbind};
 
-/// How an exchange routes.
+/// How an exchange routes messages.
 ///
 /// See <https://www.rabbitmq.com/docs/exchanges#types>.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ExchangeKind {
-    /// To queues that are bound with just this routing key.
+    /// Routes to queues bound with exactly the message's routing key.
     Direct,
-    /// To all bound queues.
+    /// Routes to all bound queues.
     Fanout,
-    /// To queues that are bound with a matching pattern: words between dots, `*` for one word, `#` for any number.
+    /// Routes to queues bound with a matching pattern: words between dots, `*` for one word, `#`
+    /// for any number.
     Topic,
-    /// By the message's headers instead of its routing key.
+    /// Routes by the message's headers instead of its routing key.
     Headers,
-    /// To one of the bound queues, chosen by a hash of the routing key (`x-consistent-hash`). If
-    /// queues are bound or unbound, few routing keys change their queue.
+    /// Routes to one of the bound queues, chosen by a hash of the routing key
+    /// (`x-consistent-hash`). Binding or unbinding a queue moves few routing keys to another queue.
     ///
-    /// Needs the plugin `rabbitmq_consistent_hash_exchange`, which comes with RabbitMQ. Each binding
-    /// key is the queue's weight, a number from 1 on: `queue.bind(&exchange, "1")`. Other binding
-    /// keys are refused (406). [`hash_header`] or [`hash_property`] hash something else than the
-    /// routing key. A routing key can get another queue when a node restarts.
+    /// Needs the plugin `rabbitmq_consistent_hash_exchange`, which comes with RabbitMQ. Each
+    /// binding key is the queue's weight, a number from 1 on: `queue.bind(&exchange, "1")`.
+    /// RabbitMQ refuses other binding keys (406). [`hash_header`] and [`hash_property`] hash
+    /// something other than the routing key. A routing key can move to another queue when a node
+    /// restarts.
     ///
     /// [`hash_header`]: crate::ExchangeDeclareOptions::hash_header
     /// [`hash_property`]: crate::ExchangeDeclareOptions::hash_property
     ///
     /// See <https://www.rabbitmq.com/docs/plugins>.
     ConsistentHash,
-    /// To one of the bound queues: the hash of the routing key modulo the number of queues
-    /// (`x-modulus-hash`). If queues are bound or unbound, most routing keys change their queue.
-    /// Binding keys do not matter.
+    /// Routes to one of the bound queues: the hash of the routing key modulo the number of queues
+    /// (`x-modulus-hash`). Binding or unbinding a queue moves most routing keys to another queue.
+    /// Binding keys have no effect.
     ///
-    /// Part of RabbitMQ since 4.3; earlier versions need the plugin `rabbitmq_sharding`, which comes
-    /// with them.
+    /// Part of RabbitMQ since 4.3. Earlier versions need the plugin `rabbitmq_sharding`, which
+    /// comes with them.
     ///
     /// See <https://www.rabbitmq.com/docs/modulus-hash-exchange>.
     ModulusHash,
-    /// To one of the bound queues, at random (`x-random`). Routing and binding keys do not matter.
+    /// Routes to a random bound queue (`x-random`). Routing and binding keys have no effect.
     ///
     /// Needs the plugin `rabbitmq_random_exchange`, which comes with RabbitMQ.
     ///
     /// See <https://www.rabbitmq.com/docs/plugins>.
     Random,
-    /// To one of the bound queues on the node to which the publisher's connection goes, at random
-    /// (`x-local-random`). A message without such a queue cannot be routed.
+    /// Routes to a random bound queue on the node that the publisher's connection is open to
+    /// (`x-local-random`). Without such a queue, the message is unroutable.
     ///
     /// Part of RabbitMQ since 4.0. Binds only classic queues, and only with an empty binding key;
-    /// other bindings are refused (406). Messages are routed whatever their routing key is. Meant for
-    /// requests: each server consumes from an exclusive queue of its own.
+    /// RabbitMQ refuses other bindings (406). The routing key has no effect. Meant for RPC: each
+    /// server consumes from its own exclusive queue.
     ///
     /// See <https://www.rabbitmq.com/docs/local-random-exchange>.
     LocalRandom,
-    /// To all bound queues, as [`Fanout`](Self::Fanout). A queue that is bound later gets the last 20
-    /// messages first (`x-recent-history`).
+    /// Routes to all bound queues, as [`Fanout`](Self::Fanout) does, and sends the last 20 messages
+    /// to each newly bound queue (`x-recent-history`).
     ///
     /// Needs the plugin `rabbitmq_recent_history_exchange`, which comes with RabbitMQ.
     /// [`recent_history_length`](crate::ExchangeDeclareOptions::recent_history_length) sets another
-    /// number. A message with the header `x-recent-history-no-store` of `true` is not kept.
+    /// number. Messages with the header `x-recent-history-no-store` set to `true` are not kept.
     ///
     /// See <https://www.rabbitmq.com/docs/plugins>.
     RecentHistory,
-    /// A kind that a plugin brings, such as `x-jms-topic`.
+    /// Another type, provided by a plugin, such as `x-jms-topic`.
     Other(Cow<'static, str>),
 }
 
 impl ExchangeKind {
-    /// The kind's name in AMQP.
+    /// Returns the AMQP name of the type.
     pub fn as_str(&self) -> &str {
         match self {
             Self::Direct => "direct",
@@ -93,7 +95,7 @@ impl ExchangeKind {
     }
 }
 
-/// By its name in AMQP, as it may stand in a configuration.
+/// Converts an AMQP name, for example from a configuration file.
 impl From<&str> for ExchangeKind {
     fn from(name: &str) -> Self {
         match name {
@@ -117,13 +119,14 @@ impl fmt::Display for ExchangeKind {
     }
 }
 
-/// An exchange by its name, and the channel it is used through.
+/// A handle for one exchange: a name and a channel.
 ///
 /// ```no_run
 /// use leveret::{Connection, ExchangeDeclareOptions, ExchangeKind, Message, QueueDeclareOptions};
 ///
 /// let channel = Connection::open_default()?.open_channel()?;
-/// let events = channel.exchange_declare("events", ExchangeKind::Topic, ExchangeDeclareOptions::durable())?;
+/// let durable = ExchangeDeclareOptions::durable();
+/// let events = channel.exchange_declare("events", ExchangeKind::Topic, durable)?;
 /// let queue = channel.queue_declare("", QueueDeclareOptions::exclusive())?;
 /// queue.bind(&events, "order.*")?;
 /// events.publish("order.paid", Message::new("{}").content_type("application/json"))?;
@@ -141,17 +144,17 @@ impl Exchange {
         Self { channel, name }
     }
 
-    /// The exchange's name; empty for the default exchange.
+    /// Returns the exchange's name; empty for the default exchange.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The channel it is used through.
+    /// Returns the channel of this handle.
     pub fn channel(&self) -> &Channel {
         &self.channel
     }
 
-    /// Publishes a message here: see [`Channel::basic_publish`].
+    /// Publishes a message to this exchange: see [`Channel::basic_publish`].
     ///
     /// # Errors
     /// As [`Channel::basic_publish`].
@@ -163,8 +166,8 @@ impl Exchange {
         self.channel.basic_publish(&self.name, routing_key, message)
     }
 
-    /// Lets this exchange have what is published to `source` with that routing key: see
-    /// [`Channel::exchange_bind`].
+    /// Binds this exchange to `source`: it gets the messages that `source` routes with this routing
+    /// key. See [`Channel::exchange_bind`].
     ///
     /// # Errors
     /// As [`Channel::exchange_bind`].
@@ -172,7 +175,7 @@ impl Exchange {
         self.bind_with(source, routing_key, BindOptions::default())
     }
 
-    /// [`bind`](Self::bind) with arguments, as headers exchanges need them.
+    /// Binds this exchange to `source` with arguments, for example for a headers exchange.
     ///
     /// # Errors
     /// As [`Channel::exchange_bind`].
@@ -181,7 +184,7 @@ impl Exchange {
             .exchange_bind(&self.name, &source.name, routing_key, options)
     }
 
-    /// Undoes [`bind`](Self::bind).
+    /// Removes a binding made by [`bind`](Self::bind).
     ///
     /// # Errors
     /// As [`Channel::exchange_unbind`].
@@ -189,7 +192,7 @@ impl Exchange {
         self.unbind_with(source, routing_key, BindOptions::default())
     }
 
-    /// Undoes [`bind_with`](Self::bind_with) of the same arguments.
+    /// Removes a binding made by [`bind_with`](Self::bind_with) with the same arguments.
     ///
     /// # Errors
     /// As [`Channel::exchange_unbind`].
