@@ -1,4 +1,4 @@
-//! Queues: where messages wait.
+//! Queues: a handle for one queue, and the methods of a channel that declare and bind queues.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use crate::session::call::Operation;
 use crate::session::queue_names::{Name, QueueName};
 use crate::wire::method::{Encode, QueueBind, QueueDeclare, QueueDelete, QueuePurge, QueueUnbind};
 
-/// A queue by its name, and the channel it is used through.
+/// A handle for one queue: a name and a channel.
 ///
 /// ```no_run
 /// use leveret::{Connection, ConsumeOptions, QueueDeclareOptions};
@@ -38,7 +38,7 @@ pub struct Queue {
 }
 
 impl Queue {
-    /// `counts`: messages and consumers, if the broker has told them.
+    /// `counts`: messages and consumers, if the broker's reply has them.
     pub(crate) fn new(channel: Channel, name: &str, counts: Option<(u32, u32)>) -> Self {
         let names = &channel.connection().recovery().queue_names;
         Self {
@@ -48,9 +48,13 @@ impl Queue {
         }
     }
 
-    /// The queue's name, also if the broker made it up. Then the broker makes up another when the connection is recovered
-    /// and the queue is gone: ask again instead of keeping it. (Everything that was declared with the old name gets the new
-    /// one by itself, and [`ConnectionEvent::QueueRenamed`](crate::ConnectionEvent::QueueRenamed) tells of it.)
+    /// Returns the queue's name, including a name that the broker chose.
+    ///
+    /// A queue that the broker named gets a new name if it is gone when the connection recovers. So
+    /// call this method again instead of keeping the name. Everything that was declared with the
+    /// old name follows automatically, and
+    /// [`ConnectionEvent::QueueRenamed`](crate::ConnectionEvent::QueueRenamed) reports the new
+    /// name.
     pub fn name(&self) -> &str {
         self.name.current()
     }
@@ -59,18 +63,18 @@ impl Queue {
         Arc::clone(&self.name)
     }
 
-    /// The channel it is used through.
+    /// Returns the channel of this handle.
     pub fn channel(&self) -> &Channel {
         &self.channel
     }
 
-    /// How many messages were ready when the queue was declared. `None` if the broker was not asked: the handle was
-    /// made by [`Channel::queue`], or the queue was declared without waiting.
+    /// Returns the number of ready messages at the time of the declaration. `None` if the broker
+    /// was not asked: [`Channel::queue`] made the handle, or the declaration did not wait.
     pub fn message_count(&self) -> Option<u32> {
         self.counts.map(|(messages, _)| messages)
     }
 
-    /// How many consumers there were when the queue was declared; `None` as for
+    /// Returns the number of consumers at the time of the declaration. `None` as for
     /// [`message_count`](Self::message_count).
     pub fn consumer_count(&self) -> Option<u32> {
         self.counts.map(|(_, consumers)| consumers)
@@ -84,7 +88,7 @@ impl Queue {
         self.bind_with(exchange, routing_key, BindOptions::default())
     }
 
-    /// [`bind`](Self::bind) with arguments, as headers exchanges need them.
+    /// Binds the queue with arguments, for example to a headers exchange.
     ///
     /// # Errors
     /// As [`Channel::queue_bind`].
@@ -99,7 +103,7 @@ impl Queue {
             .bind_queue(name, exchange.name(), routing_key, &options)
     }
 
-    /// Undoes [`bind`](Self::bind).
+    /// Removes a binding made by [`bind`](Self::bind).
     ///
     /// # Errors
     /// As [`Channel::queue_unbind`].
@@ -107,7 +111,7 @@ impl Queue {
         self.unbind_with(exchange, routing_key, BindOptions::default())
     }
 
-    /// Undoes [`bind_with`](Self::bind_with) of the same arguments.
+    /// Removes a binding made by [`bind_with`](Self::bind_with) with the same arguments.
     ///
     /// # Errors
     /// As [`Channel::queue_unbind`].
@@ -122,7 +126,8 @@ impl Queue {
             .unbind_queue(name, exchange.name(), routing_key, &options)
     }
 
-    /// Publishes a message to this queue alone, through the default exchange: see [`Channel::basic_publish`].
+    /// Publishes a message directly to this queue, through the default exchange: see
+    /// [`Channel::basic_publish`].
     ///
     /// # Errors
     /// As [`Channel::basic_publish`].
@@ -134,7 +139,7 @@ impl Queue {
         }
     }
 
-    /// Begins to consume: see [`Channel::basic_consume`].
+    /// Starts a consumer: see [`Channel::basic_consume`].
     ///
     /// # Errors
     /// As [`Channel::basic_consume`].
@@ -151,7 +156,7 @@ impl Queue {
         self.channel.get(self.name.as_ref().into(), no_ack)
     }
 
-    /// Drops all messages that are ready, and returns how many: see [`Channel::queue_purge`].
+    /// Drops all ready messages and returns their number: see [`Channel::queue_purge`].
     ///
     /// # Errors
     /// As [`Channel::queue_purge`].
@@ -159,7 +164,8 @@ impl Queue {
         self.channel.purge_queue(self.name.as_ref().into())
     }
 
-    /// Deletes the queue and returns how many messages went with it: see [`Channel::queue_delete`].
+    /// Deletes the queue and returns the number of messages deleted with it: see
+    /// [`Channel::queue_delete`].
     ///
     /// # Errors
     /// As [`Channel::queue_delete`].
