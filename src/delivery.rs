@@ -1,4 +1,4 @@
-//! Messages from the broker.
+//! Received messages, and acknowledging them.
 
 use std::fmt;
 use std::ops::Deref;
@@ -22,26 +22,27 @@ use crate::wire::content::Content;
 use crate::wire::method::{BasicGet, Encode};
 use crate::wire::properties::Properties;
 
-/// A message from a queue, and the duty to acknowledge it.
+/// A received message, which the program must acknowledge.
 ///
-/// It can be sent to another thread and acknowledged there; it keeps its channel open. One that is dropped without
-/// an answer stays with this channel, "unacked", until the channel closes: then the broker gives it to another
-/// consumer.
+/// A delivery keeps its channel open. It can be sent to another thread and acknowledged there. A
+/// delivery that is dropped without being acknowledged or rejected stays unacked until its channel
+/// closes; then the broker requeues it.
 ///
-/// When the connection is lost, the broker gives all unacked messages back to their queues, and delivers them again. An
-/// answer to one that came before is then not sent: that is no error, and a line in the log at `debug`; but a transaction that
-/// it belongs to fails at [`tx_commit`](Channel::tx_commit).
-/// [`ConnectionStats::acks_not_sent`](crate::ConnectionStats::acks_not_sent) counts these answers.
+/// When the connection is lost, the broker requeues and redelivers all unacked messages. An ack,
+/// nack or reject for an earlier delivery is then not sent. This is not an error: the call returns
+/// `Ok`, and a line goes to the log at `debug`. But a transaction with such an ack fails at
+/// [`tx_commit`](Channel::tx_commit).
+/// [`ConnectionStats::acks_not_sent`](crate::ConnectionStats::acks_not_sent) counts them.
 ///
-/// A message from a stream can only be acknowledged: a stream keeps its messages and takes none
-/// back. (RabbitMQ closes the connection for a nack up to 3.x, and takes it for an ack since 4.0;
-/// this crate sends none.) A consumer reads from a stream if its options have a
+/// A message from a stream can only be acknowledged, because a stream keeps its messages and cannot
+/// requeue them. (RabbitMQ before 4.0 closes the connection for a nack, and later versions take the
+/// nack as an ack; this crate sends none.) A consumer reads from a stream if its options have a
 /// [`stream_offset`](crate::ConsumeOptions::stream_offset) or a
 /// [`stream_filter`](crate::ConsumeOptions::stream_filter), or if its connection has declared the
 /// queue as a stream. The message's headers do not matter.
 ///
 /// See <https://www.rabbitmq.com/docs/confirms#acknowledgement-modes>.
-#[must_use = "a delivery that nobody acknowledges stays unacked until the channel closes"]
+#[must_use = "a delivery that is not acknowledged stays unacked until the channel closes"]
 pub struct Delivery {
     origin: Arc<DeliverySource>,
     delivery_tag: u64,
@@ -50,18 +51,19 @@ pub struct Delivery {
     content: Content,
 }
 
-/// What the messages of one consumer have in common. It keeps their channel open.
+/// What the messages of one consumer share. Keeps their channel open.
 pub(crate) struct DeliverySource {
     pub(crate) channel: Channel,
     pub(crate) consumer_tag: Arc<str>,
     pub(crate) no_ack: bool,
-    /// None for messages that were fetched, and answers to an `RpcClient`.
+    /// None for fetched messages, and for replies to an `RpcClient`.
     pub(crate) subscription: Option<Arc<Subscription>>,
     pub(crate) reads_from: ReadsFrom,
 }
 
 impl DeliverySource {
-    /// The consumer, if the broker has cancelled it, and so delivers its messages again.
+    /// Returns the consumer if the broker has cancelled it: the broker then redelivers its
+    /// messages.
     fn revoked(&self) -> Option<&Subscription> {
         let subscription = self.subscription.as_deref();
         subscription.filter(|it| it.is_revoked())
@@ -80,66 +82,67 @@ impl Delivery {
         }
     }
 
-    /// The channel it came on.
+    /// Returns the channel that delivered the message.
     pub fn channel(&self) -> &Channel {
         &self.origin.channel
     }
 
-    /// Which consumer it is for; empty if it was fetched with `basic_get`.
+    /// Returns the tag of the consumer; empty if the message was fetched with `basic_get`.
     pub fn consumer_tag(&self) -> &str {
         &self.origin.consumer_tag
     }
 
-    /// The number under which it is acknowledged, on its channel.
+    /// Returns the number that identifies the message on its channel when it is acknowledged.
     pub fn delivery_tag(&self) -> u64 {
         self.delivery_tag
     }
 
-    /// Whether it may have been delivered before, to anyone.
+    /// Whether the broker may have delivered the message before, to any consumer.
     pub fn redelivered(&self) -> bool {
         self.redelivered
     }
 
-    /// The exchange it was published to; empty for the default exchange.
+    /// Returns the exchange that the message was published to; empty for the default exchange.
     pub fn exchange(&self) -> &str {
         self.content.exchange()
     }
 
-    /// The routing key it was published with.
+    /// Returns the routing key that the message was published with.
     pub fn routing_key(&self) -> &str {
         self.content.routing_key()
     }
 
-    /// The properties, decoded now.
+    /// Decodes the properties.
     ///
     /// # Errors
-    /// If the publisher sent properties that make no sense. The body can be read nevertheless.
+    /// If the properties are malformed. The body can still be read.
     pub fn properties(&self) -> Result<Properties> {
         read_properties(&self.content)
     }
 
-    /// What counts towards the delivery limit of a quorum queue (`x-delivery-count`): how often the
-    /// message was delivered before, and since RabbitMQ 4.3 how often that failed.
+    /// Returns the message's count towards the delivery limit of a quorum queue
+    /// (`x-delivery-count`): the number of earlier deliveries, or since RabbitMQ 4.3 the number of
+    /// failed ones.
     ///
     /// `None` if nothing was counted yet (`Some(0)` before RabbitMQ 4.0). Since 4.3 a message that
     /// is dead-lettered into another quorum queue keeps its count. Other queues do not count, and
-    /// leave this header as the publisher has set it.
+    /// leave this header as the publisher set it.
     ///
-    /// [`docs::rabbitmq`](crate::docs::rabbitmq#what-counts-towards-the-delivery-limit) says what a
-    /// failure is. See also
+    /// [`docs::rabbitmq`](crate::docs::rabbitmq#what-counts-towards-the-delivery-limit) says what
+    /// counts as a failure. See also
     /// <https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling>.
     pub fn delivery_count(&self) -> Option<u64> {
         self.count("x-delivery-count")
     }
 
-    /// How often a quorum queue has delivered the message before, whatever became of it
+    /// Returns how often a quorum queue has delivered the message before, whatever the outcome
     /// (`x-acquired-count`).
     ///
-    /// Only RabbitMQ 4.3 and later send this, from the second delivery on. It also grows with what
-    /// [`delivery_count`](Self::delivery_count) does not count: a [`nack`](Self::nack), a late
-    /// acknowledgement, and messages that a consumer gave back unread. A program that requeues
-    /// messages with `nack` can set a limit of its own by it. Other queues leave this header as the
-    /// publisher has set it.
+    /// Only RabbitMQ 4.3 and later send this, from the second delivery on. It also counts what
+    /// [`delivery_count`](Self::delivery_count) does not: a [`nack`](Self::nack), a late
+    /// acknowledgement, and messages that a consumer returned unread. A program that requeues
+    /// messages with `nack` can base its own limit on this count. Other queues leave this header as
+    /// the publisher set it.
     pub fn acquired_count(&self) -> Option<u64> {
         self.count("x-acquired-count")
     }
@@ -150,18 +153,17 @@ impl Delivery {
         u64::try_from(count).ok()
     }
 
-    /// The message's offset in its stream. Offsets begin at 0 and grow; a stream has no message for
-    /// some of them. `None` for a message that is not from a
-    /// stream (see [`Delivery`]).
+    /// Returns the message's offset in its stream, or `None` if the message is not from a stream
+    /// (see [`Delivery`]). Offsets begin at 0 and grow; a stream has no message for some of them.
     ///
-    /// A program that keeps this number can go on later with
-    /// [`StreamOffset::Offset`](crate::StreamOffset::Offset) of the next one.
+    /// A program that keeps this number can resume with
+    /// [`StreamOffset::Offset`](crate::StreamOffset::Offset) of the number after it.
     pub fn stream_offset(&self) -> Option<u64> {
         let offset = self.is_from_stream().then(|| stream_offset(&self.content));
         u64::try_from(offset??).ok()
     }
 
-    /// The value by which the publisher lets a stream be filtered, if the message has one: see
+    /// Returns the message's filter value, if it has one: see
     /// [`ConsumeOptions::stream_filter`](crate::ConsumeOptions::stream_filter).
     pub fn stream_filter_value(&self) -> Option<String> {
         let headers = self.properties().ok()?.headers?;
@@ -169,16 +171,17 @@ impl Delivery {
         value.as_str().map(str::to_owned)
     }
 
-    /// The body.
+    /// Returns the body.
     pub fn body(&self) -> &[u8] {
         self.content.body()
     }
 
-    /// Acknowledges: the broker forgets the message.
+    /// Acknowledges the message: the broker removes it from its queue.
     ///
     /// # Errors
-    /// [`ErrorKind::AlreadySettled`] if it was acknowledged or rejected before; the channel's or the connection's
-    /// end, if they have ended: then the broker delivers the message again.
+    /// [`ErrorKind::AlreadySettled`] if the message was already acknowledged or rejected. If the
+    /// channel or connection is closed, the call fails with the cause, and the broker redelivers
+    /// the message.
     pub fn ack(&self) -> Result<()> {
         self.answer_ack().map(drop)
     }
@@ -189,10 +192,12 @@ impl Delivery {
         })
     }
 
-    /// Acknowledges this message and all earlier ones of the channel, also those of other consumers.
+    /// Acknowledges this message and all earlier ones of the channel, including those of other
+    /// consumers.
     ///
     /// # Errors
-    /// As [`ack`](Self::ack). Acknowledging one of the earlier messages again closes the channel (406).
+    /// As [`ack`](Self::ack). Acknowledging one of the earlier messages again closes the channel
+    /// (406).
     pub fn ack_multiple(&self) -> Result<()> {
         let answered = self.settle("basic.ack", true, || {
             self.channel().ack(self.delivery_tag, true)
@@ -200,11 +205,12 @@ impl Delivery {
         answered.map(drop)
     }
 
-    /// Gives the message back: to its queue, or to be dropped or dead-lettered.
+    /// Rejects the message without counting a failure: the broker requeues it, drops it or
+    /// dead-letters it.
     ///
-    /// Use it to return a message that was not handled. Since RabbitMQ 4.3 a nack does not count
-    /// towards the delivery limit of a quorum queue: a poison message that is requeued with it comes
-    /// again without end. [`reject`](Self::reject) counts.
+    /// Use this to return a message that was not handled. Since RabbitMQ 4.3 a nack does not count
+    /// towards the delivery limit of a quorum queue: a poison message that is requeued with it is
+    /// redelivered forever. [`reject`](Self::reject) counts.
     ///
     /// # Errors
     /// As [`ack`](Self::ack). [`ErrorKind::InvalidArgument`] for a message from a stream (see [`Delivery`]).
@@ -216,10 +222,11 @@ impl Delivery {
         answered.map(drop)
     }
 
-    /// Gives the message back: to its queue if `requeue`, or to be dropped or dead-lettered.
+    /// Rejects the message as failed: the broker requeues it if `requeue`, otherwise it drops or
+    /// dead-letters it.
     ///
-    /// Use it for a message that could not be handled: with `requeue`, it counts as a failed delivery
-    /// towards the delivery limit of a quorum queue, on every version of RabbitMQ.
+    /// Use this for a message that could not be handled. With `requeue`, it counts towards the
+    /// delivery limit of a quorum queue, on every version of RabbitMQ.
     ///
     /// # Errors
     /// As [`nack`](Self::nack).
@@ -239,13 +246,13 @@ impl Delivery {
             return Ok(());
         }
         let text = format!(
-            "{doing} {}: a stream keeps its messages and takes none back; acknowledge it",
+            "{doing} {}: a stream cannot requeue or drop its messages; acknowledge it instead",
             self.delivery_tag
         );
         Err(Error::invalid(text))
     }
 
-    /// Answers once: a second answer would cost the channel (406).
+    /// Sends at most one answer: the broker would close the channel for a second one (406).
     fn settle(
         &self,
         doing: &str,
@@ -255,13 +262,13 @@ impl Delivery {
         let delivery_tag = self.delivery_tag;
         if self.origin.no_ack {
             return Err(Error::invalid(format!(
-                "{doing} {delivery_tag}: the message was taken with no_ack, the broker has forgotten it already"
+                "{doing} {delivery_tag}: the message was consumed with no_ack and needs no acknowledgement"
             )));
         }
         if self.settled.swap(true, Ordering::Relaxed) {
             return Err(Error::new(ErrorKind::AlreadySettled { delivery_tag }).doing(doing));
         }
-        // One for many is sent, since it is for messages of other consumers, too.
+        // With `multiple` it is sent, since it covers messages of other consumers, too.
         if let Some(subscription) = self.origin.revoked().filter(|_| !multiple) {
             log_line!(
                 Debug,
@@ -275,7 +282,7 @@ impl Delivery {
         }
         let answered = answer();
         if answered.is_err() {
-            // Nothing was sent; a timeout may be tried again.
+            // Nothing was sent, and the program may retry after a timeout.
             self.settled.store(false, Ordering::Relaxed);
         }
         answered
@@ -289,7 +296,7 @@ impl Delivery {
         &self.content
     }
 
-    /// The body as a vector, without a new allocation.
+    /// Converts the message into its body, without a new allocation.
     pub fn into_body(mut self) -> Vec<u8> {
         std::mem::take(&mut self.content).into_body()
     }
@@ -317,9 +324,9 @@ impl fmt::Debug for Delivery {
     }
 }
 
-/// A message that `basic_get` fetched, and how many are left.
+/// A message fetched by `basic_get`, and the number of messages left in the queue.
 #[derive(Debug)]
-#[must_use = "a delivery that nobody acknowledges stays unacked until the channel closes"]
+#[must_use = "a delivery that is not acknowledged stays unacked until the channel closes"]
 pub struct GetResponse {
     delivery: Delivery,
     message_count: u32,
@@ -338,7 +345,7 @@ impl GetResponse {
             consumer_tag: Arc::from(""),
             no_ack,
             subscription: None,
-            // The broker refuses `basic.get` on a stream.
+            // The broker refuses `basic.get` for a stream.
             reads_from: ReadsFrom::Queue,
         };
         let delivery = Delivery::new(&Arc::new(origin), delivered);
@@ -348,17 +355,17 @@ impl GetResponse {
         }
     }
 
-    /// How many messages were left in the queue.
+    /// Returns the number of messages left in the queue.
     pub fn message_count(&self) -> u32 {
         self.message_count
     }
 
-    /// The message alone.
+    /// Converts the response into the message.
     pub fn into_delivery(self) -> Delivery {
         self.delivery
     }
 
-    /// The body as a vector, without a new allocation.
+    /// Converts the message into its body, without a new allocation.
     pub fn into_body(self) -> Vec<u8> {
         self.delivery.into_body()
     }

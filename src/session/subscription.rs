@@ -11,7 +11,7 @@ use crate::options::ConsumeOptions;
 use crate::proto::Settling;
 use crate::wire::method::{BasicCancelOk, Method};
 
-/// What a consumer reads from, as the program began it. A message cannot tell: any publisher can
+/// What a consumer reads from, according to the program. A message cannot tell: any publisher can
 /// set the header `x-stream-offset`, and a copy of a stream's message carries it into other queues.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ReadsFrom {
