@@ -213,7 +213,8 @@ impl Delivery {
     /// redelivered forever. [`reject`](Self::reject) counts.
     ///
     /// # Errors
-    /// As [`ack`](Self::ack). [`ErrorKind::InvalidArgument`] for a message from a stream (see [`Delivery`]).
+    /// As [`ack`](Self::ack). [`ErrorKind::InvalidArgument`] for a message from a stream (see
+    /// [`Delivery`]).
     pub fn nack(&self, options: NackOptions) -> Result<()> {
         self.check_can_be_given_back("basic.nack")?;
         let answered = self.settle("basic.nack", options.multiple, || {
@@ -246,7 +247,7 @@ impl Delivery {
             return Ok(());
         }
         let text = format!(
-            "{doing} {}: a stream cannot requeue or drop its messages; acknowledge it instead",
+            "{doing} {}: a stream keeps its messages; acknowledge the message instead",
             self.delivery_tag
         );
         Err(Error::invalid(text))
@@ -262,7 +263,7 @@ impl Delivery {
         let delivery_tag = self.delivery_tag;
         if self.origin.no_ack {
             return Err(Error::invalid(format!(
-                "{doing} {delivery_tag}: the message was consumed with no_ack and needs no acknowledgement"
+                "{doing} {delivery_tag}: the message was received with no_ack and cannot be acknowledged"
             )));
         }
         if self.settled.swap(true, Ordering::Relaxed) {
