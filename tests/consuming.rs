@@ -223,7 +223,10 @@ fn nack_and_reject_are_refused_for_messages_of_a_stream() {
             delivery.nack(NackOptions::requeue()).unwrap_err(),
             delivery.reject(false).unwrap_err(),
         ] {
-            assert!(error.to_string().contains("a stream keeps its messages"), "{error}");
+            assert!(
+                error.to_string().contains("a stream keeps its messages"),
+                "{error}"
+            );
         }
         delivery.ack().unwrap();
         eventually("the consumer has another message", || {

@@ -98,7 +98,7 @@ fn a_late_answer_is_dropped_and_not_taken_for_the_next_one() {
     go_on.send_timeout((), SOON).unwrap();
     let answer = client.call("", queue.name(), "next", SOON).unwrap();
     assert_eq!(answer.body(), b"next");
-    let late = "nobody waits any more for the answer with correlation id \"2\"";
+    let late = "no call waits for the reply with correlation id \"2\"";
     assert!(logged::has(|line| line.contains(late)));
 }
 

@@ -1,4 +1,4 @@
-//! Asking another program over the broker, and answering.
+//! Remote procedure calls (RPC) over the broker: a client and a server.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -25,15 +25,16 @@ use crate::session::subscription::ReadsFrom;
 use crate::wire::value::FieldTable;
 use crate::workers::{Settlement, Workers, WorkersStatus};
 
-/// RabbitMQ's name for "straight to the channel that asked".
+/// RabbitMQ's pseudo-queue for direct reply-to.
 const DIRECT_REPLY_TO: &str = "amq.rabbitmq.reply-to";
 
-/// Asks other programs over the broker, and waits for their answers.
+/// Sends requests to other programs and waits for their replies.
 ///
-/// Any number of threads can call at the same time: they share one channel, and each gets the answer to its own request.
-/// Answers come by RabbitMQ's direct reply-to, without a queue of their own. The one who answers, such as an
-/// [`RpcServer`] or a program in another language, publishes to the default exchange with the request's `reply_to` as the
-/// routing key, and copies its `correlation_id`.
+/// Any number of threads can call at the same time: they share one channel, and each gets the reply
+/// to its own request. Replies use RabbitMQ's direct reply-to, which needs no reply queue. The
+/// server, such as an [`RpcServer`] or a program in another language, publishes its reply to the
+/// default exchange with the request's `reply_to` as the routing key, and copies the
+/// `correlation_id`.
 ///
 /// ```no_run
 /// use leveret::{Connection, RpcClient};
@@ -45,11 +46,12 @@ const DIRECT_REPLY_TO: &str = "amq.rabbitmq.reply-to";
 /// # Ok::<(), leveret::Error>(())
 /// ```
 ///
-/// When the connection is lost, the calls that wait fail (their answers have nowhere to go), and later ones wait until it is
-/// back.
+/// When the connection is lost, waiting calls fail, because their replies cannot reach the client.
+/// Later calls wait for recovery.
 ///
-/// Cheap to clone. Whatever closes its channel, such as a request to an exchange that does not exist, ends the client: all
-/// calls fail with the cause, and a new client is needed.
+/// Cheap to clone. The client ends when its channel is closed, for example by a request to an
+/// exchange that does not exist: all calls then fail with the cause, and the program needs a new
+/// client.
 ///
 /// See <https://www.rabbitmq.com/docs/direct-reply-to>.
 #[derive(Clone)]
@@ -59,10 +61,10 @@ pub struct RpcClient {
 }
 
 impl RpcClient {
-    /// A client with a channel of its own on this connection.
+    /// Creates a client with its own channel on this connection.
     ///
     /// # Errors
-    /// As [`Connection::open_channel`]; 404 from a broker without direct reply-to.
+    /// As [`Connection::open_channel`]. 404 from a broker without direct reply-to.
     pub fn new(connection: &Connection) -> Result<Self> {
         let channel = connection.open_channel()?;
         channel.confirm_select()?;
@@ -87,19 +89,22 @@ impl RpcClient {
         Ok(Self { origin, calls })
     }
 
-    /// The channel that requests and answers go over.
+    /// Returns the channel of requests and replies.
     pub fn channel(&self) -> &Channel {
         &self.origin.channel
     }
 
-    /// Publishes a request and waits for the answer, at most so long. `correlation_id` and `reply_to` of the request are
-    /// set here.
+    /// Publishes a request and waits up to `timeout` for the reply. Sets the request's
+    /// `correlation_id` and `reply_to`.
     ///
     /// # Errors
-    /// [`ErrorKind::Returned`], at once, if the request could not be routed to a queue; [`ErrorKind::Nacked`] if a queue
-    /// refused it; a timeout, after which an answer is dropped when it comes; the end of the channel or the connection:
-    /// [`Error::may_have_been_sent`] tells whether the request can have been handled. Nothing here tells whether one is
-    /// there to answer: a queue takes requests without a consumer, too.
+    /// - [`ErrorKind::Returned`], at once, if the request could not be routed to a queue.
+    /// - [`ErrorKind::Nacked`] if a queue rejected the request.
+    /// - A timeout. A late reply is dropped.
+    /// - The end of the channel or the connection: [`Error::may_have_been_sent`] says whether the
+    ///   server may have handled the request.
+    ///
+    /// A missing server causes only a timeout, since a queue accepts requests without a consumer.
     pub fn call<'m>(
         &self,
         exchange: &str,
@@ -150,7 +155,7 @@ impl fmt::Debug for RpcClient {
     }
 }
 
-/// The calls of a client that wait for their answers.
+/// The calls of a client that wait for their replies.
 #[derive(Default)]
 struct Calls {
     state: Mutex<State>,
@@ -160,17 +165,17 @@ struct Calls {
 struct State {
     last: u64,
     waiting: HashMap<u64, Waiters>,
-    /// No more answers will come.
+    /// Set when no more replies can come.
     end: Option<Error>,
 }
 
 struct Waiters {
     answer: Sender<Result<Delivery>>,
-    /// The broker has it, and whoever answers will not find us on another connection.
+    /// The broker has the request. Its reply cannot reach the client on another connection.
     is_confirmed: bool,
 }
 
-/// One call, until its caller goes.
+/// One call, until its caller returns.
 struct Call<'a> {
     calls: &'a Calls,
     correlation_id: u64,
@@ -230,7 +235,7 @@ impl Calls {
     }
 }
 
-/// What the broker says about one request: it is only of interest if nobody will answer it.
+/// The broker's confirm of one request. Only a failure matters: then no reply comes.
 struct Request {
     calls: Arc<Calls>,
     correlation_id: u64,
@@ -246,13 +251,13 @@ impl ConfirmMailbox for Request {
         }
     }
 
-    /// Its answer would go nowhere.
+    /// Its reply could not reach the client.
     fn is_published_again(&self) -> bool {
         false
     }
 }
 
-/// Where the answers come in, on the IO thread.
+/// Receives the replies, on the IO thread.
 struct Replies {
     origin: Weak<DeliverySource>,
     state: Arc<ChannelState>,
@@ -286,7 +291,7 @@ impl ConsumerMailbox for Replies {
 
     fn started(&self) {}
 
-    /// It goes to its caller at once; nothing is left unread.
+    /// Hands each reply to its caller at once, so that nothing is left unread.
     fn deliver(&self, messages: Drain<'_, Delivered>) -> u64 {
         let origin = self.origin.upgrade();
         for mut message in messages {
@@ -316,9 +321,10 @@ impl ConsumerMailbox for Replies {
         self.state.has_outlived(error)
     }
 
-    /// No answers will come to what was asked before: the place where they were to go is gone.
+    /// Fails the confirmed requests: their replies cannot reach the client any more.
     fn interrupted(&self, error: &Error) {
-        // What was published and not confirmed is told by its confirm; the rest has not been sent yet.
+        // The confirm reports requests that were published and not confirmed. The others are not
+        // sent yet.
         self.calls.fail(error, |waiting| waiting.is_confirmed);
     }
 
@@ -327,7 +333,7 @@ impl ConsumerMailbox for Replies {
     }
 }
 
-/// Answers the requests of an [`RpcClient`], or of any program that sets `reply_to`.
+/// Serves the requests of an [`RpcClient`], or of any program that sets `reply_to`.
 ///
 /// ```no_run
 /// use leveret::{Connection, QueueDeclareOptions, RpcServer};
@@ -341,8 +347,9 @@ impl ConsumerMailbox for Replies {
 /// # Ok::<(), leveret::Error>(())
 /// ```
 ///
-/// It is made of [`Workers`], and does as they do when a handler panics (the request is tried once more, then rejected,
-/// and its caller gets no answer), when the broker ends the consumer of a thread, and when the last clone is dropped.
+/// The server consists of [`Workers`], and does as they do when a handler panics (the request is
+/// retried once, then rejected, and its caller gets no reply), when the broker ends the consumer of
+/// a thread, and when the last clone is dropped.
 #[derive(Clone, Debug)]
 #[must_use = "dropping the last handle stops the server"]
 pub struct RpcServer {
@@ -350,17 +357,18 @@ pub struct RpcServer {
 }
 
 impl RpcServer {
-    /// Without threads, until [`serve`](Self::serve) starts some.
+    /// Creates a server without threads. Start them with [`serve`](Self::serve).
     pub fn new(connection: &Connection) -> Self {
         Self {
             workers: Workers::new(connection),
         }
     }
 
-    /// Begins to answer the requests of a queue, one after the other, in a thread of its own. What the handler returns is
-    /// published to whoever has asked, with the request's `correlation_id`; then the request is acknowledged.
+    /// Starts a thread that handles the requests of a queue one by one. The return value of
+    /// `handler` is published to the request's `reply_to`, with its `correlation_id`. Then the
+    /// request is acknowledged.
     ///
-    /// A request without `reply_to` is handled, and the answer dropped.
+    /// A request without `reply_to` is handled, and its reply dropped.
     ///
     /// # Errors
     /// As [`Workers::consume`].
@@ -372,7 +380,7 @@ impl RpcServer {
         self.serve_with(queue, WorkerOptions::default(), handler)
     }
 
-    /// [`serve`](Self::serve) with more threads, or another prefetch.
+    /// Serves a queue with other [`WorkerOptions`], such as more threads or a larger prefetch.
     ///
     /// # Errors
     /// As [`Workers::consume`].
@@ -387,12 +395,12 @@ impl RpcServer {
         })
     }
 
-    /// As [`Workers::status`].
+    /// Returns the state of the threads: see [`Workers::status`].
     pub fn status(&self) -> WorkersStatus {
         self.workers.status()
     }
 
-    /// As [`Workers::shutdown`].
+    /// Stops the server gracefully: see [`Workers::shutdown`].
     ///
     /// # Errors
     /// As [`Workers::shutdown`].
@@ -400,7 +408,7 @@ impl RpcServer {
         self.workers.shutdown(timeout)
     }
 
-    /// As [`Workers::join`].
+    /// Waits until the server has stopped: see [`Workers::join`].
     ///
     /// # Errors
     /// As [`Workers::join`].
@@ -416,7 +424,7 @@ fn answer(request: &Delivery, mut answer: Message<'_>) -> Settlement {
         log_line!(
             Debug,
             label,
-            "nobody wants the answer to a request without reply_to: {request:?}"
+            "the reply to a request without reply_to is dropped: {request:?}"
         );
         return Settlement::Ack;
     };
@@ -430,10 +438,10 @@ fn answer(request: &Delivery, mut answer: Message<'_>) -> Settlement {
     log_line!(
         Error,
         label,
-        "the answer to {request:?} was not sent: {error}"
+        "the reply to {request:?} was not sent: {error}"
     );
     match error.kind() {
-        // Nor can it be sent another time.
+        // A retry would fail, too.
         ErrorKind::InvalidArgument(_) => Settlement::Reject,
         _ => Settlement::Requeue,
     }
