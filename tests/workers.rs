@@ -416,13 +416,12 @@ fn workers_acknowledge_every_message_of_a_stream() {
     workers.shutdown(SOON).unwrap();
     assert_eq!(channel.connection().loss_count(), 0);
     let is_of_it = |line: &str| line.contains(&name);
-    let warned = logged::count(|line| is_of_it(line) && line.contains("takes nothing back: "));
+    let warned = logged::count(|line| is_of_it(line) && line.contains("a stream cannot requeue: "));
     assert_eq!(warned, 1, "the warning comes once");
     assert!(logged::has(|line| is_of_it(line)
         && line.contains("the handler panics here")
-        && line.ends_with(
-            "acknowledged, since a stream takes nothing back"
-        )));
+        && line
+            .ends_with("acknowledged, since a stream cannot requeue")));
     stream.delete(QueueDeleteOptions::default()).unwrap();
 }
 

@@ -1,21 +1,20 @@
-//! Whether the broker has what a thread has acknowledged.
+//! Tracks whether the broker has the acknowledgements of a thread.
 
 use crate::channel::Answered;
 use crate::error::ErrorKind;
 
-/// What became of the acknowledgements that a thread has sent on one channel. Those of an earlier
-/// connection do not matter once the consumer has gone on: the broker has delivered their messages
-/// again.
+/// The acknowledgements that a thread has sent on one channel. Those of an earlier connection do
+/// not matter once the consumer continues: the broker has redelivered their messages.
 pub(super) struct Answers {
     prefetch: u64,
-    /// The connection on which the last ones were sent.
+    /// The connection on which the last acknowledgements were sent.
     pub(super) epoch: u64,
     sent: u64,
-    /// The last one was not sent.
+    /// Whether the last acknowledgement was not sent.
     is_last_lost: bool,
 }
 
-/// How many acknowledgements the broker does not have, and how many more it may not have.
+/// How many acknowledgements were not sent, and how many more the broker may not have.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(super) struct LostAnswers {
     not_sent: u64,
@@ -73,12 +72,14 @@ impl Answers {
         }
     }
 
-    /// What the broker lacks when all that was sent on the connection of this epoch has reached it.
+    /// What the broker lacks if it has read everything that was sent on the connection of this
+    /// epoch.
     pub(super) fn lost(&self, confirmed_in: Option<u64>) -> LostAnswers {
         let not_sent = u64::from(self.is_last_lost);
         let unconfirmed = match confirmed_in {
             Some(epoch) if epoch == self.epoch => 0,
-            // It has read all others, or it would not have delivered the last message.
+            // The broker has read all earlier ones, or it would not have delivered the last
+            // message.
             _ => self.sent.min(self.prefetch.saturating_sub(not_sent)),
         };
         LostAnswers {

@@ -1,4 +1,4 @@
-//! What the threads of one `Workers` share.
+//! The state that the threads of one `Workers` share.
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
@@ -32,37 +32,37 @@ struct State {
     lost: Lost,
 }
 
-/// The threads that one call of `Workers::consume` has started.
+/// The threads that one call of `Workers::consume` started.
 struct Squad {
     queue: Arc<Name>,
-    /// Gone when it is time to stop.
+    /// Dropped to stop the threads.
     go_on: Option<Sender<Infallible>>,
     /// `None` for a thread that has ended.
     members: Vec<Option<Member>>,
-    /// With the time of the error.
+    /// The last error and its time.
     last_error: Option<(Error, Deadline)>,
 }
 
-/// One thread, as the others see it.
+/// One thread, as other threads see it.
 struct Member {
     /// Known once the thread has begun.
     thread: Option<ThreadId>,
-    /// Its handler runs.
+    /// Whether its handler runs.
     is_busy: Arc<AtomicBool>,
     duty: Duty,
 }
 
 enum Duty {
-    /// The consumer is here so that any thread can stop it, and give back what waits after a long
-    /// message.
+    /// The consumer is here so that any thread can stop it. Its unread messages are then requeued
+    /// at once, even during a long handler.
     Consuming(Consumer),
-    /// The consumer has ended. The thread will begin another one.
+    /// The consumer has ended. The thread will start another one.
     Restarting,
     Stopping,
 }
 
-/// What the threads have handled, and the broker delivers again, since a connection or a channel
-/// was lost while they stopped.
+/// Messages that were handled but are redelivered, because a connection or a channel was lost while
+/// the threads stopped.
 #[derive(Debug, Default)]
 struct Lost {
     answers: LostAnswers,
@@ -77,15 +77,15 @@ impl Lost {
     }
 }
 
-/// Whose work ends with a failure.
+/// Which threads stop after a failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Scope {
-    /// That of the threads of the same squad.
+    /// The threads of the same squad.
     Queue,
     All,
 }
 
-/// Where a thread stands in its crew.
+/// The place of a thread in its crew.
 #[derive(Debug, Clone, Copy)]
 struct Place {
     squad: usize,
@@ -114,7 +114,7 @@ impl State {
         members.any(|it| it.thread == Some(thread))
     }
 
-    /// What it returns is dropped when the lock is free, since that sends.
+    /// Drop the result after the lock is free: dropping a consumer sends.
     #[must_use]
     fn stop(&mut self) -> Vec<Consumer> {
         self.is_stopped = true;
@@ -171,7 +171,7 @@ impl Member {
         self.is_busy.load(Ordering::Relaxed)
     }
 
-    /// Returns the consumer that ends with the former duty.
+    /// Returns the consumer of the former duty, which ends when it is dropped.
     #[must_use]
     fn turn_to(&mut self, duty: Duty) -> Option<Consumer> {
         match std::mem::replace(&mut self.duty, duty) {
@@ -198,7 +198,7 @@ impl Crew {
         }
     }
 
-    /// Makes room for one thread a consumer.
+    /// Makes room for one thread for each consumer.
     pub(super) fn enlist(
         self: &Arc<Self>,
         queue: &Arc<Name>,
@@ -206,7 +206,7 @@ impl Crew {
     ) -> Result<Vec<Post>> {
         let mut state = self.state.lock();
         if state.is_stopped {
-            return Err(Error::invalid("the workers were shut down"));
+            return Err(Error::invalid("the workers are shut down"));
         }
         let (go_on, stopped) = bounded(0);
         let squad = state.squads.len();
@@ -241,7 +241,7 @@ impl Crew {
         drop(stopped);
     }
 
-    /// The queues whose threads run, and were not told to stop.
+    /// The queues whose threads run and were not told to stop.
     pub(super) fn at_work(&self) -> BTreeSet<String> {
         let state = self.state.lock();
         let at_work = state.squads.iter().filter(|it| it.go_on.is_some());
@@ -252,7 +252,9 @@ impl Crew {
     pub(super) fn wait(&self, deadline: Option<Deadline>) -> Result<()> {
         let mut state = self.state.lock();
         if state.has_thread(thread::current().id()) {
-            return Err(Error::invalid("a handler would wait for itself to end"));
+            return Err(Error::invalid(
+                "a handler cannot wait for its own workers to end",
+            ));
         }
         while !state.running().is_empty() {
             let Some(deadline) = deadline else {
@@ -270,12 +272,12 @@ impl Crew {
     }
 }
 
-/// One thread's place in its crew. The others take the thread for ended when this is dropped.
+/// One thread's place in its crew. Dropping it marks the thread as ended.
 pub(super) struct Post {
     crew: Arc<Crew>,
     queue: Arc<Name>,
     place: Place,
-    /// Disconnected when it is time to stop.
+    /// Disconnected to stop the thread.
     stopped: Receiver<Infallible>,
     is_busy: Arc<AtomicBool>,
 }
@@ -292,7 +294,7 @@ impl Drop for Post {
 }
 
 impl Post {
-    /// The name of the queue, which changes if the broker has made it up.
+    /// The name of the queue, which follows renames if the broker chose it.
     pub(super) fn queue(&self) -> &Name {
         &self.queue
     }
@@ -309,7 +311,7 @@ impl Post {
         self.is_busy.store(is_busy, Ordering::Relaxed);
     }
 
-    /// To be called by the thread itself.
+    /// Must be called by the thread itself.
     pub(super) fn begin(&self) {
         let thread = Some(thread::current().id());
         if let Some(Some(member)) = self.crew.state.lock().member(self.place) {
@@ -334,7 +336,7 @@ impl Post {
         drop(former);
     }
 
-    /// False if it is time to stop. Then the consumer is dropped.
+    /// Returns false, and drops the consumer, if the thread is to stop.
     pub(super) fn resume(&self, consumer: Consumer) -> bool {
         let mut state = self.crew.state.lock();
         let member = state.member(self.place).and_then(Option::as_mut);
@@ -350,7 +352,7 @@ impl Post {
         unwanted.is_none()
     }
 
-    /// Stops threads for this reason.
+    /// Stops threads because of this error.
     pub(super) fn fail(&self, error: Error, scope: Scope) {
         let mut state = self.crew.state.lock();
         state.failure.get_or_insert_with(|| error.clone());
@@ -369,7 +371,7 @@ impl Post {
         drop((stopped, others));
     }
 
-    /// Tells whoever waits for the threads to end what the broker may lack of this one's answers.
+    /// Records the acknowledgements of this thread that the broker may lack, for `join`.
     pub(super) fn lose(&self, answers: LostAnswers) {
         let lost = &mut self.crew.state.lock().lost;
         lost.answers.add(answers);

@@ -1,4 +1,4 @@
-//! Threads that handle messages, and stop in good order.
+//! Worker threads: they handle messages, restart their consumers, and shut down gracefully.
 
 mod answers;
 mod crew;
@@ -23,45 +23,48 @@ use crew::Crew;
 pub use status::{LastError, QueueWorkers, WorkersStatus};
 use worker::{Progress, Shift, Worker};
 
-/// What becomes of a message that was handled.
+/// The outcome of a message that a handler has handled.
 ///
-/// A stream (see [`Delivery`]) keeps its messages and takes none back: there, each of these
+/// A stream (see [`Delivery`]) keeps its messages and cannot requeue them: there, each variant
 /// acknowledges the message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[must_use]
 pub enum Settlement {
-    /// It is done: the broker forgets it.
+    /// Acknowledges the message: the broker removes it from the queue.
     Ack,
-    /// The message goes back to its queue, and may come again at once, to the same handler
-    /// (`basic.reject`). Each time counts towards the delivery limit of a quorum queue, which
-    /// then dead-letters or drops the message.
+    /// Requeues the message (`basic.reject`). The broker may redeliver it at once, to the same
+    /// handler. Each time counts towards the delivery limit of a quorum queue, which then
+    /// dead-letters or drops the message.
     Requeue,
-    /// The message is not to be handled again: it is dropped, or dead-lettered if its queue is
-    /// declared so.
+    /// Rejects the message: the broker dead-letters it if its queue has a dead-letter exchange,
+    /// otherwise drops it.
     Reject,
 }
 
 type Handler = dyn Fn(&Delivery) -> Settlement + Send + Sync;
 
-/// Threads that take messages from queues, one by one, and call a handler for each.
+/// Threads that consume from queues and call a handler for each message.
 ///
-/// Each thread has a channel of its own on the same connection, and acknowledges what its handler has done. The handler
-/// says what becomes of the message; one that has acknowledged it itself may return anything.
+/// Each thread has its own channel on the same connection, handles one message at a time, and
+/// settles it as the handler's return value says. A handler that has acknowledged the message
+/// itself may return any value.
 ///
-/// A handler that panics takes nothing with it: the panic is logged at `error` with the message's ids, and the message
-/// goes back to its queue as with [`Settlement::Requeue`]; if it had been delivered before, it is rejected, so that a message
-/// that no handler survives is dead-lettered and does not go round for ever. A message from a stream is acknowledged.
+/// A panic of a handler does not end its thread. The panic is logged at `error` with the message's
+/// ids, and the message is requeued as with [`Settlement::Requeue`]. If the message was already
+/// redelivered, it is rejected, so that a poison message is dead-lettered instead of redelivered
+/// forever. A message from a stream is acknowledged.
 ///
-/// When the broker cancels the consumer of a thread (its queue was deleted, for example) or closes its channel (an
-/// acknowledgement came too late, for example), the thread consumes again on a new channel. It tries until that succeeds,
-/// with growing delays ([`WorkerOptions::restart_delay`]), and also while the queue does not exist. Threads of other queues
-/// go on meanwhile. Each attempt that fails is a warning in the log, and an event of the connection:
+/// When the broker cancels the consumer of a thread (for example, the queue was deleted) or closes
+/// its channel (for example, an acknowledgement was late), the thread consumes again on a new
+/// channel. It retries until that succeeds, with growing delays ([`WorkerOptions::restart_delay`]),
+/// also while the queue does not exist. Threads of other queues continue. Each failed attempt is a
+/// warning in the log, and an event of the connection:
 /// [`WorkerInterrupted`](crate::ConnectionEvent::WorkerInterrupted), then
-/// [`WorkerResumed`](crate::ConnectionEvent::WorkerResumed). The broker delivers a message again if its handler was running
-/// at that time. [`WorkerOptions::on_consumer_end`] chooses to stop instead.
+/// [`WorkerResumed`](crate::ConnectionEvent::WorkerResumed). If a handler was running, the broker
+/// redelivers its message. [`WorkerOptions::on_consumer_end`] can stop the threads instead.
 ///
-/// When the connection is lost and comes back, the consumers come back with it. When the connection ends for good, all
-/// threads stop, and [`join`](Self::join) says why.
+/// When a lost connection recovers, the consumers recover with it. When the connection closes for
+/// good, all threads stop, and [`join`](Self::join) returns the cause.
 ///
 /// ```no_run
 /// use leveret::{Connection, Settlement, WorkerOptions, Workers};
@@ -78,15 +81,18 @@ type Handler = dyn Fn(&Delivery) -> Settlement + Send + Sync;
 ///         _ => Settlement::Ack,
 ///     }
 /// })?;
-/// workers.join()?; // until another thread calls `shutdown`; the example `worker` does so at SIGINT and SIGTERM
+/// // Returns after another thread calls `shutdown`, as the example `worker` does on SIGTERM.
+/// workers.join()?;
 /// # Ok::<(), leveret::Error>(())
 /// ```
 ///
-/// Messages that were sent ahead to a thread and not handled go back to their queue when it stops. With a quorum queue that
-/// can count [towards the delivery limit](crate::Consumer#unread-messages-and-the-delivery-limit): keep
-/// [`WorkerOptions::prefetch`] low if workers start and stop often.
+/// When a thread stops, its prefetched messages that were not handled are requeued. With a quorum
+/// queue this can count [towards the delivery
+/// limit](crate::Consumer#unread-messages-and-the-delivery-limit): keep [`WorkerOptions::prefetch`]
+/// low if workers start and stop often.
 ///
-/// Cheap to clone. Dropping the last clone stops the threads without waiting for them, and logs that at `warn`.
+/// Cheap to clone. Dropping the last clone stops the threads without waiting for them, and logs a
+/// warning.
 #[derive(Clone)]
 #[must_use = "dropping the last handle stops the workers"]
 pub struct Workers {
@@ -106,21 +112,21 @@ impl Drop for Handle {
         if !queues.is_empty() {
             say(|| {
                 log_line!(Warn, self.connection.shared().label(),
-                    "the workers of {queues:?} stop, since the last handle of these `Workers` was dropped: keep it, \
-                     and call `shutdown` to stop them and to wait for their handlers"
+                    "the workers of {queues:?} stop because the last `Workers` handle was dropped: keep a handle, \
+                     and call `shutdown` to wait for the handlers"
                 );
             });
         }
     }
 }
 
-/// Logs something. A panic of the program's logger ends no thread: the panic hook has told of it.
+/// Logs, and ignores a panic of the program's logger, which the panic hook has reported.
 fn say(log: impl FnOnce()) {
     let _ = panics::catch(log);
 }
 
 impl Workers {
-    /// Without threads, until [`consume`](Self::consume) starts some.
+    /// Creates workers without threads. Start them with [`consume`](Self::consume).
     pub fn new(connection: &Connection) -> Self {
         Self {
             handle: Arc::new(Handle {
@@ -130,13 +136,18 @@ impl Workers {
         }
     }
 
-    /// Begins to consume from a queue, with as many threads as the options say. Several queues, each with its own handler,
-    /// can be consumed at the same time.
+    /// Starts threads that consume from a queue, as many as the options say. Call this once for
+    /// each queue; each has its own handler.
     ///
     /// # Errors
-    /// As [`Channel::basic_consume`](crate::Channel::basic_consume): 404 if there is no such queue.
-    /// [`ErrorKind::InvalidArgument`] for no threads, for `no_ack`, and after [`shutdown`](Self::shutdown). Then no thread
-    /// was started, and nothing is tried again. [`ErrorKind::ThreadNotStarted`]; then all stop.
+    /// - [`ErrorKind::InvalidArgument`] for invalid options, such as no threads or `no_ack`, and
+    ///   after [`shutdown`](Self::shutdown).
+    /// - As [`Channel::basic_consume`](crate::Channel::basic_consume): 404 if the queue does not
+    ///   exist.
+    /// - [`ErrorKind::ThreadNotStarted`] if the system cannot start a thread. All threads of these
+    ///   workers then stop.
+    ///
+    /// After the first two, no thread was started, and nothing is retried.
     pub fn consume(
         &self,
         queue: &str,
@@ -184,45 +195,53 @@ impl Workers {
         Ok(())
     }
 
-    /// What the threads do at the moment: which queues run, how many handlers are busy, what went wrong last. Does not wait
-    /// for the broker or for a handler.
+    /// Returns the current state of the threads: which queues run, how many handlers are busy, and
+    /// the last errors. Does not wait for the broker or for a handler.
     pub fn status(&self) -> WorkersStatus {
         self.handle.crew.status()
     }
 
-    /// Stops: no more messages are taken, and what was sent ahead goes back to its queue at once. Handlers that are
-    /// running finish their message and settle it; waits for them, at most so long.
+    /// Stops the threads and waits up to `timeout` for the running handlers.
     ///
-    /// A thread that waits to consume again stops at once.
+    /// The threads take no more messages, and prefetched messages are requeued at once. Running
+    /// handlers finish their message and settle it. A thread that waits to consume again stops at
+    /// once.
     ///
-    /// When it returns `Ok`, the broker has read every acknowledgement that was sent. A message whose
-    /// acknowledgement was lost with an earlier connection or channel had gone back to its queue before its thread consumed
-    /// again.
+    /// After `Ok`, the broker has read every acknowledgement that was sent. If an acknowledgement
+    /// was lost with an earlier connection or channel, the broker requeued its message before the
+    /// thread consumed again.
     ///
     /// # Errors
-    /// As [`join`](Self::join). A timeout names the queues whose handlers are still running; they go on and settle their
-    /// messages nevertheless, as long as the program and its connection live, and [`join`](Self::join) waits for them.
-    /// [`ErrorKind::InvalidArgument`] in a handler, which would wait for itself; all stop nevertheless.
+    /// - As [`join`](Self::join).
+    /// - A timeout, which names the queues whose handlers still run. Those handlers continue and
+    ///   settle their messages as long as the program and its connection live, and
+    ///   [`join`](Self::join) waits for them.
+    /// - [`ErrorKind::InvalidArgument`] if a handler calls this, since it would wait for itself.
+    ///   The threads stop nevertheless.
     pub fn shutdown(&self, timeout: Duration) -> Result<()> {
         self.handle.crew.stop();
         self.handle.crew.wait(Some(Deadline::after(timeout)))
     }
 
-    /// Waits until all threads have ended, as long as it takes: after [`shutdown`](Self::shutdown), because the connection
-    /// has ended, or because [`OnConsumerEnd`](crate::OnConsumerEnd) says so.
+    /// Waits until all threads have ended, without a timeout.
+    ///
+    /// Threads end after [`shutdown`](Self::shutdown), when the connection closes, or when
+    /// [`OnConsumerEnd`](crate::OnConsumerEnd) says so.
     ///
     /// # Errors
-    /// Why the first thread could not go on: the end of the connection; or [`ErrorKind::ConsumerCancelled`] or the end of its
-    /// channel, if [`WorkerOptions::on_consumer_end`] chooses to stop. [`ErrorKind::AcksLost`] if a connection or a channel
-    /// was lost, and the threads stopped before they consumed again: the broker may lack their last acknowledgements.
-    /// [`ErrorKind::InvalidArgument`] in a handler, which would wait for itself.
+    /// - The error that stopped the first thread: the end of the connection, or, if
+    ///   [`WorkerOptions::on_consumer_end`] chooses to stop, [`ErrorKind::ConsumerCancelled`] or
+    ///   the end of the channel.
+    /// - [`ErrorKind::AcksLost`] if a connection or a channel was lost, and the threads stopped
+    ///   before they consumed again: the last acknowledgements may not have reached the broker.
+    /// - [`ErrorKind::InvalidArgument`] if a handler calls this, since it would wait for itself.
     pub fn join(&self) -> Result<()> {
         self.handle.crew.wait(None)
     }
 }
 
 fn spawn(worker: Worker, shift: Shift) -> io::Result<()> {
-    // Linux shows 15 bytes of it; a NUL is not possible in it.
+    // Linux shows the first 15 bytes. A thread name cannot contain a NUL.
     let name = worker.post.queue().current().replace('\0', "");
     let thread = thread::Builder::new().name(name);
     thread.spawn(move || worker.run(shift)).map(drop)

@@ -1,18 +1,20 @@
-//! What `Workers` do at the moment, for health checks.
+//! The current state of `Workers`, for health checks.
 
 use std::time::Duration;
 
 use crate::error::Error;
 
-/// What [`Workers`](crate::Workers) do at the moment: [`Workers::status`](crate::Workers::status).
+/// The current state of [`Workers`](crate::Workers): see
+/// [`Workers::status`](crate::Workers::status).
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct WorkersStatus {
-    /// One entry for each call of [`Workers::consume`](crate::Workers::consume) that has started threads, in their order.
+    /// One entry for each call of [`Workers::consume`](crate::Workers::consume) that started
+    /// threads, in the order of the calls.
     pub queues: Vec<QueueWorkers>,
     /// Whether all threads have ended, or end when their handlers return.
     pub stopped: bool,
-    /// The error that [`Workers::join`](crate::Workers::join) returns when all threads have ended.
+    /// The error that [`Workers::join`](crate::Workers::join) returns after all threads have ended.
     pub failure: Option<Error>,
 }
 
@@ -20,7 +22,8 @@ impl WorkersStatus {
     /// Whether all threads of all queues consume.
     ///
     /// ```
-    /// # use leveret::{broker::Broker, Connection, QueueDeclareOptions, Settlement, WorkerOptions, Workers};
+    /// # use leveret::{broker::Broker, Connection, QueueDeclareOptions};
+    /// # use leveret::{Settlement, WorkerOptions, Workers};
     /// # let broker = Broker::start()?;
     /// # let connection = Connection::open(&broker.uri())?;
     /// # let channel = connection.open_channel()?;
@@ -45,22 +48,24 @@ impl WorkersStatus {
     }
 }
 
-/// The threads that one call of [`Workers::consume`](crate::Workers::consume) has started, in a [`WorkersStatus`].
+/// The threads that one call of [`Workers::consume`](crate::Workers::consume) started. Part of
+/// [`WorkersStatus`].
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct QueueWorkers {
-    /// The queue's name.
+    /// Name of the queue.
     pub queue: String,
     /// Number of threads that were started.
     pub threads: usize,
     /// Number of threads that consume.
     pub consuming: usize,
-    /// Number of threads that wait to consume again: the broker has ended their consumer, or the connection is lost and not
-    /// back yet.
+    /// Number of threads that wait to consume again, because the broker ended their consumer or the
+    /// connection is lost.
     pub restarting: usize,
     /// Number of threads whose handler is running.
     pub busy: usize,
-    /// Why a consumer has ended, or could not begin again, the last time. It stays when the thread consumes again.
+    /// The last error that ended a consumer or prevented a new one. It stays after the thread
+    /// consumes again.
     pub last_error: Option<LastError>,
 }
 
@@ -68,8 +73,8 @@ pub struct QueueWorkers {
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct LastError {
-    /// What went wrong.
+    /// The error.
     pub error: Error,
-    /// How long ago.
+    /// Time since the error.
     pub ago: Duration,
 }

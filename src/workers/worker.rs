@@ -1,4 +1,4 @@
-//! One thread that handles messages.
+//! One worker thread: handles messages, and consumes again when its consumer ends.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,10 +22,10 @@ use crate::options::{ConsumeOptions, OnConsumerEnd, WorkerOptions};
 use crate::session::queue_names::QueueName;
 use crate::session::stream_position::{stream_offset, StreamStart};
 
-/// How often a thread that waits for a lost connection looks for it.
+/// How often a thread checks whether a lost connection has recovered.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
-/// Begins to consume on a new channel.
+/// Starts a consumer on a new channel.
 pub(super) fn begin(
     connection: &Connection,
     queue: QueueName<'_>,
@@ -37,30 +37,30 @@ pub(super) fn begin(
     channel.consume_queue(queue, options)
 }
 
-/// One thread's work.
+/// The work of one thread.
 pub(super) struct Worker {
     pub(super) connection: Connection,
     pub(super) options: Arc<WorkerOptions>,
     pub(super) handler: Arc<Handler>,
     pub(super) progress: Progress,
-    /// The last to be dropped, since it tells that the thread has ended.
+    /// Dropped last, since dropping it reports the end of the thread.
     pub(super) post: Post,
 }
 
 /// What a thread keeps from one consumer to the next.
 #[derive(Default)]
 pub(super) struct Progress {
-    /// How often in a row a consumer has ended soon, or could not begin.
+    /// Number of consumers in a row that ended early or could not begin.
     failures: u32,
-    /// Where in its stream the next consumer begins.
+    /// The stream offset at which the next consumer begins.
     next_offset: Option<i64>,
-    /// The time from which it reads its stream, while no message was handled.
+    /// The time from which the consumer reads its stream, until a message was handled.
     since: Option<StreamStart>,
-    /// The log tells that this stream takes nothing back.
+    /// Whether the log has the warning that this stream cannot requeue.
     has_warned: bool,
 }
 
-/// The life of one consumer.
+/// One consumer, from its start to its end.
 pub(super) struct Shift {
     channel: Channel,
     deliveries: Receiver<Result<Delivery>>,
@@ -80,12 +80,13 @@ impl Shift {
         }
     }
 
-    /// Why the channel has ended, if it has.
+    /// Returns why the channel has ended, if it has.
     fn end(&self) -> Option<Error> {
         self.channel.state().end.cause()
     }
 
-    /// Closes the channel of a consumer that has ended. Returns what the broker may lack.
+    /// Closes the channel of a consumer that has ended. Returns the acknowledgements that the
+    /// broker may lack.
     fn give_up(self) -> LostAnswers {
         let close = || self.channel.close_confirmed(ReplyCode::SUCCESS, "");
         let closed = panics::catch(close).ok().and_then(Result::ok);
@@ -97,7 +98,7 @@ impl Worker {
     pub(super) fn run(mut self, shift: Shift) {
         self.post.begin();
         if let Err(message) = panics::catch(|| self.work(shift)) {
-            // A fault of this crate, or of the program's metrics. Whoever joins is told.
+            // A bug of this crate, or a panic of the program's metrics. `join` returns the error.
             self.fail(panicked(message), Scope::All);
         }
     }
@@ -122,7 +123,7 @@ impl Worker {
         }
     }
 
-    /// Handles messages until it is time to stop, or the consumer ends.
+    /// Handles messages until the thread is told to stop, or the consumer ends.
     fn handle_all(&mut self, shift: &mut Shift) -> Result<()> {
         while !self.post.is_stopped() {
             let Some(delivery) = self.next(shift)? else {
@@ -140,17 +141,17 @@ impl Worker {
         Ok(())
     }
 
-    /// `None` when it is time to stop.
+    /// Returns the next message, or `None` when the thread is told to stop.
     fn next(&self, shift: &Shift) -> Result<Option<Delivery>> {
         let stopped = self.post.stopped();
         let delivery = select! {
             recv(stopped) -> _ => return Ok(None),
             recv(shift.deliveries) -> delivery => delivery,
         };
-        // Without a sender the consumer was cancelled by this program.
+        // Without a sender, this program has cancelled the consumer.
         let delivery = delivery.ok().transpose()?;
         match shift.end().filter(|_| delivery.is_some()) {
-            // The broker delivers the message again.
+            // The broker redelivers the message.
             Some(cause) => Err(cause),
             None => Ok(delivery),
         }
@@ -180,7 +181,7 @@ impl Worker {
 
     fn log_panic(&self, delivery: &Delivery, message: &str) {
         let outcome = match after_panic(delivery) {
-            Settlement::Ack => "acknowledged, since a stream takes nothing back",
+            Settlement::Ack => "acknowledged, since a stream cannot requeue",
             Settlement::Requeue => "requeued",
             Settlement::Reject => "rejected",
         };
@@ -214,7 +215,7 @@ impl Worker {
             self.warn_of_stream();
         }
         match settled {
-            // The handler has done it itself.
+            // The handler has settled the message itself.
             Err(error) if matches!(error.kind(), ErrorKind::AlreadySettled { .. }) => {
                 Ok(shift.channel.answered(delivery.delivery_tag()))
             }
@@ -222,7 +223,7 @@ impl Worker {
                 let queue = self.post.queue();
                 say(|| {
                     log_line!(Warn, self.connection.shared().label(),
-                        "worker of queue {queue:?}: the broker delivers a message again that was handled: {error}"
+                        "worker of queue {queue:?}: the broker redelivers a message that was handled: {error}"
                     );
                 });
                 Ok(Answered::NotSent)
@@ -238,19 +239,19 @@ impl Worker {
         let stream = self.post.queue();
         say(|| {
             log_line!(Warn, self.connection.shared().label(),
-                "the handler of stream {stream:?} requeues a message, but a stream takes nothing back: the message \
-                 is acknowledged, and so are all others that this thread's handler requeues"
+                "the handler of stream {stream:?} requeues a message, but a stream cannot requeue: this thread \
+                 acknowledges the message, and all others that the handler requeues"
             );
         });
     }
 
     // ---- the end of a consumer ----
 
-    /// Only when the channel is closed the broker has read every acknowledgement.
+    /// Closes the channel: after that, the broker has read every acknowledgement.
     fn finish(&self, shift: &Shift) {
         match shift.channel.close_confirmed(ReplyCode::SUCCESS, "") {
             Ok(confirmed_in) => self.lose(shift.answers.lost(confirmed_in)),
-            // The broker has closed the channel: it may not have read the last ones.
+            // The broker closed the channel, so it may not have read the last acknowledgements.
             Err(error) if matches!(error.kind(), ErrorKind::ChannelClosed { .. }) => {
                 self.lose(shift.answers.lost(None));
             }
@@ -284,7 +285,7 @@ impl Worker {
         error.doing(format!("worker of queue {:?}", self.post.queue()))
     }
 
-    /// Consumes again, when that is possible. `None` if the thread is to end.
+    /// Consumes again as soon as possible. `None` if the thread is to end.
     fn begin_again(&mut self, shift: Shift, error: Error) -> Option<Shift> {
         let outage = Deadline::after(Duration::MAX);
         if shift.since.elapsed() >= self.options.max_restart_delay {
@@ -313,7 +314,7 @@ impl Worker {
         }
     }
 
-    /// Tells of an error, and when the next attempt is made. `None` if there is none.
+    /// Reports the error, and returns when the next attempt is due. `None` if the thread is to end.
     fn interrupted(&mut self, error: Error) -> Option<Deadline> {
         let error = self.connection.close_cause().unwrap_or(error);
         if let Some(scope) = self.ends() {
@@ -339,13 +340,13 @@ impl Worker {
             log_line!(
                 Warn,
                 self.connection.shared().label(),
-                "{error}; the worker tries to consume again in {next:.1?}"
+                "{error}; the worker consumes again in {next:.1?}"
             )
         });
         Some(Deadline::after(next))
     }
 
-    /// Whose work ends when the consumer has ended. `None` if the thread tries again.
+    /// Which threads stop because this consumer has ended. `None` if the thread tries again.
     fn ends(&self) -> Option<Scope> {
         match self.options.on_consumer_end {
             _ if !self.connection.is_open() => Some(Scope::All),
@@ -355,8 +356,8 @@ impl Worker {
         }
     }
 
-    /// Waits until then, and for a connection that is lost and may come back. False if it is time to
-    /// stop.
+    /// Waits until `until`, then until a lost connection recovers or closes. False if the thread is
+    /// to stop.
     fn wait(&self, until: Deadline) -> bool {
         let (mut until, stopped) = (until, self.post.stopped());
         let ended = self.connection.shared().outbox.ended();
@@ -375,7 +376,7 @@ impl Worker {
 
     fn try_again(&mut self) -> Result<Consumer> {
         let mut options = self.options.consume.clone();
-        // A refusal is to be known here.
+        // The thread must see a refusal of the broker here.
         options.no_wait = false;
         if let Some(next) = self.progress.next_offset {
             options.arguments.insert("x-stream-offset", next);
@@ -385,7 +386,7 @@ impl Worker {
         let queue = self.post.queue().into();
         let begun = begin(&self.connection, queue, self.options.prefetch, options);
         if begun.as_ref().is_err_and(Error::is_missing) {
-            // A stream that is declared anew counts from 0.
+            // A stream that is deleted and declared again starts at offset 0.
             let next = self.progress.next_offset.is_some() || self.progress.since.is_some();
             self.progress.next_offset = next.then_some(0);
         }
@@ -414,7 +415,7 @@ fn panicked(message: String) -> Error {
     Error::new(ErrorKind::WorkerPanicked { message })
 }
 
-/// What becomes of a message whose handler has panicked.
+/// The outcome of a message whose handler panicked.
 fn after_panic(delivery: &Delivery) -> Settlement {
     match delivery.redelivered() {
         _ if delivery.is_from_stream() => Settlement::Ack,
