@@ -536,7 +536,7 @@ fn shutdown_reports_acknowledgements_lost_with_the_connection() {
         ] {
             assert_eq!(*error.kind(), expected);
             let text = error.to_string();
-            assert!(text.contains("deliver these messages again"), "{text}");
+            assert!(text.contains("redeliver these messages"), "{text}");
             assert!(text.contains(queue.name()), "{text}");
         }
         assert_eq!(lossy.connection.stats().acks_not_sent, not_sent);
@@ -827,7 +827,7 @@ fn workers_consume_again_from_a_redeclared_queue() {
     }
     assert_eq!(ready(&channel, queue.name()), 0);
     workers.shutdown(SOON).unwrap();
-    let warned = |line: &str| line.contains(queue.name()) && line.contains("consume again in");
+    let warned = |line: &str| line.contains(queue.name()) && line.contains("consumes again in");
     assert!(logged::count(warned) >= 6);
     let consumes = |line: &str| line.contains(queue.name()) && line.contains("again after");
     assert_eq!(logged::count(consumes), 4);
