@@ -619,7 +619,7 @@ fn write_acks_lost(f: &mut dyn fmt::Write, not_sent: u64, unconfirmed: u64) -> f
     if unconfirmed > 0 {
         write!(
             f,
-            "; up to {unconfirmed} acknowledgements may not have reached the broker, which then redelivers these messages"
+            "; up to {unconfirmed} acknowledgements may not have reached the broker, which will then redeliver these messages"
         )?;
     }
     Ok(())
