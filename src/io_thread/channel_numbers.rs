@@ -1,4 +1,4 @@
-//! Which channel numbers are free.
+//! Allocates channel numbers.
 
 use std::collections::HashSet;
 
@@ -6,7 +6,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::deadline::Deadline;
 
-/// Numbers from 1 to the agreed `channel_max`, both inclusive.
+/// The channel numbers from 1 up to and including the negotiated `channel_max`.
 #[derive(Debug)]
 pub(crate) struct ChannelNumbers {
     state: Mutex<State>,
@@ -16,16 +16,17 @@ pub(crate) struct ChannelNumbers {
 #[derive(Debug)]
 struct State {
     highest: u16,
-    /// The lowest that was never used; one more than a number can be when all were.
+    /// The lowest number never used. It is 65,536 when all were used.
     fresh: u32,
-    /// Used before, and closed by both sides; also beyond `highest`, which another connection may raise again.
+    /// Numbers that were used and are free again. Some may exceed `highest`: the next connection
+    /// can raise the limit again.
     released: Vec<u16>,
-    /// Closed by us; the broker has not agreed yet.
+    /// Numbers whose `channel.close` the broker has not answered yet.
     closing: HashSet<u16>,
-    /// Closed by both sides at the same time: a late close-ok of the broker could be taken for the
-    /// answer to the next close. So these are used last.
+    /// Numbers whose `channel.close` crossed the broker's. A late close-ok could pass for the reply
+    /// to the next close, so these numbers are reused last.
     closed_by_both: HashSet<u16>,
-    /// The connection has ended: nothing will be released any more.
+    /// The connection has ended, and no more numbers will be released.
     ended: bool,
 }
 
@@ -40,7 +41,7 @@ impl State {
             self.fresh += 1;
             return Some(number);
         }
-        // The one that has been closed for the longest time.
+        // Only crossed closes are left: take the number that was released first.
         let place = self.released.iter().position(is_allowed)?;
         let number = self.released.remove(place);
         self.closed_by_both.remove(&number);
@@ -67,15 +68,14 @@ impl ChannelNumbers {
         self.state.lock().highest
     }
 
-    /// Another connection may have another `channel_max`, and nothing comes late there.
+    /// Adapts to a new connection: its `channel_max` may differ, and it gets no late close-ok.
     pub(crate) fn begin(&self, highest: u16) {
         let mut state = self.state.lock();
         state.highest = highest;
         state.closed_by_both.clear();
     }
 
-    /// A free number. If there is none, but the broker has yet to agree to the close of some channel, that is waited
-    /// for.
+    /// Takes a free number. If all are in use, waits until `deadline` while a channel is closing.
     pub(crate) fn take(&self, deadline: Deadline) -> Option<u16> {
         let mut state = self.state.lock();
         loop {
@@ -92,13 +92,13 @@ impl ChannelNumbers {
         }
     }
 
-    /// How many numbers can be taken.
+    /// How many numbers are free.
     pub(crate) fn free(&self) -> u16 {
         let highest = self.highest();
         highest.saturating_sub(self.in_use())
     }
 
-    /// How many channels there are, also such as are being opened or closed.
+    /// How many numbers are in use, including those of channels that are being opened or closed.
     pub(crate) fn in_use(&self) -> u16 {
         let state = self.state.lock();
         if state.ended {
@@ -121,7 +121,8 @@ impl ChannelNumbers {
         let mut state = self.state.lock();
         state.closing.remove(&number);
         state.released.push(number);
-        // All: one who waits for this number gets it, one who now waits for nothing is told so.
+        // Wake all waiters: one gets this number, and the others must give up if no channel is
+        // closing any more.
         self.changed.notify_all();
     }
 
@@ -142,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn runs_to_channel_max_inclusive_and_reuses_what_was_released() {
+    fn numbers_run_up_to_channel_max_and_released_ones_are_reused() {
         let numbers = ChannelNumbers::new(3);
         assert_eq!([1, 2, 3].map(Some), [(); 3].map(|()| numbers.take(now())));
         assert_eq!(numbers.take(now()), None);
@@ -158,13 +159,13 @@ mod tests {
     }
 
     #[test]
-    fn a_number_that_is_in_use_is_not_given_out_when_a_lower_limit_rises_again() {
+    fn a_number_in_use_is_not_reissued_when_the_limit_drops_and_rises() {
         let numbers = ChannelNumbers::new(3);
         let used = [(); 3].map(|()| numbers.take(now()));
         assert_eq!(used, [Some(1), Some(2), Some(3)]);
         numbers.begin(1);
         numbers.begin(3);
-        // The handles of the second and third are still there.
+        // Channels 2 and 3 still have handles.
         assert_eq!(numbers.take(now()), None);
         numbers.release(2);
         assert_eq!(numbers.take(now()), Some(2));
@@ -172,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn a_number_that_both_sides_have_closed_is_used_last() {
+    fn a_number_closed_by_both_sides_is_reused_last() {
         let numbers = ChannelNumbers::new(3);
         let one = numbers.take(now()).unwrap();
         numbers.closed_by_both(one);
@@ -187,11 +188,11 @@ mod tests {
     }
 
     #[test]
-    fn waits_for_a_number_that_is_being_released() {
+    fn take_waits_while_a_channel_is_closing() {
         let numbers = ChannelNumbers::new(1);
         let soon = Deadline::after(Duration::from_secs(20));
         numbers.take(now());
-        // None is: no need to wait.
+        // No channel is closing, so it does not wait.
         assert_eq!(numbers.take(soon), None);
         numbers.closing(1);
         std::thread::scope(|scope| {

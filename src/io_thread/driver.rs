@@ -1,4 +1,4 @@
-//! One socket, from the end of its handshake to its end.
+//! Drives one socket from the end of its handshake until it is closed.
 
 use std::io::{self, ErrorKind, Write};
 use std::sync::Arc;
@@ -21,37 +21,37 @@ use crate::log_line::log_line;
 use crate::proto::{self, HeartbeatDue};
 
 const SOCKET: Token = Token(0);
-/// How many reads are made before writing gets its turn.
+/// Reads in a row before writing gets its turn.
 const READS_IN_A_ROW: usize = 16;
-/// How many writes are made before reading gets its turn: publishers who never stop must not keep confirms and
-/// heartbeats from being read.
+/// Writes in a row before reading gets its turn. Publishers that never pause must not keep the IO
+/// thread from reading confirms and heartbeats.
 const WRITES_IN_A_ROW: usize = 16;
-/// How many answers wait for a peer that does not read them, before no more of what it sends is read.
+/// Once this many answers wait for a peer that does not read them, the IO thread stops reading.
 const ANSWERS_LIMIT: usize = 4096;
-/// After its end a connection waits so long for its last words to go out, and for the peer to hear them.
+/// How long a connection that has ended waits to send its last frames, and for the peer to close.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// How it ended with a socket.
+/// How the connection on a socket ended.
 #[derive(Debug)]
 pub(super) enum End {
-    /// The connection is closed, for good.
+    /// The connection has ended for good.
     Final(Error),
-    /// It was lost.
+    /// The connection was lost and is to be recovered.
     Lost(Error),
 }
 
-/// How far the connection's end has come.
+/// The steps of closing a socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Closing {
     No,
-    /// The last words go out, until this time.
+    /// The last frames are being written, until this time at most.
     Flushing(Instant),
-    /// They are out; the peer has until this time to close.
+    /// The last frames are written; the peer has until this time to close.
     Draining(Instant),
     Done,
 }
 
-/// One socket, from the end of its handshake to its end.
+/// One socket and its core. Each new socket gets a new driver.
 pub(super) struct Driver<'a> {
     poll: &'a mut Poll,
     pub(super) shared: &'a Arc<Shared>,
@@ -59,22 +59,22 @@ pub(super) struct Driver<'a> {
     pub(super) core: proto::Connection<Mailboxes>,
     read_buffer: ReadBuffer,
     write_buffer: WriteBuffer,
-    /// Empty but for a moment; kept for its memory.
+    /// Empty outside of [`refill`](Self::refill); kept to reuse its memory.
     commands: Vec<Command>,
-    /// What the socket last allowed; edge-triggered, so it holds until a call would block.
+    /// Polling is edge-triggered, so this and `writable` stay set until a call would block.
     readable: bool,
     writable: bool,
-    /// How many answers to the peer were put into the outbox since it was last emptied.
+    /// Answers to the peer that were put into the outbox since it was last taken.
     pub(super) answers: usize,
-    /// There may be more to write, and the socket would take it.
+    /// More may be left to write, and the socket may take it.
     write_again: bool,
-    /// The socket is broken: what is left in it ends with the reason.
+    /// The socket has failed. Reading yields the input that is left, then the reason.
     failed: bool,
     pub(super) read_throttle: ReadThrottle,
     pub(super) closing: Closing,
-    /// Whether another connection follows when this one is lost.
+    /// Whether the connection is to be recovered when it is lost.
     pub(super) recovers: bool,
-    /// What was published on this socket and got no answer before it was lost.
+    /// Messages to be published again: they had no answer when this socket was lost.
     pub(super) lost_publishes: Vec<LostPublish>,
     pub(super) end: Option<End>,
 }
@@ -122,7 +122,7 @@ impl<'a> Driver<'a> {
         if let Err(error) = registry.register(&mut self.transport, SOCKET, interest) {
             return self.lose(error.kind());
         }
-        // Input that came right behind the handshake waits in the inbox.
+        // Input that came together with the end of the handshake is in the read buffer already.
         self.receive(now());
         while self.closing != Closing::Done {
             self.write();
@@ -130,7 +130,7 @@ impl<'a> Driver<'a> {
             if self.shared.outbox.is_aborted() {
                 self.core.abort();
             }
-            // What is given up behind the end of this connection is the next one.
+            // Once this connection has ended, a request to abandon is meant for the next one.
             if self.closing == Closing::No && self.shared.outbox.take_abandoned() {
                 self.core.socket_closed(ErrorKind::TimedOut);
             }
@@ -140,7 +140,7 @@ impl<'a> Driver<'a> {
         }
     }
 
-    /// Sleeps until the socket, the outbox or the time has something to do.
+    /// Sleeps until the socket or the outbox has work, or a deadline passes.
     fn wait(&mut self, events: &mut Events) {
         let timeout = self.timeout();
         self.poll(events, timeout);
@@ -153,8 +153,8 @@ impl<'a> Driver<'a> {
             }
         }
         for event in events.iter().filter(|event| event.token() == SOCKET) {
-            // A closed or broken socket is found by reading it.
-            // In TLS either way can wait for the other.
+            // A closed or broken socket counts as readable: a read tells which it is.
+            // With TLS, a read can wait for a write, and a write for a read.
             let both = self.transport.is_tls() && (event.is_readable() || event.is_writable());
             self.readable |=
                 both || event.is_readable() || event.is_read_closed() || event.is_error();
@@ -163,7 +163,7 @@ impl<'a> Driver<'a> {
         }
     }
 
-    /// How long to sleep. `None`: until the socket or the outbox has something.
+    /// How long to sleep. `None`: until the socket or the outbox has work.
     fn timeout(&self) -> Option<Duration> {
         let pauses_until = self
             .read_throttle
@@ -205,17 +205,17 @@ impl<'a> Driver<'a> {
         }
     }
 
-    /// At the end all is read, so that it comes.
+    /// Whether reading may pause. A connection that is about to end must be read to its end.
     fn may_pause(&self) -> bool {
         !self.failed && self.closing == Closing::No
     }
 
-    /// Whether the peer asks for more than it reads: every answer to it would take memory here.
+    /// Whether the peer does not read its answers, which fill the memory here.
     fn is_full_of_answers(&self) -> bool {
         self.answers >= ANSWERS_LIMIT && self.may_pause()
     }
 
-    /// Whether to go on, with as much as the program has not taken yet.
+    /// Whether to read more, given how much the program has not taken yet.
     fn may_read(&mut self) -> bool {
         if self.is_full_of_answers() {
             return false;
@@ -246,7 +246,7 @@ impl<'a> Driver<'a> {
             }
             let consumed = self.core.receive(self.read_buffer.bytes(), now);
             self.read_buffer.consume(consumed);
-            // Only for their sake the core stops before it has taken in all.
+            // The core leaves whole frames in the input only when many events wait.
             if !self.core.has_events() {
                 return;
             }
@@ -277,9 +277,8 @@ impl<'a> Driver<'a> {
         }
     }
 
-    /// Reads what has come before the time is told to the core: the process can have been stopped
-    /// meanwhile (SIGSTOP), or the machine asleep, and the peer is not dead if its heartbeats lie in
-    /// the socket.
+    /// Reads what has come before the core is told the time. The process may have been stopped
+    /// (SIGSTOP) or the machine asleep; the peer is not dead if its heartbeats lie in the socket.
     #[cold]
     fn catch_up(&mut self, events: &mut Events) -> Instant {
         self.poll(events, Some(Duration::ZERO));
@@ -287,7 +286,7 @@ impl<'a> Driver<'a> {
         now()
     }
 
-    /// What a burst has needed is not kept for the next one, if that does not come soon.
+    /// Frees the memory that a burst has left.
     fn shrink(&mut self) {
         self.core.shrink();
         self.commands = Vec::new();
@@ -297,7 +296,7 @@ impl<'a> Driver<'a> {
         self.shared.buffer_pool.take(&mut Vec::new());
     }
 
-    /// Writes what there is until the socket takes no more.
+    /// Writes until nothing is left, the socket takes no more, or reading gets its turn.
     fn write(&mut self) {
         let mut wrote = false;
         self.write_again = true;
@@ -319,7 +318,7 @@ impl<'a> Driver<'a> {
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => self.writable = false,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                // What the peer said before it went away is still to be read: it tells why.
+                // Read what the peer sent before it went away: that says why.
                 Err(error) => {
                     log_line!(Debug, self.shared.label(), "write failed: {error}");
                     self.writable = false;
@@ -334,7 +333,8 @@ impl<'a> Driver<'a> {
         }
     }
 
-    /// Takes what has come together in the outbox. False if that is nothing; then the IO thread may sleep.
+    /// Takes all that waits in the outbox. Returns false if there is nothing to write: then the IO
+    /// thread may sleep.
     fn refill(&mut self) -> bool {
         self.take_core_output();
         let outbox = &self.shared.outbox;
@@ -355,7 +355,8 @@ impl<'a> Driver<'a> {
 
     fn all_written(&mut self) {
         if let Closing::Flushing(until) = self.closing {
-            // A peer that is still sending would otherwise get a reset, and lose what we said last.
+            // Closing the socket at once would reset a peer that is still sending, and the peer
+            // could lose our last frames.
             let _ = self.transport.shutdown_write();
             self.closing = Closing::Draining(until);
         }
@@ -402,12 +403,12 @@ impl Driver<'_> {
         self.end = Some(match loss {
             Loss::New | Loss::Again => End::Lost(error.clone()),
             Loss::None => {
-                // Before the outbox is emptied: nothing can be appended from now on.
+                // Before the outbox is emptied, so that nothing is appended afterwards.
                 self.shared.outbox.set_end(error.clone());
                 End::Final(error.clone())
             }
         });
-        // What was appended just before is answered now, with the same cause: nothing of it was sent.
+        // Commands still in the outbox fail with the same cause: their frames were never sent.
         for command in self.shared.outbox.discard() {
             self.core.handle(command);
         }
@@ -421,9 +422,9 @@ impl Driver<'_> {
                 self.shared.tell(ConnectionEvent::Lost {
                     cause: error.clone(),
                 });
-                log_line!(Warn, self.shared.label(), "{error}; it is opened again");
+                log_line!(Warn, self.shared.label(), "{error}; reconnecting");
             }
-            // The failed attempt is told.
+            // The recovery thread reports the failed attempt.
             Loss::Again => {}
             Loss::None => self.shared.end(&error),
         }

@@ -1,4 +1,17 @@
-//! The one thread that owns the socket.
+//! The IO thread, which owns the socket, and what it shares with the handles of its connection.
+//!
+//! This layer drives the state machine in `proto` over one socket after another. It knows `proto`,
+//! `wire`, the options, the socket and the clock. It must not know `session`, a handle or the
+//! broker in the box: it reaches their code only through the traits in `mailbox` and
+//! `shared::Recover`, and never waits for it.
+//!
+//! Handles append frames and commands to the [`outbox`] and wake the thread. `driver` polls the
+//! socket, writes what the outbox holds, and feeds the core what it reads. Where to look:
+//!
+//! - `thread` goes from a lost socket to the next one; `driver` is the loop over one socket.
+//! - `dispatch` hands the core's events to mailboxes. A delivery goes to a consumer there, through
+//!   `ConsumerMailbox::deliver` (implemented in `consumer/mailbox.rs`).
+//! - Back-pressure waits in `outbox/mod.rs`. Reading pauses in `read_throttle`.
 
 pub(crate) mod buffer_pool;
 pub(crate) mod channel_numbers;

@@ -191,7 +191,7 @@ fn a_connection_closed_by_an_operator_recovers_until_its_login_is_refused() {
     assert_eq!(consumer.recv_timeout(SOON).unwrap().unwrap().body(), b"m");
     // The log tells an operator what happened.
     assert!(logged::has(
-        |line| line.contains("maintenance") && line.contains("it is opened again")
+        |line| line.contains("maintenance") && line.contains("reconnecting")
     ));
     assert!(logged::has(
         |line| line.contains("connected again to 127.0.0.1:")
