@@ -1,4 +1,4 @@
-//! What the log calls a connection.
+//! Writes log lines that name their connection.
 
 use std::fmt;
 use std::sync::Arc;
@@ -21,11 +21,11 @@ impl fmt::Display for Label {
     }
 }
 
-/// Writes a line to the log that begins with the [`Label`] of its connection:
-/// `log_line!(Warn, link.label(), "channel {number}: {error}")`.
+/// Writes a log line that begins with the [`Label`] of its connection:
+/// `log_line!(Warn, shared.label(), "channel {number}: {error}")`.
 ///
-/// The label and the text are only evaluated if the program logs this level. `clippy.toml` refuses
-/// the macros of the `log` crate, so that no line comes without its connection.
+/// The label and the text are evaluated only if the program logs this level. `clippy.toml` forbids
+/// the macros of the `log` crate, so that every line names its connection.
 macro_rules! log_line {
     ($level:ident, $label:expr, $($text:tt)+) => {
         log::log!(log::Level::$level, "[{}] {}", $label, format_args!($($text)+))

@@ -1,16 +1,17 @@
-//! Memory of messages that the program has dropped, to be filled again.
+//! Recycles the memory of messages that the program has dropped.
 
 use parking_lot::Mutex;
 
-/// What is kept at most, in bytes.
+/// Once the pool holds this much, in bytes, it frees the buffers that come back.
 const LIMIT: usize = 64 << 10;
-/// Larger buffers are not worth it.
+/// Larger buffers, in bytes, are not worth keeping.
 const LARGEST: usize = 1 << 10;
 
-/// Buffers on their way back from the threads that drop messages to the IO thread, which makes them. To allocate on one
-/// thread what another one frees costs more than all else that is done for a small message.
+/// Carries buffers from the threads that drop messages back to the IO thread, which fills them
+/// again. Allocating on one thread and freeing on another costs more than everything else that is
+/// done for a small message.
 ///
-/// Nobody waits here: who does not get in at once, does without.
+/// Never blocks: if the lock is taken, the buffer is freed instead of pooled.
 #[derive(Debug, Default)]
 pub(crate) struct BufferPool {
     kept: Mutex<Kept>,
@@ -38,7 +39,7 @@ impl BufferPool {
         }
     }
 
-    /// Takes all there are.
+    /// Moves all buffers into `into`, or none if the lock is taken.
     pub(crate) fn take(&self, into: &mut Vec<Vec<u8>>) {
         if let Some(mut kept) = self.kept.try_lock() {
             into.append(&mut kept.buffers);

@@ -1,20 +1,20 @@
-//! A bounded notification queue that drops its oldest entries when it is full.
+//! A bounded notification queue that drops its oldest entries when full.
 
 use crossbeam_channel::{Receiver, Sender};
 use parking_lot::Mutex;
 
 use super::unread_bytes::UnreadBytes;
 
-/// Nothing is kept before the program asks for a receiver. Then the newest entries are: nothing that
-/// a program forgets to read may hold up the IO thread or fill the memory.
+/// Drops every entry until the program asks for a receiver, then keeps the newest ones. A program
+/// that forgets to read must not hold up the IO thread or fill the memory.
 pub(crate) struct Notifier<T> {
-    /// How many entries are kept.
+    /// The largest number of entries kept.
     limit: usize,
     bytes: Option<Bytes<T>>,
     state: Mutex<State<T>>,
 }
 
-/// A limit in bytes. The newest entry is kept in any case.
+/// A limit in bytes. The newest entry is kept whatever its size.
 struct Bytes<T> {
     limit: u64,
     size_of: fn(&T) -> usize,
@@ -22,7 +22,7 @@ struct Bytes<T> {
 }
 
 impl<T> Bytes<T> {
-    /// Whether there is room for one of this size.
+    /// Whether an entry of this size fits.
     fn has_room(&self, size: usize, in_channel: usize) -> bool {
         self.unread.bytes(in_channel).saturating_add(size as u64) <= self.limit
     }
@@ -46,7 +46,7 @@ impl<T> Notifier<T> {
         }
     }
 
-    /// With a limit in bytes, too.
+    /// A queue that is also limited in bytes.
     pub(crate) fn of_bytes(limit: usize, bytes_limit: u64, size_of: fn(&T) -> usize) -> Self {
         let bytes = Bytes {
             limit: bytes_limit,
@@ -59,7 +59,8 @@ impl<T> Notifier<T> {
         }
     }
 
-    /// All receivers share what comes from the first call on. They are disconnected at the end.
+    /// Returns a receiver of the entries from the first call on. All receivers share these entries,
+    /// and are disconnected when the queue ends.
     pub(crate) fn receiver(&self) -> Receiver<T> {
         let mut state = self.state.lock();
         match &*state {
@@ -76,7 +77,8 @@ impl<T> Notifier<T> {
         }
     }
 
-    /// Gives to `dropped` what the program will not read: this entry, or the oldest ones.
+    /// Sends an entry. Passes to `dropped` what the program will not read: this entry, or the
+    /// oldest ones.
     pub(crate) fn send(&self, entry: T, mut dropped: impl FnMut(T)) {
         let state = self.state.lock();
         let State::Open { sender, receiver } = &*state else {
@@ -96,7 +98,7 @@ impl<T> Notifier<T> {
             return;
         };
         receiver.try_recv().into_iter().for_each(&mut dropped);
-        // There is room now: only here is sent, under the lock.
+        // There is room now: every sender holds the lock.
         let _ = sender.try_send(full.into_inner());
     }
 
@@ -104,7 +106,7 @@ impl<T> Notifier<T> {
         *self.state.lock() = State::Ended;
     }
 
-    /// Opens the feed again after its end. Receivers from before stay disconnected.
+    /// Opens the queue again after its end. Old receivers stay disconnected.
     pub(crate) fn reopen(&self) {
         *self.state.lock() = State::Unasked;
     }
@@ -122,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn keeps_the_newest_from_the_first_question_to_the_end() {
+    fn keeps_the_newest_entries_from_the_first_receiver_to_the_end() {
         let notifier = Notifier::new(2);
         assert_eq!(send(&notifier, 1), [1]);
         let (one, other) = (notifier.receiver(), notifier.receiver());
@@ -137,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn keeps_no_more_bytes_than_its_limit_but_always_the_newest() {
+    fn keeps_at_most_its_limit_in_bytes_but_always_the_newest_entry() {
         let notifier = Notifier::of_bytes(10, 100, |size| *size);
         let receiver = notifier.receiver();
         let dropped = [40, 50, 30, 25].map(|it| send(&notifier, it));

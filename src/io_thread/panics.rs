@@ -1,10 +1,10 @@
-//! Panics of the program's code that this crate calls.
+//! Catches panics, such as those of the program's logger, metrics or handlers.
 
 use std::any::Any;
 use std::mem::forget;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 
-/// Runs code that can panic, and returns the panic's text if it does.
+/// Runs code that may panic. Returns the panic's text if it does.
 pub(crate) fn catch<T>(run: impl FnOnce() -> T) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(run)).map_err(text_of)
 }
@@ -13,8 +13,8 @@ fn text_of(payload: Box<dyn Any + Send>) -> String {
     let text = payload.downcast_ref::<&str>().copied();
     let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
     let text = text.unwrap_or("no text").to_owned();
-    // A payload is a value of the program's, and can panic when it is dropped. What comes then is
-    // not dropped any more.
+    // The payload belongs to the program and can panic when it is dropped. The payload of that
+    // second panic is leaked rather than dropped.
     if let Err(another) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
         forget(another);
     }
@@ -36,7 +36,7 @@ mod tests {
     }
 
     #[test]
-    fn the_text_of_a_panic_is_kept_whatever_its_payload_does() {
+    fn returns_the_panics_text_even_if_its_payload_panics_when_dropped() {
         assert_eq!(catch(|| 7), Ok(7));
         assert_eq!(catch(|| panic!("plain")), Err::<(), _>("plain".to_owned()));
         let number = 7;

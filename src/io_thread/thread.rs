@@ -1,4 +1,4 @@
-//! The thread over all sockets of one connection.
+//! The IO thread itself: it drives one socket after another.
 
 use std::io::{self, ErrorKind};
 use std::sync::Arc;
@@ -41,7 +41,7 @@ pub(crate) fn spawn(
     Ok((shared, handle.thread().id()))
 }
 
-/// What outlasts a socket.
+/// What the thread keeps from one socket to the next.
 struct IoThread {
     poll: Poll,
     connections: Receiver<Next>,
@@ -50,7 +50,7 @@ struct IoThread {
     max_unread_bytes: u64,
 }
 
-/// Tells everyone that the thread is gone, whatever happens.
+/// Notifies [`Shared::wait_finished`] when the thread ends, even if it panics.
 struct Finish(Arc<Shared>);
 
 impl Drop for Finish {
@@ -69,7 +69,7 @@ impl IoThread {
         drop(finish);
     }
 
-    /// Drives one socket after the other, and returns why there is no other.
+    /// Drives sockets until the connection has ended for good, and returns the cause.
     fn drive_all(&mut self, first: Connected<Mailboxes>) -> Error {
         let mut connected = first;
         loop {
@@ -98,8 +98,7 @@ impl IoThread {
         );
         let mut driven = panics::catch(|| driver.drive());
         // A fault of this crate, or of the program's logger or metrics, which run here, too. No
-        // thread may wait for ever: what is told next may panic again, so this goes on to the last
-        // event.
+        // caller may wait forever, so every event is dispatched, even if dispatching panics again.
         while let Err(message) = driven {
             driver.recovers = false;
             let thread = "IO thread";
@@ -109,7 +108,7 @@ impl IoThread {
                 break;
             }
         }
-        // What was not written is dropped.
+        // Unwritten frames are dropped.
         driver.shared.counters.writing(0);
         let lost_publishes = std::mem::take(&mut driver.lost_publishes);
         let end = driver.end.take().unwrap_or_else(|| {
@@ -124,10 +123,10 @@ impl IoThread {
         end
     }
 
-    /// Waits for the connection that follows a lost one, or for the reason why there will be none.
+    /// Waits for the connection that follows a lost one. Fails with the reason why none follows.
     fn next(&self, cause: Error) -> Result<Connected<Mailboxes>> {
         if !Arc::clone(&self.recovery).lost(&self.shared, &cause) {
-            // Who would recover it may have said why not.
+            // The recovery thread, or the caller of `close`, may have left the reason.
             return Err(match self.connections.try_recv() {
                 Ok(Next::GivenUp(error)) => error,
                 Ok(Next::Connected(_)) | Err(_) => cause,

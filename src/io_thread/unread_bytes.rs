@@ -1,11 +1,12 @@
-//! What was put into a consumer's channel and nobody has taken, in bytes.
+//! Counts the bytes that wait in a crossbeam channel.
 
 use std::collections::VecDeque;
 
 use parking_lot::Mutex;
 
-/// The unread messages of one consumer. The program takes them from a channel that does not tell; so this keeps the
-/// sizes of all that went in, and forgets as many as are not in there any more.
+/// The size of the messages that wait in a channel. A channel does not report what is taken out.
+/// So this keeps the sizes of all that went in, and drops the oldest ones down to the number of
+/// messages that are still in the channel.
 #[derive(Debug, Default)]
 pub(crate) struct UnreadBytes {
     sizes: Mutex<Sizes>,
@@ -27,7 +28,7 @@ impl Sizes {
 }
 
 impl UnreadBytes {
-    /// A message is about to follow those in the channel.
+    /// Adds a message that is about to be sent to the channel.
     pub(crate) fn push(&self, bytes: usize, in_channel: impl FnOnce() -> usize) {
         let size = u32::try_from(bytes).unwrap_or(u32::MAX);
         let mut sizes = self.sizes.lock();
@@ -50,7 +51,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_not_in_the_channel_any_more_is_read() {
+    fn messages_that_have_left_the_channel_are_not_counted() {
         let unread = UnreadBytes::default();
         for size in [1, 20, 300] {
             unread.push(size, || 0);
@@ -61,7 +62,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_do_not_pile_up_while_a_consumer_keeps_up() {
+    fn sizes_do_not_pile_up_while_the_reader_keeps_up() {
         let unread = UnreadBytes::default();
         for _ in 0..100_000 {
             unread.push(1, || 2);

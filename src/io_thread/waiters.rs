@@ -1,14 +1,15 @@
-//! Counts threads that wait for what only the socket can bring.
+//! Counts the threads that wait for input from the socket, so that reading goes on for them.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Threads that wait for what only the socket can bring. (Those who wait for a reply the core knows itself.)
+/// Counts the threads that wait for input from the socket, such as confirms. Callers that wait for
+/// a reply are not counted here: the core knows them.
 #[derive(Debug, Default)]
 pub(crate) struct Waiters {
     threads: AtomicUsize,
 }
 
-/// One who waits, until this goes.
+/// Counts one thread until dropped.
 pub(crate) struct WaitGuard<'a>(&'a Waiters);
 
 impl Waiters {
