@@ -1,4 +1,4 @@
-//! Counts what the connection does.
+//! The counters of a connection.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -8,7 +8,8 @@ use parking_lot::Mutex;
 
 use crate::stats::{ConnectionStats, Metrics};
 
-/// The counters behind [`ConnectionStats`]. (Published messages are counted in the outbox, under its lock.)
+/// Counts for [`ConnectionStats`] and [`Metrics`]. Published messages are counted in the outbox,
+/// under its lock.
 #[derive(Debug)]
 pub(crate) struct Counters {
     metrics: Option<Arc<dyn Metrics>>,
@@ -21,7 +22,7 @@ pub(crate) struct Counters {
     redeliveries: AtomicU64,
     acks_not_sent: AtomicU64,
     channels_closed_by_broker: AtomicU64,
-    /// What the IO thread has taken out of the outbox and not written, in bytes.
+    /// Bytes that the IO thread has taken out of the outbox and not written yet.
     writing: AtomicU64,
     calls: AtomicU64,
     call_nanoseconds: AtomicU64,
@@ -30,7 +31,7 @@ pub(crate) struct Counters {
     gauges: Mutex<Vec<Weak<dyn Gauge>>>,
 }
 
-/// What is counted when the program asks, so that it need not be counted as it changes.
+/// A value that is read only when the program asks for its statistics.
 pub(crate) trait Gauge: Send + Sync {
     fn add_to(&self, stats: &mut ConnectionStats);
 }
@@ -86,8 +87,8 @@ impl Counters {
         add(&self.channels_closed_by_broker, 1);
     }
 
-    // Counted before the program can see it. The program's own metrics are told afterwards, since
-    // they can panic.
+    // Each of these counts before the program can see what is counted. The program's own metrics
+    // come last, since they can panic.
 
     pub(crate) fn delivered<T>(&self, messages: usize, deliver: impl FnOnce() -> T) -> T {
         add(&self.messages_delivered, messages as u64);
@@ -96,7 +97,7 @@ impl Counters {
         delivered
     }
 
-    /// So many of the messages that are about to be delivered were delivered before.
+    /// How many of the messages that are about to be delivered are redeliveries.
     pub(crate) fn redelivered(&self, messages: usize) {
         if messages > 0 {
             add(&self.redeliveries, messages as u64);
@@ -119,7 +120,7 @@ impl Counters {
         self.tell(|metrics| metrics.messages_confirmed(count, nacked));
     }
 
-    /// It was counted before.
+    /// Notifies the program's metrics; the outbox has counted the message.
     pub(crate) fn published(&self) {
         self.tell(|metrics| metrics.message_published());
     }
@@ -148,7 +149,7 @@ impl Counters {
         self.tell(|metrics| metrics.call_answered(time));
     }
 
-    /// Asks this gauge, too, from now on until it is dropped.
+    /// Adds a gauge, which is read until it is dropped.
     pub(crate) fn add_gauge(&self, gauge: Weak<dyn Gauge>) {
         let mut gauges = self.gauges.lock();
         if gauges.len() == gauges.capacity() {
@@ -157,7 +158,7 @@ impl Counters {
         gauges.push(gauge);
     }
 
-    /// What is counted here; the rest is zero.
+    /// The values counted here; the other fields are zero.
     pub(crate) fn snapshot(&self) -> ConnectionStats {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let mut stats = ConnectionStats {
@@ -177,7 +178,7 @@ impl Counters {
             recoveries: get(&self.recoveries),
             ..ConnectionStats::default()
         };
-        // Not under the lock: what is dropped here may be the last.
+        // Not under the lock: this can drop the last reference to a gauge.
         let gauges: Vec<_> = self
             .gauges
             .lock()
@@ -196,7 +197,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn attempts_to_recover_are_counted() {
+    fn recovery_attempts_are_counted() {
         let counters = Counters::new(None);
         counters.recovery_attempt();
         counters.recovery_attempt();
@@ -212,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn gauges_are_read_while_they_exist_and_then_forgotten() {
+    fn a_gauge_is_read_until_it_is_dropped() {
         let counters = Counters::new(None);
         let stays = Arc::new(Unread(7));
         let gauge = |gauge: &Arc<Unread>| -> Weak<dyn Gauge> { Arc::<Unread>::downgrade(gauge) };

@@ -1,4 +1,4 @@
-//! Hands every event of the core to the mailbox that it concerns.
+//! Hands each event of the core to its mailbox: a delivery to its consumer, a reply to its caller.
 
 use std::sync::Arc;
 
@@ -100,7 +100,7 @@ impl Driver<'_> {
     ) {
         let asked = call.take_record();
         if let Some(channel) = channel {
-            // Now, since the connection can be lost before the caller hears of it.
+            // Record this now: the connection can be lost before the caller takes the reply.
             channel.broker_replied(asked.as_ref());
         }
         if let Some(asked) = asked {
@@ -199,7 +199,7 @@ impl Driver<'_> {
     }
 
     fn channel_freed(&mut self, channel: &dyn ChannelMailbox, number: u16) {
-        // The commands that wait are answered now: the socket may not take their frames for long.
+        // Answer the channel's waiting commands now: the socket may not take their frames for long.
         for command in self.shared.outbox.take_commands_of(number) {
             self.core.handle(command);
         }

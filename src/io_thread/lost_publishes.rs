@@ -1,4 +1,4 @@
-//! Messages that were published on a connection that was lost, and have no answer.
+//! Messages that were still unanswered when their connection was lost.
 
 use super::mailbox::Published;
 use crate::error::Error;
@@ -9,7 +9,7 @@ use crate::wire::method::Method;
 pub(crate) struct LostPublish {
     pub(crate) published: Published,
     pub(crate) cause: Error,
-    /// The connection that was lost last may have carried it.
+    /// Whether it may have been sent on the connection that was lost last.
     was_sent: bool,
 }
 
@@ -30,18 +30,18 @@ impl LostPublish {
         self.published.kept.is_some()
     }
 
-    /// The message with this sequence number on this channel.
+    /// Its channel and sequence number.
     pub(crate) fn id(&self) -> (u16, u64) {
         (self.published.channel, self.published.sequence_number)
     }
 
-    /// Its id if the last connection may have carried it. The next loss is not its fault unless it
-    /// is published again.
+    /// Its id if it may have been sent on the last connection. Clears the mark: the next loss is
+    /// not its fault unless it is published again.
     pub(crate) fn take_sent(&mut self) -> Option<(u16, u64)> {
         std::mem::take(&mut self.was_sent).then(|| self.id())
     }
 
-    /// Whether it was there twice when the broker closed the connection, perhaps because of it.
+    /// Whether the broker has closed a connection twice while this message was unanswered.
     pub(crate) fn is_suspect(&self) -> bool {
         self.published.earlier == SendHistory::Suspect
     }
@@ -55,14 +55,14 @@ impl LostPublish {
         matches!(method, Ok(Method::BasicPublish(it)) if it.immediate)
     }
 
-    /// It is published again, when the connection is back.
+    /// Notifies the waiter that the message is published again when the connection is back.
     pub(crate) fn keep(&self) {
         if let Some(confirm) = &self.published.confirm {
             confirm.is_kept();
         }
     }
 
-    /// It is not published again.
+    /// Notifies the waiter that the message is lost: it is not published again.
     pub(crate) fn lose(self) {
         let may_have_been_sent = self.published.earlier > SendHistory::Nothing;
         let outcome = Outcome::lost(self.cause, may_have_been_sent);

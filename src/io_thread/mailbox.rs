@@ -1,4 +1,6 @@
-//! What the handles leave with the IO thread, so that it can answer them without knowing them.
+//! The traits through which the IO thread answers channels, consumers and publishers.
+//!
+//! Handles leave these mailboxes with the IO thread, which need not know a handle's type.
 
 use std::sync::Arc;
 use std::vec::Drain;
@@ -10,11 +12,11 @@ use crate::proto::{self, Answer, Delivered, Fetched, Leftover, Outcome, Returned
 use crate::wire::method::Method;
 use crate::wire::value::FieldTable;
 
-/// A caller who waits for a reply.
+/// A caller that waits for a reply.
 pub(crate) struct Call {
-    /// Sending never blocks: there is room for the one answer.
+    /// Sending never blocks: the channel has room for the one answer.
     sender: Sender<Result<Reply>>,
-    /// What the broker has done when it answers, if that is to be done again on the next connection.
+    /// The request, if it changes what a recovery has to repeat. Recorded when the broker agrees.
     record: Option<Box<Method<'static>>>,
 }
 
@@ -25,7 +27,7 @@ impl Call {
         (Self { sender, record }, receiver)
     }
 
-    /// One that nobody waits for.
+    /// A call without a waiting caller.
     pub(crate) fn of_nobody() -> Self {
         Self::new().0
     }
@@ -40,18 +42,19 @@ impl Call {
     }
 
     pub(crate) fn answer(self, reply: Result<Reply>) {
-        // Whoever has given up waiting has dropped the receiver; a late reply is for nobody.
+        // A caller that has timed out has dropped the receiver, so a late reply is discarded.
         let _ = self.sender.send(reply);
     }
 }
 
-/// What a call is answered with.
+/// The answer to a call.
 pub(crate) enum Reply {
     Method(Method<'static>),
     Message(Unclaimed),
 }
 
-/// A fetched message on its way to the caller. If he has given up meanwhile, it goes back to its queue.
+/// A message of `basic.get` on its way to the caller. If the caller has timed out, dropping this
+/// requeues the message.
 pub(crate) struct Unclaimed {
     message: Option<Fetched>,
     no_ack: bool,
@@ -81,68 +84,72 @@ impl Drop for Unclaimed {
     }
 }
 
-/// What the IO thread tells a channel. It runs on the IO thread and must not block.
+/// Notifies a channel. Its methods run on the IO thread and must not block.
 pub(crate) trait ChannelMailbox: Send + Sync {
-    /// Nothing more can be sent; unless the channel is being opened again, and this is no more than
-    /// an obstacle. Sends close-ok if the broker waits for it.
+    /// The channel has ended, unless a recovery is opening it again and only this attempt failed.
+    /// Sends close-ok if the broker expects it.
     fn ended(&self, error: &Error, owes_close_ok: bool);
-    /// The connection was lost, and is being recovered.
+    /// The connection was lost and is being recovered.
     fn interrupted(&self, error: &Error, left: Leftover);
-    /// Its number can be used again.
+    /// The broker is done with the channel's number.
     fn freed(&self);
-    /// The broker asks to stop or go on publishing. Sends flow-ok.
+    /// The broker asks to stop or resume publishing. Sends flow-ok.
     fn flow(&self, active: bool);
-    /// The broker has cancelled a consumer, if it is known. Tells the broker that it has ended.
+    /// The broker has cancelled a consumer, which may be unknown here. Sends cancel-ok unless
+    /// `no_wait` is set.
     fn consumer_cancelled(&self, consumer_tag: &str, is_known: bool, no_wait: bool);
     /// A message came for a consumer that has ended.
     fn unwanted(&self, delivery_tag: u64, settling: Settling);
-    /// The broker has answered for a message, or all up to it; all numbers up to `answered_to` are answered now.
+    /// The broker has confirmed or nacked a message, or all messages up to it. All sequence numbers
+    /// up to `answered_to` are answered now.
     fn confirm(&self, answer: Answer, sequence_number: u64, answered_to: u64);
-    /// The broker refused a message.
+    /// The broker has nacked a message that was published without a [`ConfirmMailbox`].
     fn nacked(&self, sequence_number: u64);
-    /// A message came that is larger than we take: the channel has to be closed.
+    /// A message came that is larger than `max_message_size`. Closes the channel.
     fn message_too_large(&self, size: u64);
-    /// A message came back.
+    /// The broker has returned a message as unroutable.
     fn returned(&self, message: Returned, sequence_number: Option<u64>);
-    /// The broker has replied to a call: it has read all that was sent before that. With what was asked, if that is to be
-    /// done again on the next connection.
+    /// The broker has replied to a call, so it has read everything that was sent before the call.
+    /// `asked` is the request, if it changes what a recovery has to repeat.
     fn broker_replied(&self, asked: Option<&Method<'_>>);
-    /// A fetched message came. Returns the delivery tag by which the program knows it.
+    /// A message of `basic.get` came. Returns the delivery tag by which the program knows it.
     fn received(&self, delivery_tag: u64) -> u64;
-    /// Answers a message that the program will not read: a queue takes it back.
+    /// Settles a message that the program will not read. A queue gets it back.
     fn give_back(&self, delivery_tag: u64, settling: Settling);
 }
 
-/// What the IO thread tells a consumer. It runs on the IO thread and must not block.
+/// Notifies a consumer. Its methods run on the IO thread and must not block.
 pub(crate) trait ConsumerMailbox: Send + Sync {
-    /// What is done about its messages.
+    /// How the consumer's messages are settled.
     fn settling(&self) -> Settling;
-    /// The broker has agreed.
+    /// The broker has agreed to the consumer.
     fn started(&self);
-    /// Takes these messages, and returns how many bytes more are unread now.
+    /// Takes these messages. Returns how many bytes this adds to the unread ones.
     fn deliver(&self, messages: Drain<'_, Delivered>) -> u64;
-    /// How many bytes of messages nobody has taken.
+    /// The size of the messages that the program has not taken yet, in bytes.
     fn unread(&self) -> u64;
-    /// Nothing more comes; with an error unless the consumer was cancelled by this program.
+    /// No more messages will come. The error is `None` if the program has cancelled the consumer.
     fn ended(&self, error: Option<Error>);
-    /// Whether its channel, which was closed for this reason, is being opened again all the same.
+    /// Whether the channel is being opened again although it was closed with this error.
     fn outlives(&self, error: &Error) -> bool;
-    /// The connection was lost and is being recovered, or its channel was closed and is being opened again.
+    /// The connection was lost and is being recovered, or the channel was closed and is being
+    /// opened again.
     fn interrupted(&self, error: &Error);
-    /// The broker is about to be asked for messages again, with these arguments. False if nobody wants them any more.
+    /// The consumer is about to be started again, with these arguments, which may be changed.
+    /// Returns false if the consumer is not wanted any more.
     fn restart(&self, arguments: &mut FieldTable) -> bool;
-    /// There is no such queue. It may be declared anew.
+    /// The consumer's queue does not exist. A later queue of this name is a new one.
     fn is_without_queue(&self) {}
 }
 
-/// What the IO thread tells the one who waits for the answer to a message. It runs on the IO thread and must not
-/// block.
+/// Notifies the waiter for the confirm of one message. Its methods run on the IO thread and must
+/// not block.
 pub(crate) trait ConfirmMailbox: Send + Sync {
-    /// Once, whatever happens.
+    /// Called exactly once for each message.
     fn answered(&self, sequence_number: u64, outcome: Outcome);
-    /// Whether the message is to be published again if the connection is lost before the answer.
+    /// Whether the message is published again if the connection is lost before the answer.
     fn is_published_again(&self) -> bool;
-    /// That has happened: the answer comes when the connection is back.
+    /// The connection was lost before the answer. The message will be published again.
     fn is_kept(&self) {}
 }
 
@@ -162,7 +169,7 @@ impl proto::Mailboxes for Mailboxes {
 pub(crate) type Command = proto::Command<Mailboxes>;
 pub(crate) type Published = proto::Published<Mailboxes>;
 
-/// For messages whose answer no caller waits for: the channel is told instead.
+/// The confirm mailbox of messages without one: their channel gets the answer instead.
 pub(crate) enum Unwatched {}
 
 impl ConfirmMailbox for Unwatched {
