@@ -82,7 +82,7 @@ impl Counters {
         self.writing.store(bytes as u64, Ordering::Relaxed);
     }
 
-    /// A channel was closed because of an error.
+    /// The broker has closed a channel because of an error.
     pub(crate) fn channel_closed_by_broker(&self) {
         add(&self.channels_closed_by_broker, 1);
     }

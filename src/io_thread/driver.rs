@@ -230,13 +230,13 @@ impl<'a> Driver<'a> {
             ..
         } = self;
         let count_unread = || core.consumers().map(|consumer| consumer.unread()).sum();
-        let someone_waits = || {
+        let answer_awaited = || {
             core.awaits_reply()
                 || shared.outbox.has_calls()
                 || shared.waiters.any()
                 || shared.outbox.stops_publishers()
         };
-        read_throttle.may_read(now(), count_unread, someone_waits)
+        read_throttle.may_read(now(), count_unread, answer_awaited)
     }
 
     fn receive(&mut self, now: Instant) {

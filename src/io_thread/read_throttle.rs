@@ -1,30 +1,32 @@
-//! When a connection reads its socket, and when it leaves the broker's messages there.
+//! Decides when the IO thread reads the socket, and when reading pauses.
 
 use std::time::{Duration, Instant};
 
 use crate::log_line::{log_line, Label};
 
-/// How often a connection that does not read looks whether it may; beyond its limit it reads once each time.
+/// While reading pauses, how often to look whether it may go on. Above the limit, the IO thread
+/// reads at most once in this time.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// Whether a connection reads its socket, or leaves the broker's messages there.
+/// Pauses reading while the program has too many unread messages, which then stay in the socket.
 ///
-/// Up to half of its limit it reads freely. The other half is for the messages that lie before an answer which someone
-/// waits for. Beyond the limit it reads so little for him that memory grows slowly, and yet the answer comes: a thread
-/// that takes no messages because it waits must not wait in vain.
+/// Up to half of the limit, the connection reads freely. Between half and all of it, the connection
+/// reads only while a thread waits for an answer of the broker, which comes after the messages that
+/// were sent before. Above the limit it still reads for such a thread, but slowly, so that memory
+/// grows slowly and yet the answer comes: a thread that consumes nothing while it waits for a reply
+/// must not wait in vain.
 #[derive(Debug)]
 pub(crate) struct ReadThrottle {
     limit: u64,
-    /// At least as much as is unread.
+    /// An upper bound on the unread bytes, exact when they were last counted.
     unread: u64,
-    /// Not before this time; none while it reads.
+    /// When to look again whether reading may go on; `None` while it does not pause.
     pauses_until: Option<Instant>,
     told: Told,
-    /// Names the connection in the log.
     label: Label,
 }
 
-/// What the log has been told, once each.
+/// What the log already says. Each line is written once a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Told {
     Nothing,
@@ -43,12 +45,12 @@ impl ReadThrottle {
         }
     }
 
-    /// So many bytes were put into a consumer's channel.
+    /// Adds the bytes that a consumer was given.
     pub(crate) fn delivered(&mut self, bytes: u64) {
         self.unread = self.unread.saturating_add(bytes);
     }
 
-    /// The common case, which needs no clock.
+    /// Whether the connection reads freely: the common case, which needs no clock.
     #[inline]
     pub(crate) fn is_free(&self) -> bool {
         self.unread <= self.limit / 2
@@ -62,17 +64,17 @@ impl ReadThrottle {
         &mut self,
         now: Instant,
         count_unread: impl FnOnce() -> u64,
-        someone_waits: impl Fn() -> bool,
+        answer_awaited: impl Fn() -> bool,
     ) -> bool {
         if self.is_free() {
             return true;
         }
         let pauses = self.pauses_until.is_some_and(|until| now < until);
-        if pauses && (self.unread > self.limit || !someone_waits()) {
+        if pauses && (self.unread > self.limit || !answer_awaited()) {
             return false;
         }
         self.unread = count_unread();
-        let may_read = self.is_free() || someone_waits();
+        let may_read = self.is_free() || answer_awaited();
         let pauses = !may_read || self.unread > self.limit;
         self.pauses_until = pauses.then(|| now + LOOK);
         if pauses {
@@ -93,16 +95,16 @@ impl ReadThrottle {
             log_line!(
                 Warn,
                 label,
-                "{unread} bytes of messages wait for consumers, more than max_unread_bytes ({limit}): answers of the \
-                 broker come slowly until they have caught up. With acknowledgements and basic_qos it would not send \
-                 so many"
+                "{unread} bytes are waiting for consumers (max_unread_bytes is {limit}): replies \
+                 are delayed until they catch up; use acknowledgements with basic_qos"
             );
         } else if self.told < Told::Pauses {
             self.told = Told::Pauses;
             log_line!(
                 Info,
                 label,
-                "{unread} bytes of messages wait for consumers: the connection reads on when they have caught up"
+                "{unread} bytes are waiting for consumers (max_unread_bytes is {limit}): reading \
+                 pauses until they catch up"
             );
         }
     }
@@ -113,38 +115,38 @@ mod tests {
     use super::*;
 
     #[test]
-    #[allow(clippy::disallowed_methods)] // A beginning; all else is counted from it.
-    fn half_of_the_limit_is_for_those_who_wait_and_beyond_it_reading_is_slow() {
+    #[allow(clippy::disallowed_methods)] // Any start will do; all other times are relative to it.
+    fn reads_for_waiting_threads_above_half_of_the_limit_and_slowly_above_all_of_it() {
         let now = Instant::now();
         let mut read_throttle = ReadThrottle::new(100, Label::new("test", "nowhere"));
-        let nobody = || false;
+        let not_awaited = || false;
         read_throttle.delivered(50);
-        assert!(read_throttle.may_read(now, || unreachable!(), nobody));
-        // It counts only when it has to.
+        assert!(read_throttle.may_read(now, || unreachable!(), not_awaited));
+        // It counts only above half of the limit.
         read_throttle.delivered(1);
-        assert!(read_throttle.may_read(now, || 40, nobody));
+        assert!(read_throttle.may_read(now, || 40, not_awaited));
         read_throttle.delivered(11);
-        assert!(!read_throttle.may_read(now, || 51, nobody));
+        assert!(!read_throttle.may_read(now, || 51, not_awaited));
         let later = read_throttle.pauses_until().unwrap();
         assert!(
-            !read_throttle.may_read(now, || 0, nobody),
-            "it looks now and then"
+            !read_throttle.may_read(now, || 0, not_awaited),
+            "not before the pause is over"
         );
         assert!(
             read_throttle.may_read(now, || 51, || true),
-            "for callers at once"
+            "at once for a caller"
         );
         assert!(read_throttle.may_read(later, || 51, || true));
         assert!(
             read_throttle.may_read(later, || 100, || true),
-            "nothing pauses"
+            "no pause up to the limit"
         );
-        // Once, then again after a while.
+        // One read, then a pause.
         assert!(read_throttle.may_read(later, || 101, || true));
         assert!(!read_throttle.may_read(later, || 101, || true));
         let latest = read_throttle.pauses_until().unwrap();
         assert!(read_throttle.may_read(latest, || 101, || true));
-        assert!(read_throttle.may_read(latest + LOOK, || 50, nobody));
+        assert!(read_throttle.may_read(latest + LOOK, || 50, not_awaited));
         assert_eq!(read_throttle.pauses_until(), None);
     }
 }

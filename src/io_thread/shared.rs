@@ -1,4 +1,4 @@
-//! What the IO thread and the handles of one connection share.
+//! The state that the IO thread, the recovery thread and the handles of one connection share.
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -26,10 +26,10 @@ use crate::options::{ConnectionOptions, Endpoint};
 use crate::proto::{Server, Topology, Tuning};
 use crate::wire::method::ConnectionClose;
 
-/// How many events are kept for a program that does not read them.
+/// How many unread events are kept for the program.
 const EVENTS_LIMIT: usize = 64;
 
-/// Who is at the other end, and what was agreed on with it.
+/// The broker at the other end of the socket, and what was negotiated with it.
 #[derive(Debug)]
 pub(crate) struct Peer {
     pub(crate) server: Server,
@@ -54,23 +54,23 @@ impl Peer {
 /// What follows a connection that was lost.
 pub(crate) enum Next {
     Connected(Box<Connected<Mailboxes>>),
-    /// Nothing: it has ended for this reason.
+    /// No connection follows, for this reason.
     GivenUp(Error),
 }
 
-/// What the IO thread and the handles of one connection share. It outlasts the socket.
+/// The shared state of one connection, over all its sockets.
 pub(crate) struct Shared {
     pub(crate) outbox: Outbox,
     pub(crate) channel_numbers: ChannelNumbers,
     pub(crate) events: Notifier<ConnectionEvent>,
-    /// Threads that wait for confirms.
+    /// Threads that wait for confirms or RPC replies.
     pub(crate) waiters: Waiters,
     pub(crate) counters: Counters,
     pub(crate) buffer_pool: BufferPool,
     pub(crate) topology: Mutex<Topology>,
-    /// In the order in which each channel has published them.
+    /// Those of each channel are in the order in which it published them.
     pub(crate) lost_publishes: Mutex<Vec<LostPublish>>,
-    /// Where connections come in that follow a lost one.
+    /// Sends the IO thread the connection that follows a lost one.
     pub(crate) next: Sender<Next>,
     peer: Mutex<Arc<Peer>>,
     finished: Mutex<bool>,
@@ -78,7 +78,7 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    /// With it comes the place where the IO thread gets the connections that follow a lost one.
+    /// Also returns the receiver of the connections that follow a lost one.
     pub(super) fn new(
         waker: Waker,
         connected: &Connected<Mailboxes>,
@@ -105,9 +105,10 @@ impl Shared {
         (shared, connections)
     }
 
-    /// Begins with the connection that follows a lost one. Returns why not, if all has ended.
+    /// Adopts the connection that follows a lost one. Fails with the cause if the connection has
+    /// ended for good.
     pub(super) fn begin(&self, connected: &Connected<Mailboxes>) -> Result<()> {
-        // Before the replay is let in: it has to know how many channels there can be.
+        // Before the outbox admits the replay, which has to know the new channel limit.
         let peer = Peer::of(connected);
         let tuning = &peer.tuning;
         let (highest, payload_limit) = (tuning.highest_channel(), tuning.payload_limit());
@@ -117,7 +118,7 @@ impl Shared {
         self.outbox.begin(payload_limit, label)
     }
 
-    /// Tells everyone who waits that the thread is gone.
+    /// Notifies the callers of [`wait_finished`](Self::wait_finished) that the IO thread is done.
     pub(super) fn finish(&self) {
         *self.finished.lock() = true;
         self.on_finished.notify_all();
@@ -127,12 +128,12 @@ impl Shared {
         Arc::clone(&self.peer.lock())
     }
 
-    /// Names the connection in the log, as it is connected now.
+    /// Names the connection and its current peer in the log.
     pub(crate) fn label(&self) -> Label {
         self.peer.lock().label.clone()
     }
 
-    /// Where the connection is.
+    /// The endpoint and the address of the current connection.
     pub(crate) fn here(&self) -> Last {
         let peer = self.peer();
         Last {
@@ -142,8 +143,8 @@ impl Shared {
         }
     }
 
-    /// Where the lost connection was, if that tells where to look for the next one: first where it
-    /// worked, last where the broker fell silent.
+    /// Where the lost connection was, if that tells the order in which to try the endpoints: first
+    /// the one that worked, or last the one where the broker fell silent.
     pub(crate) fn last(&self) -> Option<Last> {
         let (cause, was_open) = self.outbox.last_loss()?;
         let is_silent = matches!(
@@ -160,11 +161,11 @@ impl Shared {
     }
 
     pub(crate) fn tell(&self, event: ConnectionEvent) {
-        // What the program does not read has been logged.
+        // Unread events can be dropped: the log has them.
         self.events.send(event, drop);
     }
 
-    /// This is the end, for good.
+    /// Ends the connection for good.
     pub(super) fn end(&self, error: &Error) {
         self.outbox.set_end(error.clone());
         self.tell(ConnectionEvent::Closed {
@@ -172,7 +173,7 @@ impl Shared {
         });
         self.events.end();
         self.channel_numbers.end();
-        // The last, since the program's logger can panic.
+        // Log last, since the program's logger can panic.
         match error.kind() {
             Kind::ConnectionClosed(reason) if reason.by == ClosedBy::Program => {
                 log_line!(Info, self.label(), "{error}");
@@ -181,13 +182,14 @@ impl Shared {
         }
     }
 
-    /// The program has closed the connection for this reason. Should it be lost just now, nothing else would wake the IO
-    /// thread.
+    /// Notifies the IO thread that the connection has ended for this reason. If the connection is
+    /// lost just now, nothing else would wake the IO thread, which waits for the next one.
     pub(crate) fn closed(&self, error: Error) {
         let _ = self.next.send(Next::GivenUp(error));
     }
 
-    /// Closes the connection, and waits until that is done.
+    /// Closes the connection and waits up to `timeout` until the IO thread is done. On timeout, cuts
+    /// the socket.
     pub(crate) fn close(&self, code: ReplyCode, text: &str, timeout: Duration) -> Result<()> {
         let deadline = Deadline::after(timeout);
         self.begin_close(code, text)?;
@@ -223,13 +225,14 @@ impl Shared {
         Ok(())
     }
 
-    /// Tells those who wait for messages that were to be published again that this does not happen.
+    /// Fails the messages that were to be published again.
     pub(crate) fn lose_publishes(&self) {
         let lost_publishes = std::mem::take(&mut *self.lost_publishes.lock());
         lost_publishes.into_iter().for_each(LostPublish::lose);
     }
 
-    /// Waits until the socket is closed and the thread has nothing left to do. False if that takes longer.
+    /// Waits up to `timeout` until the socket is closed and the IO thread is done. Returns false on
+    /// timeout.
     pub(crate) fn wait_finished(&self, timeout: Duration) -> bool {
         let deadline = Deadline::after(timeout);
         let mut finished = self.finished.lock();
@@ -243,15 +246,15 @@ impl Shared {
     }
 }
 
-/// What the IO thread tells the one who brings connections back.
+/// Notifies the recovery of a connection. Its methods run on the IO thread.
 pub(crate) trait Recover: Send + Sync {
-    /// Whether connections are brought back at all.
+    /// Whether lost connections are recovered.
     fn is_on(&self) -> bool;
-    /// The connection was lost. False if nobody brings it back.
+    /// The connection was lost. Returns false if it will not be recovered.
     fn lost(self: Arc<Self>, shared: &Arc<Shared>, cause: &Error) -> bool;
-    /// It has ended for good.
+    /// The connection has ended for good.
     fn ended(&self, cause: &Error);
 }
 
-/// After its time to close a connection, a caller waits this long for the IO thread to cut the socket.
+/// How long `close` waits, after its timeout, for the IO thread to cut the socket.
 const ABORT_PATIENCE: Duration = Duration::from_secs(5);
