@@ -1,4 +1,4 @@
-//! Getting messages, and answering for them.
+//! Acknowledging messages and giving them back.
 
 use std::cell::Cell;
 
@@ -12,31 +12,31 @@ use crate::wire::method::{
     BasicAck, BasicNack, BasicRecover, BasicRecoverAsync, BasicReject, Encode,
 };
 
-/// What became of an ack, nack or reject.
+/// The outcome of an ack, nack or reject.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Answered {
-    /// It was sent on the connection of this epoch.
+    /// Sent on the connection of this epoch.
     Sent { epoch: u64 },
-    /// It was not sent: the connection on which its message came was lost, or the broker has
-    /// cancelled the consumer.
+    /// Not sent: the message's connection was lost, or the broker has cancelled its consumer.
     NotSent,
 }
 
 impl Channel {
-    /// Acknowledges a message by its delivery tag; [`Delivery::ack`](crate::Delivery::ack) does so for its own.
+    /// Acknowledges one message by its delivery tag. [`Delivery::ack`](crate::Delivery::ack) does
+    /// the same for its own message.
     ///
     /// # Errors
-    /// An unknown tag, or one that was acknowledged before, makes the broker close the channel (406): the next call
-    /// says so.
+    /// An unknown tag, or a tag that was already acknowledged, makes the broker close the channel
+    /// (406). The next call reports that.
     pub fn basic_ack(&self, delivery_tag: u64) -> Result<()> {
         self.ack(delivery_tag, false).map(drop)
     }
 
-    /// Acknowledges a message and all earlier ones of the channel; 0 means all.
+    /// Acknowledges a message and all earlier messages of the channel. Tag 0 means all messages.
     ///
     /// # Errors
-    /// As [`basic_ack`](Self::basic_ack). [`ErrorKind::Recovering`] for 0, which waits for a connection
-    /// that is being recovered as calls do.
+    /// Same as [`basic_ack`](Self::basic_ack). With tag 0, the call waits for a lost connection to
+    /// come back and can fail with [`ErrorKind::Recovering`].
     pub fn basic_ack_multiple(&self, delivery_tag: u64) -> Result<()> {
         self.ack(delivery_tag, true).map(drop)
     }
@@ -48,8 +48,9 @@ impl Channel {
         })
     }
 
-    /// Sends an answer to a delivery, or to all up to that one. If it came on a connection that was lost, nothing is
-    /// sent: the broker has requeued it, and would take the answer for one to another message.
+    /// Sends an answer to one delivery, or to all deliveries up to it. Sends nothing if the
+    /// delivery came on a lost connection: the broker has requeued that message, and would apply
+    /// the answer to another one.
     fn answer<M: Encode>(
         &self,
         delivery_tag: u64,
@@ -69,7 +70,7 @@ impl Channel {
             Ok(opened_in.get().map_or(Gate::Shut, |_| gate))
         };
         let admission = match delivery_tag {
-            // For "all", which is all of the next connection then.
+            // Tag 0 waits for a recovery; then it means all messages of the next connection.
             0 => Admission::Room,
             _ => Admission::Attached,
         };
@@ -77,7 +78,7 @@ impl Channel {
         let outbox = &state.shared.outbox;
         let written = outbox.write(state.number, admission, patience, gate, |frames| {
             let epoch = frames.epoch();
-            // The connection may be lost already, and the channel not have heard of it.
+            // The connection can be lost before the channel learns of it.
             let tag = delivery_tags.broker_tag(delivery_tag);
             let tag = tag.filter(|_| opened_in.get() == Some(epoch));
             frames.method(&answer(tag.ok_or_else(stale)?))?;
@@ -105,7 +106,7 @@ impl Channel {
         }
     }
 
-    /// Whether an answer failed because its message came on a connection that was lost.
+    /// Whether an answer failed because its message came on a lost connection.
     fn is_stale(&self, delivery_tag: u64, error: &Error) -> bool {
         let state = self.state();
         let is_stale = state.delivery_tags.broker_tag(delivery_tag).is_none()
@@ -113,25 +114,28 @@ impl Channel {
         is_stale && state.end.cause().is_none()
     }
 
-    /// What became of the answer that the program itself has given to a delivery.
+    /// The outcome of an answer that the program sent itself.
     pub(crate) fn answered(&self, delivery_tag: u64) -> Answered {
         let state = self.state();
-        // In this order: as long as the tag is known, the channel is open where it came.
+        // Read in this order: while the tag is known, the channel is open on the message's
+        // connection.
         let opened_in = state.opened_in();
         let is_known = state.delivery_tags.broker_tag(delivery_tag).is_some();
-        // Else on a connection that was lost: the answer can have been sent before or after that.
+        // Otherwise the connection was lost, and the answer may have been sent before or after the
+        // loss.
         let lost = || state.shared.outbox.epoch().saturating_sub(1);
         let epoch = opened_in.filter(|_| is_known).unwrap_or_else(lost);
         Answered::Sent { epoch }
     }
 
-    /// Gives messages back: to their queue, or to be dropped or dead-lettered. An extension of RabbitMQ.
+    /// Gives messages back to the broker, which requeues, drops or dead-letters them. A RabbitMQ
+    /// extension.
     ///
-    /// Since RabbitMQ 4.3 this does not count towards the delivery limit of a quorum queue, as
-    /// [`basic_reject`](Self::basic_reject) does: use it for messages that were not handled.
+    /// Since RabbitMQ 4.3, a nack does not count towards the delivery limit of a quorum queue;
+    /// [`basic_reject`](Self::basic_reject) does. Use a nack for messages that were not handled.
     ///
     /// # Errors
-    /// As [`basic_ack`](Self::basic_ack).
+    /// Same as [`basic_ack`](Self::basic_ack).
     pub fn basic_nack(&self, delivery_tag: u64, options: NackOptions) -> Result<()> {
         self.nack(delivery_tag, options).map(drop)
     }
@@ -144,12 +148,14 @@ impl Channel {
         })
     }
 
-    /// Gives one message back: to its queue if `requeue`, or to be dropped or dead-lettered.
+    /// Gives one message back to the broker, which requeues it if `requeue` is set, and otherwise
+    /// drops or dead-letters it.
     ///
-    /// With `requeue`, it counts as a failed delivery towards the delivery limit of a quorum queue.
+    /// With `requeue`, the reject counts as a failed delivery towards the delivery limit of a
+    /// quorum queue.
     ///
     /// # Errors
-    /// As [`basic_ack`](Self::basic_ack).
+    /// Same as [`basic_ack`](Self::basic_ack).
     pub fn basic_reject(&self, delivery_tag: u64, requeue: bool) -> Result<()> {
         self.reject(delivery_tag, requeue).map(drop)
     }
@@ -161,11 +167,12 @@ impl Channel {
         })
     }
 
-    /// Gives all unacknowledged messages of the channel back to their queues and waits until that is done. As with
-    /// [`basic_nack`](Self::basic_nack), this does not count towards the delivery limit since RabbitMQ 4.3.
+    /// Requeues all unacknowledged messages of the channel and waits until the broker has done so.
+    /// Like [`basic_nack`](Self::basic_nack), this does not count towards the delivery limit since
+    /// RabbitMQ 4.3.
     ///
     /// # Errors
-    /// 540, which closes the connection, without `requeue`: RabbitMQ does not implement it.
+    /// Without `requeue`, RabbitMQ closes the connection (540): it does not implement that.
     pub fn basic_recover(&self, requeue: bool) -> Result<()> {
         let channel = self.number();
         self.call_with(Operation::about(BasicRecover::ID, ""), |frames, call| {

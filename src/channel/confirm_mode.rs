@@ -1,4 +1,4 @@
-//! The two modes of a channel in which publishing is answered for: confirms and transactions.
+//! Confirm mode: the broker confirms or nacks each message of the channel.
 
 use std::time::Duration;
 
@@ -12,8 +12,8 @@ use crate::session::call::{self, Operation};
 use crate::wire::method::{ConfirmSelect, Encode};
 
 impl Channel {
-    /// Puts the channel into confirm mode: from now on the broker answers for every message. Doing it again changes
-    /// nothing.
+    /// Puts the channel into confirm mode: the broker confirms or nacks every later message. On a
+    /// channel in confirm mode, this changes nothing.
     ///
     /// ```no_run
     /// # let channel = leveret::Connection::open_default()?.open_channel()?;
@@ -35,7 +35,7 @@ impl Channel {
         let asked = Operation::about(ConfirmSelect::ID, "");
         self.call_with(asked, |frames, call| {
             call::append(frames, state.number, &select, call)?;
-            // The broker counts what it reads behind this frame.
+            // The broker numbers the messages that follow this frame.
             state.confirms.select();
             Ok(())
         })?;
@@ -52,22 +52,28 @@ impl Channel {
         })
     }
 
-    /// Waits until the broker has answered for all messages published on this channel so far, at most the
-    /// connection's `request_timeout`. A timeout changes nothing: it can be called again.
+    /// Waits until the broker has confirmed or nacked all messages published on this channel so
+    /// far. Waits up to the connection's `request_timeout`. After a timeout, the program can wait
+    /// again.
     ///
     /// # Errors
-    /// [`ErrorKind::Nacked`](crate::ErrorKind::Nacked) with the sequence numbers that the broker refused since the last report (the newest
-    /// 65,536; threads that wait at the same time are all told); the loss of the connection, once, if messages were lost with
-    /// it (which of them, nobody knows); the channel's or the connection's end, if answers are missing; [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument) without
-    /// [`confirm_select`](Self::confirm_select).
+    /// - [`ErrorKind::Nacked`](crate::ErrorKind::Nacked), with the sequence numbers that the broker
+    ///   has nacked since the last report (the newest 65,536). All threads that wait at the same
+    ///   time get the report.
+    /// - The cause of a lost connection, once, if messages were lost with it. Which of them the
+    ///   broker has is unknown.
+    /// - The end of the channel or the connection, if confirms are missing.
+    /// - [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument) without
+    ///   [`confirm_select`](Self::confirm_select).
+    /// - A timeout.
     pub fn wait_for_confirms(&self) -> Result<()> {
         self.wait_for_confirms_timeout(self.connection().request_timeout())
     }
 
-    /// [`wait_for_confirms`](Self::wait_for_confirms), at most so long.
+    /// [`wait_for_confirms`](Self::wait_for_confirms), but waits up to `timeout`.
     ///
     /// # Errors
-    /// As [`wait_for_confirms`](Self::wait_for_confirms).
+    /// Same as [`wait_for_confirms`](Self::wait_for_confirms).
     pub fn wait_for_confirms_timeout(&self, timeout: Duration) -> Result<()> {
         let confirms = &self.state().confirms;
         let _waits = self.connection().shared().waiters.begin();
@@ -81,17 +87,21 @@ impl Channel {
         answered.map_err(|error| outbox.explained(error).doing("waiting for confirms"))
     }
 
-    /// Waits until the broker has answered for all messages published on this channel so far.
+    /// Waits until the broker has confirmed or nacked all messages published on this channel so
+    /// far.
     pub(crate) fn wait_until_answered(&self, deadline: Deadline) -> Result<()> {
         let outbox = &self.connection().shared().outbox;
         let answered = self.state().confirms.wait(deadline);
         answered.map_err(|error| outbox.explained(error))
     }
 
-    /// The broker's answers to the messages of this channel in confirm mode, from now on, for a program that keeps its
-    /// own accounts of sequence numbers. The receiver keeps the newest 65,536; all receivers of a channel share them.
-    /// It is disconnected when the channel ends. When the connection is lost, messages without an answer get one that says so
-    /// ([`Confirmation::lost`]). A [`Publisher`](crate::Publisher) does all this by itself.
+    /// Returns a receiver of the broker's confirms and nacks for this channel, starting now. It is
+    /// for programs that track sequence numbers themselves; a [`Publisher`](crate::Publisher) does
+    /// that for its messages.
+    ///
+    /// The receiver keeps the newest 65,536 entries. All receivers of a channel share them. The
+    /// receiver is disconnected when the channel ends. When the connection is lost, an entry with
+    /// [`lost`](Confirmation::lost) set stands for the messages without an answer.
     ///
     /// ```no_run
     /// use leveret::Connection;
@@ -113,7 +123,8 @@ impl Channel {
     ///     open.retain(|number, task| {
     ///         let answered = (first..=last).contains(number);
     ///         if answered && answer.nack {
-    ///             println!("{task} was {}", if answer.lost { "lost, perhaps" } else { "refused" });
+    ///             let outcome = if answer.lost { "may be lost" } else { "was nacked" };
+    ///             println!("{task} {outcome}");
     ///         }
     ///         !answered
     ///     });

@@ -1,4 +1,4 @@
-//! Channels: where nearly everything is asked of the broker.
+//! Channels: most requests to the broker go through them.
 
 mod acks;
 mod confirm_mode;
@@ -22,21 +22,26 @@ use crate::wire::method::{
     AccessRequest, ChannelClose, ChannelFlow, ChannelOpen, Encode, Method, Request,
 };
 
-/// A channel of a [`Connection`]: declares, binds, publishes, consumes.
+/// A channel of a [`Connection`]: declares, binds, publishes and consumes.
 ///
-/// Cheap to clone and made to be shared: any number of threads can use one channel at the same time. What they share
-/// is the order of the channel: one slow reply is waited for by the calls behind it, and an error of one closes it
-/// for all. Programs mostly take one channel for each thread.
+/// A channel is cheap to clone, and any number of threads can use it at the same time. They share
+/// the channel's order: calls wait while the broker takes its time over an earlier call, and an
+/// error of one thread's call closes the channel for all. Most programs open one channel for each
+/// thread.
 ///
-/// Every call waits for the broker's reply, at most the connection's `request_timeout`; publishing and acknowledging
-/// do not wait at all unless the outbox is full. The methods have AMQP's own names.
+/// Every call waits for the broker's reply, up to the connection's `request_timeout`. Publishing
+/// and acknowledging do not wait for the broker; they block only while the outbox is full, and
+/// publishing also while the broker has blocked the connection. The methods have AMQP's own names.
 ///
 /// # Errors
-/// Every call can fail with a timeout, or with the end of the channel or the connection, which names who closed it
-/// and why. A value that cannot be sent is [`ErrorKind::InvalidArgument`], before anything is sent. Whatever the
-/// broker refuses, such as a queue that does not exist, closes the channel, as AMQP demands; other channels go on.
+/// Every call can fail with a timeout, or because the channel or the connection has ended. That
+/// error names who closed it, and why. A value that cannot be sent is
+/// [`ErrorKind::InvalidArgument`]; nothing is sent then. If the broker refuses a request, for
+/// example because a queue does not exist, it closes the channel, as AMQP demands. Other channels
+/// go on.
 ///
-/// Dropping the last clone, when no [`Consumer`](crate::Consumer) or [`Delivery`](crate::Delivery) of the channel is left, closes it without waiting.
+/// Dropping the last clone closes the channel without waiting, once no
+/// [`Consumer`](crate::Consumer) or [`Delivery`](crate::Delivery) of the channel is left.
 ///
 /// See <https://www.rabbitmq.com/docs/channels>.
 #[derive(Clone)]
@@ -44,13 +49,13 @@ pub struct Channel {
     inner: Arc<Inner>,
 }
 
-/// What all handles of a channel share; the channel is closed when it goes.
+/// Shared by all handles of a channel. Dropping it closes the channel.
 pub(crate) struct Inner {
     state: Arc<ChannelState>,
     connection: Connection,
 }
 
-/// Closes the channel when its last handle goes, without waiting: this may be the IO thread itself.
+/// Does not wait: the last handle can be dropped on the IO thread.
 impl Drop for Inner {
     fn drop(&mut self) {
         self.state.dropped();
@@ -76,13 +81,14 @@ impl Channel {
             Admission::Room,
             || Ok(Gate::Open),
             |frames, call| {
-                // Another connection may have another limit than the one that the number was taken from.
+                // A recovery may have lowered `channel_max` since this number was taken.
                 let channel_max = shared.channel_numbers.highest();
                 if number > channel_max {
                     return Err(Error::new(ErrorKind::ChannelsExhausted { channel_max }));
                 }
                 state.append_open(frames, call)?;
-                // Before it can be lost.
+                // Under the outbox's lock: the connection cannot be lost before the channel is
+                // enlisted.
                 connection.recovery().enlist(&state);
                 sent = true;
                 Ok(())
@@ -92,7 +98,8 @@ impl Channel {
             shared.channel_numbers.release(number);
             return Err(asked.failed(error.clone()));
         }
-        // After a timeout, the number stays in use until the broker has answered the close that dropping sends.
+        // After a timeout, dropping this handle closes the channel. The number stays in use until
+        // the broker has replied to the close.
         let channel = Self {
             inner: Arc::new(Inner {
                 state,
@@ -107,29 +114,29 @@ impl Channel {
         &self.inner.state
     }
 
-    /// The connection of this channel.
+    /// The channel's connection.
     pub fn connection(&self) -> &Connection {
         &self.inner.connection
     }
 
-    /// The channel's number, from 1 to `channel_max`. It is used again when the program has closed the channel, or has
-    /// dropped its last handle.
+    /// The channel's number, from 1 to `channel_max`. A later channel can get the same number after
+    /// the program has closed this one or dropped its last handle.
     pub fn number(&self) -> u16 {
         self.inner.state.number
     }
 
-    /// Whether calls are possible: neither side has closed the channel.
+    /// Whether the channel takes calls: neither side has closed it.
     pub fn is_open(&self) -> bool {
         self.close_cause().is_none()
     }
 
-    /// Why no calls are possible any more: the first cause, which every later call fails with.
+    /// Why the channel takes no more calls: the first cause. Every later call fails with it.
     pub fn close_cause(&self) -> Option<Error> {
         let ended = self.inner.state.end.cause();
         ended.or_else(|| self.inner.state.shared.outbox.end_cause())
     }
 
-    // ---- how all calls are made ----
+    // ---- how calls are sent ----
 
     pub(crate) fn write<T>(
         &self,
@@ -149,7 +156,7 @@ impl Channel {
         written.map_err(|error| asked.failed(error))
     }
 
-    /// Sends a method and waits for what `append` told the core to expect.
+    /// Sends a method and waits for the reply that `append` told the core to expect.
     pub(crate) fn call_with(
         &self,
         asked: Operation<'_>,
@@ -163,7 +170,7 @@ impl Channel {
         reply.map_err(|error| asked.failed(error))
     }
 
-    /// Sends a method, which is made when it is admitted, and waits for its reply.
+    /// Sends a method and waits for its reply. `method` runs when the call is admitted.
     pub(crate) fn call<R: Request>(
         &self,
         subject: &str,
@@ -177,8 +184,8 @@ impl Channel {
         call::reply_of::<R>(asked, reply)
     }
 
-    /// Sends a method that changes what has to be there on the next connection, and waits for its
-    /// reply unless `no_wait`. It is made when it is admitted.
+    /// Sends a method that changes what a recovery replays, and waits for its reply unless
+    /// `no_wait` is set. `method` runs when the call is admitted.
     pub(crate) fn call_recorded<R: Request + Into<Method<'static>>>(
         &self,
         no_wait: bool,
@@ -210,28 +217,27 @@ impl Channel {
         call::reply_of::<R>(asked, reply).map(Some)
     }
 
-    // ---- channel ----
 
-    /// Closes the channel and waits until the broker has agreed. Calls of other threads that still wait for a reply
-    /// end with an error; consumers end.
+    /// Closes the channel and waits until the broker has agreed. Calls of other threads that wait
+    /// for a reply fail, and consumers end.
     ///
     /// # Errors
-    /// If the channel is already closed: by whom and why.
+    /// If the channel is already closed: who closed it, and why.
     pub fn close(&self) -> Result<()> {
         self.close_with(ReplyCode::SUCCESS, "")
     }
 
-    /// [`close`](Self::close) with a reason of one's own, which RabbitMQ writes to its log.
+    /// [`close`](Self::close) with a reply code and text, which RabbitMQ writes to its log.
     ///
     /// # Errors
-    /// As [`close`](Self::close).
+    /// Same as [`close`](Self::close).
     pub fn close_with(&self, code: ReplyCode, text: &str) -> Result<()> {
         self.close_confirmed(code, text).map(drop)
     }
 
-    /// As [`close_with`](Self::close_with). Returns the epoch of the connection on which the broker
-    /// has confirmed the close, and so has read all that was sent before; `None` if the channel went
-    /// with a connection that was lost.
+    /// Closes the channel as [`close_with`](Self::close_with) does. Returns the epoch of the
+    /// connection on which the broker has confirmed the close; it has read everything sent before
+    /// the close. Returns `None` if the channel was lost with its connection.
     pub(crate) fn close_confirmed(&self, code: ReplyCode, text: &str) -> Result<Option<u64>> {
         let state = self.state();
         let reason = CloseReason {
@@ -258,15 +264,18 @@ impl Channel {
         );
         state.end_if_detached();
         match closed {
-            // With the connection the channel is gone, too.
+            // The channel was lost with the connection.
             Err(error) if error.is_connection_end() && self.connection().is_open() => Ok(None),
             closed => closed.map(|_| sent_in).map_err(|error| asked.failed(error)),
         }
     }
 
-    /// Opens the channel again after the broker has closed it because of an error, with the mode and the prefetch that it
-    /// had. All its handles can be used again, and messages are numbered on; nothing is done if it is open. What has ended
-    /// with it stays so: consumers, receivers, unanswered messages.
+    /// Reopens the channel after the broker has closed it because of an error. The channel keeps
+    /// its mode, its prefetch and its sequence numbers, and all its handles work again. On an open
+    /// channel, this does nothing.
+    ///
+    /// Consumers and receivers that ended with the channel stay ended, and messages without an
+    /// answer stay lost.
     ///
     /// ```no_run
     /// use leveret::{Connection, QueueDeclareOptions};
@@ -280,7 +289,8 @@ impl Channel {
     /// ```
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidArgument`] if this program has closed the channel; the connection's end; a timeout.
+    /// [`ErrorKind::InvalidArgument`] if this program has closed the channel; the connection's end;
+    /// a timeout.
     pub fn reopen(&self) -> Result<()> {
         let state = self.state();
         let asked = Operation::about(ChannelOpen::ID, "");
@@ -300,13 +310,15 @@ impl Channel {
         Ok(())
     }
 
-    /// Asks the broker to stop or go on sending messages to this channel's consumers, and returns what it does.
-    /// RabbitMQ refuses to stop (540, which closes the connection): use prefetch.
+    /// Asks the broker to stop or resume deliveries to this channel's consumers, and returns the
+    /// broker's new state. RabbitMQ refuses to stop and closes the connection (540): use a prefetch
+    /// instead.
     pub fn channel_flow(&self, active: bool) -> Result<bool> {
         Ok(self.call("", || ChannelFlow { active })?.active)
     }
 
-    /// Asks for an access ticket, which AMQP 0-9-1 has no use for; RabbitMQ grants 1 to everybody.
+    /// Requests an access ticket. AMQP 0-9-1 has no use for tickets; RabbitMQ grants ticket 1 to
+    /// everyone.
     pub fn access_request(&self, realm: &str) -> Result<u16> {
         let request = AccessRequest {
             realm: realm.into(),
@@ -333,12 +345,14 @@ impl Connection {
     /// Opens a channel.
     ///
     /// # Errors
-    /// [`ErrorKind::ChannelsExhausted`] beyond [`channel_max`](Self::channel_max); a timeout; the connection's end.
+    /// [`ErrorKind::ChannelsExhausted`] if [`channel_max`](Self::channel_max) channels are open; a
+    /// timeout; the connection's end.
     pub fn open_channel(&self) -> Result<Channel> {
         Channel::open(self)
     }
 
-    /// A channel that may be refused what it asks for.
+    /// Opens a channel for asking whether something exists. "Not found" is an answer there, not a
+    /// fault.
     pub(crate) fn open_question(&self) -> Result<Channel> {
         let channel = self.open_channel()?;
         channel.state().ask_existence();
@@ -351,7 +365,7 @@ pub(crate) fn existence<T>(asked: Result<T>) -> Result<bool> {
         Ok(_) => Ok(true),
         Err(error) => match error.reply_code() {
             _ if error.is_missing() => Ok(false),
-            // It is there, and another connection's own.
+            // The queue exists, and is exclusive to another connection.
             Some(ReplyCode::RESOURCE_LOCKED) => Ok(true),
             _ => Err(error),
         },
