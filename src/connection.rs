@@ -1,4 +1,4 @@
-//! Connections: the handle of one socket to a broker and of the thread behind it.
+//! Connections: the handle of a socket and of the IO thread that owns it.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -25,22 +25,25 @@ use crate::stats::ConnectionStats;
 use crate::wire::method::{ConnectionClose, ConnectionUpdateSecret, Encode, LongString};
 use crate::wire::value::FieldTable;
 
-/// Dropping the last handle waits at most so long for the close in good order.
+/// How long dropping the last handle waits for a clean close.
 const DROP_PATIENCE: Duration = Duration::from_secs(5);
 
 /// A connection to a broker.
 ///
-/// One thread of its own reads and writes the socket and keeps the heartbeats, whatever the program's threads do: a
-/// message that takes an hour to work on does not cost the connection. Handles are cheap to clone and can be used by
-/// any number of threads; most work is done through a [`Channel`](crate::Channel).
+/// An IO thread reads and writes the socket and sends the heartbeats, whatever the program's
+/// threads do: working on one message for an hour does not cost the connection. Handles are cheap
+/// to clone, and any number of threads can use them. Most work goes through a
+/// [`Channel`](crate::Channel).
 ///
-/// When it is lost, it is opened again, and all that was declared through it, its channels, consumers and unconfirmed
-/// messages come back: see [`RecoveryOptions`](crate::RecoveryOptions). Whoever waits for a reply at that moment gets an error;
-/// [`Error::may_have_been_sent`] tells whether it is safe to ask again. What is asked meanwhile waits, up to its timeout.
+/// A lost connection is opened again. Everything that was declared through it comes back, as do its
+/// channels, its consumers and its unconfirmed messages: see
+/// [`RecoveryOptions`](crate::RecoveryOptions). A call that waits for its reply at that moment
+/// fails; [`Error::may_have_been_sent`] tells whether it is safe to repeat the call. Calls that
+/// begin while the connection is lost wait for it, up to their timeouts.
 ///
-/// Dropping the last handle (of the connection, its channels, consumers and deliveries) closes the connection in
-/// good order, waiting at most 5 seconds. [`close`](Self::close) does it at once, for all handles, and tells how it
-/// went.
+/// Dropping the last handle (of the connection, its channels, consumers and deliveries) closes the
+/// connection gracefully and waits up to 5 seconds. [`close`](Self::close) closes it at once, for
+/// all handles, and reports the result.
 ///
 /// ```no_run
 /// use leveret::{Connection, QueueDeclareOptions};
@@ -67,28 +70,31 @@ struct Inner {
 }
 
 impl Connection {
-    /// Connects to the broker at this URI, such as `amqp://user:password@host:5672/vhost`.
+    /// Connects to the broker at a URI such as `amqp://user:password@host:5672/vhost`.
     ///
     /// # Errors
-    /// Within `connect_timeout`, and without another attempt unless
-    /// [`retry_open_for`](ConnectionOptions::retry_open_for) is set: [`ErrorKind::InvalidUri`], [`ErrorKind::ConnectFailed`],
-    /// [`ErrorKind::LoginRefused`], [`ErrorKind::VhostRefused`] and the other failures of a handshake.
+    /// [`ErrorKind::InvalidUri`], [`ErrorKind::ConnectFailed`], [`ErrorKind::LoginRefused`],
+    /// [`ErrorKind::VhostRefused`] and the other failures of a handshake, within `connect_timeout`.
+    /// The connection is tried once, unless [`retry_open_for`](ConnectionOptions::retry_open_for)
+    /// is set.
     pub fn open(uri: &str) -> Result<Self> {
         Self::open_with(&ConnectionOptions::from_uri(uri)?)
     }
 
-    /// Connects to RabbitMQ on this machine with its defaults: `amqp://guest:guest@localhost:5672/%2f`.
+    /// Connects to RabbitMQ on this machine with its defaults:
+    /// `amqp://guest:guest@localhost:5672/%2f`.
     ///
     /// # Errors
-    /// As [`open`](Self::open).
+    /// Same as [`open`](Self::open).
     pub fn open_default() -> Result<Self> {
         Self::open_with(&ConnectionOptions::default())
     }
 
-    /// Connects as the options say.
+    /// Connects with these options.
     ///
     /// # Errors
-    /// As [`open`](Self::open); [`ErrorKind::InvalidArgument`] for options that no broker would take.
+    /// Same as [`open`](Self::open); [`ErrorKind::InvalidArgument`] for options that no broker
+    /// accepts.
     pub fn open_with(options: &ConnectionOptions) -> Result<Self> {
         let doing = || format!("opening {options}");
         options.check().map_err(|error| error.doing(doing()))?;
@@ -121,31 +127,33 @@ impl Connection {
         })
     }
 
-    /// Closes the connection, for all handles, and waits until the broker has agreed. What was published before is
-    /// sent before. Whoever still waits for something gets an error that says that this program has closed.
+    /// Closes the connection for all handles and waits until the broker has agreed. Messages that
+    /// were published before are sent first. Calls that still wait fail with an error that says
+    /// that this program has closed the connection.
     ///
     /// # Errors
-    /// If the connection is already closed: by whom and why. A timeout after `request_timeout`; then the socket was
-    /// cut, and the connection is closed nevertheless.
+    /// If the connection is already closed: who closed it, and why. A timeout after
+    /// `request_timeout`; the socket is cut then, and the connection is closed.
     pub fn close(&self) -> Result<()> {
         let timeout = self.inner.options.request_timeout;
         self.close_with(ReplyCode::SUCCESS, "", timeout)
     }
 
-    /// [`close`](Self::close) with a reason of one's own, which RabbitMQ writes to its log, waiting at most so long.
+    /// [`close`](Self::close) with a reply code and text, which RabbitMQ writes to its log. Waits
+    /// up to `timeout`.
     ///
     /// # Errors
-    /// As [`close`](Self::close).
+    /// Same as [`close`](Self::close).
     pub fn close_with(&self, code: ReplyCode, text: &str, timeout: Duration) -> Result<()> {
         let closed = self.inner.shared.close(code, text, timeout);
         closed.map_err(|error| Operation::about(ConnectionClose::ID, "").failed(error))
     }
 
-    /// Waits until the connection is closed, by whomever: the socket is closed and its thread has ended.
-    /// [`close_cause`](Self::close_cause) tells why.
+    /// Waits up to `timeout` until the connection is closed by either side: the socket is closed
+    /// and the IO thread has ended. [`close_cause`](Self::close_cause) tells why.
     ///
     /// # Errors
-    /// A timeout if that takes longer.
+    /// A timeout.
     pub fn wait_closed(&self, timeout: Duration) -> Result<()> {
         if self.inner.shared.wait_finished(timeout) {
             return Ok(());
@@ -153,37 +161,41 @@ impl Connection {
         Err(Error::timed_out(timeout).doing("waiting until the connection is closed"))
     }
 
-    /// Whether calls are possible: the connection was not closed, and not lost for good. While it is being recovered, calls
-    /// wait: see [`loss_cause`](Self::loss_cause).
+    /// Whether the connection takes calls: it is neither closed nor lost for good. While it is
+    /// being recovered, calls wait: see [`loss_cause`](Self::loss_cause).
     pub fn is_open(&self) -> bool {
         self.close_cause().is_none()
     }
 
-    /// Why the connection was lost, while it is being recovered.
+    /// Why the connection was lost. `None` unless it is being recovered now.
     pub fn loss_cause(&self) -> Option<Error> {
         self.inner.shared.outbox.loss_cause()
     }
 
-    /// How often the connection was lost so far.
+    /// How many times the connection has been lost so far.
     pub fn loss_count(&self) -> u64 {
         self.inner.shared.outbox.epoch()
     }
 
-    /// Why no calls are possible any more: the first cause, which every handle of the connection fails with.
+    /// Why the connection takes no more calls: the first cause. Every handle of the connection
+    /// fails with it.
     pub fn close_cause(&self) -> Option<Error> {
         self.inner.shared.outbox.end_cause()
     }
 
-    /// The reason for which the broker takes no messages at the moment (`connection.blocked`), if so.
+    /// The broker's reason for blocking the connection (`connection.blocked`): it takes no messages
+    /// now. `None` if the connection is not blocked.
     ///
     /// See <https://www.rabbitmq.com/docs/connection-blocked>.
     pub fn blocked_reason(&self) -> Option<String> {
         self.inner.shared.outbox.blocked_reason()
     }
 
-    /// What happens to the connection from now on: blocked, unblocked, lost, recovered, closed; and to its
-    /// [`Workers`](crate::Workers). The receiver keeps the newest 64; all receivers of a connection share them. It is
-    /// disconnected when the connection has ended.
+    /// Returns a receiver of what happens to the connection, starting now: blocked, unblocked,
+    /// lost, recovered, closed; and what happens to its [`Workers`](crate::Workers).
+    ///
+    /// The receiver keeps the newest 64 events. All receivers of a connection share them. The
+    /// receiver is disconnected when the connection has ended.
     ///
     /// ```no_run
     /// use leveret::{Connection, ConnectionEvent};
@@ -209,8 +221,8 @@ impl Connection {
         self.inner.shared.events.receiver()
     }
 
-    /// What the connection has done so far, and what it does at the moment: bytes, messages, confirms, calls, what waits to
-    /// be sent, confirmed or read, blocks and losses.
+    /// What the connection has done so far and is doing now: bytes, messages, confirms, calls, what
+    /// waits to be sent, confirmed or read, blocks and losses.
     pub fn stats(&self) -> ConnectionStats {
         let shared = &self.inner.shared;
         let mut stats = shared.counters.snapshot();
@@ -219,7 +231,7 @@ impl Connection {
         stats
     }
 
-    /// What the broker tells about itself: product, version, capabilities, …
+    /// The broker's properties: product, version, capabilities, …
     pub fn server_properties(&self) -> FieldTable {
         self.peer().server.properties.clone()
     }
@@ -229,7 +241,7 @@ impl Connection {
         words(&self.peer().server.mechanisms)
     }
 
-    /// The languages of the broker's texts.
+    /// The locales of the broker's texts.
     pub fn server_locales(&self) -> Vec<String> {
         words(&self.peer().server.locales)
     }
@@ -239,12 +251,13 @@ impl Connection {
         self.peer().tuning.highest_channel()
     }
 
-    /// The size of the largest frame in bytes: the lower of both sides' limits; 0 if neither has one.
+    /// The size of the largest frame, in bytes: the lower of both sides' limits, or 0 if neither
+    /// has one.
     pub fn frame_max(&self) -> u32 {
         self.peer().tuning.frame_max
     }
 
-    /// The heartbeat interval that was agreed; zero if there are none.
+    /// The agreed heartbeat interval. Zero means no heartbeats.
     pub fn heartbeat(&self) -> Duration {
         self.peer().tuning.heartbeat
     }
@@ -254,29 +267,31 @@ impl Connection {
         Duration::from_secs(self.peer().server.tune.heartbeat.into())
     }
 
-    /// The options it was opened with.
+    /// The options that the connection was opened with.
     pub fn options(&self) -> &ConnectionOptions {
         &self.inner.options
     }
 
-    /// The broker's address; after a recovery, the one that the connection is open to now.
+    /// The broker's address. A recovery can change it.
     pub fn peer_addr(&self) -> SocketAddr {
         self.peer().address
     }
 
-    /// Gives the broker a new secret, such as a fresh OAuth 2 token, before the old one expires. A recovery logs in with it,
-    /// in the place of the password; a [`SaslMechanism`](crate::SaslMechanism) of your own has to know it by itself.
+    /// Gives the broker a new secret, such as a fresh OAuth 2 token, before the old one expires. A
+    /// recovery logs in with the new secret instead of the password. A custom
+    /// [`SaslMechanism`](crate::SaslMechanism) must learn the new secret from the program.
     ///
-    /// While the connection is lost, the next attempt to recover it logs in with the new secret, whether this call waits for
-    /// that or fails.
+    /// While the connection is lost, the next recovery attempt logs in with the new secret, whether
+    /// this call waits for the recovery or fails.
     ///
-    /// With [`credentials`](ConnectionOptions::credentials) the connection does this itself, and a recovery asks that function.
+    /// With [`credentials`](ConnectionOptions::credentials), the connection renews its secret
+    /// itself, and a recovery asks that function for it.
     ///
-    /// RabbitMQ 4.3 checks permissions again with each new secret, and cancels the consumers of queues that the user may no
-    /// longer read ([`ErrorKind::ConsumerCancelled`]).
+    /// RabbitMQ 4.3 checks permissions again with each new secret. It cancels the consumers of
+    /// queues that the user may no longer read ([`ErrorKind::ConsumerCancelled`]).
     ///
     /// # Errors
-    /// The broker closes the connection if it does not take the secret.
+    /// The broker closes the connection if it does not accept the secret.
     ///
     /// See <https://www.rabbitmq.com/docs/oauth2>.
     pub fn update_secret(&self, new_secret: &str, reason: &str) -> Result<()> {
@@ -285,7 +300,8 @@ impl Connection {
             reason: reason.into(),
         };
         let asked = Operation::about(ConnectionUpdateSecret::ID, "");
-        // One that the broker may refuse must not replace one that holds.
+        // On an open connection the broker may refuse the new secret, which must not replace a
+        // valid one.
         if self.loss_cause().is_some() {
             self.inner.recovery.set_secret(new_secret);
         }
@@ -310,7 +326,7 @@ impl Connection {
         &self.inner.recovery
     }
 
-    /// Asks this gauge in [`stats`](Self::stats), too, until it is dropped.
+    /// Includes this gauge in [`stats`](Self::stats) until it is dropped.
     pub(crate) fn add_gauge<G: Gauge + 'static>(&self, gauge: &Arc<G>) {
         let gauge = Arc::<G>::downgrade(gauge);
         self.inner.shared.counters.add_gauge(gauge);
@@ -341,8 +357,8 @@ impl Drop for Inner {
     fn drop(&mut self) {
         let code = ReplyCode::SUCCESS;
         let text = "its last handle was dropped";
-        // A delivery that nobody read can be the last handle, and die with its consumer on the IO thread, which
-        // cannot wait for itself.
+        // An unread delivery can be the last handle and be dropped with its consumer on the IO
+        // thread, which cannot wait for itself.
         let closed = if thread::current().id() == self.io_thread {
             self.shared.begin_close(code, text)
         } else {

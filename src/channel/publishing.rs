@@ -1,4 +1,4 @@
-//! Publishing messages, and getting back what cannot be routed.
+//! Publishing messages, and receiving those that the broker returns.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -20,11 +20,12 @@ use crate::session::queue_names::Name;
 use crate::wire::method::{BasicPublish, Encode};
 
 impl Channel {
-    /// Publishes a message. It is handed over to the connection's thread, and the call returns; whether the broker
-    /// has it, only a confirm tells. In confirm mode (see [`confirm_select`](Self::confirm_select)) the result is
-    /// the message's sequence number.
+    /// Publishes a message and returns without waiting for the broker: the IO thread sends it. In
+    /// confirm mode (see [`confirm_select`](Self::confirm_select)), returns the message's sequence
+    /// number.
     ///
-    /// Messages that one thread publishes on one channel keep their order; messages of several threads never mix.
+    /// Messages that one thread publishes on one channel keep their order. Messages of several
+    /// threads never mix.
     ///
     /// ```no_run
     /// use leveret::{Connection, Message};
@@ -36,18 +37,26 @@ impl Channel {
     /// ```
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument) for a message larger than `max_message_size`, a name of more than 255 bytes, or
-    /// headers that do not fit into one frame. A timeout (`publish_timeout`) if the outbox stays full, and
-    /// [`ErrorKind::ConnectionBlocked`](crate::ErrorKind::ConnectionBlocked) if the broker has blocked the connection. Whatever the error, nothing
+    /// The call waits up to `publish_timeout` for room in the outbox. Whatever the error, nothing
     /// of this message was sent.
     ///
-    /// An exchange that does not exist is told later: the broker closes the channel (404).
+    /// - [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument) for a message larger
+    ///   than `max_message_size`, a name longer than 255 bytes, or headers that do not fit into one
+    ///   frame.
+    /// - [`ErrorKind::OutboxFull`](crate::ErrorKind::OutboxFull) if the outbox stays full.
+    /// - [`ErrorKind::ConnectionBlocked`](crate::ErrorKind::ConnectionBlocked) if the broker keeps
+    ///   the connection blocked.
+    /// - [`ErrorKind::Recovering`](crate::ErrorKind::Recovering) if a lost connection does not come
+    ///   back.
     ///
-    /// # What it cannot promise
-    /// `Ok` says that the message will be written to the socket, in its turn, if that lives so long. When the connection is
-    /// lost, what was published on it may have reached the broker or not, nobody tells which, and none of it is published again
-    /// on the next connection. In confirm mode [`wait_for_confirms`](Self::wait_for_confirms) at least says that something
-    /// was lost. A program that must not lose messages takes a [`Publisher`](crate::Publisher).
+    /// A missing exchange is no error of this call: the broker closes the channel later (404).
+    ///
+    /// # What a publish does not guarantee
+    /// `Ok` means that the message will be written to the socket in its turn. If the connection is
+    /// lost, the broker may or may not have the messages that were published on it, and they are
+    /// not published again. In confirm mode, [`wait_for_confirms`](Self::wait_for_confirms) at
+    /// least reports that messages were lost. A program that must not lose messages uses a
+    /// [`Publisher`](crate::Publisher).
     pub fn basic_publish<'m>(
         &self,
         exchange: &str,
@@ -58,11 +67,11 @@ impl Channel {
         self.publish_plainly(exchange, routing_key, &message.into(), timeout)
     }
 
-    /// [`basic_publish`](Self::basic_publish) without waiting: if the outbox is full, or the broker has blocked the
-    /// connection, it fails at once.
+    /// [`basic_publish`](Self::basic_publish) without waiting: fails at once if the outbox is full
+    /// or the broker has blocked the connection.
     ///
     /// # Errors
-    /// As [`basic_publish`](Self::basic_publish).
+    /// Same as [`basic_publish`](Self::basic_publish).
     pub fn try_basic_publish<'m>(
         &self,
         exchange: &str,
@@ -91,8 +100,8 @@ impl Channel {
         published.map_err(|error| Operation::about(BasicPublish::ID, exchange).failed(error))
     }
 
-    /// Publishes through the default exchange to a queue that the broker has named, by the name that
-    /// it has when the message is admitted.
+    /// Publishes through the default exchange to a queue that the broker named. Uses the name that
+    /// the queue has when the message is admitted.
     pub(crate) fn publish_to_queue(
         &self,
         name: &Name,
@@ -103,7 +112,7 @@ impl Channel {
             let current = name.current();
             let gate = || match name.current() == current {
                 true => self.state().publish_gate(),
-                // Lost and recovered meanwhile.
+                // The connection was lost and recovered while this call waited.
                 false => Err(Error::invalid("the queue has another name")),
             };
             let method = publish_method("", current, message, message.is_mandatory());
@@ -116,8 +125,8 @@ impl Channel {
         }
     }
 
-    /// Hands a message over. In confirm mode, `confirm` is told what becomes of it. By reference: dropped here, it would cost
-    /// all other publishes half of their speed.
+    /// Hands a message to the IO thread. In confirm mode, `confirm` receives its outcome. `confirm`
+    /// is a reference because dropping it here would halve the speed of all other publishes.
     pub(crate) fn publish<C: ConfirmMailbox + 'static>(
         &self,
         exchange: &str,
@@ -144,7 +153,7 @@ impl Channel {
         self.check_size(message)?;
         let state = self.state();
         let (properties, body) = (message.properties(), message.body());
-        // What costs more the larger the message is happens before the lock is taken.
+        // Work that grows with the message is done before the outbox is locked.
         let fingerprint = (method.mandatory && state.confirms.is_selected())
             .then(|| Fingerprint::new(&method.exchange, &method.routing_key, body));
         let published = if body.len() > LARGE {
@@ -182,11 +191,11 @@ impl Channel {
         let state = self.state();
         let outbox = &state.shared.outbox;
         let admission = Admission::Publish { large: true };
-        // Nothing is encoded before there is room, or whoever waits would hold a copy of the body.
+        // Wait for room before encoding, or each waiting thread holds a second copy of its body.
         outbox.write(state.number, admission, deadline, &gate, |_| Ok(()))?;
         let (properties, body) = (message.properties(), message.body());
         let large = outbox.encode_large(state.number, method, properties, body)?;
-        // Not under the lock, either.
+        // This copies the message, so it is done outside the lock, too.
         let kept = is_kept(confirm).then(|| large.keep());
         outbox.write(state.number, admission, deadline, gate, |frames| {
             let fingerprint = fingerprint.map(|it| it.with_properties(large.properties()));
@@ -206,13 +215,16 @@ impl Channel {
         )))
     }
 
-    /// Messages that this channel published as mandatory and that came back as unroutable, from now on. The receiver
-    /// keeps the newest 1024, and at most 16 MiB of them (but always the newest one); all receivers of a channel share them.
-    /// It is disconnected when the channel ends.
+    /// Returns a receiver of this channel's mandatory messages that the broker returns as
+    /// unroutable, starting now.
     ///
-    /// In confirm mode a message is returned before it is confirmed, and has its
-    /// [`sequence_number`](ReturnedMessage::sequence_number). What a [`Publisher`](crate::Publisher) has published is told to its
-    /// [`Confirm`](crate::Confirm) instead.
+    /// The receiver keeps the newest 1024 messages, at most 16 MiB of them, but always the newest
+    /// one. All receivers of a channel share them. The receiver is disconnected when the channel
+    /// ends.
+    ///
+    /// In confirm mode the broker returns a message before it confirms it, and the returned message
+    /// has its [`sequence_number`](ReturnedMessage::sequence_number). Returned messages of a
+    /// [`Publisher`](crate::Publisher) go to their [`Confirm`](crate::Confirm) instead.
     ///
     /// ```no_run
     /// use leveret::{Connection, Message};

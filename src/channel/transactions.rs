@@ -6,8 +6,9 @@ use crate::session::call::{self, Operation};
 use crate::wire::method::{Encode, TxCommit, TxRollback, TxSelect};
 
 impl Channel {
-    /// Begins transactions on this channel: what is published and acknowledged takes effect at
-    /// [`tx_commit`](Self::tx_commit). Doing it again changes nothing. Confirms are faster.
+    /// Puts the channel into transaction mode: publishes and acknowledgements take effect at
+    /// [`tx_commit`](Self::tx_commit). On a channel in transaction mode, this changes nothing.
+    /// Confirms are faster.
     ///
     /// ```no_run
     /// # let channel = leveret::Connection::open_default()?.open_channel()?;
@@ -27,12 +28,14 @@ impl Channel {
         Ok(())
     }
 
-    /// Makes what was done since the last commit take effect.
+    /// Commits the transaction: everything since the last commit or rollback takes effect.
     ///
     /// # Errors
-    /// 406 on a channel without [`tx_select`](Self::tx_select). If a part of the transaction was lost with a connection, or
-    /// is an answer to a message that came on a lost one: the cause of that; then the rest of it was rolled back, and it is
-    /// safe to do all of it again.
+    /// 406 on a channel without [`tx_select`](Self::tx_select).
+    ///
+    /// The cause of the loss, if a lost connection took a part of the transaction with it, or if
+    /// the transaction acknowledges a message of a lost connection. The rest was rolled back then,
+    /// and it is safe to repeat the whole transaction.
     pub fn tx_commit(&self) -> Result<()> {
         let mut lost_with = None;
         let channel = self.number();
@@ -51,7 +54,7 @@ impl Channel {
         }
     }
 
-    /// Undoes what was done since the last commit.
+    /// Rolls back the transaction: undoes everything since the last commit or rollback.
     ///
     /// # Errors
     /// 406 on a channel without [`tx_select`](Self::tx_select).
