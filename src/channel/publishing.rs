@@ -37,8 +37,9 @@ impl Channel {
     /// ```
     ///
     /// # Errors
-    /// The call waits up to `publish_timeout` for room in the outbox. Whatever the error, nothing
-    /// of this message was sent.
+    /// The call waits up to `publish_timeout` while the outbox is full, the broker has blocked the
+    /// connection, or a lost connection is being recovered. Whatever the error, nothing of this
+    /// message was sent.
     ///
     /// - [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument) for a message larger
     ///   than `max_message_size`, a name longer than 255 bytes, or headers that do not fit into one
