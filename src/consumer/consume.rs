@@ -1,4 +1,4 @@
-//! Beginning and cancelling consumers, and their prefetch.
+//! Starting and cancelling consumers, and their prefetch.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -16,21 +16,23 @@ use crate::session::subscription::{ReadsFrom, Subscription};
 use crate::wire::method::{BasicCancel, BasicConsume, BasicQos, Encode};
 
 impl Channel {
-    /// How many unacknowledged messages the broker may send ahead to each consumer that begins from now on. Without
-    /// it, it sends the whole queue; a stream refuses a consumer without it (406).
+    /// Sets the prefetch: how many unacknowledged messages the broker sends ahead to each consumer
+    /// that starts from now on. Without a prefetch, the broker sends the whole queue, and a stream
+    /// refuses the consumer (406).
     ///
-    /// What a consumer of a quorum queue gets and does not read can count
-    /// [towards the delivery limit](Consumer#unread-messages-and-the-delivery-limit): do not send ahead more than needed.
+    /// Unread messages of a quorum queue can count [towards the delivery
+    /// limit](Consumer#unread-messages-and-the-delivery-limit): use a prefetch no larger than
+    /// needed.
     pub fn basic_qos(&self, prefetch_count: u16) -> Result<()> {
         self.basic_qos_with(QosOptions::default().prefetch_count(prefetch_count))
     }
 
-    /// [`basic_qos`](Self::basic_qos) with all its parameters. A limit for the whole channel
-    /// ([`global`](QosOptions::global)) is none on RabbitMQ 4.3: the call returns `Ok`, and the log has a warning.
+    /// [`basic_qos`](Self::basic_qos) with all its parameters. RabbitMQ 4.3 does not limit a whole
+    /// channel ([`global`](QosOptions::global)): the call returns `Ok`, and the log has a warning.
     ///
     /// # Errors
-    /// 540, which closes the connection, for a `prefetch_size`: RabbitMQ has none. What becomes of a
-    /// [`global`](QosOptions::global) limit depends on the version.
+    /// With a `prefetch_size`, RabbitMQ closes the connection (540): it does not implement that.
+    /// What happens with [`global`](QosOptions::global) depends on the version.
     pub fn basic_qos_with(&self, options: QosOptions) -> Result<()> {
         let qos = BasicQos {
             prefetch_size: options.prefetch_size,
@@ -44,12 +46,13 @@ impl Channel {
         Ok(())
     }
 
-    /// Begins to consume from a queue. See [`Consumer`] for an example.
+    /// Starts a consumer of a queue. See [`Consumer`] for an example.
     ///
     /// # Errors
-    /// 404 if there is no such queue, 403 if another consumer has it exclusively or without permission, 406 for a stream
-    /// without a prefetch. [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument) if the consumer tag is in use on this channel: the broker would close the
-    /// whole connection for it.
+    /// 404 if the queue does not exist; 403 if another consumer is exclusive, or without
+    /// permission; 406 for a stream without a prefetch.
+    /// [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument) if the consumer tag is in
+    /// use on this channel: the broker would close the whole connection for it.
     pub fn basic_consume(&self, queue: &str, options: ConsumeOptions) -> Result<Consumer> {
         self.consume_queue(queue.into(), options)
     }
@@ -81,7 +84,8 @@ impl Channel {
         }
     }
 
-    /// Begins to consume into a mailbox that `begin` makes, beside what is returned.
+    /// Starts a consumer that delivers into the mailbox from `begin`. Returns what `begin` makes
+    /// beside it.
     pub(crate) fn consume<C>(
         &self,
         queue: QueueName<'_>,
@@ -143,11 +147,12 @@ impl Channel {
         } else if options.no_wait {
             state.consumer_started(&consumer_tag);
         }
-        // On an error the consumer is dropped and with it cancelled, if or when the broker has agreed.
+        // On an error, the consumer is dropped here. That cancels it, if the broker agrees to it
+        // later.
         asked_for.map(|()| consumer)
     }
 
-    /// The tag that was asked for, or one that is made up; each only once.
+    /// Takes the wanted tag, or makes one up. Fails if the tag is in use.
     fn take_consumer_tag(&self, wanted: &str) -> Result<Arc<str>> {
         let state = self.state();
         let taken = state.consumers.lock().take_tag(wanted, state.number);
@@ -159,13 +164,13 @@ impl Channel {
         })
     }
 
-    /// Cancels a consumer by its tag and waits until the broker has agreed; an unknown tag is no error. What has come
-    /// until then can still be read.
+    /// Cancels a consumer by its tag and waits until the broker has agreed. Messages that came
+    /// before can still be read. An unknown tag is no error.
     pub fn basic_cancel(&self, consumer_tag: &str) -> Result<()> {
         self.cancel(&consumer_tag.into(), None)
     }
 
-    /// With `only`, nothing is done if the tag is not that consumer's any more.
+    /// With `only`, does nothing if the tag no longer belongs to that consumer.
     pub(crate) fn cancel(
         &self,
         consumer_tag: &Arc<str>,
@@ -185,14 +190,14 @@ impl Channel {
             |frames, call| state.append_cancel(frames, consumer_tag, only, call),
         );
         match cancelled {
-            // With the connection the consumer is gone, too.
+            // The consumer was lost with the connection.
             Err(error) if error.is_connection_end() && self.connection().is_open() => Ok(()),
             cancelled => cancelled.map(drop).map_err(|error| asked.failed(error)),
         }
     }
 
-    /// [`basic_cancel`](Self::basic_cancel) without waiting for the broker. (The broker answers nevertheless: only that
-    /// tells this crate when the last message has come.)
+    /// [`basic_cancel`](Self::basic_cancel) without waiting for the broker. The broker still
+    /// replies: the reply tells the IO thread that the last message has come.
     pub fn basic_cancel_no_wait(&self, consumer_tag: &str) -> Result<()> {
         let asked = Operation::about(BasicCancel::ID, consumer_tag);
         let consumer_tag = consumer_tag.into();

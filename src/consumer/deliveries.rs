@@ -1,4 +1,4 @@
-//! The messages of one consumer, between the IO thread and whoever reads them.
+//! The messages of one consumer, between the IO thread and their readers.
 
 use std::collections::VecDeque;
 use std::mem::size_of;
@@ -16,28 +16,30 @@ use crate::proto::Delivered;
 use crate::stats::ConnectionStats;
 use crate::wire::content::Content;
 
-/// What an unread message takes beside its own bytes: its place here, and what an allocation costs.
+/// Memory that an unread message takes beside its own bytes: its queue entry, and the cost of an
+/// allocation.
 const OVERHEAD: usize = size_of::<Result<Delivered>>() + 32;
-/// Room for so many messages is kept when all are read.
+/// Number of entries to keep room for after all messages are read.
 const SPARE: usize = 256;
 
-/// What has come and nobody has read.
+/// Messages that have come and are not read yet.
 ///
-/// The IO thread puts in many messages at once, and a reader takes out all there are at once. So they seldom meet, although
-/// each message is read by a call of its own. Whoever asks for a [`receiver`](Self::receiver) gets a channel, which costs
-/// both more: they meet at each message.
+/// The IO thread adds many messages at once, and a reader takes all of them at once. So the two
+/// threads seldom meet, although each message is read by its own call. After a call to
+/// [`receiver`](Self::receiver), messages go through a channel instead, where the two threads meet
+/// at each message. That costs both more.
 pub(crate) struct Deliveries {
     origin: Weak<DeliverySource>,
     queue: Mutex<Queue>,
     changed: Condvar,
-    /// What a reader has taken out of the queue, and will read next. Locked before the queue.
+    /// Taken out of the queue by a reader, to be read next. Locked before the queue.
     taken: Mutex<Messages>,
     receiver: Receiver<Result<Delivery>>,
-    /// Of what is in the channel.
+    /// Bytes of the messages in the channel.
     unread: UnreadBytes,
 }
 
-/// Messages, and perhaps an error as the last.
+/// Messages, and possibly an error as the last entry.
 #[derive(Default)]
 struct Messages {
     queue: VecDeque<Result<Delivered>>,
@@ -46,23 +48,23 @@ struct Messages {
 
 struct Queue {
     came: Messages,
-    /// Someone has asked for the receiver, so all goes there.
+    /// The program has asked for the receiver, so all messages go there.
     goes_to_channel: bool,
     has_ended: bool,
-    /// None when nothing more goes into the channel.
+    /// `None` when nothing more goes into the channel.
     sender: Option<Sender<Result<Delivery>>>,
 }
 
 /// What a reader finds.
 enum Take<'a> {
     Next(Result<Delivery>),
-    /// The queue is locked since `taken` was found empty, too. Otherwise another reader could leave some there, and nobody
-    /// would be told who begins to wait then.
+    /// The queue has stayed locked since `taken` was found empty. Otherwise another reader could
+    /// leave messages in `taken` and send its notice before this reader waits for one.
     Nothing(MutexGuard<'a, Queue>),
 }
 
 impl Queue {
-    /// What comes now goes into this channel, if there is one.
+    /// The channel that new messages go into, if the program has asked for it.
     fn channel(&self) -> Option<&Sender<Result<Delivery>>> {
         self.sender.as_ref().filter(|_| self.goes_to_channel)
     }
@@ -89,7 +91,7 @@ impl Deliveries {
 
     // ---- the IO thread ----
 
-    /// Puts in what has come, and says how many bytes that are.
+    /// Adds messages and returns their size in bytes.
     pub(crate) fn push(&self, messages: impl Iterator<Item = Delivered>) -> u64 {
         let mut bytes = 0;
         let messages = messages.map(|message| {
@@ -101,10 +103,10 @@ impl Deliveries {
             return 0;
         }
         if let Some(sender) = queue.channel().cloned() {
-            // Not under the lock: this can be the end of the last handle of the channel, which then sends its close.
+            // Not under the lock: dropping the last handle of the channel here sends its close.
             drop(queue);
             let Some(origin) = self.origin.upgrade() else {
-                // The consumer was dropped just now. What is found here at its end is given back.
+                // The consumer was just dropped. Its end gives these messages back.
                 self.queue.lock().came.queue.extend(messages);
                 return 0;
             };
@@ -118,7 +120,7 @@ impl Deliveries {
         bytes
     }
 
-    /// Nothing more comes; the error is the last that is read.
+    /// No more messages come. The error is the last entry that is read.
     pub(crate) fn end(&self, error: Option<Error>) {
         let mut queue = self.queue.lock();
         if std::mem::replace(&mut queue.has_ended, true) {
@@ -137,14 +139,14 @@ impl Deliveries {
         self.changed.notify_all();
     }
 
-    /// How many bytes are unread.
+    /// Size of all unread messages, in bytes.
     pub(crate) fn unread(&self) -> u64 {
         let taken = self.taken.lock();
         let came = self.queue.lock().came.bytes;
         taken.bytes + came + self.unread.bytes(self.receiver.len())
     }
 
-    /// Takes out all that is unread, and calls `each` with its delivery tags.
+    /// Removes all unread messages and calls `each` with their delivery tags.
     pub(crate) fn discard(&self, mut each: impl FnMut(u64)) {
         let mut taken = self.taken.lock();
         let first = std::mem::take(&mut *taken).queue;
@@ -158,7 +160,7 @@ impl Deliveries {
         }
     }
 
-    /// Puts into the channel.
+    /// Puts messages into the channel.
     fn send(
         &self,
         sender: &Sender<Result<Delivery>>,
@@ -174,7 +176,8 @@ impl Deliveries {
 
     // ---- readers ----
 
-    /// Waits for the next one until the deadline, if there is any. None: nothing came in time, or nothing comes any more.
+    /// Waits for the next message, until the deadline if one is given. Returns `None` on timeout,
+    /// and when the consumer has ended.
     pub(crate) fn recv(
         &self,
         origin: &Arc<DeliverySource>,
@@ -207,7 +210,7 @@ impl Deliveries {
         }
     }
 
-    /// The next one, if it has come.
+    /// The next message, if it has come.
     pub(crate) fn try_recv(&self, origin: &Arc<DeliverySource>) -> Option<Result<Delivery>> {
         match self.take(origin) {
             Take::Next(next) => Some(next),
@@ -238,13 +241,13 @@ impl Deliveries {
         let are_left = !taken.queue.is_empty();
         drop(taken);
         if are_left {
-            // They were told of by one notice, which has woken one of the readers.
+            // The IO thread notifies once for many messages, which woke one reader only.
             self.changed.notify_one();
         }
         Take::Next(next.map(|message| Delivery::new(origin, message)))
     }
 
-    /// A channel with all that is unread, and all that comes. It is disconnected after the end.
+    /// A channel of all unread and later messages. It is disconnected after the end.
     pub(crate) fn receiver(&self, origin: &Arc<DeliverySource>) -> &Receiver<Result<Delivery>> {
         let mut taken = self.taken.lock();
         let mut queue = self.queue.lock();
@@ -265,7 +268,7 @@ impl Deliveries {
         &self.receiver
     }
 
-    /// Nothing more comes, and nothing is left.
+    /// Whether no more messages come and none is left.
     pub(crate) fn is_over(&self) -> bool {
         let taken = self.taken.lock();
         let queue = self.queue.lock();
@@ -273,7 +276,7 @@ impl Deliveries {
         queue.has_ended && is_empty && self.receiver.is_empty()
     }
 
-    /// How many are unread, with the error at the end.
+    /// Number of unread messages, counting the final error.
     pub(crate) fn len(&self) -> usize {
         let taken = self.taken.lock();
         let queue = self.queue.lock();

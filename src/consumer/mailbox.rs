@@ -1,4 +1,4 @@
-//! A consumer as the IO thread sees it.
+//! The IO thread's side of a consumer.
 
 use std::sync::Arc;
 use std::vec::Drain;
@@ -13,13 +13,14 @@ use crate::session::subscription::{Started, Subscription};
 use crate::wire::method::{BasicConsume, Encode};
 use crate::wire::value::FieldTable;
 
-/// The consumer as the IO thread sees it. It does not keep the channel open, but the iteration ends with it.
+/// The IO thread's side of a consumer. It does not keep the channel open. Dropping it ends the
+/// consumer's messages.
 pub(crate) struct Mailbox {
     pub(super) deliveries: Arc<Deliveries>,
     pub(super) state: Arc<ChannelState>,
     pub(super) recovers: bool,
     pub(super) subscription: Arc<Subscription>,
-    /// For a stream only.
+    /// For streams only.
     pub(super) position: Option<StreamPosition>,
 }
 
@@ -83,12 +84,13 @@ impl ConsumerMailbox for Mailbox {
         let is_refused =
             error.as_ref().is_some_and(is_consume_refused) && self.subscription.is_assumed();
         self.deliveries.end(error.clone());
-        // One that came just when the consumer was dropped.
+        // A message can come just when the consumer is dropped.
         if self.subscription.is_abandoned() {
             self.deliveries
                 .discard(|delivery_tag| self.give_back(delivery_tag));
         }
-        // Cancelled by the broker, it is cancelled for those who wanted that, too.
+        // If the broker has cancelled the consumer, callers that wanted to cancel it have
+        // succeeded.
         let error = error.filter(|it| !is_cancelled_by_broker(it));
         for call in cancels {
             let cancelled = || Ok(self.subscription.cancelled());
@@ -102,8 +104,8 @@ impl ConsumerMailbox for Mailbox {
     }
 
     fn interrupted(&self, error: &Error) {
-        // The broker delivers again what it waits to have acknowledged. A stream does not: its consumer
-        // goes on after what has come, which can still be read.
+        // The broker delivers unacknowledged messages again. A stream does not: its consumer
+        // continues after the last message that came, and unread messages can still be read.
         if self.subscription.settling() == Settling::Requeue {
             self.deliveries.discard(|_| {});
         }
@@ -129,8 +131,8 @@ impl ConsumerMailbox for Mailbox {
 }
 
 impl Mailbox {
-    /// The broker delivers again what was not acknowledged in time. What is unread is given back,
-    /// since RabbitMQ 4.3 closes the channel (406) if it times out later.
+    /// Gives unread messages back. The broker delivers them again, and RabbitMQ 4.3 closes the
+    /// channel (406) if an unread message times out later.
     fn revoke(&self) {
         if self.subscription.no_ack {
             return;

@@ -1,4 +1,8 @@
-//! Consumers: messages from a queue, as they come.
+//! Receiving messages from a queue.
+//!
+//! A [`Consumer`] receives the messages of one queue, and is itself iterable: [`Iter`] is the
+//! iterator of `for delivery in &consumer`, and [`IntoIter`] is that of `for delivery in consumer`.
+//! Both block for the next message, and end when the consumer ends.
 
 mod consume;
 pub(crate) mod deliveries;
@@ -20,47 +24,55 @@ use crate::session::subscription::{ReadsFrom, Subscription};
 use deliveries::Deliveries;
 use mailbox::Mailbox;
 
-/// A consumer of a queue: blocks for the next message, one by one.
+/// A consumer of a queue: receives its messages one by one.
 ///
-/// The end is never silent. Cancelled by this program: what has already come can still be read, then the iteration
-/// ends. Cancelled by the broker, or the channel or the connection closed (also by this program) or lost for good: the error
-/// is yielded once, then the iteration ends.
+/// A consumer never ends silently. If this program cancels it, messages that have already come can
+/// still be read; then the iteration ends. If the broker cancels it, the channel or the connection
+/// is closed (also by this program), or the connection is lost for good, the iteration yields that
+/// error once and then ends.
 ///
-/// When the broker cancels a consumer ([`ErrorKind::ConsumerCancelled`](crate::ErrorKind::ConsumerCancelled) says when it does so), the
-/// broker delivers its messages again, if their queue still exists. So unread messages that are to be
-/// acknowledged are given back, and so is a [`Delivery`] that the program settles from then on,
-/// whatever it is settled with. The consumer tag can be used again at once. But with a quorum queue on RabbitMQ 4.3, do not settle messages of the former
-/// consumer by tag ([`Channel::basic_ack`]) or together with later ones: the broker could take that
-/// for messages of the new consumer with the same tag.
-///
-/// A connection that is lost and comes back ([`RecoveryOptions`](crate::RecoveryOptions)) is no end: the iteration just goes
-/// on. What was not acknowledged comes again, and so does what nobody had read yet: it is dropped here.
+/// A connection that is lost and comes back ([`RecoveryOptions`](crate::RecoveryOptions)) does not
+/// end the consumer: the iteration continues. The broker delivers unacknowledged messages again.
+/// That includes messages that the program had not read yet, which this crate drops.
 /// [`recovery_count`](Self::recovery_count) tells whether that has happened.
 ///
-/// A consumer of a stream (see [`Delivery`]) drops nothing then, and goes on after the last message
-/// that has come. If none has come yet, it misses none that was published since it began; messages of
-/// some seconds before that can come, too. (Without a filter, [`StreamOffset::Last`](crate::StreamOffset::Last) means the last
-/// chunk of that time until a message has come.) If the stream was deleted and declared again in the
-/// meantime, [`docs::rabbitmq`](crate::docs::rabbitmq#streams) says what the consumer gets.
+/// Dropping a consumer cancels it without waiting. Its unread messages go back to the queue.
 ///
-/// Dropping a consumer cancels it without waiting, and gives back to the queue what nobody has read.
+/// # Cancellation by the broker
+/// [`ErrorKind::ConsumerCancelled`](crate::ErrorKind::ConsumerCancelled) says when the broker
+/// cancels a consumer. The broker then delivers the consumer's messages again, if their queue still
+/// exists. So this crate gives back its unread messages, unless it has `no_ack` set. It also gives
+/// back each [`Delivery`] that the program settles afterwards, whatever the program settles it
+/// with.
+///
+/// The consumer tag can be used again at once. But with a quorum queue on RabbitMQ 4.3, do not
+/// settle messages of the former consumer by tag ([`Channel::basic_ack`]) or together with later
+/// ones: the broker could take that for messages of the new consumer with the same tag.
+///
+/// # Streams
+/// When a lost connection comes back, a consumer of a stream (see [`Delivery`]) keeps its unread
+/// messages and continues after the last message that came. If none came yet, it misses no message
+/// that was published since it began; it can also receive messages from some seconds before.
+/// (Without a filter, [`StreamOffset::Last`](crate::StreamOffset::Last) means the last chunk at the
+/// time of the recovery, until a message has come.) If the stream was deleted and declared again in
+/// the meantime, [`docs::rabbitmq`](crate::docs::rabbitmq#streams) says what the consumer receives.
 ///
 /// # Unread messages and the delivery limit
 /// In a quorum queue, a message that a consumer gives back unread can count as a delivery. After 20
 /// redeliveries (the default [`delivery_limit`](crate::QueueDeclareOptions::delivery_limit) since
 /// RabbitMQ 4.0) the broker drops or dead-letters the message, although no program has seen it:
 ///
-/// - Before RabbitMQ 4.3 every message that is given back counts. In a test on 4.0, one consumer
-///   after the other with a prefetch of 500 was dropped: after 100 of them, 1,400 to 2,000 of 20,000
-///   messages were gone.
-/// - Since RabbitMQ 4.3, what this crate gives back does not count (`basic.nack`). But when a channel
-///   closes, the broker counts each of its messages that the queue does not yet know to be given
-///   back: messages on their way, and with a prefetch above 32 also others. The same test lost
-///   nothing while the channel stayed open, and up to 2,000 messages when each consumer was dropped
-///   together with its channel.
+/// - Before RabbitMQ 4.3, every message that is given back counts. In a test on 4.0, one consumer
+///   after the other with a prefetch of 500 was dropped. After 100 of them, 1,400 to 2,000 of
+///   20,000 messages were gone.
+/// - Since RabbitMQ 4.3, messages that this crate gives back do not count (`basic.nack`). But when
+///   a channel closes, the broker counts each of its messages that the queue does not yet know to
+///   be given back: messages on their way, and with a prefetch above 32 also others. The same test
+///   lost nothing while the channel stayed open, and up to 2,000 messages when each consumer was
+///   dropped together with its channel.
 ///
-/// So begin few consumers and keep them, use a prefetch no larger than needed, let a channel outlive
-/// its consumers, and give the queue a
+/// So start few consumers and keep them, use a prefetch no larger than needed, let a channel
+/// outlive its consumers, and give the queue a
 /// [`dead_letter_exchange`](crate::QueueDeclareOptions::dead_letter_exchange).
 ///
 /// # Examples
@@ -78,13 +90,14 @@ use mailbox::Mailbox;
 /// # Ok::<(), leveret::Error>(())
 /// ```
 ///
-/// A thread that consumes is stopped from another one by cancelling its consumer:
+/// To stop a consuming thread, cancel its consumer from another thread:
 ///
 /// ```no_run
 /// use leveret::{Connection, ConsumeOptions};
 ///
 /// let channel = Connection::open_default()?.open_channel()?;
-/// let consumer = channel.basic_consume("tasks", ConsumeOptions::default().consumer_tag("worker"))?;
+/// let options = ConsumeOptions::default().consumer_tag("worker");
+/// let consumer = channel.basic_consume("tasks", options)?;
 /// let worker = std::thread::spawn(move || {
 ///     for delivery in consumer {
 ///         delivery?.ack()?;
@@ -102,7 +115,7 @@ pub struct Consumer {
 }
 
 impl Consumer {
-    /// A consumer that is not yet known to the broker, and its mailbox.
+    /// Makes a consumer that the broker does not know yet, and its mailbox.
     pub(crate) fn new(
         channel: Channel,
         consumer_tag: Arc<str>,
@@ -144,13 +157,14 @@ impl Consumer {
         (consumer, mailbox)
     }
 
-    /// The consumer's name on its channel.
+    /// The consumer's tag, unique on its channel.
     pub fn consumer_tag(&self) -> &str {
         &self.subscription.consumer_tag
     }
 
-    /// How often it was begun again on a new connection. When this has grown, there is a gap before the next message:
-    /// messages that were not acknowledged come again, to this consumer or another.
+    /// How many times the consumer was restarted on a new connection. A higher count than before
+    /// the previous message marks a gap: unacknowledged messages come again, to this consumer or
+    /// another one.
     pub fn recovery_count(&self) -> u64 {
         self.subscription.recovery_count()
     }
@@ -165,23 +179,24 @@ impl Consumer {
         self.subscription.is_interrupted()
     }
 
-    /// The channel it consumes on.
+    /// The consumer's channel.
     pub fn channel(&self) -> &Channel {
         &self.origin.channel
     }
 
-    /// Waits for the next message, as long as it takes. `None`: the consumer was cancelled by this program, or its
-    /// error was already told.
+    /// Waits for the next message without a time limit. Returns `None` if this program has
+    /// cancelled the consumer, or after the error that ended it.
     ///
     /// # Errors
-    /// Why no more messages come: [`ErrorKind::ConsumerCancelled`](crate::ErrorKind::ConsumerCancelled), or the end
-    /// of the channel or the connection.
+    /// Why no more messages come:
+    /// [`ErrorKind::ConsumerCancelled`](crate::ErrorKind::ConsumerCancelled), or the end of the
+    /// channel or the connection.
     pub fn recv(&self) -> Result<Option<Delivery>> {
         self.deliveries.recv(&self.origin, None).transpose()
     }
 
-    /// Waits for the next message, at most so long. `None`: nothing came in time, or the consumer has ended as in
-    /// [`recv`](Self::recv), and then at once. A loop that goes on after `None` has to ask
+    /// Waits up to `timeout` for the next message. Returns `None` on timeout, or at once if the
+    /// consumer has ended as in [`recv`](Self::recv). A loop that continues after `None` must check
     /// [`has_ended`](Self::has_ended), or it spins after the end:
     ///
     /// ```no_run
@@ -199,42 +214,45 @@ impl Consumer {
     /// ```
     ///
     /// # Errors
-    /// As [`recv`](Self::recv).
+    /// Same as [`recv`](Self::recv).
     pub fn recv_timeout(&self, timeout: Duration) -> Result<Option<Delivery>> {
         let deadline = Deadline::after(timeout);
         let received = self.deliveries.recv(&self.origin, Some(&deadline));
         received.transpose()
     }
 
-    /// The next message if one has already come. `None`: none has, or the consumer has ended as in
-    /// [`recv`](Self::recv); see [`has_ended`](Self::has_ended).
+    /// Returns the next message if one has already come. Returns `None` if none has, or if the
+    /// consumer has ended as in [`recv`](Self::recv); see [`has_ended`](Self::has_ended).
     ///
     /// # Errors
-    /// As [`recv`](Self::recv).
+    /// Same as [`recv`](Self::recv).
     pub fn try_recv(&self) -> Result<Option<Delivery>> {
         self.deliveries.try_recv(&self.origin).transpose()
     }
 
-    /// How many messages have come and wait to be read; one more if the error at the end does, too.
+    /// Number of messages received but not yet read, counting the final error.
     pub fn unread(&self) -> usize {
         self.deliveries.len()
     }
 
-    /// Whether it is all over: no more messages will come, and neither a message nor an error is left to be read.
+    /// Whether the consumer has ended: no more messages come, and no message or error is left to
+    /// read.
     pub fn has_ended(&self) -> bool {
         self.deliveries.is_over()
     }
 
-    /// What [`recv`](Self::recv) reads from, for [`select!`](crossbeam_channel::select) over several consumers and
-    /// other channels. It is disconnected after the end. From the first call on all messages go through this channel, which
-    /// costs more for each than [`recv`](Self::recv) and iteration do otherwise.
+    /// Returns a channel of the messages, for [`select!`](crossbeam_channel::select) over several
+    /// consumers and other channels. It is disconnected after the end.
+    ///
+    /// From the first call on, all messages go through this channel. Each message then costs more
+    /// than with [`recv`](Self::recv) and iteration alone.
     ///
     /// ```no_run
     /// use leveret::crossbeam_channel::{select, tick};
     ///
     /// # let channel = leveret::Connection::open_default()?.open_channel()?;
-    /// let (first, second) = (channel.queue("first"), channel.queue("second"));
-    /// let (first, second) = (first.consume(Default::default())?, second.consume(Default::default())?);
+    /// let first = channel.queue("first").consume(Default::default())?;
+    /// let second = channel.queue("second").consume(Default::default())?;
     /// let ticks = tick(std::time::Duration::from_secs(1));
     /// loop {
     ///     let delivery = select! {
@@ -254,14 +272,15 @@ impl Consumer {
         self.deliveries.receiver(&self.origin)
     }
 
-    /// The messages, one by one, until the end; the same as `for delivery in &consumer`.
+    /// Iterates over the messages until the consumer ends; the same as `for delivery in &consumer`.
     pub fn iter(&self) -> Iter<'_> {
         Iter { consumer: self }
     }
 
-    /// Cancels the consumer and waits until the broker has agreed. What has come until then can still be read and
-    /// acknowledged. What is not read goes back to the queue when the consumer is dropped, which can count
-    /// [towards the delivery limit](Self#unread-messages-and-the-delivery-limit).
+    /// Cancels the consumer and waits until the broker has agreed. Messages that came before can
+    /// still be read and acknowledged. Unread messages go back to the queue when the consumer is
+    /// dropped, which can count [towards the delivery
+    /// limit](Self#unread-messages-and-the-delivery-limit).
     ///
     /// # Errors
     /// A timeout, or the end of the channel or the connection.
@@ -279,7 +298,7 @@ impl Drop for Consumer {
         if subscription.abandon() {
             state.cancel_in_background(subscription);
         }
-        // Not left to the IO thread alone: unread deliveries in a channel keep theirs open.
+        // Not left to the IO thread: unread deliveries in a channel keep their AMQP channel open.
         self.deliveries.discard(|delivery_tag| {
             state.give_back_unread(subscription, delivery_tag);
         });
@@ -296,7 +315,7 @@ impl fmt::Debug for Consumer {
     }
 }
 
-/// The messages of a [`Consumer`], until its end.
+/// Iterator over the messages of a borrowed [`Consumer`], until the consumer ends.
 #[derive(Debug)]
 pub struct Iter<'a> {
     consumer: &'a Consumer,
@@ -319,7 +338,8 @@ impl<'a> IntoIterator for &'a Consumer {
     }
 }
 
-/// The messages of a [`Consumer`], until its end; it is dropped with them.
+/// Iterator that owns its [`Consumer`]: yields the messages until the consumer ends. Dropping the
+/// iterator drops the consumer.
 #[derive(Debug)]
 pub struct IntoIter {
     consumer: Consumer,
