@@ -217,7 +217,6 @@ impl Channel {
         call::reply_of::<R>(asked, reply).map(Some)
     }
 
-
     /// Closes the channel and waits until the broker has agreed. Calls of other threads that wait
     /// for a reply fail, and consumers end.
     ///
