@@ -104,9 +104,9 @@ pub use connection::Connection;
 pub use consumer::Consumer;
 pub use crossbeam_channel;
 pub use delivery::{Delivery, GetResponse};
-pub use error::returned::ReturnedMessage;
 pub use error::{
     CloseReason, ClosedBy, Error, ErrorKind, FailedEndpoint, FailedPublish, ReplyCode, Result,
+    ReturnedMessage,
 };
 pub use events::{Confirmation, ConnectionEvent, Entity};
 pub use exchange::{Exchange, ExchangeKind};
