@@ -188,8 +188,8 @@ impl Shared {
         let _ = self.next.send(Next::GivenUp(error));
     }
 
-    /// Closes the connection and waits up to `timeout` until the IO thread is done. On timeout, cuts
-    /// the socket.
+    /// Closes the connection and waits up to `timeout` until the IO thread is done. On timeout,
+    /// cuts the socket.
     pub(crate) fn close(&self, code: ReplyCode, text: &str, timeout: Duration) -> Result<()> {
         let deadline = Deadline::after(timeout);
         self.begin_close(code, text)?;

@@ -1,4 +1,4 @@
-//! What a caller appends while it holds the outbox's lock.
+//! The frames and commands that a caller appends while it holds the outbox's lock.
 
 use std::ops::Range;
 
@@ -17,11 +17,12 @@ use crate::wire::properties::Properties;
 /// Copies of messages share a block of this size, in bytes.
 const KEPT_TOGETHER: usize = 32 << 10;
 
-/// A large message as it is sent.
+/// A large message, encoded into frames.
 pub(crate) struct Large {
     pub(super) frames: Vec<u8>,
+    /// Where the encoded properties are in `frames`.
     pub(super) properties: Range<usize>,
-    /// What it was made for.
+    /// The limit that its frames keep.
     pub(super) payload_limit: usize,
 }
 
@@ -30,18 +31,18 @@ impl Large {
         self.frames.get(self.properties.clone()).unwrap_or_default()
     }
 
-    /// A copy of it.
+    /// Copies its frames.
     pub(crate) fn keep(&self) -> Bytes {
         Bytes::copy_from_slice(&self.frames)
     }
 }
 
-/// What a caller can put into the outbox while it holds the lock. All of it is about one channel.
+/// Appends frames and commands of one channel to the outbox, under its lock.
 pub(crate) struct Frames<'a> {
     pub(super) state: &'a mut State,
     pub(super) channel: u16,
     pub(super) wake_all: bool,
-    /// Where the last message begins.
+    /// Where the message that was appended last begins.
     pub(super) start: usize,
 }
 
@@ -62,13 +63,13 @@ impl Frames<'_> {
         Ok(())
     }
 
-    /// An answer to the broker, which is so small that it fits into any frame.
+    /// Appends an answer to the broker, which is small enough for any frame.
     pub(crate) fn answer(&mut self, method: &impl Encode) {
         let written = self.method(method);
         debug_assert!(written.is_ok(), "{written:?}");
     }
 
-    /// A message. Returns its properties as they are sent.
+    /// Appends a message. Returns its encoded properties.
     #[inline]
     pub(crate) fn message(
         &mut self,
@@ -86,7 +87,7 @@ impl Frames<'_> {
         Ok(target.get(properties).unwrap_or_default())
     }
 
-    /// A copy of the message that was appended last.
+    /// Copies the message that was appended last.
     pub(crate) fn keep(&mut self) -> Bytes {
         let State {
             send_queue,
@@ -96,14 +97,14 @@ impl Frames<'_> {
         let appended = send_queue.target(self.channel).get(self.start..);
         let appended = appended.unwrap_or_default();
         if keeping.capacity() < appended.len() {
-            // It would grow by just this message, and each would have a block of its own.
+            // Growth on demand fits just this message, so each message would get its own block.
             *keeping = BytesMut::with_capacity(KEPT_TOGETHER.max(appended.len()));
         }
         keeping.extend_from_slice(appended);
         keeping.split().freeze()
     }
 
-    /// A message that was encoded before. It goes in a lane.
+    /// Appends a large message, which goes into a lane.
     pub(crate) fn large(&mut self, large: Large) -> Result<()> {
         self.trace(BasicPublish::ID);
         let limit = self.state.payload_limit;
@@ -117,7 +118,7 @@ impl Frames<'_> {
         Ok(())
     }
 
-    /// A message that was sent on an earlier connection.
+    /// Appends a message that was published on an earlier connection.
     pub(crate) fn again(&mut self, kept: &[u8]) -> Result<()> {
         self.trace(BasicPublish::ID);
         let limit = self.state.payload_limit;
@@ -130,13 +131,13 @@ impl Frames<'_> {
         Ok(())
     }
 
-    /// How often the connection was lost.
+    /// How many times the connection was lost.
     #[inline]
     pub(crate) fn epoch(&self) -> u64 {
         self.state.epoch
     }
 
-    /// The last method of the connection: behind all that was appended before.
+    /// Appends the last method of the connection. All frames appended before are sent first.
     pub(crate) fn last_method<M: Encode>(&mut self, method: &M) -> Result<()> {
         self.trace(M::ID);
         let limit = self.state.payload_limit;
@@ -145,14 +146,14 @@ impl Frames<'_> {
         written.map_err(unsendable)
     }
 
-    /// Tells the core, as soon as what belongs to it is taken: before the reply can come, and in the
-    /// order in which the frames were appended.
+    /// Appends a command for the core. The core gets it when the IO thread takes its frames: before
+    /// a reply can come, and in the order in which the frames were appended.
     #[inline]
     pub(crate) fn command(&mut self, command: Command) {
         self.state.commands.push(command);
     }
 
-    /// Nothing can be appended from now on.
+    /// Ends the connection: no caller can append any more.
     pub(crate) fn end(&mut self, error: Error) {
         if !matches!(self.state.phase, Phase::Ended(_)) {
             self.state.end(error);
@@ -160,13 +161,14 @@ impl Frames<'_> {
         self.wake_all();
     }
 
-    /// Whoever waits shall look again.
+    /// Wakes all waiting callers to look again.
     pub(crate) fn wake_all(&mut self) {
         self.wake_all = true;
     }
 }
 
-/// Appends a message or nothing, and returns where its properties stand.
+/// Appends a message. Returns where its encoded properties are. On failure, the method's frame can
+/// be left at the end of the buffer.
 #[inline]
 pub(super) fn write_message(
     buffer: &mut Vec<u8>,
@@ -188,7 +190,8 @@ pub(super) fn write_message(
 pub(super) fn unsendable(error: WireError) -> Error {
     let text = match &error {
         WireError::FrameTooLarge { size, limit } => format!(
-            "{size} bytes of arguments or headers do not fit into one frame of at most {limit} (frame_max)"
+            "{size} bytes of arguments or headers do not fit into one frame of at most {limit} \
+             (frame_max)"
         ),
         other => other.to_string(),
     };

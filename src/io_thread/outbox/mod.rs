@@ -1,11 +1,17 @@
-//! Where all threads put their frames, and the IO thread takes them.
+//! The outbox: all threads append encoded frames to it, and the IO thread takes and writes them.
 //!
-//! Encoded bytes under one lock: what is appended in one go leaves in one go, so messages of several
-//! threads never mix. What depends on the order of frames (sequence numbers, the end of a channel, the commands that
-//! announce replies) changes under the same lock.
+//! One lock guards the bytes. What is appended in one go is sent in one go, so messages of several
+//! threads never mix. What depends on the order of frames (sequence numbers, the end of a channel,
+//! the commands that announce replies) changes under the same lock. The outbox knows frames, and
+//! whether the connection is open, lost or ended. It must not know the socket or a handle: a caller
+//! passes in what it may do as an [`Admission`] and a gate.
 //!
-//! A large message gets a lane of its own beside all others, and so does what follows it on its channel: the IO thread
-//! sends it a few frames at a time, so that it does not hold up heartbeats and other channels.
+//! A large message goes into a lane, and so does what follows it on its channel. The IO thread
+//! sends a lane a few frames at a time, so heartbeats and other channels need not wait for it.
+//!
+//! Where to look: back-pressure waits here, in [`Outbox::write`]; `frames` holds what a caller can
+//! append; `phase` open, lost or ended; `send_queue` what waits to be taken, and its limits;
+//! `write_buffer` what the IO thread has taken and is writing.
 
 mod frames;
 mod phase;
@@ -38,48 +44,50 @@ use send_queue::SendQueue;
 use state::{Blocked, Phase, State};
 use write_buffer::WriteBuffer;
 
-/// A message whose body is larger goes in a lane, in bytes.
+/// A message with a larger body, in bytes, goes into a lane.
 pub(crate) const LARGE: usize = 256 << 10;
 
 /// No epoch.
 const NONE: u64 = u64::MAX;
 
-/// Who may append when.
+/// When a caller may append.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Admission {
-    /// At once: what must not wait, and is little.
+    /// At once: for a few bytes that must not wait.
     Always,
-    /// When there is room.
+    /// When the connection is open and has room.
     Room,
-    /// When there is room and the broker takes messages.
+    /// When the connection is open, has room, and is not blocked by the broker.
     Publish { large: bool },
-    /// When there is room, also on a connection that is being recovered: the caller knows what is open there.
+    /// When there is room, even while the connection is being recovered: the caller checks what is
+    /// open there.
     Attached,
-    /// At once, and before others may, since it brings back what they need; on this connection and no later one.
+    /// For the recovery thread, without waiting for room and before others are admitted. Passes on
+    /// the connection of this epoch only.
     Recovery { epoch: u64 },
 }
 
-/// Whether a caller may go on, as far as it knows itself.
+/// Whether the caller's own state lets it append.
 pub(crate) enum Gate {
     Open,
-    /// Wait until the outbox is notified.
+    /// Wait, and ask again when the outbox is notified.
     Shut,
 }
 
 pub(crate) struct Outbox {
     state: Mutex<State>,
-    /// Notified when there may be room, or nothing to wait for any more.
+    /// Notified when a waiting caller may be admitted, or must fail.
     changed: Condvar,
     /// Disconnected when the connection has ended for good.
     ended: Receiver<Infallible>,
-    /// Publishers who wait for the broker to say that it takes messages again.
+    /// Threads that wait until the broker takes messages again.
     stopped: Waiters,
     waker: Waker,
-    /// Whoever closes has waited long enough.
+    /// Set when `close` timed out: drop the socket without a clean close.
     aborted: AtomicBool,
-    /// The epoch whose connection is to be ended: whoever recovers has waited long enough.
+    /// The epoch of the connection that the recovery gives up, so that it can make a new attempt.
     abandoned: AtomicU64,
-    /// Callers do not wait for a recovery.
+    /// Callers fail at once during a recovery rather than wait for its end.
     fails_fast: bool,
 }
 
@@ -118,7 +126,7 @@ impl Outbox {
         }
     }
 
-    /// Encodes a large message that is to be appended later: doing so under the lock would hold up all others.
+    /// Encodes a large message to be appended later: encoding under the lock would hold up others.
     #[cold]
     pub(crate) fn encode_large(
         &self,
@@ -131,7 +139,7 @@ impl Outbox {
         let mut frames = state.send_queue.take_spare();
         let limit = state.payload_limit;
         drop(state);
-        // Around each piece of the body, a piece being 4 KiB at least; and names and properties.
+        // Room for a frame header per piece of the body (at least 4 KiB), names and properties.
         frames.reserve(body.len() + body.len() / 256 + 1024);
         let written = write_message(&mut frames, channel, publish, properties, body, limit);
         let properties = written.map_err(unsendable)?;
@@ -142,8 +150,8 @@ impl Outbox {
         })
     }
 
-    /// Appends what `append` writes on a channel, all or nothing, when the caller is admitted and `gate` is open.
-    /// Wakes the IO thread only if it sleeps.
+    /// Appends what `append` writes on a channel, all or nothing. First waits up to `patience`
+    /// until the caller is admitted and `gate` is open. Wakes the IO thread only if it sleeps.
     #[inline]
     pub(crate) fn write<T>(
         &self,
@@ -181,12 +189,12 @@ impl Outbox {
         appended
     }
 
-    /// Drops what was appended before it failed.
+    /// Takes back what a failed `append` has written.
     #[cold]
     fn undo(mut state: MutexGuard<'_, State>, channel: u16, start: usize, first_command: usize) {
         state.send_queue.target(channel).truncate(start);
         let commands = state.commands.split_off(first_command);
-        // Not under the lock: a mailbox can be the last that knows of its channel.
+        // Not under the lock: dropping a mailbox can drop its channel, which then sends its close.
         drop(state);
         drop(commands);
     }
@@ -230,7 +238,7 @@ impl Outbox {
         })
     }
 
-    /// Whether there is anything for these, when the connection is not open.
+    /// Whether this admission passes while the connection is lost. Fails if it can never pass.
     #[cold]
     fn admits_now(&self, state: &State, admission: Admission) -> Result<bool> {
         let (cause, connected) = match &state.phase {
@@ -292,7 +300,7 @@ impl Outbox {
         }
     }
 
-    /// Adds what is known here.
+    /// Adds the numbers that the outbox counts.
     pub(crate) fn add_to(&self, stats: &mut ConnectionStats) {
         let state = self.state.lock();
         stats.messages_published = state.messages;
@@ -313,10 +321,11 @@ impl Outbox {
         state.blocked.as_ref().map(|it| it.reason.clone())
     }
 
-    /// Says so in a timeout if the broker has blocked the connection: it reads nothing from it then, and answers nothing.
+    /// Notes in a timeout's error if the broker has blocked the connection. RabbitMQ then reads
+    /// nothing from the connection, and so answers nothing.
     pub(crate) fn explained(&self, error: Error) -> Error {
-        let says_so = matches!(error.kind(), ErrorKind::ConnectionBlocked { .. });
-        if says_so || !error.is_timeout() {
+        let is_explained = matches!(error.kind(), ErrorKind::ConnectionBlocked { .. });
+        if is_explained || !error.is_timeout() {
             return error;
         }
         match self.blocked_reason() {
@@ -327,12 +336,12 @@ impl Outbox {
 
     // ---- the IO thread's side ----
 
-    /// Whether someone waits for the broker to say that it takes messages again.
+    /// Whether a thread waits until the broker takes messages again.
     pub(crate) fn stops_publishers(&self) -> bool {
         self.stopped.any()
     }
 
-    /// Runs `change` under the lock, then lets everyone who waits look again.
+    /// Runs `change` under the lock, then wakes all waiting callers to look again.
     pub(crate) fn change<T>(&self, change: impl FnOnce() -> T) -> T {
         let state = self.state.lock();
         let result = change();
@@ -341,8 +350,9 @@ impl Outbox {
         result
     }
 
-    /// Runs `change` as [`change`](Self::change) does, and sends what it answers to the broker: so
-    /// the answer stands before or after what the handles append, just as they see the change.
+    /// Runs `change` as [`change`](Self::change) does, and sends the frames that it appends. So the
+    /// answer to the broker comes after the frames of handles that did not see the change yet, and
+    /// before those of handles that did.
     pub(crate) fn answer<T>(&self, channel: u16, change: impl FnOnce(&mut Frames<'_>) -> T) -> T {
         let mut state = self.state.lock();
         let start = state.send_queue.target(channel).len();
@@ -362,7 +372,7 @@ impl Outbox {
         result
     }
 
-    /// Whether there are calls that the core does not know of.
+    /// Whether calls wait in the outbox, which the core does not know yet.
     pub(crate) fn has_calls(&self) -> bool {
         self.state.lock().commands.iter().any(Command::awaits_reply)
     }
@@ -378,30 +388,31 @@ impl Outbox {
         self.changed.notify_all();
     }
 
-    /// Appends what the core itself has to say.
+    /// Appends frames of the core itself.
     pub(crate) fn append(&self, take_output: impl FnOnce(&mut Vec<u8>)) {
         self.state.lock().send_queue.append(take_output);
     }
 
-    /// Drops all that was not taken, and returns the commands for it: it will never be sent.
+    /// Drops all frames that were not taken, and returns their commands. These frames are never
+    /// sent.
     pub(crate) fn discard(&self) -> Vec<Command> {
         let mut state = self.state.lock();
         state.send_queue = SendQueue::default();
         std::mem::take(&mut state.commands)
     }
 
-    /// Takes the commands of one channel.
+    /// Takes the commands of one channel, in their order.
     pub(crate) fn take_commands_of(&self, channel: u16) -> Vec<Command> {
         let mut state = self.state.lock();
         let commands = std::mem::take(&mut state.commands);
-        let is_its = |it: &Command| it.channel() == channel;
-        let (its, others) = commands.into_iter().partition(is_its);
+        let is_of_channel = |it: &Command| it.channel() == channel;
+        let (taken, others) = commands.into_iter().partition(is_of_channel);
         state.commands = others;
-        its
+        taken
     }
 
-    /// Takes all that was appended, and the commands for it. If nothing is left to write, the next
-    /// one who appends wakes the IO thread.
+    /// Takes the frames that were appended, and their commands. If nothing is left to write, the
+    /// next caller that appends wakes the IO thread.
     pub(crate) fn take(&self, write_buffer: &mut WriteBuffer, commands: &mut Vec<Command>) {
         let mut state = self.state.lock();
         std::mem::swap(&mut state.commands, commands);
@@ -419,7 +430,8 @@ impl Outbox {
     }
 }
 
-/// How long to wait, made into a deadline only when waiting begins: most callers never wait, and the clock costs.
+/// How long to wait. It becomes a deadline only when waiting begins: most callers never wait, and
+/// reading the clock costs time.
 pub(crate) enum Timeout {
     Begun(Deadline),
     NotBegun(Duration),
@@ -471,7 +483,7 @@ mod tests {
     }
 
     #[test]
-    fn what_could_not_be_appended_to_its_end_leaves_nothing() {
+    fn a_failed_append_leaves_no_frame_and_no_command() {
         let outbox = outbox();
         let write = |append: &dyn Fn(&mut Frames<'_>) -> Result<()>| {
             let gate = || Ok(Gate::Open);

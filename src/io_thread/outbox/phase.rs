@@ -1,4 +1,4 @@
-//! Whether the connection is open, lost or ended, as callers are told.
+//! Whether the connection is open, lost or ended, as its callers see it.
 
 use std::convert::Infallible;
 use std::sync::atomic::Ordering;
@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::io_thread::deadline::Deadline;
 use crate::log_line::Label;
 
-/// What the end of a socket means.
+/// What the end of a socket means for the connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Loss {
     /// The connection is lost.
@@ -24,7 +24,7 @@ pub(crate) enum Loss {
     None,
 }
 
-/// To count from.
+/// A start to measure [`elapsed`](Deadline::elapsed) from.
 pub(super) fn now() -> Deadline {
     Deadline::after(Duration::MAX)
 }
@@ -51,7 +51,7 @@ impl Outbox {
         }
     }
 
-    /// As [`loss_cause`](Self::loss_cause), and whether all was there on the connection that was lost.
+    /// Like [`loss_cause`](Self::loss_cause), and whether the lost connection was open to callers.
     pub(crate) fn last_loss(&self) -> Option<(Error, bool)> {
         match &self.state.lock().phase {
             Phase::Lost {
@@ -61,7 +61,7 @@ impl Outbox {
         }
     }
 
-    /// Whether the connection is being recovered, and callers do not wait for that.
+    /// Whether callers fail at once because the connection is being recovered.
     pub(crate) fn refuses(&self) -> bool {
         self.fails_fast && self.loss_cause().is_some()
     }
@@ -71,7 +71,7 @@ impl Outbox {
         self.state.lock().epoch
     }
 
-    /// Waits until the connection has ended for good. False if that takes longer.
+    /// Waits until the connection has ended for good. Returns false if the deadline passes first.
     pub(crate) fn wait_ended(&self, deadline: Deadline) -> bool {
         let mut state = self.state.lock();
         while !matches!(state.phase, Phase::Ended(_)) {
@@ -83,13 +83,13 @@ impl Outbox {
         true
     }
 
-    /// A channel for `select!`, which is disconnected when the connection has ended for good.
+    /// A receiver for `select!`, disconnected when the connection has ended for good.
     pub(crate) fn ended(&self) -> &Receiver<Infallible> {
         &self.ended
     }
 
-    /// What was lost is there again: callers go on, unless it was lost once more. Says whether they do. `tell` is called
-    /// before anyone does, and before another loss can be told.
+    /// Opens the recovered connection to callers. Returns false if it was lost once more. `tell`
+    /// runs before any caller goes on, and before another loss can be reported.
     pub(crate) fn recovered(&self, epoch: u64, tell: impl FnOnce()) -> bool {
         let mut state = self.state.lock();
         let recovered = matches!(state.phase, Phase::Lost { .. }) && state.epoch == epoch;
@@ -102,19 +102,20 @@ impl Outbox {
         recovered
     }
 
-    /// Ends the connection of this epoch, so that another attempt can be made.
+    /// Makes the IO thread drop the connection of this epoch, so that recovery can try again.
     pub(crate) fn abandon(&self, epoch: u64) {
         self.abandoned.store(epoch, Ordering::Release);
         self.wake();
     }
 
-    /// This is what everyone who waits is told. When closes cross, it takes the place of our own reason.
+    /// Ends the connection for good: all waiting callers fail with this error. When closes cross,
+    /// the broker's reason replaces our own.
     pub(crate) fn set_end(&self, error: Error) {
         self.state.lock().end(error);
         self.changed.notify_all();
     }
 
-    /// Callers wait from now on, unless the connection has ended for good.
+    /// Marks the connection as lost, unless it has ended for good. From now on callers wait.
     pub(crate) fn set_lost(&self, error: Error) -> Loss {
         let mut state = self.state.lock();
         let lost = match &state.phase {
@@ -124,7 +125,7 @@ impl Outbox {
         };
         if lost != Loss::None {
             let (since, was_open) = match &state.phase {
-                // It has not come back in between.
+                // It was not open to callers in between.
                 Phase::Lost { since, .. } => (*since, false),
                 Phase::Open | Phase::Ended(_) => (now(), true),
             };
@@ -142,7 +143,8 @@ impl Outbox {
         lost
     }
 
-    /// Begins with the connection that follows a lost one. Returns why not, if all has ended.
+    /// Adopts the connection that follows a lost one, and admits the recovery. Fails with the cause
+    /// if the connection has ended for good.
     pub(crate) fn begin(&self, payload_limit: usize, label: Label) -> Result<()> {
         let mut state = self.state.lock();
         state.label = label;
@@ -160,19 +162,19 @@ impl Outbox {
         Ok(())
     }
 
-    /// Whether this connection is to be ended; told once.
+    /// Whether [`abandon`](Self::abandon) was called for this connection. Clears the request.
     pub(crate) fn take_abandoned(&self) -> bool {
         let is_any = self.abandoned.load(Ordering::Acquire) != NONE;
         if !is_any {
             return false;
         }
-        let given_up = self.abandoned.swap(NONE, Ordering::AcqRel);
+        let abandoned = self.abandoned.swap(NONE, Ordering::AcqRel);
         let state = self.state.lock();
-        // The program may have closed the connection meanwhile, and the broker is to hear of that.
-        given_up == state.epoch && !matches!(state.phase, Phase::Ended(_))
+        // If the program has closed the connection meanwhile, its close is still to be sent.
+        abandoned == state.epoch && !matches!(state.phase, Phase::Ended(_))
     }
 
-    /// Ends the connection without another word, even if the socket takes nothing.
+    /// Makes the IO thread drop the socket at once, without a clean close.
     pub(crate) fn abort(&self) {
         self.aborted.store(true, Ordering::Release);
         self.wake();

@@ -1,21 +1,21 @@
-//! The frames that wait for the IO thread, as they lie in the outbox.
+//! The frames in the outbox that wait for the IO thread.
 
 use super::write_buffer::WriteBuffer;
 use crate::wire::frame;
 
-/// From here on a caller waits before it appends, in bytes. One message may go beyond it.
+/// At this many bytes outside of lanes, callers wait before they append. One message may exceed it.
 const HIGH_WATER: usize = 512 << 10;
 /// The same for all lanes together.
 const LANES_HIGH_WATER: usize = 4 << 20;
 
-/// What goes out on a channel from a large message on, until all of it is written.
+/// The frames of one channel from a large message on, until all of them are written.
 struct Lane {
     channel: u16,
-    /// What the IO thread has not taken. A large message is a piece of its own, which need not be copied.
+    /// Frames that the IO thread has not taken. A large message is one piece, which is not copied.
     pieces: Vec<Vec<u8>>,
-    /// Behind them, what is small.
+    /// The small frames that follow the last piece.
     end: Vec<u8>,
-    /// How much of what the IO thread has taken is not written, in bytes; as it was at the last look.
+    /// Bytes that the IO thread has taken but not written, as of its last take.
     writing: usize,
 }
 
@@ -40,19 +40,20 @@ impl Lane {
     }
 }
 
-/// All frames in order; but a channel with a large message has a lane beside them.
+/// Frames in the order in which they were appended, except that a channel with a large message has
+/// a lane.
 #[derive(Default)]
 pub(crate) struct SendQueue {
     in_order: Vec<u8>,
     lanes: Vec<Lane>,
-    /// The last words of the connection, which wait for the lanes to end.
+    /// The last frame of the connection, which waits for the lanes to end.
     last: Vec<u8>,
     /// An empty buffer for the next large message: fresh memory costs more than copying into it.
     spare: Vec<u8>,
 }
 
 impl SendQueue {
-    /// Where the frames of a channel go.
+    /// The buffer to which the frames of a channel are appended.
     #[inline]
     pub(crate) fn target(&mut self, channel: u16) -> &mut Vec<u8> {
         match self.lanes.iter_mut().find(|it| it.channel == channel) {
@@ -61,7 +62,8 @@ impl SendQueue {
         }
     }
 
-    /// Where the last frame of the connection goes: behind all that was appended before.
+    /// The buffer to which the last frame of the connection is appended. All frames appended before
+    /// are sent first.
     pub(crate) fn last_target(&mut self) -> &mut Vec<u8> {
         if self.lanes.is_empty() {
             &mut self.in_order
@@ -92,7 +94,7 @@ impl SendQueue {
         }
     }
 
-    /// How much waits to be taken, in bytes.
+    /// The number of bytes that the IO thread has not taken.
     pub(crate) fn len(&self) -> usize {
         let lanes = self.lanes.iter().map(Lane::untaken).sum::<usize>();
         self.in_order.len() + lanes + self.last.len()
@@ -107,7 +109,7 @@ impl SendQueue {
         std::mem::take(&mut self.spare)
     }
 
-    /// Appends frames of any channels.
+    /// Appends frames of any channels, each to its channel's buffer.
     pub(crate) fn append(&mut self, take_frames: impl FnOnce(&mut Vec<u8>)) {
         if self.lanes.is_empty() {
             return take_frames(&mut self.in_order);
@@ -119,7 +121,7 @@ impl SendQueue {
         }
     }
 
-    /// Gives the IO thread all it can take.
+    /// Moves to the IO thread's buffer all that it can take.
     pub(crate) fn move_to(&mut self, write_buffer: &mut WriteBuffer) {
         write_buffer.take_in_order(&mut self.in_order);
         self.lanes.retain_mut(|lane| {
@@ -132,7 +134,7 @@ impl SendQueue {
         }
         let spare = write_buffer.take_spare();
         if write_buffer.is_empty() {
-            // Memory is kept only as long as there is something to do.
+            // The connection is idle: free the memory.
             self.spare = Vec::new();
         } else if spare.capacity() > 0 {
             self.spare = spare;

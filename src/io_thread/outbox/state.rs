@@ -1,4 +1,4 @@
-//! What the outbox's lock guards.
+//! The state that the outbox's lock guards.
 
 use std::convert::Infallible;
 
@@ -16,16 +16,16 @@ use crate::wire::method::{BasicAck, BasicNack, BasicReject, Encode, MethodId};
 #[derive(Debug)]
 pub(super) enum Phase {
     Open,
-    /// The connection was lost for this reason, and is being recovered: callers wait.
+    /// The connection was lost and is being recovered: callers wait.
     Lost {
         cause: Error,
-        /// The next one is there, but not all that was on the lost one.
+        /// The next connection is there, and the replay runs on it.
         connected: bool,
         since: Deadline,
-        /// The lost connection was open to callers: all that belongs to it was there.
+        /// The lost connection was open to callers: it was not lost during its replay.
         was_open: bool,
     },
-    /// For the first cause.
+    /// The connection has ended for good.
     Ended(Error),
 }
 
@@ -37,36 +37,34 @@ pub(super) struct State {
     pub(super) epoch: u64,
     /// The largest payload of a frame on this connection, in bytes.
     pub(super) payload_limit: usize,
-    /// Names this connection in the log.
     pub(super) label: Label,
     pub(super) send_queue: SendQueue,
-    /// Copies of messages that may have to be published again are taken from here.
+    /// A block of memory for the copies of messages that may have to be published again.
     pub(super) keeping: BytesMut,
-    /// What the core has to know of the frames that the IO thread has not taken, in their order.
+    /// The commands for the frames that the IO thread has not taken, in their order.
     pub(super) commands: Vec<Command>,
-    /// All messages that were appended, in any mode.
+    /// The number of messages appended so far, in any mode.
     pub(super) messages: u64,
-    /// All answers to deliveries that were appended.
+    /// The number of acks appended so far; the next two count the other answers to deliveries.
     pub(super) acks: u64,
     pub(super) nacks: u64,
     pub(super) rejects: u64,
-    /// The IO thread has nothing to do and sleeps, or is about to.
+    /// The IO thread has nothing to write and sleeps, or is about to.
     pub(super) asleep: bool,
     pub(super) blocked: Option<Blocked>,
 }
 
-/// `connection.blocked`.
+/// `connection.blocked` with the broker's reason.
 pub(super) struct Blocked {
-    /// The broker's.
     pub(super) reason: String,
     pub(super) since: Deadline,
 }
 
 impl State {
-    /// A method was appended.
+    /// Counts a method that was appended.
     #[inline]
     pub(super) fn count(&mut self, id: MethodId) {
-        // Known when this is compiled: it costs one addition, or nothing.
+        // `id` is a constant at each call, so this costs one addition or nothing.
         match id {
             BasicAck::ID => self.acks += 1,
             BasicNack::ID => self.nacks += 1,

@@ -1,28 +1,28 @@
-//! What the IO thread has taken out of the outbox and is writing.
+//! The frames that the IO thread has taken out of the outbox and is writing.
 
 use std::collections::VecDeque;
 
 use crate::wire::frame;
 
-/// A buffer that has grown beyond this is given back, in bytes.
+/// The memory of a larger buffer, in bytes, is freed rather than reused.
 const KEPT_CAPACITY: usize = 2 << 20;
-/// How much of a lane is written in one turn, in bytes; a frame may go beyond it.
+/// How much of a lane is written in one turn, in bytes. The turn's last frame may exceed it.
 const TURN: usize = 256 << 10;
 
-/// What was taken and is not yet written. First all that came in order, then one turn of one lane; then it is time to
-/// take again.
+/// Frames that were taken and are not yet written. The IO thread writes all frames outside of
+/// lanes, then one turn of one lane, then takes again.
 #[derive(Debug, Default)]
 pub(crate) struct WriteBuffer {
     in_order: Piece,
-    /// The first one has its turn.
+    /// The first lane has the turn.
     lanes: VecDeque<Lane>,
-    /// What is left of that turn, in bytes. It ends between two frames.
+    /// What is left of that turn, in bytes. A turn ends between two frames.
     turn: usize,
-    /// The buffer of a piece that is written.
+    /// The empty buffer of a written piece, to be reused.
     spare: Vec<u8>,
 }
 
-/// Never without a piece, and never with an empty one.
+/// Has at least one piece, and no empty one.
 #[derive(Debug)]
 struct Lane {
     channel: u16,
@@ -47,7 +47,7 @@ impl Piece {
     }
 }
 
-/// Empties a buffer, and gives its memory back if that is much.
+/// Empties a buffer. Frees its memory if that is more than [`KEPT_CAPACITY`].
 fn cleared(mut bytes: Vec<u8>) -> Vec<u8> {
     bytes.clear();
     if bytes.capacity() > KEPT_CAPACITY {
@@ -57,7 +57,7 @@ fn cleared(mut bytes: Vec<u8>) -> Vec<u8> {
 }
 
 impl WriteBuffer {
-    /// What is to be written next; empty when it is time to take again.
+    /// The bytes to write next. Empty when it is time to take again.
     pub(crate) fn front(&self) -> &[u8] {
         let in_order = self.in_order.rest();
         if !in_order.is_empty() {
@@ -78,7 +78,7 @@ impl WriteBuffer {
         self.spare = Vec::new();
     }
 
-    /// So many bytes of `front` were written.
+    /// Removes the first `count` bytes of [`front`](Self::front), which were written.
     pub(crate) fn wrote(&mut self, count: usize) {
         if !self.in_order.rest().is_empty() {
             self.in_order.written += count;
@@ -106,7 +106,7 @@ impl WriteBuffer {
         self.front().is_empty()
     }
 
-    /// How much was taken and is not written, in bytes.
+    /// The number of bytes that were taken and are not written.
     pub(crate) fn len(&self) -> usize {
         let lanes = self.lanes.iter().map(Lane::len).sum::<usize>();
         self.in_order.rest().len() + lanes
@@ -114,7 +114,7 @@ impl WriteBuffer {
 
     // ---- taking: only when `front` is empty ----
 
-    /// Exchanges what has come in order for an empty buffer.
+    /// Swaps the frames outside of lanes for an empty buffer.
     pub(crate) fn take_in_order(&mut self, frames: &mut Vec<u8>) {
         let Piece { bytes, written } = &mut self.in_order;
         *written = 0;
@@ -123,7 +123,8 @@ impl WriteBuffer {
         self.begin_turn();
     }
 
-    /// Takes what has come in a channel's lane. Returns how much of the lane is left to write.
+    /// Takes the new pieces of a channel's lane. Returns how many bytes of the lane are left to
+    /// write.
     pub(crate) fn take_lane(&mut self, channel: u16, pieces: &mut Vec<Vec<u8>>) -> usize {
         let new = pieces.drain(..).map(|bytes| Piece { bytes, written: 0 });
         let mut new = new.peekable();
@@ -146,12 +147,12 @@ impl WriteBuffer {
         lane.len()
     }
 
-    /// Appends behind what has come in order.
+    /// Appends to the frames outside of lanes.
     pub(crate) fn append(&mut self, bytes: &mut Vec<u8>) {
         self.in_order.bytes.append(bytes);
     }
 
-    /// An empty buffer that has its memory already.
+    /// Takes an empty buffer that has its memory already.
     pub(crate) fn take_spare(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.spare)
     }
@@ -172,7 +173,7 @@ impl WriteBuffer {
 mod tests {
     use super::*;
 
-    /// Frames of one byte of body on this channel.
+    /// `count` small frames on this channel.
     fn frames(channel: u16, count: usize) -> Vec<u8> {
         let mut bytes = Vec::new();
         for _ in 0..count {
@@ -181,8 +182,8 @@ mod tests {
         bytes
     }
 
-    /// Writes at most `at_once` bytes at a time until it is time to take again, and returns the channels' frames in
-    /// the order in which they went out.
+    /// Writes at most `at_once` bytes at a time until it is time to take again. Returns the channel
+    /// of each frame in the order in which they were written.
     fn write(write_buffer: &mut WriteBuffer, at_once: usize) -> Vec<u16> {
         let mut written = Vec::new();
         while !write_buffer.front().is_empty() {
@@ -194,7 +195,7 @@ mod tests {
         }
         let channels: Vec<_> = frame::whole(&written).map(|(channel, _)| channel).collect();
         let whole: usize = frame::whole(&written).map(|(_, frame)| frame.len()).sum();
-        assert_eq!(whole, written.len(), "it stops between two frames");
+        assert_eq!(whole, written.len(), "writing stops between two frames");
         channels
     }
 
@@ -222,11 +223,7 @@ mod tests {
             assert_eq!(order[..2], [3, 3]);
             assert_eq!(order[2..], vec![1; a_turn]);
             let (left, order) = take(&mut write_buffer, frames(3, 1), [frames(1, 5), Vec::new()]);
-            assert_eq!(
-                left,
-                [6 * one, one],
-                "what follows in a lane is behind its rest"
-            );
+            assert_eq!(left, [6 * one, one], "new frames of a lane follow its rest");
             assert_eq!(order, [3, 2]);
             let nothing = || (Vec::new(), [Vec::new(), Vec::new()]);
             for rest in [vec![1], vec![1; 5]] {
