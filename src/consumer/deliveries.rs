@@ -241,7 +241,7 @@ impl Deliveries {
         let are_left = !taken.queue.is_empty();
         drop(taken);
         if are_left {
-            // The IO thread notifies once for many messages, which woke one reader only.
+            // One notice for many messages has woken only one reader.
             self.changed.notify_one();
         }
         Take::Next(next.map(|message| Delivery::new(origin, message)))

@@ -131,8 +131,8 @@ impl ConsumerMailbox for Mailbox {
 }
 
 impl Mailbox {
-    /// Gives unread messages back. The broker delivers them again, and RabbitMQ 4.3 closes the
-    /// channel (406) if an unread message times out later.
+    /// Gives unread messages back after the broker has cancelled the consumer. Otherwise RabbitMQ
+    /// 4.3 closes the channel (406) if they time out later.
     fn revoke(&self) {
         if self.subscription.no_ack {
             return;
