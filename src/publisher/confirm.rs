@@ -1,4 +1,4 @@
-//! The broker's answer to one published message.
+//! The outcome of each published message.
 
 use std::fmt;
 use std::sync::Arc;
@@ -19,14 +19,15 @@ use crate::proto::{Outcome, Returned};
 use crate::session::failures::{Failures, Waiter};
 use crate::stats::ConnectionStats;
 
-/// How many failures are kept for a publisher's report.
+/// Number of failures kept for a publisher's report.
 const FAILURES_LIMIT: usize = 65_536;
 
-/// What becomes of one message that a [`Publisher`](crate::Publisher) has published.
+/// The outcome of one message that a [`Publisher`](crate::Publisher) has published.
 ///
-/// It can be waited for at once, later, by another thread, or not at all: dropping it costs nothing, and
-/// [`Publisher::wait_for_confirms`](crate::Publisher::wait_for_confirms) then reports a failure. It keeps its channel open. The table in
-/// [`Publisher`](crate::Publisher) says what to do about each outcome.
+/// The program can wait for it at once, later, on another thread, or not at all. Dropping a
+/// `Confirm` costs nothing; [`Publisher::wait_for_confirms`](crate::Publisher::wait_for_confirms)
+/// then reports a failure. A `Confirm` keeps its channel open. [`Publisher`](crate::Publisher) says
+/// what to do about each outcome.
 ///
 /// ```no_run
 /// use leveret::{Connection, ErrorKind};
@@ -58,35 +59,38 @@ impl Confirm {
         }
     }
 
-    /// The number of the message on its channel, counted from 1.
+    /// The message's number on its channel, counted from 1.
     pub fn sequence_number(&self) -> u64 {
         self.sequence_number
     }
 
-    /// The channel it was published on.
+    /// The channel that the message was published on.
     pub fn channel(&self) -> &Channel {
         &self.channel
     }
 
-    /// Waits for the broker's answer, at most the publisher's `confirm_timeout`. `Ok` means that the broker has taken
-    /// charge of the message: on all queues that it belongs to, and on disk if it is persistent and they are durable.
+    /// Waits until the broker confirms the message, up to the publisher's `confirm_timeout`. `Ok`
+    /// means that the broker has taken charge of the message: all queues that it was routed to have
+    /// it, and it is on disk if the message is persistent and the queues are durable.
     ///
-    /// It can be called again, and then says the same.
+    /// Later calls return the same outcome.
     ///
     /// # Errors
-    /// [`ErrorKind::Nacked`], [`ErrorKind::Returned`]; the end of the channel or the connection (for good: a lost one comes back, and
-    /// the wait goes on), if the answer had not come before: [`Error::may_have_been_sent`] tells whether the broker can have the message. A timeout changes
-    /// nothing: the answer can still come.
+    /// - [`ErrorKind::Nacked`] or [`ErrorKind::Returned`].
+    /// - The end of the channel or the connection, if it came before the confirm.
+    ///   [`Error::may_have_been_sent`] tells whether the broker may have the message. A lost
+    ///   connection that is being recovered is no end: the wait continues.
+    /// - A timeout. The confirm can still come.
     ///
     /// See <https://www.rabbitmq.com/docs/confirms#when-publishes-are-confirmed>.
     pub fn wait(&self) -> Result<()> {
         self.wait_timeout(self.awaited.publisher.confirm_timeout)
     }
 
-    /// [`wait`](Self::wait), at most so long.
+    /// [`wait`](Self::wait), but waits up to `timeout`.
     ///
     /// # Errors
-    /// As [`wait`](Self::wait).
+    /// Same as [`wait`](Self::wait).
     pub fn wait_timeout(&self, timeout: Duration) -> Result<()> {
         let outcome = self.try_wait();
         if let Some(outcome) = outcome {
@@ -114,7 +118,7 @@ impl Confirm {
         self.try_wait().unwrap_or(Ok(()))
     }
 
-    /// The broker's answer, if it has come; as [`wait`](Self::wait) would return it.
+    /// Returns the outcome if it is known, as [`wait`](Self::wait) returns it.
     pub fn try_wait(&self) -> Option<Result<()>> {
         let outcome = self.awaited.outcome.lock().clone()?;
         if outcome.is_err() {
@@ -137,7 +141,7 @@ impl fmt::Debug for Confirm {
     }
 }
 
-/// A message whose answer is awaited. The IO thread has it until the answer comes.
+/// A message that waits for its outcome. The IO thread holds it until then.
 pub(crate) struct ConfirmSlot {
     publisher: Arc<PublisherState>,
     weight: Weight,
@@ -160,12 +164,13 @@ impl ConfirmMailbox for ConfirmSlot {
     fn answered(&self, sequence_number: u64, outcome: Outcome) {
         let outcome = result_of(sequence_number, outcome);
         if let Err(error) = &outcome {
-            // Before the window is seen to be empty, and so before anyone reports.
+            // Before the window can be seen empty, and so before any report.
             let label = || self.publisher.shared.label();
             let mut failures = self.publisher.failures.lock();
             failures.push(sequence_number, error.clone(), label);
         }
-        // Under the lock, so that whoever reads the outcome finds the room given back, and the other way round.
+        // Both under the lock: a reader of the outcome finds the room given back, and the other way
+        // round.
         let mut slot = self.outcome.lock();
         *slot = Some(outcome);
         self.publisher.window.give_back(self.weight);
@@ -182,7 +187,7 @@ impl ConfirmMailbox for ConfirmSlot {
     }
 }
 
-/// What the program is told.
+/// The outcome as the program gets it.
 pub(crate) fn result_of(sequence_number: u64, outcome: Outcome) -> Result<()> {
     let (error, what) = match outcome {
         Outcome::Confirmed => return Ok(()),
@@ -208,24 +213,24 @@ pub(crate) fn result_of(sequence_number: u64, outcome: Outcome) -> Result<()> {
     Err(error.doing(format!("message {sequence_number}{what}")))
 }
 
-/// What a publisher shares with the messages that it waits for.
+/// Shared by a publisher and its unconfirmed messages.
 pub(crate) struct PublisherState {
     pub(crate) shared: Arc<Shared>,
     pub(crate) window: Window,
     pub(crate) failures: Mutex<UnreportedFailures>,
     pub(crate) confirm_timeout: Duration,
-    /// Whether what was not answered is published again on the next connection.
+    /// Whether unconfirmed messages are published again on the next connection.
     pub(crate) recovers: bool,
 }
 
-/// The messages that failed and of which nobody has been told.
+/// The failed messages that the program has not been told about.
 #[derive(Debug)]
 pub(crate) struct UnreportedFailures {
     failed: Failures<Error>,
-    /// The sum of the bodies that came back, in bytes.
+    /// Total size of the returned bodies, in bytes.
     bytes: u64,
     bytes_limit: u64,
-    /// How many more there were than can be kept.
+    /// Number of failures dropped because too many were unreported.
     forgotten: u64,
 }
 
@@ -253,7 +258,7 @@ impl UnreportedFailures {
             log_line!(
                 Warn,
                 label(),
-                "nobody asked for the failure of a publish: {error}"
+                "dropped the oldest unreported publish failure (too many; call wait_for_confirms): {error}"
             );
         }
     }
@@ -277,7 +282,7 @@ impl UnreportedFailures {
         self.bytes = self.failed.values().map(returned_bytes).sum();
     }
 
-    /// All failures since the last report.
+    /// Reports all failures since the last report.
     pub(crate) fn report(&mut self, since: Waiter) -> Result<()> {
         let forgotten = std::mem::take(&mut self.forgotten);
         let failed: Vec<_> = self

@@ -1,4 +1,4 @@
-//! Publishing that knows what became of every message.
+//! Publishing with a confirm for each message.
 
 pub(crate) mod confirm;
 pub(crate) mod window;
@@ -20,18 +20,22 @@ use crate::wire::method::{BasicPublish, Encode};
 use confirm::{Confirm, ConfirmSlot, PublisherState, UnreportedFailures};
 use window::{NoRoom, Weight, Window};
 
-/// Publishes messages, and tells for each what became of it.
+/// Publishes messages and reports the outcome of each one.
 ///
-/// [`publish`](Self::publish) hands a message over and returns a [`Confirm`] for it at once. It blocks only while the
-/// window is full: so many messages, or bytes of them, that the broker has not answered for. So a program can be as
-/// fast as the broker, and never has more at stake than the window.
+/// [`publish`](Self::publish) hands a message to the IO thread and returns a [`Confirm`] for it at
+/// once. It blocks only while the window is full: too many messages, or bytes of them, are
+/// unconfirmed. So a program can publish as fast as the broker confirms, and never risks more than
+/// the window.
 ///
-/// A copy of each message is kept until the broker has answered for it. If the connection is lost before, the message is
-/// published again when it is back, in order and before newer ones: at least once, never lost. Its [`Confirm`] stays valid.
-/// Consumers can see such a message twice, and mostly cannot tell by anything but a
+/// The publisher keeps a copy of each message until the broker has answered for it. If the
+/// connection is lost before that, recovery publishes the message again, in order and before newer
+/// messages. The broker gets each message at least once, and its [`Confirm`] stays valid. Consumers
+/// can see such a message twice, and mostly recognize it only by a
 /// [`message_id`](Message::message_id).
-/// It goes to the exchange and routing key that it was published with: one for an exclusive queue whose name the broker
-/// made up finds no queue of that name any more, as what was in the queue is gone, too.
+///
+/// A message that is published again goes to its original exchange and routing key. If the key is
+/// the broker-made name of an exclusive queue, it finds no queue: that queue was lost with its
+/// messages, and the new queue has another name.
 ///
 /// ```no_run
 /// use leveret::{Connection, Message, PublisherOptions};
@@ -47,22 +51,38 @@ use window::{NoRoom, Weight, Window};
 ///
 /// # What to do about each outcome
 ///
-/// | outcome | it means | what the program should do |
-/// | --- | --- | --- |
-/// | `Ok` from [`Confirm::wait`] | the broker has taken charge of the message | forget it |
-/// | [`ErrorKind::Returned`] | no queue is bound for its exchange and routing key; it is in none | declare what is missing, or report a wrong key; publishing it again as it is brings it back again. An exchange of a plugin that holds messages back, such as `x-delayed-message`, returns every message and delivers it all the same: set [`mandatory`](PublisherOptions::mandatory) to false for it |
-/// | [`ErrorKind::Nacked`] | a queue refused it: it is full (`x-overflow: reject-publish`), or its node has failed. With several queues, others may have it | publish it again later, more slowly |
-/// | [`ErrorKind::ChannelClosed`] | the broker refused something on the channel, such as an exchange that does not exist, or a message above its limit (16 MiB since RabbitMQ 4.0): [`Error::close_reason`] says what. The message itself may have been routed | correct the cause, [`reopen`](Channel::reopen) the channel or open another, publish again |
-/// | any error with [`Error::is_connection_end`] | the connection ended for good before the answer came: it was closed, did not come back, or [`recovery`](crate::ConnectionOptions::recovery) is off; or the broker closed it because of a message. With [`Error::may_have_been_sent`] the broker may have this one | publish it again on a new connection. If it may have been sent, consumers can see it twice: give it a [`message_id`](Message::message_id) |
-/// | [`ErrorKind::TimedOut`] from [`Confirm::wait`] | no answer yet | wait on; do not publish it again: that happens by itself |
-/// | an error of [`publish`](Self::publish) | nothing was sent | publish it again when the cause has gone |
+/// - **`Ok` from [`Confirm::wait`]**: the broker has taken charge of the message. Forget the
+///   message.
+/// - **[`ErrorKind::Returned`]**: no queue is bound for the message's exchange and routing key, so
+///   no queue has it. Declare what is missing, or report a wrong key; publishing the message again
+///   unchanged returns it again. An exchange of a plugin that delays messages, such as
+///   `x-delayed-message`, returns every message and delivers it all the same: set
+///   [`mandatory`](PublisherOptions::mandatory) to false for such an exchange.
+/// - **[`ErrorKind::Nacked`]**: a queue refused the message because the queue is full (`x-overflow:
+///   reject-publish`) or its node has failed. Other queues may have the message. Publish it again
+///   later, and more slowly.
+/// - **[`ErrorKind::ChannelClosed`]**: the broker refused something on the channel, such as an
+///   exchange that does not exist, or a message above its limit (16 MiB since RabbitMQ 4.0).
+///   [`Error::close_reason`] says what. The message itself may have been routed. Correct the cause,
+///   [`reopen`](Channel::reopen) the channel or open another one, and publish the message again.
+/// - **An error with [`Error::is_connection_end`]**: the connection ended for good before the
+///   confirm came. It was closed, did not come back, or
+///   [`recovery`](crate::ConnectionOptions::recovery) is off; or the broker closed it because of a
+///   message. If [`Error::may_have_been_sent`] is true, the broker may have this message. Publish
+///   it again on a new connection. If it may have been sent, consumers can see it twice: give it a
+///   [`message_id`](Message::message_id).
+/// - **[`ErrorKind::TimedOut`] from [`Confirm::wait`]**: no answer yet. Keep waiting, and do not
+///   publish the message again: recovery does that after a lost connection.
+/// - **An error of [`publish`](Self::publish)**: nothing was sent. Publish the message again when
+///   the cause is gone.
 ///
 /// # Sharing
-/// Cheap to clone, and made to be shared between threads: each thread's messages keep their order. Publishers of one
-/// channel have windows of their own, and share the channel's sequence numbers, also with
-/// [`Channel::basic_publish`].
+/// A publisher is cheap to clone, and threads can share it: each thread's messages keep their
+/// order. Each publisher of a channel has its own window. All of them, and
+/// [`Channel::basic_publish`], share the channel's sequence numbers.
 ///
-/// Dropping the last clone with messages unconfirmed logs a warning; their [`Confirm`]s can still be waited for.
+/// Dropping the last clone while messages are unconfirmed logs a warning. The program can still
+/// wait for their [`Confirm`]s.
 ///
 /// See <https://www.rabbitmq.com/docs/confirms#publisher-confirms>.
 #[derive(Clone)]
@@ -96,21 +116,22 @@ impl Publisher {
         }
     }
 
-    /// The channel it publishes on.
+    /// The channel that the publisher uses.
     pub fn channel(&self) -> &Channel {
         &self.inner.channel
     }
 
-    /// How many messages wait for the broker's answer.
+    /// Number of messages that the broker has not answered for yet.
     pub fn unconfirmed(&self) -> usize {
         usize::try_from(self.inner.unconfirmed.window.len()).unwrap_or(usize::MAX)
     }
 
-    /// Publishes a message. Waits while the window is full, at most `confirm_timeout`; then for room in the outbox as
-    /// [`Channel::basic_publish`] does.
+    /// Publishes a message and returns a [`Confirm`] for it. Waits up to `confirm_timeout` while
+    /// the window is full, then for room in the outbox as [`Channel::basic_publish`] does.
     ///
     /// # Errors
-    /// As [`Channel::basic_publish`], and [`ErrorKind::WindowFull`]. Whatever the error, nothing was sent.
+    /// Same as [`Channel::basic_publish`]; [`ErrorKind::WindowFull`] if the window stays full.
+    /// Whatever the error, nothing was sent.
     pub fn publish<'m>(
         &self,
         exchange: &str,
@@ -130,11 +151,11 @@ impl Publisher {
         published.map_err(|error| Operation::about(BasicPublish::ID, exchange).failed(error))
     }
 
-    /// [`publish`](Self::publish) without waiting: it fails if the window or the outbox is full, or the broker has
-    /// blocked the connection.
+    /// [`publish`](Self::publish) without waiting: fails at once if the window or the outbox is
+    /// full, or if the broker has blocked the connection.
     ///
     /// # Errors
-    /// As [`publish`](Self::publish).
+    /// Same as [`publish`](Self::publish).
     pub fn try_publish<'m>(
         &self,
         exchange: &str,
@@ -181,7 +202,7 @@ impl Publisher {
         );
         match published {
             Ok(number) => {
-                // The channel is in confirm mode, and there is no way back.
+                // The channel is in confirm mode for good, so it returns a number.
                 let number = number.unwrap_or_default();
                 Ok(Confirm::new(number, awaited, channel.clone()))
             }
@@ -197,14 +218,14 @@ impl Publisher {
         let window = &self.inner.unconfirmed.window;
         let _waits = self.channel().connection().shared().waiters.begin();
         let begin = Deadline::after(after);
-        // Lost and not to be waited for: the answers that would make room do not come meanwhile.
+        // If calls fail fast during a recovery, no confirm can make room meanwhile.
         let outbox = &self.channel().connection().shared().outbox;
         let after = match window.take(weight, begin, || outbox.refuses()) {
             Ok(()) => return Ok(()),
             Err(NoRoom::InTime) => after,
             Err(NoRoom::UselessToWait) => begin.elapsed(),
         };
-        // Whatever hinders the answers, if it is known.
+        // Names the obstacle to the confirms, if it is known.
         if let Some(cause) = self.channel().connection().loss_cause() {
             let cause = Box::new(cause.kind().clone());
             return Err(Error::new(ErrorKind::Recovering { cause, after }));
@@ -216,21 +237,21 @@ impl Publisher {
         Err(Error::new(ErrorKind::WindowFull { unconfirmed, after }))
     }
 
-    /// Waits until the broker has answered for all messages published so far, at most `confirm_timeout`, and reports
-    /// those that failed. A timeout changes nothing: it can be called again.
+    /// Waits until the broker has answered for all messages published so far, and reports those
+    /// that failed. Waits up to `confirm_timeout`. After a timeout, the program can wait again.
     ///
     /// # Errors
-    /// [`ErrorKind::PublishesFailed`] lists every message that failed since the last report, but for those whose
-    /// [`Confirm`] has already told of it. Threads that wait at the same time are all told. A timeout if answers are
-    /// missing.
+    /// [`ErrorKind::PublishesFailed`] lists each message that failed since the last report, unless
+    /// its [`Confirm`] has already returned the failure. All threads that wait at the same time get
+    /// the report. A timeout if confirms are missing.
     pub fn wait_for_confirms(&self) -> Result<()> {
         self.wait_for_confirms_timeout(self.inner.options.confirm_timeout)
     }
 
-    /// [`wait_for_confirms`](Self::wait_for_confirms), at most so long.
+    /// [`wait_for_confirms`](Self::wait_for_confirms), but waits up to `timeout`.
     ///
     /// # Errors
-    /// As [`wait_for_confirms`](Self::wait_for_confirms).
+    /// Same as [`wait_for_confirms`](Self::wait_for_confirms).
     pub fn wait_for_confirms_timeout(&self, timeout: Duration) -> Result<()> {
         let deadline = Deadline::after(timeout);
         let unconfirmed = &self.inner.unconfirmed;
@@ -238,7 +259,8 @@ impl Publisher {
         let since = unconfirmed.failures.lock().wait();
         let answered = match self.channel().wait_until_answered(deadline) {
             Err(error) if error.is_timeout() => Err(error),
-            // The channel has ended: each message is told so now, those that were just being handed over last.
+            // The channel has ended. Each message gets that outcome now; those that were just being
+            // published get it last.
             Err(_) if !unconfirmed.window.wait_empty(deadline) => {
                 let outbox = &self.channel().connection().shared().outbox;
                 Err(outbox.explained(Error::timed_out(timeout)))
@@ -282,11 +304,12 @@ impl fmt::Debug for Publisher {
 }
 
 impl Channel {
-    /// Puts the channel into confirm mode, if it is not, and publishes with a window of unconfirmed messages and a
-    /// [`Confirm`] for each: the way to lose nothing. See [`Publisher`].
+    /// Returns a [`Publisher`] for this channel: it limits unconfirmed messages to a window, and
+    /// gives each message a [`Confirm`], so that no message is lost. Puts the channel into confirm
+    /// mode.
     ///
     /// # Errors
-    /// As [`confirm_select`](Self::confirm_select).
+    /// Same as [`confirm_select`](Self::confirm_select).
     pub fn publisher(&self) -> Result<Publisher> {
         self.publisher_with(PublisherOptions::default())
     }
@@ -294,11 +317,13 @@ impl Channel {
     /// [`publisher`](Self::publisher) with another window or other timeouts.
     ///
     /// # Errors
-    /// As [`publisher`](Self::publisher); [`ErrorKind::InvalidArgument`] for a window of 0 or more than 65,536.
+    /// Same as [`publisher`](Self::publisher); [`ErrorKind::InvalidArgument`] for a window of 0 or
+    /// more than 65,536.
     pub fn publisher_with(&self, options: PublisherOptions) -> Result<Publisher> {
         options.check()?;
-        // Also if it was done without waiting: messages from before confirm mode, which nobody counts, come back before
-        // its reply, and so are not taken for ones of this publisher.
+        // Also needed after `confirm_select_no_wait`: messages from before confirm mode have no
+        // number. If they come back, it is before this reply, so they are not mistaken for messages
+        // of this publisher.
         self.confirm_select()?;
         Ok(Publisher::new(self.clone(), options))
     }

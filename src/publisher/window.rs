@@ -1,4 +1,4 @@
-//! How many messages, and how many bytes of them, may be unconfirmed at once.
+//! Limits the number and the bytes of unconfirmed messages.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -7,17 +7,19 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::io_thread::deadline::Deadline;
 
-/// Messages are counted above, bytes below this bit: both in one word, so that the common case needs no lock.
+/// Messages are counted above this bit, bytes below it. Both are in one word, so the common case
+/// needs no lock.
 const MESSAGE: u64 = 1 << 44;
 const BYTES: u64 = MESSAGE - 1;
 
-/// What one message takes of a window.
+/// The room that one message takes in a window.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Weight(u64);
 
 impl Weight {
     pub(crate) fn of(bytes: usize) -> Self {
-        // A single message can be beyond the limit of the window, but not so far that it counts as a message more.
+        // A message can exceed the window's limit, but must not overflow into the count of
+        // messages.
         Self(MESSAGE | (bytes as u64).min(BYTES / 2))
     }
 
@@ -38,7 +40,7 @@ pub(crate) struct Window {
     messages: u64,
     bytes: u64,
     taken: AtomicU64,
-    /// How many threads wait for a change of `taken`.
+    /// Number of threads that wait for a change of `taken`.
     waiting: AtomicUsize,
     lock: Mutex<()>,
     changed: Condvar,
@@ -56,18 +58,18 @@ impl Window {
         }
     }
 
-    /// How many messages are in the window.
+    /// Number of messages in the window.
     pub(crate) fn len(&self) -> u64 {
         self.taken().0
     }
 
-    /// How many messages are in the window, and how many bytes of them.
+    /// Number of messages in the window, and of their bytes.
     pub(crate) fn taken(&self) -> (u64, u64) {
         let taken = self.taken.load(Ordering::SeqCst);
         (taken / MESSAGE, taken & BYTES)
     }
 
-    /// Takes room for a message, if there is. One message always fits.
+    /// Takes room for a message if there is any. An empty window takes a message of any size.
     #[inline]
     pub(crate) fn try_take(&self, weight: Weight) -> bool {
         let fits = |taken: u64| {
@@ -79,7 +81,7 @@ impl Window {
         self.taken.fetch_update(order, order, fits).is_ok()
     }
 
-    /// Takes room for a message. An error if there is none until the deadline, or waiting is of no use.
+    /// Waits for room and takes it. Fails at the deadline, or if waiting is useless.
     pub(crate) fn take(
         &self,
         weight: Weight,
@@ -99,14 +101,15 @@ impl Window {
         taken.get()
     }
 
-    /// Waits until nothing is in the window; false if that is not so until the deadline.
+    /// Waits until the window is empty. Returns false if it is not empty at the deadline.
     pub(crate) fn wait_empty(&self, deadline: Deadline) -> bool {
         self.wait_until(|| self.len() == 0, deadline)
     }
 
     fn wait_until(&self, ready: impl Fn() -> bool, deadline: Deadline) -> bool {
         let mut guard = self.lock.lock();
-        // Told before looking: whoever gives room back after we looked sees that we wait.
+        // Counted before the check: a thread that gives room back after the check sees this one
+        // waiting.
         self.waiting.fetch_add(1, Ordering::SeqCst);
         let mut is_ready = ready();
         while !is_ready {
@@ -130,11 +133,11 @@ impl Window {
         self.look_again();
     }
 
-    /// Lets those who wait look again.
+    /// Lets waiting threads check again.
     #[inline]
     pub(crate) fn look_again(&self) {
         if self.waiting.load(Ordering::SeqCst) > 0 {
-            // One who is between looking and waiting holds the lock.
+            // A thread between its check and its wait holds the lock.
             drop(self.lock.lock());
             self.changed.notify_all();
         }
