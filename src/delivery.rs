@@ -381,8 +381,9 @@ impl Deref for GetResponse {
 }
 
 impl Channel {
-    /// Fetches one message, or `None` if the queue is empty. With `no_ack` it is not to be acknowledged. A program
-    /// that wants many messages is better off with a [`Consumer`](crate::Consumer).
+    /// Fetches one message, or returns `None` if the queue is empty. With `no_ack`, the program
+    /// must not acknowledge the message. To receive many messages, use a
+    /// [`Consumer`](crate::Consumer).
     ///
     /// ```no_run
     /// # let channel = leveret::Connection::open_default()?.open_channel()?;
@@ -394,7 +395,7 @@ impl Channel {
     /// ```
     ///
     /// # Errors
-    /// 404 if there is no such queue.
+    /// 404 if the queue does not exist.
     pub fn basic_get(&self, queue: &str, no_ack: bool) -> Result<Option<GetResponse>> {
         self.get(queue.into(), no_ack)
     }

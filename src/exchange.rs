@@ -216,20 +216,22 @@ impl Exchange {
 }
 
 impl Channel {
-    /// Declares an exchange: makes it, or checks that it is as described.
+    /// Declares an exchange: creates it, or checks that it exists with these options.
     ///
     /// ```no_run
     /// use leveret::{Connection, ExchangeDeclareOptions, ExchangeKind};
     ///
     /// let channel = Connection::open_default()?.open_channel()?;
-    /// let logs = channel.exchange_declare("logs", ExchangeKind::Fanout, ExchangeDeclareOptions::durable())?;
+    /// let options = ExchangeDeclareOptions::durable();
+    /// let logs = channel.exchange_declare("logs", ExchangeKind::Fanout, options)?;
     /// logs.publish("", "to everyone")?;
     /// # Ok::<(), leveret::Error>(())
     /// ```
     ///
     /// # Errors
-    /// 406 if it exists otherwise, 404 if asked for passively and missing, 403 without permission. For a kind that the
-    /// broker does not know 406; before RabbitMQ 4.0 503, which closes the connection.
+    /// 406 if the exchange exists with other options; 404 if a passive declaration finds no
+    /// exchange; 403 without permission. For an unknown kind, 406; before RabbitMQ 4.0, 503, which
+    /// closes the connection.
     pub fn exchange_declare(
         &self,
         name: &str,
@@ -251,15 +253,17 @@ impl Channel {
         Ok(self.exchange(name))
     }
 
-    /// A handle of an exchange that exists, without asking the broker. The default exchange has the name `""`.
+    /// Returns a handle of an existing exchange without asking the broker. The default exchange has
+    /// the name `""`.
     pub fn exchange(&self, name: &str) -> Exchange {
         Exchange::new(self.clone(), name)
     }
 
-    /// Deletes an exchange. It is no error if there is none.
+    /// Deletes an exchange. A missing exchange is no error.
     ///
     /// # Errors
-    /// 406 if asked for only if unused, and it is used; 403 for the predeclared ones.
+    /// 406 if the options demand an unused exchange and it is in use; 403 for a predeclared
+    /// exchange.
     pub fn exchange_delete(&self, name: &str, options: ExchangeDeleteOptions) -> Result<()> {
         let delete = ExchangeDelete {
             ticket: 0,
@@ -271,11 +275,11 @@ impl Channel {
         Ok(())
     }
 
-    /// Binds one exchange to another: what is published to `source` with that routing key goes to `destination` too.
-    /// An extension of RabbitMQ.
+    /// Binds one exchange to another: messages that are published to `source` with a matching
+    /// routing key also go to `destination`. A RabbitMQ extension.
     ///
     /// # Errors
-    /// 404 if one of them is missing.
+    /// 404 if one of the exchanges does not exist.
     ///
     /// See <https://www.rabbitmq.com/docs/e2e>.
     pub fn exchange_bind(
@@ -297,7 +301,8 @@ impl Channel {
         Ok(())
     }
 
-    /// Undoes [`exchange_bind`](Self::exchange_bind) with the same routing key and arguments.
+    /// Removes the binding that [`exchange_bind`](Self::exchange_bind) made with the same routing
+    /// key and arguments.
     pub fn exchange_unbind(
         &self,
         destination: &str,
@@ -319,14 +324,16 @@ impl Channel {
 }
 
 impl Connection {
-    /// Whether there is such an exchange. Asked on a channel of its own, so that "no" costs the program none. It takes
-    /// the same permission as [`queue_exists`](Self::queue_exists).
+    /// Returns whether an exchange exists. Asks on a separate channel, so that the broker's "no"
+    /// closes none of the program's channels. The user needs the same permission as for
+    /// [`queue_exists`](Self::queue_exists).
     ///
     /// # Errors
-    /// 403 without permission, whether the exchange exists or not; as [`open_channel`](Self::open_channel).
+    /// 403 without permission, whether the exchange exists or not. Also the errors of
+    /// [`open_channel`](Self::open_channel).
     pub fn exchange_exists(&self, name: &str) -> Result<bool> {
         let channel = self.open_question()?;
-        // Asked passively, the kind does not matter.
+        // A passive declaration ignores the kind.
         let options = ExchangeDeclareOptions::passive();
         existence(channel.exchange_declare(name, ExchangeKind::Direct, options))
     }

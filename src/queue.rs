@@ -176,8 +176,8 @@ impl Queue {
 }
 
 impl Channel {
-    /// Declares a queue: makes it, or checks that it is as described. With the name `""` the broker makes one up:
-    /// see [`Queue::name`].
+    /// Declares a queue: creates it, or checks that it exists with these options. If the name is
+    /// `""`, the broker makes one up: see [`Queue::name`].
     ///
     /// ```no_run
     /// use leveret::{Connection, QueueDeclareOptions};
@@ -190,13 +190,13 @@ impl Channel {
     /// ```
     ///
     /// # Errors
-    /// 406 if it exists otherwise, 405 if it is exclusive to another connection, 404 if asked for passively and
-    /// missing, 403 without permission.
+    /// 406 if the queue exists with other options; 405 if it is exclusive to another connection;
+    /// 404 if a passive declaration finds no queue; 403 without permission.
     pub fn queue_declare(&self, name: &str, options: QueueDeclareOptions) -> Result<Queue> {
         if options.no_wait && name.is_empty() {
             let asked = Operation::about(QueueDeclare::ID, name);
             return Err(asked.failed(Error::invalid(
-                "with no_wait the name that the broker makes up would stay unknown",
+                "no_wait needs a queue name: the broker would not tell the name that it makes up",
             )));
         }
         let declare = QueueDeclare {
@@ -217,12 +217,13 @@ impl Channel {
         Ok(queue)
     }
 
-    /// A handle of a queue that exists, without asking the broker; its counts are not known.
+    /// Returns a handle of an existing queue without asking the broker. Its counts are unknown.
     pub fn queue(&self, name: &str) -> Queue {
         Queue::new(self.clone(), name, None)
     }
 
-    /// Binds a queue to an exchange: what is published there with a matching routing key goes into the queue.
+    /// Binds a queue to an exchange: messages that are published there with a matching routing key
+    /// go into the queue.
     ///
     /// ```no_run
     /// use leveret::{BindOptions, Connection, QueueDeclareOptions};
@@ -234,7 +235,7 @@ impl Channel {
     /// ```
     ///
     /// # Errors
-    /// 404 if one of them is missing.
+    /// 404 if the queue or the exchange does not exist.
     pub fn queue_bind(
         &self,
         queue: &str,
@@ -266,7 +267,8 @@ impl Channel {
         Ok(())
     }
 
-    /// Undoes [`queue_bind`](Self::queue_bind) with the same routing key and arguments.
+    /// Removes the binding that [`queue_bind`](Self::queue_bind) made with the same routing key and
+    /// arguments.
     pub fn queue_unbind(
         &self,
         queue: &str,
@@ -297,7 +299,7 @@ impl Channel {
         Ok(())
     }
 
-    /// Drops all messages of a queue that are ready, and returns how many. Unacknowledged ones stay.
+    /// Removes all ready messages from a queue and returns how many. Unacknowledged messages stay.
     pub fn queue_purge(&self, name: &str) -> Result<u32> {
         self.purge_queue(name.into())
     }
@@ -323,10 +325,12 @@ impl Channel {
         }
     }
 
-    /// Deletes a queue and returns how many messages went with it. It is no error if there is none.
+    /// Deletes a queue and returns how many messages were deleted with it. A missing queue is no
+    /// error.
     ///
     /// # Errors
-    /// 406 if asked for only if unused or empty, and it is not; 405 if it is exclusive to another connection.
+    /// 406 if the options demand an unused or empty queue and it is not; 405 if it is exclusive to
+    /// another connection.
     pub fn queue_delete(&self, name: &str, options: QueueDeleteOptions) -> Result<u32> {
         self.delete_queue(name.into(), &options)
     }
@@ -356,14 +360,16 @@ fn routing_key_or<'a>(routing_key: &'a str, name: &'a str, asked: QueueName<'_>)
 }
 
 impl Connection {
-    /// Whether there is such a queue. Asked on a channel of its own, so that "no" costs the program none. The question
-    /// counts as use of a queue that [`expires`](QueueDeclareOptions::expires).
+    /// Returns whether a queue exists. Asks on a separate channel, so that the broker's "no" closes
+    /// none of the program's channels. Asking counts as use of a queue that
+    /// [`expires`](QueueDeclareOptions::expires).
     ///
-    /// Before RabbitMQ 4.3 any user may ask. Since then the user needs a permission for this name: "configure", "write" or
-    /// "read", one of them is enough. (RabbitMQ 4.3.0 wants "configure".)
+    /// Before RabbitMQ 4.3, any user may ask. Since then, the user needs one permission for this
+    /// name: "configure", "write" or "read". (RabbitMQ 4.3.0 demands "configure".)
     ///
     /// # Errors
-    /// 403 without permission, whether the queue exists or not; as [`open_channel`](Self::open_channel).
+    /// 403 without permission, whether the queue exists or not. Also the errors of
+    /// [`open_channel`](Self::open_channel).
     pub fn queue_exists(&self, name: &str) -> Result<bool> {
         let channel = self.open_question()?;
         existence(channel.queue_declare(name, QueueDeclareOptions::passive()))
