@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
 use crate::channel::{Answered, Channel};
-use crate::error::returned::read_properties;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io_thread::mailbox::{Command, Reply};
 use crate::log_line::log_line;
@@ -117,7 +116,8 @@ impl Delivery {
     /// # Errors
     /// If the properties are malformed. The body can still be read.
     pub fn properties(&self) -> Result<Properties> {
-        read_properties(&self.content)
+        let properties = self.content.properties();
+        properties.map_err(|error| Error::malformed_properties(&error))
     }
 
     /// Returns the message's count towards the delivery limit of a quorum queue

@@ -3,11 +3,13 @@
 mod kind;
 mod one_line;
 mod reply;
-pub(crate) mod returned;
+mod returned;
 
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
+
+use crate::wire::codec::WireError;
 
 pub(crate) use kind::blocked;
 use kind::write_recovery_given_up;
@@ -75,6 +77,11 @@ impl Error {
     /// dropped.
     pub(crate) fn stale(delivery_tag: u64) -> Self {
         Self::new(ErrorKind::AlreadySettled { delivery_tag })
+    }
+
+    pub(crate) fn malformed_properties(error: &WireError) -> Self {
+        let text = error.to_string();
+        Self::new(ErrorKind::MalformedProperties { text })
     }
 
     pub(crate) fn timed_out(after: Duration) -> Self {

@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-use super::{Error, ErrorKind, ReplyCode, Result};
+use super::reply::ReplyCode;
+use super::{Error, Result};
 use crate::wire::content::Content;
 use crate::wire::properties::Properties;
 
@@ -68,7 +69,8 @@ impl ReturnedMessage {
     /// # Errors
     /// If the properties are malformed.
     pub fn properties(&self) -> Result<Properties> {
-        read_properties(&self.content)
+        let properties = self.content.properties();
+        properties.map_err(|error| Error::malformed_properties(&error))
     }
 
     /// Returns the body, as it was published.
@@ -93,11 +95,4 @@ impl fmt::Debug for ReturnedMessage {
             .field("body", &format_args!("{} bytes", self.body().len()))
             .finish_non_exhaustive()
     }
-}
-
-pub(crate) fn read_properties(content: &Content) -> Result<Properties> {
-    content.properties().map_err(|error| {
-        let text = error.to_string();
-        Error::new(ErrorKind::MalformedProperties { text })
-    })
 }

@@ -8,7 +8,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::window::{Weight, Window};
 use crate::channel::Channel;
-use crate::error::returned::ReturnedMessage;
+use crate::error::ReturnedMessage;
 use crate::error::{Error, ErrorKind, FailedPublish, Result};
 use crate::io_thread::counters::Gauge;
 use crate::io_thread::deadline::Deadline;

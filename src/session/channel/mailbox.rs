@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use super::{ChannelState, BROKER};
-use crate::error::returned::ReturnedMessage;
+use crate::error::ReturnedMessage;
 use crate::error::{CloseReason, Error, ReplyCode};
 use crate::events::Confirmation;
 use crate::io_thread::mailbox::ChannelMailbox;

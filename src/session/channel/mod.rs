@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use crate::error::returned::ReturnedMessage;
+use crate::error::ReturnedMessage;
 use crate::error::{CloseReason, ClosedBy, Error, ErrorKind, OneLine, ReplyCode, Result};
 use crate::events::Confirmation;
 use crate::io_thread::mailbox::{Call, ChannelMailbox};
