@@ -1,4 +1,4 @@
-//! What the core has to know of a connection's options.
+//! Converts the connection's options into the core's configuration.
 
 use crate::options::{ConnectionOptions, LoginMethod};
 use crate::proto::{Config, Login};
@@ -13,7 +13,7 @@ pub(crate) fn config_of(options: &ConnectionOptions) -> Config {
             Login::new(mechanism.name(), &options.username, mechanism.begin())
         }
     };
-    // A part of a second is rounded up: nobody who asks for heartbeats means none.
+    // Round up to whole seconds: rounding down could turn a short interval into no heartbeats.
     let partial = u64::from(options.heartbeat.subsec_nanos() > 0);
     let heartbeat = options.heartbeat.as_secs().saturating_add(partial);
     Config {

@@ -1,5 +1,5 @@
-//! From options to an open connection: name look-up, TCP, TLS, handshake, all on the caller's thread and before one
-//! deadline.
+//! Opens a connection: name look-up, TCP, TLS and the AMQP handshake, all on the caller's thread
+//! and within one deadline.
 
 use std::borrow::Cow;
 use std::io::{self, ErrorKind, Write};
@@ -20,8 +20,8 @@ use crate::options::backoff::random;
 use crate::options::{ConnectionOptions, Endpoint};
 use crate::proto::{self, Event, Mailboxes};
 
-/// The kernel keeps so many bytes that are not on their way. Its own limit is 4 MiB, which is a second of work for a broker
-/// with small messages, and every call on the connection has to wait behind them.
+/// Limits the unsent bytes in the kernel's socket buffer. The kernel's own limit is 4 MiB, which is
+/// a second of work for a broker with small messages, and every call would queue after them.
 #[cfg(any(target_os = "linux", target_os = "android"))]
 const MAX_UNSENT: u32 = 256 << 10;
 
@@ -29,25 +29,25 @@ const MAX_UNSENT: u32 = 256 << 10;
 pub(crate) struct Connected<M: Mailboxes> {
     pub(crate) transport: Transport,
     pub(crate) core: proto::Connection<M>,
-    /// What was read behind `open-ok`.
+    /// Holds the input after `open-ok`.
     pub(crate) read_buffer: ReadBuffer,
     pub(crate) endpoint: Endpoint,
     pub(crate) peer: SocketAddr,
-    /// How long the secret is valid that it has logged in with.
+    /// How long the secret of this login is valid.
     pub(crate) secret_valid_for: Option<Duration>,
 }
 
-/// Where the connection was that was lost.
+/// Where the lost connection was.
 #[derive(Debug, Clone)]
 pub(crate) struct Last {
     pub(crate) endpoint: Endpoint,
     pub(crate) address: SocketAddr,
-    /// Nothing came from there any more. An attempt there may cost all of its time.
+    /// The broker fell silent. Another attempt there may use up all of its time.
     pub(crate) is_silent: bool,
 }
 
 impl Last {
-    /// Moves what worked last to the front, and what fell silent to the end.
+    /// Moves the one that worked last to the front, or to the end if it fell silent.
     fn place<T: PartialEq>(&self, last: &T, all: &mut Vec<T>) {
         let Some(place) = all.iter().position(|it| it == last) else {
             return;
@@ -58,12 +58,12 @@ impl Last {
     }
 }
 
-/// Connecting may take this long, and so may the replay of a recovery, even if less is left of the
-/// time for all attempts: the last one shall have a chance.
+/// Minimum time for connecting, and again for the replay, in the last attempt: it gets this long
+/// even if less is left of the time for all attempts.
 pub(crate) const LAST_ATTEMPT: Duration = Duration::from_secs(1);
 
-/// Connects as [`connect`] does, again and again for as long as the options say.
-#[allow(clippy::disallowed_methods)] // No other thread has the connection yet, and can end the wait.
+/// Connects as [`connect`] does, and retries for as long as `retry_open_for` says.
+#[allow(clippy::disallowed_methods)] // No thread has the connection yet that could end the wait.
 pub(crate) fn connect_patiently<M: Mailboxes>(options: &ConnectionOptions) -> Result<Connected<M>> {
     let until = Deadline::after(options.retry_open_for);
     let mut attempt = 0;
@@ -93,13 +93,13 @@ pub(crate) fn connect_patiently<M: Mailboxes>(options: &ConnectionOptions) -> Re
         log_line!(
             Warn,
             label,
-            "attempt {attempt} to connect failed, the next one follows in {next:.1?}: {error}"
+            "attempt {attempt} to connect failed, retrying in {next:.1?}: {error}"
         );
         thread::sleep(next);
     }
 }
 
-/// Whether the next attempt to connect may succeed.
+/// Whether another attempt to connect may succeed.
 fn can_pass(error: &Error) -> bool {
     match error.kind() {
         Kind::LoginRefused { text, .. } => text.is_empty(),
@@ -114,7 +114,7 @@ fn can_pass(error: &Error) -> bool {
     }
 }
 
-/// Tries the endpoints one after the other, each with its share of the time that is left.
+/// Tries the endpoints in order, each with its share of the remaining time.
 pub(crate) fn connect<M: Mailboxes>(
     options: &ConnectionOptions,
     last: Option<Last>,
@@ -155,7 +155,7 @@ fn in_order(options: &ConnectionOptions, last: Option<&Last>) -> Vec<Endpoint> {
     endpoints
 }
 
-/// Each order is as likely as any other.
+/// Shuffles uniformly: each order is equally likely.
 fn shuffle(endpoints: &mut [Endpoint]) {
     for end in (2..=endpoints.len()).rev() {
         let chosen = usize::try_from(random() % end as u64).unwrap_or_default();
@@ -176,7 +176,7 @@ fn connect_to<M: Mailboxes>(
     connect_to_any(&addresses, endpoint, options, deadline)
 }
 
-/// Tries the addresses behind the name, until a server has answered.
+/// Tries the addresses of a name until a server answers.
 fn connect_to_any<M: Mailboxes>(
     addresses: &[SocketAddr],
     endpoint: &Endpoint,
@@ -196,7 +196,7 @@ fn connect_to_any<M: Mailboxes>(
         };
         match open(socket, *address, endpoint, options, deadline) {
             Ok(connected) => return Ok(connected),
-            // Something is there that is no broker, or not well; another address may lead to one.
+            // No broker, or not a healthy one: another address may have one.
             Err(error) if error.is_timeout() || error.is_connection_end() => {
                 last_error = Some(error)
             }
@@ -206,7 +206,7 @@ fn connect_to_any<M: Mailboxes>(
     Err(last_error.unwrap_or_else(|| all_failed(endpoint, &unreachable)))
 }
 
-/// The one error, or those of all addresses.
+/// Combines the errors of all addresses into one.
 fn all_failed(endpoint: &Endpoint, unreachable: &[(&SocketAddr, io::Error)]) -> Error {
     match unreachable {
         [] => failed(endpoint, &ErrorKind::AddrNotAvailable.into()),
@@ -231,8 +231,8 @@ fn failed(endpoint: &Endpoint, error: &io::Error) -> Error {
     })
 }
 
-/// The addresses behind the name. The system's look-up has no time limit; so if it takes too long, it is left to end by
-/// itself, in a thread of its own.
+/// Looks up the addresses of a name. The system's look-up has no timeout, so it runs on a separate
+/// thread, which is left to end on its own if it takes too long.
 fn look_up(endpoint: &Endpoint, deadline: Deadline) -> io::Result<Vec<SocketAddr>> {
     if let Ok(address) = endpoint.host.parse() {
         return Ok(vec![SocketAddr::new(address, endpoint.port)]);
@@ -268,13 +268,13 @@ fn open_socket(
         let timeout = rounded_up(options.tcp_user_timeout, Duration::from_millis(1));
         settings.set_tcp_user_timeout(Some(timeout))?;
     }
-    // Not every kernel that calls itself Linux has it, and all works without.
+    // Optional: not every kernel that calls itself Linux supports it.
     #[cfg(any(target_os = "linux", target_os = "android"))]
     let _ = settings.set_tcp_notsent_lowat(MAX_UNSENT);
     Ok(socket)
 }
 
-/// In whole units: the system takes no fractions, and a fraction that is cut off can leave zero.
+/// Rounds up to whole units. The system takes no fractions, and rounding down could yield zero.
 fn rounded_up(value: Duration, unit: Duration) -> Duration {
     let rest = value.as_nanos() % unit.as_nanos();
     match u64::try_from(rest) {
@@ -283,7 +283,7 @@ fn rounded_up(value: Duration, unit: Duration) -> Duration {
     }
 }
 
-/// TLS, if it is wanted, and AMQP's handshake.
+/// Does the TLS handshake, if the options ask for TLS, and the AMQP handshake.
 fn open<M: Mailboxes>(
     socket: Socket,
     peer: SocketAddr,
@@ -312,7 +312,7 @@ fn open<M: Mailboxes>(
     })
 }
 
-/// Drives the core over the blocking stream until the connection is open.
+/// Drives the core over the blocking transport until the connection is open.
 fn handshake<M: Mailboxes>(
     transport: &mut Transport,
     core: &mut proto::Connection<M>,
@@ -329,7 +329,7 @@ fn handshake<M: Mailboxes>(
             Some(Err(error)) => return Err(error),
             None => {}
         }
-        // What the peer said before a write failed is still to be read: it tells why.
+        // Even after a failed write, read what the peer has sent: that says why.
         let read = match written {
             Err(error) if is_timeout(&error) => Err(error),
             _ => read_buffer.read_from(transport),
@@ -349,7 +349,7 @@ fn handshake<M: Mailboxes>(
     }
 }
 
-/// Whether the core has come to an end of the handshake, good or bad.
+/// The result of the handshake, once the core has one.
 fn opened<M: Mailboxes>(core: &mut proto::Connection<M>) -> Option<Result<()>> {
     match core.next_event()? {
         Event::Ended { error } => Some(Err(error)),
@@ -357,7 +357,7 @@ fn opened<M: Mailboxes>(core: &mut proto::Connection<M>) -> Option<Result<()>> {
     }
 }
 
-/// A read that times out says "would block" on Unix.
+/// On Unix, a read that times out fails with `WouldBlock`.
 fn is_timeout(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::TimedOut | ErrorKind::WouldBlock)
 }
@@ -371,7 +371,7 @@ fn timed_out<M: Mailboxes>(core: &proto::Connection<M>, deadline: Deadline) -> E
     }
 }
 
-#[allow(clippy::disallowed_methods)] // The core is driven here until the IO thread takes over.
+#[allow(clippy::disallowed_methods)] // The core has no clock, and the IO thread does not run yet.
 fn now() -> Instant {
     Instant::now()
 }
@@ -391,7 +391,7 @@ mod tests {
         (listener, address)
     }
 
-    /// As if all these addresses were behind one name.
+    /// The error of connecting to a name that has these addresses.
     fn error_of(addresses: &[SocketAddr]) -> Error {
         let endpoint = Endpoint {
             host: "rabbit".to_owned(),
@@ -405,9 +405,9 @@ mod tests {
     }
 
     #[test]
-    fn every_address_behind_a_name_is_tried_until_a_server_answers() {
+    fn every_address_of_a_name_is_tried_until_a_server_answers() {
         let closed = listener().1;
-        // Accepts, as the system does for it, and says nothing.
+        // The system accepts connections for this listener, which never sends anything.
         let (_silent, silent) = listener();
         let (answers, answering) = listener();
         let server = thread::spawn(move || {
@@ -421,7 +421,7 @@ mod tests {
             "{error}"
         );
         server.join().unwrap();
-        // One that was there says more than one that was not.
+        // The error of a server that was reached says more than that of one that was not.
         let error = error_of(&[silent, closed]);
         assert!(error.is_timeout(), "{error}");
     }
@@ -449,7 +449,7 @@ mod tests {
     }
 
     #[test]
-    fn the_socket_is_set_as_the_options_say() {
+    fn the_socket_gets_the_settings_of_the_options() {
         let (_listener, address) = listener();
         let deadline = Deadline::after(Duration::from_secs(5));
         let options = ConnectionOptions::default()
@@ -504,7 +504,7 @@ mod tests {
     }
 
     #[test]
-    fn what_worked_last_is_tried_first_and_what_fell_silent_last() {
+    fn the_endpoint_that_worked_is_tried_first_and_a_silent_one_last() {
         let options = ConnectionOptions::default().host("0").port(0);
         let options = options.endpoint("1", 1).endpoint("2", 2);
         let ports = |options: &ConnectionOptions, last: Option<&Last>| {
@@ -516,13 +516,13 @@ mod tests {
         assert_eq!(ports(&options, Some(&worked)), [1, 0, 2]);
         let silent = last(&options, 1, true);
         assert_eq!(ports(&options, Some(&silent)), [0, 2, 1]);
-        // Whatever the order of the others.
+        // The order of the others does not matter.
         let shuffled = options.shuffle_endpoints();
         for _ in 0..20 {
             assert_eq!(ports(&shuffled, Some(&worked))[0], 1);
             assert_eq!(ports(&shuffled, Some(&silent))[2], 1);
         }
-        // The name can stand for other addresses by now.
+        // The name may have other addresses by now.
         let mut addresses = vec![listener().1];
         let same = addresses.clone();
         worked.place(&worked.address, &mut addresses);

@@ -1,23 +1,23 @@
-//! The bytes that were read and not yet understood.
+//! The bytes that were read and not yet decoded.
 
 use std::io::{self, Read};
 
-/// What is read at once at most, in bytes, also when the buffer has more room: [`ReadThrottle`](crate::io_thread::read_throttle::ReadThrottle) counts on
-/// it.
+/// The most bytes that one read takes, even if the buffer has more room.
+/// [`ReadThrottle`](crate::io_thread::read_throttle::ReadThrottle) relies on this limit.
 const CHUNK: usize = 64 << 10;
 
-/// A buffer that keeps the beginning of a frame until the rest of it has come. It grows with what arrives, not with
-/// what a frame claims, and shrinks again after a large frame.
+/// A buffer that keeps the beginning of a frame until the rest of it has come. It grows with what
+/// arrives, not with the size that a frame claims, and shrinks again after a large frame.
 #[derive(Debug, Default)]
 pub(crate) struct ReadBuffer {
-    /// Always filled, so that reading needs no uninitialized memory; the content is at `start..end`.
+    /// All of it is initialized memory, as `Read` needs. The content is at `start..end`.
     buffer: Vec<u8>,
     start: usize,
     end: usize,
 }
 
 impl ReadBuffer {
-    /// Reads once; `Ok(0)` means that the peer has ended.
+    /// Reads once. `Ok(0)` means that the peer has closed its side.
     pub(crate) fn read_from(&mut self, transport: &mut impl Read) -> io::Result<usize> {
         self.make_room();
         let room_end = self.buffer.len().min(self.end + CHUNK);
@@ -52,7 +52,7 @@ impl ReadBuffer {
             self.start = 0;
         }
         if self.buffer.len() - self.end < CHUNK / 2 {
-            // At least doubled, so that a large frame is not copied for every piece of it.
+            // Double the size, so that a large frame is not copied for each chunk of it.
             self.buffer.resize((2 * self.buffer.len()).max(CHUNK), 0);
         } else if self.end == 0 && self.buffer.len() > 4 * CHUNK {
             self.buffer = vec![0; CHUNK];
@@ -65,7 +65,7 @@ mod tests {
     use super::{ReadBuffer, CHUNK};
 
     #[test]
-    fn keeps_the_rest_of_a_frame_and_gives_memory_back() {
+    fn keeps_the_rest_of_a_frame_and_frees_memory() {
         let sent: Vec<u8> = (0..10 * CHUNK).map(|at| at as u8).collect();
         let mut source = sent.as_slice();
         let mut read_buffer = ReadBuffer::default();

@@ -1,4 +1,4 @@
-//! From a TCP socket to a TLS stream.
+//! The TLS handshake over a TCP socket.
 
 use super::transport::{Socket, Transport};
 use crate::error::{Error, Result};
@@ -7,11 +7,12 @@ use crate::options::TlsOptions;
 
 #[cfg(not(feature = "native-tls"))]
 pub(crate) fn handshake(socket: Socket, _: &TlsOptions, _: &str, _: Deadline) -> Result<Transport> {
-    // Whoever asks has been refused before.
+    // Not reached: without the feature, the check of the options refuses TLS.
     crate::options::check_tls().map(|()| Transport::Tcp(socket))
 }
 
-/// Shakes hands on a blocking socket. `host` is who the peer must be, unless the options say otherwise.
+/// Does the TLS handshake on a blocking socket. The peer's certificate must be for `host`, unless
+/// the options say otherwise.
 #[cfg(feature = "native-tls")]
 pub(crate) fn handshake(
     socket: Socket,
@@ -40,8 +41,9 @@ pub(crate) fn handshake(
     })
 }
 
-/// What went wrong, out of a line of OpenSSL's: `error:code:library:function:reason:file:line:data: (verification)`.
-/// Other systems' words are left as they are.
+/// Extracts the reason from an error of OpenSSL, which looks like this:
+/// `error:code:library:function:reason:file:line:data: (verification)`.
+/// Other TLS libraries' errors stay as they are.
 fn readable(text: &str) -> String {
     let Some((_, openssl)) = text.split_once("error:") else {
         return text.to_owned();
@@ -56,7 +58,8 @@ fn readable(text: &str) -> String {
     }
 }
 
-/// What a failed read or write says about TLS, if it does: a peer can refuse our certificate after its own handshake.
+/// The TLS error that made a read fail, if one did. A peer can refuse our certificate after the
+/// handshake has ended on our side.
 pub(crate) fn failure_of(transport: &Transport, error: &std::io::Error) -> Option<Error> {
     let says_tls = transport.is_tls() && error.kind() == std::io::ErrorKind::Other;
     says_tls.then(|| Error::tls(readable(&error.to_string())))
@@ -88,7 +91,7 @@ mod native {
                 options.danger_accept_invalid_hostnames || options.danger_accept_invalid_certs,
             );
         builder.build().map_err(|error| match &options.identity {
-            // A key that is not the certificate's, for example.
+            // For example, a key that does not match the certificate.
             Some(identity) => unusable(
                 &format!("client certificate and key ({identity:?})"),
                 &error,
@@ -107,7 +110,7 @@ mod native {
         }
     }
 
-    /// A PEM text can hold several.
+    /// Reads all certificates of a PEM text.
     fn certificates(pem: &[u8], source: &Source, what: &str) -> Result<Vec<Certificate>> {
         let found = Certificate::stack_from_pem(pem)
             .map_err(|error| unusable(&format!("{what} in {source:?}"), &error))?;
@@ -118,16 +121,17 @@ mod native {
         Ok(found)
     }
 
-    /// The key in a PEM text, from its first line on: `openssl` writes other text before it, and the system's TLS wants none.
-    /// Otherwise, what the text is instead: never its content.
+    /// Returns a PEM text from the first line of its key on: `openssl` writes other text before it,
+    /// which the system's TLS refuses. On failure, the error says what the text holds instead, but
+    /// never shows its content.
     fn pkcs8(text: &[u8]) -> Result<&[u8], String> {
         const BEGIN: &[u8] = b"-----BEGIN PRIVATE KEY-----";
         let begin = text.windows(BEGIN.len()).position(|it| it == BEGIN);
         if let Some(key) = begin.and_then(|at| text.get(at..)) {
             return Ok(key);
         }
-        let needed =
-            "PKCS#8 in PEM (BEGIN PRIVATE KEY) is needed: openssl pkcs8 -topk8 -nocrypt converts it";
+        let needed = "PKCS#8 in PEM (BEGIN PRIVATE KEY) is needed: \
+                      openssl pkcs8 -topk8 -nocrypt converts it";
         let text = String::from_utf8_lossy(text);
         let is = match text {
             text if text.contains("-----BEGIN ENCRYPTED PRIVATE KEY-----") => "is encrypted",
@@ -147,7 +151,7 @@ mod native {
             }
             Identity::Pem { certificates, key } => {
                 let chain = read(certificates, "the client's certificates")?;
-                // Whatever fails afterwards is the key's fault.
+                // Check the certificates first, so that a later failure is the key's fault.
                 self::certificates(&chain, certificates, "the client's certificates")?;
                 let text = read(key, "the client's key")?;
                 let pem = pkcs8(&text)
@@ -178,9 +182,10 @@ mod tests {
     use super::readable;
 
     #[test]
-    fn openssls_lines_become_readable() {
-        let verify = "error:0A000086:SSL routines:tls_post_process_server_certificate:certificate verify failed:\
-                      ../ssl/statem/statem_clnt.c:1889:: (certificate has expired)";
+    fn openssl_errors_become_readable() {
+        let verify = "error:0A000086:SSL routines:tls_post_process_server_certificate:\
+                      certificate verify failed:../ssl/statem/statem_clnt.c:1889:: \
+                      (certificate has expired)";
         assert_eq!(
             readable(verify),
             "certificate verify failed: certificate has expired"

@@ -1,4 +1,5 @@
-//! The socket to the broker, with TLS or without: blocking until the connection is open, polled afterwards.
+//! The byte stream to the broker, over TCP or TLS. It blocks until the connection is open, and is
+//! polled afterwards.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -13,18 +14,18 @@ use crate::io_thread::deadline::Deadline;
 #[derive(Debug)]
 pub(crate) struct Socket {
     mode: Mode,
-    /// The peer has said that nothing more will come.
+    /// The peer has closed its side.
     ended: bool,
     first_words: FirstWords,
 }
 
-/// What the peer has said first: known also when the socket is gone.
+/// Whether the peer's first bytes are AMQP. Outlives the socket: a failed TLS handshake drops it.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct FirstWords(Arc<OnceLock<bool>>);
 
 impl FirstWords {
     #[cfg(feature = "native-tls")]
-    /// As a server does that speaks AMQP, and was not spoken to in AMQP.
+    /// An AMQP server answers with these when the client does not speak AMQP.
     pub(crate) fn are_amqp(&self) -> bool {
         self.0.get() == Some(&true)
     }
@@ -77,7 +78,8 @@ impl Socket {
     }
 }
 
-/// What is left until the deadline, for a socket, which takes zero for "no limit".
+/// The time left until the deadline, as a timeout for a socket. Fails if none is left: zero is not
+/// a valid timeout.
 pub(crate) fn remaining(deadline: Deadline) -> io::Result<std::time::Duration> {
     let remaining = deadline.remaining();
     if remaining.is_zero() {
@@ -86,8 +88,8 @@ pub(crate) fn remaining(deadline: Deadline) -> io::Result<std::time::Duration> {
     Ok(remaining)
 }
 
-/// Tries again if a signal has interrupted it. A socket with a timeout is interrupted by every handler, also with
-/// `SA_RESTART`, and TLS libraries take that for a failure of the connection.
+/// Retries an operation that a signal interrupts. Every signal handler interrupts a socket with a
+/// timeout, even with `SA_RESTART`, and TLS libraries take that for a failure of the connection.
 pub(crate) fn uninterrupted<T>(mut attempt: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     loop {
         match attempt() {
@@ -140,7 +142,7 @@ pub(crate) enum Transport {
 }
 
 impl Transport {
-    /// From now on nothing blocks.
+    /// Makes the socket non-blocking, to be polled from now on.
     pub(crate) fn poll_from_now_on(&mut self) -> io::Result<()> {
         self.socket().poll_from_now_on()
     }
@@ -157,11 +159,11 @@ impl Transport {
         }
     }
 
-    /// Says that nothing more will be written.
+    /// Closes our side: nothing more will be written.
     pub(crate) fn shutdown_write(&mut self) -> io::Result<()> {
         #[cfg(feature = "native-tls")]
         if let Self::Tls(transport) = self {
-            // TLS's own goodbye. If the socket does not take it, nobody reads it either.
+            // Sends TLS's close_notify. If the socket does not take it, the peer does not read.
             let _ = transport.shutdown();
         }
         self.socket().shutdown_write()
@@ -169,8 +171,9 @@ impl Transport {
 }
 
 impl Read for Transport {
-    /// `Ok(0)` is an end in good order. A TLS stream that ends without saying so was cut by someone on the way, or by
-    /// the peer's death: an error of kind `ConnectionAborted`.
+    /// `Ok(0)` means that the peer has closed its side cleanly. A TLS stream that ends without
+    /// close_notify was cut off, on the way or by the peer's death: that is an error of kind
+    /// `ConnectionAborted`.
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
             Self::Tcp(socket) => socket.read(buffer),
@@ -231,7 +234,7 @@ mod tests {
     use std::io::{Error, ErrorKind};
 
     #[test]
-    fn only_what_a_signal_has_interrupted_is_tried_again() {
+    fn only_an_operation_interrupted_by_a_signal_is_retried() {
         let mut left = [
             ErrorKind::Interrupted,
             ErrorKind::Interrupted,
