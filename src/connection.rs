@@ -75,8 +75,7 @@ impl Connection {
     /// # Errors
     /// [`ErrorKind::InvalidUri`], [`ErrorKind::ConnectFailed`], [`ErrorKind::LoginRefused`],
     /// [`ErrorKind::VhostRefused`] and the other failures of a handshake, within `connect_timeout`.
-    /// The connection is tried once, unless [`retry_open_for`](ConnectionOptions::retry_open_for)
-    /// is set.
+    /// Makes one attempt, unless [`retry_open_for`](ConnectionOptions::retry_open_for) is set.
     pub fn open(uri: &str) -> Result<Self> {
         Self::open_with(&ConnectionOptions::from_uri(uri)?)
     }
@@ -149,8 +148,8 @@ impl Connection {
         closed.map_err(|error| Operation::about(ConnectionClose::ID, "").failed(error))
     }
 
-    /// Waits up to `timeout` until the connection is closed by either side: the socket is closed
-    /// and the IO thread has ended. [`close_cause`](Self::close_cause) tells why.
+    /// Waits up to `timeout` until the connection has ended, for whatever reason: the socket is
+    /// closed and the IO thread is gone. [`close_cause`](Self::close_cause) tells why.
     ///
     /// # Errors
     /// A timeout.

@@ -259,7 +259,7 @@ impl Channel {
         Exchange::new(self.clone(), name)
     }
 
-    /// Deletes an exchange. A missing exchange is no error.
+    /// Deletes an exchange. A missing exchange is not an error.
     ///
     /// # Errors
     /// 406 if the options demand an unused exchange and it is in use; 403 for a predeclared

@@ -325,8 +325,8 @@ impl Channel {
         }
     }
 
-    /// Deletes a queue and returns how many messages were deleted with it. A missing queue is no
-    /// error.
+    /// Deletes a queue and returns how many messages were deleted with it. A missing queue is
+    /// not an error.
     ///
     /// # Errors
     /// 406 if the options demand an unused or empty queue and it is not; 405 if it is exclusive to

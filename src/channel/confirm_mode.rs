@@ -12,8 +12,8 @@ use crate::session::call::{self, Operation};
 use crate::wire::method::{ConfirmSelect, Encode};
 
 impl Channel {
-    /// Puts the channel into confirm mode: the broker confirms or nacks every later message. On a
-    /// channel in confirm mode, this changes nothing.
+    /// Puts the channel into confirm mode: the broker confirms or nacks every later message.
+    /// Calling it again changes nothing.
     ///
     /// ```no_run
     /// # let channel = leveret::Connection::open_default()?.open_channel()?;

@@ -50,7 +50,7 @@ impl Channel {
     /// - [`ErrorKind::Recovering`](crate::ErrorKind::Recovering) if a lost connection does not come
     ///   back.
     ///
-    /// A missing exchange is no error of this call: the broker closes the channel later (404).
+    /// A missing exchange does not fail this call: the broker closes the channel later (404).
     ///
     /// # What a publish does not guarantee
     /// `Ok` means that the message will be written to the socket in its turn. If the connection is
@@ -68,8 +68,8 @@ impl Channel {
         self.publish_plainly(exchange, routing_key, &message.into(), timeout)
     }
 
-    /// [`basic_publish`](Self::basic_publish) without waiting: fails at once if the outbox is full
-    /// or the broker has blocked the connection.
+    /// [`basic_publish`](Self::basic_publish) without waiting: fails at once if the outbox is full,
+    /// the broker has blocked the connection, or a lost connection is being recovered.
     ///
     /// # Errors
     /// Same as [`basic_publish`](Self::basic_publish).

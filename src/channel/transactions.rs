@@ -7,7 +7,7 @@ use crate::wire::method::{Encode, TxCommit, TxRollback, TxSelect};
 
 impl Channel {
     /// Puts the channel into transaction mode: publishes and acknowledgements take effect at
-    /// [`tx_commit`](Self::tx_commit). On a channel in transaction mode, this changes nothing.
+    /// [`tx_commit`](Self::tx_commit). Calling it again changes nothing.
     /// Confirms are faster.
     ///
     /// ```no_run

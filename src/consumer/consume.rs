@@ -165,7 +165,7 @@ impl Channel {
     }
 
     /// Cancels a consumer by its tag and waits until the broker has agreed. Messages that came
-    /// before can still be read. An unknown tag is no error.
+    /// before can still be read. An unknown tag is not an error.
     pub fn basic_cancel(&self, consumer_tag: &str) -> Result<()> {
         self.cancel(&consumer_tag.into(), None)
     }
