@@ -34,16 +34,16 @@ impl State {
     fn take(&mut self) -> Option<u16> {
         let is_allowed = |number: &u16| *number <= self.highest;
         let is_quiet = |number: &u16| is_allowed(number) && !self.closed_by_both.contains(number);
-        if let Some(place) = self.released.iter().rposition(is_quiet) {
-            return Some(self.released.remove(place));
+        if let Some(index) = self.released.iter().rposition(is_quiet) {
+            return Some(self.released.remove(index));
         }
         if let Some(number) = u16::try_from(self.fresh).ok().filter(is_allowed) {
             self.fresh += 1;
             return Some(number);
         }
         // Only crossed closes are left: take the number that was released first.
-        let place = self.released.iter().position(is_allowed)?;
-        let number = self.released.remove(place);
+        let index = self.released.iter().position(is_allowed)?;
+        let number = self.released.remove(index);
         self.closed_by_both.remove(&number);
         Some(number)
     }

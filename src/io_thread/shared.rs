@@ -198,7 +198,7 @@ impl Shared {
         }
         let error = self.outbox.explained(Error::timed_out(timeout));
         self.outbox.abort();
-        self.wait_finished(ABORT_PATIENCE);
+        self.wait_finished(ABORT_TIMEOUT);
         Err(error)
     }
 
@@ -257,4 +257,4 @@ pub(crate) trait Recover: Send + Sync {
 }
 
 /// How long `close` waits, after its timeout, for the IO thread to cut the socket.
-const ABORT_PATIENCE: Duration = Duration::from_secs(5);
+const ABORT_TIMEOUT: Duration = Duration::from_secs(5);

@@ -161,7 +161,7 @@ impl Frames<'_> {
         self.wake_all();
     }
 
-    /// Wakes all waiting callers to look again.
+    /// Wakes all waiting callers to check again.
     pub(crate) fn wake_all(&mut self) {
         self.wake_all = true;
     }

@@ -150,19 +150,19 @@ impl Outbox {
         })
     }
 
-    /// Appends what `append` writes on a channel, all or nothing. First waits up to `patience`
+    /// Appends what `append` writes on a channel, all or nothing. First waits up to `timeout`
     /// until the caller is admitted and `gate` is open. Wakes the IO thread only if it sleeps.
     #[inline]
     pub(crate) fn write<T>(
         &self,
         channel: u16,
         admission: Admission,
-        patience: impl Into<Timeout>,
+        timeout: impl Into<Timeout>,
         gate: impl Fn() -> Result<Gate>,
         append: impl FnOnce(&mut Frames<'_>) -> Result<T>,
     ) -> Result<T> {
         let mut state = self.state.lock();
-        self.admit(&mut state, channel, admission, patience, &gate)
+        self.admit(&mut state, channel, admission, timeout, &gate)
             .map_err(Error::unsent)?;
         let start = state.send_queue.target(channel).len();
         let first_command = state.commands.len();
@@ -205,13 +205,13 @@ impl Outbox {
         state: &mut MutexGuard<'_, State>,
         channel: u16,
         admission: Admission,
-        patience: impl Into<Timeout>,
+        timeout: impl Into<Timeout>,
         gate: &impl Fn() -> Result<Gate>,
     ) -> Result<()> {
         if self.admits(state, channel, admission, gate)? {
             return Ok(());
         }
-        self.wait(state, channel, admission, gate, patience.into().deadline())
+        self.wait(state, channel, admission, gate, timeout.into().deadline())
     }
 
     #[inline(always)]
@@ -341,7 +341,7 @@ impl Outbox {
         self.stopped.any()
     }
 
-    /// Runs `change` under the lock, then wakes all waiting callers to look again.
+    /// Runs `change` under the lock, then wakes all waiting callers to check again.
     pub(crate) fn change<T>(&self, change: impl FnOnce() -> T) -> T {
         let state = self.state.lock();
         let result = change();

@@ -66,7 +66,7 @@ impl Outbox {
         self.fails_fast && self.loss_cause().is_some()
     }
 
-    /// How often the connection was lost.
+    /// How many times the connection was lost.
     pub(crate) fn epoch(&self) -> u64 {
         self.state.lock().epoch
     }

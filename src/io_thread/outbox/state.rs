@@ -33,7 +33,7 @@ pub(super) struct State {
     pub(super) phase: Phase,
     /// Dropped when the connection ends for good.
     pub(super) has_not_ended: Option<Sender<Infallible>>,
-    /// How often the connection was lost.
+    /// How many times the connection was lost.
     pub(super) epoch: u64,
     /// The largest payload of a frame on this connection, in bytes.
     pub(super) payload_limit: usize,

@@ -49,12 +49,12 @@ pub(crate) struct Last {
 impl Last {
     /// Moves the one that worked last to the front, or to the end if it fell silent.
     fn place<T: PartialEq>(&self, last: &T, all: &mut Vec<T>) {
-        let Some(place) = all.iter().position(|it| it == last) else {
+        let Some(index) = all.iter().position(|it| it == last) else {
             return;
         };
-        let last = all.remove(place);
-        let place = if self.is_silent { all.len() } else { 0 };
-        all.insert(place, last);
+        let last = all.remove(index);
+        let index = if self.is_silent { all.len() } else { 0 };
+        all.insert(index, last);
     }
 }
 

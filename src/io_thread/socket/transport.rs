@@ -25,7 +25,7 @@ pub(crate) struct FirstWords(Arc<OnceLock<bool>>);
 
 impl FirstWords {
     #[cfg(feature = "native-tls")]
-    /// An AMQP server answers with these when the client does not speak AMQP.
+    /// An AMQP server answers like this if the client does not speak AMQP.
     pub(crate) fn are_amqp(&self) -> bool {
         self.0.get() == Some(&true)
     }
