@@ -1,4 +1,4 @@
-//! One call: what is sent, what is waited for, and how its failure reads.
+//! One call: sends a request, waits for the reply, and adds context to the error.
 
 use std::fmt;
 use std::sync::Arc;
@@ -13,10 +13,10 @@ use crate::io_thread::Shared;
 use crate::proto::Expected;
 use crate::wire::method::{MethodId, Request};
 
-/// How much of a name is shown, in characters.
-const SHOWN: usize = 80;
+/// Longest name in an error text, in characters.
+const MAX_SHOWN: usize = 80;
 
-/// What was asked, for errors: `queue.declare "tasks"`.
+/// The request that an error is about: `queue.declare "tasks"`.
 #[derive(Clone, Copy)]
 pub(crate) struct Operation<'a> {
     method: MethodId,
@@ -37,8 +37,8 @@ impl fmt::Display for Operation<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.subject {
             "" => self.method.fmt(f),
-            subject if subject.chars().count() > SHOWN => {
-                let shown: String = subject.chars().take(SHOWN).collect();
+            subject if subject.chars().count() > MAX_SHOWN => {
+                let shown: String = subject.chars().take(MAX_SHOWN).collect();
                 write!(f, "{} {shown:?}…", self.method)
             }
             subject => write!(f, "{} {subject:?}", self.method),
@@ -46,7 +46,7 @@ impl fmt::Display for Operation<'_> {
     }
 }
 
-/// Appends a method and tells the core which reply to expect.
+/// Appends a method, with a command that tells the core which reply to expect.
 pub(crate) fn append<R: Request>(
     frames: &mut Frames<'_>,
     channel: u16,
@@ -90,7 +90,7 @@ pub(crate) fn call(
             let error = Error::timed_out(deadline.duration());
             Err(shared.outbox.explained(error))
         }
-        // Only if the IO thread has panicked.
+        // The IO thread has panicked.
         Err(RecvTimeoutError::Disconnected) => Err(shared.outbox.cause().unwrap_or_else(|| {
             Error::new(ErrorKind::ConnectionClosed(CloseReason::program(
                 "no IO thread",
@@ -99,9 +99,9 @@ pub(crate) fn call(
     }
 }
 
-/// The reply in its own type. The core lets no other pass.
-pub(crate) fn reply_of<R: Request>(asked: Operation<'_>, reply: Reply) -> Result<R::Reply> {
-    let unexpected = || asked.failed(Error::invalid("the reply is of another kind"));
+/// Converts the reply to its type. The core has already checked that the type matches.
+pub(crate) fn reply_of<R: Request>(operation: Operation<'_>, reply: Reply) -> Result<R::Reply> {
+    let unexpected = || operation.failed(Error::invalid("the reply is of another kind"));
     match reply {
         Reply::Method(method) => R::Reply::try_from(method).map_err(|_| unexpected()),
         Reply::Message(_) => Err(unexpected()),

@@ -1,26 +1,26 @@
-//! What is reported once, to everyone who waits for it.
+//! Failures that are reported once, to every thread that waits for them.
 
 use std::collections::BTreeMap;
 
-/// Failures by number. A failure is in one report; but when several threads wait at the same time, each of them is told:
-/// it may be the one that it concerns.
+/// Failures by number. Each failure is reported once. If several threads wait at the same time, all
+/// of them get it, since any of them may have published the message.
 #[derive(Debug)]
 pub(crate) struct Failures<T> {
     failures: BTreeMap<u64, Failure<T>>,
-    /// Counts the reports.
+    /// Number of reports so far.
     round: u64,
-    /// How many threads are waiting.
+    /// Number of waiting threads.
     waiting: usize,
 }
 
 #[derive(Debug)]
 struct Failure<T> {
-    what: T,
-    /// In which round it was reported.
+    value: T,
+    /// The round in which it was reported.
     reported: Option<u64>,
 }
 
-/// One who waits, and since when.
+/// A waiting thread: the round in which its wait began.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Waiter(u64);
 
@@ -38,23 +38,23 @@ impl<T: Clone> Failures<T> {
     }
 
     pub(crate) fn values(&self) -> impl Iterator<Item = &T> {
-        self.failures.values().map(|failure| &failure.what)
+        self.failures.values().map(|failure| &failure.value)
     }
 
-    pub(crate) fn insert(&mut self, number: u64, what: T) {
+    pub(crate) fn insert(&mut self, number: u64, value: T) {
         let reported = None;
-        self.failures.insert(number, Failure { what, reported });
+        self.failures.insert(number, Failure { value, reported });
     }
 
     pub(crate) fn remove(&mut self, number: u64) -> Option<T> {
-        self.failures.remove(&number).map(|failure| failure.what)
+        self.failures.remove(&number).map(|failure| failure.value)
     }
 
     pub(crate) fn remove_first(&mut self) -> Option<T> {
-        self.failures.pop_first().map(|(_, failure)| failure.what)
+        self.failures.pop_first().map(|(_, failure)| failure.value)
     }
 
-    /// Begins to wait. To be followed by `give_up` or `take`.
+    /// Registers a waiting thread. The caller must follow up with `give_up` or `take`.
     pub(crate) fn wait(&mut self) -> Waiter {
         self.waiting += 1;
         Waiter(self.round)
@@ -67,20 +67,21 @@ impl<T: Clone> Failures<T> {
         }
     }
 
-    /// What this one will be told.
-    pub(crate) fn concerning(&self, since: Waiter) -> impl Iterator<Item = &T> {
+    /// The failures that `take` would return to this thread.
+    pub(crate) fn concerning(&self, waiter: Waiter) -> impl Iterator<Item = &T> {
         let failures = self.failures.values();
-        let concerning = failures.filter(move |it| it.reported.map_or(true, |it| it >= since.0));
-        concerning.map(|failure| &failure.what)
+        let concerning = failures.filter(move |it| it.reported.map_or(true, |it| it >= waiter.0));
+        concerning.map(|failure| &failure.value)
     }
 
-    /// All failures that were not reported before this one began to wait, by their numbers.
-    pub(crate) fn take(&mut self, since: Waiter) -> Vec<(u64, T)> {
+    /// Ends the wait. Returns all failures, with their numbers, that were not reported before the
+    /// wait began.
+    pub(crate) fn take(&mut self, waiter: Waiter) -> Vec<(u64, T)> {
         let mut taken = Vec::new();
         for (number, failure) in &mut self.failures {
             let reported = *failure.reported.get_or_insert(self.round);
-            if reported >= since.0 {
-                taken.push((*number, failure.what.clone()));
+            if reported >= waiter.0 {
+                taken.push((*number, failure.value.clone()));
             }
         }
         self.round += 1;
@@ -94,24 +95,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn everyone_who_waits_is_told_and_nobody_twice() {
-        let mut report = Failures::new();
-        report.insert(2, "b");
-        let (one, other) = (report.wait(), report.wait());
-        report.insert(1, "a");
-        assert_eq!(report.take(one), [(1, "a"), (2, "b")]);
-        // Who begins now has not been waiting when these were told.
-        let late = report.wait();
-        report.insert(3, "c");
-        assert_eq!(report.take(late), [(3, "c")]);
-        assert_eq!(report.take(other), [(1, "a"), (2, "b"), (3, "c")]);
-        assert_eq!(report.len(), 0);
+    fn each_waiting_thread_gets_every_failure_once() {
+        let mut failures = Failures::new();
+        failures.insert(2, "b");
+        let (one, other) = (failures.wait(), failures.wait());
+        failures.insert(1, "a");
+        assert_eq!(failures.take(one), [(1, "a"), (2, "b")]);
+        // This wait begins after the report, so the reported failures are not repeated.
+        let late = failures.wait();
+        failures.insert(3, "c");
+        assert_eq!(failures.take(late), [(3, "c")]);
+        assert_eq!(failures.take(other), [(1, "a"), (2, "b"), (3, "c")]);
+        assert_eq!(failures.len(), 0);
 
-        report.wait();
-        report.insert(4, "d");
-        report.give_up();
-        assert_eq!(report.remove(4), Some("d"));
-        let next = report.wait();
-        assert_eq!(report.take(next), []);
+        failures.wait();
+        failures.insert(4, "d");
+        failures.give_up();
+        assert_eq!(failures.remove(4), Some("d"));
+        let next = failures.wait();
+        assert_eq!(failures.take(next), []);
     }
 }

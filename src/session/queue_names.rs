@@ -1,4 +1,4 @@
-//! Names of queues, also of those that the broker renames at a recovery.
+//! Queue names, and how handles follow a queue that the broker renames during recovery.
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
@@ -6,14 +6,14 @@ use std::sync::{Arc, OnceLock, Weak};
 
 use parking_lot::Mutex;
 
-/// Which queue a method is about. The name is read when the method is admitted: while it waits, the
-/// connection can be lost and recovered, and the broker makes up another name for a queue of its own
-/// naming.
+/// The queue that a method is about. The name is read when the outbox admits the method. While the
+/// method waits, the connection can be lost and recovered, and a queue that the broker names then
+/// gets a new name.
 #[derive(Clone, Copy)]
 pub(crate) enum QueueName<'a> {
-    /// The empty name stands for the queue that the channel has declared last.
+    /// From the program. The empty name means the queue that the channel declared last.
     Given(&'a str),
-    /// Of a handle.
+    /// From a handle: follows renames.
     Tracked(&'a Name),
 }
 
@@ -30,7 +30,7 @@ impl<'a> From<&'a Name> for QueueName<'a> {
 }
 
 impl<'a> QueueName<'a> {
-    /// The name as the program knows it now.
+    /// The current name, for errors.
     pub(crate) fn shown(self) -> &'a str {
         match self {
             Self::Given(name) => name,
@@ -38,7 +38,7 @@ impl<'a> QueueName<'a> {
         }
     }
 
-    /// The name to be sent, if it does not depend on what the channel has declared.
+    /// The name to send. `None` if it depends on which queue the channel declared last.
     pub(crate) fn known(self) -> Option<&'a str> {
         match self {
             Self::Given("") => None,
@@ -47,7 +47,8 @@ impl<'a> QueueName<'a> {
     }
 }
 
-/// A name, and the one that has taken its place. The old one is kept with it, since [`Queue::name`](crate::Queue::name) lends it.
+/// A queue name, linked to the name that replaced it. The old name stays alive, since
+/// [`Queue::name`](crate::Queue::name) returns a reference to it.
 pub(crate) struct Name {
     text: Box<str>,
     next: OnceLock<Arc<Self>>,
@@ -59,7 +60,7 @@ impl Name {
         Arc::new(Self { text, next })
     }
 
-    /// Only the broker may begin names so.
+    /// The broker allows this prefix only for names that it makes up itself.
     pub(crate) fn is_made_up(&self) -> bool {
         self.text.starts_with("amq.gen-")
     }
@@ -73,7 +74,8 @@ impl Name {
     }
 }
 
-/// Not one inside the other: a queue of a program that runs for long can have had many names.
+/// Iterative: a queue in a long-running program can have had so many names that recursion would
+/// overflow the stack.
 impl Drop for Name {
     fn drop(&mut self) {
         let mut next = self.next.take();
@@ -89,18 +91,19 @@ impl fmt::Debug for Name {
     }
 }
 
-/// The names that a broker has made up for queues of which there are handles.
+/// The names that the broker made up, for queues that still have handles.
 #[derive(Default)]
 pub(crate) struct QueueNames(Mutex<Names>);
 
 #[derive(Default)]
 struct Names {
     current: HashMap<String, Weak<Name>>,
-    /// Old and new, the latest last: a thread that was just told the old name may come with it.
+    /// Pairs of old and new names, oldest first. A thread that just received the old name may still
+    /// ask for it.
     renamed: VecDeque<(String, String)>,
 }
 
-/// How many changes of names are remembered.
+/// Number of renames to remember.
 const RENAMED_LIMIT: usize = 4096;
 
 impl Names {
@@ -116,7 +119,7 @@ impl Names {
 }
 
 impl QueueNames {
-    /// A name that follows the queue, if the broker has made the name up.
+    /// Returns a name that follows renames of the queue, if the broker made the name up.
     pub(crate) fn name(&self, text: &str) -> Arc<Name> {
         let name = Name::new(text);
         if !name.is_made_up() {
@@ -143,7 +146,7 @@ impl QueueNames {
         if let Some(name) = name {
             let next = Name::new(new);
             names.current.insert(new.to_owned(), Arc::downgrade(&next));
-            // Only once: the old name is no longer in the map.
+            // This is set only once, since the old name is no longer in the map.
             let _ = name.next.set(next);
         }
     }
@@ -154,7 +157,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_that_the_broker_made_up_follows_the_queue() {
+    fn a_broker_made_name_follows_the_queue() {
         let names = QueueNames::default();
         let (one, other) = (names.name("amq.gen-1"), names.name("amq.gen-1"));
         let given = names.name("given");
@@ -172,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_was_told_just_before_it_changed_follows_the_queue() {
+    fn a_name_received_just_before_a_rename_follows_the_queue() {
         let names = QueueNames::default();
         let early = names.name("amq.gen-1");
         names.rename("amq.gen-1", "amq.gen-2");
@@ -184,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn many_names_are_dropped_without_a_deep_stack() {
+    fn dropping_many_names_does_not_overflow_the_stack() {
         let names = QueueNames::default();
         let name = names.name("amq.gen-0");
         for count in 0..200_000 {

@@ -1,4 +1,4 @@
-//! Where a consumer of a stream goes on after a loss.
+//! The offset at which a consumer of a stream continues after a lost connection.
 
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::OnceLock;
@@ -9,11 +9,11 @@ use crate::options::{before_now, StreamOffset};
 use crate::wire::content::Content;
 use crate::wire::value::FieldTable;
 
-/// The offset at which a consumer of a stream goes on, on the next connection.
+/// The offset at which a consumer of a stream continues on the next connection.
 pub(crate) struct StreamPosition(AtomicI64);
 
 impl StreamPosition {
-    /// Nothing has come.
+    /// No message has arrived yet.
     const UNKNOWN: i64 = -1;
 
     pub(crate) fn new() -> Self {
@@ -27,59 +27,67 @@ impl StreamPosition {
         }
     }
 
-    /// A stream that is declared anew counts from 0. At a higher offset the broker would send
-    /// nothing until the new stream is as long as the old one was.
+    /// Continues at offset 0, because the stream is gone. A new stream counts from 0. At a higher
+    /// offset the broker would send nothing until the new stream is as long as the old one was.
     pub(crate) fn begin_at_first(&self) {
         self.0.store(0, Ordering::Relaxed);
     }
 
-    pub(crate) fn write_to(&self, arguments: &mut FieldTable, since: Option<&StreamStart>) {
+    pub(crate) fn write_to(&self, arguments: &mut FieldTable, start: Option<&StreamStart>) {
         let next = self.0.load(Ordering::Relaxed);
         if next >= 0 {
             arguments.insert("x-stream-offset", next);
-        } else if let Some(since) = since {
-            arguments.insert("x-stream-offset", since.offset());
+        } else if let Some(start) = start {
+            arguments.insert("x-stream-offset", start.offset());
         }
     }
 }
 
 /// The time from which a consumer reads its stream.
 ///
-/// The broker finds out what "next" means each time it is asked. A consumer that begins again
-/// before its first message has come would miss what was published in between, and with a filter
-/// the first message can take long. So it says "next" for the first time only, and then how long
-/// ago that was, by the broker's own clock.
+/// The broker resolves the offset "next" anew for each `basic.consume`. A consumer that restarts
+/// before its first message arrives would miss all messages published in between; with a filter,
+/// the first message can take long. So only the first `basic.consume` says "next". A restart asks
+/// for an interval instead: the time since the first request, which the broker subtracts from its
+/// own clock.
 #[derive(Debug, Clone)]
 pub(crate) struct StreamStart {
+    /// How far before the first request the consumer reads.
     before: Duration,
-    asked: OnceLock<Deadline>,
+    /// Measures the time since the first request.
+    first_request: OnceLock<Deadline>,
 }
 
 impl StreamStart {
-    /// How much earlier it begins than the clocks say: the broker may take longer to read the next
-    /// question than it took for the first one, and a stream's nodes have clocks of their own.
+    /// Extra time that the interval covers. The broker may take longer to read the next request
+    /// than the first one, and each node of a stream has its own clock.
     const MARGIN: Duration = Duration::from_secs(5);
 
-    /// `None` if the arguments name the same message at any time.
+    /// Returns `None` if the arguments mean the same message whenever they are sent.
     pub(crate) fn of(arguments: &FieldTable) -> Option<Self> {
         let before = before_now(arguments)?;
-        let asked = OnceLock::new();
-        Some(Self { before, asked })
+        let first_request = OnceLock::new();
+        Some(Self {
+            before,
+            first_request,
+        })
     }
 
-    /// The broker is asked, now or before.
-    pub(crate) fn asked(&self) {
-        self.asked.get_or_init(|| Deadline::after(Duration::MAX));
+    /// Notes the time of the first request. Later requests change nothing.
+    pub(crate) fn requested(&self) {
+        self.first_request
+            .get_or_init(|| Deadline::after(Duration::MAX));
     }
 
     pub(crate) fn offset(&self) -> StreamOffset {
-        let ago = self.asked.get().map(Deadline::elapsed).unwrap_or_default();
+        let first_request = self.first_request.get();
+        let ago = first_request.map(Deadline::elapsed).unwrap_or_default();
         let before = self.before.saturating_add(ago).saturating_add(Self::MARGIN);
         StreamOffset::Interval(before)
     }
 }
 
-/// The place of a stream's message in its stream, as the broker writes it into the headers.
+/// The offset of a message in its stream, from the header that the broker adds.
 pub(crate) fn stream_offset(content: &Content) -> Option<i64> {
     let headers = content.properties().ok()?.headers?;
     headers.get("x-stream-offset")?.as_i64()

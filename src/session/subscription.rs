@@ -1,4 +1,4 @@
-//! A consumer's life over all connections.
+//! A consumer's life over all connections: whether it is starting, live, interrupted or ended.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Arc;
@@ -11,59 +11,62 @@ use crate::options::ConsumeOptions;
 use crate::proto::Settling;
 use crate::wire::method::{BasicCancelOk, Method};
 
-/// What a consumer reads from, according to the program. A message cannot tell: any publisher can
-/// set the header `x-stream-offset`, and a copy of a stream's message carries it into other queues.
+/// What a consumer reads from. The consume arguments decide this, not the messages: any publisher
+/// can set the header `x-stream-offset`, and a copy of a stream's message carries it into other
+/// queues.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ReadsFrom {
-    /// It takes messages back.
+    /// Takes requeued messages back.
     Queue,
-    /// It keeps its messages, and takes none back: RabbitMQ closes the connection for a nack (540) up
-    /// to 3.x, and takes it for an ack since 4.0.
+    /// Keeps its messages and takes none back. For a nack, RabbitMQ up to 3.x closes the connection
+    /// (540); RabbitMQ 4.0 and later treat it as an ack.
     Stream,
 }
 
-/// What a consumer and its mailbox at the IO thread have in common.
+/// The state that a consumer shares with its mailbox on the IO thread.
 pub(crate) struct Subscription {
     pub(crate) consumer_tag: Arc<str>,
     pub(crate) no_ack: bool,
     reads_from: ReadsFrom,
-    /// The consumer was dropped: nobody will read what comes.
-    abandoned: AtomicBool,
-    /// It was begun with no-wait, and nothing has shown yet that the broker has agreed.
+    /// The program dropped the consumer: it reads no more messages.
+    is_abandoned: AtomicBool,
+    /// The consumer was begun with no-wait, and no message has arrived yet: the broker may still
+    /// refuse it.
     is_assumed: AtomicBool,
-    /// The broker has cancelled it, and delivers again what was not acknowledged.
+    /// The broker cancelled the consumer and redelivers its unacknowledged messages.
     is_revoked: AtomicBool,
-    /// How often it was begun again on a new connection.
+    /// Number of times the consumer was restarted on a new connection.
     recovery_count: AtomicU64,
-    /// For a stream only, and only if its first message depends on when the broker is asked.
-    since: Option<StreamStart>,
+    /// Set only for a stream whose first message depends on the time of the request.
+    stream_start: Option<StreamStart>,
     state: Mutex<SubscriptionState>,
 }
 
-/// What `SubscriptionState::Starting` was.
+/// The fields of `SubscriptionState::Starting`, after the broker accepted the consumer.
 pub(crate) struct Started {
     pub(crate) cancels: Vec<Call>,
     pub(crate) again: bool,
 }
 
 enum SubscriptionState {
-    /// The broker has not been asked.
+    /// `basic.consume` was not sent yet.
     New,
-    /// The broker has not agreed yet. Whoever wants the consumer cancelled has to wait for that: a cancel that overtakes
-    /// the broker's own consume-ok crashes RabbitMQ's channel (541), or is answered as if there were no consumer.
+    /// `basic.consume` was sent; consume-ok has not arrived. A cancel must wait for consume-ok:
+    /// sent earlier, it crashes RabbitMQ's channel (541), or RabbitMQ answers as if the consumer
+    /// did not exist.
     Starting {
         cancels: Vec<Call>,
-        /// It was live before, on a connection that was lost.
+        /// The consumer was live before, on a lost connection.
         again: bool,
     },
-    /// Messages may come.
+    /// Messages may arrive.
     Live,
-    /// Messages may come until the broker has answered the cancel. Others that cancel meanwhile wait
-    /// for the same answer: the answer to a second cancel could come first.
+    /// `basic.cancel` was sent; messages may arrive until cancel-ok does. Later cancels wait for
+    /// the same cancel-ok, since the reply to a second cancel could arrive first.
     Cancelling { others: Vec<Call> },
-    /// The connection was lost: messages will come when the next one is there.
+    /// The connection was lost. Messages arrive again after recovery.
     Interrupted,
-    /// No message will come.
+    /// No more messages arrive.
     Ended,
 }
 
@@ -73,22 +76,26 @@ impl Subscription {
         options: &ConsumeOptions,
         reads_from: ReadsFrom,
     ) -> Self {
-        let since = (reads_from == ReadsFrom::Stream).then(|| StreamStart::of(&options.arguments));
+        let stream_start = match reads_from {
+            ReadsFrom::Stream => StreamStart::of(&options.arguments),
+            ReadsFrom::Queue => None,
+        };
         Self {
             consumer_tag,
             no_ack: options.no_ack,
             reads_from,
-            abandoned: AtomicBool::new(false),
+            is_abandoned: AtomicBool::new(false),
             is_assumed: AtomicBool::new(false),
             is_revoked: AtomicBool::new(false),
             recovery_count: AtomicU64::new(0),
-            since: since.flatten(),
+            stream_start,
             state: Mutex::new(SubscriptionState::New),
         }
     }
 
-    /// Notes that the consumer is cancelled. Gives the call back if that is to be said to the broker now; otherwise it is
-    /// answered, or will be when the broker has agreed to the consumer.
+    /// Notes that the program cancels the consumer. Returns the call if the caller must send
+    /// `basic.cancel` now. Otherwise the call waits for consume-ok, or for the cancel-ok of an
+    /// earlier cancel.
     pub(crate) fn cancel(&self, call: Call) -> Option<Call> {
         let mut state = self.state.lock();
         match &mut *state {
@@ -108,14 +115,14 @@ impl Subscription {
         }
     }
 
-    /// `basic.consume` is on its way. Under the outbox's lock.
+    /// `basic.consume` was appended to the outbox. Called under the outbox's lock.
     pub(crate) fn asked(&self, no_wait: bool) {
         self.is_assumed.store(no_wait, Ordering::Relaxed);
-        if let Some(since) = &self.since {
-            since.asked();
+        if let Some(start) = &self.stream_start {
+            start.requested();
         }
         *self.state.lock() = match no_wait {
-            // There is no consume-ok.
+            // The broker sends no consume-ok.
             true => SubscriptionState::Live,
             false => SubscriptionState::Starting {
                 cancels: Vec::new(),
@@ -132,7 +139,7 @@ impl Subscription {
         }
     }
 
-    /// Whether the broker has cancelled it.
+    /// Whether the broker cancelled the consumer.
     pub(crate) fn is_revoked(&self) -> bool {
         self.is_revoked.load(Ordering::Acquire)
     }
@@ -141,7 +148,7 @@ impl Subscription {
         matches!(*self.state.lock(), SubscriptionState::Interrupted)
     }
 
-    /// The broker has agreed.
+    /// The broker sent consume-ok. Returns `None` unless the consumer is starting.
     pub(crate) fn start(&self) -> Option<Started> {
         let mut state = self.state.lock();
         let SubscriptionState::Starting { cancels, again } = &mut *state else {
@@ -155,19 +162,19 @@ impl Subscription {
         Some(Started { cancels, again })
     }
 
-    /// Nobody will read what comes. Says whether to cancel now.
+    /// The program dropped the consumer. Returns whether the caller must cancel it now.
     pub(crate) fn abandon(&self) -> bool {
-        // Under the lock, so that either this or `start` sees to it.
+        // Set under the lock, so that either the caller of this or the caller of `start` cancels.
         let state = self.state.lock();
-        self.abandoned.store(true, Ordering::Release);
+        self.is_abandoned.store(true, Ordering::Release);
         matches!(
             *state,
             SubscriptionState::Live | SubscriptionState::Interrupted
         )
     }
 
-    /// No message will come. Returns whether it was ever live, and those who wait for it to be
-    /// cancelled; none if it had ended before.
+    /// No more messages arrive. Returns whether the consumer was ever live, and the calls that wait
+    /// for its cancellation. Returns `None` if it had already ended.
     pub(crate) fn end(&self) -> Option<(bool, Vec<Call>)> {
         match std::mem::replace(&mut *self.state.lock(), SubscriptionState::Ended) {
             SubscriptionState::Starting { cancels, again } => Some((again, cancels)),
@@ -178,7 +185,7 @@ impl Subscription {
         }
     }
 
-    /// The connection was lost. False if the consumer ends with it.
+    /// The connection was lost. Returns false if the consumer ends with it.
     pub(crate) fn interrupt(&self) -> bool {
         let mut state = self.state.lock();
         let goes_on = match &*state {
@@ -194,33 +201,34 @@ impl Subscription {
         goes_on
     }
 
-    /// The broker is about to be asked again. False if that is not wanted any more.
+    /// `basic.consume` is about to be sent again. Returns false if the consumer does not wait for
+    /// that.
     pub(crate) fn restart(&self) -> bool {
         let mut state = self.state.lock();
-        let wanted = matches!(*state, SubscriptionState::Interrupted);
-        if wanted {
+        let is_interrupted = matches!(*state, SubscriptionState::Interrupted);
+        if is_interrupted {
             *state = SubscriptionState::Starting {
                 cancels: Vec::new(),
                 again: true,
             };
         }
-        wanted
+        is_interrupted
     }
 
-    /// The broker sends messages although it has not said that it has agreed.
+    /// Messages arrive: the broker accepted a consumer that was begun with no-wait.
     pub(crate) fn delivered(&self) {
         if self.is_assumed.load(Ordering::Relaxed) {
             self.is_assumed.store(false, Ordering::Relaxed);
         }
     }
 
-    /// Whether it was begun with no-wait, and nothing has shown yet that the broker has agreed.
+    /// Whether the consumer was begun with no-wait and no message has arrived yet.
     pub(crate) fn is_assumed(&self) -> bool {
         self.is_assumed.load(Ordering::Relaxed)
     }
 
     pub(crate) fn is_abandoned(&self) -> bool {
-        self.abandoned.load(Ordering::Acquire)
+        self.is_abandoned.load(Ordering::Acquire)
     }
 
     pub(crate) fn revoke(&self) {
@@ -232,10 +240,10 @@ impl Subscription {
     }
 
     pub(crate) fn since(&self) -> Option<&StreamStart> {
-        self.since.as_ref()
+        self.stream_start.as_ref()
     }
 
-    /// As the broker says that a consumer is cancelled, or unknown.
+    /// The broker's reply to a cancel, also for an unknown consumer.
     pub(crate) fn cancelled(&self) -> Reply {
         let consumer_tag = self.consumer_tag.to_string().into();
         Reply::Method(Method::BasicCancelOk(BasicCancelOk { consumer_tag }))
