@@ -30,9 +30,9 @@ use crate::wire::method::{
 /// thread.
 ///
 /// Every call waits for the broker's reply, up to the connection's `request_timeout`. Publishing
-/// and acknowledging do not wait for the broker; they block only while the outbox is full. Publishing
-/// also blocks while the broker has blocked the connection or a lost connection is being recovered.
-/// The methods have AMQP's own names.
+/// and acknowledging do not wait for the broker; they block only while the outbox is full.
+/// Publishing also blocks while the broker has blocked the connection or a lost connection is being
+/// recovered. The methods have AMQP's own names.
 ///
 /// # Errors
 /// Every call can fail with a timeout, or because the channel or the connection has ended. That

@@ -27,13 +27,13 @@ use mailbox::Mailbox;
 /// A consumer of a queue: receives its messages one by one.
 ///
 /// A consumer never ends silently. If this program cancels it, messages that have already come can
-/// still be read; then the iteration ends. If the broker cancels it, the channel or the connection
-/// is closed (also by this program), or the connection is lost for good, the iteration yields that
-/// error once and then ends.
+/// still be read; then the iteration ends. In all other cases the iteration yields an error once and
+/// then ends: when the broker cancels the consumer, when the channel or the connection is closed
+/// (also by this program), and when the connection is lost for good.
 ///
 /// A connection that is lost and comes back ([`RecoveryOptions`](crate::RecoveryOptions)) does not
-/// end the consumer: the iteration continues. The broker delivers unacknowledged messages again.
-/// That includes messages that the program had not read yet, which this crate drops.
+/// end the consumer: the iteration continues. The broker delivers unacknowledged messages again, so
+/// this crate drops those that the program has not read yet.
 /// [`recovery_count`](Self::recovery_count) tells whether that has happened.
 ///
 /// Dropping a consumer cancels it without waiting. Its unread messages go back to the queue.
@@ -162,8 +162,8 @@ impl Consumer {
         &self.subscription.consumer_tag
     }
 
-    /// How many times the consumer was restarted on a new connection. A higher count than before
-    /// the previous message marks a gap: unacknowledged messages come again, to this consumer or
+    /// How many times the consumer was restarted on a new connection. If the count has grown, there
+    /// is a gap before the next message: unacknowledged messages come again, to this consumer or
     /// another one.
     pub fn recovery_count(&self) -> u64 {
         self.subscription.recovery_count()
@@ -279,8 +279,8 @@ impl Consumer {
 
     /// Cancels the consumer and waits until the broker has agreed. Messages that came before can
     /// still be read and acknowledged. Unread messages go back to the queue when the consumer is
-    /// dropped, which can count [towards the delivery
-    /// limit](Self#unread-messages-and-the-delivery-limit).
+    /// dropped, which can count
+    /// [towards the delivery limit](Self#unread-messages-and-the-delivery-limit).
     ///
     /// # Errors
     /// A timeout, or the end of the channel or the connection.

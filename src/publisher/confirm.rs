@@ -258,7 +258,7 @@ impl UnreportedFailures {
             log_line!(
                 Warn,
                 label(),
-                "dropped the oldest unreported publish failure (too many; call wait_for_confirms): {error}"
+                "too many unreported publish failures: dropped the oldest; call wait_for_confirms: {error}"
             );
         }
     }

@@ -51,16 +51,16 @@ use window::{NoRoom, Weight, Window};
 ///
 /// # What to do about each outcome
 ///
-/// - **`Ok` from [`Confirm::wait`]**: the broker has taken charge of the message. Forget the
-///   message.
+/// - **`Ok` from [`Confirm::wait`]**: the broker has taken charge of the message. The
+///   program can forget it.
 /// - **[`ErrorKind::Returned`]**: no queue is bound for the message's exchange and routing key, so
 ///   no queue has it. Declare what is missing, or report a wrong key; publishing the message again
 ///   unchanged returns it again. An exchange of a plugin that delays messages, such as
 ///   `x-delayed-message`, returns every message and delivers it all the same: set
 ///   [`mandatory`](PublisherOptions::mandatory) to false for such an exchange.
-/// - **[`ErrorKind::Nacked`]**: a queue refused the message because the queue is full (`x-overflow:
-///   reject-publish`) or its node has failed. Other queues may have the message. Publish it again
-///   later, and more slowly.
+/// - **[`ErrorKind::Nacked`]**: a queue refused the message because it is full
+///   (`x-overflow: reject-publish`) or its node has failed. Other queues may have the message.
+///   Publish it again later, and more slowly.
 /// - **[`ErrorKind::ChannelClosed`]**: the broker refused something on the channel, such as an
 ///   exchange that does not exist, or a message above its limit (16 MiB since RabbitMQ 4.0).
 ///   [`Error::close_reason`] says what. The message itself may have been routed. Correct the cause,
@@ -152,7 +152,7 @@ impl Publisher {
     }
 
     /// [`publish`](Self::publish) without waiting: fails at once if the window or the outbox is
-    /// full, or if the broker has blocked the connection.
+    /// full, the broker has blocked the connection, or a lost connection is being recovered.
     ///
     /// # Errors
     /// Same as [`publish`](Self::publish).

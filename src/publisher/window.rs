@@ -7,7 +7,7 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::io_thread::deadline::Deadline;
 
-/// Messages are counted above this bit, bytes below it. Both are in one word, so the common case
+/// Messages are counted from this bit up, bytes below it. Both are in one word, so the common case
 /// needs no lock.
 const MESSAGE: u64 = 1 << 44;
 const BYTES: u64 = MESSAGE - 1;
