@@ -21,8 +21,8 @@ impl Channel {
     /// refuses the consumer (406).
     ///
     /// Unread messages of a quorum queue can count
-    /// [towards the delivery limit](Consumer#unread-messages-and-the-delivery-limit): use a prefetch
-    /// no larger than needed.
+    /// [towards the delivery limit](Consumer#unread-messages-and-the-delivery-limit): use a
+    /// prefetch no larger than needed.
     pub fn basic_qos(&self, prefetch_count: u16) -> Result<()> {
         self.basic_qos_with(QosOptions::default().prefetch_count(prefetch_count))
     }

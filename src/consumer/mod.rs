@@ -27,9 +27,9 @@ use mailbox::Mailbox;
 /// A consumer of a queue: receives its messages one by one.
 ///
 /// A consumer never ends silently. If this program cancels it, messages that have already come can
-/// still be read; then the iteration ends. In all other cases the iteration yields an error once and
-/// then ends: when the broker cancels the consumer, when the channel or the connection is closed
-/// (also by this program), and when the connection is lost for good.
+/// still be read; then the iteration ends. In all other cases the iteration yields an error once
+/// and then ends: when the broker cancels the consumer, when the channel or the connection is
+/// closed (also by this program), and when the connection is lost for good.
 ///
 /// A connection that is lost and comes back ([`RecoveryOptions`](crate::RecoveryOptions)) does not
 /// end the consumer: the iteration continues. The broker delivers unacknowledged messages again, so
