@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use leveret::broker::{Broker, BrokerOptions};
 use leveret::{
-    Channel, Connection, ConnectionEvent, ConnectionOptions, ConsumeOptions, ErrorKind, Message,
-    Queue, QueueDeclareOptions, RecoveryOptions, ReplyCode,
+    BindOptions, Channel, Connection, ConnectionEvent, ConnectionOptions, ConsumeOptions,
+    ErrorKind, Message, Queue, QueueDeclareOptions, RecoveryOptions, ReplyCode,
 };
 
 use crate::recovery::recovered;
@@ -510,4 +510,25 @@ fn messages_requeued_by_a_restart_go_to_no_connection_that_is_cut_too() {
     let _losing = second.basic_consume("q", no_ack).unwrap();
     broker.restart();
     assert_eq!(broker.queue("q").unwrap().ready, 1);
+}
+
+#[test]
+fn a_dead_letter_with_a_routing_key_that_no_frame_can_carry_costs_no_connection() {
+    let (_broker, channel) = start();
+    let dead = channel
+        .queue_declare("dead", QueueDeclareOptions::durable())
+        .unwrap();
+    channel
+        .queue_bind("dead", "amq.fanout", "", BindOptions::default())
+        .unwrap();
+    let options = QueueDeclareOptions::durable()
+        .dead_letter_exchange("amq.fanout")
+        .dead_letter_routing_key("k".repeat(256));
+    let queue = channel.queue_declare("q", options).unwrap();
+    queue.publish("dead letter").unwrap();
+    let consumer = dead.consume(ConsumeOptions::default()).unwrap();
+    queue.get(false).unwrap().unwrap().reject(false).unwrap();
+    dead.publish("next").unwrap();
+    let next = consumer.recv_timeout(SOON).unwrap().unwrap();
+    assert_eq!(next.body(), b"next");
 }

@@ -140,9 +140,14 @@ impl Session {
     // ---- output ----
 
     pub(super) fn send(&mut self, channel: u16, method: &impl Encode) {
+        self.try_send(channel, method);
+    }
+
+    /// Returns false and sends nothing for a name above 255 bytes: a dead-letter routing key can be
+    /// longer, and so can a name in which invalid UTF-8 was replaced.
+    fn try_send(&mut self, channel: u16, method: &impl Encode) -> bool {
         let limit = self.payload_limit();
-        // Fails only for a name above 255 bytes, for example if invalid UTF-8 in it was replaced.
-        let _ = frame::write_method(&mut self.output, channel, method, limit);
+        frame::write_method(&mut self.output, channel, method, limit).is_ok()
     }
 
     pub(super) fn send_content(
@@ -152,7 +157,10 @@ impl Session {
         properties: &Properties,
         body: &[u8],
     ) {
-        self.send(channel, method);
+        if !self.try_send(channel, method) {
+            // Content without its method would cost the connection.
+            return;
+        }
         let limit = self.payload_limit();
         let written =
             frame::write_content(&mut self.output, channel, Some(properties), body, limit);
