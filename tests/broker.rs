@@ -523,7 +523,7 @@ fn a_dead_letter_with_a_routing_key_that_no_frame_can_carry_costs_no_connection(
         .unwrap();
     let options = QueueDeclareOptions::durable()
         .dead_letter_exchange("amq.fanout")
-        .dead_letter_routing_key("k".repeat(256));
+        .dead_letter_routing_key(&"k".repeat(256));
     let queue = channel.queue_declare("q", options).unwrap();
     queue.publish("dead letter").unwrap();
     let consumer = dead.consume(ConsumeOptions::default()).unwrap();
