@@ -11,7 +11,7 @@
 //! - `thread` goes from a lost socket to the next one; `driver` is the loop over one socket.
 //! - `dispatch` hands the core's events to mailboxes. A delivery goes to a consumer there, through
 //!   `ConsumerMailbox::deliver` (implemented in `consumer/mailbox.rs`).
-//! - Back-pressure waits in `outbox/mod.rs`. Reading pauses in `read_throttle`.
+//! - Callers wait in `outbox/back_pressure.rs`. Reading pauses in `read_throttle`.
 
 pub(crate) mod buffer_pool;
 pub(crate) mod channel_numbers;

@@ -9,10 +9,11 @@
 //! A large message goes into a lane, and so does what follows it on its channel. The IO thread
 //! sends a lane a few frames at a time, so heartbeats and other channels need not wait for it.
 //!
-//! Where to look: back-pressure waits here, in [`Outbox::write`]; `frames` holds what a caller can
-//! append; `phase` open, lost or ended; `send_queue` what waits to be taken, and its limits;
-//! `write_buffer` what the IO thread has taken and is writing.
+//! Where to look: callers wait in `back_pressure`; `frames` holds what a caller can append; `phase`
+//! open, lost or ended; `send_queue` what waits to be taken, and its limits; `write_buffer` what the
+//! IO thread has taken and is writing.
 
+mod back_pressure;
 mod frames;
 mod phase;
 pub(crate) mod send_queue;
@@ -21,14 +22,12 @@ pub(crate) mod write_buffer;
 
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::time::Duration;
 
 use bytes::BytesMut;
 use crossbeam_channel::Receiver;
 use mio::Waker;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
-use super::deadline::Deadline;
 use super::mailbox::Command;
 use super::waiters::Waiters;
 use crate::error::{blocked, Error, ErrorKind, Result};
@@ -36,6 +35,7 @@ use crate::log_line::{log_line, Label};
 use crate::stats::ConnectionStats;
 use crate::wire::method::BasicPublish;
 use crate::wire::properties::Properties;
+pub(crate) use back_pressure::{Admission, Gate, Timeout};
 use frames::{unsendable, write_message};
 pub(crate) use frames::{Frames, Large};
 use phase::now;
@@ -49,30 +49,6 @@ pub(crate) const LARGE: usize = 256 << 10;
 
 /// No epoch.
 const NONE: u64 = u64::MAX;
-
-/// When a caller may append.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Admission {
-    /// At once: for a few bytes that must not wait.
-    Always,
-    /// When the connection is open and has room.
-    Room,
-    /// When the connection is open, has room, and is not blocked by the broker.
-    Publish { large: bool },
-    /// When there is room, even while the connection is being recovered: the caller checks what is
-    /// open there.
-    Attached,
-    /// For the recovery thread, without waiting for room and before others are admitted. Passes on
-    /// the connection of this epoch only.
-    Recovery { epoch: u64 },
-}
-
-/// Whether the caller's own state lets it append.
-pub(crate) enum Gate {
-    Open,
-    /// Wait, and ask again when the outbox is notified.
-    Shut,
-}
 
 pub(crate) struct Outbox {
     state: Mutex<State>,
@@ -89,11 +65,6 @@ pub(crate) struct Outbox {
     abandoned: AtomicU64,
     /// Callers fail at once during a recovery rather than wait for its end.
     fails_fast: bool,
-}
-
-fn recovering(cause: &Error, after: Duration) -> Error {
-    let cause = Box::new(cause.kind().clone());
-    Error::new(ErrorKind::Recovering { cause, after })
 }
 
 impl Outbox {
@@ -197,100 +168,6 @@ impl Outbox {
         // Not under the lock: dropping a mailbox can drop its channel, which then sends its close.
         drop(state);
         drop(commands);
-    }
-
-    #[inline]
-    fn admit(
-        &self,
-        state: &mut MutexGuard<'_, State>,
-        channel: u16,
-        admission: Admission,
-        timeout: impl Into<Timeout>,
-        gate: &impl Fn() -> Result<Gate>,
-    ) -> Result<()> {
-        if self.admits(state, channel, admission, gate)? {
-            return Ok(());
-        }
-        self.wait(state, channel, admission, gate, timeout.into().deadline())
-    }
-
-    #[inline(always)]
-    fn admits(
-        &self,
-        state: &State,
-        channel: u16,
-        admission: Admission,
-        gate: &impl Fn() -> Result<Gate>,
-    ) -> Result<bool> {
-        if !matches!(state.phase, Phase::Open) && !self.admits_now(state, admission)? {
-            return Ok(false);
-        }
-        let gate_open = matches!(gate()?, Gate::Open);
-        Ok(match admission {
-            Admission::Always => true,
-            Admission::Recovery { .. } => gate_open,
-            Admission::Room | Admission::Attached => {
-                gate_open && state.send_queue.has_room(channel, false)
-            }
-            Admission::Publish { large } => {
-                gate_open && state.blocked.is_none() && state.send_queue.has_room(channel, large)
-            }
-        })
-    }
-
-    /// Whether this admission passes while the connection is lost. Fails if it can never pass.
-    #[cold]
-    fn admits_now(&self, state: &State, admission: Admission) -> Result<bool> {
-        let (cause, connected) = match &state.phase {
-            Phase::Open => return Ok(true),
-            Phase::Lost {
-                cause, connected, ..
-            } => (cause, *connected),
-            Phase::Ended(error) => return Err(error.clone()),
-        };
-        match admission {
-            Admission::Always | Admission::Attached => Ok(true),
-            Admission::Recovery { epoch } if state.epoch != epoch => Err(cause.clone()),
-            Admission::Recovery { .. } => Ok(connected),
-            _ if self.fails_fast => Err(recovering(cause, Duration::ZERO)),
-            Admission::Room | Admission::Publish { .. } => Ok(false),
-        }
-    }
-
-    #[cold]
-    fn wait(
-        &self,
-        state: &mut MutexGuard<'_, State>,
-        channel: u16,
-        admission: Admission,
-        gate: &impl Fn() -> Result<Gate>,
-        deadline: Deadline,
-    ) -> Result<()> {
-        while !self.admits(state, channel, admission, gate)? {
-            let stopped = state.blocked.is_some() || matches!(gate()?, Gate::Shut);
-            let _waits = stopped.then(|| self.stopped.begin());
-            let timed_out = self.changed.wait_until(state, deadline.at()).timed_out();
-            if timed_out && !self.admits(state, channel, admission, gate)? {
-                let stopped = matches!(gate()?, Gate::Shut);
-                return Err(Self::no_room(state, admission, stopped, deadline));
-            }
-        }
-        Ok(())
-    }
-
-    fn no_room(state: &State, admission: Admission, stopped: bool, deadline: Deadline) -> Error {
-        let after = deadline.duration();
-        if let Phase::Lost { cause, .. } = &state.phase {
-            return recovering(cause, after);
-        }
-        match &state.blocked {
-            _ if stopped => Error::new(ErrorKind::FlowStopped { after }),
-            Some(Blocked { reason, .. }) if matches!(admission, Admission::Publish { .. }) => {
-                let reason = reason.clone();
-                Error::new(ErrorKind::ConnectionBlocked { reason, after })
-            }
-            _ => Error::new(ErrorKind::OutboxFull { after }),
-        }
     }
 
     fn wake(&self) {
@@ -427,34 +304,6 @@ impl Outbox {
         state.send_queue.shrink();
         state.commands.shrink_to_fit();
         state.keeping = BytesMut::new();
-    }
-}
-
-/// How long to wait. It becomes a deadline only when waiting begins: most callers never wait, and
-/// reading the clock costs time.
-pub(crate) enum Timeout {
-    Begun(Deadline),
-    NotBegun(Duration),
-}
-
-impl Timeout {
-    pub(crate) fn deadline(self) -> Deadline {
-        match self {
-            Self::Begun(deadline) => deadline,
-            Self::NotBegun(after) => Deadline::after(after),
-        }
-    }
-}
-
-impl From<Deadline> for Timeout {
-    fn from(deadline: Deadline) -> Self {
-        Self::Begun(deadline)
-    }
-}
-
-impl From<Duration> for Timeout {
-    fn from(after: Duration) -> Self {
-        Self::NotBegun(after)
     }
 }
 
