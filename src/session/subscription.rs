@@ -11,9 +11,9 @@ use crate::options::ConsumeOptions;
 use crate::proto::Settling;
 use crate::wire::method::{BasicCancelOk, Method};
 
-/// What a consumer reads from. The consume arguments decide this, not the messages: any publisher
-/// can set the header `x-stream-offset`, and a copy of a stream's message carries it into other
-/// queues.
+/// What a consumer reads from. The consume arguments or the queue's declaration decide this.
+/// Messages cannot: any publisher can set the header `x-stream-offset`, and a copy of a stream's
+/// message carries it into other queues.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ReadsFrom {
     /// Takes requeued messages back.

@@ -1,4 +1,4 @@
-//! How far the broker has answered for what a channel published.
+//! A channel's publisher confirms: which messages the broker has answered.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -10,20 +10,21 @@ use crate::proto::Leftover;
 use crate::session::failures::Failures;
 use crate::wire::method::{ConfirmSelect, Encode};
 
-/// So many are kept of the messages that were refused and of which nobody was told.
+/// Number of nacked messages to keep until a caller asks for them.
 const FAILURES_LIMIT: usize = 65_536;
-/// Under this number the last loss is reported: one says as much as many. No message comes to it.
+/// The key of the last loss in `Answers::failed`; one loss says as much as many. No message reaches
+/// this number.
 const LOST: u64 = u64::MAX;
 
-/// The confirms of one channel. Which message is answered how, the core finds out.
+/// The confirms of one channel. The core matches the answers to the messages.
 #[derive(Debug, Default)]
 pub(crate) struct Confirms {
-    /// Whether `confirm.select` was sent, and not refused. Changes, as `published`, only under the outbox's lock, where
-    /// the order of publishes is decided.
+    /// `confirm.select` was sent and not refused. Like `published`, this changes only under the
+    /// outbox's lock, which decides the order of publishes.
     selected: AtomicBool,
-    /// The sequence number of the last message.
+    /// Sequence number of the last message.
     published: AtomicU64,
-    /// That of the last one that nobody waits for by itself; 0 if it was lost.
+    /// Sequence number of the last message published without a `Confirm`; 0 if that was lost.
     unawaited: AtomicU64,
     answers: Mutex<Answers>,
     changed: Condvar,
@@ -31,19 +32,20 @@ pub(crate) struct Confirms {
 
 #[derive(Debug)]
 struct Answers {
-    /// All numbers up to this are answered.
+    /// All messages up to this number are answered.
     answered_to: u64,
-    /// Behind the first of these numbers, all up to the second were lost with a connection.
-    lost_behind: (u64, u64),
+    /// The messages after the first number, up to and including the second, were lost with a
+    /// connection.
+    lost_range: (u64, u64),
     failed: Failures<Failure>,
-    /// No more answers will come.
+    /// Why no more answers arrive.
     end: Option<Error>,
 }
 
 #[derive(Debug, Clone)]
 enum Failure {
     Nacked,
-    /// With the connection, and perhaps others before it.
+    /// Lost with the connection, perhaps with messages before it.
     Lost(Error),
 }
 
@@ -51,7 +53,7 @@ impl Default for Answers {
     fn default() -> Self {
         Self {
             answered_to: 0,
-            lost_behind: (0, 0),
+            lost_range: (0, 0),
             failed: Failures::new(),
             end: None,
         }
@@ -63,7 +65,8 @@ impl Confirms {
         self.selected.store(true, Ordering::Release);
     }
 
-    /// The broker has ended the channel for this reason.
+    /// The broker closed the channel with this error. If it refused `confirm.select`, the channel
+    /// is not in confirm mode.
     pub(crate) fn closed(&self, error: &Error) {
         let reason = error.close_reason();
         if reason.is_some_and(|it| it.method == ConfirmSelect::ID.name()) {
@@ -76,15 +79,16 @@ impl Confirms {
         self.selected.load(Ordering::Acquire)
     }
 
-    /// The sequence number of the message that is just being published; whether someone waits for it by itself.
+    /// Takes the sequence number for a message that is being published. `has_confirm` tells whether
+    /// the message has a `Confirm`. Returns `None` outside confirm mode.
     #[inline]
-    pub(crate) fn next(&self, awaited: bool) -> Option<u64> {
+    pub(crate) fn next(&self, has_confirm: bool) -> Option<u64> {
         if !self.is_selected() {
             return None;
         }
         let number = self.published.load(Ordering::Relaxed) + 1;
         self.published.store(number, Ordering::Release);
-        if !awaited {
+        if !has_confirm {
             self.unawaited.store(number, Ordering::Relaxed);
         }
         Some(number)
@@ -93,46 +97,47 @@ impl Confirms {
     pub(crate) fn nacked(&self, sequence_number: u64) {
         let failed = &mut self.answers.lock().failed;
         failed.insert(sequence_number, Failure::Nacked);
-        // A program that keeps its own accounts never asks for them.
+        // A program that tracks its confirms itself never asks for them.
         if failed.len() > FAILURES_LIMIT {
             failed.remove_first();
         }
     }
 
-    /// The connection was lost: returns the last message that was not answered, of those that nobody waits for by itself.
-    /// The others are told elsewhere. Under the outbox's lock.
+    /// The connection was lost. Returns the last unanswered message that was published without a
+    /// `Confirm`. Messages with a `Confirm` are reported through it. Called under the outbox's
+    /// lock.
     pub(crate) fn take_unawaited(&self, left: Leftover) -> Option<u64> {
-        // A loss is told once.
+        // Each loss is reported once.
         let unawaited = self.unawaited.swap(0, Ordering::Relaxed);
         let never_sent = Some(unawaited).filter(|it| *it > left.told_to);
         never_sent.or(left.unanswered)
     }
 
-    /// Messages that nobody waits for by itself were lost with the connection.
+    /// Messages that were published without a `Confirm` were lost with the connection.
     pub(crate) fn lost(&self, cause: &Error) {
         let failure = Failure::Lost(cause.clone());
         self.answers.lock().failed.insert(LOST, failure);
         self.changed.notify_all();
     }
 
-    /// All is answered or lost but what is published again, from the first to the last of these numbers. Under the
-    /// outbox's lock.
-    pub(crate) fn resume(&self, again: Option<(u64, u64)>) {
+    /// Continues after a loss. `republished` holds the first and the last message that are
+    /// published again; all others are answered or lost. Called under the outbox's lock.
+    pub(crate) fn resume(&self, republished: Option<(u64, u64)>) {
         let published = self.published.load(Ordering::Relaxed);
-        let (answered_to, last_again) = match again {
+        let (answered_to, last_republished) = match republished {
             Some((first, last)) => (first - 1, last),
             None => (published, published),
         };
-        self.answers.lock().lost_behind = (last_again, published);
+        self.answers.lock().lost_range = (last_republished, published);
         self.answered_to(answered_to);
     }
 
-    /// This is the last one that is published again: those after it could not be sent.
+    /// `last` is the last message that is published again. Later ones could not be sent.
     pub(crate) fn resume_up_to(&self, last: u64) {
-        self.answers.lock().lost_behind.0 = last;
+        self.answers.lock().lost_range.0 = last;
     }
 
-    /// The channel is opened again after its end, which messages without an answer were lost with.
+    /// The channel is opened again after its end. Messages without an answer were lost with it.
     pub(crate) fn reopen(&self, cause: &Error) {
         let unawaited = self.unawaited.swap(0, Ordering::Relaxed);
         let mut answers = self.answers.lock();
@@ -147,8 +152,8 @@ impl Confirms {
 
     pub(crate) fn answered_to(&self, number: u64) {
         let mut answers = self.answers.lock();
-        let (last_again, lost_to) = answers.lost_behind;
-        answers.answered_to = if number < last_again {
+        let (last_republished, lost_to) = answers.lost_range;
+        answers.answered_to = if number < last_republished {
             number
         } else {
             number.max(lost_to)
@@ -162,41 +167,41 @@ impl Confirms {
         self.changed.notify_all();
     }
 
-    /// Waits until all that was published before this call is answered.
+    /// Waits until the broker has answered all messages published before this call.
     pub(crate) fn wait(&self, deadline: Deadline) -> Result<()> {
         self.wait_unless(|_| false, deadline)
     }
 
-    /// Waits as [`wait`](Self::wait) does, or until there is another end to it.
-    fn wait_unless(&self, over: impl Fn(&Answers) -> bool, deadline: Deadline) -> Result<()> {
+    /// Waits like [`wait`](Self::wait), or until `is_over`.
+    fn wait_unless(&self, is_over: impl Fn(&Answers) -> bool, deadline: Deadline) -> Result<()> {
         let published = self.published.load(Ordering::Acquire);
         let mut answers = self.answers.lock();
-        while answers.answered_to < published && !over(&answers) {
+        while answers.answered_to < published && !is_over(&answers) {
             if let Some(error) = &answers.end {
                 return Err(error.clone());
             }
             let result = self.changed.wait_until(&mut answers, deadline.at());
-            let waits_on = answers.answered_to < published && !over(&answers);
-            if result.timed_out() && waits_on && answers.end.is_none() {
+            let still_waits = answers.answered_to < published && !is_over(&answers);
+            if result.timed_out() && still_waits && answers.end.is_none() {
                 return Err(Error::timed_out(deadline.duration()));
             }
         }
         Ok(())
     }
 
-    /// Waits as [`wait`](Self::wait) does, and tells which messages were refused.
+    /// Waits like [`wait`](Self::wait), then reports nacked and lost messages as an error.
     pub(crate) fn wait_and_report(&self, deadline: Deadline) -> Result<()> {
-        let since = self.answers.lock().failed.wait();
-        let lost = |it: &Failure| matches!(it, Failure::Lost(_));
-        let over = |answers: &Answers| answers.failed.concerning(since).any(lost);
-        let answered = self.wait_unless(over, deadline);
+        let waiter = self.answers.lock().failed.wait();
+        let is_lost = |it: &Failure| matches!(it, Failure::Lost(_));
+        let is_over = |answers: &Answers| answers.failed.concerning(waiter).any(is_lost);
+        let answered = self.wait_unless(is_over, deadline);
         let failed = &mut self.answers.lock().failed;
         if answered.is_err() {
             failed.give_up();
             return answered;
         }
         let mut sequence_numbers = Vec::new();
-        for (number, failure) in failed.take(since) {
+        for (number, failure) in failed.take(waiter) {
             match failure {
                 Failure::Nacked => sequence_numbers.push(number),
                 Failure::Lost(cause) => return Err(cause),
@@ -216,7 +221,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lost_ones_behind_those_that_are_published_again_are_not_waited_for() {
+    fn wait_skips_messages_lost_after_the_republished_ones() {
         let confirms = Confirms::default();
         confirms.select();
         for _ in 1..=5 {
@@ -228,7 +233,7 @@ mod tests {
         assert!(confirms.wait(now).is_err());
         confirms.answered_to(3);
         confirms.wait(now).unwrap();
-        // What is new is.
+        // A new message is waited for.
         confirms.next(true);
         assert!(confirms.wait(now).is_err());
         confirms.answered_to(6);
@@ -239,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn failures_that_nobody_asks_for_do_not_pile_up() {
+    fn unreported_failures_are_bounded() {
         let confirms = Confirms::default();
         confirms.select();
         for number in 1..=FAILURES_LIMIT as u64 + 10 {

@@ -1,4 +1,5 @@
-//! The consumers of a channel, as the handles know them.
+//! The consumers of a channel by tag, and what each was begun with, so that a recovery can begin it
+//! again.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
@@ -9,11 +10,11 @@ use crate::io_thread::mailbox::ConsumerMailbox;
 use crate::session::subscription::Subscription;
 use crate::wire::method::BasicConsume;
 
-/// Who uses which consumer tag, and what is to be asked to have it again on the next connection.
+/// The consumer tags in use. Each maps to its subscription and its recorded `basic.consume`.
 #[derive(Default)]
 pub(crate) struct Consumers {
     by_tag: HashMap<Arc<str>, Entry>,
-    /// For making up consumer tags, and to tell which came first.
+    /// Numbers the tags that are made up here, and the recorded consumers in their order.
     count: u64,
 }
 
@@ -23,13 +24,13 @@ struct Entry {
     recorded: Option<RecordedConsumer>,
 }
 
-/// What a consumer was begun with.
+/// What a consumer was begun with. A recovery sends this again.
 #[derive(Clone)]
 pub(crate) struct RecordedConsumer {
     number: u64,
     pub(crate) mailbox: Arc<dyn ConsumerMailbox>,
     pub(crate) consume: BasicConsume<'static>,
-    /// The prefetch of its channel at that time.
+    /// The prefetch of the channel when the consumer began.
     pub(crate) qos: Qos,
 }
 
@@ -43,18 +44,19 @@ impl RecordedConsumer {
 }
 
 impl Consumers {
-    /// Takes the tag that is asked for, or one that is made up. None if it is in use.
-    pub(crate) fn take_tag(&mut self, asked_for: &str, channel: u16) -> Option<Arc<str>> {
-        let consumer_tag: Arc<str> = if asked_for.is_empty() {
+    /// Reserves `requested`, or a new tag if `requested` is empty. Returns `None` if the tag is in
+    /// use.
+    pub(crate) fn take_tag(&mut self, requested: &str, channel: u16) -> Option<Arc<str>> {
+        let consumer_tag: Arc<str> = if requested.is_empty() {
             std::iter::repeat_with(|| {
                 self.count += 1;
                 format!("leveret-{channel}.{}", self.count)
             })
-            .find(|made_up| !self.by_tag.contains_key(made_up.as_str()))
+            .find(|tag| !self.by_tag.contains_key(tag.as_str()))
             .unwrap_or_default()
             .into()
         } else {
-            asked_for.into()
+            requested.into()
         };
         if self.by_tag.contains_key(&consumer_tag) {
             return None;
@@ -92,12 +94,12 @@ impl Consumers {
         }
     }
 
-    /// The tag is free again: nothing can come for it any more, or the broker was never asked.
+    /// Frees the tag: no message can arrive for it any more, or `basic.consume` was never sent.
     pub(crate) fn remove(&mut self, consumer_tag: &str) -> Option<RecordedConsumer> {
         self.by_tag.remove(consumer_tag)?.recorded
     }
 
-    /// In the order in which they began.
+    /// The recorded consumers, in the order in which they began.
     pub(crate) fn recorded(&self) -> Vec<RecordedConsumer> {
         let recorded = self.by_tag.values().filter_map(|it| it.recorded.clone());
         let mut recorded: Vec<_> = recorded.collect();
@@ -109,7 +111,7 @@ impl Consumers {
         self.by_tag.get(consumer_tag)?.recorded.clone()
     }
 
-    /// This queue is not there. It may be declared anew.
+    /// Tells the consumers of this queue that it does not exist. It may be declared again.
     pub(crate) fn queue_missing(&self, queue: &str) {
         for recorded in self.by_tag.values().filter_map(|it| it.recorded.as_ref()) {
             if recorded.consume.queue == queue {

@@ -1,4 +1,4 @@
-//! What is appended to the outbox for a channel: opening, publishing, cancelling, closing.
+//! Appends a channel's frames to the outbox: open, reopen, publish, cancel and close.
 
 use std::borrow::Cow;
 use std::sync::atomic::Ordering;
@@ -18,13 +18,13 @@ use crate::wire::method::{
     ConfirmSelect, Method, TxSelect,
 };
 
-/// Whether a copy of the message is kept until it is answered.
+/// Whether to keep a copy of the message until the broker answers it.
 pub(crate) fn is_kept<C: ConfirmMailbox>(confirm: Option<&Arc<C>>) -> bool {
     confirm.is_some_and(|it| it.is_published_again())
 }
 
 impl ChannelState {
-    /// A message was appended: its number, in confirm mode.
+    /// Notes that a message was appended. Returns its sequence number in confirm mode.
     #[inline]
     pub(crate) fn published<C: ConfirmMailbox + 'static>(
         &self,
@@ -49,7 +49,7 @@ impl ChannelState {
         Some(sequence_number)
     }
 
-    /// Opens the channel at the broker, with the mode and the prefetch that it had before, if it had.
+    /// Opens the channel at the broker, and restores its mode and prefetch.
     pub(crate) fn append_open(self: &Arc<Self>, frames: &mut Frames<'_>, call: Call) -> Result<()> {
         let channel = self.number;
         frames.method(&ChannelOpen::default())?;
@@ -81,8 +81,8 @@ impl ChannelState {
             return Ok(());
         };
         self.append_open(frames, call)?;
-        // An attempt to recover it may have failed before it ended: then nothing has said so since,
-        // and an error of the new life would not end it.
+        // The channel may have ended after a failed recovery attempt, which leaves this flag set. A
+        // later error would then not end the channel.
         self.set_recovering(false);
         self.reset(&cause);
         self.confirms.reopen(&cause);
@@ -110,16 +110,16 @@ impl ChannelState {
         Ok(())
     }
 
-    /// The broker has cancelled a consumer. A quorum queue of RabbitMQ 4.3 keeps one that was
-    /// cancelled because an acknowledgement came too late, and goes on with it when that
-    /// acknowledgement comes, until it hears that the consumer has ended.
+    /// Cancels a consumer that the broker has already cancelled. A quorum queue of RabbitMQ 4.3
+    /// keeps a consumer that it cancelled because an acknowledgement was late, and resumes it when
+    /// the acknowledgement arrives. Only `basic.cancel` ends that consumer.
     pub(super) fn append_cancel_after_broker(&self, frames: &mut Frames<'_>, consumer_tag: &str) {
         let sent = self.append_basic_cancel(frames, consumer_tag.into(), Call::of_nobody());
         debug_assert!(sent.is_ok(), "{sent:?}");
     }
 
-    /// Always with a reply, so that the IO thread knows when the last message has come. With `only`
-    /// nothing is done if the tag is not that consumer's any more.
+    /// Cancels a consumer. Always asks for a reply, so that the IO thread knows when the last
+    /// message has arrived. With `only`, does nothing if another consumer has the tag by now.
     pub(crate) fn append_cancel(
         &self,
         frames: &mut Frames<'_>,
@@ -130,14 +130,14 @@ impl ChannelState {
         let consumer = self.consumers.lock().subscription(consumer_tag);
         if let Some(only) = only {
             if !consumer.as_deref().is_some_and(|it| std::ptr::eq(it, only)) {
-                // It has ended, and another one may have its tag.
+                // The consumer has ended, and another one may have its tag.
                 call.answer(Ok(only.cancelled()));
                 return Ok(());
             }
         }
         let call = match consumer {
             Some(consumer) if consumer.is_interrupted() => {
-                // It has no unread messages, which would have to be given back.
+                // An interrupted consumer has no unread messages to give back.
                 let recorded = self.consumers.lock().get(consumer_tag);
                 if let Some(recorded) = recorded {
                     recorded.mailbox.ended(None);
@@ -151,7 +151,7 @@ impl ChannelState {
             },
             None => call,
         };
-        // The connection was lost, and the consumer with it.
+        // The consumer was lost with the connection.
         if !self.is_open_in(frames.epoch()) {
             let consumer_tag = consumer_tag.to_string().into();
             call.answer(Ok(Reply::Method(BasicCancelOk { consumer_tag }.into())));
@@ -160,7 +160,7 @@ impl ChannelState {
         self.append_basic_cancel(frames, Arc::clone(consumer_tag), call)
     }
 
-    /// The last thing that is sent on the channel.
+    /// Appends `channel.close`, the last frame on the channel.
     pub(crate) fn append_close(
         &self,
         frames: &mut Frames<'_>,
@@ -182,18 +182,18 @@ impl ChannelState {
             reason: reason.clone(),
         };
         self.end.set(Error::new(kind));
-        // Publishers who wait for room have nothing to wait for any more.
+        // Publishers that wait for room get the error now.
         frames.wake_all();
         if !is_open {
-            // It went with the connection.
-            self.let_go_of_number(HANDLES);
+            // The channel was lost with the connection.
+            self.release_number(HANDLES);
             if let Some(call) = call {
                 call.answer(Ok(Reply::Method(Method::ChannelCloseOk(ChannelCloseOk {}))));
             }
             return Ok(());
         }
         self.shared.channel_numbers.closing(channel);
-        self.let_go_of_number(HANDLES);
+        self.release_number(HANDLES);
         frames.command(Command::CloseChannel {
             channel,
             reason,
@@ -202,11 +202,11 @@ impl ChannelState {
         Ok(())
     }
 
-    /// The broker has closed the channel: no frame follows this one.
+    /// Answers the broker's `channel.close`. No frame follows this one.
     pub(super) fn append_close_ok(&self, frames: &mut Frames<'_>) {
         frames.answer(&ChannelCloseOk {});
         if self.end.cause().is_some() {
-            // Our own close is on its way. The broker may answer it, or not.
+            // Both sides closed. The broker may or may not answer our close.
             self.shared.channel_numbers.closed_by_both(self.number);
         }
     }

@@ -1,4 +1,4 @@
-//! What the IO thread tells a channel.
+//! What the IO thread reports to a channel.
 
 use std::sync::atomic::Ordering;
 
@@ -13,16 +13,18 @@ use crate::wire::method::{BasicAck, BasicCancelOk, BasicNack, ChannelFlowOk, Met
 
 impl ChannelMailbox for ChannelState {
     fn ended(&self, error: &Error, owes_close_ok: bool) {
-        // All under one lock: whoever brings the channel back finds it open, interrupted, or ended.
+        // All under one lock, so that the recovery finds the channel either open, interrupted or
+        // ended.
         let outlives = self.shared.outbox.answer(self.number, |frames| {
             if owes_close_ok {
                 self.append_close_ok(frames);
             }
             let outlives = self.outlives(error);
             match outlives {
-                // Nothing was published on it since the last loss.
+                // No message was published on the channel since the last loss.
                 true => self.interrupt(error),
-                // When closes cross, this is what those who wait are told; so everyone is told it from now on.
+                // If closes cross, waiting callers get this error. Set it here, so that later
+                // callers get the same one.
                 false => {
                     self.end.set(error.clone());
                     self.confirms.closed(error);
@@ -39,16 +41,16 @@ impl ChannelMailbox for ChannelState {
         self.confirms.end(error);
         self.returned.end();
         self.confirmations.end();
-        // Those that the core knows have ended; left are those that were waiting for the next connection.
+        // Consumers that the core knows have ended already. These waited for the next connection.
         let left = self.consumers.lock().recorded();
         for consumer in left {
             consumer.mailbox.ended(Some(error.clone()));
         }
-        // The last, since the program's logger can panic.
+        // This comes last, since the program's logger can panic.
         let (label, channel) = (self.shared.label(), self.number);
         match self.is_closed_by_broker(error) {
             true => log_line!(Warn, label, "{error}"),
-            false => log_line!(Debug, label, "channel {channel} has ended: {error}"),
+            false => log_line!(Debug, label, "channel {channel} ended: {error}"),
         }
     }
 
@@ -56,15 +58,15 @@ impl ChannelMailbox for ChannelState {
         self.shared.outbox.change(|| {
             self.lose_unawaited(error, left);
             self.interrupt(error);
-            self.let_go_of_number(BROKER);
+            self.release_number(BROKER);
         });
-        // The program has closed it, and now it is closed.
+        // If the program has closed the channel, the loss completes the close.
         self.end_if_detached();
     }
 
     fn freed(&self) {
-        // Now it can be opened again.
-        self.shared.outbox.change(|| self.let_go_of_number(BROKER));
+        // From now on the channel can be opened again.
+        self.shared.outbox.change(|| self.release_number(BROKER));
     }
 
     fn flow(&self, active: bool) {
@@ -104,7 +106,7 @@ impl ChannelMailbox for ChannelState {
             nack,
             lost: false,
         };
-        // Most programs do not read these.
+        // Most programs do not read confirmations: drop the oldest without a log line.
         self.confirmations.send(confirmation, drop);
         self.confirms.answered_to(answered_to);
     }
@@ -131,34 +133,36 @@ impl ChannelMailbox for ChannelState {
     }
 
     fn message_too_large(&self, size: u64) {
-        let text = format!("a message of {size} bytes is more than max_message_size");
+        let text = format!("a message of {size} bytes exceeds max_message_size");
         let reason = CloseReason {
             code: ReplyCode::CONTENT_TOO_LARGE,
             ..CloseReason::program(&text)
         };
-        // It fails only if the channel has ended.
+        // This fails only if the channel has ended.
         let _ = self.write_now(|frames| self.append_close(frames, reason, None));
     }
 
     fn give_back(&self, delivery_tag: u64, settling: Settling) {
-        // It fails only if the channel has ended: then the broker requeues by itself.
+        // This fails only if the channel has ended. The broker then requeues the message.
         let _ = self.write_now(|frames| {
             let broker_tag = self.delivery_tags.broker_tag(delivery_tag);
             let is_open = self.is_open_in(frames.epoch());
-            let unanswered =
-                broker_tag.filter(|_| is_open && !self.delivery_tags.contains(delivery_tag));
-            let Some(delivery_tag) = unanswered else {
+            let unsettled =
+                broker_tag.filter(|_| is_open && !self.delivery_tags.is_settled(delivery_tag));
+            let Some(delivery_tag) = unsettled else {
                 return Ok(());
             };
             let multiple = false;
             match settling {
                 Settling::NoAck => Ok(()),
-                // A stream takes nothing back. Without an answer the broker closes the channel in the end.
+                // A stream takes no message back. Without an ack the broker closes the channel
+                // after `consumer_timeout`.
                 Settling::Stream => frames.method(&BasicAck {
                     delivery_tag,
                     multiple,
                 }),
-                // Not a reject: no handler has failed, so it must not count as a failed delivery.
+                // Not `basic.reject`: no handler has failed, so RabbitMQ must not count a failed
+                // delivery.
                 Settling::Requeue => frames.method(&BasicNack {
                     delivery_tag,
                     multiple,

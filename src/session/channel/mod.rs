@@ -1,4 +1,16 @@
-//! What all handles of a channel share with the IO thread.
+//! The state of one channel, which its handles share with the IO thread and the recovery thread.
+//!
+//! The state outlives connections; it knows no handle. Handles append frames through it, the IO
+//! thread reports through `ChannelMailbox`, and the recovery opens the channel again. What depends
+//! on the order of frames changes only under the outbox's lock.
+//!
+//! - this file: `ChannelState`, its end, and the gates that hold calls back
+//! - `frames.rs`: appends open, reopen, publish, cancel and close
+//! - `mailbox.rs`: what the IO thread reports to the channel
+//! - `consumers.rs`: the consumers by tag, and what each was begun with; one consumer's life is in
+//!   `session/subscription.rs`
+//! - `confirms.rs`: publisher confirms; `delivery_tags.rs`: tags over all connections;
+//!   `settings.rs`: prefetch, transactions, last queue
 
 pub(crate) mod confirms;
 pub(crate) mod consumers;
@@ -31,25 +43,25 @@ use consumers::Consumers;
 use delivery_tags::DeliveryTags;
 use settings::Settings;
 
-/// How many returned messages are kept for `Channel::returned_messages`.
+/// Number of returned messages to keep for `Channel::returned_messages`.
 const RETURNED_LIMIT: usize = 1024;
-/// How many bytes of them.
+/// Bytes of returned messages to keep.
 const RETURNED_BYTES: u64 = 16 << 20;
-/// How many answers are kept for `Channel::confirmations`.
+/// Number of confirms and nacks to keep for `Channel::confirmations`.
 const CONFIRMATIONS_LIMIT: usize = 65_536;
 
-/// No connection.
+/// The epoch of a channel that is open on no connection.
 const NEVER: u64 = u64::MAX;
 
-/// Who needs a channel's number; it is released when nobody does. The broker, as long as it has the channel open:
+/// Flag in `needed_by`: the broker has the channel open.
 const BROKER: u8 = 1;
-/// The handles, which may open the channel again.
+/// Flag in `needed_by`: the handles may open the channel again.
 const HANDLES: u8 = 2;
 
-/// What the handles share with the IO thread.
+/// One channel, as its handles and the IO thread share it.
 pub(crate) struct ChannelState {
     pub(crate) number: u16,
-    /// Who needs the number.
+    /// `BROKER` and `HANDLES`. The number is released when neither is set.
     needed_by: AtomicU8,
     pub(crate) shared: Arc<Shared>,
     pub(crate) end: End,
@@ -61,17 +73,18 @@ pub(crate) struct ChannelState {
     pub(crate) delivery_tags: DeliveryTags,
     pub(crate) consumers: Mutex<Consumers>,
     pub(crate) settings: Settings,
-    /// How often the connection was lost when this channel was last opened at the broker; with another number of the
-    /// outbox it is not open there. Changes under the outbox's lock.
+    /// The epoch (number of losses) in which the channel was last opened. If the outbox has another
+    /// epoch, the broker does not know the channel. Changes under the outbox's lock.
     opened_in: AtomicU64,
-    /// It is being opened again on a new connection: what goes wrong there does not end it.
+    /// A recovery opens the channel again. A refused request of the recovery does not end it.
     is_recovering: AtomicBool,
-    /// It asks whether something exists: "no" closes it, and is no fault.
-    is_question: AtomicBool,
+    /// The channel only checks whether something exists. The broker closes it to say no, which is
+    /// no fault.
+    is_existence_check: AtomicBool,
 }
 
-/// Why nothing can be sent any more. Set under the outbox's lock, like everything that decides what may follow what on
-/// the channel.
+/// Why nothing more can be sent on the channel. Set under the outbox's lock, like all state that
+/// depends on the order of frames.
 #[derive(Default)]
 pub(crate) struct End {
     is_set: AtomicBool,
@@ -114,44 +127,44 @@ impl ChannelState {
             settings: Settings::default(),
             opened_in: AtomicU64::new(NEVER),
             is_recovering: AtomicBool::new(false),
-            is_question: AtomicBool::new(false),
+            is_existence_check: AtomicBool::new(false),
         }
     }
 
-    /// From now on "not found" and "locked" are answers.
+    /// From now on, a close with "not found" or "locked" does not count as a fault.
     pub(crate) fn ask_existence(&self) {
-        self.is_question.store(true, Ordering::Relaxed);
+        self.is_existence_check.store(true, Ordering::Relaxed);
     }
 
-    /// Whether the broker has closed this channel because of a fault.
+    /// Whether the broker closed this channel because of a fault.
     fn is_closed_by_broker(&self, error: &Error) -> bool {
         let ErrorKind::ChannelClosed { reason, .. } = error.kind() else {
             return false;
         };
         let answers = [ReplyCode::NOT_FOUND, ReplyCode::RESOURCE_LOCKED];
-        let is_question = self.is_question.load(Ordering::Relaxed);
-        reason.by == ClosedBy::Broker && !(is_question && answers.contains(&reason.code))
+        let is_check = self.is_existence_check.load(Ordering::Relaxed);
+        reason.by == ClosedBy::Broker && !(is_check && answers.contains(&reason.code))
     }
 
-    /// Whether the broker gets answers on the channel: no frame may follow our close, of which the
-    /// core need not know yet. Under the outbox's lock.
+    /// Whether frames may still answer the broker. No frame may follow our close, which the core
+    /// may not know of yet. Called under the outbox's lock.
     fn may_answer(&self) -> bool {
         self.end.cause().is_none()
     }
 
-    fn let_go_of_number(&self, who: u8) {
-        if self.needed_by.fetch_and(!who, Ordering::AcqRel) == who {
+    fn release_number(&self, flag: u8) {
+        if self.needed_by.fetch_and(!flag, Ordering::AcqRel) == flag {
             self.shared.channel_numbers.release(self.number);
         }
     }
 
-    /// The last handle is gone.
+    /// Closes the channel after its last handle was dropped.
     pub(crate) fn dropped(&self) {
         let reason = CloseReason::program("its last handle was dropped");
-        // It fails only if the channel has ended.
+        // This fails only if the channel has ended.
         let _ = self.write_now(|frames| self.append_close(frames, reason, None));
         self.end_if_detached();
-        self.let_go_of_number(HANDLES);
+        self.release_number(HANDLES);
     }
 
     pub(crate) fn set_recovering(&self, is_recovering: bool) {
@@ -162,10 +175,10 @@ impl ChannelState {
         self.is_recovering.load(Ordering::Acquire)
     }
 
-    /// Whether the channel goes on all the same: the broker has closed it because of what was asked to bring it back, and
-    /// then it is opened once more.
+    /// Whether the channel survives this close: the broker closed it because of a request of the
+    /// recovery, which opens it once more.
     fn outlives(&self, error: &Error) -> bool {
-        const ASKED: [MethodId; 5] = [
+        const REPLAYED: [MethodId; 5] = [
             ExchangeDeclare::ID,
             ExchangeBind::ID,
             QueueDeclare::ID,
@@ -175,18 +188,19 @@ impl ChannelState {
         let ErrorKind::ChannelClosed { reason, .. } = error.kind() else {
             return false;
         };
-        // Acks go out meanwhile, and the program answers for those.
-        let was_asked = ASKED.iter().any(|id| reason.method == id.name());
-        was_asked && self.is_recovering() && self.end.cause().is_none()
+        // The program can send acks meanwhile. If one of them costs the channel, the channel ends.
+        let is_replayed = REPLAYED.iter().any(|id| reason.method == id.name());
+        is_replayed && self.is_recovering() && self.end.cause().is_none()
     }
 
-    /// Whether that was so.
+    /// Whether the channel has survived this close.
     pub(crate) fn has_outlived(&self, error: &Error) -> bool {
         let is_closed = matches!(error.kind(), ErrorKind::ChannelClosed { .. });
         is_closed && self.end.cause().is_none()
     }
 
-    /// It is not open at the broker any more, and shall be again. Under the outbox's lock.
+    /// The broker no longer has the channel open; the recovery opens it again. Called under the
+    /// outbox's lock.
     fn interrupt(&self, error: &Error) {
         self.reset(error);
         self.opened_in.store(NEVER, Ordering::Release);
@@ -200,7 +214,7 @@ impl ChannelState {
         }
     }
 
-    /// The tag is free from now on, since nothing can come for it any more.
+    /// Frees the tag: no message can arrive for it any more.
     pub(crate) fn consumer_ended(&self, consumer_tag: &str, was_live: bool) {
         let recorded = self.consumers.lock().remove(consumer_tag);
         if let Some(recorded) = recorded.filter(|_| was_live) {
@@ -209,28 +223,28 @@ impl ChannelState {
         }
     }
 
-    /// Whether the broker knows the channel on this connection.
+    /// Whether the broker has the channel open on the connection of this epoch.
     pub(crate) fn is_open_in(&self, epoch: u64) -> bool {
         self.opened_in.load(Ordering::Acquire) == epoch
     }
 
-    /// Warns once if the program relies on a limit for the whole channel that this broker does not
-    /// have. The next connection can be to a broker of another version, so this is asked again then.
+    /// Warns once if the program set a prefetch for the whole channel and this broker does not
+    /// support that. Called on each new connection, since the next broker can have another version.
     pub(crate) fn warn_of_global_qos(&self) {
         let Some(global) = self.settings.qos().global else {
             return;
         };
         let peer = self.shared.peer();
-        if peer.server.limits_channels() || !self.settings.is_to_warn() {
+        if peer.server.limits_channels() || !self.settings.take_warning() {
             return;
         }
         let (channel, count) = (self.number, global.prefetch_count);
         log_line!(
             Warn,
             self.shared.label(),
-            "channel {channel}: basic.qos asked for a prefetch of {count} for the whole channel, but {} applies it to \
-             each consumer that begins from now on (unless its configuration permits global_qos): divide the \
-             prefetch among the consumers, and leave out global",
+            "channel {channel}: basic.qos set a prefetch of {count} for the whole channel, but {} applies it \
+             to each new consumer (unless its configuration permits global_qos): divide the prefetch among \
+             the consumers and do not set global",
             OneLine(peer.server.name())
         );
     }
@@ -239,21 +253,23 @@ impl ChannelState {
         self.is_open_in(NEVER)
     }
 
-    /// The epoch of the connection on which the broker has the channel open. `None`: it has not.
+    /// The epoch of the connection on which the broker has the channel open. `None` if the channel
+    /// is not open.
     pub(crate) fn opened_in(&self) -> Option<u64> {
         let epoch = self.opened_in.load(Ordering::Acquire);
         (epoch != NEVER).then_some(epoch)
     }
 
-    /// If the channel was closed while there was no connection, nobody else tells those who wait.
+    /// Ends a channel that was closed while there was no connection. Nothing else would tell the
+    /// waiting callers.
     pub(crate) fn end_if_detached(&self) {
         if let Some(cause) = self.end.cause().filter(|_| self.is_detached()) {
             self.ended(&cause, false);
         }
     }
 
-    /// A message is not answered for, since the broker delivers it again. It may be half of a
-    /// transaction.
+    /// An acknowledgement is not sent, since the broker redelivers its message. If it was a part of
+    /// a transaction, the transaction is torn.
     pub(crate) fn answer_not_sent(&self) {
         self.shared.counters.ack_not_sent();
         self.shared.outbox.change(|| self.settings.answer_lost());
@@ -266,7 +282,8 @@ impl ChannelState {
         }
     }
 
-    /// Whether `channel.open` can be sent: the broker has not the channel open, and has heard that we know.
+    /// Opens when `channel.open` can be sent: the broker has closed the channel, and the close
+    /// handshake is over.
     pub(crate) fn opening_gate(&self) -> Gate {
         match self.needed_by.load(Ordering::Acquire) & BROKER {
             BROKER => Gate::Shut,
@@ -274,7 +291,8 @@ impl ChannelState {
         }
     }
 
-    /// Whether to open the channel after its end; or not, since somebody has.
+    /// The gate for opening the channel after its end. Also open if the channel is open again
+    /// already.
     pub(crate) fn reopening_gate(&self) -> Result<Gate> {
         if self.end.cause().is_none() {
             return Ok(Gate::Open);
@@ -287,7 +305,8 @@ impl ChannelState {
         Ok(self.opening_gate())
     }
 
-    /// Tells what was lost of the messages that nobody waits for by itself. Under the outbox's lock.
+    /// Reports the loss of messages that were published without a `Confirm`. Called under the
+    /// outbox's lock.
     fn lose_unawaited(&self, cause: &Error, left: Leftover) {
         let Some(sequence_number) = self.confirms.take_unawaited(left) else {
             return;
@@ -302,7 +321,7 @@ impl ChannelState {
         self.confirms.lost(cause);
     }
 
-    /// What the broker knew of the channel is gone. Under the outbox's lock.
+    /// Forgets what only the lost channel at the broker knew. Called under the outbox's lock.
     fn reset(&self, cause: &Error) {
         self.flow_stopped.store(false, Ordering::Release);
         self.delivery_tags.interrupted();
@@ -316,7 +335,8 @@ impl ChannelState {
         }
     }
 
-    /// Sends without waiting for room: little, and from places that must not wait.
+    /// Sends without waiting for room in the outbox. Only for small frames, from places that must
+    /// not block.
     pub(crate) fn write_now(
         &self,
         append: impl FnOnce(&mut Frames<'_>) -> Result<()>,
@@ -331,7 +351,8 @@ impl ChannelState {
         )
     }
 
-    /// Answers a message that the program will not read: a queue takes it back.
+    /// Gives back a message that the program will not read, unless the consumer uses `no_ack`. A
+    /// queue requeues it.
     pub(crate) fn give_back_unread(&self, consumer: &Subscription, delivery_tag: u64) {
         let settling = consumer.settling();
         if settling != Settling::NoAck {
@@ -343,14 +364,14 @@ impl ChannelState {
         self.cancel_for(consumer, Call::of_nobody());
     }
 
-    /// Cancels for a caller that already waits.
+    /// Cancels the consumer on behalf of a caller that already waits.
     pub(crate) fn cancel_for(&self, consumer: &Subscription, call: Call) {
         let mut call = Some(call);
         let cancelled = self.write_now(|frames| match call.take() {
             Some(call) => self.append_cancel(frames, &consumer.consumer_tag, Some(consumer), call),
             None => Ok(()),
         });
-        // It fails only if the channel has ended, and with it the consumer.
+        // This fails only if the channel, and so the consumer, has ended.
         if let (Err(error), Some(call)) = (cancelled, call) {
             call.answer(Err(error));
         }

@@ -1,4 +1,5 @@
-//! What a channel was set to, so that the next connection has it the same.
+//! The settings of a channel that the next connection must restore: prefetch, transactions, last
+//! queue.
 
 use std::borrow::Cow;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
@@ -16,9 +17,9 @@ use crate::wire::method::{BasicQos, Method};
 enum TxState {
     /// The channel has no transactions.
     Off,
-    /// Nothing is in the current transaction.
+    /// The current transaction is empty.
     Empty,
-    /// Something is in the current transaction.
+    /// The current transaction has publishes or acknowledgements.
     Begun,
     /// A part of the current transaction was lost.
     Torn,
@@ -27,22 +28,22 @@ enum TxState {
 #[derive(Debug)]
 pub(crate) struct Settings {
     qos: Mutex<Qos>,
-    /// The log says that the broker has no limit for a whole channel.
+    /// The warning about a prefetch for the whole channel was logged.
     has_warned: AtomicBool,
     /// Changes under the outbox's lock only.
     transaction: AtomicU8,
-    /// With what the last loss came.
-    lost_with: Mutex<Option<Error>>,
-    /// The queue that was declared last, which the empty name stands for.
+    /// The cause of the last loss.
+    loss_cause: Mutex<Option<Error>>,
+    /// The queue that the channel declared last, which the empty name means.
     last_queue: Mutex<Option<Arc<Name>>>,
 }
 
-/// The prefetch that a channel has asked for.
+/// The prefetch that the program set on a channel.
 #[derive(Debug, Default, Clone, PartialEq)]
 pub(crate) struct Qos {
-    /// For consumers that begin from now on.
+    /// For each new consumer.
     pub(crate) each: Option<BasicQos>,
-    /// For the whole channel. The program has asked for it after `each`.
+    /// For the whole channel. The program set this after `each`.
     pub(crate) global: Option<BasicQos>,
 }
 
@@ -51,7 +52,7 @@ impl Qos {
         if qos.global {
             self.global = Some(qos);
         } else {
-            // RabbitMQ then drops the limit for the channel.
+            // RabbitMQ then drops the limit of the whole channel.
             *self = Self {
                 each: Some(qos),
                 global: None,
@@ -59,8 +60,8 @@ impl Qos {
         }
     }
 
-    /// What to ask for on a new channel, in this order: a broker that knows no limit for a whole
-    /// channel takes the last one for each consumer.
+    /// What to send on a new channel. The order matters: a broker without a limit for the whole
+    /// channel applies the last value to each consumer.
     pub(crate) fn methods(&self) -> impl Iterator<Item = &BasicQos> {
         [&self.each, &self.global].into_iter().flatten()
     }
@@ -72,16 +73,16 @@ impl Default for Settings {
             qos: Mutex::default(),
             has_warned: AtomicBool::new(false),
             transaction: AtomicU8::new(TxState::Off as u8),
-            lost_with: Mutex::default(),
+            loss_cause: Mutex::default(),
             last_queue: Mutex::default(),
         }
     }
 }
 
 impl Settings {
-    /// The broker has done this. Under the outbox's lock.
-    pub(crate) fn done(&self, asked: &Method<'_>) {
-        match asked {
+    /// The broker has carried out this method. Called under the outbox's lock.
+    pub(crate) fn done(&self, method: &Method<'_>) {
+        match method {
             Method::BasicQos(qos) => self.qos.lock().set(qos.clone()),
             Method::TxSelect(_) => self.change(&[TxState::Off], TxState::Empty),
             _ => {}
@@ -92,8 +93,8 @@ impl Settings {
         self.qos.lock().clone()
     }
 
-    /// Whether the log is to say now that the broker has no limit for a whole channel.
-    pub(crate) fn is_to_warn(&self) -> bool {
+    /// Returns true once: the caller then logs the warning about a prefetch for the whole channel.
+    pub(crate) fn take_warning(&self) -> bool {
         !self.has_warned.swap(true, Ordering::Relaxed)
     }
 
@@ -101,7 +102,7 @@ impl Settings {
         *self.last_queue.lock() = Some(name);
     }
 
-    /// The name to be sent. Under the outbox's lock.
+    /// The name to send. Called under the outbox's lock.
     pub(crate) fn resolve<'a>(&self, queue: QueueName<'a>) -> Cow<'a, str> {
         if let Some(name) = queue.known() {
             return name.into();
@@ -128,7 +129,7 @@ impl Settings {
         !self.is_in(TxState::Off)
     }
 
-    /// Something is published or acknowledged.
+    /// A message is published or acknowledged.
     #[inline]
     pub(crate) fn used(&self) {
         if self.transaction.load(Ordering::Relaxed) == TxState::Empty as u8 {
@@ -138,19 +139,19 @@ impl Settings {
     }
 
     pub(crate) fn interrupted(&self, cause: &Error) {
-        *self.lost_with.lock() = Some(cause.clone());
+        *self.loss_cause.lock() = Some(cause.clone());
         self.change(&[TxState::Begun], TxState::Torn);
     }
 
-    /// An answer was not sent, since its message went with the connection.
+    /// An acknowledgement was not sent, since its message was lost with the connection.
     pub(crate) fn answer_lost(&self) {
         self.change(&[TxState::Empty, TxState::Begun], TxState::Torn);
     }
 
-    /// The transaction ends. Returns with what a part of it was lost, if so.
+    /// Ends the transaction. If a part of it was lost, returns the cause.
     pub(crate) fn end_transaction(&self) -> Option<Error> {
         let is_torn = self.is_in(TxState::Torn);
         self.change(&[TxState::Begun, TxState::Torn], TxState::Empty);
-        self.lost_with.lock().clone().filter(|_| is_torn)
+        self.loss_cause.lock().clone().filter(|_| is_torn)
     }
 }
