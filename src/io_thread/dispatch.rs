@@ -82,9 +82,9 @@ impl Driver<'_> {
             Event::ChannelEnded {
                 channel,
                 error,
-                left,
+                leftover,
                 owes_close_ok,
-            } => self.channel_ended(&*channel, &error, left, owes_close_ok),
+            } => self.channel_ended(&*channel, &error, leftover, owes_close_ok),
             Event::ChannelFreed { channel, number } => self.channel_freed(&*channel, number),
             Event::Blocked { reason } => self.blocked(reason),
             Event::Unblocked => self.unblocked(),
@@ -189,11 +189,11 @@ impl Driver<'_> {
         &self,
         channel: &dyn ChannelMailbox,
         error: &Error,
-        left: Leftover,
+        leftover: Leftover,
         owes_close_ok: bool,
     ) {
         match self.is_lost() {
-            true => channel.interrupted(error, left),
+            true => channel.interrupted(error, leftover),
             false => channel.ended(error, owes_close_ok),
         }
     }

@@ -16,7 +16,7 @@ pub(crate) struct LostPublish {
 impl LostPublish {
     pub(crate) fn new(mut published: Published, cause: Error, may_have_been_sent: bool) -> Self {
         if may_have_been_sent {
-            published.earlier = published.earlier.max(SendHistory::Sent);
+            published.send_history = published.send_history.max(SendHistory::Sent);
         }
         Self {
             published,
@@ -43,7 +43,7 @@ impl LostPublish {
 
     /// Whether the broker has closed a connection twice while this message was unanswered.
     pub(crate) fn is_suspect(&self) -> bool {
-        self.published.earlier == SendHistory::Suspect
+        self.published.send_history == SendHistory::Suspect
     }
 
     pub(crate) fn is_immediate(&self) -> bool {
@@ -64,7 +64,7 @@ impl LostPublish {
 
     /// Notifies the waiter that the message is lost: it is not published again.
     pub(crate) fn lose(self) {
-        let may_have_been_sent = self.published.earlier > SendHistory::Nothing;
+        let may_have_been_sent = self.published.send_history > SendHistory::Nothing;
         let outcome = Outcome::lost(self.cause, may_have_been_sent);
         if let Some(confirm) = self.published.confirm {
             confirm.answered(self.published.sequence_number, outcome);

@@ -90,7 +90,7 @@ pub(crate) trait ChannelMailbox: Send + Sync {
     /// Sends close-ok if the broker expects it.
     fn ended(&self, error: &Error, owes_close_ok: bool);
     /// The connection was lost and is being recovered.
-    fn interrupted(&self, error: &Error, left: Leftover);
+    fn interrupted(&self, error: &Error, leftover: Leftover);
     /// The broker is done with the channel's number.
     fn freed(&self);
     /// The broker asks to stop or resume publishing. Sends flow-ok.

@@ -469,7 +469,7 @@ impl<M: Mailboxes> Channels<M> {
         effects.event(Event::ChannelEnded {
             channel: mailbox.clone(),
             error: cause.clone(),
-            left: confirms.left(),
+            leftover: confirms.leftover(),
             owes_close_ok,
         });
         confirms.end(cause, &mailbox, effects);

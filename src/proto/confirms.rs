@@ -239,7 +239,7 @@ impl<M: Mailboxes> Confirms<M> {
         }
     }
 
-    pub(super) fn left(&self) -> Leftover {
+    pub(super) fn leftover(&self) -> Leftover {
         let waiting = self.waiting.iter().rev().filter_map(|(_, it)| it.as_ref());
         let mut unawaited = waiting.filter(|it| it.published.confirm.is_none());
         Leftover {

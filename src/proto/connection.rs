@@ -579,7 +579,7 @@ impl<M: Mailboxes> Connection<M> {
                 effects.event(Event::ChannelEnded {
                     channel,
                     error,
-                    left: Leftover::default(),
+                    leftover: Leftover::default(),
                     owes_close_ok: false,
                 });
                 effects.fail(Some(call), cause);

@@ -180,7 +180,7 @@ pub(crate) enum Event<M: Mailboxes> {
     ChannelEnded {
         channel: M::Channel,
         error: Error,
-        left: Leftover,
+        leftover: Leftover,
         /// The broker has closed it and expects close-ok: the last frame on the channel.
         owes_close_ok: bool,
     },
@@ -291,7 +291,7 @@ pub(crate) struct Published<M: Mailboxes> {
     /// Of a mandatory message, which can be returned.
     pub(crate) fingerprint: Option<Fingerprint>,
     /// It may be published again.
-    pub(crate) earlier: SendHistory,
+    pub(crate) send_history: SendHistory,
     /// Its frames, if it is to be published again when no answer came.
     pub(crate) kept: Option<Bytes>,
 }

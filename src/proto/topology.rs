@@ -263,7 +263,7 @@ impl Topology {
     }
 
     /// All exchanges and queues, then all bindings.
-    pub(crate) fn redeclare(&self) -> Vec<RecordedEntity> {
+    pub(crate) fn entities(&self) -> Vec<RecordedEntity> {
         let exchanges = self.exchanges.values().map(|declare| {
             let no_wait = false;
             RecordedEntity::Exchange(ExchangeDeclare {
@@ -360,7 +360,7 @@ mod tests {
         }
 
         fn words(&self) -> Vec<String> {
-            let words = self.redeclare().into_iter().map(|it| match it {
+            let words = self.entities().into_iter().map(|it| match it {
                 RecordedEntity::Exchange(declare) => declare.exchange.into_owned(),
                 RecordedEntity::Queue {
                     declare,
@@ -400,7 +400,7 @@ mod tests {
         let bindings = ["x --> y", "x -c-> amq.gen-1", "x -a-> q", "x -b-> q"];
         let all = [&["x", "y", "amq.gen-1 (server)", "q"][..], &bindings].concat();
         assert_eq!(topology.words(), all);
-        let again = topology.redeclare();
+        let again = topology.entities();
         let waits = |it: &RecordedEntity| !matches!(it, RecordedEntity::Exchange(it) if it.no_wait);
         assert!(again.iter().all(waits));
 

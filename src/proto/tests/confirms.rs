@@ -36,7 +36,7 @@ impl Scenario {
             sequence_number,
             confirm: awaited.then_some(confirm),
             fingerprint: Some(fingerprint.with_properties(&properties)),
-            earlier: SendHistory::Nothing,
+            send_history: SendHistory::Nothing,
             kept: None,
         }));
         confirm

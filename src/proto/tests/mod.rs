@@ -246,7 +246,7 @@ impl Scenario {
             sequence_number,
             confirm: Some(confirm),
             fingerprint: Some(Fingerprint::new("x", "key", b"").with_properties(&[0, 0])),
-            earlier: SendHistory::Nothing,
+            send_history: SendHistory::Nothing,
             kept: None,
         }));
         confirm

@@ -106,11 +106,11 @@ impl Confirms {
     /// The connection was lost. Returns the last unanswered message that was published without a
     /// `Confirm`. Messages with a `Confirm` are reported through it. Called under the outbox's
     /// lock.
-    pub(crate) fn take_unawaited(&self, left: Leftover) -> Option<u64> {
+    pub(crate) fn take_unawaited(&self, leftover: Leftover) -> Option<u64> {
         // Each loss is reported once.
         let unawaited = self.unawaited.swap(0, Ordering::Relaxed);
-        let never_sent = Some(unawaited).filter(|it| *it > left.told_to);
-        never_sent.or(left.unanswered)
+        let never_sent = Some(unawaited).filter(|it| *it > leftover.told_to);
+        never_sent.or(leftover.unanswered)
     }
 
     /// Messages that were published without a `Confirm` were lost with the connection.

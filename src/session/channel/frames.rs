@@ -43,7 +43,7 @@ impl ChannelState {
             sequence_number,
             confirm: confirm.map(|it| Arc::<C>::clone(it) as Arc<dyn ConfirmMailbox>),
             fingerprint,
-            earlier: SendHistory::Nothing,
+            send_history: SendHistory::Nothing,
             kept,
         }));
         Some(sequence_number)

@@ -54,9 +54,9 @@ impl ChannelMailbox for ChannelState {
         }
     }
 
-    fn interrupted(&self, error: &Error, left: Leftover) {
+    fn interrupted(&self, error: &Error, leftover: Leftover) {
         self.shared.outbox.change(|| {
-            self.lose_unawaited(error, left);
+            self.lose_unawaited(error, leftover);
             self.interrupt(error);
             self.release_number(BROKER);
         });

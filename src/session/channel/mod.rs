@@ -307,8 +307,8 @@ impl ChannelState {
 
     /// Reports the loss of messages that were published without a `Confirm`. Called under the
     /// outbox's lock.
-    fn lose_unawaited(&self, cause: &Error, left: Leftover) {
-        let Some(sequence_number) = self.confirms.take_unawaited(left) else {
+    fn lose_unawaited(&self, cause: &Error, leftover: Leftover) {
+        let Some(sequence_number) = self.confirms.take_unawaited(leftover) else {
             return;
         };
         let lost = Confirmation {

@@ -66,7 +66,7 @@ impl Blame {
             }
             let may_be_guilty = |it: Id| sent.contains(&it) && !self.cleared.contains(&it);
             let suspects = unanswered.iter_mut().filter(|it| may_be_guilty(it.id()));
-            suspects.for_each(|it| it.published.earlier = it.published.earlier.blamed());
+            suspects.for_each(|it| it.published.send_history = it.published.send_history.blamed());
         }
         drop(unanswered);
         let is_found = !guilty.is_empty();

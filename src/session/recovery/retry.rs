@@ -29,7 +29,7 @@ impl Replay<'_> {
     pub(super) fn retry(&mut self) -> Trials {
         let due = self.unrecovered.due();
         let is_due: HashSet<_> = due.iter().collect();
-        let all = self.requester.shared.topology.lock().redeclare();
+        let all = self.requester.shared.topology.lock().entities();
         // The program may have deleted others meanwhile.
         let declared: HashSet<_> = all.iter().map(Key::of).collect();
         let (mut trials, mut own) = (Vec::new(), Vec::new());
@@ -224,7 +224,7 @@ impl Replay<'_> {
     /// It went, with its bindings, after it was declared again: as an auto-delete queue does when the
     /// broker notices late that the consumers of the lost connection are gone.
     fn miss_queue(&mut self, name: &str) {
-        let declared = self.requester.shared.topology.lock().redeclare();
+        let declared = self.requester.shared.topology.lock().entities();
         let concerns_it = |it: &RecordedEntity| match Key::of(it).entity {
             Entity::Queue { name: queue } => queue == name,
             Entity::Binding { destination, .. } => {

@@ -70,7 +70,7 @@ impl Replay<'_> {
 
     /// What is to be declared again.
     fn wanted(&self, is_one: impl Fn(&RecordedEntity) -> bool) -> Vec<RecordedEntity> {
-        let mut all = self.requester.shared.topology.lock().redeclare();
+        let mut all = self.requester.shared.topology.lock().entities();
         let options = &self.recovery.options.recovery;
         all.retain(|it| {
             let key = Key::of(it);
