@@ -309,6 +309,8 @@ impl Outbox {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::super::mailbox::Call;
     use super::*;
     use crate::proto::Expected;
