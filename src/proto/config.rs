@@ -1,4 +1,4 @@
-//! What the core has to know from the start, and what both sides then agreed on.
+//! The settings of a connection, and the limits that both sides agree on.
 
 use std::time::Duration;
 
@@ -6,41 +6,42 @@ use super::login::Login;
 use crate::wire::frame::OVERHEAD;
 use crate::wire::value::FieldTable;
 
-/// What the core has to know from the start.
+/// The settings that the core needs from the start.
 #[derive(Debug)]
 pub(crate) struct Config {
     pub(crate) login: Login,
     pub(crate) vhost: String,
     pub(crate) client_properties: FieldTable,
-    /// The limits we ask for; zero means none.
+    /// The limit that the client asks for. Zero: no limit.
     pub(crate) channel_max: u16,
+    /// The limit that the client asks for. Zero: no limit.
     pub(crate) frame_max: u32,
-    /// In seconds.
+    /// The interval that the client asks for, in seconds. Zero: no heartbeats.
     pub(crate) heartbeat: u16,
     /// A larger message from the broker ends its channel.
     pub(crate) max_message_size: u64,
 }
 
-/// What both sides agreed on.
+/// The limits that both sides agreed on in `connection.tune` and tune-ok.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Tuning {
     /// Zero: no limit.
     pub(crate) channel_max: u16,
     /// Zero: no limit.
     pub(crate) frame_max: u32,
-    /// Zero: none.
+    /// Zero: no heartbeats.
     pub(crate) heartbeat: Duration,
 }
 
 impl Tuning {
-    /// Before anything is agreed: enough for any server's `connection.start`.
+    /// The limits before tuning. They allow any server's `connection.start`.
     pub(crate) const BEFORE: Self = Self {
         channel_max: 0,
         frame_max: 128 << 10,
         heartbeat: Duration::ZERO,
     };
 
-    /// What was agreed, and what of that a broker may not accept.
+    /// Names the agreed limits, and the one that the broker may refuse.
     pub(super) fn note(&self) -> String {
         let Self {
             channel_max,
@@ -56,10 +57,10 @@ impl Tuning {
         note
     }
 
-    /// The largest payload of a frame. Without a limit of either side, frames are still bounded, so that neither side
-    /// has to take gigabytes at once.
+    /// The largest payload of a frame. Frames are bounded even if neither side sets a limit, so
+    /// neither side has to buffer gigabytes.
     pub(crate) fn payload_limit(&self) -> usize {
-        // A peer may send a message of RabbitMQ's own limit, 128 MiB, in one frame.
+        // The peer may send a message of RabbitMQ's maximum size, 128 MiB, in one frame.
         const UNLIMITED: u32 = 129 << 20;
         let frame_max = match self.frame_max {
             0 => UNLIMITED,
@@ -77,5 +78,6 @@ impl Tuning {
     }
 }
 
-/// What RabbitMQ accepts before the login since 4.1, and the least `frame_max` that it accepts since then.
+/// The largest payload that RabbitMQ accepts before the login, since 4.1. It is also the smallest
+/// `frame_max` that those versions accept.
 pub(super) const MAX_LOGIN_SINCE_4_1: usize = 8192;

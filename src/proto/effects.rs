@@ -1,4 +1,4 @@
-//! What the core wants to have done: bytes to send, and events to tell.
+//! The output of the core: bytes to send, and events for the driver.
 
 use std::collections::VecDeque;
 
@@ -12,9 +12,9 @@ use crate::wire::method::{Encode, Method};
 pub(super) struct Effects<M: Mailboxes> {
     pub(super) output: Vec<u8>,
     pub(super) events: VecDeque<Event<M>>,
-    /// Those that [`Event::Deliveries`] tell of.
+    /// The messages of the [`Event::Deliveries`] in `events`, in the same order.
     pub(super) messages: Vec<Delivered>,
-    /// Empty buffers for messages.
+    /// Empty buffers for the contents of messages.
     pub(super) buffers: Vec<Vec<u8>>,
     /// The largest payload of a frame.
     pub(super) payload_limit: usize,
@@ -76,7 +76,7 @@ impl<M: Mailboxes> Effects<M> {
         self.buffers = Vec::new();
     }
 
-    /// Answers for a published message that no answer will come.
+    /// Reports that a published message will get no confirm.
     pub(super) fn lose(&mut self, published: Published<M>, cause: Error, may_have_been_sent: bool) {
         self.event(Event::Lost {
             published,
@@ -85,7 +85,7 @@ impl<M: Mailboxes> Effects<M> {
         });
     }
 
-    /// Sends one of the core's own methods, which are so small that they fit into any frame.
+    /// Sends one of the core's own methods. They are small enough for any frame.
     pub(super) fn send(&mut self, channel: u16, method: &impl Encode) {
         let sent = self.try_send(channel, method);
         debug_assert!(sent.is_ok(), "{sent:?}");

@@ -1,4 +1,4 @@
-//! What the core is told and what it tells.
+//! The commands that go into the core, and the events that come out.
 
 use std::fmt;
 use std::sync::Arc;
@@ -10,22 +10,21 @@ use crate::error::{CloseReason, Error, ReplyCode};
 use crate::wire::content::Content;
 use crate::wire::method::{ChannelCloseOk, Encode, Method, MethodId, TxCommitOk};
 
-/// What the driver wants to get back in events. The core keeps these and never looks inside.
+/// The driver's handles for waiting callers, channels and consumers. The core stores them, returns
+/// them in events, and never looks inside.
 pub(crate) trait Mailboxes {
-    /// One caller who waits for a reply.
+    /// A caller that waits for a reply.
     type Call;
-    /// A channel's handle.
     type Channel: Clone;
-    /// A consumer.
     type Consumer: Clone;
-    /// Someone who waits for the broker's answer to one published message.
+    /// A caller that waits for the confirm of one message.
     type Confirm;
 
     fn is_same(consumer: &Self::Consumer, other: &Self::Consumer) -> bool;
 }
 
-/// What the handles did. Where it says "was sent", the bytes are on their way by another road: the handles encode
-/// their methods themselves, and the core only has to know what will come back.
+/// A call of the program that the core must know about. The handles encode and send their methods
+/// themselves; the core only needs to know which replies will come.
 pub(crate) enum Command<M: Mailboxes> {
     /// `channel.open` was sent.
     OpenChannel {
@@ -33,13 +32,13 @@ pub(crate) enum Command<M: Mailboxes> {
         mailbox: M::Channel,
         call: M::Call,
     },
-    /// A method was sent that has a reply. Channel 0 is the connection.
+    /// A method with a reply was sent. Channel 0 is the connection.
     Call {
         channel: u16,
         expected: Expected,
         call: M::Call,
     },
-    /// `basic.consume` was sent; without a call it was sent with no-wait.
+    /// `basic.consume` was sent. Without a call, it was sent with no-wait.
     Consume {
         channel: u16,
         consumer_tag: Arc<str>,
@@ -60,7 +59,7 @@ pub(crate) enum Command<M: Mailboxes> {
 }
 
 impl<M: Mailboxes> Command<M> {
-    /// The channel that it is about; 0 is the connection.
+    /// The channel of the command. 0 is the connection.
     pub(crate) fn channel(&self) -> u16 {
         match self {
             Self::OpenChannel { channel, .. }
@@ -72,7 +71,7 @@ impl<M: Mailboxes> Command<M> {
         }
     }
 
-    /// Whether someone may wait for what it asks for.
+    /// Whether a caller may be waiting for the reply.
     pub(crate) fn awaits_reply(&self) -> bool {
         match self {
             Self::OpenChannel { .. } | Self::Call { .. } => true,
@@ -84,7 +83,7 @@ impl<M: Mailboxes> Command<M> {
 }
 
 impl<M: Mailboxes> Event<M> {
-    /// Whether the broker gets an answer.
+    /// Whether the driver answers the broker on this event.
     pub(crate) fn is_answered(&self) -> bool {
         match self {
             Self::ConsumerCancelled { .. } | Self::Unwanted { .. } | Self::Flow { .. } => true,
@@ -94,116 +93,120 @@ impl<M: Mailboxes> Event<M> {
     }
 }
 
-/// What happened. Every mailbox that was handed over comes back in just one answer, whatever happens.
+/// What happened on the connection. Each call and each confirm that the driver passes in comes back
+/// in exactly one event, whatever happens.
 pub(crate) enum Event<M: Mailboxes> {
     /// The handshake is over.
     Opened,
-    /// The reply to a call; with its channel, if that goes on.
+    /// The reply to a call, with the channel if it stays open.
     Reply {
         channel: Option<M::Channel>,
         call: M::Call,
-        /// Large, and rare beside deliveries.
+        /// Boxed to keep the event small: replies are large, and rare compared with deliveries.
         reply: Box<Method<'static>>,
     },
-    /// The message that `basic.get` asked for.
+    /// The message that `basic.get` fetched.
     Fetched {
         call: M::Call,
         channel: M::Channel,
         no_ack: bool,
         message: Fetched,
     },
-    /// A call that gets no reply any more.
+    /// A call that will get no reply.
     Failed { call: M::Call, error: Error },
-    /// Messages for a consumer that came one behind the other: the next `count` of those to be taken.
+    /// Consecutive messages for one consumer: the next `count` of `Connection::take_messages`.
     Deliveries { consumer: M::Consumer, count: usize },
-    /// The broker has agreed to a consumer.
+    /// The broker has confirmed a consumer with consume-ok.
     ConsumerStarted { consumer: M::Consumer },
-    /// The broker has cancelled a consumer; none if that is not known (any more). Comes before the
-    /// consumer's end, so that the answer is on its way before its tag can be used again.
+    /// The broker has cancelled a consumer. Precedes the consumer's end, so that the answer is on
+    /// its way before the tag can be used again.
     ConsumerCancelled {
         channel: M::Channel,
         consumer_tag: String,
+        /// `None` if no running consumer has this tag.
         consumer: Option<M::Consumer>,
         /// The broker expects no cancel-ok.
         no_wait: bool,
     },
-    /// A message came for a consumer that has ended: it is to be given back.
+    /// A message arrived for a consumer that has ended. The driver gives it back to the broker.
     Unwanted {
         channel: M::Channel,
         delivery_tag: u64,
         settling: Settling,
     },
-    /// A consumer gets nothing any more: cancelled by us, or with an error.
+    /// A consumer gets no more messages. No error if the program cancelled it.
     ConsumerEnded {
         consumer: M::Consumer,
         error: Option<Error>,
     },
-    /// A message came back as unroutable. Its number is known in confirm mode.
+    /// The broker returned an unroutable message. Its number is known in confirm mode only.
     Returned {
         channel: M::Channel,
         sequence_number: Option<u64>,
         message: Returned,
     },
-    /// What became of a message that someone waits for.
+    /// The outcome of a message that has a `Confirm`.
     Answered {
         confirm: M::Confirm,
         sequence_number: u64,
         outcome: Outcome,
     },
-    /// No answer will come for a message, since its channel or the connection has ended.
+    /// A message will get no confirm, since its channel or the connection has ended.
     Lost {
         published: Published<M>,
         cause: Error,
         may_have_been_sent: bool,
     },
-    /// The broker refused a message that nobody waits for by itself.
+    /// The broker nacked a message without a `Confirm`.
     Nacked {
         channel: M::Channel,
         sequence_number: u64,
     },
-    /// The broker has answered for messages. Comes behind what it means for each of them.
+    /// The broker confirmed or nacked messages. Follows the events of the messages themselves.
     Confirm {
         channel: M::Channel,
         answer: Answer,
-        /// Which message it is for, or the last one of them.
+        /// The sequence number of the message, or of the last one if `multiple`.
         sequence_number: u64,
-        /// How many messages it is the answer for.
+        /// How many messages this answers.
         answered: u64,
-        /// All numbers up to this are answered.
+        /// All sequence numbers up to this one are answered.
         answered_to: u64,
     },
-    /// A message came that is larger than we take. It is skipped, and its channel should be closed.
+    /// A message is larger than `max_message_size`. The core skips it. The driver should close the
+    /// channel.
     MessageTooLarge { channel: M::Channel, size: u64 },
-    /// The broker asks to stop (or go on) publishing on a channel, and expects flow-ok.
+    /// The broker asks to stop or resume publishing on a channel, and expects flow-ok.
     Flow { channel: M::Channel, active: bool },
-    /// Nothing more can be sent on a channel, for this reason.
+    /// A channel has ended. Nothing more can be sent on it.
     ChannelEnded {
         channel: M::Channel,
         error: Error,
         leftover: Leftover,
-        /// The broker has closed it and expects close-ok: the last frame on the channel.
+        /// The broker has closed the channel and expects close-ok, the last frame on it.
         owes_close_ok: bool,
     },
-    /// All that the channel's end meant was told. Its number can be used again.
+    /// A channel's number can be used again. Follows all events of the channel's end except the
+    /// reply to the program's own close.
     ChannelFreed { channel: M::Channel, number: u16 },
-    /// The broker takes no messages for now.
+    /// The broker has stopped accepting messages on this connection.
     Blocked { reason: String },
-    /// The broker takes messages again.
+    /// The broker accepts messages again.
     Unblocked,
-    /// It is over. What is left to send shall be sent, then the socket be closed.
+    /// The connection has ended. The driver sends the remaining output, then closes the socket.
     Ended { error: Error },
 }
 
-/// What answers a call.
+/// The reply that a call waits for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Expected {
-    /// Just this method.
+    /// Exactly this method.
     Method(MethodId),
     /// `basic.get-ok` with a message, or `basic.get-empty`.
     Message { no_ack: bool },
     /// `basic.consume-ok` for this consumer.
     ConsumeOk(Arc<str>),
-    /// `basic.cancel-ok` for this consumer, which ends with it.
+    /// `basic.cancel-ok` for this consumer, which then ends.
     CancelOk(Arc<str>),
 }
 
@@ -222,8 +225,8 @@ impl Expected {
         *self == Self::Method(ChannelCloseOk::ID)
     }
 
-    /// RabbitMQ answers these when the queues have agreed, and goes on with the channel's next methods meanwhile:
-    /// replies to those can come before.
+    /// RabbitMQ sends these replies once the queues have agreed. Meanwhile it handles the channel's
+    /// next methods, whose replies can come first.
     pub(super) fn can_be_overtaken(&self) -> bool {
         match self {
             Self::ConsumeOk(_) | Self::CancelOk(_) => true,
@@ -244,14 +247,14 @@ impl fmt::Display for Expected {
     }
 }
 
-/// What is done about the messages of a consumer.
+/// How to settle the unread messages of a consumer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Settling {
-    /// They are acknowledged, and unread ones go back to their queue.
+    /// Nack them with requeue.
     Requeue,
-    /// They are acknowledged, and a stream keeps them all.
+    /// Acknowledge them: the stream keeps them anyway.
     Stream,
-    /// The broker has forgotten them.
+    /// Do nothing: the broker forgot them when it sent them.
     NoAck,
 }
 
@@ -263,17 +266,17 @@ pub(crate) struct Delivered {
     pub(crate) content: Content,
 }
 
-/// A message that `basic.get` asked for.
+/// A message that `basic.get` fetched.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Fetched {
     pub(crate) delivery_tag: u64,
     pub(crate) redelivered: bool,
-    /// How many are left in the queue.
+    /// How many messages remain in the queue.
     pub(crate) message_count: u32,
     pub(crate) content: Content,
 }
 
-/// A message that could not be routed and came back.
+/// An unroutable message that the broker returned.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Returned {
     pub(crate) code: ReplyCode,
@@ -284,33 +287,32 @@ pub(crate) struct Returned {
 /// A message that was published in confirm mode.
 pub(crate) struct Published<M: Mailboxes> {
     pub(crate) channel: u16,
-    /// Counted from 1 on each channel, also over several connections.
+    /// Starts at 1 on each channel, and keeps increasing across reconnects.
     pub(crate) sequence_number: u64,
-    /// Who wants to know what becomes of just this message. Without, the channel is told.
+    /// The caller that waits for this message. If `None`, the channel gets the outcome.
     pub(crate) confirm: Option<M::Confirm>,
-    /// Of a mandatory message, which can be returned.
+    /// Set for a mandatory message, which the broker may return.
     pub(crate) fingerprint: Option<Fingerprint>,
-    /// It may be published again.
     pub(crate) send_history: SendHistory,
-    /// Its frames, if it is to be published again when no answer came.
+    /// The message's frames, if it is to be published again after a reconnect.
     pub(crate) kept: Option<Bytes>,
 }
 
-/// What became of a message on earlier connections.
+/// What happened to a message on earlier connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum SendHistory {
-    /// It was not sent.
+    /// It was never sent.
     Nothing,
-    /// A broker may have it.
+    /// The broker may have received it.
     Sent,
-    /// And may have closed the connection because of it.
+    /// The broker closed a connection, perhaps because of this message.
     Blamed,
-    /// Twice.
+    /// The broker closed at least two connections, perhaps because of this message.
     Suspect,
 }
 
 impl SendHistory {
-    /// The broker has closed a connection, perhaps because of this message.
+    /// The history after the broker closed another connection, perhaps because of this message.
     pub(crate) fn blamed(self) -> Self {
         match self {
             Self::Nothing => Self::Nothing,
@@ -320,15 +322,15 @@ impl SendHistory {
     }
 }
 
-/// What became of a message.
+/// The outcome of a published message.
 #[derive(Debug)]
 pub(crate) enum Outcome {
     Confirmed,
-    /// The broker could not take charge of it.
+    /// The broker could not take responsibility for the message.
     Nacked,
-    /// No queue was bound for it.
+    /// The broker could not route the message to any queue.
     Returned(Box<Returned>),
-    /// No answer will come.
+    /// No confirm will come.
     Lost {
         cause: Error,
         may_have_been_sent: bool,
@@ -344,21 +346,23 @@ impl Outcome {
     }
 }
 
-/// An answer of the broker, `basic.ack` or `basic.nack`.
+/// The broker's answer to published messages: `basic.ack` or `basic.nack`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Answer {
-    /// Which message of the connection's channel, counted from 1. Zero for all, with `multiple`.
+    /// The delivery tag: counts the channel's messages on this connection from 1. With `multiple`,
+    /// zero means all.
     pub(crate) tag: u64,
-    /// It is for all earlier messages, too.
+    /// The answer covers all earlier messages, too.
     pub(crate) multiple: bool,
     pub(crate) nack: bool,
 }
 
-/// What a channel has to know at its end of the messages that nobody waits for by itself.
+/// The messages without a `Confirm` that a channel leaves behind when it ends.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Leftover {
-    /// The last message that was told to the core, of any kind: those behind it were never sent.
+    /// The sequence number of the last message that the core knows, with or without a `Confirm`.
+    /// Later messages were never sent.
     pub(crate) told_to: u64,
-    /// The last one of them that was not answered.
+    /// The sequence number of the last unanswered message without a `Confirm`.
     pub(crate) unanswered: Option<u64>,
 }

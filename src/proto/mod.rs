@@ -1,14 +1,14 @@
-//! The connection as a state machine without IO: bytes, commands and times go in; bytes, events and a deadline come
-//! out. Nothing here knows a socket, a thread, a clock, a lock or a channel between threads.
+//! The AMQP connection as a state machine without IO. It knows the protocol and RabbitMQ's habits.
+//! It must not know sockets, threads, locks or clocks. The driver, the IO thread, drives it:
 //!
-//! How to drive it:
-//! 1. append [`Connection::take_output`] to what is to be written, and tell [`Connection::wrote`] when some was;
-//! 2. hand over every [`Command`] before the input that came after it;
-//! 3. hand over input with [`Connection::receive`], keep what it does not consume;
-//! 4. take every [`Event`] and answer the mailboxes in it;
-//! 5. call [`Connection::handle_timeout`] when [`Connection::deadline`] has come;
-//! 6. tell [`Connection::socket_closed`] when the socket has ended. [`Event::Ended`] is followed only by the answers
-//!    to everyone who waits.
+//! 1. Send the bytes of [`Connection::take_output`], and call [`Connection::wrote`] after a write.
+//! 2. Pass each [`Command`] to [`Connection::handle`], in order, before its frame is written.
+//! 3. Pass input to [`Connection::receive`]. Keep what it does not consume.
+//! 4. Take every [`Event`] and answer the mailboxes in it.
+//! 5. Call [`Connection::handle_timeout`] at [`Connection::deadline`]. It returns which heartbeat
+//!    was due. [`Connection::shrink`] frees memory when the driver wants.
+//! 6. Call [`Connection::socket_closed`] when the socket ends. After [`Event::Ended`], only answers
+//!    to waiting callers follow.
 
 mod channel;
 mod channels;
