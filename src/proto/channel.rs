@@ -1,4 +1,4 @@
-//! One AMQP channel: who waits for which reply, who consumes, which message is coming.
+//! One AMQP channel: its waiting calls, its consumers, and the message that is arriving.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -11,16 +11,17 @@ use crate::error::{Error, ReplyCode};
 use crate::log_line::Label;
 use crate::wire::method::{BasicDeliver, Method};
 
-/// A call whose reply has not come.
+/// A call that waits for its reply.
 pub(crate) struct Pending<M: Mailboxes> {
     pub(crate) expected: Expected,
     pub(crate) call: Option<M::Call>,
-    /// The number of the consumer that is cancelled. Its tag can be another's when the reply comes.
+    /// The number of the consumer that the call cancels. When the reply comes, another consumer may
+    /// have its tag.
     pub(crate) cancels: Option<u64>,
 }
 
-/// The calls of a channel whose replies have not come, oldest first. A call keeps its place even if nobody waits any
-/// more, so that a late reply is never taken for the next one's.
+/// The calls of a channel that wait for replies, oldest first. A call keeps its place after its
+/// caller has given up, so that a late reply is never taken for the reply to the next call.
 pub(crate) struct Calls<M: Mailboxes> {
     pending: VecDeque<Pending<M>>,
 }
@@ -36,7 +37,7 @@ impl<M: Mailboxes> Calls<M> {
         self.push_cancel(expected, call, None);
     }
 
-    /// With the consumer that is cancelled, if it is that.
+    /// As [`push`](Self::push), with the number of the consumer that the call cancels.
     pub(crate) fn push_cancel(
         &mut self,
         expected: Expected,
@@ -50,7 +51,8 @@ impl<M: Mailboxes> Calls<M> {
         });
     }
 
-    /// Takes the call that `reply` answers: the oldest, but for those that can be overtaken.
+    /// Takes the call that `reply` answers: the oldest, or a later one if all before it can be
+    /// overtaken.
     pub(crate) fn answered_by(&mut self, reply: &Method<'_>) -> Result<Pending<M>, String> {
         let place = self.place_of(reply)?;
         self.pending
@@ -58,7 +60,6 @@ impl<M: Mailboxes> Calls<M> {
             .ok_or_else(|| format!("{} without a request", reply.id()))
     }
 
-    /// Where the call stands that `reply` answers.
     fn place_of(&self, reply: &Method<'_>) -> Result<usize, String> {
         for (place, pending) in self.pending.iter().enumerate() {
             if pending.expected.is(reply) {
@@ -80,7 +81,7 @@ impl<M: Mailboxes> Calls<M> {
         self.pending.push_front(pending);
     }
 
-    /// Takes the closer's call, if the last one is such a call.
+    /// Takes the last call if it waits for `channel.close-ok`.
     pub(crate) fn take_closer(&mut self) -> Option<Pending<M>> {
         let last = self.pending.back()?;
         last.expected
@@ -94,7 +95,7 @@ impl<M: Mailboxes> Calls<M> {
     }
 }
 
-/// Which message is coming.
+/// The kind of the arriving message.
 pub(crate) enum Incoming<M: Mailboxes> {
     Delivery {
         consumer: M::Consumer,
@@ -102,7 +103,7 @@ pub(crate) enum Incoming<M: Mailboxes> {
         redelivered: bool,
     },
     Fetch {
-        /// Who asked for it; if the channel ends before the message is whole, the end answers.
+        /// The `basic.get` call. It fails if the channel ends before the message is complete.
         pending: Pending<M>,
         delivery_tag: u64,
         redelivered: bool,
@@ -114,19 +115,21 @@ pub(crate) enum Incoming<M: Mailboxes> {
     },
 }
 
-/// Where a channel stands. ARCHITECTURE.md has a table of what each frame means in each phase.
+/// The phase of a channel. ARCHITECTURE.md has a table of what each frame means in each phase.
 ///
 /// ```text
-///   Opening ── open-ok ──▶ Open ── channel.close to the broker ──▶ Closing ── close-ok ──▶ (closed)
-///      └──────────────────────┴──── channel.close from the broker ────┴──────────────────▶ (closed)
+///  Opening ── open-ok ──▶ Open ── channel.close to the broker ──▶ Closing ── close-ok ──▶ (closed)
+///     └──────────────────────┴──── channel.close from the broker ────┴──────────────────▶ (closed)
 /// ```
 #[derive(Debug)]
 pub(crate) enum Phase {
-    /// We have sent `channel.open`. Until open-ok comes, frames can be of the number's last life.
+    /// We have sent `channel.open`. Until open-ok comes, frames may belong to the previous channel
+    /// with this number.
     Opening,
     Open,
-    /// We have sent `channel.close` and wait for close-ok. `cause` is the end that everyone is told.
+    /// We have sent `channel.close` and wait for close-ok.
     Closing {
+        /// The error for the waiting callers and consumers.
         cause: Error,
         /// Whether open-ok has come.
         was_open: bool,
@@ -144,7 +147,7 @@ pub(crate) struct Channel<M: Mailboxes> {
 }
 
 impl<M: Mailboxes> Channel<M> {
-    /// `former` are the consumer tags of the number's last life.
+    /// `former` holds the consumer tags of earlier channels with this number.
     pub(crate) fn opening(mailbox: M::Channel, former: Vec<Arc<str>>) -> Self {
         Self {
             mailbox,
@@ -157,12 +160,12 @@ impl<M: Mailboxes> Channel<M> {
         }
     }
 
-    /// Whether the broker owes an answer, or a part of it.
+    /// Whether the broker still owes a reply, or the rest of a fetched message.
     pub(crate) fn awaits_reply(&self) -> bool {
         !self.calls.is_empty() || matches!(self.assembly.kind(), Some(Incoming::Fetch { .. }))
     }
 
-    /// Takes in `basic.deliver`. Returns how the message is to be given back if its consumer has ended.
+    /// Handles `basic.deliver`. If the consumer has ended, returns how to settle the message.
     pub(crate) fn begin_delivery(
         &mut self,
         deliver: &BasicDeliver<'_>,
@@ -199,7 +202,7 @@ impl<M: Mailboxes> Channel<M> {
         }
     }
 
-    /// Takes in the method that begins a message which is not for a consumer.
+    /// Handles the method that begins a fetched or returned message.
     pub(crate) fn begin_message(&mut self, method: Method<'_>) -> Result<(), String> {
         match method {
             Method::BasicGetOk(got) => {

@@ -1,4 +1,4 @@
-//! All channels of a connection, by their numbers.
+//! All channels of a connection, by number.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -19,29 +19,30 @@ use crate::wire::method::{
     BasicCancel, BasicDeliver, ChannelClose, ChannelCloseOk, ChannelOpenOk, Encode, Method,
 };
 
-/// What stands under a channel number.
+/// The state of one channel number.
 enum Slot<M: Mailboxes> {
     Unused,
     InUse(Box<Channel<M>>),
     Closed(Closed),
 }
 
-/// A channel that has ended. What still comes for it was sent before the broker knew, and is
-/// dropped.
+/// A channel that has ended. The broker sent later frames for it before it knew of the end, so they
+/// are dropped.
 struct Closed {
-    /// Answers calls that were on their way when it closed.
+    /// The error for calls that the program made before it knew of the end.
     cause: Error,
-    /// The tags of its consumers: in the number's next life messages for them can still come.
+    /// Messages for these consumers can still arrive while the next channel uses the number.
     consumer_tags: Vec<Arc<str>>,
 }
 
 pub(super) struct Channels<M: Mailboxes> {
     slots: Vec<Slot<M>>,
-    /// Channels that both sides have closed at the same time. RabbitMQ answers our close if it reads
-    /// it after it has sent its own, and never if it read it before. Each life of a channel has a
-    /// writer of its own there, so the answer can come even after the next life's open-ok.
+    /// Channels that both sides closed at the same time. RabbitMQ answers our close if it reads our
+    /// close after it has sent its own, and never if it read ours before. RabbitMQ has a separate
+    /// writer for each channel that uses a number, so the answer can come even after the open-ok of
+    /// the next channel.
     late_close_oks: HashSet<u16>,
-    /// A larger message is not taken.
+    /// Larger messages are skipped.
     max_message_size: u64,
 }
 
@@ -54,7 +55,7 @@ impl<M: Mailboxes> Channels<M> {
         }
     }
 
-    /// The channel that a frame is for; none if it has ended, and the frame means nothing any more.
+    /// The channel of a frame. `None` if the channel has ended: the frame is dropped.
     fn get(&mut self, number: u16) -> Checked<Option<&mut Channel<M>>> {
         match self.slots.get_mut(usize::from(number)) {
             Some(Slot::InUse(channel)) => Ok(Some(channel)),
@@ -85,12 +86,12 @@ impl<M: Mailboxes> Channels<M> {
         }
     }
 
-    /// Whether the broker owes an answer on any of them.
+    /// Whether the broker still owes a reply on any channel.
     pub(super) fn await_reply(&self) -> bool {
         self.in_use().any(Channel::awaits_reply)
     }
 
-    // ---- what the broker says ----
+    // ---- frames from the broker ----
 
     pub(super) fn method(
         &mut self,
@@ -120,8 +121,8 @@ impl<M: Mailboxes> Channels<M> {
                 *was_open = true;
                 Ok(())
             }
-            // What comes before open-ok is of the number's last life. After channel.close all else
-            // is to be discarded.
+            // Frames before open-ok belong to the previous channel with this number. After our
+            // channel.close, AMQP says to discard everything else.
             (Phase::Opening | Phase::Closing { .. }, _) => Ok(()),
             (Phase::Open, method) => Self::method_on_open(channel, method, effects),
         }
@@ -150,7 +151,8 @@ impl<M: Mailboxes> Channels<M> {
         Err(invalid("channel.close-ok without channel.close"))
     }
 
-    /// Takes a whole message, if it is expected. Otherwise it has to be taken frame by frame.
+    /// Delivers a whole message if the channel and the consumer are ready for it. Otherwise returns
+    /// false: the caller must then handle the message frame by frame.
     #[inline]
     pub(super) fn deliver(
         &mut self,
@@ -245,8 +247,8 @@ impl<M: Mailboxes> Channels<M> {
         effects: &mut Effects<M>,
     ) {
         let consumer_tag = cancel.consumer_tag.into_owned();
-        // RabbitMQ 4.3 can cancel a consumer twice before it reads our answer, and another one can have
-        // its tag then.
+        // RabbitMQ 4.3 can cancel a consumer twice before it reads our answer. By then, another
+        // consumer may have the tag.
         let consumer = channel.consumers.remove_started(&consumer_tag);
         effects.event(Event::ConsumerCancelled {
             channel: channel.mailbox.clone(),
@@ -282,7 +284,7 @@ impl<M: Mailboxes> Channels<M> {
         Ok(())
     }
 
-    /// Takes a frame of a message: its header or a piece of its body.
+    /// Handles a content frame: the header, or a piece of the body.
     pub(super) fn content(
         &mut self,
         number: u16,
@@ -376,7 +378,8 @@ impl<M: Mailboxes> Channels<M> {
         effects.event(event);
     }
 
-    /// The handles close the channel, under the same lock as any close of theirs: two closes would be one too many.
+    /// Reports the message, so that the channel's handles close the channel. The core must not: a
+    /// handle may have sent a close already, and a second one would cost the connection.
     fn message_too_large(
         channel: &mut Channel<M>,
         incoming: Incoming<M>,
@@ -384,7 +387,7 @@ impl<M: Mailboxes> Channels<M> {
         effects: &mut Effects<M>,
     ) {
         if let Incoming::Fetch { pending, .. } = incoming {
-            // It ends with the channel.
+            // The call fails when the channel ends.
             channel.calls.put_back(pending);
         }
         let channel = channel.mailbox.clone();
@@ -412,7 +415,7 @@ impl<M: Mailboxes> Channels<M> {
         ok: ChannelCloseOk,
         effects: &mut Effects<M>,
     ) {
-        // The closer's reply is this close-ok; the calls before it get none any more.
+        // This close-ok is the reply to the close. Earlier calls get no reply.
         let closer = match self.slots.get_mut(usize::from(number)) {
             Some(Slot::InUse(channel)) => channel.calls.take_closer(),
             _ => None,
@@ -450,8 +453,8 @@ impl<M: Mailboxes> Channels<M> {
         }
     }
 
-    /// The one end of a channel: its handle, its consumers and its callers are told. Returns the
-    /// tags of its consumers.
+    /// The only place where a channel ends: notifies its handle, its consumers and its callers.
+    /// Returns the tags of consumers that messages can still arrive for.
     fn end(
         channel: Channel<M>,
         cause: &Error,
@@ -487,7 +490,7 @@ impl<M: Mailboxes> Channels<M> {
         consumer_tags
     }
 
-    // ---- what the handles have sent ----
+    // ---- commands from the handles ----
 
     pub(super) fn opening(
         &mut self,
@@ -584,13 +587,13 @@ impl<M: Mailboxes> Channels<M> {
             }
             Err(cause) => {
                 effects.fail(call, &cause);
-                // The broker closed it when our close was on its way.
+                // The broker closed the channel while our close was on its way.
                 self.late_close_oks.insert(number);
             }
         }
     }
 
-    /// The channel, unless it has ended since the handles used it.
+    /// The channel, unless it has ended since the handle sent the command.
     fn get_sendable(&mut self, number: u16) -> Result<&mut Channel<M>, Error> {
         match self.slots.get_mut(usize::from(number)) {
             Some(Slot::InUse(channel)) => match &channel.phase {

@@ -1,4 +1,4 @@
-//! The consumers of one channel, as far as the order of frames concerns them.
+//! Finds the consumer of each message on a channel, also around the start and end of consumers.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -6,14 +6,14 @@ use std::sync::Arc;
 use super::event::{Mailboxes, Settling};
 use crate::log_line::{log_line, Label};
 
-/// How many consumers that have ended are remembered, and how many tags of former lives.
+/// How many ended consumers are remembered, and how many tags of earlier channels with this number.
 const ENDED_LIMIT: usize = 256;
 
 struct Consumer<M: Mailboxes> {
-    /// Counted as they come: a tag can be used again.
+    /// Unique within the channel, unlike the tag, which can be reused.
     number: u64,
     mailbox: M::Consumer,
-    /// Consume-ok has come, or none was asked for.
+    /// Whether consume-ok has come, or no-wait was set.
     is_started: bool,
     settling: Settling,
 }
@@ -21,40 +21,41 @@ struct Consumer<M: Mailboxes> {
 struct Ended {
     consumer_tag: Arc<str>,
     settling: Settling,
-    /// The log tells once of messages that come for it.
+    /// Whether the log has reported messages for this consumer. It reports them once.
     is_logged: bool,
 }
 
-/// Whom a message is for.
+/// The receiver of a message.
 pub(crate) enum Receiver<'a, M: Mailboxes> {
     Consumer(&'a M::Consumer),
-    /// One that has ended, after which a broker may still have sent a message.
+    /// A consumer that has ended. The broker may have sent the message before it knew.
     Ended(Settling),
-    /// One of the number's former lives. The broker has requeued the message.
+    /// A consumer of an earlier channel with this number. The broker has requeued the message.
     Former,
-    /// One that never was.
+    /// No consumer of this channel ever had the tag.
     Unknown,
 }
 
 /// The consumers of a channel by their tags.
 pub(crate) struct Consumers<M: Mailboxes> {
     by_tag: HashMap<Arc<str>, Consumer<M>>,
-    /// Who got the last message: mostly gets the next one, too, and is found without a hash of its
+    /// The receiver of the last message. It usually gets the next one, too: this saves hashing the
     /// tag.
     last: Option<Last<M>>,
     count: u64,
-    /// Of this life of the channel, the oldest first.
+    /// The ended consumers of this channel, oldest first.
     ended: VecDeque<Ended>,
-    /// The tags of the number's former lives on this connection, the latest first.
+    /// The tags of consumers of earlier channels with this number, latest first.
     former: Vec<Arc<str>>,
-    /// The last delivery tag of this life.
+    /// The last delivery tag on this channel.
     delivered: u64,
 }
 
 struct Last<M: Mailboxes> {
     consumer_tag: Arc<str>,
     mailbox: M::Consumer,
-    /// A consumer of a former life had the same tag, so the delivery tag is looked at.
+    /// Whether to check the delivery tag, since a consumer of an earlier channel had the same
+    /// consumer tag.
     is_checked: bool,
 }
 
@@ -88,20 +89,21 @@ impl<M: Mailboxes> Consumers<M> {
         self.by_tag.insert(consumer_tag, consumer);
     }
 
-    /// Consume-ok has come.
+    /// Marks the consumer as started by consume-ok.
     pub(crate) fn start(&mut self, consumer_tag: &str) -> Option<&M::Consumer> {
         let consumer = self.by_tag.get_mut(consumer_tag)?;
         consumer.is_started = true;
         Some(&consumer.mailbox)
     }
 
-    /// A message has come that was fetched.
+    /// Notes the delivery tag of a message that `basic.get` fetched.
     pub(super) fn fetched(&mut self, delivery_tag: u64) {
         self.delivered = delivery_tag;
     }
 
-    /// Who gets a message with these tags, if that is a consumer which the broker has agreed to.
-    #[inline(always)] // As a function of its own it costs 3 % of a delivery.
+    /// The consumer of a message with these tags. `None` if only [`receiver_of`](Self::receiver_of)
+    /// can tell.
+    #[inline(always)] // Not inlined, this costs 3 % of a delivery.
     pub(super) fn get(&mut self, consumer_tag: &[u8], delivery_tag: u64) -> Option<&M::Consumer> {
         let is_last = |last: &Last<M>| last.consumer_tag.as_bytes() == consumer_tag;
         if !self.last.as_ref().is_some_and(is_last) {
@@ -121,19 +123,19 @@ impl<M: Mailboxes> Consumers<M> {
         let is_former = self.is_former(consumer_tag);
         let had_tag = |it: &Ended| *it.consumer_tag == *consumer_tag;
         if !consumer.is_started && (is_former || self.ended.iter().any(had_tag)) {
-            // Until consume-ok comes, a message can be for the one that had the tag before.
+            // Until consume-ok comes, a message may be for the previous consumer with this tag.
             return None;
         }
         Some(Last {
             consumer_tag: Arc::clone(tag),
             mailbox: consumer.mailbox.clone(),
-            // Answers to direct reply-to, which are never acknowledged, all have the same tag.
+            // Not with no_ack: direct reply-to sends all its replies with the same delivery tag.
             is_checked: is_former && consumer.settling != Settling::NoAck,
         })
     }
 
-    /// Whether it is the delivery tag that this life of the channel goes on with: a broker counts
-    /// them one by one.
+    /// Whether `delivery_tag` is the next one on this channel. A broker counts deliveries one by
+    /// one, so any other tag comes from an earlier channel with this number.
     fn is_next(&self, delivery_tag: u64) -> bool {
         delivery_tag.checked_sub(1) == Some(self.delivered)
     }
@@ -142,14 +144,14 @@ impl<M: Mailboxes> Consumers<M> {
         self.former.iter().any(|it| **it == *consumer_tag)
     }
 
-    /// Whom a message with these tags is for, whatever became of that consumer.
+    /// The receiver of a message with these tags, even if that consumer has ended.
     pub(super) fn receiver_of(
         &mut self,
         consumer_tag: &str,
         delivery_tag: u64,
         label: &Label,
     ) -> Receiver<'_, M> {
-        // Looked up twice, since a borrow that is returned lasts on all ways.
+        // A borrow returned from `get` would last to the end of the function, so look up again.
         if self.get(consumer_tag.as_bytes(), delivery_tag).is_some() {
             let found = self.last.as_ref().map(|last| &last.mailbox);
             return found.map_or(Receiver::Unknown, Receiver::Consumer);
@@ -164,7 +166,7 @@ impl<M: Mailboxes> Consumers<M> {
                 log_line!(
                     Info,
                     label,
-                    "messages for consumer {consumer_tag:?} came after it had ended"
+                    "messages for consumer {consumer_tag:?} arrived after it ended"
                 );
             }
             self.delivered = delivery_tag;
@@ -180,7 +182,7 @@ impl<M: Mailboxes> Consumers<M> {
         self.by_tag.get(consumer_tag).map(|it| it.number)
     }
 
-    /// The consumer has ended.
+    /// Ends the consumer, and remembers its tag.
     pub(crate) fn remove(&mut self, consumer_tag: &str) -> Option<M::Consumer> {
         self.last = None;
         let (consumer_tag, consumer) = self.by_tag.remove_entry(consumer_tag)?;
@@ -196,13 +198,13 @@ impl<M: Mailboxes> Consumers<M> {
         Some(consumer.mailbox)
     }
 
-    /// Removes the consumer if the broker has agreed to it.
+    /// Removes the consumer if it has started.
     pub(crate) fn remove_started(&mut self, consumer_tag: &str) -> Option<M::Consumer> {
         let is_started = self.by_tag.get(consumer_tag)?.is_started;
         is_started.then(|| self.remove(consumer_tag)).flatten()
     }
 
-    /// Removes the consumer if it is still this one.
+    /// Removes the consumer if its number is still `number`.
     pub(crate) fn remove_if(&mut self, tag: &str, number: Option<u64>) -> Option<M::Consumer> {
         (self.number_of(tag) == number)
             .then(|| self.remove(tag))
@@ -213,8 +215,8 @@ impl<M: Mailboxes> Consumers<M> {
         self.by_tag.values().map(|it| &it.mailbox)
     }
 
-    /// Ends all, and returns the tags that messages may still come for. They can be of earlier lives,
-    /// too, since a broker's writers are not in step.
+    /// Ends all consumers. Also returns the tags that messages may still arrive for. They include
+    /// tags from earlier channels with this number, since RabbitMQ's writers are not in step.
     pub(crate) fn end(self) -> (Vec<M::Consumer>, Vec<Arc<str>>) {
         let mut tags = Vec::new();
         let mut mailboxes = Vec::with_capacity(self.by_tag.len());
@@ -223,12 +225,12 @@ impl<M: Mailboxes> Consumers<M> {
             mailboxes.push(consumer.mailbox);
         }
         let ended = self.ended.into_iter().rev().map(|it| it.consumer_tag);
-        for earlier in ended.chain(self.former) {
+        for tag in ended.chain(self.former) {
             if tags.len() >= ENDED_LIMIT {
                 break;
             }
-            if !tags.contains(&earlier) {
-                tags.push(earlier);
+            if !tags.contains(&tag) {
+                tags.push(tag);
             }
         }
         (mailboxes, tags)

@@ -1,11 +1,12 @@
-//! Messages as they are put together: a method, a header, any number of body frames.
+//! Assembles messages from their frames: a method, a header, and any number of body frames.
 
 use std::fmt;
 
 use crate::wire::content::Content;
 use crate::wire::frame::ContentHeader;
 
-/// The names of the message that is coming, kept until its size is known. The buffer is used again and again.
+/// The exchange and routing key of the arriving message, kept until its header gives the size. The
+/// buffer is reused for each message.
 #[derive(Debug, Default)]
 pub(crate) struct Names {
     bytes: Vec<u8>,
@@ -21,14 +22,14 @@ impl Names {
     }
 }
 
-/// How far the message that is coming on a channel has come. `K` says what it will be.
+/// How much of a channel's next message has arrived. `K` is the kind of the message.
 #[derive(Debug)]
 pub(crate) enum Assembly<K> {
-    /// No message is coming.
+    /// No message is arriving.
     Idle,
-    /// Its method was read, its header comes next.
+    /// The method has arrived. The header comes next.
     Header(K),
-    /// `missing` bytes of body are yet to come.
+    /// `missing` bytes of the body have not arrived.
     Body {
         kind: K,
         content: Content,
@@ -36,11 +37,11 @@ pub(crate) enum Assembly<K> {
     },
     /// The header of an unwanted message comes next.
     SkipHeader,
-    /// `missing` bytes are yet to come of a message that is too large, or unwanted.
+    /// `missing` bytes of a message that is too large or unwanted have not arrived.
     Skip { missing: u64 },
 }
 
-/// Why a frame does not fit into the message that is coming.
+/// Why a frame does not fit the arriving message.
 #[derive(Debug)]
 pub(crate) enum Misfit<K> {
     UnexpectedHeader,
@@ -67,7 +68,7 @@ impl<K> Assembly<K> {
         matches!(self, Self::Idle)
     }
 
-    /// What the message will be, if one is coming.
+    /// The kind of the arriving message. `None` if there is none, or if it is skipped.
     pub(crate) fn kind(&self) -> Option<&K> {
         match self {
             Self::Idle | Self::SkipHeader | Self::Skip { .. } => None,
@@ -75,7 +76,7 @@ impl<K> Assembly<K> {
         }
     }
 
-    /// What the message would have been, if one was coming.
+    /// As [`kind`](Self::kind), by value.
     pub(crate) fn into_kind(self) -> Option<K> {
         match self {
             Self::Idle | Self::SkipHeader | Self::Skip { .. } => None,
@@ -83,7 +84,7 @@ impl<K> Assembly<K> {
         }
     }
 
-    /// Takes a header and returns the message if it has no body.
+    /// Adds the header. Returns the message if it has no body.
     pub(crate) fn header(
         &mut self,
         names: &Names,
@@ -121,7 +122,7 @@ impl<K> Assembly<K> {
         Ok(None)
     }
 
-    /// Takes a piece of the body and returns the message if it was the last.
+    /// Adds a piece of the body. Returns the message if that was the last piece.
     pub(crate) fn body(&mut self, piece: &[u8]) -> Result<Option<(K, Content)>, Misfit<K>> {
         let (content, missing) = match self {
             Self::Body {
