@@ -277,7 +277,7 @@ impl Replies {
             None => log_line!(
                 Debug,
                 self.state.shared.label(),
-                "nobody waits any more for the answer with correlation id {correlation_id:?}: {delivery:?}"
+                "no call waits for the reply with correlation id {correlation_id:?}: {delivery:?}"
             ),
         }
     }
