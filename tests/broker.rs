@@ -7,9 +7,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use leveret::broker::{Broker, BrokerOptions};
+use leveret::crossbeam_channel::bounded;
 use leveret::{
     BindOptions, Channel, Connection, ConnectionEvent, ConnectionOptions, ConsumeOptions,
-    ErrorKind, Message, Queue, QueueDeclareOptions, RecoveryOptions, ReplyCode,
+    ErrorKind, Message, Queue, QueueDeclareOptions, RecoveryOptions, ReplyCode, StreamOffset,
 };
 
 use crate::recovery::recovered;
@@ -531,4 +532,32 @@ fn a_dead_letter_with_a_routing_key_that_no_frame_can_carry_costs_no_connection(
     dead.publish("next").unwrap();
     let next = consumer.recv_timeout(SOON).unwrap().unwrap();
     assert_eq!(next.body(), b"next");
+}
+
+#[test]
+fn a_stream_consumer_can_be_dropped_unread_while_its_connection_is_recovered() {
+    let (broker, channel) = start();
+    let queue = declare(&channel);
+    channel.basic_qos(10).unwrap();
+    // The options make it a consumer of a stream, which keeps unread messages when the connection
+    // is lost.
+    let options = ConsumeOptions::default().stream_offset(StreamOffset::First);
+    let consumer = queue.consume(options).unwrap();
+    queue.publish("unread").unwrap();
+    eventually("the message is unread", || consumer.unread() == 1);
+    let connection = channel.connection().clone();
+    let events = connection.events();
+    broker.refuse_connections(true);
+    broker.drop_connections();
+    eventually("the loss is known", || connection.loss_cause().is_some());
+    let (dropped, is_dropped) = bounded(1);
+    let dropping = thread::spawn(move || {
+        drop(consumer);
+        dropped.send(()).unwrap();
+    });
+    is_dropped.recv_timeout(SOON).expect("the drop returns");
+    dropping.join().unwrap();
+    broker.refuse_connections(false);
+    recovered(&events);
+    assert_eq!(queue.get(true).unwrap().unwrap().body(), b"unread");
 }

@@ -74,7 +74,7 @@ impl ConsumerMailbox for Mailbox {
     }
 
     fn ended(&self, error: Option<Error>) {
-        let Some((was_live, cancels)) = self.subscription.end() else {
+        let Some(end) = self.subscription.end() else {
             return;
         };
         let tag = &self.subscription.consumer_tag;
@@ -86,17 +86,22 @@ impl ConsumerMailbox for Mailbox {
         self.deliveries.end(error.clone());
         // A message can come just when the consumer is dropped.
         if self.subscription.is_abandoned() {
-            self.deliveries
-                .discard(|delivery_tag| self.give_back(delivery_tag));
+            self.deliveries.discard(|delivery_tag| {
+                // Messages of a lost connection cannot be given back, and a cancel that finds the
+                // consumer interrupted holds the outbox's lock, which `give_back` takes.
+                if !end.was_interrupted {
+                    self.give_back(delivery_tag);
+                }
+            });
         }
         // If the broker has cancelled the consumer, callers that wanted to cancel it have
         // succeeded.
         let error = error.filter(|it| !is_cancelled_by_broker(it));
-        for call in cancels {
+        for call in end.cancels {
             let cancelled = || Ok(self.subscription.cancelled());
             call.answer(error.clone().map_or_else(cancelled, Err));
         }
-        self.state.consumer_ended(tag, was_live && !is_refused);
+        self.state.consumer_ended(tag, end.was_live && !is_refused);
     }
 
     fn outlives(&self, error: &Error) -> bool {

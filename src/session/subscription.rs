@@ -48,6 +48,16 @@ pub(crate) struct Started {
     pub(crate) again: bool,
 }
 
+/// How a consumer ended.
+pub(crate) struct Ended {
+    /// Whether the consumer was ever live.
+    pub(crate) was_live: bool,
+    /// Whether its connection was lost and not yet recovered.
+    pub(crate) was_interrupted: bool,
+    /// The calls that wait for its cancellation.
+    pub(crate) cancels: Vec<Call>,
+}
+
 enum SubscriptionState {
     /// `basic.consume` was not sent yet.
     New,
@@ -173,16 +183,22 @@ impl Subscription {
         )
     }
 
-    /// No more messages arrive. Returns whether the consumer was ever live, and the calls that wait
-    /// for its cancellation. Returns `None` if it had already ended.
-    pub(crate) fn end(&self) -> Option<(bool, Vec<Call>)> {
-        match std::mem::replace(&mut *self.state.lock(), SubscriptionState::Ended) {
-            SubscriptionState::Starting { cancels, again } => Some((again, cancels)),
-            SubscriptionState::Cancelling { others } => Some((true, others)),
-            SubscriptionState::Live | SubscriptionState::Interrupted => Some((true, Vec::new())),
-            SubscriptionState::New => Some((false, Vec::new())),
-            SubscriptionState::Ended => None,
-        }
+    /// No more messages arrive. Returns `None` if the consumer had already ended.
+    pub(crate) fn end(&self) -> Option<Ended> {
+        let last = std::mem::replace(&mut *self.state.lock(), SubscriptionState::Ended);
+        let was_interrupted = matches!(last, SubscriptionState::Interrupted);
+        let (was_live, cancels) = match last {
+            SubscriptionState::Starting { cancels, again } => (again, cancels),
+            SubscriptionState::Cancelling { others } => (true, others),
+            SubscriptionState::Live | SubscriptionState::Interrupted => (true, Vec::new()),
+            SubscriptionState::New => (false, Vec::new()),
+            SubscriptionState::Ended => return None,
+        };
+        Some(Ended {
+            was_live,
+            was_interrupted,
+            cancels,
+        })
     }
 
     /// The connection was lost. Returns false if the consumer ends with it.

@@ -137,7 +137,7 @@ impl ChannelState {
         }
         let call = match consumer {
             Some(consumer) if consumer.is_interrupted() => {
-                // An interrupted consumer has no unread messages to give back.
+                // Nothing is sent for an interrupted consumer: its messages went with the connection.
                 let recorded = self.consumers.lock().get(consumer_tag);
                 if let Some(recorded) = recorded {
                     recorded.mailbox.ended(None);
