@@ -1,4 +1,4 @@
-//! Channels are opened again, with their consumers.
+//! Reopens channels and begins their consumers again.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -19,11 +19,11 @@ use crate::session::channel::settings::Qos;
 use crate::session::channel::ChannelState;
 use crate::wire::method::BasicConsume;
 
-/// When a consumer has no answer in its time, others that were asked at the same time have this
+/// After one consumer has no reply in time, the others that were begun at the same time get this
 /// much more.
 const GRACE: Duration = Duration::from_millis(500);
 
-/// A channel that is being opened.
+/// A channel that is being opened, and the consumers that are being begun on it.
 struct Opening {
     channel: Arc<ChannelState>,
     opened: Option<PendingReply>,
@@ -31,8 +31,9 @@ struct Opening {
 }
 
 impl Replay<'_> {
-    /// This broker may allow fewer channels: ends the others.
-    pub(super) fn within_the_limit(
+    /// Ends the channels above this broker's `channel_max`, which may be lower than that of the
+    /// last one.
+    pub(super) fn within_channel_max(
         &self,
         channels: Vec<Arc<ChannelState>>,
     ) -> Vec<Arc<ChannelState>> {
@@ -47,10 +48,10 @@ impl Replay<'_> {
         within
     }
 
-    /// Opens the channels and begins the consumers that are not begun yet: all at once, then, one
-    /// by one, those that may have cost a connection.
+    /// Opens the channels and begins the consumers that are not begun yet. All of them are begun at
+    /// once, except for those that may have cost a connection: these follow one at a time.
     pub(super) fn consume_all(&mut self) -> Result<()> {
-        self.consumes = true;
+        self.consumers_begun = true;
         self.open_all(|replay, key| !replay.unrecovered.is_suspect(key))?;
         for channel in self.channels.clone() {
             let all = channel.consumers.lock().recorded();
@@ -65,23 +66,26 @@ impl Replay<'_> {
         Ok(())
     }
 
-    /// As [`consume_all`](Self::consume_all), while queues are still being declared.
+    /// Like [`consume_all`](Self::consume_all), while queues are still being declared.
     pub(super) fn consume_early(&mut self) -> Result<()> {
-        self.early = Some(HashSet::new());
-        let begun = self.consume_all();
-        self.early = None;
-        begun
+        self.refused_early = Some(HashSet::new());
+        let result = self.consume_all();
+        self.refused_early = None;
+        result
     }
 
-    /// Opens the channels, all at once, and those once more that the broker closes for one of their
-    /// consumers.
-    fn open_all(&mut self, is_one: impl Fn(&Self, &Key) -> bool) -> Result<()> {
+    /// Opens all channels at once and begins their selected consumers. Reopens a channel that the
+    /// broker closes because of one of its consumers.
+    fn open_all(&mut self, is_selected: impl Fn(&Self, &Key) -> bool) -> Result<()> {
         let channels = self.channels.clone();
-        let mut hurry = None;
-        let opening: Vec<_> = channels.iter().map(|it| self.begin(it, &is_one)).collect();
+        let mut shared_deadline = None;
+        let opening: Vec<_> = channels
+            .iter()
+            .map(|it| self.begin(it, &is_selected))
+            .collect();
         for mut opening in opening {
-            while !self.finish(&mut opening, &mut hurry)? {
-                opening = self.begin(&opening.channel, &is_one);
+            while !self.finish(&mut opening, &mut shared_deadline)? {
+                opening = self.begin(&opening.channel, &is_selected);
             }
         }
         Ok(())
@@ -90,7 +94,7 @@ impl Replay<'_> {
     fn begin(
         &mut self,
         channel: &Arc<ChannelState>,
-        is_one: impl Fn(&Self, &Key) -> bool,
+        is_selected: impl Fn(&Self, &Key) -> bool,
     ) -> Opening {
         let is_open = channel.is_open_in(self.requester.epoch);
         let opened = (!is_open).then(|| self.requester.open(channel));
@@ -101,11 +105,11 @@ impl Replay<'_> {
         let all = channel.consumers.lock().recorded();
         for recorded in all {
             let key = Key::of_consumer(channel, &recorded);
-            if self.is_to_begin(channel, &recorded, &key) && is_one(self, &key) {
+            if self.is_to_begin(channel, &recorded, &key) && is_selected(self, &key) {
                 self.begun.insert(key.clone());
-                if let Some(asked) = self.consume(channel, &recorded) {
-                    self.asked.insert(key);
-                    consumers.push((recorded, asked));
+                if let Some(pending) = self.consume(channel, &recorded) {
+                    self.pending.insert(key);
+                    consumers.push((recorded, pending));
                 }
             }
         }
@@ -122,26 +126,30 @@ impl Replay<'_> {
         recorded: &RecordedConsumer,
         key: &Key,
     ) -> bool {
-        // The place for answers is nothing that the program knows of.
+        // Direct reply-to belongs to an RPC client, so the options for consumers do not apply to
+        // it.
         let is_reply_to = recorded.consume.queue == "amq.rabbitmq.reply-to";
         if !is_reply_to && !self.recovery.options.recovery.wants(&key.entity) {
             recorded.mailbox.ended(Some(self.requester.cause()));
             return false;
         }
-        let is_refused = self.early.as_ref().is_some_and(|it| it.contains(key));
+        let is_refused = self
+            .refused_early
+            .as_ref()
+            .is_some_and(|it| it.contains(key));
         if is_refused || self.begun.contains(key) || self.unrecovered.contains(key) {
             return false;
         }
-        if self.unrecovered.lacks_silent(key) {
+        if self.unrecovered.needs_silent(key) {
             let error = Error::invalid("the broker does not answer for its queue");
-            self.miss(channel, recorded, Trouble::Lacking, error, None);
+            self.consumer_missing(channel, recorded, Trouble::Lacking, error, None);
             return false;
         }
         !self.undeclared.contains(&*recorded.consume.queue)
     }
 
-    /// Begins to consume again, with the prefetch that the consumer had. `None` if nobody wants it
-    /// any more, or it is being begun already.
+    /// Sends `basic.consume` again, with the prefetch that the consumer had. Returns `None` if the
+    /// consumer was cancelled or is being begun already.
     pub(super) fn consume(
         &self,
         channel: &ChannelState,
@@ -149,24 +157,28 @@ impl Replay<'_> {
     ) -> Option<PendingReply> {
         let mut begun = false;
         let limits_channels = self.requester.shared.peer().server.limits_channels();
-        let asked = self.requester.ask(channel, |frames, call| {
+        let pending = self.requester.send(channel, |frames, call| {
             let mut consume = recorded.consume.clone();
-            // Under the lock, as whoever cancels it.
+            // Called under the outbox's lock, like a cancel.
             begun = recorded.mailbox.restart(consume.arguments.to_mut());
             match begun {
                 true => append_consume(frames, channel, recorded, &consume, limits_channels, call),
                 false => Ok(()),
             }
         });
-        if let (Err(error), true) = (&asked, begun) {
-            // The IO thread has not heard of it, and so will not say that it was lost once more.
+        if let (Err(error), true) = (&pending, begun) {
+            // The command never reached the IO thread, which therefore cannot report another loss.
             recorded.mailbox.interrupted(error);
         }
-        (begun || asked.is_err()).then_some(asked)
+        (begun || pending.is_err()).then_some(pending)
     }
 
-    /// Says whether it is done, else it has to begin again.
-    fn finish(&mut self, opening: &mut Opening, hurry: &mut Option<Deadline>) -> Result<bool> {
+    /// Waits for the replies of one channel. Returns false if the channel must begin again.
+    fn finish(
+        &mut self,
+        opening: &mut Opening,
+        shared_deadline: &mut Option<Deadline>,
+    ) -> Result<bool> {
         let Opening {
             channel,
             opened,
@@ -175,52 +187,57 @@ impl Replay<'_> {
         if let Some(is_done) = self.wait_open(channel, opened.take())? {
             return Ok(is_done);
         }
-        let (mut refused, mut all_asked, mut is_gone) = (Vec::new(), true, false);
-        // All of them, also after one that is refused: who has no answer yet cannot begin again.
-        for (recorded, asked) in consumers.drain(..) {
+        let (mut refused, mut all_processed, mut is_gone) = (Vec::new(), true, false);
+        // Wait for all replies, even after a refusal. A consumer without a reply cannot begin
+        // again: its command may still be on its way.
+        for (recorded, pending) in consumers.drain(..) {
             let key = Key::of_consumer(channel, &recorded);
-            let deadline = hurry.unwrap_or_else(|| self.requester.within(self.entity_timeout()));
-            let answer = match self.requester.answer(channel, &asked, deadline) {
+            let deadline =
+                shared_deadline.unwrap_or_else(|| self.requester.within(self.entity_timeout()));
+            let reply = match self.requester.wait_reply(channel, &pending, deadline) {
                 Err(Failure::Connection(error)) => return Err(error),
                 Err(Failure::NoAnswer(error)) if self.requester.is_over() => return Err(error),
-                answer => answer,
+                reply => reply,
             };
             self.answered(&key);
-            match answer {
+            match reply {
                 Ok(_) => {}
                 Err(Failure::ChannelGone) => is_gone = true,
-                Err(Failure::NotAsked) => all_asked = false,
+                Err(Failure::NotAsked) => all_processed = false,
                 Err(Failure::Refused(error)) => refused.push((recorded, error)),
                 Err(Failure::NoAnswer(_) | Failure::Connection(_)) => {
-                    hurry.get_or_insert_with(|| Deadline::after(GRACE));
+                    shared_deadline.get_or_insert_with(|| Deadline::after(GRACE));
                     let error = self.no_answer(&key);
-                    self.miss(channel, &recorded, Trouble::Silent, error, asked.ok());
+                    self.consumer_missing(channel, &recorded, Trouble::Silent, error, pending.ok());
                 }
             }
         }
         if is_gone {
             return Ok(true);
         }
-        let Some((recorded, error)) = take_blamed(refused) else {
-            return Ok(all_asked);
+        let Some((recorded, error)) = take_culprit(refused) else {
+            return Ok(all_processed);
         };
-        if let Some(early) = &mut self.early {
-            early.insert(Key::of_consumer(channel, &recorded));
+        if let Some(refused_early) = &mut self.refused_early {
+            refused_early.insert(Key::of_consumer(channel, &recorded));
             return Ok(false);
         }
-        self.miss(channel, &recorded, Trouble::Refused, error, None);
+        self.consumer_missing(channel, &recorded, Trouble::Refused, error, None);
         Ok(false)
     }
 
-    /// Waits until the channel is open. Else says whether it is done with the channel.
+    /// Waits until the channel is open, and then returns `None`. Otherwise returns whether the
+    /// replay is done with the channel; if not, the channel must begin again.
     fn wait_open(
         &mut self,
         channel: &ChannelState,
-        asked: Option<PendingReply>,
+        pending: Option<PendingReply>,
     ) -> Result<Option<bool>> {
-        let Some(asked) = asked else { return Ok(None) };
+        let Some(pending) = pending else {
+            return Ok(None);
+        };
         let deadline = self.requester.within(self.recovery.options.request_timeout);
-        let is_done = match self.requester.answer(channel, &asked, deadline) {
+        let is_done = match self.requester.wait_reply(channel, &pending, deadline) {
             Ok(_) => {
                 channel.warn_of_global_qos();
                 return Ok(None);
@@ -231,11 +248,12 @@ impl Replay<'_> {
                 Failure::Refused(error) | Failure::NoAnswer(error) | Failure::Connection(error),
             ) => return Err(error),
         };
-        self.asked.retain(|it| it.channel() != channel.number);
+        self.pending.retain(|it| it.channel() != channel.number);
         Ok(Some(is_done))
     }
 
-    pub(super) fn miss(
+    /// Notes that a consumer could not be begun.
+    pub(super) fn consumer_missing(
         &mut self,
         channel: &Arc<ChannelState>,
         recorded: &RecordedConsumer,
@@ -249,12 +267,13 @@ impl Replay<'_> {
     }
 }
 
-fn take_blamed(mut refused: Vec<(RecordedConsumer, Error)>) -> Option<(RecordedConsumer, Error)> {
+/// Takes the consumer that the broker refused: the one whose queue the error names, else the first.
+fn take_culprit(mut refused: Vec<(RecordedConsumer, Error)>) -> Option<(RecordedConsumer, Error)> {
     let named = refused
         .iter()
         .position(|(recorded, error)| is_named(error, &recorded.consume.queue));
-    let place = named.unwrap_or_default();
-    (place < refused.len()).then(|| refused.swap_remove(place))
+    let index = named.unwrap_or_default();
+    (index < refused.len()).then(|| refused.swap_remove(index))
 }
 
 fn append_consume(
@@ -269,7 +288,7 @@ fn append_consume(
     let current = channel.settings.qos();
     let mut qos = recorded.qos.clone();
     if limits_channels {
-        // The channel's limit holds for this consumer, too, whenever it was set.
+        // The limit of the channel applies to this consumer, too, no matter when it was set.
         qos.global.clone_from(&current.global);
     }
     let set_qos = |frames: &mut Frames<'_>, to: &Qos| match qos == current {
@@ -288,9 +307,9 @@ fn append_consume(
     set_qos(frames, &current)
 }
 
-/// Appends a prefetch that leaves nothing of the one before.
+/// Appends a prefetch that replaces the previous one completely.
 fn append_qos(frames: &mut Frames<'_>, channel: u16, qos: &Qos) -> Result<()> {
-    // Zero stands for no limit, which is what a channel begins with.
+    // Zero means no limit, which is the default of a channel.
     let each = qos.each.clone().unwrap_or_default();
     for method in std::iter::once(&each).chain(&qos.global) {
         call::append(frames, channel, method, Call::of_nobody())?;

@@ -1,4 +1,4 @@
-//! Messages that got no answer are published again, but for the one that costs the connection.
+//! Publishes unanswered messages again, except for one that costs the connection.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -15,20 +15,20 @@ use crate::log_line::log_line;
 use crate::proto::Outcome;
 use crate::session::channel::ChannelState;
 
-/// For how long messages are published one at a time. Then the others are published together, and
-/// the next loss goes on with the search.
+/// How long messages are published one at a time. Then the rest is published together. The search
+/// continues after the next loss.
 const SEARCH: Duration = Duration::from_secs(15);
 
-/// Passes on what a message is told, and tells that it was told.
+/// Passes on the outcome of a message, and notifies `publish_suspects` of it.
 struct Witness {
     confirm: Arc<dyn ConfirmMailbox>,
-    told: Sender<()>,
+    answered: Sender<()>,
 }
 
 impl ConfirmMailbox for Witness {
     fn answered(&self, sequence_number: u64, outcome: Outcome) {
         self.confirm.answered(sequence_number, outcome);
-        let _ = self.told.try_send(());
+        let _ = self.answered.try_send(());
     }
 
     fn is_published_again(&self) -> bool {
@@ -37,32 +37,34 @@ impl ConfirmMailbox for Witness {
 
     fn is_kept(&self) {
         self.confirm.is_kept();
-        let _ = self.told.try_send(());
+        let _ = self.answered.try_send(());
     }
 }
 
 impl Replay<'_> {
-    /// Publishes again what was not answered, before anything newer, and lets go of the channel.
+    /// Publishes the unanswered messages of a channel again, before any newer ones. Then the
+    /// program can use the channel.
     pub(super) fn publish_again(&mut self, channel: &ChannelState) -> Result<()> {
-        let mut unanswered = self.take_unanswered(channel.number);
+        let mut lost = self.take_lost_publishes(channel.number);
         let published = self
-            .publish_suspects(channel, &mut unanswered)
-            .and_then(|begun| self.publish_all(channel, &mut unanswered, begun));
+            .publish_suspects(channel, &mut lost)
+            .and_then(|republished| self.publish_all(channel, &mut lost, republished));
         let Err(error) = published else { return Ok(()) };
         let shared = &self.requester.shared;
         if shared.outbox.epoch() != self.requester.epoch || error.is_connection_end() {
-            shared.lost_publishes.lock().extend(unanswered);
+            shared.lost_publishes.lock().extend(lost);
             if shared.outbox.end_cause().is_some() {
                 shared.lose_publishes();
             }
             return Err(error);
         }
-        // The channel is gone, and nothing else says so if the broker has closed it for nothing that
-        // was asked.
-        unanswered.into_iter().for_each(LostPublish::lose);
+        // The channel has ended. If no request of the replay caused that, nothing else ends it
+        // here.
+        lost.into_iter().for_each(LostPublish::lose);
         channel.set_recovering(false);
         if channel.end.cause().is_none() {
-            // Of these messages nothing was sent now, but that is not true of all that is told so.
+            // Strip `unsent`, which is true of these messages but not of everything that gets this
+            // error.
             let error = Error::new(error.kind().clone());
             channel.ended(&error, false);
         }
@@ -70,14 +72,14 @@ impl Replay<'_> {
     }
 
     /// Publishes all messages up to the last suspect one at a time, each after the answer for the
-    /// one before. Returns which numbers are published again in all, if it has published any.
+    /// previous one. If there are suspects, returns the range of all numbers to publish again.
     fn publish_suspects(
         &mut self,
         channel: &ChannelState,
-        unanswered: &mut VecDeque<LostPublish>,
+        lost: &mut VecDeque<LostPublish>,
     ) -> Result<Option<(u64, u64)>> {
-        let last = unanswered.iter().rposition(LostPublish::is_suspect);
-        let (Some(last), Some(range)) = (last, range_of(unanswered)) else {
+        let last = lost.iter().rposition(LostPublish::is_suspect);
+        let (Some(last), Some(range)) = (last, range_of(lost)) else {
             return Ok(None);
         };
         log_line!(
@@ -88,32 +90,32 @@ impl Replay<'_> {
             last + 1,
             channel.number
         );
-        // Before any is published: later it would take back what was answered meanwhile.
+        // Call this before publishing any: later it would undo the answers that arrived meanwhile.
         let resume = || channel.confirms.resume(Some(range));
         self.requester.shared.outbox.change(resume);
-        let search_ends = *self
-            .search_ends
+        let search_deadline = *self
+            .search_deadline
             .get_or_insert_with(|| self.requester.within(SEARCH));
-        let doubled = 1 << self.blame.doubts.min(8);
+        let factor = 1 << self.blame.failed_searches.min(8);
         for _ in 0..=last {
-            if search_ends.remaining().is_zero() {
+            if search_deadline.remaining().is_zero() {
                 break;
             }
-            let Some((id, told)) = self.publish_alone(channel, unanswered)? else {
+            let Some((id, answered)) = self.publish_alone(channel, lost)? else {
                 continue;
             };
             if self.blame.cleared.contains(&id) {
                 continue;
             }
             self.blame.alone = Some(id);
-            let patience = self.entity_timeout().saturating_mul(doubled);
-            let answered = told.recv_deadline(self.requester.within(patience).at());
+            let timeout = self.entity_timeout().saturating_mul(factor);
+            let answer = answered.recv_deadline(self.requester.within(timeout).at());
             if self.requester.shared.outbox.epoch() != self.requester.epoch {
-                // What was published alone is judged with the cause.
+                // `Blame::find_poison` judges the message with the cause of the loss.
                 return Err(self.requester.cause());
             }
             self.blame.alone = None;
-            if answered.is_err() {
+            if answer.is_err() {
                 self.blame.cleared.insert(id);
             }
         }
@@ -123,15 +125,15 @@ impl Replay<'_> {
     fn publish_alone(
         &self,
         channel: &ChannelState,
-        unanswered: &mut VecDeque<LostPublish>,
+        lost: &mut VecDeque<LostPublish>,
     ) -> Result<Option<(Id, Receiver<()>)>> {
-        let Some(mut message) = unanswered.pop_front() else {
+        let Some(mut message) = lost.pop_front() else {
             return Ok(None);
         };
-        let (told, receiver) = crossbeam_channel::bounded(1);
+        let (answered, receiver) = crossbeam_channel::bounded(1);
         let id = message.id();
         let confirm = message.published.confirm.take();
-        let witness = |confirm| Arc::new(Witness { confirm, told }) as Arc<dyn ConfirmMailbox>;
+        let witness = |confirm| Arc::new(Witness { confirm, answered }) as Arc<dyn ConfirmMailbox>;
         message.published.confirm = confirm.map(witness);
         let mut message = Some(message);
         let written = self.requester.write(
@@ -159,19 +161,20 @@ impl Replay<'_> {
             }
             (Err(error), message) => {
                 if let Some(message) = message {
-                    unanswered.push_front(message);
+                    lost.push_front(message);
                 }
                 Err(error)
             }
         }
     }
 
-    /// Publishes all of these together.
+    /// Publishes all of these messages together. `republished` is the range that `publish_suspects`
+    /// has announced.
     fn publish_all(
         &self,
         channel: &ChannelState,
-        unanswered: &mut VecDeque<LostPublish>,
-        begun: Option<(u64, u64)>,
+        lost: &mut VecDeque<LostPublish>,
+        republished: Option<(u64, u64)>,
     ) -> Result<()> {
         let mut unsendable = Vec::new();
         let written = self.requester.write(
@@ -179,8 +182,8 @@ impl Replay<'_> {
             || self.requester.gate(channel),
             |frames| {
                 channel.set_recovering(false);
-                let mut again = begun;
-                for mut message in unanswered.drain(..) {
+                let mut range = republished;
+                for mut message in lost.drain(..) {
                     let kept = message.published.kept.as_deref().unwrap_or_default();
                     if let Err(error) = frames.again(kept) {
                         message.cause = error;
@@ -188,20 +191,21 @@ impl Replay<'_> {
                         continue;
                     }
                     let last = message.published.sequence_number;
-                    again = Some((again.map_or(last, |(first, _)| first), last));
+                    range = Some((range.map_or(last, |(first, _)| first), last));
                     frames.command(Command::Publish(message.published));
                 }
-                match (begun, again) {
-                    (None, Some(again)) => channel.confirms.resume(Some(again)),
+                match (republished, range) {
+                    (None, Some(range)) => channel.confirms.resume(Some(range)),
                     (Some(_), Some((_, last))) => channel.confirms.resume_up_to(last),
                     (_, None) => {}
                 }
-                Ok(again.is_some())
+                Ok(range.is_some())
             },
         );
         unsendable.into_iter().for_each(LostPublish::lose);
         if !written? {
-            // Only after the lost ones are reported: a caller of wait_for_confirms then reads them.
+            // Only after the losses are reported, so that a caller of `wait_for_confirms` sees
+            // them.
             self.requester
                 .shared
                 .outbox
@@ -210,30 +214,30 @@ impl Replay<'_> {
         Ok(())
     }
 
-    /// Of channels that are gone. Should the connection be lost again just now, theirs are among
-    /// them, and stay.
-    pub(super) fn lose_those_of_others(&self) {
-        let mut unanswered = self.requester.shared.lost_publishes.lock();
-        let all = std::mem::take(&mut *unanswered);
-        let is_theirs = |it: &LostPublish| {
+    /// Fails the unanswered messages of channels that no longer exist. If the connection is lost
+    /// again meanwhile, the list also holds messages of existing channels: those stay.
+    pub(super) fn lose_orphaned_publishes(&self) {
+        let mut lost = self.requester.shared.lost_publishes.lock();
+        let all = std::mem::take(&mut *lost);
+        let has_channel = |it: &LostPublish| {
             self.channels
                 .iter()
-                .any(|at| at.number == it.published.channel)
+                .any(|channel| channel.number == it.published.channel)
         };
-        let (theirs, others): (Vec<_>, Vec<_>) = all.into_iter().partition(is_theirs);
-        *unanswered = theirs;
-        drop(unanswered);
-        others.into_iter().for_each(LostPublish::lose);
+        let (kept, orphaned): (Vec<_>, Vec<_>) = all.into_iter().partition(has_channel);
+        *lost = kept;
+        drop(lost);
+        orphaned.into_iter().for_each(LostPublish::lose);
     }
 
-    fn take_unanswered(&self, channel: u16) -> VecDeque<LostPublish> {
-        let mut unanswered = self.requester.shared.lost_publishes.lock();
-        let all = std::mem::take(&mut *unanswered);
-        let (theirs, others) = all
+    fn take_lost_publishes(&self, channel: u16) -> VecDeque<LostPublish> {
+        let mut lost = self.requester.shared.lost_publishes.lock();
+        let all = std::mem::take(&mut *lost);
+        let (taken, others) = all
             .into_iter()
             .partition::<Vec<_>, _>(|it| it.published.channel == channel);
-        *unanswered = others;
-        theirs.into()
+        *lost = others;
+        taken.into()
     }
 }
 

@@ -1,4 +1,4 @@
-//! The time between a loss and the recovery from it: how many attempts, and when.
+//! The time between a loss and its recovery: how many attempts, and when.
 
 use std::time::Duration;
 
@@ -15,26 +15,26 @@ pub(super) struct Outage {
     cause: Error,
     pub(super) since: Deadline,
     pub(super) attempts: u32,
-    /// How many attempts the next delay is for.
-    pace: u32,
+    /// The step of the back-off that the next delay belongs to.
+    backoff_step: u32,
     last: Option<Error>,
     next: Option<Duration>,
 }
 
 impl Outage {
-    /// `relapses` is how often in a row the connection was lost soon after it had come back.
+    /// `relapses` is the number of losses in a row that came soon after a recovery.
     pub(super) fn new(cause: Error, relapses: u32) -> Self {
         Self {
             cause,
             since: Deadline::after(Duration::MAX),
             attempts: 0,
-            pace: relapses,
+            backoff_step: relapses,
             last: None,
             next: None,
         }
     }
 
-    /// What is left of the time that it may take.
+    /// What is left of `max_time`.
     fn left(&self, options: &RecoveryOptions) -> Option<Duration> {
         options.max_time.checked_sub(self.since.elapsed())
     }
@@ -44,7 +44,7 @@ impl Outage {
         Deadline::after(left.max(LAST_ATTEMPT))
     }
 
-    /// How long to wait before the next attempt. An error if there is none.
+    /// Returns how long to wait before the next attempt, or an error if there is none.
     pub(super) fn delay(&mut self, options: &RecoveryOptions) -> Result<Duration> {
         let left = self.left(options);
         let left = left.filter(|_| self.attempts < options.max_attempts);
@@ -53,7 +53,7 @@ impl Outage {
             return Err(self.given_up(last));
         };
         let delay = self.next.take().unwrap_or_else(|| {
-            let attempt = self.pace.saturating_add(1);
+            let attempt = self.backoff_step.saturating_add(1);
             options.delay(attempt, random())
         });
         Ok(delay.min(left))
@@ -61,12 +61,13 @@ impl Outage {
 
     pub(super) fn begin_attempt(&mut self) {
         self.attempts = self.attempts.saturating_add(1);
-        self.pace = self.pace.saturating_add(1);
+        self.backoff_step = self.backoff_step.saturating_add(1);
     }
 
-    /// What cost the last attempts was found: the next one is likely to succeed.
-    pub(super) fn has_hope(&mut self) {
-        self.pace = 0;
+    /// Starts the back-off anew: the cause of the last failures was found, so the next attempt is
+    /// likely to succeed.
+    pub(super) fn reset_backoff(&mut self) {
+        self.backoff_step = 0;
     }
 
     pub(super) fn failed(
@@ -79,7 +80,12 @@ impl Outage {
         let next = self.delay(options)?;
         self.next = Some(next);
         let attempt = self.attempts;
-        log_line!(Warn, shared.label(),"attempt {attempt} to recover the connection failed, the next one follows in {next:.1?}: {error}");
+        log_line!(
+            Warn,
+            shared.label(),
+            "attempt {attempt} to recover the connection failed, \
+             the next one follows in {next:.1?}: {error}"
+        );
         shared.tell(ConnectionEvent::RecoveryFailed {
             attempt,
             error,
@@ -99,8 +105,8 @@ impl Outage {
     }
 }
 
-/// Whether every broker that could be reached refuses this login, and says so: a socket that was
-/// closed after the credentials can also be that of a broker that went away just then.
+/// Whether every broker that could be reached refuses this login in words. A socket that closes
+/// after the credentials does not count: the broker may have gone away just then.
 pub(super) fn is_login_refused(error: &Error) -> bool {
     match error.kind() {
         ErrorKind::LoginRefused { text, .. } => !text.is_empty(),

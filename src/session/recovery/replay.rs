@@ -1,4 +1,4 @@
-//! What is done on a new connection, so that it is as the lost one was.
+//! The replay: restores on a new connection what was lost with the last one.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -21,33 +21,34 @@ pub(super) struct Replay<'a> {
     pub(super) requester: Requester,
     pub(super) unrecovered: &'a mut Unrecovered,
     pub(super) blame: &'a mut Blame,
-    /// The program's channels.
+    /// The channels of the program.
     pub(super) channels: Vec<Arc<ChannelState>>,
-    /// What was asked and has no answer.
-    pub(super) asked: HashSet<Key>,
-    /// What had no answer for a while. It is only to blame if nothing else was asked.
+    /// Requests without a reply.
+    pub(super) pending: HashSet<Key>,
+    /// Requests that had no reply for a while (`STALL`). They are to blame for a loss only if no
+    /// other request is pending.
     pub(super) stalled: Vec<Key>,
-    /// Streams, and queues that the broker has named, which it does not have any more.
+    /// Streams and broker-named queues that no longer exist.
     pub(super) vanished: HashSet<Key>,
-    /// The consumers that were begun on this connection.
+    /// Consumers that were begun on this connection.
     pub(super) begun: HashSet<Key>,
-    /// The consumers of these queues have to wait until the queues are declared.
+    /// Queues that may not be declared yet. Their consumers wait.
     pub(super) undeclared: HashSet<String>,
-    /// Consumers that were refused while their queue may not have been declared: they are asked for
-    /// once more.
-    pub(super) early: Option<HashSet<Key>>,
-    /// Whether exclusive queues are tried again that the broker still holds.
+    /// Set while consumers begin although queues are still being declared: the consumers that were
+    /// refused meanwhile, and that are begun once more later.
+    pub(super) refused_early: Option<HashSet<Key>>,
+    /// Whether to retry exclusive queues that the broker still locks.
     pub(super) waits_for_locked: bool,
-    /// Exclusive queues that the broker still holds for the lost connection.
+    /// Exclusive queues that the broker still locks for the lost connection.
     pub(super) locked: Vec<(RecordedEntity, Error)>,
-    /// What was declared once more, since it had gone in between.
-    pub(super) again: HashSet<Entity>,
-    /// The consumers are being begun, or were.
-    pub(super) consumes: bool,
-    /// The program's channels on which something hangs.
+    /// Exchanges and queues that vanished after their declaration and were declared once more.
+    pub(super) redeclared: HashSet<Entity>,
+    /// Whether the replay has started to begin the consumers.
+    pub(super) consumers_begun: bool,
+    /// Channels of the program with a request that the broker does not answer, or that have ended.
     stuck: HashSet<u16>,
-    /// When the search for a message that costs the connection has to end.
-    pub(super) search_ends: Option<Deadline>,
+    /// When the search for a message that costs the connection must end.
+    pub(super) search_deadline: Option<Deadline>,
 }
 
 impl<'a> Replay<'a> {
@@ -66,23 +67,24 @@ impl<'a> Replay<'a> {
             unrecovered,
             blame,
             channels: Vec::new(),
-            asked: HashSet::new(),
+            pending: HashSet::new(),
             stalled: Vec::new(),
             vanished: HashSet::new(),
             begun: HashSet::new(),
             undeclared: HashSet::new(),
-            early: None,
+            refused_early: None,
             waits_for_locked: false,
             locked: Vec::new(),
-            again: HashSet::new(),
-            consumes: false,
+            redeclared: HashSet::new(),
+            consumers_begun: false,
             stuck: HashSet::new(),
-            search_ends: None,
+            search_deadline: None,
         }
     }
 
-    /// Consumers come before bindings: a broker that lacks a majority of its nodes does not answer
-    /// a binding, even if it exists, and answers everything else.
+    /// Runs all steps of the replay. Consumers come before bindings: a broker without a majority of
+    /// its nodes does not answer a binding, even if the binding exists, but answers everything
+    /// else.
     pub(super) fn run(&mut self) -> Result<()> {
         self.unrecovered.begin();
         let channels = self.recovery.channels();
@@ -90,14 +92,14 @@ impl<'a> Replay<'a> {
             channel.set_recovering(true);
         }
         self.wait_connected()?;
-        self.channels = self.within_the_limit(channels);
+        self.channels = self.within_channel_max(channels);
         self.declare_exchanges_and_queues()?;
         self.consume_all()?;
         self.declare_bindings()?;
         for channel in self.channels.clone() {
             self.publish_again(&channel)?;
         }
-        self.lose_those_of_others();
+        self.lose_orphaned_publishes();
         Ok(())
     }
 
@@ -105,21 +107,22 @@ impl<'a> Replay<'a> {
         self.requester.write(0, || Ok(Gate::Open), |_| Ok(()))
     }
 
-    /// How long one declaration, binding or consumer may take: not all that is left.
+    /// How long one declaration, binding or consumer may take: at most half of the time that is
+    /// left.
     pub(super) fn entity_timeout(&self) -> Duration {
         let timeout = self.recovery.options.recovery.entity_timeout;
         timeout.min(self.requester.left() / 2)
     }
 
-    /// What may be to blame if the broker closes the connection now.
-    pub(super) fn take_asked(&mut self) -> Vec<Key> {
-        match self.asked.is_empty() {
+    /// Takes the requests that may be to blame if the broker closes the connection now.
+    pub(super) fn take_pending(&mut self) -> Vec<Key> {
+        match self.pending.is_empty() {
             true => std::mem::take(&mut self.stalled),
-            false => self.asked.drain().collect(),
+            false => self.pending.drain().collect(),
         }
     }
 
-    /// The channel is stuck until the broker answers.
+    /// Stops using the channel: it is stuck until the broker answers.
     pub(super) fn abandon(&mut self, channel: &Arc<ChannelState>) {
         self.stuck.insert(channel.number);
         self.requester.abandon(channel);
@@ -127,20 +130,18 @@ impl<'a> Replay<'a> {
 
     pub(super) fn no_answer(&self, key: &Key) -> Error {
         let timeout = self.entity_timeout();
-        Error::timed_out(timeout).doing(format!(
-            "waiting for the broker's answer for {}",
-            key.entity
-        ))
+        Error::timed_out(timeout)
+            .doing(format!("waiting for the broker's reply for {}", key.entity))
     }
 
-    /// A channel that may be closed by what it is used for: one of our own; or, if all numbers are
-    /// in use, one of the program's, since they are opened again.
-    pub(super) fn scratch(&mut self, place: usize) -> Result<Arc<ChannelState>> {
-        let error = match self.requester.channel(place) {
+    /// Returns a channel that the broker may close. If all channel numbers are in use, this is a
+    /// channel of the program: the replay reopens those anyway.
+    pub(super) fn scratch_channel(&mut self, index: usize) -> Result<Arc<ChannelState>> {
+        let error = match self.requester.scratch_channel(index) {
             Err(error) if matches!(error.kind(), ErrorKind::ChannelsExhausted { .. }) => error,
             result => return result,
         };
-        if place > 0 {
+        if index > 0 {
             return Err(error);
         }
         for channel in self.channels.clone() {
@@ -161,6 +162,6 @@ impl<'a> Replay<'a> {
     }
 
     pub(super) fn answered(&mut self, key: &Key) {
-        self.asked.remove(key);
+        self.pending.remove(key);
     }
 }

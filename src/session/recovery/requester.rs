@@ -1,4 +1,4 @@
-//! What is asked on one connection to bring something back, and the channels for that.
+//! Sends requests on one connection to bring something back, and waits for the replies.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,38 +15,38 @@ use crate::session::call;
 use crate::session::channel::ChannelState;
 use crate::wire::method::{QueueDeclare, Request};
 
-/// The answer to a call that was sent, or why the call was not sent.
+/// The reply to a request that was sent, or why the request was not sent.
 pub(super) type PendingReply = Result<Receiver<Result<Reply>>>;
 
-/// Why something that was asked was not done.
+/// Why a request failed.
 pub(super) enum Failure {
-    /// The broker refused it; its channel is closed, if it was sent at all.
+    /// The broker refused it and closed its channel. Or it could not be encoded and was not sent.
     Refused(Error),
-    /// There is no answer yet, and the channel is stuck until there is one.
+    /// No reply yet. The channel is stuck until the reply arrives.
     NoAnswer(Error),
     /// The channel ended for another reason.
     ChannelGone,
-    /// It was not asked: an earlier request cost the channel.
+    /// The broker did not process it: an earlier request cost the channel.
     NotAsked,
     /// The connection ended.
     Connection(Error),
 }
 
-/// One connection, as the code that brings things back uses it.
+/// One connection, for the code that brings things back.
 pub(super) struct Requester {
     pub(super) shared: Arc<Shared>,
     pub(super) epoch: u64,
     /// How long opening a channel may take.
     request_timeout: Duration,
-    /// When all has to be done.
+    /// When the whole replay must be done.
     until: Deadline,
-    /// Channels of its own, for what can cost a channel.
-    own: Vec<Arc<ChannelState>>,
+    /// Channels for requests that can cost a channel. The program does not use them.
+    scratch_channels: Vec<Arc<ChannelState>>,
 }
 
 impl Drop for Requester {
     fn drop(&mut self) {
-        for channel in self.own.drain(..) {
+        for channel in self.scratch_channels.drain(..) {
             channel.dropped();
         }
     }
@@ -64,11 +64,12 @@ impl Requester {
             epoch,
             request_timeout,
             until,
-            own: Vec::new(),
+            scratch_channels: Vec::new(),
         }
     }
 
-    /// Sends what `append` writes on a channel, when `gate` is open and this connection is there.
+    /// Sends what `append` writes on a channel, as soon as `gate` is open. Fails if this connection
+    /// is lost.
     pub(super) fn write<T>(
         &self,
         channel: u16,
@@ -76,12 +77,12 @@ impl Requester {
         append: impl FnOnce(&mut Frames<'_>) -> Result<T>,
     ) -> Result<T> {
         let admission = Admission::Recovery { epoch: self.epoch };
-        let patience = self.within(self.request_timeout);
+        let deadline = self.within(self.request_timeout);
         let outbox = &self.shared.outbox;
-        outbox.write(channel, admission, patience, gate, append)
+        outbox.write(channel, admission, deadline, gate, append)
     }
 
-    /// Waits up to `timeout`, but not beyond the end of all.
+    /// A deadline after `timeout`, but not after the end of the replay.
     pub(super) fn within(&self, timeout: Duration) -> Deadline {
         Deadline::after(timeout.min(self.until.remaining()))
     }
@@ -90,7 +91,7 @@ impl Requester {
         self.left().is_zero()
     }
 
-    /// The time that is left for all.
+    /// The time that is left for the replay.
     pub(super) fn left(&self) -> Duration {
         self.until.remaining()
     }
@@ -101,19 +102,19 @@ impl Requester {
         cause.unwrap_or_else(|| closed(0))
     }
 
-    /// Sends on a channel that is open on this connection.
-    pub(super) fn ask(
+    /// Sends a request on a channel that is open on this connection.
+    pub(super) fn send(
         &self,
         channel: &ChannelState,
         append: impl FnOnce(&mut Frames<'_>, Call) -> Result<()>,
     ) -> PendingReply {
-        let (call, answer) = Call::new();
+        let (call, reply) = Call::new();
         let gate = || self.gate(channel);
         self.write(channel.number, gate, |frames| append(frames, call))?;
-        Ok(answer)
+        Ok(reply)
     }
 
-    /// Passes when the channel is open on this connection.
+    /// Fails unless the channel is open on this connection.
     pub(super) fn gate(&self, channel: &ChannelState) -> Result<Gate> {
         match channel.gate()? {
             Gate::Open if !channel.is_open_in(self.epoch) => Err(closed(channel.number)),
@@ -121,42 +122,43 @@ impl Requester {
         }
     }
 
-    pub(super) fn ask_method<R: Request>(
+    pub(super) fn send_method<R: Request>(
         &self,
         channel: &ChannelState,
         method: &R,
     ) -> PendingReply {
-        self.ask(channel, |frames, call| {
+        self.send(channel, |frames, call| {
             call::append(frames, channel.number, method, call)
         })
     }
 
     pub(super) fn open(&self, channel: &Arc<ChannelState>) -> PendingReply {
-        let (call, answer) = Call::new();
+        let (call, reply) = Call::new();
         let gate = || channel.gate().map(|_| channel.opening_gate());
         self.write(channel.number, gate, |frames| {
             channel.append_open(frames, call)
         })?;
-        Ok(answer)
+        Ok(reply)
     }
 
-    /// Whether there is an answer within `patience`.
-    pub(super) fn has_answer(&self, asked: &PendingReply, patience: Duration) -> bool {
-        let Ok(answer) = asked else { return true };
+    /// Waits up to `timeout` for a reply, and returns whether one is there. Does not take the
+    /// reply.
+    pub(super) fn has_reply(&self, pending: &PendingReply, timeout: Duration) -> bool {
+        let Ok(reply) = pending else { return true };
         let mut select = Select::new();
-        select.recv(answer);
-        select.ready_deadline(self.within(patience).at()).is_ok()
+        select.recv(reply);
+        select.ready_deadline(self.within(timeout).at()).is_ok()
     }
 
-    /// Waits for an answer until `deadline`.
-    pub(super) fn answer(
+    /// Waits for the reply until `deadline`.
+    pub(super) fn wait_reply(
         &self,
         channel: &ChannelState,
-        asked: &PendingReply,
+        pending: &PendingReply,
         deadline: Deadline,
     ) -> Result<Reply, Failure> {
-        let reply = match asked {
-            Ok(answer) => match answer.recv_deadline(deadline.at()) {
+        let reply = match pending {
+            Ok(reply) => match reply.recv_deadline(deadline.at()) {
                 Ok(reply) => reply,
                 Err(RecvTimeoutError::Timeout) => {
                     let error = Error::timed_out(deadline.duration());
@@ -167,9 +169,9 @@ impl Requester {
             Err(error) => Err(error.clone()),
         };
         reply.map_err(|error| match error.kind() {
-            // For another reason, such as an ack that the program has sent.
+            // Closed for another reason, such as an ack that the program sent.
             ErrorKind::ChannelClosed { .. }
-                if channel.end.cause().is_some() && !self.is_own(channel) =>
+                if channel.end.cause().is_some() && !self.is_scratch(channel) =>
             {
                 Failure::ChannelGone
             }
@@ -177,27 +179,30 @@ impl Requester {
                 ClosedBy::Broker => Failure::Refused(error),
                 ClosedBy::Program => Failure::NotAsked,
             },
-            // It does not fit into the frames of this broker.
+            // The request does not fit into this broker's `frame_max`.
             ErrorKind::InvalidArgument(_) => Failure::Refused(error),
             _ => Failure::Connection(error),
         })
     }
 
-    /// A channel of this desk that is open, counted from 0.
-    pub(super) fn channel(&mut self, place: usize) -> Result<Arc<ChannelState>> {
-        let ended = self.own.iter().find(|it| it.end.cause().is_some());
+    /// Returns the scratch channel with this index, counted from 0. Opens it if necessary.
+    pub(super) fn scratch_channel(&mut self, index: usize) -> Result<Arc<ChannelState>> {
+        let ended = self
+            .scratch_channels
+            .iter()
+            .find(|it| it.end.cause().is_some());
         if let Some(ended) = ended.cloned() {
             self.abandon(&ended);
         }
-        let channel = match self.own.get(place) {
-            Some(own) => Arc::clone(own),
+        let channel = match self.scratch_channels.get(index) {
+            Some(channel) => Arc::clone(channel),
             None => self.take_number()?,
         };
         match self.make_open(&channel) {
             Ok(()) => Ok(channel),
             Err(Failure::ChannelGone | Failure::NotAsked) => {
                 self.abandon(&channel);
-                self.channel(place)
+                self.scratch_channel(index)
             }
             Err(
                 Failure::Refused(error) | Failure::NoAnswer(error) | Failure::Connection(error),
@@ -211,18 +216,19 @@ impl Requester {
             return Ok(());
         }
         let deadline = self.within(self.request_timeout);
-        self.answer(channel, &self.open(channel), deadline)
+        self.wait_reply(channel, &self.open(channel), deadline)
             .map(drop)
     }
 
-    /// The channel is stuck with something that the broker does not answer: it is closed when that ends.
+    /// Gives up a scratch channel. If the broker does not answer a request on it, the channel
+    /// closes once the broker does.
     pub(super) fn abandon(&mut self, channel: &Arc<ChannelState>) {
-        self.own.retain(|it| {
-            let is_it = Arc::ptr_eq(it, channel);
-            if is_it {
+        self.scratch_channels.retain(|it| {
+            let is_abandoned = Arc::ptr_eq(it, channel);
+            if is_abandoned {
                 it.dropped();
             }
-            !is_it
+            !is_abandoned
         });
     }
 
@@ -231,13 +237,15 @@ impl Requester {
         channel.is_open_in(self.epoch) && channel.end.cause().is_none()
     }
 
-    fn is_own(&self, channel: &ChannelState) -> bool {
-        self.own.iter().any(|it| it.number == channel.number)
+    fn is_scratch(&self, channel: &ChannelState) -> bool {
+        self.scratch_channels
+            .iter()
+            .any(|it| it.number == channel.number)
     }
 
     fn take_number(&mut self) -> Result<Arc<ChannelState>> {
         let numbers = &self.shared.channel_numbers;
-        // Without waiting: no other thread releases one meanwhile.
+        // Do not wait: no other thread releases a number during a recovery.
         let number = numbers
             .take(Deadline::after(Duration::ZERO))
             .ok_or_else(|| {
@@ -246,33 +254,35 @@ impl Requester {
             })?;
         let channel = Arc::new(ChannelState::new(number, Arc::clone(&self.shared)));
         channel.set_recovering(true);
-        self.own.push(Arc::clone(&channel));
+        self.scratch_channels.push(Arc::clone(&channel));
         Ok(channel)
     }
 
-    /// Waits for an answer as [`answer`](Self::answer) does. Without one the channel is abandoned.
-    pub(super) fn answer_or_abandon(
+    /// Waits like [`wait_reply`](Self::wait_reply). Abandons the channel if no reply arrives in
+    /// time.
+    pub(super) fn reply_or_abandon(
         &mut self,
         channel: &Arc<ChannelState>,
-        asked: &PendingReply,
+        pending: &PendingReply,
         timeout: Duration,
     ) -> Result<Reply, Failure> {
-        let answer = self.answer(channel, asked, self.within(timeout));
-        if let Err(Failure::NoAnswer(_)) = answer {
+        let reply = self.wait_reply(channel, pending, self.within(timeout));
+        if let Err(Failure::NoAnswer(_)) = reply {
             self.abandon(channel);
         }
-        answer
+        reply
     }
 }
 
 fn closed(channel: u16) -> Error {
     Error::new(ErrorKind::ChannelClosed {
         channel,
-        reason: CloseReason::program("it was closed while it was being opened again"),
+        reason: CloseReason::program("closed while it was being reopened"),
     })
 }
 
-/// A queue whose name only the broker can give, and that can have outlived the connection.
+/// Returns the name of a queue that the broker named and that can have survived the lost
+/// connection.
 pub(super) fn named_by_broker(redeclare: &RecordedEntity) -> Option<&str> {
     match redeclare {
         RecordedEntity::Queue {
@@ -283,22 +293,22 @@ pub(super) fn named_by_broker(redeclare: &RecordedEntity) -> Option<&str> {
     }
 }
 
-/// Asks for it. For a queue that the broker has named, and for a stream, it asks whether the old one
-/// is still there, unless it `is_gone`.
-pub(super) fn ask(
+/// Sends the declaration. For a queue that the broker named and for a stream, only asks passively
+/// whether the old one still exists, unless it `is_gone`.
+pub(super) fn send_declaration(
     requester: &Requester,
     channel: &ChannelState,
     redeclare: &RecordedEntity,
     is_gone: bool,
 ) -> PendingReply {
     match redeclare {
-        RecordedEntity::Exchange(declare) => requester.ask_method(channel, declare),
-        RecordedEntity::BindExchange(bind) => requester.ask_method(channel, bind),
-        RecordedEntity::BindQueue(bind) => requester.ask_method(channel, bind),
+        RecordedEntity::Exchange(declare) => requester.send_method(channel, declare),
+        RecordedEntity::BindExchange(bind) => requester.send_method(channel, bind),
+        RecordedEntity::BindQueue(bind) => requester.send_method(channel, bind),
         RecordedEntity::Queue {
             declare,
             named_by_server: false,
-        } if is_gone || !is_stream(declare) => requester.ask_method(channel, declare),
+        } if is_gone || !is_stream(declare) => requester.send_method(channel, declare),
         RecordedEntity::Queue {
             declare,
             named_by_server: true,
@@ -307,7 +317,7 @@ pub(super) fn ask(
                 queue: "".into(),
                 ..declare.clone()
             };
-            requester.ask_method(channel, &declare)
+            requester.send_method(channel, &declare)
         }
         RecordedEntity::Queue { declare, .. } => {
             let declare = QueueDeclare {
@@ -315,7 +325,7 @@ pub(super) fn ask(
                 passive: true,
                 ..QueueDeclare::default()
             };
-            requester.ask_method(channel, &declare)
+            requester.send_method(channel, &declare)
         }
     }
 }

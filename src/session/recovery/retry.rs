@@ -1,5 +1,5 @@
-//! What is missing is tried again: first on a connection of its own; what only the program's
-//! connection can have, then there.
+//! Retries what is missing: first on a separate connection; then, for what only the program's
+//! connection can have, on that.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -21,43 +21,43 @@ use crate::session::channel::consumers::RecordedConsumer;
 use crate::session::channel::ChannelState;
 use crate::wire::method::QueueDeclare;
 
-/// What is to be tried aside, each with what it is for.
+/// Trials for the separate connection, each with the key of its entity.
 pub(super) type Trials = Vec<(Key, Trial)>;
 
 impl Replay<'_> {
-    /// Tries everything that is due, or says how it is to be tried on a connection of its own.
+    /// Retries everything that is due on this connection, or returns a trial for the separate one.
     pub(super) fn retry(&mut self) -> Trials {
         let due = self.unrecovered.due();
         let is_due: HashSet<_> = due.iter().collect();
         let all = self.requester.shared.topology.lock().entities();
-        // The program may have deleted others meanwhile.
+        // The program may have deleted some of the missing entities meanwhile.
         let declared: HashSet<_> = all.iter().map(Key::of).collect();
-        let (mut trials, mut own) = (Vec::new(), Vec::new());
+        let (mut trials, mut exclusive) = (Vec::new(), Vec::new());
         for redeclare in all {
             let key = Key::of(&redeclare);
-            if !is_due.contains(&key) || self.unrecovered.lacks(&key) {
+            if !is_due.contains(&key) || self.unrecovered.lacks_dependency(&key) {
                 continue;
             }
             self.unrecovered.begin_trial(&key);
-            match self.is_own(&redeclare) {
-                // Another connection can learn nothing about it, and it does no harm.
+            match self.is_exclusive(&redeclare) {
+                // Another connection can learn nothing about it, and a refusal does no harm.
                 true if self.unrecovered.trouble(&key) == Some(Trouble::Refused) => {
-                    own.push(redeclare)
+                    exclusive.push(redeclare)
                 }
                 true => trials.push((key, Trial::StandIn(redeclare))),
                 false => trials.push((key, Trial::Declare(redeclare))),
             }
         }
-        self.declare_own(own);
+        self.declare_exclusive(exclusive);
         for key in due {
             match &key.entity {
                 Entity::Consumer { .. } => trials.extend(self.retry_consumer(key)),
                 _ if !declared.contains(&key) => self.unrecovered.forget(&key),
-                _ if self.unrecovered.lacks(&key) => self.unrecovered.postpone(&key),
+                _ if self.unrecovered.lacks_dependency(&key) => self.unrecovered.postpone(&key),
                 _ => {}
             }
         }
-        // There may not be time for all of them.
+        // There may not be time for all of them: begin with those that were retried least.
         trials.sort_by_key(|(key, _)| {
             let rank = match key.entity {
                 Entity::Exchange { .. } | Entity::Queue { .. } => 0,
@@ -69,35 +69,34 @@ impl Replay<'_> {
         trials
     }
 
-    /// Whether no other connection can declare it.
-    fn is_own(&self, redeclare: &RecordedEntity) -> bool {
+    /// Whether only this connection can declare the entity: an exclusive queue or a binding of one.
+    fn is_exclusive(&self, redeclare: &RecordedEntity) -> bool {
         match redeclare {
             RecordedEntity::Queue { declare, .. } => declare.exclusive,
-            RecordedEntity::BindQueue(bind) => self.is_queue(&bind.queue, |it| it.exclusive),
+            RecordedEntity::BindQueue(bind) => self.is_declared(&bind.queue, |it| it.exclusive),
             RecordedEntity::Exchange(_) | RecordedEntity::BindExchange(_) => false,
         }
     }
 
-    /// Whether this queue was declared here in such a way.
-    fn is_queue(&self, queue: &str, is_so: impl Fn(&QueueDeclare<'_>) -> bool) -> bool {
+    /// Whether this connection declared the queue, and with these properties.
+    fn is_declared(&self, queue: &str, has_properties: impl Fn(&QueueDeclare<'_>) -> bool) -> bool {
         let topology = self.requester.shared.topology.lock();
-        topology.declared_queue(queue).is_some_and(is_so)
+        topology.declared_queue(queue).is_some_and(has_properties)
     }
 
-    /// Declares this on the program's own connection.
-    fn declare_own(&mut self, own: Vec<RecordedEntity>) {
-        if let Err(error) = self.declare(own) {
+    fn declare_exclusive(&mut self, exclusive: Vec<RecordedEntity>) {
+        if let Err(error) = self.declare(exclusive) {
             let label = self.requester.shared.label();
-            log_line!(Debug, label, "trying again what is missing: {error}");
+            log_line!(Debug, label, "retrying what is missing failed: {error}");
         }
     }
 
-    fn missed(&self, key: &Key) -> Option<(Arc<ChannelState>, RecordedConsumer)> {
+    fn missing_consumer(&self, key: &Key) -> Option<(Arc<ChannelState>, RecordedConsumer)> {
         let Entity::Consumer { consumer_tag, .. } = &key.entity else {
             return None;
         };
-        let missed = self.unrecovered.consumer(key)?;
-        let channel = missed.channel.upgrade()?;
+        let missing = self.unrecovered.consumer(key)?;
+        let channel = missing.channel.upgrade()?;
         if channel.end.cause().is_some() {
             return None;
         }
@@ -106,23 +105,23 @@ impl Replay<'_> {
     }
 
     fn retry_consumer(&mut self, key: Key) -> Option<(Key, Trial)> {
-        let Some((_, recorded)) = self.missed(&key) else {
+        let Some((_, recorded)) = self.missing_consumer(&key) else {
             self.unrecovered.forget(&key);
             return None;
         };
-        if let Some(answer) = self.unrecovered.take_answer(&key) {
-            // The broker has answered at last; a refusal has ended its channel.
-            match answer {
-                Ok(_) => self.unrecovered.found(&key, &self.requester.shared),
+        if let Some(reply) = self.unrecovered.take_late_reply(&key) {
+            // The broker has replied at last. A refusal has ended the channel of the consumer.
+            match reply {
+                Ok(_) => self.unrecovered.recovered(&key, &self.requester.shared),
                 Err(_) => self.unrecovered.forget(&key),
             }
             return None;
         }
         self.unrecovered.begin_trial(&key);
         let queue = recorded.consume.queue.to_string();
-        if self.is_queue(&queue, |it| it.exclusive) {
-            // No other connection sees it.
-            match self.unrecovered.lacks(&key) {
+        if self.is_declared(&queue, |it| it.exclusive) {
+            // No other connection can use the queue.
+            match self.unrecovered.lacks_dependency(&key) {
                 true => self.unrecovered.postpone(&key),
                 false => self.begin_consumer(&key),
             }
@@ -130,15 +129,15 @@ impl Replay<'_> {
         }
         let trial = match self.unrecovered.trouble(&key)? {
             Trouble::Refused | Trouble::Lacking => Trial::Queue(queue),
-            // It would go with the consumer that tries it.
-            _ if self.is_queue(&queue, |it| it.auto_delete) => Trial::Queue(queue),
+            // The broker would delete the queue with the consumer of the trial.
+            _ if self.is_declared(&queue, |it| it.auto_delete) => Trial::Queue(queue),
             Trouble::Harmful | Trouble::Silent => Trial::Consume(recorded.consume),
         };
         Some((key, trial))
     }
 
-    /// Takes in what came of a trial.
-    pub(super) fn tried(&mut self, key: &Key, trial: Trial, verdict: Verdict) {
+    /// Applies the result of a trial.
+    pub(super) fn trial_done(&mut self, key: &Key, trial: Trial, verdict: Verdict) {
         match (verdict, trial) {
             (Verdict::Failed(trouble, error), _) => self.still_missing(key, trouble, error),
             (Verdict::OutOfTime, _) => self.unrecovered.begin_trial(key),
@@ -146,7 +145,7 @@ impl Replay<'_> {
                 log_line!(
                     Debug,
                     self.requester.shared.label(),
-                    "{} was not tried again: {error}",
+                    "{} was not retried: {error}",
                     key.entity
                 );
                 self.unrecovered.postpone(key);
@@ -154,13 +153,16 @@ impl Replay<'_> {
             (Verdict::Declared(reply), Trial::Declare(redeclare)) => {
                 self.declared(&redeclare, &reply);
             }
-            (Verdict::Harmless, Trial::StandIn(redeclare)) => self.try_own(key, redeclare),
-            (Verdict::Queue(count), _) => self.queue_looked_up(key, count),
+            (Verdict::Harmless, Trial::StandIn(redeclare)) => {
+                self.declare_after_stand_in(key, redeclare)
+            }
+            (Verdict::Queue(count), _) => self.queue_checked(key, count),
             (Verdict::Declared(_) | Verdict::Harmless, _) => {}
         }
     }
 
-    fn try_own(&mut self, key: &Key, redeclare: RecordedEntity) {
+    /// Declares an exclusive entity after its stand-in did no harm.
+    fn declare_after_stand_in(&mut self, key: &Key, redeclare: RecordedEntity) {
         if !self.requester.shared.topology.lock().contains(&redeclare) {
             return self.unrecovered.forget(key);
         }
@@ -180,7 +182,7 @@ impl Replay<'_> {
         }
     }
 
-    fn queue_looked_up(&mut self, key: &Key, count: Option<u32>) {
+    fn queue_checked(&mut self, key: &Key, count: Option<u32>) {
         let Entity::Consumer { queue, .. } = &key.entity else {
             return;
         };
@@ -190,7 +192,7 @@ impl Replay<'_> {
             .is_some_and(|it| it.waits_for_other);
         match count {
             None => {
-                self.miss_queue(queue);
+                self.queue_vanished(queue);
                 self.unrecovered.postpone(key);
             }
             Some(1..) if waits_for_other => self.unrecovered.postpone(key),
@@ -198,34 +200,35 @@ impl Replay<'_> {
         }
     }
 
-    /// The channel is in use again, and must not be closed by an attempt: so it is only made when
-    /// it looks good.
+    /// Begins the consumer on its channel. The program uses the channel again, and a refusal would
+    /// close it. So this is called only after a check that found nothing wrong.
     fn begin_consumer(&mut self, key: &Key) {
-        let Some((channel, recorded)) = self.missed(key) else {
+        let Some((channel, recorded)) = self.missing_consumer(key) else {
             return self.unrecovered.forget(key);
         };
-        let Some(asked) = self.consume(&channel, &recorded) else {
-            // It was cancelled, or the broker has not answered for it yet.
+        let Some(pending) = self.consume(&channel, &recorded) else {
+            // The consumer was cancelled, or its last `basic.consume` has no reply yet.
             return self.unrecovered.postpone(key);
         };
         let deadline = self.requester.within(self.entity_timeout());
-        match self.requester.answer(&channel, &asked, deadline) {
-            Ok(_) => self.unrecovered.found(key, &self.requester.shared),
+        match self.requester.wait_reply(&channel, &pending, deadline) {
+            Ok(_) => self.unrecovered.recovered(key, &self.requester.shared),
             Err(Failure::NoAnswer(error)) => {
-                self.miss(&channel, &recorded, Trouble::Silent, error, asked.ok());
+                self.consumer_missing(&channel, &recorded, Trouble::Silent, error, pending.ok());
             }
-            // Its channel has ended, and with it the consumer; or the connection is lost, and a
-            // consumer that costs it must not be asked for at once.
+            // Either the channel has ended, and the consumer with it. Or the connection is lost: a
+            // consumer that costs the connection must not be retried at once.
             Err(_) if self.unrecovered.is_left_out(key) => self.unrecovered.postpone(key),
             Err(_) => self.unrecovered.forget(key),
         }
     }
 
-    /// It went, with its bindings, after it was declared again: as an auto-delete queue does when the
-    /// broker notices late that the consumers of the lost connection are gone.
-    fn miss_queue(&mut self, name: &str) {
+    /// Notes that a queue vanished, with its bindings, after it was declared again. An auto-delete
+    /// queue does so when the broker notices late that the consumers of the lost connection are
+    /// gone.
+    fn queue_vanished(&mut self, name: &str) {
         let declared = self.requester.shared.topology.lock().entities();
-        let concerns_it = |it: &RecordedEntity| match Key::of(it).entity {
+        let is_affected = |it: &RecordedEntity| match Key::of(it).entity {
             Entity::Queue { name: queue } => queue == name,
             Entity::Binding { destination, .. } => {
                 matches!(it, RecordedEntity::BindQueue(_)) && destination == name
@@ -233,16 +236,16 @@ impl Replay<'_> {
             _ => false,
         };
         let options = &self.recovery.options.recovery;
-        for key in declared.iter().filter(|it| concerns_it(it)).map(Key::of) {
+        for key in declared.iter().filter(|it| is_affected(it)).map(Key::of) {
             if options.wants(&key.entity) {
-                self.unrecovered.insert_gone(key);
+                self.unrecovered.insert_vanished(key);
             }
         }
     }
 }
 
 impl Unrecovered {
-    /// Brings back what is missing, between recoveries.
+    /// A replay that retries what is missing, between recoveries.
     pub(super) fn replay<'a>(
         &'a mut self,
         recovery: &'a Recovery,
@@ -252,7 +255,7 @@ impl Unrecovered {
         let until = Deadline::after(Duration::MAX);
         let epoch = self.epoch;
         let mut replay = Replay::new(recovery, shared, epoch, until, self, blame);
-        replay.consumes = true;
+        replay.consumers_begun = true;
         replay
     }
 }

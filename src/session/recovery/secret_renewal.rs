@@ -1,4 +1,4 @@
-//! A secret that expires is renewed in time.
+//! Renews a secret that expires, before it does.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -13,15 +13,16 @@ use crate::options::ConnectionOptions;
 use crate::session::call;
 use crate::wire::method::{ConnectionUpdateSecret, LongString};
 
-/// The shortest and the longest time between two attempts to renew a secret.
+/// Bounds of the delay before a renewal.
 const MIN_DELAY: Duration = Duration::from_secs(1);
 const MAX_DELAY: Duration = Duration::from_secs(15);
 
-/// When the secret is to be renewed.
+/// When to renew the secret.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Renewal {
     expires: Deadline,
-    /// On which connection. Only this thread can bring back another, so nothing waits for that.
+    /// The epoch of the connection that uses the secret. The renewal waits for no later connection,
+    /// since only this thread can bring one back.
     epoch: u64,
     pub(super) next: Deadline,
 }
@@ -44,7 +45,7 @@ impl Renewal {
 }
 
 impl Renewal {
-    /// Asks for new credentials, and sends the secret. Returns when to do so again.
+    /// Asks the program for new credentials and sends the secret. Returns the next renewal, if any.
     pub(super) fn run(self, options: &ConnectionOptions, shared: &Arc<Shared>) -> Option<Self> {
         let epoch = self.epoch;
         match send_secret(options, shared, epoch) {
@@ -57,7 +58,8 @@ impl Renewal {
                 log_line!(
                     Warn,
                     shared.label(),
-                    "the secret is not renewed yet; it expires in {left:.0?}, and the next attempt follows in {next:.0?}: {error}"
+                    "renewing the secret failed; it expires in {left:.0?}, \
+                     the next attempt follows in {next:.0?}: {error}"
                 );
                 Some(renewal)
             }

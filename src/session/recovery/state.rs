@@ -1,4 +1,4 @@
-//! What a recovery has to know, over all sockets of one connection.
+//! The state of recovery, over all sockets of one connection.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
@@ -15,15 +15,15 @@ use crate::options::ConnectionOptions;
 use crate::session::channel::ChannelState;
 use crate::session::queue_names::QueueNames;
 
-/// What outlasts the sockets of one connection, beside its [`Shared`](crate::io_thread::Shared).
+/// Outlives the sockets of one connection, like its [`Shared`](crate::io_thread::Shared).
 pub(crate) struct Recovery {
     pub(super) options: ConnectionOptions,
-    /// By their numbers.
+    /// All channels that can come back, by number.
     pub(super) channels: Mutex<BTreeMap<u16, Weak<ChannelState>>>,
     pub(crate) queue_names: QueueNames,
-    /// What the program has given in the place of the password since.
+    /// The secret that replaced the password of `options`.
     pub(super) secret: Mutex<Option<String>>,
-    /// The thread has it while it runs.
+    /// The recovery thread holds this lock while it runs.
     pub(super) blame: Mutex<Blame>,
     pub(super) progress: Mutex<Progress>,
     pub(super) changed: Condvar,
@@ -31,21 +31,21 @@ pub(crate) struct Recovery {
 
 #[derive(Default)]
 pub(super) struct Progress {
-    /// There is a thread.
+    /// The recovery thread runs.
     pub(super) is_running: bool,
-    /// The cause of a loss that it has not seen yet.
+    /// The cause of a loss that the thread has not seen yet.
     pub(super) lost: Option<Error>,
-    /// Nothing comes back any more.
+    /// The connection has ended for good.
     pub(super) is_over: bool,
-    /// How long the connection holds, since it came back.
-    pub(super) holds: Option<Deadline>,
-    /// How often in a row it was lost again soon after it came back.
+    /// Measures the time since the last recovery.
+    pub(super) up_since: Option<Deadline>,
+    /// Number of losses in a row that came soon after a recovery.
     pub(super) relapses: u32,
-    /// When the secret is to be renewed.
+    /// When to renew the secret.
     pub(super) renewal: Option<Renewal>,
-    /// Another thread tries what is missing.
+    /// The retry thread runs.
     pub(super) is_trying: bool,
-    /// What came of that so far.
+    /// Its results so far.
     pub(super) verdicts: Vec<(Key, Trial, Verdict)>,
 }
 
@@ -62,7 +62,8 @@ impl Recovery {
         }
     }
 
-    /// The channel comes back, as long as it has handles. Under the outbox's lock.
+    /// Registers a channel. It comes back after a loss, as long as it has handles. Called under the
+    /// outbox's lock.
     pub(crate) fn enlist(&self, channel: &Arc<ChannelState>) {
         let mut channels = self.channels.lock();
         channels.insert(channel.number, Arc::downgrade(channel));
@@ -72,7 +73,7 @@ impl Recovery {
         *self.secret.lock() = Some(secret.to_owned());
     }
 
-    /// To connect with.
+    /// The options for the next connect, with the current secret.
     pub(super) fn options_now(&self) -> ConnectionOptions {
         let mut options = self.options.clone();
         if let Some(secret) = &*self.secret.lock() {
@@ -81,7 +82,7 @@ impl Recovery {
         options
     }
 
-    /// Those that have not ended.
+    /// The channels that have not ended.
     pub(super) fn channels(&self) -> Vec<Arc<ChannelState>> {
         let channels = self.channels.lock();
         let channels = channels.values().filter_map(Weak::upgrade);

@@ -1,4 +1,4 @@
-//! The thread that brings a connection back.
+//! The recovery thread: attempts to reconnect, retries what is missing, and renews the secret.
 
 use std::sync::Arc;
 use std::thread;
@@ -21,14 +21,14 @@ use crate::io_thread::socket::connect::{connect, Connected};
 use crate::io_thread::{Next, Recover, Shared};
 use crate::log_line::log_line;
 
-/// What the thread has to do.
+/// The next task of the thread.
 enum Task {
     Recover(Error),
-    /// Try again what is missing.
+    /// Retry what is missing.
     Retry,
     /// Renew the secret.
     Renew(Renewal),
-    /// Take in what came of that.
+    /// Apply the results of a retry.
     Tried(Vec<(Key, Trial, Verdict)>),
     Nothing,
 }
@@ -58,7 +58,7 @@ impl Recover for Recovery {
 }
 
 impl Recovery {
-    /// Starts the thread, unless it is there. Says whether it is.
+    /// Starts the thread unless it runs. Returns whether it runs.
     fn start(self: &Arc<Self>, progress: &mut Progress, shared: &Arc<Shared>) -> bool {
         if progress.is_running {
             return true;
@@ -71,13 +71,13 @@ impl Recovery {
             log_line!(
                 Error,
                 shared.label(),
-                "cannot start a thread that recovers the connection: {error}"
+                "cannot start the recovery thread: {error}"
             );
         }
         started.is_ok()
     }
 
-    /// The secret is valid for this long.
+    /// Renews the secret before `valid_for` is over. `None` means that the secret does not expire.
     pub(crate) fn renew_after(self: &Arc<Self>, shared: &Arc<Shared>, valid_for: Option<Duration>) {
         let Some(valid_for) = valid_for else { return };
         let mut progress = self.progress.lock();
@@ -90,11 +90,11 @@ impl Recovery {
 
     fn run(self: &Arc<Self>, shared: &Arc<Shared>) {
         if let Err(message) = panics::catch(|| self.work(shared)) {
-            // A fault of this crate, or of the program's SASL mechanism, filter or logger. No
-            // thread may wait for ever.
+            // A fault of this crate, or of the program's SASL mechanism, filter or logger. End the
+            // connection, so that no thread waits for ever.
             let thread = "recovery thread";
             shared.closed(Error::new(ErrorKind::Panicked { thread, message }));
-            // Now the IO thread finds the reason when it asks for a recovery that does not come.
+            // From now on the IO thread, when it asks for a recovery, learns that none follows.
             self.progress.lock().is_over = true;
             shared.outbox.abandon(shared.outbox.epoch());
         }
@@ -117,7 +117,7 @@ impl Recovery {
                 Task::Tried(verdicts) => {
                     let mut replay = unrecovered.replay(self, shared, blame);
                     for (key, trial, verdict) in verdicts {
-                        replay.tried(&key, trial, verdict);
+                        replay.trial_done(&key, trial, verdict);
                     }
                 }
                 Task::Recover(cause) => {
@@ -162,7 +162,7 @@ impl Recovery {
         }
     }
 
-    /// Tries this on another connection and another thread, since it can take its time.
+    /// Runs these trials on another thread and another connection, since they can take long.
     fn start_trials(self: &Arc<Self>, shared: &Arc<Shared>, trials: Trials) {
         if trials.is_empty() {
             return;
@@ -172,13 +172,13 @@ impl Recovery {
         let name = "leveret retry".to_owned();
         let started = thread::Builder::new().name(name).spawn(move || {
             let _trying = Trying(&recovery);
-            // What was not tried is tried the next time.
+            // After a panic, the next retry tries the rest.
             let tried = panics::catch(|| recovery.try_all(&program, trials));
             if let Err(message) = tried {
                 log_line!(
                     Error,
                     program.label(),
-                    "trying again what is missing: {message}"
+                    "the retry thread panicked: {message}"
                 );
             }
         });
@@ -186,7 +186,7 @@ impl Recovery {
             log_line!(
                 Error,
                 shared.label(),
-                "cannot start a thread that tries again what is missing: {error}"
+                "cannot start the retry thread: {error}"
             );
             self.progress.lock().is_trying = false;
         }
@@ -213,8 +213,8 @@ impl Recovery {
         }
     }
 
-    /// Attempts until one succeeds, or the program closes the connection. An error if that has to
-    /// end.
+    /// Makes attempts until one succeeds or the program closes the connection. Returns an error if
+    /// recovery gives up.
     fn recover(
         &self,
         shared: &Arc<Shared>,
@@ -223,7 +223,7 @@ impl Recovery {
         blame: &mut Blame,
     ) -> Result<()> {
         let options = &self.options.recovery;
-        blame.judge(&cause, shared);
+        blame.find_poison(&cause, shared);
         let mut outage = Outage::new(cause, self.relapses());
         loop {
             let delay = outage.delay(options)?;
@@ -243,7 +243,7 @@ impl Recovery {
             options_now.connect_timeout = options_now.connect_timeout.min(left);
             let attempted =
                 connect::<Mailboxes>(&options_now, shared.last()).and_then(|connected| {
-                    self.come_back(shared, connected, &mut outage, unrecovered, blame)
+                    self.replay_on(shared, connected, &mut outage, unrecovered, blame)
                 });
             match attempted {
                 _ if shared.outbox.end_cause().is_some() => return Ok(()),
@@ -256,20 +256,20 @@ impl Recovery {
         }
     }
 
-    /// How often in a row the connection was lost soon after it had come back: then there is little
-    /// hope that it holds the next time.
+    /// Returns the number of losses in a row that came soon after a recovery. After such a loss,
+    /// the next connection is likely to be lost soon, too.
     fn relapses(&self) -> u32 {
         let mut progress = self.progress.lock();
-        let soon = |held: Deadline| held.elapsed() < self.options.recovery.max_delay;
-        progress.relapses = match progress.holds.take().is_some_and(soon) {
+        let is_soon = |up_since: Deadline| up_since.elapsed() < self.options.recovery.max_delay;
+        progress.relapses = match progress.up_since.take().is_some_and(is_soon) {
             true => progress.relapses.saturating_add(1),
             false => 0,
         };
         progress.relapses
     }
 
-    /// Hands the connection to the IO thread, and does again on it what was done on the lost one.
-    fn come_back(
+    /// Hands the connection to the IO thread and runs the replay on it.
+    fn replay_on(
         &self,
         shared: &Arc<Shared>,
         connected: Connected<Mailboxes>,
@@ -285,35 +285,34 @@ impl Recovery {
         let until = outage.attempt_ends(&self.options.recovery);
         let mut replay = Replay::new(self, shared, epoch, until, unrecovered, blame);
         let replayed = replay.run();
-        let asked = replay.take_asked();
+        let pending = replay.take_pending();
         drop(replay);
         match &replayed {
-            Ok(()) if self.came_back(shared, epoch, outage) => {
+            Ok(()) if self.resume_callers(shared, epoch, outage) => {
                 unrecovered.epoch = epoch;
                 return Ok(());
             }
             Ok(()) => {}
             Err(_) => shared.outbox.abandon(epoch),
         }
-        let lost = self.wait_lost();
+        let lost = self.wait_for_loss();
         let cause = lost.or_else(|| replayed.err());
         let cause = cause.unwrap_or_else(|| Error::timed_out(until.duration()));
-        let guilty = unrecovered.blame(asked, &cause);
-        let has_hope = match guilty {
-            Some(key) => {
-                self.leave_out(key, &cause, unrecovered, shared);
+        let is_culprit_found = match unrecovered.blame(pending, &cause) {
+            Some(culprit) => {
+                self.insert_harmful(culprit, &cause, unrecovered, shared);
                 true
             }
-            None => blame.judge(&cause, shared),
+            None => blame.find_poison(&cause, shared),
         };
-        if has_hope {
-            outage.has_hope();
+        if is_culprit_found {
+            outage.reset_backoff();
         }
         Err(cause)
     }
 
-    /// The broker closes the connection for this.
-    fn leave_out(
+    /// Notes that the broker closes the connection for this entity.
+    fn insert_harmful(
         &self,
         key: Key,
         cause: &Error,
@@ -335,9 +334,9 @@ impl Recovery {
         }
     }
 
-    /// Waits until the IO thread has noticed the loss, and returns its cause; none if that was the
-    /// end.
-    fn wait_lost(&self) -> Option<Error> {
+    /// Waits until the IO thread has noticed the loss. Returns its cause, or `None` if the
+    /// connection has ended.
+    fn wait_for_loss(&self) -> Option<Error> {
         let mut progress = self.progress.lock();
         while progress.lost.is_none() && !progress.is_over {
             self.changed.wait(&mut progress);
@@ -345,18 +344,18 @@ impl Recovery {
         progress.lost.take()
     }
 
-    /// Lets callers go on. False if the connection was lost again before.
-    fn came_back(&self, shared: &Shared, epoch: u64, outage: &Outage) -> bool {
+    /// Lets callers go on. Returns false if the connection was lost again before.
+    fn resume_callers(&self, shared: &Shared, epoch: u64, outage: &Outage) -> bool {
         let after = outage.since.elapsed();
         let attempts = outage.attempts;
-        let tell = || {
+        let report = || {
             shared.counters.recovered();
             shared.tell(ConnectionEvent::Recovered { attempts, after });
         };
-        if !shared.outbox.recovered(epoch, tell) {
+        if !shared.outbox.recovered(epoch, report) {
             return false;
         }
-        self.progress.lock().holds = Some(Deadline::after(Duration::MAX));
+        self.progress.lock().up_since = Some(Deadline::after(Duration::MAX));
         shared.counters.tell_recovered(after);
         log_line!(
             Info,
@@ -368,7 +367,7 @@ impl Recovery {
     }
 }
 
-/// Notes that trying is over, whatever happens.
+/// Clears `is_trying` when the retry thread ends, also by a panic.
 struct Trying<'a>(&'a Recovery);
 
 impl Drop for Trying<'_> {

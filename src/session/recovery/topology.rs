@@ -1,11 +1,11 @@
-//! Exchanges, queues and bindings are declared again.
+//! Declares exchanges, queues and bindings again.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::replay::Replay;
-use super::requester::{ask, named_by_broker, Failure, PendingReply};
+use super::requester::{named_by_broker, send_declaration, Failure, PendingReply};
 use super::unrecovered::{entity, is_named, Key, Trouble};
 use crate::error::{Error, ErrorKind, ReplyCode, Result};
 use crate::events::{ConnectionEvent, Entity};
@@ -16,26 +16,26 @@ use crate::proto::{is_stream, RecordedEntity};
 use crate::session::channel::ChannelState;
 use crate::wire::method::Method;
 
-/// When a declaration has no answer for this long, the consumers are begun meanwhile.
+/// If a declaration has no reply for this long, the consumers are begun meanwhile.
 const STALL: Duration = Duration::from_millis(300);
 
-/// When a declaration has no answer in its time, this many channels are used for the others at
-/// once. RabbitMQ 4.3 closes the connection 30 seconds after the first one that it cannot answer.
+/// After one declaration has no reply in time, the others use up to this many channels at once.
+/// RabbitMQ 4.3 closes the connection 30 seconds after the first request that it cannot answer.
 const LANES: usize = 16;
 
-/// RabbitMQ holds an exclusive queue for the lost connection until it has noticed the loss.
+/// RabbitMQ locks an exclusive queue for the lost connection until it notices the loss.
 const LOCKED_FOR: Duration = Duration::from_secs(1);
 const LOCKED_RETRY: Duration = Duration::from_millis(20);
 
-/// What was asked on one channel, without waiting in between.
+/// Declarations that were sent on one channel, without waiting in between.
 struct Lane {
     channel: Arc<ChannelState>,
-    asked: VecDeque<(RecordedEntity, PendingReply)>,
+    pending: VecDeque<(RecordedEntity, PendingReply)>,
 }
 
 impl Lane {
-    fn left(self) -> Vec<RecordedEntity> {
-        self.asked
+    fn into_entities(self) -> Vec<RecordedEntity> {
+        self.pending
             .into_iter()
             .map(|(redeclare, _)| redeclare)
             .collect()
@@ -44,23 +44,23 @@ impl Lane {
 
 impl Replay<'_> {
     pub(super) fn declare_exchanges_and_queues(&mut self) -> Result<()> {
-        let wanted = self.wanted(|it| !it.is_binding());
+        let entities = self.to_redeclare(|it| !it.is_binding());
         self.waits_for_locked = true;
         let declared = self
-            .declare_all(wanted)
+            .declare_all(entities)
             .and_then(|()| self.declare_locked());
         self.waits_for_locked = false;
         declared
     }
 
     pub(super) fn declare_bindings(&mut self) -> Result<()> {
-        // Read only now, with the new names of queues.
-        let bindings = self.wanted(RecordedEntity::is_binding);
+        // Read the bindings only now: queues may have new names.
+        let bindings = self.to_redeclare(RecordedEntity::is_binding);
         let (lacking, bindings): (Vec<_>, Vec<_>) = bindings
             .into_iter()
-            .partition(|it| self.unrecovered.lacks_silent(&Key::of(it)));
+            .partition(|it| self.unrecovered.needs_silent(&Key::of(it)));
         for binding in lacking {
-            let error = Error::invalid("its queue or exchange is not there");
+            let error = Error::invalid("the broker does not answer for its queue or exchange");
             let shared = &self.requester.shared;
             self.unrecovered
                 .insert(Key::of(&binding), Trouble::Lacking, error, shared);
@@ -68,49 +68,55 @@ impl Replay<'_> {
         self.declare_all(bindings)
     }
 
-    /// What is to be declared again.
-    fn wanted(&self, is_one: impl Fn(&RecordedEntity) -> bool) -> Vec<RecordedEntity> {
+    /// The selected entities that this recovery declares again.
+    fn to_redeclare(&self, is_selected: impl Fn(&RecordedEntity) -> bool) -> Vec<RecordedEntity> {
         let mut all = self.requester.shared.topology.lock().entities();
         let options = &self.recovery.options.recovery;
         all.retain(|it| {
             let key = Key::of(it);
-            is_one(it) && !self.unrecovered.is_left_out(&key) && options.wants(&key.entity)
+            is_selected(it) && !self.unrecovered.is_left_out(&key) && options.wants(&key.entity)
         });
         all
     }
 
-    /// Declares all of this; what may have cost a connection alone, at last.
+    /// Declares all of these. Those that may have cost a connection follow at the end, one at a
+    /// time.
     fn declare_all(&mut self, all: Vec<RecordedEntity>) -> Result<()> {
         let (suspects, others): (Vec<_>, Vec<_>) = all
             .into_iter()
             .partition(|it| self.unrecovered.is_suspect(&Key::of(it)));
-        let mut hurry = None;
-        self.declare_in(others, &mut hurry)?;
+        let mut shared_deadline = None;
+        self.declare_in(others, &mut shared_deadline)?;
         suspects
             .into_iter()
-            .try_for_each(|it| self.declare_in(vec![it], &mut hurry))
+            .try_for_each(|it| self.declare_in(vec![it], &mut shared_deadline))
     }
 
-    /// Declares all of this, without waiting in between. If the broker closes the channel because
-    /// of one, it goes on after that one on a new channel. If the broker does not answer for one,
-    /// the others go to several channels, and have as much time together.
+    /// Declares all of these, without waiting in between. If the broker closes the channel because
+    /// of one of them, the rest follows on a new channel. If the broker does not answer for one,
+    /// the rest goes to several channels and shares one timeout.
     pub(super) fn declare(&mut self, all: Vec<RecordedEntity>) -> Result<()> {
         self.declare_in(all, &mut None)
     }
 
-    /// As [`declare`](Self::declare). After one without an answer `hurry` is when all must be done.
-    fn declare_in(&mut self, all: Vec<RecordedEntity>, hurry: &mut Option<Deadline>) -> Result<()> {
+    /// Like [`declare`](Self::declare). `shared_deadline` is set after the first one without a
+    /// reply.
+    fn declare_in(
+        &mut self,
+        all: Vec<RecordedEntity>,
+        shared_deadline: &mut Option<Deadline>,
+    ) -> Result<()> {
         let mut left = all;
         while !left.is_empty() {
-            if hurry.is_some_and(|it| it.remaining().is_zero()) {
+            if shared_deadline.is_some_and(|it| it.remaining().is_zero()) {
                 left.drain(..)
                     .for_each(|it| self.not_answered(Key::of(&it)));
                 break;
             }
-            let lanes = match self.ask_all(&mut left, hurry.map_or(1, |_| LANES)) {
+            let lanes = match self.send_all(&mut left, shared_deadline.map_or(1, |_| LANES)) {
                 Err(error) if is_exhausted(&error) => {
-                    // The program may hold all numbers, of channels that have ended. They may be
-                    // free later.
+                    // The program may hold all channel numbers for channels that have ended. Some
+                    // may be free later.
                     left.drain(..)
                         .for_each(|it| self.not_declared(Key::of(&it), error.clone()));
                     break;
@@ -118,68 +124,68 @@ impl Replay<'_> {
                 lanes => lanes?,
             };
             for lane in lanes {
-                left.extend(self.settle(lane, hurry)?);
+                left.extend(self.take_replies(lane, shared_deadline)?);
             }
         }
         Ok(())
     }
 
-    fn ask_all(&mut self, all: &mut Vec<RecordedEntity>, lanes: usize) -> Result<Vec<Lane>> {
-        let mut asked: Vec<Lane> = Vec::new();
-        // The program needs some, too.
+    fn send_all(&mut self, all: &mut Vec<RecordedEntity>, lanes: usize) -> Result<Vec<Lane>> {
+        let mut sent: Vec<Lane> = Vec::new();
+        // Leave half of the free channel numbers to the program.
         let free = usize::from(self.requester.shared.channel_numbers.free());
         let lanes = lanes.min(all.len()).min((free / 2).max(1));
-        while asked.len() < lanes {
-            match self.scratch(asked.len()) {
-                Ok(channel) => asked.push(Lane {
+        while sent.len() < lanes {
+            match self.scratch_channel(sent.len()) {
+                Ok(channel) => sent.push(Lane {
                     channel,
-                    asked: VecDeque::new(),
+                    pending: VecDeque::new(),
                 }),
-                Err(error) if is_exhausted(&error) && !asked.is_empty() => break,
+                Err(error) if is_exhausted(&error) && !sent.is_empty() => break,
                 Err(error) => return Err(error),
             }
         }
-        let per_lane = all.len().div_ceil(asked.len().max(1));
-        for lane in &mut asked {
+        let per_lane = all.len().div_ceil(sent.len().max(1));
+        for lane in &mut sent {
             for redeclare in all.drain(..per_lane.min(all.len())) {
                 let key = Key::of(&redeclare);
                 let is_gone = self.vanished.contains(&key);
-                let answer = ask(&self.requester, &lane.channel, &redeclare, is_gone);
-                self.asked.insert(key);
-                lane.asked.push_back((redeclare, answer));
+                let reply = send_declaration(&self.requester, &lane.channel, &redeclare, is_gone);
+                self.pending.insert(key);
+                lane.pending.push_back((redeclare, reply));
             }
         }
-        Ok(asked)
+        Ok(sent)
     }
 
-    /// Takes the answers of one channel, and returns what is to be asked again.
-    fn settle(
+    /// Takes the replies of one channel. Returns the entities to declare again.
+    fn take_replies(
         &mut self,
         mut lane: Lane,
-        hurry: &mut Option<Deadline>,
+        shared_deadline: &mut Option<Deadline>,
     ) -> Result<Vec<RecordedEntity>> {
-        while let Some((redeclare, answer)) = lane.asked.pop_front() {
+        while let Some((redeclare, pending)) = lane.pending.pop_front() {
             let key = Key::of(&redeclare);
-            let answer = match self.wait_for(&lane, &redeclare, answer, *hurry) {
+            let reply = match self.wait_for(&lane, &redeclare, pending, *shared_deadline) {
                 Err(Failure::Connection(error)) => return Err(error),
                 Err(Failure::NoAnswer(error)) if self.requester.is_over() => return Err(error),
-                answer => answer,
+                reply => reply,
             };
             self.answered(&key);
             self.stalled.clear();
-            match answer {
+            match reply {
                 Ok(reply) => self.declared(&redeclare, &reply),
                 Err(Failure::Refused(error)) => {
                     if asks_first(&redeclare) && self.vanished.insert(key) {
-                        self.missing_stream(&redeclare, &error);
-                        lane.asked.push_front((redeclare, Err(error)));
-                        return Ok(self.not_asked(lane));
+                        self.stream_missing(&redeclare, &error);
+                        lane.pending.push_front((redeclare, Err(error)));
+                        return Ok(self.take_rest(lane));
                     }
                     if let Some(gone) = self.take_gone(&redeclare, &error) {
-                        lane.asked.push_front((redeclare, Err(error)));
-                        return Ok([vec![gone], self.not_asked(lane)].concat());
+                        lane.pending.push_front((redeclare, Err(error)));
+                        return Ok([vec![gone], self.take_rest(lane)].concat());
                     }
-                    let lacking = take_lacking(&mut lane.asked, &redeclare, &error);
+                    let lacking = take_lacking(&mut lane.pending, &redeclare, &error);
                     self.refused(redeclare, error.clone());
                     for lacking in lacking {
                         let key = Key::of(&lacking);
@@ -187,44 +193,47 @@ impl Replay<'_> {
                         self.not_declared(key, error.clone());
                     }
                     if !self.requester.is_open(&lane.channel) {
-                        return Ok(self.not_asked(lane));
+                        return Ok(self.take_rest(lane));
                     }
                 }
                 Err(Failure::NoAnswer(_) | Failure::Connection(_)) => {
                     self.abandon(&lane.channel);
                     self.not_answered(key);
-                    hurry.get_or_insert_with(|| Deadline::after(self.entity_timeout()));
-                    return Ok(self.not_asked(lane));
+                    shared_deadline.get_or_insert_with(|| Deadline::after(self.entity_timeout()));
+                    return Ok(self.take_rest(lane));
                 }
                 Err(Failure::ChannelGone | Failure::NotAsked) => {
-                    lane.asked
+                    lane.pending
                         .push_front((redeclare, Err(self.requester.cause())));
-                    return Ok(self.not_asked(lane));
+                    return Ok(self.take_rest(lane));
                 }
             }
         }
         Ok(Vec::new())
     }
 
-    fn not_asked(&mut self, lane: Lane) -> Vec<RecordedEntity> {
-        let left = lane.left();
-        left.iter().for_each(|it| self.answered(&Key::of(it)));
-        left
+    /// Takes the entities of a lane that have no result yet, so that they can be sent again.
+    fn take_rest(&mut self, lane: Lane) -> Vec<RecordedEntity> {
+        let rest = lane.into_entities();
+        rest.iter().for_each(|it| self.answered(&Key::of(it)));
+        rest
     }
 
+    /// Waits for a reply. If it takes long, begins the consumers meanwhile.
     fn wait_for(
         &mut self,
         lane: &Lane,
         redeclare: &RecordedEntity,
-        answer: PendingReply,
-        hurry: Option<Deadline>,
+        pending: PendingReply,
+        shared_deadline: Option<Deadline>,
     ) -> Result<Reply, Failure> {
-        let deadline = hurry.unwrap_or_else(|| self.requester.within(self.entity_timeout()));
-        if !self.consumes && !self.requester.has_answer(&answer, STALL) {
+        let deadline =
+            shared_deadline.unwrap_or_else(|| self.requester.within(self.entity_timeout()));
+        if !self.consumers_begun && !self.requester.has_reply(&pending, STALL) {
             log_line!(
                 Warn,
                 self.requester.shared.label(),
-                "no answer for {} yet; consumers go on",
+                "no reply for {} yet; consumers that do not need it begin meanwhile",
                 entity(redeclare)
             );
             let key = Key::of(redeclare);
@@ -233,12 +242,13 @@ impl Replay<'_> {
             self.hold_back(redeclare, lane);
             self.consume_early().map_err(Failure::Connection)?;
         }
-        self.requester.answer(&lane.channel, &answer, deadline)
+        self.requester.wait_reply(&lane.channel, &pending, deadline)
     }
 
-    /// Consumers of queues that cannot be there yet have to wait for them.
+    /// Holds back the consumers of queues that may not exist yet: the stuck one, and those of
+    /// `lane` that can have gone with the lost connection.
     fn hold_back(&mut self, stuck: &RecordedEntity, lane: &Lane) {
-        let others = lane.asked.iter().map(|(redeclare, _)| redeclare);
+        let others = lane.pending.iter().map(|(redeclare, _)| redeclare);
         let is_temporary = |it: &&RecordedEntity| match it {
             RecordedEntity::Queue {
                 declare,
@@ -254,8 +264,8 @@ impl Replay<'_> {
         self.undeclared = names.collect();
     }
 
-    /// A stream that was deleted counts from 0 again, once it is declared.
-    fn missing_stream(&self, redeclare: &RecordedEntity, error: &Error) {
+    /// Tells the consumers of a stream that it was deleted. Once declared again, it counts from 0.
+    fn stream_missing(&self, redeclare: &RecordedEntity, error: &Error) {
         let Some(stream) = stream(redeclare).filter(|_| error.is_missing()) else {
             return;
         };
@@ -264,9 +274,10 @@ impl Replay<'_> {
         }
     }
 
-    /// What a binding lacks although it was declared: an auto-delete exchange or queue goes when the
-    /// broker notices, late, that the lost connection has gone with the last that was bound or
-    /// consumed there. It is declared once more, and no more than that.
+    /// Finds the exchange or queue that a refused binding lacks although it was declared. The
+    /// broker notices late that the lost connection is gone. Then it deletes an auto-delete
+    /// exchange or queue that the connection was the last to use. Returns each such entity once, to
+    /// declare it again.
     fn take_gone(&mut self, refused: &RecordedEntity, error: &Error) -> Option<RecordedEntity> {
         if !refused.is_binding() || error.reply_code() != Some(ReplyCode::NOT_FOUND) {
             return None;
@@ -279,14 +290,14 @@ impl Replay<'_> {
             } => is_named(error, &declare.queue),
             _ => false,
         };
-        let gone = self.wanted(is_gone).into_iter().next()?;
-        self.again.insert(entity(&gone)).then_some(gone)
+        let gone = self.to_redeclare(is_gone).into_iter().next()?;
+        self.redeclared.insert(entity(&gone)).then_some(gone)
     }
 
     pub(super) fn declared(&mut self, redeclare: &RecordedEntity, reply: &Reply) {
-        // By its old name, as it was missed.
+        // Use the old name, under which the entity was recorded as missing.
         self.unrecovered
-            .found(&Key::of(redeclare), &self.requester.shared);
+            .recovered(&Key::of(redeclare), &self.requester.shared);
         if let (
             RecordedEntity::Queue {
                 declare,
@@ -305,7 +316,7 @@ impl Replay<'_> {
         log_line!(
             Info,
             self.requester.shared.label(),
-            "queue {old:?} is now {new:?}"
+            "queue {old:?} was renamed to {new:?}"
         );
         self.unrecovered.queue_renamed(old, new);
         self.requester
@@ -336,8 +347,8 @@ impl Replay<'_> {
         }
     }
 
-    /// Tries again for exclusive queues that the broker still holds for the lost connection, so
-    /// that what is published to them meanwhile waits.
+    /// Retries exclusive queues that the broker still locks for the lost connection. Callers wait
+    /// meanwhile, so no message to these queues is lost.
     fn declare_locked(&mut self) -> Result<()> {
         let until = self.requester.within(LOCKED_FOR);
         while !self.locked.is_empty() {
@@ -373,12 +384,12 @@ pub(super) fn is_exhausted(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::ChannelsExhausted { .. })
 }
 
-/// Whether it is asked whether the broker still has it, before it is declared.
+/// Whether the replay asks passively whether this queue still exists, before it declares it.
 fn asks_first(redeclare: &RecordedEntity) -> bool {
     named_by_broker(redeclare).is_some() || stream(redeclare).is_some()
 }
 
-/// The name of a stream.
+/// The name of the queue, if it is a stream.
 fn stream(redeclare: &RecordedEntity) -> Option<&str> {
     match redeclare {
         RecordedEntity::Queue { declare, .. } if is_stream(declare) => Some(&declare.queue),
@@ -386,8 +397,9 @@ fn stream(redeclare: &RecordedEntity) -> Option<&str> {
     }
 }
 
+/// Takes the bindings that lack the same exchange or queue as the refused one.
 fn take_lacking(
-    left: &mut VecDeque<(RecordedEntity, PendingReply)>,
+    pending: &mut VecDeque<(RecordedEntity, PendingReply)>,
     refused: &RecordedEntity,
     error: &Error,
 ) -> Vec<RecordedEntity> {
@@ -416,9 +428,9 @@ fn take_lacking(
         } => (no_source && from == source) || (no_destination && to == destination),
         _ => false,
     };
-    let all = std::mem::take(left).into_iter();
+    let all = std::mem::take(pending).into_iter();
     let (lacking, others): (Vec<_>, Vec<_>) = all.partition(needs_it);
-    *left = others.into();
+    *pending = others.into();
     lacking
         .into_iter()
         .map(|(redeclare, _)| redeclare)

@@ -1,13 +1,13 @@
-//! Tries what is missing on a connection of its own, since it can hang or cost the connection.
+//! Trials: requests what is missing on a separate connection, since that can hang or cost the
+//! connection.
 
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 use std::vec::Drain;
 
-use super::requester::{ask, named_by_broker, Failure, Requester};
+use super::requester::{named_by_broker, send_declaration, Failure, Requester};
 use super::unrecovered::{is_close_by_broker, is_named, Key, Trouble};
-
 use crate::error::{Error, ErrorKind, ReplyCode, Result};
 use crate::events::Entity;
 use crate::io_thread::deadline::Deadline;
@@ -20,49 +20,50 @@ use crate::proto::{Delivered, RecordedEntity, Settling};
 use crate::wire::method::{BasicConsume, BasicQos, Method, QueueBind, QueueDeclare};
 use crate::wire::value::FieldTable;
 
-/// For how long things are tried in one go. RabbitMQ 4.3 ends the connection after 30 seconds when
-/// it cannot answer.
+/// How long one round of trials may take. RabbitMQ 4.3 closes the connection after 30 seconds if it
+/// cannot answer a request.
 const MAX_TIME: Duration = Duration::from_secs(20);
-/// How many connections one go may cost.
+/// How many connections one round may cost.
 const MAX_CONNECTIONS: u32 = 3;
 const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
 
-/// Something to be tried.
+/// What to try.
 pub(super) enum Trial {
+    /// Declare the entity.
     Declare(RecordedEntity),
-    /// Only the program's own connection can have it: an exclusive queue like it is tried, or a
-    /// binding of one that gets no messages.
+    /// Only the program's own connection can declare the entity. Try an exclusive queue like it, or
+    /// a binding that gets no messages.
     StandIn(RecordedEntity),
-    /// Whether the queue is there.
+    /// Check whether the queue exists.
     Queue(String),
-    /// Whether the queue is there and can be consumed from without harm.
+    /// Check whether the queue exists and whether consuming from it does harm.
     Consume(BasicConsume<'static>),
 }
 
-/// What came of it.
+/// The result of a trial.
 pub(super) enum Verdict {
-    /// It is there now.
+    /// The entity exists now.
     Declared(Reply),
-    /// The one like it did no harm.
+    /// The stand-in did no harm.
     Harmless,
     /// The number of consumers of the queue, if it exists.
     Queue(Option<u32>),
     Failed(Trouble, Error),
-    /// It was not tried, for lack of time.
+    /// Not tried, for lack of time.
     OutOfTime,
-    /// It was not tried, for lack of a connection.
+    /// Not tried, for lack of a connection.
     NotTried(Error),
 }
 
 pub(super) struct TrialConnection {
     options: ConnectionOptions,
-    /// Where the program's connection is.
-    here: Last,
+    /// The broker of the program's connection.
+    broker: Last,
     until: Deadline,
     connected: Option<Connected>,
     connections: u32,
-    /// What bindings were refused for because it does not exist.
-    lacking: Vec<Error>,
+    /// Errors of bindings whose exchange or queue does not exist.
+    not_found: Vec<Error>,
 }
 
 struct Connected {
@@ -72,24 +73,24 @@ struct Connected {
 
 impl Drop for Connected {
     fn drop(&mut self) {
-        let text = "what was missing was tried again";
-        // It fails only if the connection has ended.
+        let text = "trials of missing entities are over";
+        // This fails only if the connection has ended.
         let _ = self.shared.close(ReplyCode::SUCCESS, text, CLOSE_PATIENCE);
     }
 }
 
 impl TrialConnection {
-    pub(super) fn new(mut options: ConnectionOptions, here: Last) -> Self {
+    pub(super) fn new(mut options: ConnectionOptions, broker: Last) -> Self {
         options.connection_name.push_str(" (recovery)");
         options.recovery.is_on = false;
         options.metrics = None;
         Self {
             options,
-            here,
+            broker,
             until: Deadline::after(MAX_TIME),
             connected: None,
             connections: 0,
-            lacking: Vec::new(),
+            not_found: Vec::new(),
         }
     }
 
@@ -97,7 +98,7 @@ impl TrialConnection {
         if self.until.remaining().is_zero() {
             return Verdict::OutOfTime;
         }
-        if let Some(error) = self.lacks(key) {
+        if let Some(error) = self.known_refusal(key) {
             return Verdict::Failed(Trouble::Refused, error);
         }
         let timeout = self.options.recovery.entity_timeout;
@@ -114,8 +115,9 @@ impl TrialConnection {
         verdict.unwrap_or_else(|failure| self.failed(key, failure))
     }
 
-    /// Why this binding is refused, if others were refused for the same reason.
-    fn lacks(&self, key: &Key) -> Option<Error> {
+    /// The error for a binding that lacks the same exchange or queue as one that was refused
+    /// before.
+    fn known_refusal(&self, key: &Key) -> Option<Error> {
         let Entity::Binding {
             source,
             destination,
@@ -125,7 +127,7 @@ impl TrialConnection {
             return None;
         };
         let names_it = |error: &&Error| is_named(error, source) || is_named(error, destination);
-        self.lacking.iter().find(names_it).cloned()
+        self.not_found.iter().find(names_it).cloned()
     }
 
     fn requester(&mut self) -> Result<&mut Requester> {
@@ -133,7 +135,7 @@ impl TrialConnection {
         if !self.connected.as_ref().is_some_and(is_open) {
             self.connected = None;
             if self.connections >= MAX_CONNECTIONS {
-                let text = "others have cost the connections that this is tried on";
+                let text = "earlier trials cost all connections for trials";
                 return Err(Error::invalid(text));
             }
         }
@@ -148,7 +150,7 @@ impl TrialConnection {
     }
 
     fn open(&self) -> Result<Connected> {
-        let connected = connect::<Mailboxes>(&self.options, Some(self.here.clone()))?;
+        let connected = connect::<Mailboxes>(&self.options, Some(self.broker.clone()))?;
         let recovery = Arc::new(NoRecovery);
         let name = "leveret trial";
         let (shared, _) = io_thread::spawn(connected, &self.options, recovery, name)
@@ -162,12 +164,12 @@ impl TrialConnection {
             Failure::Refused(error) => {
                 let is_binding = matches!(key.entity, Entity::Binding { .. });
                 if is_binding && error.reply_code() == Some(ReplyCode::NOT_FOUND) {
-                    self.lacking.push(error.clone());
+                    self.not_found.push(error.clone());
                 }
                 Verdict::Failed(Trouble::Refused, error)
             }
             Failure::NoAnswer(error) => {
-                let doing = format!("waiting for the broker's answer for {}", key.entity);
+                let doing = format!("waiting for the broker's reply for {}", key.entity);
                 Verdict::Failed(Trouble::Silent, error.doing(doing))
             }
             Failure::Connection(error) => match is_close_by_broker(&error) {
@@ -175,7 +177,7 @@ impl TrialConnection {
                 false => Verdict::NotTried(error),
             },
             Failure::ChannelGone | Failure::NotAsked => {
-                Verdict::NotTried(Error::invalid("its channel has ended"))
+                Verdict::NotTried(Error::invalid("its channel ended"))
             }
         }
     }
@@ -187,18 +189,18 @@ fn declare(
     timeout: Duration,
 ) -> Result<Verdict, Failure> {
     let is_named_by_broker = named_by_broker(redeclare).is_some();
-    let declared = ask_alone(requester, redeclare, !is_named_by_broker, timeout);
+    let declared = declare_alone(requester, redeclare, !is_named_by_broker, timeout);
     let declared = match declared {
         Err(Failure::Refused(_)) if is_named_by_broker => {
-            ask_alone(requester, redeclare, true, timeout)
+            declare_alone(requester, redeclare, true, timeout)
         }
         declared => declared,
     };
     declared.map(Verdict::Declared)
 }
 
-/// Asks for an exclusive queue without a name; in the place of a binding, binds that by its name, so
-/// that it takes no message away from anyone.
+/// Declares an exclusive queue without a name. In place of a binding, binds such a queue to
+/// `amq.direct` by its name, so that it gets no messages.
 fn stand_in(
     requester: &mut Requester,
     redeclare: &RecordedEntity,
@@ -215,7 +217,7 @@ fn stand_in(
         declare,
         named_by_server: true,
     };
-    let reply = ask_alone(requester, &queue, true, timeout)?;
+    let reply = declare_alone(requester, &queue, true, timeout)?;
     if let (true, Reply::Method(Method::QueueDeclareOk(ok))) = (redeclare.is_binding(), reply) {
         let bind = QueueBind {
             routing_key: ok.queue.clone(),
@@ -223,36 +225,37 @@ fn stand_in(
             exchange: "amq.direct".into(),
             ..QueueBind::default()
         };
-        ask_alone(requester, &RecordedEntity::BindQueue(bind), true, timeout)?;
+        declare_alone(requester, &RecordedEntity::BindQueue(bind), true, timeout)?;
     }
     Ok(Verdict::Harmless)
 }
 
-fn ask_alone(
+/// Declares one entity and waits for the reply.
+fn declare_alone(
     requester: &mut Requester,
     redeclare: &RecordedEntity,
     is_gone: bool,
     timeout: Duration,
 ) -> Result<Reply, Failure> {
-    let channel = requester.channel(0).map_err(Failure::Connection)?;
-    let asked = ask(requester, &channel, redeclare, is_gone);
-    requester.answer_or_abandon(&channel, &asked, timeout)
+    let channel = requester.scratch_channel(0).map_err(Failure::Connection)?;
+    let pending = send_declaration(requester, &channel, redeclare, is_gone);
+    requester.reply_or_abandon(&channel, &pending, timeout)
 }
 
-/// The number of consumers of a queue, if it exists and can be used by this connection.
+/// Returns the number of consumers of a queue, if the queue exists and this connection may use it.
 fn queue_exists(
     requester: &mut Requester,
     name: &str,
     timeout: Duration,
 ) -> Result<Option<u32>, Failure> {
-    let channel = requester.channel(0).map_err(Failure::Connection)?;
+    let channel = requester.scratch_channel(0).map_err(Failure::Connection)?;
     let declare = QueueDeclare {
         queue: name.into(),
         passive: true,
         ..QueueDeclare::default()
     };
-    let asked = requester.ask_method(&channel, &declare);
-    match requester.answer_or_abandon(&channel, &asked, timeout) {
+    let pending = requester.send_method(&channel, &declare);
+    match requester.reply_or_abandon(&channel, &pending, timeout) {
         Ok(Reply::Method(Method::QueueDeclareOk(ok))) => Ok(Some(ok.consumer_count)),
         Ok(_) | Err(Failure::Refused(_)) => Ok(None),
         Err(Failure::ChannelGone | Failure::NotAsked) => queue_exists(requester, name, timeout),
@@ -260,7 +263,8 @@ fn queue_exists(
     }
 }
 
-/// A message that comes meanwhile goes back to its queue when the channel is closed.
+/// Consumes for a moment. A message that arrives meanwhile goes back to its queue when the channel
+/// closes.
 fn try_consume(
     requester: &mut Requester,
     consume: &BasicConsume<'static>,
@@ -270,19 +274,19 @@ fn try_consume(
     if count.is_none() {
         return Ok(Verdict::Queue(count));
     }
-    let channel = requester.channel(0).map_err(Failure::Connection)?;
+    let channel = requester.scratch_channel(0).map_err(Failure::Connection)?;
     let qos = BasicQos {
         prefetch_count: 1,
         ..BasicQos::default()
     };
-    let asked = requester.ask_method(&channel, &qos);
-    requester.answer(&channel, &asked, requester.within(timeout))?;
+    let pending = requester.send_method(&channel, &qos);
+    requester.wait_reply(&channel, &pending, requester.within(timeout))?;
     let consume = BasicConsume {
         no_ack: false,
         ..consume.clone()
     };
     let number = channel.number;
-    let asked = requester.ask(&channel, |frames, call| {
+    let pending = requester.send(&channel, |frames, call| {
         frames.method(&consume)?;
         frames.command(Command::Consume {
             channel: number,
@@ -293,9 +297,9 @@ fn try_consume(
         });
         Ok(())
     });
-    let answer = requester.answer(&channel, &asked, requester.within(timeout));
+    let reply = requester.wait_reply(&channel, &pending, requester.within(timeout));
     requester.abandon(&channel);
-    answer.map(|_| Verdict::Queue(count))
+    reply.map(|_| Verdict::Queue(count))
 }
 
 fn not_started(error: &io::Error) -> Error {
@@ -303,7 +307,7 @@ fn not_started(error: &io::Error) -> Error {
     Error::new(ErrorKind::ThreadNotStarted { kind })
 }
 
-/// Its connection is given up when it is lost.
+/// A lost connection for trials is not recovered.
 struct NoRecovery;
 
 impl Recover for NoRecovery {
@@ -311,14 +315,14 @@ impl Recover for NoRecovery {
         false
     }
 
-    fn lost(self: Arc<Self>, _link: &Arc<Shared>, _cause: &Error) -> bool {
+    fn lost(self: Arc<Self>, _shared: &Arc<Shared>, _cause: &Error) -> bool {
         false
     }
 
     fn ended(&self, _cause: &Error) {}
 }
 
-/// A consumer that is not interested in messages.
+/// A consumer that drops its messages.
 struct Discard;
 
 impl ConsumerMailbox for Discard {

@@ -1,4 +1,4 @@
-//! What could not be brought back, and when it is tried again.
+//! What could not be brought back, and when to retry it.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Weak};
@@ -18,18 +18,18 @@ use crate::proto::{encoded, RecordedEntity};
 use crate::session::channel::consumers::RecordedConsumer;
 use crate::session::channel::ChannelState;
 
-/// The first and the longest delay before something that costs a connection, or its time, is tried
-/// again. An upgrade or a failure of a node takes minutes.
-const FIRST_DELAY_OF_HARMFUL: Duration = Duration::from_secs(1);
-/// Something that is refused is tried again at most this often.
+/// The shortest delay before a retry of something that the broker refuses.
 const MIN_DELAY_OF_REFUSED: Duration = Duration::from_millis(100);
+/// The first and the longest delay before a retry of something that costs the connection, or its
+/// time. An upgrade or a failure of a node takes minutes.
+const FIRST_DELAY_OF_HARMFUL: Duration = Duration::from_secs(1);
 const MAX_DELAY_OF_HARMFUL: Duration = Duration::from_secs(300);
 
-/// Something that is brought back.
+/// Identifies an entity or consumer that a recovery brings back.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Key {
     pub(super) entity: Entity,
-    /// What tells it from others that are called the same.
+    /// Distinguishes entities with the same names.
     detail: Detail,
 }
 
@@ -38,8 +38,9 @@ enum Detail {
     None,
     /// The channel of a consumer, whose tag is unique only there.
     Channel(u16),
-    /// The arguments of a binding, as they are sent.
+    /// The encoded arguments of a binding to a queue.
     OfQueue(Vec<u8>),
+    /// The encoded arguments of a binding to an exchange.
     OfExchange(Vec<u8>),
 }
 
@@ -71,8 +72,8 @@ impl Key {
         }
     }
 
-    /// Whether it is asked for with this method.
-    fn is_asked_with(&self, method: &str) -> bool {
+    /// Whether this method creates it.
+    fn is_created_by(&self, method: &str) -> bool {
         match self.entity {
             Entity::Exchange { .. } => method == "exchange.declare",
             Entity::Queue { .. } => method == "queue.declare",
@@ -81,7 +82,7 @@ impl Key {
         }
     }
 
-    /// Whether it is a binding or a consumer of this exchange or queue.
+    /// Whether this is a binding or a consumer of the other, an exchange or queue.
     fn needs(&self, other: &Self) -> bool {
         let (Entity::Exchange { name } | Entity::Queue { name }) = &other.entity else {
             return false;
@@ -111,15 +112,15 @@ impl Key {
     }
 }
 
-/// What is wrong with something.
+/// Why something is missing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Trouble {
-    /// The broker refuses it. It is asked for on each new connection.
+    /// The broker refuses it. Each new connection tries it again.
     Refused,
-    /// The broker closes the connection for it. This and all below are left out of every recovery
-    /// until another connection has shown that they do no harm any more.
+    /// The broker closes the connection for it. Every recovery leaves out this and the following,
+    /// until a trial on another connection has shown that they do no harm any more.
     Harmful,
-    /// The broker does not answer.
+    /// The broker does not answer for it.
     Silent,
     /// The broker does not answer for its queue or exchange.
     Lacking,
@@ -127,28 +128,30 @@ pub(super) enum Trouble {
 
 struct Missed {
     trouble: Trouble,
-    /// How often it was tried again.
+    /// Number of retries.
     tries: u32,
+    /// When to retry.
     next: Deadline,
     consumer: Option<MissedConsumer>,
 }
 
 pub(super) struct MissedConsumer {
     pub(super) channel: Weak<ChannelState>,
-    /// The queue is another consumer's alone: that has to go first.
+    /// Another consumer uses the queue exclusively: that consumer must end first.
     pub(super) waits_for_other: bool,
-    /// Where the broker's answer comes, if it has not come in time.
-    answer: Option<Receiver<Result<Reply>>>,
+    /// The receiver of the broker's reply, if it did not arrive in time.
+    late_reply: Option<Receiver<Result<Reply>>>,
 }
 
-/// All that is missing, and what may be to blame for a loss.
+/// Everything that is missing, and what may be to blame for a loss.
 pub(super) struct Unrecovered {
     all: HashMap<Key, Missed>,
-    /// The broker has closed a connection when these were asked for together: the next time each
-    /// is asked for alone.
+    /// The broker closed a connection while these were pending together. The next replay requests
+    /// each of them alone.
     suspects: HashSet<Key>,
-    /// How often the connection had been lost when it came back. It may be lost again before this
-    /// thread is told: then nothing must be asked, since only this thread can bring it back.
+    /// The epoch of the last recovery, in which retries run. If the connection is lost again before
+    /// the recovery thread learns so, a request of this epoch fails. It must not wait for the next
+    /// connection, which only this thread can bring back.
     pub(super) epoch: u64,
     options: RecoveryOptions,
 }
@@ -163,12 +166,12 @@ impl Unrecovered {
         }
     }
 
-    /// Another connection: what was refused may not be refused there.
+    /// Begins the replay on a new connection, which may accept what was refused on the last one.
     pub(super) fn begin(&mut self) {
         self.all.retain(|_, it| it.trouble != Trouble::Refused);
         for missed in self.all.values_mut() {
             if let Some(consumer) = &mut missed.consumer {
-                consumer.answer = None;
+                consumer.late_reply = None;
             }
         }
     }
@@ -190,27 +193,27 @@ impl Unrecovered {
         self.all.get(key)?.consumer.as_ref()
     }
 
-    /// The broker's answer to a consumer that had none in its time.
-    pub(super) fn take_answer(&mut self, key: &Key) -> Option<Result<Reply>> {
+    /// Takes the reply for a consumer that had none in time, if it has arrived since.
+    pub(super) fn take_late_reply(&mut self, key: &Key) -> Option<Result<Reply>> {
         let consumer = self.all.get_mut(key)?.consumer.as_mut()?;
-        let answer = consumer.answer.as_ref()?.try_recv().ok()?;
-        consumer.answer = None;
-        Some(answer)
+        let reply = consumer.late_reply.as_ref()?.try_recv().ok()?;
+        consumer.late_reply = None;
+        Some(reply)
     }
 
-    /// Whether it is to be left out of recoveries.
+    /// Whether recoveries leave it out.
     pub(super) fn is_left_out(&self, key: &Key) -> bool {
         let missed = self.all.get(key);
         missed.is_some_and(|it| it.trouble != Trouble::Refused)
     }
 
     /// Whether the queue or exchange of this binding or consumer is missing.
-    pub(super) fn lacks(&self, key: &Key) -> bool {
+    pub(super) fn lacks_dependency(&self, key: &Key) -> bool {
         self.all.keys().any(|it| key.needs(it))
     }
 
-    /// As [`lacks`](Self::lacks), if the broker does not answer for that.
-    pub(super) fn lacks_silent(&self, key: &Key) -> bool {
+    /// Whether the broker does not answer for the queue or exchange of this binding or consumer.
+    pub(super) fn needs_silent(&self, key: &Key) -> bool {
         let mut all = self.all.iter();
         all.any(|(it, missed)| missed.trouble == Trouble::Silent && key.needs(it))
     }
@@ -223,20 +226,20 @@ impl Unrecovered {
         self.suspects.contains(key)
     }
 
-    /// It could not be brought back, or still cannot. The program is told the first time.
+    /// Notes that something could not be brought back. Reports it to the program the first time.
     pub(super) fn insert(&mut self, key: Key, trouble: Trouble, error: Error, shared: &Shared) {
         self.insert_with(key, trouble, error, None, shared);
     }
 
-    /// A consumer that could not be brought back. It waits if that can change by itself, else it
-    /// ends.
+    /// Notes that a consumer could not be brought back. It waits for retries if the cause can pass;
+    /// otherwise the consumer ends.
     pub(super) fn insert_consumer(
         &mut self,
         channel: &Arc<ChannelState>,
         recorded: &RecordedConsumer,
         trouble: Trouble,
         error: Error,
-        answer: Option<Receiver<Result<Reply>>>,
+        late_reply: Option<Receiver<Result<Reply>>>,
         shared: &Shared,
     ) {
         let key = Key::of_consumer(channel, recorded);
@@ -254,13 +257,13 @@ impl Unrecovered {
         }
         if !may_change {
             self.all.remove(&key);
-            tell_not_recovered(&key.entity, error.clone(), shared);
+            report_not_recovered(&key.entity, error.clone(), shared);
             return recorded.mailbox.ended(Some(error));
         }
         let consumer = MissedConsumer {
             channel: Arc::downgrade(channel),
             waits_for_other,
-            answer,
+            late_reply,
         };
         self.insert_with(key, trouble, error, Some(consumer), shared);
     }
@@ -292,7 +295,7 @@ impl Unrecovered {
             }
             return;
         }
-        tell_not_recovered(&key.entity, error, shared);
+        report_not_recovered(&key.entity, error, shared);
         let missed = Missed {
             trouble,
             tries: 0,
@@ -302,8 +305,8 @@ impl Unrecovered {
         self.all.insert(key, missed);
     }
 
-    /// It has gone after it was declared again, and is to be looked for at once.
-    pub(super) fn insert_gone(&mut self, key: Key) {
+    /// Notes that something vanished after it was declared again. It is retried at once.
+    pub(super) fn insert_vanished(&mut self, key: Key) {
         self.all.entry(key).or_insert_with(|| Missed {
             trouble: Trouble::Refused,
             tries: 0,
@@ -312,8 +315,8 @@ impl Unrecovered {
         });
     }
 
-    /// It is there. The program is told if it was told that it was missing.
-    pub(super) fn found(&mut self, key: &Key, shared: &Shared) {
+    /// Notes that something exists. If it was missing, reports it to the program.
+    pub(super) fn recovered(&mut self, key: &Key, shared: &Shared) {
         self.suspects.remove(key);
         if self.all.remove(key).is_none() {
             return;
@@ -323,62 +326,62 @@ impl Unrecovered {
                 missed.next = Deadline::after(Duration::ZERO);
             }
         }
-        tell_recovered(key.entity.clone(), shared);
+        report_recovered(key.entity.clone(), shared);
     }
 
-    /// Nothing waits for it any more.
+    /// Stops retrying something.
     pub(super) fn forget(&mut self, key: &Key) {
         self.all.remove(key);
     }
 
-    /// The broker has closed the connection, perhaps because of something that was asked and not
-    /// answered. If that was one thing alone, it is to blame; else each is asked for alone the next
-    /// time. Returns whom to blame.
-    pub(super) fn blame(&mut self, mut asked: Vec<Key>, cause: &Error) -> Option<Key> {
+    /// Decides which pending request cost the connection, if the broker closed it. A single one is
+    /// to blame, and is returned. Several become suspects: the next replay requests each of them
+    /// alone.
+    pub(super) fn blame(&mut self, mut pending: Vec<Key>, cause: &Error) -> Option<Key> {
         if !is_close_by_broker(cause) {
             return None;
         }
         if let Some(method) = cause.close_reason().and_then(|it| it.method) {
-            asked.retain(|it| it.is_asked_with(method));
+            pending.retain(|it| it.is_created_by(method));
         }
-        if let [guilty] = asked.as_slice() {
-            return Some(guilty.clone());
+        if let [culprit] = pending.as_slice() {
+            return Some(culprit.clone());
         }
-        self.suspects.extend(asked);
+        self.suspects.extend(pending);
         None
     }
 
-    /// When to try again. `None` if nothing is missing.
+    /// When to retry next. `None` if nothing is missing.
     pub(super) fn next_retry(&self) -> Option<Deadline> {
         let next = self.all.values().map(|it| it.next);
         next.min_by_key(Deadline::at)
     }
 
-    /// How often it was tried again.
+    /// Number of retries of this key.
     pub(super) fn tries(&self, key: &Key) -> u32 {
         self.all.get(key).map_or(0, |it| it.tries)
     }
 
-    /// What is to be tried again by now. If something is that was refused, then all of that kind, on
-    /// one connection.
+    /// What is due for a retry. If something that was refused is due, returns all of that kind, so
+    /// that they share a connection.
     pub(super) fn due(&self) -> Vec<Key> {
         let is_due = |it: &Missed| it.next.remaining().is_zero();
         let is_mild = |it: &Missed| matches!(it.trouble, Trouble::Refused | Trouble::Lacking);
         let any_mild = self.all.values().any(|it| is_mild(it) && is_due(it));
-        let is_wanted = |it: &Missed| is_due(it) || (any_mild && is_mild(it));
-        let due = self.all.iter().filter(|(_, it)| is_wanted(it));
+        let is_included = |it: &Missed| is_due(it) || (any_mild && is_mild(it));
+        let due = self.all.iter().filter(|(_, it)| is_included(it));
         due.map(|(key, _)| key.clone()).collect()
     }
 
-    /// It is being tried, or was not for lack of time. It is tried again later, unless there is a
-    /// result before.
+    /// Schedules the next retry. Called when a trial begins, in case it brings no result, and when
+    /// there was no time for it.
     pub(super) fn begin_trial(&mut self, key: &Key) {
         if let Some(missed) = self.all.get_mut(key) {
             missed.next = delay(missed.trouble, missed.tries, &self.options);
         }
     }
 
-    /// It was not tried after all.
+    /// Counts a retry that did not take place, and schedules the next one.
     pub(super) fn postpone(&mut self, key: &Key) {
         if let Some(missed) = self.all.get_mut(key) {
             missed.tries = missed.tries.saturating_add(1);
@@ -387,8 +390,8 @@ impl Unrecovered {
     }
 }
 
-/// Whether the broker has closed the connection, perhaps because of something that it was asked; it
-/// is not about to stop, and no operator has closed the connection.
+/// Whether the broker closed the connection, perhaps because of a request. Excludes a broker that
+/// stops and an operator who closes the connection.
 pub(super) fn is_close_by_broker(error: &Error) -> bool {
     match error.kind() {
         ErrorKind::ConnectionClosed(reason) => {
@@ -432,17 +435,18 @@ pub(super) fn entity(redeclare: &RecordedEntity) -> Entity {
     }
 }
 
-fn tell_not_recovered(entity: &Entity, error: Error, shared: &Shared) {
+fn report_not_recovered(entity: &Entity, error: Error, shared: &Shared) {
     log_line!(Warn, shared.label(), "{entity} was not recovered: {error}");
     let entity = entity.clone();
     shared.tell(ConnectionEvent::NotRecovered { entity, error });
 }
 
-fn tell_recovered(entity: Entity, shared: &Shared) {
-    log_line!(Info, shared.label(), "{entity} is there again");
+fn report_recovered(entity: Entity, shared: &Shared) {
+    log_line!(Info, shared.label(), "{entity} was recovered");
     shared.tell(ConnectionEvent::RecoveredLater { entity });
 }
 
+/// Whether the broker's error text names this exchange or queue.
 pub(super) fn is_named(error: &Error, name: &str) -> bool {
     let reason = error.close_reason();
     reason.is_some_and(|reason| reason.text.contains(&format!("'{name}'")))
@@ -466,7 +470,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_harm_is_tried_again_after_seconds_and_then_after_minutes() {
+    fn delays_of_harmful_entities_grow_from_seconds_to_minutes() {
         let options = RecoveryOptions::default();
         let seconds = |tries| {
             let delay = delay(Trouble::Harmful, tries, &options);
@@ -480,22 +484,22 @@ mod tests {
     }
 
     #[test]
-    fn one_that_was_asked_alone_is_to_blame_and_several_are_suspects() {
+    fn a_single_pending_request_is_to_blame_and_several_become_suspects() {
         let (one, other) = (queue("one"), queue("other"));
         let mut unrecovered = Unrecovered::new(&RecoveryOptions::default());
         let both = || vec![one.clone(), other.clone()];
-        // An operator, or a broker that stops.
+        // An operator closed the connection, or the broker stops.
         assert_eq!(
             unrecovered.blame(vec![one.clone()], &closed(320, 0, 0)),
             None
         );
-        // For something else.
+        // Closed because of another method.
         let publishing = closed(541, 60, 40);
         assert_eq!(unrecovered.blame(vec![one.clone()], &publishing), None);
         assert!(!unrecovered.is_suspect(&one));
         assert_eq!(unrecovered.blame(both(), &closed(541, 0, 0)), None);
         assert!(unrecovered.is_suspect(&one) && unrecovered.is_suspect(&other));
-        let guilty = unrecovered.blame(vec![other.clone()], &closed(541, 50, 10));
-        assert_eq!(guilty, Some(other));
+        let culprit = unrecovered.blame(vec![other.clone()], &closed(541, 50, 10));
+        assert_eq!(culprit, Some(other));
     }
 }
