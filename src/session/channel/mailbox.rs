@@ -172,10 +172,10 @@ impl ChannelMailbox for ChannelState {
         });
     }
 
-    fn broker_replied(&self, asked: Option<&Method<'_>>) {
+    fn broker_replied(&self, method: Option<&Method<'_>>) {
         self.delivery_tags.broker_replied();
-        if let Some(asked @ (Method::TxSelect(_) | Method::BasicQos(_))) = asked {
-            self.shared.outbox.change(|| self.settings.done(asked));
+        if let Some(method @ (Method::TxSelect(_) | Method::BasicQos(_))) = method {
+            self.shared.outbox.change(|| self.settings.done(method));
         }
     }
 

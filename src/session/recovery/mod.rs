@@ -1,8 +1,8 @@
 //! Recovery: reconnects after a loss and replays what was lost with the connection.
 //!
 //! One thread per connection does this, with blocking calls like any thread of the program. The
-//! outbox admits its calls while all other callers wait. It knows channels, consumers and recorded
-//! declarations, but no handle. `Recovery::lost` starts the thread.
+//! outbox admits its calls while all other callers wait. The folder knows channels, consumers and
+//! recorded declarations, but no handle. `Recovery::lost` starts the thread.
 //!
 //! - `thread.rs`: the thread's loop; `outage.rs`: delays and limits of the attempts
 //! - `replay.rs`: replays on the new connection, in order. Its steps: `topology.rs` (exchanges,

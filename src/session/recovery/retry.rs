@@ -1,5 +1,5 @@
-//! Retries what is missing: first on a separate connection; then, for what only the program's
-//! connection can have, on that.
+//! Retries what is missing: first on a separate connection, since a retry can do harm. What only
+//! the program's connection can have is then retried on that.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -201,7 +201,7 @@ impl Replay<'_> {
     }
 
     /// Begins the consumer on its channel. The program uses the channel again, and a refusal would
-    /// close it. So this is called only after a check that found nothing wrong.
+    /// close it. So call this only when success is likely.
     fn begin_consumer(&mut self, key: &Key) {
         let Some((channel, recorded)) = self.missing_consumer(key) else {
             return self.unrecovered.forget(key);

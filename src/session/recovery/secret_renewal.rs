@@ -13,7 +13,7 @@ use crate::options::ConnectionOptions;
 use crate::session::call;
 use crate::wire::method::{ConnectionUpdateSecret, LongString};
 
-/// Bounds of the delay before a renewal.
+/// The shortest delay before a renewal, and the longest one after a failed renewal.
 const MIN_DELAY: Duration = Duration::from_secs(1);
 const MAX_DELAY: Duration = Duration::from_secs(15);
 
