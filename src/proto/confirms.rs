@@ -1,7 +1,8 @@
-//! Which published messages the broker has not answered for, and which it has returned.
+//! Tracks which published messages wait for a confirm, and which the broker has returned.
 //!
-//! In confirm mode the broker counts the messages of a channel and answers for each number, in any order, and for many
-//! at once. A message that it cannot route it returns first, without its number, and then confirms it.
+//! In confirm mode, the broker counts the messages of a channel and answers each number, in any
+//! order, often several at once. If it cannot route a mandatory message, it first returns the
+//! message, without its number, and then confirms it.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -16,18 +17,20 @@ struct Unanswered<M: Mailboxes> {
     returned: Option<Box<Returned>>,
 }
 
-/// The messages of one channel, by their tags: the broker counts what it gets on this connection from 1. The sequence
-/// numbers go on over several connections, and some of those published again may be missing in between.
+/// The unconfirmed messages of one channel, by tag. The tag counts the channel's messages on this
+/// connection, from 1. Sequence numbers keep increasing across reconnects, and may have gaps among
+/// the messages published again.
 pub(super) struct Confirms<M: Mailboxes> {
     /// The tag of the last message.
     published: u64,
-    /// Its sequence number.
+    /// The sequence number of the last message.
     last: u64,
-    /// In the order of their tags. An answered one leaves a hole, unless it stands at the front.
+    /// In the order of the tags. An answered message leaves a hole, unless it is at the front.
     waiting: VecDeque<(u64, Option<Unanswered<M>>)>,
     holes: usize,
     returned: ReturnedLike,
-    /// The last message of which one came back. The broker works in order, so the next one is likely behind it.
+    /// The tag of the last message that matched a returned one. The broker works in order, so the
+    /// next returned message is probably a later one.
     last_returned: u64,
 }
 
@@ -53,20 +56,21 @@ impl<M: Mailboxes> Confirms<M> {
         self.waiting.push_back((self.published, Some(unanswered)));
     }
 
-    /// Takes in a returned message; gives it back if it is none of these.
+    /// Stores a returned message until its confirm comes. Gives the message back if it matches none
+    /// of the unconfirmed messages.
     pub(super) fn take_returned(&mut self, returned: Returned) -> Option<Returned> {
         let fingerprint = Fingerprint::of(&returned.content);
-        let next = self.most_like(fingerprint, self.place_of(self.last_returned + 1));
+        let next = self.best_match(fingerprint, self.place_of(self.last_returned + 1));
         let found = match next {
             Some((_, _, Match::Whole)) => next,
-            // If nothing is more like it, then rather one of which none came back.
-            _ => match (next, self.most_like(fingerprint, 0)) {
+            // On a tie, prefer a message after the last returned one.
+            _ => match (next, self.best_match(fingerprint, 0)) {
                 (Some(next), Some(any)) if next.2 >= any.2 => Some(next),
                 (_, any) => any,
             },
         };
         match found {
-            // A message comes back once.
+            // The broker returns each message at most once.
             Some((tag, fingerprint, _)) if self.returned.count < self.unanswered() => {
                 self.last_returned = tag;
                 self.returned.push(fingerprint, returned);
@@ -76,27 +80,27 @@ impl<M: Mailboxes> Confirms<M> {
         }
     }
 
-    /// The first of those from `place` on that are most like the returned one.
-    fn most_like(&self, returned: Fingerprint, place: usize) -> Option<(u64, Fingerprint, Match)> {
+    /// The first of the messages from `place` on that match the returned one best.
+    fn best_match(&self, returned: Fingerprint, place: usize) -> Option<(u64, Fingerprint, Match)> {
         let mut best: Option<(u64, Fingerprint, Match)> = None;
         for (tag, unanswered) in self.waiting.range(place..) {
             let fingerprint = unanswered.as_ref().and_then(|it| it.published.fingerprint);
-            let Some((fingerprint, likeness)) =
-                fingerprint.and_then(|it| Some((it, it.likeness(returned)?)))
+            let Some((fingerprint, matched)) =
+                fingerprint.and_then(|it| Some((it, it.compare(returned)?)))
             else {
                 continue;
             };
-            if best.map_or(true, |(_, _, best)| likeness > best) {
-                best = Some((*tag, fingerprint, likeness));
+            if best.map_or(true, |(_, _, best)| matched > best) {
+                best = Some((*tag, fingerprint, matched));
             }
-            if likeness == Match::Whole {
+            if matched == Match::Whole {
                 break;
             }
         }
         best
     }
 
-    /// Takes in an answer. Numbers that were never published, or were answered before, are ignored.
+    /// Handles a confirm or nack. Ignores tags that were never published or are already answered.
     pub(super) fn answer(
         &mut self,
         answer: Answer,
@@ -108,7 +112,7 @@ impl<M: Mailboxes> Confirms<M> {
             multiple,
             nack,
         } = answer;
-        // "Zero, multiple" means all that are waiting.
+        // Tag zero with `multiple` means all unconfirmed messages.
         let tag = match tag {
             0 if multiple => self.published,
             tag => tag,
@@ -117,7 +121,7 @@ impl<M: Mailboxes> Confirms<M> {
             log_line!(
                 Warn,
                 effects.label,
-                "the broker answers for message {tag}, {} were published",
+                "the broker answered message {tag}, but only {} were published",
                 self.published
             );
             return;
@@ -155,7 +159,7 @@ impl<M: Mailboxes> Confirms<M> {
         self.waiting.len() - self.holes
     }
 
-    /// All sequence numbers up to this are answered.
+    /// The last sequence number up to which all messages are answered.
     fn answered_to(&self) -> u64 {
         let front = self
             .waiting
@@ -164,7 +168,8 @@ impl<M: Mailboxes> Confirms<M> {
         front.map_or(self.last, |it| it.published.sequence_number - 1)
     }
 
-    /// The sequence number of the message with this tag; of an answered one it is only known from those behind it.
+    /// The sequence number of the message with this tag. For an answered message, this counts back
+    /// from the next unanswered one.
     fn number_of(&self, tag: u64) -> u64 {
         let next = self.waiting.range(self.place_of(tag)..);
         let mut next = next.filter_map(|(tag, waiting)| Some((*tag, waiting.as_ref()?)));
@@ -176,9 +181,9 @@ impl<M: Mailboxes> Confirms<M> {
         number.saturating_sub(known - tag)
     }
 
-    /// Finds out which messages have come back, among those that are answered now. The broker returns a message when
-    /// it works on it, and then answers for it at once: earlier ones that it has finished meanwhile can be answered in
-    /// the same go, later ones cannot.
+    /// Assigns the stored returned messages to the messages that this answer covers. The broker
+    /// returns a message while it handles the message, and answers it right after. The same answer
+    /// can cover earlier messages, but no later ones, so the search starts with the last one.
     fn assign_returned(&mut self, tag: u64, multiple: bool) {
         if self.returned.count == 0 {
             return;
@@ -190,7 +195,7 @@ impl<M: Mailboxes> Confirms<M> {
         }
     }
 
-    /// Where this tag stands, or the first one behind it.
+    /// The index of this tag, or else of the first later one.
     fn place_of(&self, tag: u64) -> usize {
         match self.waiting.front() {
             Some(&(front, _)) if tag <= front => 0,
@@ -204,7 +209,7 @@ impl<M: Mailboxes> Confirms<M> {
         (found == tag).then_some(place)
     }
 
-    /// Answers the message at this place.
+    /// Reports the outcome of the message at this index.
     fn take_at(
         &mut self,
         place: usize,
@@ -227,7 +232,7 @@ impl<M: Mailboxes> Confirms<M> {
         }
     }
 
-    /// Drops the holes at the front, and all of them when they are most of what is kept.
+    /// Drops the holes at the front. Drops all holes once they outnumber the waiting messages.
     fn forget_answered(&mut self) {
         while let Some((_, None)) = self.waiting.front() {
             self.waiting.pop_front();
@@ -248,7 +253,7 @@ impl<M: Mailboxes> Confirms<M> {
         }
     }
 
-    /// No more answers will come.
+    /// Reports all unconfirmed messages as returned or lost: no more confirms will come.
     pub(super) fn end(mut self, cause: &Error, channel: &M::Channel, effects: &mut Effects<M>) {
         for (_, unanswered) in &mut self.waiting {
             take_back(&mut self.returned, unanswered);
@@ -263,17 +268,17 @@ impl<M: Mailboxes> Confirms<M> {
     }
 }
 
-/// Returned messages that look like a waiting one of this identity. Their answer tells which of
-/// them it was.
+/// Returned messages, by the fingerprint of the unconfirmed message that they match. If several
+/// messages have the same fingerprint, the confirm tells which of them was returned.
 #[derive(Default)]
 struct ReturnedLike {
-    by_identity: HashMap<Fingerprint, Vec<Returned>>,
+    by_fingerprint: HashMap<Fingerprint, Vec<Returned>>,
     count: usize,
 }
 
 impl ReturnedLike {
     fn push(&mut self, fingerprint: Fingerprint, returned: Returned) {
-        self.by_identity
+        self.by_fingerprint
             .entry(fingerprint)
             .or_default()
             .push(returned);
@@ -281,17 +286,17 @@ impl ReturnedLike {
     }
 
     fn pop(&mut self, fingerprint: &Fingerprint) -> Option<Returned> {
-        let like_it = self.by_identity.get_mut(fingerprint)?;
-        let last = like_it.pop();
+        let matching = self.by_fingerprint.get_mut(fingerprint)?;
+        let last = matching.pop();
         self.count -= usize::from(last.is_some());
-        if like_it.is_empty() {
-            self.by_identity.remove(fingerprint);
+        if matching.is_empty() {
+            self.by_fingerprint.remove(fingerprint);
         }
         last
     }
 }
 
-/// Gives a message that looks like this one back to it.
+/// Assigns a returned message with the same fingerprint to this message, if one is stored.
 fn take_back<M: Mailboxes>(returned: &mut ReturnedLike, unanswered: &mut Option<Unanswered<M>>) {
     let Some(unanswered) = unanswered else { return };
     let Some(fingerprint) = unanswered.published.fingerprint else {
@@ -300,7 +305,7 @@ fn take_back<M: Mailboxes>(returned: &mut ReturnedLike, unanswered: &mut Option<
     unanswered.returned = returned.pop(&fingerprint).map(Box::new);
 }
 
-/// Tells what became of a message: to whoever wants to know just that, or to its channel what it has to know.
+/// Reports the outcome of a message to its `Confirm`, or else to its channel.
 fn tell<M: Mailboxes>(
     unanswered: Unanswered<M>,
     channel: &M::Channel,
@@ -333,7 +338,7 @@ fn tell<M: Mailboxes>(
             channel,
             sequence_number,
         }),
-        // It learns the count of the confirmed ones.
+        // `Event::Confirm` covers confirmed messages.
         (None, Outcome::Confirmed | Outcome::Lost { .. }) => {}
     }
 }

@@ -1,9 +1,9 @@
-//! How a message is recognised when the broker returns it.
+//! Recognises a published message when the broker returns it.
 
 use crate::wire::content::Content;
 
-/// A message in three fingerprints, together of 96 bits. A returned message carries no number, but it is, byte for byte, what was
-/// published; unless something on its way changed its properties.
+/// Identifies a message by three hashes, 96 bits in total. A returned message carries no number.
+/// It equals the published one byte for byte, unless the broker or a plugin changed its properties.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Fingerprint {
     names: u32,
@@ -11,29 +11,29 @@ pub(crate) struct Fingerprint {
     body: u32,
 }
 
-/// How much of two identities is equal; ordered.
+/// How well two fingerprints match, from worst to best.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Match {
-    /// All but the properties, which a broker or its plugins may change.
+    /// All but the properties match. A broker or its plugins may change those.
     NamesAndBody,
     Whole,
 }
 
 impl Fingerprint {
-    /// Without properties, which are encoded last.
+    /// A fingerprint without properties. The caller encodes those last, and then adds them.
     pub(crate) fn new(exchange: &str, routing_key: &str, body: &[u8]) -> Self {
-        let names = fingerprint(exchange.as_bytes()).rotate_left(1);
+        let names = hash(exchange.as_bytes()).rotate_left(1);
         Self {
-            names: names ^ fingerprint(routing_key.as_bytes()),
+            names: names ^ hash(routing_key.as_bytes()),
             properties: 0,
-            body: fingerprint(body),
+            body: hash(body),
         }
     }
 
-    /// With the properties as they are sent.
+    /// Adds the properties, as sent.
     pub(crate) fn with_properties(self, encoded: &[u8]) -> Self {
         Self {
-            properties: fingerprint(encoded),
+            properties: hash(encoded),
             ..self
         }
     }
@@ -43,8 +43,8 @@ impl Fingerprint {
             .with_properties(content.encoded_properties())
     }
 
-    /// Nothing if it cannot be the same message.
-    pub(super) fn likeness(self, other: Self) -> Option<Match> {
+    /// `None` if the two cannot be the same message.
+    pub(super) fn compare(self, other: Self) -> Option<Match> {
         if self.names != other.names || self.body != other.body {
             return None;
         }
@@ -55,12 +55,13 @@ impl Fingerprint {
     }
 }
 
-/// A hash of 32 bits, for what the program itself has made: it need not resist attacks, but it is taken of every
-/// mandatory message, so it has to be about as fast as copying. Four words at a time keep the multiplier busy.
-fn fingerprint(bytes: &[u8]) -> u32 {
-    // Both halves of the product, so that high bits count as much as low ones.
-    let mix = |hash: u64, word: u64| {
-        let product = u128::from(hash ^ word) * 0x9e37_79b9_7f4a_7c15;
+/// A 32-bit hash. The program makes its own messages, so the hash need not resist attacks. Each
+/// mandatory message is hashed, so hashing has to be about as fast as copying. Four words at a time
+/// keep the multiplier busy.
+fn hash(bytes: &[u8]) -> u32 {
+    // Mix both halves of the product, so that high bits count as much as low bits.
+    let mix = |state: u64, word: u64| {
+        let product = u128::from(state ^ word) * 0x9e37_79b9_7f4a_7c15;
         (product >> 64) as u64 ^ product as u64
     };
     let mut lanes = [1, 2, 3, 4];
@@ -75,7 +76,7 @@ fn fingerprint(bytes: &[u8]) -> u32 {
     mix(all, bytes.len() as u64) as u32
 }
 
-/// Up to eight bytes; what is missing is zero.
+/// Up to eight bytes as a word, padded with zeros.
 fn word(bytes: &[u8]) -> u64 {
     match bytes.try_into() {
         Ok(whole) => u64::from_le_bytes(whole),
@@ -97,14 +98,11 @@ mod tests {
         let mut seen = HashSet::new();
         for length in 0..200 {
             let mut bytes = vec![0; length];
-            assert!(seen.insert(fingerprint(&bytes)), "{length} zeros");
+            assert!(seen.insert(hash(&bytes)), "{length} zeros");
             for at in 0..length {
                 for value in [1, 0x80] {
                     bytes[at] = value;
-                    assert!(
-                        seen.insert(fingerprint(&bytes)),
-                        "{value} at {at} of {length}"
-                    );
+                    assert!(seen.insert(hash(&bytes)), "{value} at {at} of {length}");
                 }
                 bytes[at] = 0;
             }
