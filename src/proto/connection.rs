@@ -1,4 +1,4 @@
-//! The state machine itself.
+//! The state machine of one connection.
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
@@ -24,7 +24,8 @@ use crate::wire::method::{
 };
 use crate::wire::value::{FieldTable, FieldValue};
 
-/// So many events or messages may wait; more would not be found in the processor's cache any more, and their memory stays.
+/// [`Connection::receive`] pauses at this many waiting events or messages. More of them would fall
+/// out of the processor's cache, and their memory would stay allocated.
 const AT_ONCE: usize = 128;
 
 #[derive(Debug)]
@@ -36,13 +37,13 @@ enum State {
     Ended(Error),
 }
 
-/// What the server says about itself in `connection.start`.
+/// What the server says about itself in `connection.start` and `connection.tune`.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Server {
     pub(crate) properties: FieldTable,
     pub(crate) mechanisms: String,
     pub(crate) locales: String,
-    /// What it proposed in `connection.tune`.
+    /// The limits that the server proposed.
     pub(crate) tune: ConnectionTune,
 }
 
@@ -52,13 +53,13 @@ impl Server {
         format!("{} {}", self.property("product"), self.property("version"))
     }
 
-    /// Whether `basic.qos` with `global` limits a channel. RabbitMQ has denied that feature by default
-    /// since 4.3: it answers as before, and applies the prefetch to each consumer.
+    /// Whether `basic.qos` with `global` limits a channel. By default, RabbitMQ denies that feature
+    /// since 4.3: it answers as before, but applies the prefetch to each consumer.
     pub(crate) fn limits_channels(&self) -> bool {
         self.rabbitmq_version() < Some((4, 3))
     }
 
-    /// Major and minor. `None`: this is not RabbitMQ, or it does not say.
+    /// Major and minor version. `None` if the server is not RabbitMQ, or does not say.
     fn rabbitmq_version(&self) -> Option<(u32, u32)> {
         let version = self.property("version");
         let mut parts = version.split(|it: char| !it.is_ascii_digit());
@@ -76,7 +77,7 @@ pub(crate) struct Connection<M: Mailboxes> {
     config: Config,
     state: State,
     server: Server,
-    /// What was sent last to log in.
+    /// The last method that was sent to log in.
     login: Option<LoginFrame>,
     tuning: Tuning,
     heartbeat: Option<Heartbeat>,
@@ -87,7 +88,7 @@ pub(crate) struct Connection<M: Mailboxes> {
 }
 
 impl<M: Mailboxes> Connection<M> {
-    /// A connection that begins with the protocol header.
+    /// Starts the handshake: the first output is the protocol header.
     pub(crate) fn new(config: Config, label: Label) -> Self {
         let tuning = Tuning::BEFORE;
         Self {
@@ -128,7 +129,7 @@ impl<M: Mailboxes> Connection<M> {
         &self.tuning
     }
 
-    /// Which method the handshake waits for.
+    /// The method that the handshake waits for.
     pub(crate) fn handshake_step(&self) -> Option<&'static str> {
         match self.state {
             State::Handshake(step) => Some(step.name()),
@@ -136,7 +137,7 @@ impl<M: Mailboxes> Connection<M> {
         }
     }
 
-    /// Why the broker may have nothing to say to it.
+    /// Why the broker may leave the handshake without an answer.
     pub(crate) fn handshake_note(&self) -> Option<String> {
         match self.state {
             State::Handshake(step) => step.note(self.login, &self.tuning),
@@ -152,18 +153,18 @@ impl<M: Mailboxes> Connection<M> {
         self.effects.events.pop_front()
     }
 
-    /// The messages of [`Event::Deliveries`].
+    /// Takes the messages of [`Event::Deliveries`].
     pub(crate) fn take_messages(&mut self, count: usize) -> Drain<'_, Delivered> {
         let all = self.effects.messages.len();
         self.effects.messages.drain(..count.min(all))
     }
 
-    /// Empty buffers, which it fills with messages.
+    /// Empty buffers for the core to fill with the contents of messages.
     pub(crate) fn buffers(&mut self) -> &mut Vec<Vec<u8>> {
         &mut self.effects.buffers
     }
 
-    /// Moves what the core itself wants to send to the end of `buffer`.
+    /// Appends the core's own output to `buffer`.
     pub(crate) fn take_output(&mut self, buffer: &mut Vec<u8>) {
         buffer.append(&mut self.effects.output);
     }
@@ -172,14 +173,14 @@ impl<M: Mailboxes> Connection<M> {
         !self.effects.output.is_empty()
     }
 
-    /// Bytes were written to the socket.
+    /// Notes that bytes were written to the socket.
     pub(crate) fn wrote(&mut self, now: Instant) {
         if let Some(heartbeat) = &mut self.heartbeat {
             heartbeat.output(now);
         }
     }
 
-    /// When [`Self::handle_timeout`] has something to do, unless other things happen before.
+    /// When [`Self::handle_timeout`] is due, unless input or output moves the deadline.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         match self.state {
             State::Ended(_) => None,
@@ -187,7 +188,8 @@ impl<M: Mailboxes> Connection<M> {
         }
     }
 
-    /// Does what is due at this time, and returns what that was.
+    /// Sends the heartbeat that is due, or ends the connection if the peer has been silent for too
+    /// long. Returns what was due.
     pub(crate) fn handle_timeout(&mut self, now: Instant) -> HeartbeatDue {
         if matches!(self.state, State::Ended(_)) {
             return HeartbeatDue::Nothing;
@@ -199,7 +201,7 @@ impl<M: Mailboxes> Connection<M> {
         match due {
             HeartbeatDue::Nothing => {}
             HeartbeatDue::Send => {
-                // Whether the socket takes it or not: one heartbeat in half an interval is enough.
+                // Counted before the socket takes it: one heartbeat per half interval is enough.
                 heartbeat.output(now);
                 log_line!(Trace, self.effects.label, "channel 0 → heartbeat");
                 frame::write_heartbeat(&mut self.effects.output);
@@ -212,31 +214,31 @@ impl<M: Mailboxes> Connection<M> {
         due
     }
 
-    /// Frees the memory that a burst has left.
+    /// Frees the memory left from a burst.
     pub(crate) fn shrink(&mut self) {
         self.effects.shrink();
         self.channels.shrink();
     }
 
-    /// There is input that was not read: the peer is not silent, whatever the time.
+    /// Notes that unread input waits: the peer is not silent, however much time has passed.
     pub(crate) fn input_waits(&mut self, now: Instant) {
         if let Some(heartbeat) = &mut self.heartbeat {
             heartbeat.input(now);
         }
     }
 
-    /// Whether the broker owes an answer, also to one who has given up waiting for it.
+    /// Whether the broker still owes a reply, even if its caller has given up waiting.
     pub(crate) fn awaits_reply(&self) -> bool {
         let closing = matches!(self.state, State::Closing(_));
         closing || !self.calls.is_empty() || self.channels.await_reply()
     }
 
-    /// All consumers that messages can come for.
+    /// All consumers that messages can arrive for.
     pub(crate) fn consumers(&self) -> impl Iterator<Item = &M::Consumer> {
         self.channels.consumers()
     }
 
-    /// The socket has ended, or cannot be used.
+    /// Ends the connection because the socket is closed or unusable.
     pub(crate) fn socket_closed(&mut self, kind: io::ErrorKind) {
         let error = match &self.state {
             State::Ended(_) => return,
@@ -247,9 +249,11 @@ impl<M: Mailboxes> Connection<M> {
         self.end(error);
     }
 
-    /// Takes in the whole frames at the front of `input` and returns how many bytes they were. What is left must be handed
-    /// over again: at once, if there were frames to be taken, since it stops when many events or messages wait; else with more behind
-    /// it, as it is the beginning of a frame.
+    /// Handles the whole frames at the front of `input`, and returns their length in bytes.
+    ///
+    /// The driver must pass the remaining bytes again. If there are events, it takes the events and
+    /// calls this again at once, since this stops at [`AT_ONCE`] of them. Otherwise the remaining
+    /// bytes are the start of a frame, and the driver waits for more input.
     pub(crate) fn receive(&mut self, input: &[u8], now: Instant) -> usize {
         self.input_waits(now);
         let mut consumed = 0;
@@ -267,7 +271,7 @@ impl<M: Mailboxes> Connection<M> {
                 Err(violation) => self.violated(violation),
             }
         }
-        // Nothing that a connection says after its end means anything.
+        // Input after the end of the connection has no meaning.
         input.len()
     }
 
@@ -380,7 +384,7 @@ impl<M: Mailboxes> Connection<M> {
 
     fn started(&mut self, start: ConnectionStart<'_>) {
         let before = self.effects.output.len();
-        // Client properties and password are the user's, so they may be too large for any frame.
+        // The program sets the client properties and the password, which may not fit into a frame.
         let answered = handshake::start_ok(&mut self.config, &start).and_then(|start_ok| {
             let sent = self.effects.try_send(0, &start_ok);
             sent.map_err(|error| handshake::unsendable(ConnectionStartOk::ID, &error))
@@ -414,7 +418,7 @@ impl<M: Mailboxes> Connection<M> {
         }
     }
 
-    /// Notes the size of a login method that was just encoded, after the first `before` bytes.
+    /// Notes the size of a login method that was just appended to `before` bytes of output.
     fn logging_in(&mut self, method: MethodId, before: usize) {
         let size = (self.effects.output.len() - before).saturating_sub(OVERHEAD);
         self.login = Some(LoginFrame { method, size });
@@ -439,7 +443,7 @@ impl<M: Mailboxes> Connection<M> {
         let reason = CloseReason::broker(close.reply_code, &close.reply_text, class, method);
         let error = match &self.state {
             State::Handshake(step) => step.closed(&self.config, reason),
-            // Both sides closed at once; we were first to say why.
+            // Both sides closed at the same time. The first reason, ours, wins.
             State::Closing(ours) => Error::new(ErrorKind::ConnectionClosed(ours.clone())),
             State::Open | State::Ended(_) => Error::new(ErrorKind::ConnectionClosed(reason)),
         };
@@ -449,7 +453,8 @@ impl<M: Mailboxes> Connection<M> {
     fn violated(&mut self, violation: Violation) {
         let Violation { code, text, method } = violation;
         if let State::Closing(reason) = &self.state {
-            // All but close and close-ok is to be discarded now, and this is the end anyway.
+            // After our connection.close, only close and close-ok count. Invalid input ends the
+            // connection anyway.
             let (label, text) = (self.label(), OneLine(&text));
             log_line!(Debug, label, "after connection.close: {code} - {text}");
             let reason = reason.clone();
@@ -473,8 +478,8 @@ impl<M: Mailboxes> Connection<M> {
         self.end(Error::new(ErrorKind::ProtocolViolation { code, text }));
     }
 
-    /// The one end of a connection: everyone who waits is told.
-    /// The connection's end is told first: whoever hears of it by his call or channel may ask the connection.
+    /// The only place where a connection ends: notifies every waiting caller. [`Event::Ended`]
+    /// comes first, so code that just got an error from a call or channel can query the connection.
     fn end(&mut self, error: Error) {
         self.state = State::Ended(error.clone());
         let ended = Event::Ended {
@@ -487,16 +492,16 @@ impl<M: Mailboxes> Connection<M> {
         }
     }
 
-    // ---- what the handles have done ----
+    // ---- commands from the handles and the driver ----
 
-    /// The driver cannot go on, for this reason.
+    /// Ends the connection because the driver cannot go on.
     pub(crate) fn end_with(&mut self, error: Error) {
         if !matches!(self.state, State::Ended(_)) {
             self.end(error);
         }
     }
 
-    /// Whoever closes has waited long enough.
+    /// Ends the connection without a clean close, after the wait for the close has timed out.
     pub(crate) fn abort(&mut self) {
         let reason = match &self.state {
             State::Ended(_) => return,
@@ -506,11 +511,12 @@ impl<M: Mailboxes> Connection<M> {
         self.end(Error::new(ErrorKind::ConnectionClosed(reason)));
     }
 
-    /// To be told in the order in which it was appended, and before its bytes are written.
+    /// Handles a command. The driver must pass commands in the order of their frames, each before
+    /// its frame is written.
     #[inline]
     pub(crate) fn handle(&mut self, command: Command<M>) {
         match command {
-            // Apart from the others, since there is one for each message.
+            // Handled apart from the others, since every message has one.
             Command::Publish(published) => self.published(published),
             command => self.handle_call(command),
         }
@@ -518,8 +524,7 @@ impl<M: Mailboxes> Connection<M> {
 
     fn published(&mut self, published: Published<M>) {
         match &self.state {
-            // What is told only now was never written. It may have been sent on an earlier
-            // connection.
+            // This message was never written to this connection. An earlier one may have sent it.
             State::Ended(cause) => self.effects.lose(published, cause.clone(), false),
             _ => self.channels.published(published, &mut self.effects),
         }
@@ -566,7 +571,7 @@ impl<M: Mailboxes> Connection<M> {
         }
     }
 
-    /// Answers what was asked just before the end: nothing of it was sent.
+    /// Refuses a command that arrived after the end: its frame was never sent.
     fn refuse(&mut self, command: Command<M>, cause: &Error) {
         let effects = &mut self.effects;
         let error = cause.clone();
@@ -597,7 +602,7 @@ impl<M: Mailboxes> Connection<M> {
     }
 }
 
-/// Cuts a text to at most `limit` bytes, between two characters.
+/// Cuts a text to at most `limit` bytes, at a character boundary.
 fn truncate(text: &mut String, limit: usize) {
     if text.len() > limit {
         let end = (0..=limit)

@@ -357,7 +357,7 @@ pub(crate) struct Answer {
     pub(crate) nack: bool,
 }
 
-/// The messages without a `Confirm` that a channel leaves behind when it ends.
+/// What the channel needs to know, when it ends, about its messages without a `Confirm`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Leftover {
     /// The sequence number of the last message that the core knows, with or without a `Confirm`.

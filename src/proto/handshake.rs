@@ -1,4 +1,4 @@
-//! From the protocol header to `open-ok`.
+//! The handshake, from the protocol header to `connection.open-ok`.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -14,10 +14,10 @@ use crate::wire::method::{
     LongString, MethodId,
 };
 
-/// The largest payload that RabbitMQ accepts before the login, up to 4.0.
+/// The largest payload that RabbitMQ up to 4.0 accepts before the login.
 const MAX_LOGIN: usize = 4096;
 
-/// A method that was sent to log in, and the size of its payload.
+/// A login method that was sent, and the size of its payload in bytes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct LoginFrame {
     pub(crate) method: MethodId,
@@ -35,7 +35,7 @@ impl fmt::Display for LoginFrame {
     }
 }
 
-/// A method of the login that cannot be put into a frame.
+/// The error for a login method that does not fit into a frame or cannot be encoded.
 pub(crate) fn unsendable(method: MethodId, error: &WireError) -> Error {
     Error::invalid(match error {
         WireError::FrameTooLarge { size, .. } => {
@@ -46,7 +46,7 @@ pub(crate) fn unsendable(method: MethodId, error: &WireError) -> Error {
     })
 }
 
-/// What the handshake waits for.
+/// The method that the handshake waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Step {
     Start,
@@ -63,7 +63,8 @@ impl Step {
         }
     }
 
-    /// What a socket that ended at this step means. A login that is too large for the broker is none that it has refused.
+    /// The error for a socket that closed at this step. While the login waits for its answer, that
+    /// means a refused login, unless `note` gives another cause.
     pub(crate) fn socket_closed(
         self,
         config: &Config,
@@ -81,8 +82,8 @@ impl Step {
         }
     }
 
-    /// Why a broker may end this step without a word. RabbitMQ closes the socket if a frame of the login is too large for it,
-    /// and, since 4.1, if it does not accept what tune-ok says: three seconds later, and without a reason.
+    /// Why the broker may close the socket at this step without a reason. RabbitMQ does so if a
+    /// login frame is too large. Since 4.1, it also does so three seconds after it refuses tune-ok.
     pub(crate) fn note(self, login: Option<LoginFrame>, tuning: &Tuning) -> Option<String> {
         match self {
             Self::Start => None,
@@ -93,7 +94,7 @@ impl Step {
         }
     }
 
-    /// What a `connection.close` at this step means.
+    /// The error for a `connection.close` at this step.
     pub(crate) fn closed(self, config: &Config, reason: CloseReason) -> Error {
         if reason.code == ReplyCode::ACCESS_REFUSED {
             return config.login.failed(&reason.text);
@@ -107,12 +108,13 @@ impl Step {
     }
 }
 
-/// Whether a broker that closes the connection before open-ok means the virtual host. With the same code RabbitMQ refuses a
-/// connection beyond a limit of the virtual host, the user or the node, and a value in tune-ok that it does not accept.
+/// Whether the broker closed the connection because of the virtual host. RabbitMQ uses the same
+/// code if the virtual host, the user or the node has reached a connection limit, or if it refuses
+/// a value in tune-ok.
 fn is_about_vhost(reason: &CloseReason) -> bool {
     let text = reason.text.as_str();
-    // The name of a virtual host can contain anything, but RabbitMQ puts no name at the beginning, and closes the quotes
-    // around one: what stands at either end are RabbitMQ's own words.
+    // The name of a virtual host can contain any text. But RabbitMQ never starts its text with a
+    // name, and closes the quotes around names: both ends of the text are RabbitMQ's own words.
     let is_limit =
         text.starts_with("NOT_ALLOWED - connection refused") || text.ends_with(" is reached");
     let is_for_open = reason
@@ -125,8 +127,8 @@ fn is_about_vhost(reason: &CloseReason) -> bool {
     }
 }
 
-/// A server that speaks another version answers with the header of its own instead of a method frame; one that speaks
-/// another protocol answers with anything else. `None` if that cannot be told yet.
+/// The error for a server that does not answer with a frame. A server with another version of AMQP
+/// answers with its own protocol header. `None` if more input is needed to tell.
 pub(crate) fn version_mismatch(input: &[u8]) -> Option<Error> {
     const HEADER: usize = 8;
     let server = match input {
@@ -137,9 +139,9 @@ pub(crate) fn version_mismatch(input: &[u8]) -> Option<Error> {
             format!("SASL and AMQP {major}.{minor}.{revision}")
         }
         [b'A', b'M', b'Q', b'P', a, b, c, d, ..] => format!("AMQP {a}.{b}.{c}.{d}"),
-        // A record of TLS: an alert, or a handshake.
+        // A TLS record: an alert or a handshake.
         [0x15 | 0x16, 3, ..] => "TLS (amqps)".to_owned(),
-        // The rest may still come.
+        // The rest of the header may still come.
         begun if begun.len() < HEADER && begun.iter().zip(b"AMQP").all(|(a, b)| a == b) => {
             return None
         }
@@ -148,7 +150,7 @@ pub(crate) fn version_mismatch(input: &[u8]) -> Option<Error> {
     Some(Error::new(ErrorKind::ProtocolVersionMismatch { server }))
 }
 
-/// Answers the server's offer, or says why it cannot be answered.
+/// Builds the answer to `connection.start`, or the error if the login cannot go on.
 pub(crate) fn start_ok<'a>(
     config: &'a mut Config,
     start: &ConnectionStart<'_>,
@@ -171,13 +173,14 @@ pub(crate) fn start_ok<'a>(
     })
 }
 
-/// Takes the lower of both sides' limits; zero means that a side has none. The same holds for heartbeats, but a program
-/// that asks for none gets none. A broker that proposes none sends them nevertheless if tune-ok asks for them: a proxy that
-/// cuts idle connections is the program's concern, and the broker may know nothing of it.
+/// Takes the lower of both sides' limits; zero means no limit. Heartbeats follow the same rule, but
+/// a program that asks for none gets none. A broker that proposes none still sends heartbeats if
+/// tune-ok asks for them. So a program can use them against a proxy that cuts idle connections,
+/// even if the broker does not know of the proxy.
 pub(crate) fn tune(config: &Config, server: &ConnectionTune) -> Result<Tuning, String> {
     if server.frame_max != 0 && server.frame_max < MIN_SIZE {
         return Err(format!(
-            "a frame_max of {}, the least is {MIN_SIZE}",
+            "frame_max {} is below the minimum of {MIN_SIZE}",
             server.frame_max
         ));
     }
@@ -203,7 +206,7 @@ pub(crate) fn tune_ok(tuning: &Tuning) -> ConnectionTuneOk {
     ConnectionTuneOk {
         channel_max: tuning.channel_max,
         frame_max: tuning.frame_max,
-        // Made from a u16 in `tune`.
+        // Fits: `tune` made it from a u16.
         heartbeat: tuning.heartbeat.as_secs() as u16,
     }
 }

@@ -1,8 +1,8 @@
-//! When to send a heartbeat, and when the peer is dead.
+//! Decides when to send a heartbeat, and when the peer counts as dead.
 
 use std::time::{Duration, Instant};
 
-/// What the time has brought.
+/// The heartbeat action that is due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum HeartbeatDue {
     Nothing,

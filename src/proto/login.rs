@@ -1,4 +1,4 @@
-//! Who logs in, and what is said for that.
+//! The SASL login: mechanism, user and responses.
 
 use std::fmt;
 
@@ -6,14 +6,15 @@ use crate::error::{Error, ErrorKind};
 use crate::wire::codec::Writer;
 use crate::wire::value::FieldTable;
 
-/// What the client says to the server's offer (an empty challenge) and to each challenge, or why it has nothing to say.
+/// Returns the client's response to a challenge, or the reason why it has none. The server's offer
+/// counts as an empty challenge.
 pub(crate) type Conversation = Box<dyn FnMut(&[u8]) -> Result<Vec<u8>, String> + Send>;
 
-/// Who logs in, and how.
+/// A login with one SASL mechanism.
 pub(crate) struct Login {
     pub(crate) mechanism: String,
     pub(crate) user: String,
-    /// What it says is secret.
+    /// Secret: keep it out of `Debug`.
     conversation: Conversation,
 }
 
@@ -32,7 +33,7 @@ impl Login {
         }
     }
 
-    /// A mechanism that says all at once, and has no answer to any challenge.
+    /// A mechanism that sends its whole response at once, and answers no challenge.
     fn in_one(mechanism: &str, user: &str, response: Vec<u8>) -> Self {
         let mut response = Some(response);
         let conversation = move |_: &[u8]| {
@@ -47,12 +48,12 @@ impl Login {
         Self::in_one("PLAIN", user, response.into_bytes())
     }
 
-    /// Who it is stands in the client's certificate.
+    /// The broker takes the user from the client certificate; `user` is only for errors and logs.
     pub(crate) fn external(user: &str) -> Self {
         Self::in_one("EXTERNAL", user, Vec::new())
     }
 
-    /// Answers a challenge, or the server's offer.
+    /// Answers a challenge. The server's offer counts as an empty challenge.
     pub(crate) fn respond(&mut self, challenge: &[u8]) -> Result<Vec<u8>, Error> {
         (self.conversation)(challenge).map_err(|text| self.failed(&text))
     }
@@ -65,13 +66,13 @@ impl Login {
         })
     }
 
-    /// PLAIN's content as a field table, without the table's length.
+    /// Sends user and password like PLAIN, but as a field table without its length.
     pub(crate) fn amqplain(user: &str, password: &str) -> Self {
         let table = FieldTable::new()
             .with("LOGIN", user)
             .with("PASSWORD", password);
         let mut response = Vec::new();
-        // The names are short and known, and a Vec takes everything.
+        // Cannot fail: the field names are short, and a Vec takes any number of bytes.
         let _ = Writer::new(&mut response).table(&table, "response");
         response.drain(..4);
         Self::in_one("AMQPLAIN", user, response)

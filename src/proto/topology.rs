@@ -1,4 +1,4 @@
-//! What was declared through a connection, so that it can be declared again on the next one.
+//! Records what the program declares on a connection, so that recovery can declare it again.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -7,7 +7,7 @@ use crate::wire::codec::Writer;
 use crate::wire::method::{ExchangeBind, ExchangeDeclare, Method, QueueBind, QueueDeclare};
 use crate::wire::value::{FieldTable, FieldValue};
 
-/// Exchanges, queues and bindings, by what tells them apart.
+/// The recorded exchanges, queues and bindings, by key.
 #[derive(Debug, Default)]
 pub(crate) struct Topology {
     exchanges: BTreeMap<String, ExchangeDeclare<'static>>,
@@ -18,13 +18,13 @@ pub(crate) struct Topology {
 #[derive(Debug)]
 struct Queue {
     declare: QueueDeclare<'static>,
-    /// The broker made its name up, and will make up another.
+    /// The broker chose the name, and will choose another one when the queue is declared again.
     named_by_server: bool,
-    /// How many consumers this connection has there.
+    /// How many consumers this connection has on the queue.
     consumers: usize,
 }
 
-/// One end of a binding: what gets the messages.
+/// The destination of a binding.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Destination {
     Exchange(String),
@@ -36,7 +36,7 @@ struct BindingKey {
     source: String,
     destination: Destination,
     routing_key: String,
-    /// [`encoded`].
+    /// From [`encoded`].
     arguments: Vec<u8>,
 }
 
@@ -51,15 +51,15 @@ impl BindingKey {
     }
 }
 
-/// Arguments as they are sent, which tell bindings apart: tables have no order.
+/// Encodes the arguments of a binding for use in a key: [`FieldTable`] itself has no order.
 pub(crate) fn encoded(arguments: &FieldTable) -> Vec<u8> {
     let mut encoded = Vec::new();
-    // What cannot be encoded was never sent.
+    // Arguments that cannot be encoded were never sent.
     let _ = Writer::new(&mut encoded).table(arguments, "arguments");
     encoded
 }
 
-/// What has to be done to have all of it again. In this order, each finds what it needs.
+/// A recorded declaration or binding.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum RecordedEntity {
     Exchange(ExchangeDeclare<'static>),
@@ -83,7 +83,7 @@ impl RecordedEntity {
 }
 
 impl Topology {
-    /// The broker has done what this method asks, and has answered so, or was asked not to answer.
+    /// Records a method that the broker has carried out. `reply` is `None` if no-wait was set.
     pub(crate) fn done(&mut self, asked: Method<'static>, reply: Option<&Method<'_>>) {
         match asked {
             Method::ExchangeDeclare(declare) => self.exchange_declared(declare),
@@ -135,7 +135,7 @@ impl Topology {
     }
 
     fn exchange_declared(&mut self, declare: ExchangeDeclare<'static>) {
-        // Those are always there.
+        // Predeclared exchanges always exist.
         let predeclared = declare.exchange.is_empty() || declare.exchange.starts_with("amq.");
         if declare.passive || predeclared {
             return;
@@ -154,7 +154,7 @@ impl Topology {
         let name = declare.queue.to_string();
         let before = self.queues.get(&name);
         let queue = Queue {
-            // Declared once more by its name, it is still the broker's.
+            // A queue that the broker named stays so when it is declared again by that name.
             named_by_server: named_by_server || before.is_some_and(|it| it.named_by_server),
             consumers: before.map_or(0, |it| it.consumers),
             declare,
@@ -188,7 +188,7 @@ impl Topology {
         }
     }
 
-    /// An auto-delete exchange goes with its last binding.
+    /// Forgets an auto-delete exchange that has lost its last binding, as the broker deletes it.
     fn forget_unused(&mut self, source: &str) {
         let auto_delete = self.exchanges.get(source).is_some_and(|it| it.auto_delete);
         if auto_delete && self.bindings.keys().all(|key| key.source != source) {
@@ -196,9 +196,9 @@ impl Topology {
         }
     }
 
-    /// Whether this is still to be declared again.
-    pub(crate) fn contains(&self, redeclare: &RecordedEntity) -> bool {
-        match redeclare {
+    /// Whether the entity is still recorded.
+    pub(crate) fn contains(&self, entity: &RecordedEntity) -> bool {
+        match entity {
             RecordedEntity::Exchange(declare) => self.exchanges.contains_key(&*declare.exchange),
             RecordedEntity::Queue { declare, .. } => self.queues.contains_key(&*declare.queue),
             RecordedEntity::BindQueue(bind) => {
@@ -216,12 +216,12 @@ impl Topology {
         }
     }
 
-    /// A queue as it was declared here.
+    /// The recorded declaration of a queue.
     pub(crate) fn declared_queue(&self, name: &str) -> Option<&QueueDeclare<'static>> {
         self.queues.get(name).map(|it| &it.declare)
     }
 
-    /// Whether this queue was declared here as a stream.
+    /// Whether the queue is recorded as a stream.
     pub(crate) fn is_stream(&self, queue: &str) -> bool {
         let queue = self.queues.get(queue);
         queue.is_some_and(|it| is_stream(&it.declare))
@@ -233,7 +233,7 @@ impl Topology {
         }
     }
 
-    /// An auto-delete queue goes with its last consumer.
+    /// Forgets an auto-delete queue that has lost its last consumer, as the broker deletes it.
     pub(crate) fn consumer_ended(&mut self, name: &str) {
         let Some(queue) = self.queues.get_mut(name) else {
             return;
@@ -244,7 +244,7 @@ impl Topology {
         }
     }
 
-    /// The broker has given a queue of its own naming another name.
+    /// Renames a queue that the broker named, and now has named differently, also in its bindings.
     pub(crate) fn queue_renamed(&mut self, old: &str, new: &str) {
         if let Some(mut queue) = self.queues.remove(old) {
             queue.declare.queue = Cow::Owned(new.to_owned());
@@ -262,7 +262,7 @@ impl Topology {
             .collect();
     }
 
-    /// All exchanges and queues, then all bindings.
+    /// Lists all exchanges and queues, then the bindings, which need both.
     pub(crate) fn entities(&self) -> Vec<RecordedEntity> {
         let exchanges = self.exchanges.values().map(|declare| {
             let no_wait = false;
@@ -278,10 +278,13 @@ impl Topology {
             },
             named_by_server: queue.named_by_server,
         });
-        exchanges.chain(queues).chain(self.bind()).collect()
+        exchanges
+            .chain(queues)
+            .chain(self.recorded_bindings())
+            .collect()
     }
 
-    fn bind(&self) -> impl Iterator<Item = RecordedEntity> + '_ {
+    fn recorded_bindings(&self) -> impl Iterator<Item = RecordedEntity> + '_ {
         self.bindings.iter().map(|(key, arguments)| {
             let routing_key = Cow::Owned(key.routing_key.clone());
             let source = Cow::Owned(key.source.clone());
@@ -404,7 +407,7 @@ mod tests {
         let waits = |it: &RecordedEntity| !matches!(it, RecordedEntity::Exchange(it) if it.no_wait);
         assert!(again.iter().all(waits));
 
-        // Declared by its name, which only the broker can give.
+        // Declared again by the name that the broker chose.
         topology.queue("amq.gen-1", "amq.gen-1", false);
         topology.queue_renamed("amq.gen-1", "amq.gen-2");
         let words = topology.words();
@@ -436,7 +439,7 @@ mod tests {
         };
         topology.done(unbind("a"), None);
         assert_eq!(topology.words().len(), 7);
-        // The last binding of x: x goes, and with its binding y.
+        // The last binding of x: x is deleted, and with its binding, y.
         topology.done(unbind("b"), None);
         assert_eq!(topology.words(), ["z", "q"]);
 

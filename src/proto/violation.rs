@@ -1,10 +1,10 @@
-//! What a peer must not do.
+//! Protocol violations by the peer.
 
 use crate::error::ReplyCode;
 use crate::wire::codec::WireError;
 use crate::wire::method::MethodId;
 
-/// A peer that breaks the protocol, and the code that it is told.
+/// A violation of the protocol, with the reply code for `connection.close`.
 #[derive(Debug)]
 pub(super) struct Violation {
     pub(super) code: ReplyCode,
@@ -20,7 +20,7 @@ pub(super) fn violation(code: ReplyCode, text: impl Into<String>) -> Violation {
     }
 }
 
-/// A method that is not possible here.
+/// A violation: the method is not allowed here.
 pub(super) fn invalid(text: impl Into<String>) -> Violation {
     violation(ReplyCode::COMMAND_INVALID, text)
 }

@@ -416,7 +416,7 @@ fn servers_that_break_the_handshake_are_refused() {
     assert!(scenario
         .end()
         .to_string()
-        .contains("a frame_max of 4095, the least is 4096"));
+        .contains("frame_max 4095 is below the minimum of 4096"));
 
     let mut scenario = Scenario::begun(config());
     scenario.receive(0, &tune(0, 0, 0));
