@@ -26,8 +26,7 @@ enum Slot<M: Mailboxes> {
     Closed(Closed),
 }
 
-/// A channel that has ended. The broker sent later frames for it before it knew of the end, so they
-/// are dropped.
+/// A channel that has ended. Frames that still arrive for it are dropped.
 struct Closed {
     /// The error for calls that the program made before it knew of the end.
     cause: Error,

@@ -248,7 +248,7 @@ impl<M: Mailboxes> Confirms<M> {
         let waiting = self.waiting.iter().rev().filter_map(|(_, it)| it.as_ref());
         let mut unawaited = waiting.filter(|it| it.published.confirm.is_none());
         Leftover {
-            told_to: self.last,
+            last_known: self.last,
             unanswered: unawaited.next().map(|it| it.published.sequence_number),
         }
     }

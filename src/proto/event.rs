@@ -362,7 +362,7 @@ pub(crate) struct Answer {
 pub(crate) struct Leftover {
     /// The sequence number of the last message that the core knows, with or without a `Confirm`.
     /// Later messages were never sent.
-    pub(crate) told_to: u64,
+    pub(crate) last_known: u64,
     /// The sequence number of the last unanswered message without a `Confirm`.
     pub(crate) unanswered: Option<u64>,
 }

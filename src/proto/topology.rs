@@ -329,14 +329,14 @@ mod tests {
             self.done(Method::ExchangeDeclare(declare), None);
         }
 
-        fn queue(&mut self, name: &'static str, told: &'static str, auto_delete: bool) {
+        fn queue(&mut self, name: &'static str, broker_name: &'static str, auto_delete: bool) {
             let declare = QueueDeclare {
                 queue: name.into(),
                 auto_delete,
                 ..QueueDeclare::default()
             };
             let ok = QueueDeclareOk {
-                queue: told.into(),
+                queue: broker_name.into(),
                 ..QueueDeclareOk::default()
             };
             let reply = Method::QueueDeclareOk(ok);
@@ -382,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_declared_is_declared_again_in_an_order_that_works() {
+    fn entities_are_listed_before_the_bindings_that_need_them() {
         let mut topology = Topology::default();
         topology.exchange("x", false);
         topology.exchange("amq.topic", false);
@@ -419,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_deleted_takes_with_it_what_depends_on_it() {
+    fn deleting_an_entity_forgets_its_bindings_and_unused_exchanges() {
         let mut topology = Topology::default();
         topology.exchange("x", true);
         topology.exchange("y", true);
@@ -469,7 +469,7 @@ mod tests {
     }
 
     #[test]
-    fn an_auto_delete_queue_goes_with_its_last_consumer() {
+    fn an_auto_delete_queue_is_forgotten_with_its_last_consumer() {
         let mut topology = Topology::default();
         topology.queue("q", "q", true);
         topology.queue("kept", "kept", false);

@@ -109,7 +109,7 @@ impl Confirms {
     pub(crate) fn take_unawaited(&self, leftover: Leftover) -> Option<u64> {
         // Each loss is reported once.
         let unawaited = self.unawaited.swap(0, Ordering::Relaxed);
-        let never_sent = Some(unawaited).filter(|it| *it > leftover.told_to);
+        let never_sent = Some(unawaited).filter(|it| *it > leftover.last_known);
         never_sent.or(leftover.unanswered)
     }
 
