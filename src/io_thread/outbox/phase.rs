@@ -151,15 +151,19 @@ impl Outbox {
         state.payload_limit = payload_limit;
         state.send_queue = SendQueue::default();
         let stale = std::mem::take(&mut state.commands);
-        match &mut state.phase {
-            Phase::Ended(cause) => return Err(cause.clone()),
-            Phase::Lost { connected, .. } => *connected = true,
-            Phase::Open => {}
-        }
+        let begun = match &mut state.phase {
+            Phase::Ended(cause) => Err(cause.clone()),
+            Phase::Lost { connected, .. } => {
+                *connected = true;
+                Ok(())
+            }
+            Phase::Open => Ok(()),
+        };
+        // Not under the lock: a dropped mailbox can be the last handle of a channel.
         drop(state);
         drop(stale);
         self.changed.notify_all();
-        Ok(())
+        begun
     }
 
     /// Whether [`abandon`](Self::abandon) was called for this connection. Clears the request.
