@@ -1,4 +1,4 @@
-//! Events: what happens to a connection without a call of the program.
+//! Events of connections and channels, which programs receive without a call.
 
 use std::fmt;
 use std::time::Duration;
@@ -152,21 +152,26 @@ impl fmt::Display for Entity {
     }
 }
 
-/// An answer of the broker to messages of a channel in confirm mode, just as it came, or the news that none
-/// will come: for programs that keep their own accounts.
+/// The broker's answer to published messages, received from
+/// [`Channel::confirmations`](crate::Channel::confirmations), or a report that no answer will come.
+///
+/// For programs that keep their own list of unconfirmed messages.
 ///
 /// See <https://www.rabbitmq.com/docs/confirms#publisher-confirms>.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Confirmation {
-    /// Which message it is for, counted from 1, also over several connections.
+    /// Sequence number of the message. It starts at 1 and keeps increasing across reconnects.
     pub sequence_number: u64,
-    /// It is also for all earlier messages that were not answered.
+    /// Whether the answer also covers all earlier unanswered messages.
     pub multiple: bool,
-    /// Refused (`basic.nack`), not confirmed.
+    /// Whether the broker refused the message (`basic.nack`) instead of confirming it.
     pub nack: bool,
-    /// Not an answer of the broker, but the news that none will come: the connection was lost, and all messages up to this one
-    /// that were not answered may have reached the broker or not. Comes with `multiple` and `nack`, once for each loss, before
-    /// any answer to a newer message. It is not for those of a [`Publisher`](crate::Publisher), which are published again.
+    /// Whether this reports a lost connection instead of an answer.
+    ///
+    /// The broker may or may not have received the unanswered messages up to this one. The report
+    /// comes once for each loss, with `multiple` and `nack` set, before any answer to a newer
+    /// message. It does not cover messages of a [`Publisher`](crate::Publisher), which publishes
+    /// them again.
     pub lost: bool,
 }

@@ -165,7 +165,8 @@ impl Sources {
         Self(files.iter().map(parse).collect())
     }
 
-    /// The module that a path in `module` leads to, and the rest of the path. `None`: another crate.
+    /// The module that a path in `module` leads to, and the rest of the path. `None` for a path of
+    /// another crate.
     fn target(&self, module: &[String], path: &[String]) -> Option<(Name, Name)> {
         let mut full: Name = match path.first()?.as_str() {
             "crate" => Vec::new(),

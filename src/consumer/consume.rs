@@ -202,7 +202,7 @@ impl Channel {
         let asked = Operation::about(BasicCancel::ID, consumer_tag);
         let consumer_tag = consumer_tag.into();
         self.write(asked, |frames| {
-            let call = Call::of_nobody();
+            let call = Call::unawaited();
             self.state()
                 .append_cancel(frames, &consumer_tag, None, call)
         })

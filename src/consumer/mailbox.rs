@@ -66,7 +66,7 @@ impl ConsumerMailbox for Mailbox {
             self.state.consumer_started(consumer_tag);
         }
         if self.subscription.is_abandoned() {
-            cancels.push(Call::of_nobody());
+            cancels.push(Call::unawaited());
         }
         for call in cancels {
             self.state.cancel_for(&self.subscription, call);

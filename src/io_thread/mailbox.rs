@@ -28,7 +28,7 @@ impl Call {
     }
 
     /// A call without a waiting caller.
-    pub(crate) fn of_nobody() -> Self {
+    pub(crate) fn unawaited() -> Self {
         Self::new().0
     }
 

@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_waits_for_room_that_is_there() {
+    fn no_thread_waits_for_room_that_exists() {
         const WINDOW: u32 = 3;
         let window = Arc::new(Window::new(WINDOW, u64::MAX));
         let inside = Arc::new(AtomicU32::new(0));

@@ -31,9 +31,9 @@ const DIRECT_REPLY_TO: &str = "amq.rabbitmq.reply-to";
 ///
 /// Any number of threads can call at the same time: they share one channel, and each gets the reply
 /// to its own request. Replies use RabbitMQ's direct reply-to, which needs no reply queue. The
-/// server, such as an [`RpcServer`](crate::RpcServer) or a program in another language, publishes its reply to the
-/// default exchange with the request's `reply_to` as the routing key, and copies the
-/// `correlation_id`.
+/// server, such as an [`RpcServer`](crate::RpcServer) or a program in another language, publishes
+/// its reply to the default exchange with the request's `reply_to` as the routing key, and copies
+/// the `correlation_id`.
 ///
 /// ```no_run
 /// use leveret::{Connection, RpcClient};

@@ -10,7 +10,8 @@ use crate::message::Message;
 use crate::options::WorkerOptions;
 use crate::workers::{Settlement, Workers, WorkersStatus};
 
-/// Serves the requests of an [`RpcClient`](crate::RpcClient), or of any program that sets `reply_to`.
+/// Serves the requests of an [`RpcClient`](crate::RpcClient), or of any program that sets
+/// `reply_to`.
 ///
 /// ```no_run
 /// use leveret::{Connection, QueueDeclareOptions, RpcServer};

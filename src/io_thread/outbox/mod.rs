@@ -9,9 +9,12 @@
 //! A large message goes into a lane, and so does what follows it on its channel. The IO thread
 //! sends a lane a few frames at a time, so heartbeats and other channels need not wait for it.
 //!
-//! Where to look: callers wait in `back_pressure`; `frames` holds what a caller can append; `phase`
-//! open, lost or ended; `send_queue` what waits to be taken, and its limits; `write_buffer` what the
-//! IO thread has taken and is writing.
+//! Where to look:
+//!
+//! - `back_pressure`: when a caller may append, and where it waits until then;
+//! - `frames`: what a caller can append; `state`: what the lock guards;
+//! - `phase`: whether the connection is open, lost or ended;
+//! - `send_queue`: what waits to be taken; `write_buffer`: what the IO thread is writing.
 
 mod back_pressure;
 mod frames;
@@ -328,7 +331,7 @@ mod tests {
         frames.command(Command::Call {
             channel: 1,
             expected: Expected::Method(BasicQosOk::ID),
-            call: Call::of_nobody(),
+            call: Call::unawaited(),
         });
         Ok(())
     }

@@ -61,12 +61,12 @@ impl ChannelState {
             call,
         });
         if self.settings.has_transactions() {
-            call::append(frames, channel, &TxSelect {}, Call::of_nobody())?;
+            call::append(frames, channel, &TxSelect {}, Call::unawaited())?;
         } else if self.confirms.is_selected() {
             frames.method(&ConfirmSelect { no_wait: true })?;
         }
         for qos in self.settings.qos().methods() {
-            call::append(frames, channel, qos, Call::of_nobody())?;
+            call::append(frames, channel, qos, Call::unawaited())?;
         }
         Ok(())
     }
@@ -114,7 +114,7 @@ impl ChannelState {
     /// keeps a consumer that it cancelled because an acknowledgement was late, and resumes it when
     /// the acknowledgement arrives. Only `basic.cancel` ends that consumer.
     pub(super) fn append_cancel_after_broker(&self, frames: &mut Frames<'_>, consumer_tag: &str) {
-        let sent = self.append_basic_cancel(frames, consumer_tag.into(), Call::of_nobody());
+        let sent = self.append_basic_cancel(frames, consumer_tag.into(), Call::unawaited());
         debug_assert!(sent.is_ok(), "{sent:?}");
     }
 
@@ -137,7 +137,7 @@ impl ChannelState {
         }
         let call = match consumer {
             Some(consumer) if consumer.is_interrupted() => {
-                // Nothing is sent for an interrupted consumer: its messages went with the connection.
+                // Nothing is sent: the consumer went with the lost connection.
                 let recorded = self.consumers.lock().get(consumer_tag);
                 if let Some(recorded) = recorded {
                     recorded.mailbox.ended(None);

@@ -361,7 +361,7 @@ impl ChannelState {
     }
 
     pub(crate) fn cancel_in_background(&self, consumer: &Subscription) {
-        self.cancel_for(consumer, Call::of_nobody());
+        self.cancel_for(consumer, Call::unawaited());
     }
 
     /// Cancels the consumer on behalf of a caller that already waits.

@@ -312,7 +312,7 @@ fn append_qos(frames: &mut Frames<'_>, channel: u16, qos: &Qos) -> Result<()> {
     // Zero means no limit, which is the default of a channel.
     let each = qos.each.clone().unwrap_or_default();
     for method in std::iter::once(&each).chain(&qos.global) {
-        call::append(frames, channel, method, Call::of_nobody())?;
+        call::append(frames, channel, method, Call::unawaited())?;
     }
     Ok(())
 }

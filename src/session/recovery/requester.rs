@@ -283,8 +283,8 @@ fn closed(channel: u16) -> Error {
 
 /// Returns the name of a queue that the broker named and that can have survived the lost
 /// connection.
-pub(super) fn named_by_broker(redeclare: &RecordedEntity) -> Option<&str> {
-    match redeclare {
+pub(super) fn named_by_broker(entity: &RecordedEntity) -> Option<&str> {
+    match entity {
         RecordedEntity::Queue {
             declare,
             named_by_server: true,
@@ -298,10 +298,10 @@ pub(super) fn named_by_broker(redeclare: &RecordedEntity) -> Option<&str> {
 pub(super) fn send_declaration(
     requester: &Requester,
     channel: &ChannelState,
-    redeclare: &RecordedEntity,
+    entity: &RecordedEntity,
     is_gone: bool,
 ) -> PendingReply {
-    match redeclare {
+    match entity {
         RecordedEntity::Exchange(declare) => requester.send_method(channel, declare),
         RecordedEntity::BindExchange(bind) => requester.send_method(channel, bind),
         RecordedEntity::BindQueue(bind) => requester.send_method(channel, bind),

@@ -33,19 +33,19 @@ impl Replay<'_> {
         // The program may have deleted some of the missing entities meanwhile.
         let declared: HashSet<_> = all.iter().map(Key::of).collect();
         let (mut trials, mut exclusive) = (Vec::new(), Vec::new());
-        for redeclare in all {
-            let key = Key::of(&redeclare);
+        for entity in all {
+            let key = Key::of(&entity);
             if !is_due.contains(&key) || self.unrecovered.lacks_dependency(&key) {
                 continue;
             }
             self.unrecovered.begin_trial(&key);
-            match self.is_exclusive(&redeclare) {
+            match self.is_exclusive(&entity) {
                 // Another connection can learn nothing about it, and a refusal does no harm.
                 true if self.unrecovered.trouble(&key) == Some(Trouble::Refused) => {
-                    exclusive.push(redeclare)
+                    exclusive.push(entity)
                 }
-                true => trials.push((key, Trial::StandIn(redeclare))),
-                false => trials.push((key, Trial::Declare(redeclare))),
+                true => trials.push((key, Trial::StandIn(entity))),
+                false => trials.push((key, Trial::Declare(entity))),
             }
         }
         self.declare_exclusive(exclusive);
@@ -70,8 +70,8 @@ impl Replay<'_> {
     }
 
     /// Whether only this connection can declare the entity: an exclusive queue or a binding of one.
-    fn is_exclusive(&self, redeclare: &RecordedEntity) -> bool {
-        match redeclare {
+    fn is_exclusive(&self, entity: &RecordedEntity) -> bool {
+        match entity {
             RecordedEntity::Queue { declare, .. } => declare.exclusive,
             RecordedEntity::BindQueue(bind) => self.is_declared(&bind.queue, |it| it.exclusive),
             RecordedEntity::Exchange(_) | RecordedEntity::BindExchange(_) => false,
@@ -150,23 +150,21 @@ impl Replay<'_> {
                 );
                 self.unrecovered.postpone(key);
             }
-            (Verdict::Declared(reply), Trial::Declare(redeclare)) => {
-                self.declared(&redeclare, &reply);
+            (Verdict::Declared(reply), Trial::Declare(entity)) => {
+                self.declared(&entity, &reply);
             }
-            (Verdict::Harmless, Trial::StandIn(redeclare)) => {
-                self.declare_after_stand_in(key, redeclare)
-            }
+            (Verdict::Harmless, Trial::StandIn(entity)) => self.declare_after_stand_in(key, entity),
             (Verdict::Queue(count), _) => self.queue_checked(key, count),
             (Verdict::Declared(_) | Verdict::Harmless, _) => {}
         }
     }
 
     /// Declares an exclusive entity after its stand-in did no harm.
-    fn declare_after_stand_in(&mut self, key: &Key, redeclare: RecordedEntity) {
-        if !self.requester.shared.topology.lock().contains(&redeclare) {
+    fn declare_after_stand_in(&mut self, key: &Key, entity: RecordedEntity) {
+        if !self.requester.shared.topology.lock().contains(&entity) {
             return self.unrecovered.forget(key);
         }
-        if let Err(error) = self.declare(vec![redeclare]) {
+        if let Err(error) = self.declare(vec![entity]) {
             let trouble = match is_close_by_broker(&error) {
                 true => Trouble::Harmful,
                 false => Trouble::Refused,

@@ -199,8 +199,8 @@ impl Recovery {
                 return;
             }
             let is_wanted = match &trial {
-                Trial::Declare(redeclare) | Trial::StandIn(redeclare) => {
-                    shared.topology.lock().contains(redeclare)
+                Trial::Declare(entity) | Trial::StandIn(entity) => {
+                    shared.topology.lock().contains(entity)
                 }
                 Trial::Queue(_) | Trial::Consume(_) => true,
             };

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::replay::Replay;
 use super::requester::{named_by_broker, send_declaration, Failure, PendingReply};
-use super::unrecovered::{entity, is_named, Key, Trouble};
+use super::unrecovered::{entity_of, is_named, Key, Trouble};
 use crate::error::{Error, ErrorKind, ReplyCode, Result};
 use crate::events::{ConnectionEvent, Entity};
 use crate::io_thread::deadline::Deadline;
@@ -35,10 +35,7 @@ struct Lane {
 
 impl Lane {
     fn into_entities(self) -> Vec<RecordedEntity> {
-        self.pending
-            .into_iter()
-            .map(|(redeclare, _)| redeclare)
-            .collect()
+        self.pending.into_iter().map(|(entity, _)| entity).collect()
     }
 }
 
@@ -147,12 +144,12 @@ impl Replay<'_> {
         }
         let per_lane = all.len().div_ceil(sent.len().max(1));
         for lane in &mut sent {
-            for redeclare in all.drain(..per_lane.min(all.len())) {
-                let key = Key::of(&redeclare);
+            for entity in all.drain(..per_lane.min(all.len())) {
+                let key = Key::of(&entity);
                 let is_gone = self.vanished.contains(&key);
-                let reply = send_declaration(&self.requester, &lane.channel, &redeclare, is_gone);
+                let reply = send_declaration(&self.requester, &lane.channel, &entity, is_gone);
                 self.pending.insert(key);
-                lane.pending.push_back((redeclare, reply));
+                lane.pending.push_back((entity, reply));
             }
         }
         Ok(sent)
@@ -164,9 +161,9 @@ impl Replay<'_> {
         mut lane: Lane,
         shared_deadline: &mut Option<Deadline>,
     ) -> Result<Vec<RecordedEntity>> {
-        while let Some((redeclare, pending)) = lane.pending.pop_front() {
-            let key = Key::of(&redeclare);
-            let reply = match self.wait_for(&lane, &redeclare, pending, *shared_deadline) {
+        while let Some((entity, pending)) = lane.pending.pop_front() {
+            let key = Key::of(&entity);
+            let reply = match self.wait_for(&lane, &entity, pending, *shared_deadline) {
                 Err(Failure::Connection(error)) => return Err(error),
                 Err(Failure::NoAnswer(error)) if self.requester.is_over() => return Err(error),
                 reply => reply,
@@ -174,19 +171,19 @@ impl Replay<'_> {
             self.answered(&key);
             self.stalled.clear();
             match reply {
-                Ok(reply) => self.declared(&redeclare, &reply),
+                Ok(reply) => self.declared(&entity, &reply),
                 Err(Failure::Refused(error)) => {
-                    if asks_first(&redeclare) && self.vanished.insert(key) {
-                        self.stream_missing(&redeclare, &error);
-                        lane.pending.push_front((redeclare, Err(error)));
+                    if asks_first(&entity) && self.vanished.insert(key) {
+                        self.stream_missing(&entity, &error);
+                        lane.pending.push_front((entity, Err(error)));
                         return Ok(self.take_rest(lane));
                     }
-                    if let Some(gone) = self.take_gone(&redeclare, &error) {
-                        lane.pending.push_front((redeclare, Err(error)));
+                    if let Some(gone) = self.take_gone(&entity, &error) {
+                        lane.pending.push_front((entity, Err(error)));
                         return Ok([vec![gone], self.take_rest(lane)].concat());
                     }
-                    let lacking = take_lacking(&mut lane.pending, &redeclare, &error);
-                    self.refused(redeclare, error.clone());
+                    let lacking = take_lacking(&mut lane.pending, &entity, &error);
+                    self.refused(entity, error.clone());
                     for lacking in lacking {
                         let key = Key::of(&lacking);
                         self.answered(&key);
@@ -204,7 +201,7 @@ impl Replay<'_> {
                 }
                 Err(Failure::ChannelGone | Failure::NotAsked) => {
                     lane.pending
-                        .push_front((redeclare, Err(self.requester.cause())));
+                        .push_front((entity, Err(self.requester.cause())));
                     return Ok(self.take_rest(lane));
                 }
             }
@@ -223,7 +220,7 @@ impl Replay<'_> {
     fn wait_for(
         &mut self,
         lane: &Lane,
-        redeclare: &RecordedEntity,
+        entity: &RecordedEntity,
         pending: PendingReply,
         shared_deadline: Option<Deadline>,
     ) -> Result<Reply, Failure> {
@@ -234,12 +231,12 @@ impl Replay<'_> {
                 Warn,
                 self.requester.shared.label(),
                 "no reply for {} yet; consumers that do not need it begin meanwhile",
-                entity(redeclare)
+                entity_of(entity)
             );
-            let key = Key::of(redeclare);
+            let key = Key::of(entity);
             self.answered(&key);
             self.stalled.push(key);
-            self.hold_back(redeclare, lane);
+            self.hold_back(entity, lane);
             self.consume_early().map_err(Failure::Connection)?;
         }
         self.requester.wait_reply(&lane.channel, &pending, deadline)
@@ -248,7 +245,7 @@ impl Replay<'_> {
     /// Holds back the consumers of queues that may not exist yet: the stuck one, and those of
     /// `lane` that can have gone with the lost connection.
     fn hold_back(&mut self, stuck: &RecordedEntity, lane: &Lane) {
-        let others = lane.pending.iter().map(|(redeclare, _)| redeclare);
+        let others = lane.pending.iter().map(|(entity, _)| entity);
         let is_temporary = |it: &&RecordedEntity| match it {
             RecordedEntity::Queue {
                 declare,
@@ -265,8 +262,8 @@ impl Replay<'_> {
     }
 
     /// Tells the consumers of a stream that it was deleted. Once declared again, it counts from 0.
-    fn stream_missing(&self, redeclare: &RecordedEntity, error: &Error) {
-        let Some(stream) = stream(redeclare).filter(|_| error.is_missing()) else {
+    fn stream_missing(&self, entity: &RecordedEntity, error: &Error) {
+        let Some(stream) = stream(entity).filter(|_| error.is_missing()) else {
             return;
         };
         for channel in self.recovery.channels() {
@@ -291,20 +288,20 @@ impl Replay<'_> {
             _ => false,
         };
         let gone = self.to_redeclare(is_gone).into_iter().next()?;
-        self.redeclared.insert(entity(&gone)).then_some(gone)
+        self.redeclared.insert(entity_of(&gone)).then_some(gone)
     }
 
-    pub(super) fn declared(&mut self, redeclare: &RecordedEntity, reply: &Reply) {
+    pub(super) fn declared(&mut self, entity: &RecordedEntity, reply: &Reply) {
         // Use the old name, under which the entity was recorded as missing.
         self.unrecovered
-            .recovered(&Key::of(redeclare), &self.requester.shared);
+            .recovered(&Key::of(entity), &self.requester.shared);
         if let (
             RecordedEntity::Queue {
                 declare,
                 named_by_server: true,
             },
             Reply::Method(Method::QueueDeclareOk(ok)),
-        ) = (redeclare, reply)
+        ) = (entity, reply)
         {
             if ok.queue != declare.queue {
                 self.rename_queue(&declare.queue, &ok.queue);
@@ -334,16 +331,16 @@ impl Replay<'_> {
         });
     }
 
-    fn refused(&mut self, redeclare: RecordedEntity, error: Error) {
-        match &redeclare {
+    fn refused(&mut self, entity: RecordedEntity, error: Error) {
+        match &entity {
             RecordedEntity::Queue { declare, .. }
                 if self.waits_for_locked
                     && declare.exclusive
                     && error.reply_code() == Some(ReplyCode::RESOURCE_LOCKED) =>
             {
-                self.locked.push((redeclare, error));
+                self.locked.push((entity, error));
             }
-            _ => self.not_declared(Key::of(&redeclare), error),
+            _ => self.not_declared(Key::of(&entity), error),
         }
     }
 
@@ -354,8 +351,8 @@ impl Replay<'_> {
         while !self.locked.is_empty() {
             let locked = std::mem::take(&mut self.locked);
             if until.remaining().is_zero() {
-                for (redeclare, error) in locked {
-                    self.not_declared(Key::of(&redeclare), error);
+                for (entity, error) in locked {
+                    self.not_declared(Key::of(&entity), error);
                 }
                 return Ok(());
             }
@@ -363,7 +360,7 @@ impl Replay<'_> {
             if self.requester.shared.outbox.wait_ended(pause) {
                 return Err(self.requester.cause());
             }
-            self.declare(locked.into_iter().map(|(redeclare, _)| redeclare).collect())?;
+            self.declare(locked.into_iter().map(|(entity, _)| entity).collect())?;
         }
         Ok(())
     }
@@ -385,13 +382,13 @@ pub(super) fn is_exhausted(error: &Error) -> bool {
 }
 
 /// Whether the replay asks passively whether this queue still exists, before it declares it.
-fn asks_first(redeclare: &RecordedEntity) -> bool {
-    named_by_broker(redeclare).is_some() || stream(redeclare).is_some()
+fn asks_first(entity: &RecordedEntity) -> bool {
+    named_by_broker(entity).is_some() || stream(entity).is_some()
 }
 
 /// The name of the queue, if it is a stream.
-fn stream(redeclare: &RecordedEntity) -> Option<&str> {
-    match redeclare {
+fn stream(entity: &RecordedEntity) -> Option<&str> {
+    match entity {
         RecordedEntity::Queue { declare, .. } if is_stream(declare) => Some(&declare.queue),
         _ => None,
     }
@@ -415,12 +412,12 @@ fn take_lacking(
             destination,
             ..
         },
-    ) = (lacks, entity(refused))
+    ) = (lacks, entity_of(refused))
     else {
         return Vec::new();
     };
     let (no_source, no_destination) = (is_named(error, &source), is_named(error, &destination));
-    let needs_it = |(it, _): &(RecordedEntity, PendingReply)| match entity(it) {
+    let needs_it = |(it, _): &(RecordedEntity, PendingReply)| match entity_of(it) {
         Entity::Binding {
             source: from,
             destination: to,
@@ -431,8 +428,5 @@ fn take_lacking(
     let all = std::mem::take(pending).into_iter();
     let (lacking, others): (Vec<_>, Vec<_>) = all.partition(needs_it);
     *pending = others.into();
-    lacking
-        .into_iter()
-        .map(|(redeclare, _)| redeclare)
-        .collect()
+    lacking.into_iter().map(|(entity, _)| entity).collect()
 }

@@ -107,8 +107,8 @@ impl TrialConnection {
             Err(error) => return Verdict::NotTried(error),
         };
         let verdict = match trial {
-            Trial::Declare(redeclare) => declare(requester, redeclare, timeout),
-            Trial::StandIn(redeclare) => stand_in(requester, redeclare, timeout),
+            Trial::Declare(entity) => declare(requester, entity, timeout),
+            Trial::StandIn(entity) => stand_in(requester, entity, timeout),
             Trial::Queue(name) => queue_exists(requester, name, timeout).map(Verdict::Queue),
             Trial::Consume(consume) => try_consume(requester, consume, timeout),
         };
@@ -185,14 +185,14 @@ impl TrialConnection {
 
 fn declare(
     requester: &mut Requester,
-    redeclare: &RecordedEntity,
+    entity: &RecordedEntity,
     timeout: Duration,
 ) -> Result<Verdict, Failure> {
-    let is_named_by_broker = named_by_broker(redeclare).is_some();
-    let declared = declare_alone(requester, redeclare, !is_named_by_broker, timeout);
+    let is_named_by_broker = named_by_broker(entity).is_some();
+    let declared = declare_alone(requester, entity, !is_named_by_broker, timeout);
     let declared = match declared {
         Err(Failure::Refused(_)) if is_named_by_broker => {
-            declare_alone(requester, redeclare, true, timeout)
+            declare_alone(requester, entity, true, timeout)
         }
         declared => declared,
     };
@@ -203,10 +203,10 @@ fn declare(
 /// `amq.direct` by its name, so that it gets no messages.
 fn stand_in(
     requester: &mut Requester,
-    redeclare: &RecordedEntity,
+    entity: &RecordedEntity,
     timeout: Duration,
 ) -> Result<Verdict, Failure> {
-    let declare = match redeclare {
+    let declare = match entity {
         RecordedEntity::Queue { declare, .. } => declare.clone(),
         _ => QueueDeclare {
             exclusive: true,
@@ -218,7 +218,7 @@ fn stand_in(
         named_by_server: true,
     };
     let reply = declare_alone(requester, &queue, true, timeout)?;
-    if let (true, Reply::Method(Method::QueueDeclareOk(ok))) = (redeclare.is_binding(), reply) {
+    if let (true, Reply::Method(Method::QueueDeclareOk(ok))) = (entity.is_binding(), reply) {
         let bind = QueueBind {
             routing_key: ok.queue.clone(),
             queue: ok.queue,
@@ -233,12 +233,12 @@ fn stand_in(
 /// Declares one entity and waits for the reply.
 fn declare_alone(
     requester: &mut Requester,
-    redeclare: &RecordedEntity,
+    entity: &RecordedEntity,
     is_gone: bool,
     timeout: Duration,
 ) -> Result<Reply, Failure> {
     let channel = requester.scratch_channel(0).map_err(Failure::Connection)?;
-    let pending = send_declaration(requester, &channel, redeclare, is_gone);
+    let pending = send_declaration(requester, &channel, entity, is_gone);
     requester.reply_or_abandon(&channel, &pending, timeout)
 }
 

@@ -45,14 +45,14 @@ enum Detail {
 }
 
 impl Key {
-    pub(super) fn of(redeclare: &RecordedEntity) -> Self {
-        let detail = match redeclare {
+    pub(super) fn of(entity: &RecordedEntity) -> Self {
+        let detail = match entity {
             RecordedEntity::Exchange(_) | RecordedEntity::Queue { .. } => Detail::None,
             RecordedEntity::BindQueue(bind) => Detail::OfQueue(encoded(&bind.arguments)),
             RecordedEntity::BindExchange(bind) => Detail::OfExchange(encoded(&bind.arguments)),
         };
         Self {
-            entity: entity(redeclare),
+            entity: entity_of(entity),
             detail,
         }
     }
@@ -414,8 +414,8 @@ fn delay(trouble: Trouble, tries: u32, options: &RecoveryOptions) -> Deadline {
     })
 }
 
-pub(super) fn entity(redeclare: &RecordedEntity) -> Entity {
-    match redeclare {
+pub(super) fn entity_of(entity: &RecordedEntity) -> Entity {
+    match entity {
         RecordedEntity::Exchange(declare) => Entity::Exchange {
             name: declare.exchange.to_string(),
         },
