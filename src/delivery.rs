@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
 use crate::channel::{Answered, Channel};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{ClosedBy, Error, ErrorKind, Result};
 use crate::io_thread::mailbox::{Command, Reply};
 use crate::log_line::log_line;
 use crate::message::STREAM_FILTER_VALUE;
@@ -277,7 +277,10 @@ impl Delivery {
                 "{doing} {delivery_tag} is not sent: the broker has cancelled the consumer"
             );
             let state = self.channel().state();
-            state.answer_not_sent();
+            let by = ClosedBy::Broker;
+            let consumer_tag = subscription.consumer_tag.to_string();
+            let reason = Error::new(ErrorKind::ConsumerCancelled { consumer_tag, by });
+            state.answer_not_sent(Some(reason));
             state.give_back_unread(subscription, delivery_tag);
             return Ok(Answered::NotSent);
         }

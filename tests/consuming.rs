@@ -897,3 +897,24 @@ fn a_consumer_busy_for_several_heartbeats_keeps_its_connection() {
     channel.basic_qos(1).unwrap();
     assert_eq!(connection.heartbeat(), heartbeat);
 }
+
+#[test]
+fn a_transaction_that_acks_a_message_of_a_cancelled_consumer_is_not_committed() {
+    let channel = channel();
+    let (tasks, results) = (exclusive_queue(&channel), exclusive_queue(&channel));
+    let consumer = tasks.consume(ConsumeOptions::default()).unwrap();
+    tasks.publish("task").unwrap();
+    let task = consumer.recv_timeout(SOON).unwrap().unwrap();
+    channel.tx_select().unwrap();
+    tasks.delete(QueueDeleteOptions::default()).unwrap();
+    let cancelled = consumer.recv_timeout(SOON).unwrap_err();
+    results.publish("result").unwrap();
+    task.ack().unwrap();
+    let error = channel.tx_commit().unwrap_err();
+    assert_eq!(error.kind(), cancelled.kind(), "{error}");
+    assert!(!error.may_have_been_sent(), "{error}");
+    assert_eq!(ready(&channel, results.name()), 0);
+    results.publish("result").unwrap();
+    channel.tx_commit().unwrap();
+    assert_eq!(ready(&channel, results.name()), 1);
+}

@@ -86,7 +86,7 @@ impl Channel {
             if multiple {
                 delivery_tags.up_to(delivery_tag);
                 if delivery_tags.take_stale_open() {
-                    state.settings.answer_lost();
+                    state.settings.answer_lost(None);
                 }
             }
             Ok(Answered::Sent { epoch })
@@ -99,7 +99,7 @@ impl Channel {
                     "{} {delivery_tag} is not sent: the message was requeued when its connection was lost",
                     M::ID
                 );
-                state.answer_not_sent();
+                state.answer_not_sent(None);
                 Ok(Answered::NotSent)
             }
             written => written.map_err(|error| Operation::about(M::ID, "").failed(error)),

@@ -33,9 +33,10 @@ impl Channel {
     /// # Errors
     /// 406 on a channel without [`tx_select`](Self::tx_select).
     ///
-    /// The cause of the loss, if a lost connection took a part of the transaction with it, or if
-    /// the transaction acknowledges a message of a lost connection. The rest was rolled back then,
-    /// and it is safe to repeat the whole transaction.
+    /// The cause, if a part of the transaction was lost: with its connection, or because it is an
+    /// acknowledgement of a message that the broker delivers again (its connection was lost, or the
+    /// broker has cancelled its consumer). The rest was rolled back then, and it is safe to repeat
+    /// the whole transaction.
     pub fn tx_commit(&self) -> Result<()> {
         let mut lost_with = None;
         let channel = self.number();

@@ -270,9 +270,10 @@ impl ChannelState {
 
     /// An acknowledgement is not sent, since the broker redelivers its message. If it was a part of
     /// a transaction, the transaction is torn.
-    pub(crate) fn answer_not_sent(&self) {
+    pub(crate) fn answer_not_sent(&self, reason: Option<Error>) {
         self.shared.counters.ack_not_sent();
-        self.shared.outbox.change(|| self.settings.answer_lost());
+        let settings = &self.settings;
+        self.shared.outbox.change(|| settings.answer_lost(reason));
     }
 
     pub(crate) fn gate(&self) -> Result<Gate> {

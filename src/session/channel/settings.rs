@@ -143,8 +143,11 @@ impl Settings {
         self.change(&[TxState::Begun], TxState::Torn);
     }
 
-    /// An acknowledgement was not sent, since its message was lost with the connection.
-    pub(crate) fn answer_lost(&self) {
+    /// An acknowledgement was not sent: for this reason, or because of the last lost connection.
+    pub(crate) fn answer_lost(&self, reason: Option<Error>) {
+        if reason.is_some() && self.has_transactions() && !self.is_in(TxState::Torn) {
+            *self.loss_cause.lock() = reason;
+        }
         self.change(&[TxState::Empty, TxState::Begun], TxState::Torn);
     }
 
