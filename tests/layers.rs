@@ -88,10 +88,6 @@ const IMPURE: &[&str] = &[
     "Instant::now",
 ];
 
-/// A state machine in several files, which all know its one state: only here files may use each
-/// other in a circle.
-const ONE_STATE: &str = "broker";
-
 type Name = Vec<String>;
 
 /// A source file: the names that it uses, and those that it takes into its own scope.
@@ -280,8 +276,7 @@ impl Sources {
         let mut uses: BTreeMap<&Name, BTreeSet<Name>> = BTreeMap::new();
         for (user, target, _) in self.uses() {
             let is_within = user.starts_with(&target) || target.starts_with(user);
-            let is_free = user.first().is_some_and(|it| it == ONE_STATE);
-            if !is_within && !is_free {
+            if !is_within {
                 uses.entry(user).or_default().insert(target);
             }
         }

@@ -3,7 +3,7 @@
 use super::core::{confirm_all, tell_blocked, Core};
 use super::options::BrokerOptions;
 use super::refusal::Refusal;
-use super::session::{Session, Slot, Stage};
+use super::session::{method_id, Session, Slot, Stage};
 use super::SessionId;
 use crate::error::ReplyCode;
 use crate::wire::codec::{Reader, WireError};
@@ -26,17 +26,6 @@ const CAPABILITIES: &[&str] = &[
     "per_consumer_qos",
     "direct_reply_to",
 ];
-
-/// The method that a frame carries. `None` if the frame is not a method frame.
-pub(super) fn method_id(frame: &Frame<'_>) -> Option<MethodId> {
-    if frame.kind != FrameKind::Method {
-        return None;
-    }
-    let mut reader = Reader::new(frame.payload);
-    let class = reader.u16("a method").ok()?;
-    let method = reader.u16("a method").ok()?;
-    Some(MethodId { class, method })
-}
 
 pub(super) fn decode<'a>(frame: &Frame<'a>) -> Result<Method<'a>, Refusal> {
     let method = Method::decode(frame.payload).map_err(|error| match error {

@@ -6,12 +6,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::channel::{Mode, Unacknowledged};
-use super::connection::method_id;
 use super::message::{Message, Reason};
 use super::options::BrokerOptions;
 use super::queue::{QueueId, Subscriber};
 use super::refusal::Refusal;
-use super::session::{short, Session, Slot, Stage};
+use super::session::{method_id, short, Session, Slot, Stage};
 use super::state::PublishedMessage;
 use super::vhost::Vhost;
 use super::SessionId;

@@ -5,9 +5,9 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use super::channel::Channel;
-use super::connection::method_id;
 use super::refusal::Refusal;
-use crate::wire::frame::{self, Cut};
+use crate::wire::codec::Reader;
+use crate::wire::frame::{self, Cut, Frame, FrameKind};
 use crate::wire::method::{
     BasicAck, BasicCancel, BasicDeliver, BasicNack, BasicReturn, ChannelClose, ConnectionClose,
     Encode, MethodId,
@@ -298,4 +298,15 @@ pub(super) fn short(text: &str) -> String {
         end -= 1;
     }
     format!("{}...", text.get(..end).unwrap_or_default())
+}
+
+/// The method that a frame carries. `None` if the frame is not a method frame.
+pub(super) fn method_id(frame: &Frame<'_>) -> Option<MethodId> {
+    if frame.kind != FrameKind::Method {
+        return None;
+    }
+    let mut reader = Reader::new(frame.payload);
+    let class = reader.u16("a method").ok()?;
+    let method = reader.u16("a method").ok()?;
+    Some(MethodId { class, method })
 }

@@ -4,8 +4,8 @@
 //! has no state, no IO and no clock, and must not know any other layer. It is driven by plain calls
 //! on byte slices and buffers: `frame::cut` finds a frame at the front of the input,
 //! `Method::decode` reads its payload, and `frame::write_method` and `frame::write_content` append
-//! to an output buffer. Whole deliveries and small publishes, the most common messages, have fast
-//! paths.
+//! to an output buffer. `method` has one row for each method of the protocol. `fast_deliver` and
+//! `fast_publish` handle the most common messages in one step.
 
 pub(crate) mod codec;
 pub(crate) mod content;
