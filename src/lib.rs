@@ -3,7 +3,7 @@
 //!
 //! An IO thread owns each connection's socket and sends its heartbeats. The program's threads call
 //! blocking methods on handles. Every call ends: with the broker's reply, with an error that names
-//! the cause, or with a timeout. There is no async runtime, there are no callbacks, and handles
+//! the cause, or with a timeout. The crate needs no async runtime and no callbacks, and handles
 //! have no lifetimes. A lost connection recovers automatically, and all handles stay valid.
 //!
 //! ```no_run
@@ -40,8 +40,8 @@
 //! # Where to look
 //!
 //! - [`Connection`] and [`ConnectionOptions`]: connecting, timeouts, closing.
-//! - [`Channel`]: every method of AMQP, under AMQP's own name. [`Exchange`] and [`Queue`] are
-//!   shorthands for one name.
+//! - [`Channel`]: every method of AMQP, under AMQP's own name. An [`Exchange`] or [`Queue`] is a
+//!   handle for one name.
 //! - [`Message`] and [`Properties`]: what a program publishes. [`Publisher`] and [`Confirm`]: the
 //!   outcome of each message.
 //! - [`Consumer`] and [`Delivery`]: messages from a queue, and their acknowledgement.
@@ -50,16 +50,16 @@
 //! - [`Error`]: what went wrong, who said so, and whether a retry is safe.
 //! - [`docs::recovery`] and [`RecoveryOptions`]: what happens when a connection is lost.
 //! - [`docs::rabbitmq`]: what differs between RabbitMQ 3.10, 4.0 and 4.3.
-//! - [`docs::aioamqp`]: a guide for programs that come from Python's aioamqp.
+//! - [`docs::aioamqp`]: a guide for porting programs from Python's aioamqp.
 //!
-//! Receivers are those of `crossbeam-channel`, which this crate re-exports for its `select!` macro.
+//! Receivers come from `crossbeam-channel`, which this crate re-exports for its `select!` macro.
 //!
 //! # Logging
 //!
-//! This crate logs through the `log` crate: the life of connections at `info` and `warn`, and each
-//! frame's method at `trace`, but never bodies or passwords. Every line begins with the name and
-//! the peer of its connection: `[billing worker at 10.0.0.1:5672] the broker has unblocked the
-//! connection`.
+//! This crate logs through the `log` crate: opening, losing and closing connections at `info` and
+//! `warn`, and each frame's method at `trace`, but never bodies or passwords. Every line begins
+//! with the name and the peer of its connection: `[billing worker at 10.0.0.1:5672] the broker has
+//! unblocked the connection`.
 
 // The layers, from the lowest to the highest; tests/layers.rs holds who may use what.
 

@@ -1,11 +1,11 @@
-//! A guide for programs that come from Python's aioamqp.
+//! A guide for porting programs from Python's aioamqp.
 //!
 //! # What differs
 //!
 //! - **Calls block.** Each call returns the broker's reply, as `await` does. There is no event
 //!   loop: to do several things at once, use threads. Threads can share handles such as
 //!   [`Connection`] and [`Channel`].
-//! - **The IO thread sends heartbeats.** A handler that takes an hour does not cost the connection.
+//! - **The IO thread sends heartbeats.** The connection survives a handler that takes an hour.
 //! - **Calls have timeouts.** The default is 30 seconds:
 //!   [`request_timeout`](ConnectionOptions::request_timeout).
 //! - **Errors are values.** A call returns [`Error`] instead of raising an exception.
@@ -14,22 +14,23 @@
 //!   [`Workers`] call a function for each message.
 //! - **Lost connections recover.** See [`docs::recovery`](super::recovery).
 //!
-//! Some names and defaults mean something else here:
+//! Some names and defaults differ in meaning:
 //!
-//! - [`Channel::queue`] and [`Channel::exchange`] return a handle and ask the broker nothing. In
+//! - [`Channel::queue`] and [`Channel::exchange`] return a handle without asking the broker. In
 //!   aioamqp they are aliases of `queue_declare` and `exchange_declare`.
 //! - [`QueueDeclareOptions::default`] is durable. Use
 //!   [`transient`](QueueDeclareOptions::transient) for a queue that is not.
 //! - [`NackOptions::default`] does not requeue. Use [`NackOptions::requeue`].
 //! - A URI is percent-decoded. `amqp://host` and `amqp://host/%2f` name the virtual host `/`, and
-//!   `amqp://host/` names the one whose name is empty.
+//!   `amqp://host/` names the virtual host with the empty name.
 //! - [`ConnectionOptions::heartbeat`], [`channel_max`](ConnectionOptions::channel_max) and
-//!   [`frame_max`](ConnectionOptions::frame_max) are limits: the lower value of both sides counts.
-//!   In aioamqp the program's value replaces the broker's. Zero turns heartbeats off in both.
+//!   [`frame_max`](ConnectionOptions::frame_max) are limits: the lower value of the two sides
+//!   applies. In aioamqp, the program's value replaces the broker's. In both, zero turns heartbeats
+//!   off.
 //!
 //! # Side by side
 //!
-//! A program that publishes a message with a confirm, and consumes, in Python:
+//! A program that publishes a message with a confirm, then consumes. In Python:
 //!
 //! ```python
 //! import asyncio
@@ -52,7 +53,7 @@
 //! asyncio.run(main())
 //! ```
 //!
-//! and here:
+//! In Rust:
 //!
 //! ```no_run
 //! use leveret::{Connection, ConnectionOptions, ConsumeOptions, QueueDeclareOptions, Result};
@@ -178,7 +179,7 @@
 //! | aioamqp | here |
 //! | --- | --- |
 //! | `queue_declare`, `queue` | [`Channel::queue_declare`] |
-//! | an empty `queue_name` | the broker makes up a name: [`Queue::name`] |
+//! | an empty `queue_name` | the broker chooses a name: [`Queue::name`] |
 //! | `passive` | [`QueueDeclareOptions::passive`]; also [`Connection::queue_exists`] |
 //! | `durable` | [`QueueDeclareOptions::durable`] |
 //! | `exclusive` | [`QueueDeclareOptions::exclusive`] |
@@ -208,7 +209,7 @@
 //! | `confirm_select(no_wait=True)` | [`Channel::confirm_select_no_wait`] |
 //!
 //! After [`Channel::confirm_select`], [`Channel::wait_for_confirms`] waits for all messages, and
-//! [`Channel::confirmations`] reports each answer of the broker.
+//! [`Channel::confirmations`] reports each of the broker's confirms and nacks.
 //!
 //! ## Consuming
 //!

@@ -1,4 +1,4 @@
-//! Guides: topics that concern more than one type.
+//! Guides to recovery, to RabbitMQ's versions, and to porting from aioamqp.
 
 pub mod aioamqp;
 pub mod rabbitmq;
