@@ -1,4 +1,4 @@
-//! Connections: the handle of a socket and of the IO thread that owns it.
+//! Connections: a handle for a socket and for the IO thread that owns it.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -30,20 +30,19 @@ const DROP_PATIENCE: Duration = Duration::from_secs(5);
 
 /// A connection to a broker.
 ///
-/// An IO thread reads and writes the socket and sends the heartbeats, whatever the program's
-/// threads do: working on one message for an hour does not cost the connection. Handles are cheap
-/// to clone, and any number of threads can use them. Most work goes through a
-/// [`Channel`](crate::Channel).
+/// An IO thread reads and writes the socket and sends heartbeats, so the connection survives a
+/// message that takes an hour to handle. Handles are cheap to clone, and any number of threads can
+/// use them. Most work goes through a [`Channel`](crate::Channel).
 ///
-/// A lost connection is opened again. Everything that was declared through it comes back, as do its
-/// channels, its consumers and its unconfirmed messages: see
-/// [`RecoveryOptions`](crate::RecoveryOptions). A call that waits for its reply at that moment
-/// fails; [`Error::may_have_been_sent`] tells whether it is safe to repeat the call. Calls that
-/// begin while the connection is lost wait for it, up to their timeouts.
+/// A lost connection recovers automatically: this crate connects again, and restores what was
+/// declared, the channels, the consumers and the unconfirmed messages. See
+/// [`RecoveryOptions`](crate::RecoveryOptions). A call that is waiting for its reply when the
+/// connection is lost fails; [`Error::may_have_been_sent`] tells whether it is safe to repeat the
+/// call. Calls that begin while the connection is lost wait for recovery, up to their timeouts.
 ///
 /// Dropping the last handle (of the connection, its channels, consumers and deliveries) closes the
-/// connection gracefully and waits up to 5 seconds. [`close`](Self::close) closes it at once, for
-/// all handles, and reports the result.
+/// connection gracefully and waits up to 5 seconds. [`close`](Self::close) closes the connection at
+/// once for all handles, and reports the result.
 ///
 /// ```no_run
 /// use leveret::{Connection, QueueDeclareOptions};
@@ -72,15 +71,17 @@ struct Inner {
 impl Connection {
     /// Connects to the broker at a URI such as `amqp://user:password@host:5672/vhost`.
     ///
+    /// Waits up to [`connect_timeout`](ConnectionOptions::connect_timeout), by default 30 seconds.
+    /// Makes one attempt, unless [`retry_open_for`](ConnectionOptions::retry_open_for) is set.
+    ///
     /// # Errors
     /// [`ErrorKind::InvalidUri`], [`ErrorKind::ConnectFailed`], [`ErrorKind::LoginRefused`],
-    /// [`ErrorKind::VhostRefused`] and the other failures of a handshake, within `connect_timeout`.
-    /// Makes one attempt, unless [`retry_open_for`](ConnectionOptions::retry_open_for) is set.
+    /// [`ErrorKind::VhostRefused`] and the other failures of a handshake; a timeout.
     pub fn open(uri: &str) -> Result<Self> {
         Self::open_with(&ConnectionOptions::from_uri(uri)?)
     }
 
-    /// Connects to RabbitMQ on this machine with its defaults:
+    /// Connects to RabbitMQ on this machine with RabbitMQ's defaults:
     /// `amqp://guest:guest@localhost:5672/%2f`.
     ///
     /// # Errors
@@ -89,7 +90,7 @@ impl Connection {
         Self::open_with(&ConnectionOptions::default())
     }
 
-    /// Connects with these options.
+    /// Connects to the broker with these options.
     ///
     /// # Errors
     /// Same as [`open`](Self::open); [`ErrorKind::InvalidArgument`] for options that no broker
@@ -126,20 +127,22 @@ impl Connection {
         })
     }
 
-    /// Closes the connection for all handles and waits until the broker has agreed. Messages that
-    /// were published before are sent first. Calls that still wait fail with an error that says
-    /// that this program has closed the connection.
+    /// Closes the connection for all handles. Waits up to `request_timeout` until the broker has
+    /// agreed.
+    ///
+    /// The IO thread first sends the messages that were published before. Calls that are still
+    /// waiting fail with an error that says that this program closed the connection.
     ///
     /// # Errors
-    /// If the connection is already closed: who closed it, and why. A timeout after
-    /// `request_timeout`; the socket is cut then, and the connection is closed.
+    /// If the connection is already closed: which side closed it, and why. A timeout: the
+    /// connection is then closed without the broker's agreement.
     pub fn close(&self) -> Result<()> {
         let timeout = self.inner.options.request_timeout;
         self.close_with(ReplyCode::SUCCESS, "", timeout)
     }
 
     /// [`close`](Self::close) with a reply code and text, which RabbitMQ writes to its log. Waits
-    /// up to `timeout`.
+    /// up to `timeout` instead of `request_timeout`.
     ///
     /// # Errors
     /// Same as [`close`](Self::close).
@@ -148,8 +151,8 @@ impl Connection {
         closed.map_err(|error| Operation::about(ConnectionClose::ID, "").failed(error))
     }
 
-    /// Waits up to `timeout` until the connection has ended, for whatever reason: the socket is
-    /// closed and the IO thread is gone. [`close_cause`](Self::close_cause) tells why.
+    /// Waits up to `timeout` until the connection has ended for any reason: the socket is closed,
+    /// and the IO thread has ended. [`close_cause`](Self::close_cause) tells why.
     ///
     /// # Errors
     /// A timeout.
@@ -160,41 +163,41 @@ impl Connection {
         Err(Error::timed_out(timeout).doing("waiting until the connection is closed"))
     }
 
-    /// Whether the connection takes calls: it is neither closed nor lost for good. While it is
-    /// being recovered, calls wait: see [`loss_cause`](Self::loss_cause).
+    /// Returns true unless the connection is closed or lost for good. Also returns true during
+    /// recovery, when calls wait: see [`loss_cause`](Self::loss_cause).
     pub fn is_open(&self) -> bool {
         self.close_cause().is_none()
     }
 
-    /// Why the connection was lost. `None` unless it is being recovered now.
+    /// Returns why the connection was lost, or `None` unless it is recovering now.
     pub fn loss_cause(&self) -> Option<Error> {
         self.inner.shared.outbox.loss_cause()
     }
 
-    /// How many times the connection has been lost so far.
+    /// Returns how many times the connection has been lost so far.
     pub fn loss_count(&self) -> u64 {
         self.inner.shared.outbox.epoch()
     }
 
-    /// Why the connection takes no more calls: the first cause. Every handle of the connection
-    /// fails with it.
+    /// Returns why the connection is closed, or `None` if it is open or recovering. Every call of
+    /// every handle fails with this first cause.
     pub fn close_cause(&self) -> Option<Error> {
         self.inner.shared.outbox.end_cause()
     }
 
-    /// The broker's reason for blocking the connection (`connection.blocked`): it takes no messages
-    /// now. `None` if the connection is not blocked.
+    /// Returns why the broker blocks the connection (`connection.blocked`) and accepts no messages
+    /// now, or `None` if the connection is not blocked.
     ///
     /// See <https://www.rabbitmq.com/docs/connection-blocked>.
     pub fn blocked_reason(&self) -> Option<String> {
         self.inner.shared.outbox.blocked_reason()
     }
 
-    /// Returns a receiver of what happens to the connection, starting now: blocked, unblocked,
-    /// lost, recovered, closed; and what happens to its [`Workers`](crate::Workers).
+    /// Returns a receiver of the connection's events from now on: blocked, unblocked, lost,
+    /// recovered, closed, and the interruptions of its [`Workers`](crate::Workers).
     ///
-    /// The receiver keeps the newest 64 events. All receivers of a connection share them. The
-    /// receiver is disconnected when the connection has ended.
+    /// The receiver keeps the newest 64 events. All receivers of a connection share them: each
+    /// event goes to one receiver. The receiver is disconnected when the connection has ended.
     ///
     /// ```no_run
     /// use leveret::{Connection, ConnectionEvent};
@@ -205,7 +208,7 @@ impl Connection {
     ///     for event in events {
     ///         match event {
     ///             ConnectionEvent::Blocked { reason } => println!("publishing waits: {reason}"),
-    ///             ConnectionEvent::Unblocked => println!("publishing goes on"),
+    ///             ConnectionEvent::Unblocked => println!("publishing continues"),
     ///             ConnectionEvent::Lost { cause } => println!("{cause}"),
     ///             ConnectionEvent::Recovered { attempts, after } => {
     ///                 println!("back after {after:?} and {attempts} attempts")
@@ -220,8 +223,8 @@ impl Connection {
         self.inner.shared.events.receiver()
     }
 
-    /// What the connection has done so far and is doing now: bytes, messages, confirms, calls, what
-    /// waits to be sent, confirmed or read, blocks and losses.
+    /// Returns statistics of the connection: bytes, messages, confirms, calls, what is waiting to
+    /// be sent, confirmed or read, and how long the connection has been blocked or lost.
     pub fn stats(&self) -> ConnectionStats {
         let shared = &self.inner.shared;
         let mut stats = shared.counters.snapshot();
@@ -230,67 +233,70 @@ impl Connection {
         stats
     }
 
-    /// The broker's properties: product, version, capabilities, …
+    /// Returns the broker's properties: product, version, capabilities, …
     pub fn server_properties(&self) -> FieldTable {
         self.peer().server.properties.clone()
     }
 
-    /// The login mechanisms that the broker offers.
+    /// Returns the login mechanisms that the broker offers.
     pub fn server_mechanisms(&self) -> Vec<String> {
         words(&self.peer().server.mechanisms)
     }
 
-    /// The locales of the broker's texts.
+    /// Returns the locales that the broker offers for its texts.
     pub fn server_locales(&self) -> Vec<String> {
         words(&self.peer().server.locales)
     }
 
-    /// How many channels can be open at once: the lower of both sides' limits.
+    /// Returns how many channels can be open at once: the lower of the two sides' limits.
     pub fn channel_max(&self) -> u16 {
         self.peer().tuning.highest_channel()
     }
 
-    /// The size of the largest frame, in bytes: the lower of both sides' limits, or 0 if neither
-    /// has one.
+    /// Returns the maximum frame size in bytes: the lower of the two sides' limits, or 0 if neither
+    /// side has one.
     pub fn frame_max(&self) -> u32 {
         self.peer().tuning.frame_max
     }
 
-    /// The agreed heartbeat interval. Zero means no heartbeats.
+    /// Returns the agreed heartbeat interval. Zero means no heartbeats.
     pub fn heartbeat(&self) -> Duration {
         self.peer().tuning.heartbeat
     }
 
-    /// The heartbeat interval that the broker proposed.
+    /// Returns the heartbeat interval that the broker proposed.
     pub fn server_heartbeat(&self) -> Duration {
         Duration::from_secs(self.peer().server.tune.heartbeat.into())
     }
 
-    /// The options that the connection was opened with.
+    /// Returns the options that the connection was opened with.
     pub fn options(&self) -> &ConnectionOptions {
         &self.inner.options
     }
 
-    /// The broker's address. A recovery can change it.
+    /// Returns the broker's address. It can change in a recovery.
     pub fn peer_addr(&self) -> SocketAddr {
         self.peer().address
     }
 
-    /// Gives the broker a new secret, such as a fresh OAuth 2 token, before the old one expires. A
-    /// recovery logs in with the new secret instead of the password. A custom
-    /// [`SaslMechanism`](crate::SaslMechanism) must learn the new secret from the program.
+    /// Gives the broker a new secret, such as a fresh OAuth 2 token, before the old one expires.
+    /// Waits up to `request_timeout`.
+    ///
+    /// Later recoveries log in with the new secret instead of the password. With a custom
+    /// [`SaslMechanism`](crate::SaslMechanism), the program must pass the new secret to the
+    /// mechanism.
     ///
     /// While the connection is lost, the next recovery attempt logs in with the new secret, whether
     /// this call waits for the recovery or fails.
     ///
     /// With [`credentials`](ConnectionOptions::credentials), the connection renews its secret
-    /// itself, and a recovery asks that function for it.
+    /// automatically, and recovery calls that function.
     ///
     /// RabbitMQ 4.3 checks permissions again with each new secret. It cancels the consumers of
     /// queues that the user may no longer read ([`ErrorKind::ConsumerCancelled`]).
     ///
     /// # Errors
-    /// The broker closes the connection if it does not accept the secret.
+    /// If the broker does not accept the secret, it closes the connection.
     ///
     /// See <https://www.rabbitmq.com/docs/oauth2>.
     pub fn update_secret(&self, new_secret: &str, reason: &str) -> Result<()> {
