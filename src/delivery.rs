@@ -1,4 +1,4 @@
-//! Received messages, and acknowledging them.
+//! Received messages, and their acknowledgement.
 
 use std::fmt;
 use std::ops::Deref;
@@ -23,25 +23,25 @@ use crate::wire::properties::Properties;
 
 /// A received message, which the program must acknowledge.
 ///
-/// A delivery keeps its channel open. It can be sent to another thread and acknowledged there. A
-/// delivery that is dropped without being acknowledged or rejected stays unacked until its channel
-/// closes; then the broker requeues it.
+/// Any thread can acknowledge a delivery. A delivery keeps its channel open. If it is dropped
+/// without being acknowledged or rejected, its message stays unacknowledged until the channel
+/// closes; then the broker requeues the message.
 ///
-/// When the connection is lost, the broker requeues and redelivers all unacked messages. An ack,
-/// nack or reject for an earlier delivery is then not sent. This is not an error: the call returns
-/// `Ok`, and a line goes to the log at `debug`. But a transaction with such an ack fails at
+/// When the connection is lost, the broker requeues and redelivers all unacknowledged messages.
+/// This crate does not send a later ack, nack or reject for such a delivery. This is not an error:
+/// the call returns `Ok` and logs a line at `debug`. But a transaction with such an ack fails at
 /// [`tx_commit`](Channel::tx_commit).
-/// [`ConnectionStats::acks_not_sent`](crate::ConnectionStats::acks_not_sent) counts them.
+/// [`ConnectionStats::acks_not_sent`](crate::ConnectionStats::acks_not_sent) counts these calls.
 ///
 /// A message from a stream can only be acknowledged, because a stream keeps its messages and cannot
-/// requeue them. (RabbitMQ before 4.0 closes the connection for a nack, and later versions take the
-/// nack as an ack; this crate sends none.) A consumer reads from a stream if its options have a
+/// requeue them. (For a nack, RabbitMQ 3.10 closes the connection, and 4.0 and later treat the nack
+/// as an ack; so this crate sends no nack.) A consumer reads from a stream if its options have a
 /// [`stream_offset`](crate::ConsumeOptions::stream_offset) or a
 /// [`stream_filter`](crate::ConsumeOptions::stream_filter), or if its connection has declared the
 /// queue as a stream. The message's headers do not matter.
 ///
 /// See <https://www.rabbitmq.com/docs/confirms#acknowledgement-modes>.
-#[must_use = "a delivery that is not acknowledged stays unacked until the channel closes"]
+#[must_use = "a delivery that is not acknowledged stays unacknowledged until the channel closes"]
 pub struct Delivery {
     origin: Arc<DeliverySource>,
     delivery_tag: u64,
@@ -91,12 +91,12 @@ impl Delivery {
         &self.origin.consumer_tag
     }
 
-    /// Returns the number that identifies the message on its channel when it is acknowledged.
+    /// Returns the number that identifies the message on its channel in an acknowledgement.
     pub fn delivery_tag(&self) -> u64 {
         self.delivery_tag
     }
 
-    /// Whether the broker may have delivered the message before, to any consumer.
+    /// Returns true if the broker may have delivered the message before, to any consumer.
     pub fn redelivered(&self) -> bool {
         self.redelivered
     }
@@ -111,10 +111,10 @@ impl Delivery {
         self.content.routing_key()
     }
 
-    /// Decodes the properties.
+    /// Decodes the message's properties.
     ///
     /// # Errors
-    /// If the properties are malformed. The body can still be read.
+    /// [`ErrorKind::MalformedProperties`]. The body can still be read.
     pub fn properties(&self) -> Result<Properties> {
         let properties = self.content.properties();
         properties.map_err(|error| Error::malformed_properties(&error))
@@ -122,11 +122,11 @@ impl Delivery {
 
     /// Returns the message's count towards the delivery limit of a quorum queue
     /// (`x-delivery-count`): the number of earlier deliveries, or since RabbitMQ 4.3 the number of
-    /// failed ones.
+    /// failed deliveries.
     ///
-    /// `None` if nothing was counted yet (`Some(0)` before RabbitMQ 4.0). Since 4.3 a message that
-    /// is dead-lettered into another quorum queue keeps its count. Other queues do not count, and
-    /// leave this header as the publisher set it.
+    /// `None` if nothing was counted yet (`Some(0)` before RabbitMQ 4.0). Since 4.3, a message that
+    /// is dead-lettered into another quorum queue keeps its count. Other types of queue do not
+    /// count, and leave this header as the publisher set it.
     ///
     /// [`docs::rabbitmq`](crate::docs::rabbitmq#what-counts-towards-the-delivery-limit) says what
     /// counts as a failure. See also
@@ -138,11 +138,11 @@ impl Delivery {
     /// Returns how often a quorum queue has delivered the message before, whatever the outcome
     /// (`x-acquired-count`).
     ///
-    /// Only RabbitMQ 4.3 and later send this, from the second delivery on. It also counts what
-    /// [`delivery_count`](Self::delivery_count) does not: a [`nack`](Self::nack), a late
-    /// acknowledgement, and messages that a consumer returned unread. A program that requeues
-    /// messages with `nack` can base its own limit on this count. Other queues leave this header as
-    /// the publisher set it.
+    /// Only RabbitMQ 4.3 and later send this count, from the second delivery on. It includes what
+    /// [`delivery_count`](Self::delivery_count) leaves out: a [`nack`](Self::nack), a late
+    /// acknowledgement, and messages that a consumer requeued unread. A program that requeues
+    /// messages with `nack` can base its own limit on this count. Other types of queue leave this
+    /// header as the publisher set it.
     pub fn acquired_count(&self) -> Option<u64> {
         self.count("x-acquired-count")
     }
@@ -154,10 +154,10 @@ impl Delivery {
     }
 
     /// Returns the message's offset in its stream, or `None` if the message is not from a stream
-    /// (see [`Delivery`]). Offsets begin at 0 and grow; a stream has no message for some of them.
+    /// (see [`Delivery`]). Offsets start at 0 and increase, with gaps.
     ///
-    /// A program that keeps this number can resume with
-    /// [`StreamOffset::Offset`](crate::StreamOffset::Offset) of the number after it.
+    /// To resume after this message, consume from
+    /// [`StreamOffset::Offset`](crate::StreamOffset::Offset) with this number plus one.
     pub fn stream_offset(&self) -> Option<u64> {
         let offset = self.is_from_stream().then(|| stream_offset(&self.content));
         u64::try_from(offset??).ok()
@@ -171,7 +171,7 @@ impl Delivery {
         value.as_str().map(str::to_owned)
     }
 
-    /// Returns the body.
+    /// Returns the message's body.
     pub fn body(&self) -> &[u8] {
         self.content.body()
     }
@@ -180,8 +180,7 @@ impl Delivery {
     ///
     /// # Errors
     /// [`ErrorKind::AlreadySettled`] if the message was already acknowledged or rejected. If the
-    /// channel or connection is closed, the call fails with the cause, and the broker redelivers
-    /// the message.
+    /// channel or the connection has ended: the cause; the broker redelivers the message.
     pub fn ack(&self) -> Result<()> {
         self.answer_ack().map(drop)
     }
@@ -192,11 +191,11 @@ impl Delivery {
         })
     }
 
-    /// Acknowledges this message and all earlier ones of the channel, including those of other
+    /// Acknowledges this message and all earlier messages of the channel, including those of other
     /// consumers.
     ///
     /// # Errors
-    /// As [`ack`](Self::ack). Acknowledging one of the earlier messages again closes the channel
+    /// Same as [`ack`](Self::ack). Acknowledging one of the earlier messages again closes the channel
     /// (406).
     pub fn ack_multiple(&self) -> Result<()> {
         let answered = self.settle("basic.ack", true, || {
@@ -205,15 +204,14 @@ impl Delivery {
         answered.map(drop)
     }
 
-    /// Rejects the message without counting a failure: the broker requeues it, drops it or
-    /// dead-letters it.
+    /// Nacks the message: the broker requeues it, drops it or dead-letters it.
     ///
-    /// Use this to return a message that was not handled. Since RabbitMQ 4.3 a nack does not count
-    /// towards the delivery limit of a quorum queue: a poison message that is requeued with it is
-    /// redelivered forever. [`reject`](Self::reject) counts.
+    /// Use this to requeue a message that was not handled. Since RabbitMQ 4.3, a nack does not
+    /// count towards the delivery limit of a quorum queue: a poison message that is requeued with a
+    /// nack is redelivered forever. For a message that failed, use [`reject`](Self::reject).
     ///
     /// # Errors
-    /// As [`ack`](Self::ack). [`ErrorKind::InvalidArgument`] for a message from a stream (see
+    /// Same as [`ack`](Self::ack). [`ErrorKind::InvalidArgument`] for a message from a stream (see
     /// [`Delivery`]).
     pub fn nack(&self, options: NackOptions) -> Result<()> {
         self.check_can_be_given_back("basic.nack")?;
@@ -223,14 +221,14 @@ impl Delivery {
         answered.map(drop)
     }
 
-    /// Rejects the message as failed: the broker requeues it if `requeue`, otherwise it drops or
-    /// dead-letters it.
+    /// Rejects the message as failed: the broker requeues it if `requeue` is true, otherwise drops
+    /// or dead-letters it.
     ///
-    /// Use this for a message that could not be handled. With `requeue`, it counts towards the
-    /// delivery limit of a quorum queue, on every version of RabbitMQ.
+    /// Use this for a message that could not be handled. With `requeue`, the reject counts towards
+    /// the delivery limit of a quorum queue, on every version of RabbitMQ.
     ///
     /// # Errors
-    /// As [`nack`](Self::nack).
+    /// Same as [`nack`](Self::nack).
     pub fn reject(&self, requeue: bool) -> Result<()> {
         self.answer_reject(requeue).map(drop)
     }
@@ -269,7 +267,7 @@ impl Delivery {
         if self.settled.swap(true, Ordering::Relaxed) {
             return Err(Error::new(ErrorKind::AlreadySettled { delivery_tag }).doing(doing));
         }
-        // With `multiple` it is sent, since it covers messages of other consumers, too.
+        // With `multiple`, the answer is sent, since it also covers messages of other consumers.
         if let Some(subscription) = self.origin.revoked().filter(|_| !multiple) {
             log_line!(
                 Debug,
@@ -286,7 +284,7 @@ impl Delivery {
         }
         let answered = answer();
         if answered.is_err() {
-            // Nothing was sent, and the program may retry after a timeout.
+            // Nothing was sent, so the program may retry after a timeout.
             self.settled.store(false, Ordering::Relaxed);
         }
         answered
@@ -300,7 +298,7 @@ impl Delivery {
         &self.content
     }
 
-    /// Converts the message into its body, without a new allocation.
+    /// Converts the message into its body without copying it.
     pub fn into_body(mut self) -> Vec<u8> {
         std::mem::take(&mut self.content).into_body()
     }
@@ -328,9 +326,10 @@ impl fmt::Debug for Delivery {
     }
 }
 
-/// A message fetched by `basic_get`, and the number of messages left in the queue.
+/// A message fetched by [`basic_get`](Channel::basic_get), and the number of messages left in the
+/// queue.
 #[derive(Debug)]
-#[must_use = "a delivery that is not acknowledged stays unacked until the channel closes"]
+#[must_use = "a delivery that is not acknowledged stays unacknowledged until the channel closes"]
 pub struct GetResponse {
     delivery: Delivery,
     message_count: u32,
@@ -369,7 +368,7 @@ impl GetResponse {
         self.delivery
     }
 
-    /// Converts the message into its body, without a new allocation.
+    /// Converts the message into its body without copying it.
     pub fn into_body(self) -> Vec<u8> {
         self.delivery.into_body()
     }
@@ -384,9 +383,10 @@ impl Deref for GetResponse {
 }
 
 impl Channel {
-    /// Fetches one message, or returns `None` if the queue is empty. With `no_ack`, the program
-    /// must not acknowledge the message. To receive many messages, use a
-    /// [`Consumer`](crate::Consumer).
+    /// Fetches one message, or returns `None` if the queue is empty.
+    ///
+    /// With `no_ack`, the broker forgets the message as soon as it has sent it, and the program
+    /// must not acknowledge it. To receive many messages, use a [`Consumer`](crate::Consumer).
     ///
     /// ```no_run
     /// # let channel = leveret::Connection::open_default()?.open_channel()?;
@@ -398,7 +398,8 @@ impl Channel {
     /// ```
     ///
     /// # Errors
-    /// 404 if the queue does not exist.
+    /// 404 if the queue does not exist; 403 without permission. For a stream, RabbitMQ closes the
+    /// connection (540).
     pub fn basic_get(&self, queue: &str, no_ack: bool) -> Result<Option<GetResponse>> {
         self.get(queue.into(), no_ack)
     }

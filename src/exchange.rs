@@ -24,16 +24,16 @@ pub enum ExchangeKind {
     /// Routes to queues bound with a matching pattern: words between dots, `*` for one word, `#`
     /// for any number.
     Topic,
-    /// Routes by the message's headers instead of its routing key.
+    /// Routes to queues whose binding arguments match the message's headers; ignores the routing
+    /// key.
     Headers,
     /// Routes to one of the bound queues, chosen by a hash of the routing key
     /// (`x-consistent-hash`). Binding or unbinding a queue moves few routing keys to another queue.
     ///
     /// Needs the plugin `rabbitmq_consistent_hash_exchange`, which comes with RabbitMQ. Each
-    /// binding key is the queue's weight, a number from 1 on: `queue.bind(&exchange, "1")`.
+    /// binding key is the queue's weight, a number of at least 1: `queue.bind(&exchange, "1")`.
     /// RabbitMQ refuses other binding keys (406). [`hash_header`] and [`hash_property`] hash
-    /// something other than the routing key. A routing key can move to another queue when a node
-    /// restarts.
+    /// something else instead. A routing key can move to another queue when a node restarts.
     ///
     /// [`hash_header`]: crate::ExchangeDeclareOptions::hash_header
     /// [`hash_property`]: crate::ExchangeDeclareOptions::hash_property
@@ -55,21 +55,22 @@ pub enum ExchangeKind {
     ///
     /// See <https://www.rabbitmq.com/docs/plugins>.
     Random,
-    /// Routes to a random bound queue on the node that the publisher's connection is open to
+    /// Routes to a random bound queue on the node that the publisher is connected to
     /// (`x-local-random`). Without such a queue, the message is unroutable.
     ///
-    /// Part of RabbitMQ since 4.0. Binds only classic queues, and only with an empty binding key;
-    /// RabbitMQ refuses other bindings (406). The routing key has no effect. Meant for RPC: each
-    /// server consumes from its own exclusive queue.
+    /// Part of RabbitMQ since 4.0. Only classic queues can be bound, and only with an empty binding
+    /// key; RabbitMQ refuses other bindings (406). The routing key has no effect. Meant for RPC:
+    /// each server consumes from its own exclusive queue.
     ///
     /// See <https://www.rabbitmq.com/docs/local-random-exchange>.
     LocalRandom,
-    /// Routes to all bound queues, as [`Fanout`](Self::Fanout) does, and sends the last 20 messages
-    /// to each newly bound queue (`x-recent-history`).
+    /// Routes to all bound queues, as [`Fanout`](Self::Fanout) does, and also sends the last 20
+    /// messages to each newly bound queue (`x-recent-history`).
     ///
     /// Needs the plugin `rabbitmq_recent_history_exchange`, which comes with RabbitMQ.
-    /// [`recent_history_length`](crate::ExchangeDeclareOptions::recent_history_length) sets another
-    /// number. Messages with the header `x-recent-history-no-store` set to `true` are not kept.
+    /// [`recent_history_length`](crate::ExchangeDeclareOptions::recent_history_length) changes the
+    /// number of messages. Messages with the header `x-recent-history-no-store` set to `true` are
+    /// not kept.
     ///
     /// See <https://www.rabbitmq.com/docs/plugins>.
     RecentHistory,
@@ -149,7 +150,7 @@ impl Exchange {
         &self.name
     }
 
-    /// Returns the channel of this handle.
+    /// Returns this handle's channel.
     pub fn channel(&self) -> &Channel {
         &self.channel
     }
@@ -157,7 +158,7 @@ impl Exchange {
     /// Publishes a message to this exchange: see [`Channel::basic_publish`].
     ///
     /// # Errors
-    /// As [`Channel::basic_publish`].
+    /// Same as [`Channel::basic_publish`].
     pub fn publish<'m>(
         &self,
         routing_key: &str,
@@ -170,7 +171,7 @@ impl Exchange {
     /// key. See [`Channel::exchange_bind`].
     ///
     /// # Errors
-    /// As [`Channel::exchange_bind`].
+    /// Same as [`Channel::exchange_bind`].
     pub fn bind(&self, source: &Self, routing_key: &str) -> Result<()> {
         self.bind_with(source, routing_key, BindOptions::default())
     }
@@ -178,7 +179,7 @@ impl Exchange {
     /// Binds this exchange to `source` with arguments, for example for a headers exchange.
     ///
     /// # Errors
-    /// As [`Channel::exchange_bind`].
+    /// Same as [`Channel::exchange_bind`].
     pub fn bind_with(&self, source: &Self, routing_key: &str, options: BindOptions) -> Result<()> {
         self.channel
             .exchange_bind(&self.name, &source.name, routing_key, options)
@@ -187,7 +188,7 @@ impl Exchange {
     /// Removes a binding made by [`bind`](Self::bind).
     ///
     /// # Errors
-    /// As [`Channel::exchange_unbind`].
+    /// Same as [`Channel::exchange_unbind`].
     pub fn unbind(&self, source: &Self, routing_key: &str) -> Result<()> {
         self.unbind_with(source, routing_key, BindOptions::default())
     }
@@ -195,7 +196,7 @@ impl Exchange {
     /// Removes a binding made by [`bind_with`](Self::bind_with) with the same arguments.
     ///
     /// # Errors
-    /// As [`Channel::exchange_unbind`].
+    /// Same as [`Channel::exchange_unbind`].
     pub fn unbind_with(
         &self,
         source: &Self,
@@ -209,7 +210,7 @@ impl Exchange {
     /// Deletes the exchange: see [`Channel::exchange_delete`].
     ///
     /// # Errors
-    /// As [`Channel::exchange_delete`].
+    /// Same as [`Channel::exchange_delete`].
     pub fn delete(&self, options: ExchangeDeleteOptions) -> Result<()> {
         self.channel.exchange_delete(&self.name, options)
     }
@@ -230,8 +231,8 @@ impl Channel {
     ///
     /// # Errors
     /// 406 if the exchange exists with other options; 404 if a passive declaration finds no
-    /// exchange; 403 without permission. For an unknown kind, 406; before RabbitMQ 4.0, 503, which
-    /// closes the connection.
+    /// exchange; 403 without permission; 406 for an unknown kind (before RabbitMQ 4.0, 503, which
+    /// closes the connection).
     pub fn exchange_declare(
         &self,
         name: &str,
@@ -253,8 +254,8 @@ impl Channel {
         Ok(self.exchange(name))
     }
 
-    /// Returns a handle of an existing exchange without asking the broker. The default exchange has
-    /// the name `""`.
+    /// Returns a handle for an existing exchange without asking the broker. The default exchange
+    /// has the name `""`.
     pub fn exchange(&self, name: &str) -> Exchange {
         Exchange::new(self.clone(), name)
     }
@@ -275,8 +276,8 @@ impl Channel {
         Ok(())
     }
 
-    /// Binds one exchange to another: messages that are published to `source` with a matching
-    /// routing key also go to `destination`. A RabbitMQ extension.
+    /// Binds one exchange to another: messages that `source` receives with a matching routing key
+    /// also go to `destination`. A RabbitMQ extension.
     ///
     /// # Errors
     /// 404 if one of the exchanges does not exist.
@@ -324,8 +325,8 @@ impl Channel {
 }
 
 impl Connection {
-    /// Returns whether an exchange exists. Asks on a separate channel, so that the broker's "no"
-    /// closes none of the program's channels. The user needs the same permission as for
+    /// Returns true if the exchange exists. Asks on a separate channel, so that a "no" from the
+    /// broker closes none of the program's channels. The user needs the same permission as for
     /// [`queue_exists`](Self::queue_exists).
     ///
     /// # Errors

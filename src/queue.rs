@@ -1,4 +1,4 @@
-//! Queues: a handle for one queue, and the methods of a channel that declare and bind queues.
+//! Queues: a handle for one queue, and the channel methods for queues.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -50,9 +50,9 @@ impl Queue {
 
     /// Returns the queue's name, including a name that the broker chose.
     ///
-    /// A queue that the broker named gets a new name if it is gone when the connection recovers. So
-    /// call this method again instead of keeping the name. Everything that was declared with the
-    /// old name follows automatically, and
+    /// If a queue that the broker named is gone when the connection recovers, its replacement gets
+    /// a new name. So call this method again instead of keeping the name. Everything that was
+    /// declared with the old name changes to the new name automatically, and
     /// [`ConnectionEvent::QueueRenamed`](crate::ConnectionEvent::QueueRenamed) reports the new
     /// name.
     pub fn name(&self) -> &str {
@@ -63,7 +63,7 @@ impl Queue {
         Arc::clone(&self.name)
     }
 
-    /// Returns the channel of this handle.
+    /// Returns this handle's channel.
     pub fn channel(&self) -> &Channel {
         &self.channel
     }
@@ -74,7 +74,7 @@ impl Queue {
         self.counts.map(|(messages, _)| messages)
     }
 
-    /// Returns the number of consumers at the time of the declaration. `None` as for
+    /// Returns the number of consumers at the time of the declaration. `None` in the same cases as
     /// [`message_count`](Self::message_count).
     pub fn consumer_count(&self) -> Option<u32> {
         self.counts.map(|(_, consumers)| consumers)
@@ -83,7 +83,7 @@ impl Queue {
     /// Binds the queue to an exchange: see [`Channel::queue_bind`].
     ///
     /// # Errors
-    /// As [`Channel::queue_bind`].
+    /// Same as [`Channel::queue_bind`].
     pub fn bind(&self, exchange: &Exchange, routing_key: &str) -> Result<()> {
         self.bind_with(exchange, routing_key, BindOptions::default())
     }
@@ -91,7 +91,7 @@ impl Queue {
     /// Binds the queue with arguments, for example to a headers exchange.
     ///
     /// # Errors
-    /// As [`Channel::queue_bind`].
+    /// Same as [`Channel::queue_bind`].
     pub fn bind_with(
         &self,
         exchange: &Exchange,
@@ -106,7 +106,7 @@ impl Queue {
     /// Removes a binding made by [`bind`](Self::bind).
     ///
     /// # Errors
-    /// As [`Channel::queue_unbind`].
+    /// Same as [`Channel::queue_unbind`].
     pub fn unbind(&self, exchange: &Exchange, routing_key: &str) -> Result<()> {
         self.unbind_with(exchange, routing_key, BindOptions::default())
     }
@@ -114,7 +114,7 @@ impl Queue {
     /// Removes a binding made by [`bind_with`](Self::bind_with) with the same arguments.
     ///
     /// # Errors
-    /// As [`Channel::queue_unbind`].
+    /// Same as [`Channel::queue_unbind`].
     pub fn unbind_with(
         &self,
         exchange: &Exchange,
@@ -130,7 +130,7 @@ impl Queue {
     /// [`Channel::basic_publish`].
     ///
     /// # Errors
-    /// As [`Channel::basic_publish`].
+    /// Same as [`Channel::basic_publish`].
     pub fn publish<'m>(&self, message: impl Into<Message<'m>>) -> Result<Option<u64>> {
         let message = message.into();
         match self.name.is_made_up() {
@@ -142,7 +142,7 @@ impl Queue {
     /// Starts a consumer: see [`Channel::basic_consume`].
     ///
     /// # Errors
-    /// As [`Channel::basic_consume`].
+    /// Same as [`Channel::basic_consume`].
     pub fn consume(&self, options: ConsumeOptions) -> Result<Consumer> {
         self.channel
             .consume_queue(self.name.as_ref().into(), options)
@@ -151,7 +151,7 @@ impl Queue {
     /// Fetches one message: see [`Channel::basic_get`].
     ///
     /// # Errors
-    /// As [`Channel::basic_get`].
+    /// Same as [`Channel::basic_get`].
     pub fn get(&self, no_ack: bool) -> Result<Option<GetResponse>> {
         self.channel.get(self.name.as_ref().into(), no_ack)
     }
@@ -159,7 +159,7 @@ impl Queue {
     /// Drops all ready messages and returns their number: see [`Channel::queue_purge`].
     ///
     /// # Errors
-    /// As [`Channel::queue_purge`].
+    /// Same as [`Channel::queue_purge`].
     pub fn purge(&self) -> Result<u32> {
         self.channel.purge_queue(self.name.as_ref().into())
     }
@@ -168,7 +168,7 @@ impl Queue {
     /// [`Channel::queue_delete`].
     ///
     /// # Errors
-    /// As [`Channel::queue_delete`].
+    /// Same as [`Channel::queue_delete`].
     pub fn delete(&self, options: QueueDeleteOptions) -> Result<u32> {
         self.channel
             .delete_queue(self.name.as_ref().into(), &options)
@@ -177,7 +177,7 @@ impl Queue {
 
 impl Channel {
     /// Declares a queue: creates it, or checks that it exists with these options. If the name is
-    /// `""`, the broker makes one up: see [`Queue::name`].
+    /// `""`, the broker chooses one: see [`Queue::name`].
     ///
     /// ```no_run
     /// use leveret::{Connection, QueueDeclareOptions};
@@ -196,7 +196,7 @@ impl Channel {
         if options.no_wait && name.is_empty() {
             let asked = Operation::about(QueueDeclare::ID, name);
             return Err(asked.failed(Error::invalid(
-                "no_wait needs a queue name: the broker would not tell the name that it makes up",
+                "no_wait needs a queue name: without a reply, the program cannot learn the name that the broker chooses",
             )));
         }
         let declare = QueueDeclare {
@@ -217,13 +217,13 @@ impl Channel {
         Ok(queue)
     }
 
-    /// Returns a handle of an existing queue without asking the broker. Its counts are unknown.
+    /// Returns a handle for an existing queue without asking the broker. Its counts are unknown.
     pub fn queue(&self, name: &str) -> Queue {
         Queue::new(self.clone(), name, None)
     }
 
-    /// Binds a queue to an exchange: messages that are published there with a matching routing key
-    /// go into the queue.
+    /// Binds a queue to an exchange: messages that the exchange receives with a matching routing
+    /// key go into the queue.
     ///
     /// ```no_run
     /// use leveret::{BindOptions, Connection, QueueDeclareOptions};
@@ -299,7 +299,7 @@ impl Channel {
         Ok(())
     }
 
-    /// Removes all ready messages from a queue and returns how many. Unacknowledged messages stay.
+    /// Drops all ready messages of a queue and returns their number. Unacknowledged messages stay.
     pub fn queue_purge(&self, name: &str) -> Result<u32> {
         self.purge_queue(name.into())
     }
@@ -325,12 +325,12 @@ impl Channel {
         }
     }
 
-    /// Deletes a queue and returns how many messages were deleted with it. A missing queue is
-    /// not an error.
+    /// Deletes a queue and returns the number of messages deleted with it. A missing queue is not
+    /// an error.
     ///
     /// # Errors
-    /// 406 if the options demand an unused or empty queue and it is not; 405 if it is exclusive to
-    /// another connection.
+    /// 406 if the options demand an unused or empty queue, and the queue is in use or not empty;
+    /// 405 if it is exclusive to another connection.
     pub fn queue_delete(&self, name: &str, options: QueueDeleteOptions) -> Result<u32> {
         self.delete_queue(name.into(), &options)
     }
@@ -351,7 +351,7 @@ impl Channel {
     }
 }
 
-/// Without either name, the queue's stands for both.
+/// If both names are empty, the name of the last declared queue is used for both.
 fn routing_key_or<'a>(routing_key: &'a str, name: &'a str, asked: QueueName<'_>) -> &'a str {
     match (routing_key, asked) {
         ("", QueueName::Given("")) => name,
@@ -360,9 +360,9 @@ fn routing_key_or<'a>(routing_key: &'a str, name: &'a str, asked: QueueName<'_>)
 }
 
 impl Connection {
-    /// Returns whether a queue exists. Asks on a separate channel, so that the broker's "no" closes
-    /// none of the program's channels. Asking counts as use of a queue that
-    /// [`expires`](QueueDeclareOptions::expires).
+    /// Returns true if the queue exists. Asks on a separate channel, so that a "no" from the broker
+    /// closes none of the program's channels. For a queue that
+    /// [`expires`](QueueDeclareOptions::expires), this call counts as use.
     ///
     /// Before RabbitMQ 4.3, any user may ask. Since then, the user needs one permission for this
     /// name: "configure", "write" or "read". (RabbitMQ 4.3.0 demands "configure".)

@@ -1,4 +1,4 @@
-//! Acknowledging messages and giving them back.
+//! Acknowledging, nacking and rejecting messages.
 
 use std::cell::Cell;
 
@@ -22,8 +22,8 @@ pub(crate) enum Answered {
 }
 
 impl Channel {
-    /// Acknowledges one message by its delivery tag. [`Delivery::ack`](crate::Delivery::ack) does
-    /// the same for its own message.
+    /// Acknowledges one message by its delivery tag: the broker removes it from its queue.
+    /// [`Delivery::ack`](crate::Delivery::ack) needs no tag.
     ///
     /// # Errors
     /// An unknown tag, or a tag that was already acknowledged, makes the broker close the channel
@@ -35,8 +35,8 @@ impl Channel {
     /// Acknowledges a message and all earlier messages of the channel. Tag 0 means all messages.
     ///
     /// # Errors
-    /// Same as [`basic_ack`](Self::basic_ack). With tag 0, the call waits for a lost connection to
-    /// come back and can fail with [`ErrorKind::Recovering`].
+    /// Same as [`basic_ack`](Self::basic_ack). With tag 0, the call waits up to `publish_timeout`
+    /// for a lost connection to recover, and can fail with [`ErrorKind::Recovering`].
     pub fn basic_ack_multiple(&self, delivery_tag: u64) -> Result<()> {
         self.ack(delivery_tag, true).map(drop)
     }
@@ -128,7 +128,7 @@ impl Channel {
         Answered::Sent { epoch }
     }
 
-    /// Gives messages back to the broker, which requeues, drops or dead-letters them. A RabbitMQ
+    /// Nacks one or more messages: the broker requeues, drops or dead-letters them. A RabbitMQ
     /// extension.
     ///
     /// Since RabbitMQ 4.3, a nack does not count towards the delivery limit of a quorum queue;
@@ -148,8 +148,8 @@ impl Channel {
         })
     }
 
-    /// Gives one message back to the broker, which requeues it if `requeue` is set, and otherwise
-    /// drops or dead-letters it.
+    /// Rejects one message: the broker requeues it if `requeue` is true, otherwise drops or
+    /// dead-letters it.
     ///
     /// With `requeue`, the reject counts as a failed delivery towards the delivery limit of a
     /// quorum queue.
@@ -167,7 +167,7 @@ impl Channel {
         })
     }
 
-    /// Requeues all unacknowledged messages of the channel and waits until the broker has done so.
+    /// Requeues all unacknowledged messages of the channel, and waits until the broker has done so.
     /// Like [`basic_nack`](Self::basic_nack), this does not count towards the delivery limit since
     /// RabbitMQ 4.3.
     ///

@@ -13,7 +13,7 @@ use crate::wire::method::{ConfirmSelect, Encode};
 
 impl Channel {
     /// Puts the channel into confirm mode: the broker confirms or nacks every later message.
-    /// Calling it again changes nothing.
+    /// Further calls change nothing.
     ///
     /// ```no_run
     /// # let channel = leveret::Connection::open_default()?.open_channel()?;
@@ -35,7 +35,7 @@ impl Channel {
         let asked = Operation::about(ConfirmSelect::ID, "");
         self.call_with(asked, |frames, call| {
             call::append(frames, state.number, &select, call)?;
-            // The broker numbers the messages that follow this frame.
+            // The broker counts the messages that follow this frame.
             state.confirms.select();
             Ok(())
         })?;
@@ -52,16 +52,15 @@ impl Channel {
         })
     }
 
-    /// Waits until the broker has confirmed or nacked all messages published on this channel so
-    /// far. Waits up to the connection's `request_timeout`. After a timeout, the program can wait
-    /// again.
+    /// Waits up to `request_timeout` until the broker has confirmed or nacked all messages
+    /// published on this channel so far. After a timeout, the program can wait again.
     ///
     /// # Errors
     /// - [`ErrorKind::Nacked`](crate::ErrorKind::Nacked), with the sequence numbers that the broker
-    ///   has nacked since the last report (the newest 65,536). All threads that wait at the same
-    ///   time get the report.
-    /// - The cause of a lost connection, once, if messages were lost with it. Which of them the
-    ///   broker has is unknown.
+    ///   has nacked since the last report (the newest 65,536). All threads that are waiting at the
+    ///   same time get the report.
+    /// - The cause of the loss, once, if messages were lost with the connection. The broker may or
+    ///   may not have them.
     /// - The end of the channel or the connection, if confirms are missing.
     /// - [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument) without
     ///   [`confirm_select`](Self::confirm_select).
@@ -95,13 +94,14 @@ impl Channel {
         answered.map_err(|error| outbox.explained(error))
     }
 
-    /// Returns a receiver of the broker's confirms and nacks for this channel, starting now. It is
-    /// for programs that track sequence numbers themselves; a [`Publisher`](crate::Publisher) does
-    /// that for its messages.
+    /// Returns a receiver of the broker's confirms and nacks for this channel from now on. For
+    /// programs that track sequence numbers themselves; a [`Publisher`](crate::Publisher) tracks
+    /// those of its own messages.
     ///
-    /// The receiver keeps the newest 65,536 entries. All receivers of a channel share them. The
-    /// receiver is disconnected when the channel ends. When the connection is lost, an entry with
-    /// [`lost`](Confirmation::lost) set stands for the messages without an answer.
+    /// The receiver keeps the newest 65,536 entries. All receivers of a channel share them: each
+    /// entry goes to one receiver. The receiver is disconnected when the channel ends. When the
+    /// connection is lost, one entry with [`lost`](Confirmation::lost) set covers all messages
+    /// without an answer.
     ///
     /// ```no_run
     /// use leveret::Connection;

@@ -1,4 +1,4 @@
-//! Channels: most requests to the broker go through them.
+//! Channels, through which a program sends most requests to the broker.
 
 mod acks;
 mod confirm_mode;
@@ -24,25 +24,25 @@ use crate::wire::method::{
 
 /// A channel of a [`Connection`]: declares, binds, publishes and consumes.
 ///
-/// A channel is cheap to clone, and any number of threads can use it at the same time. They share
-/// the channel's order: calls wait while the broker takes its time over an earlier call, and an
-/// error of one thread's call closes the channel for all. Most programs open one channel for each
-/// thread.
+/// A channel is cheap to clone, and any number of threads can use it at the same time. But the
+/// broker handles a channel's requests one after the other, so a slow call delays the later calls
+/// of all threads, and an error in one thread's call closes the channel for all. Most programs open
+/// one channel for each thread.
 ///
 /// Every call waits for the broker's reply, up to the connection's `request_timeout`. Publishing
 /// and acknowledging do not wait for the broker; they block only while the outbox is full.
-/// Publishing also blocks while the broker has blocked the connection or a lost connection is being
-/// recovered. The methods have AMQP's own names.
-///
-/// # Errors
-/// Every call can fail with a timeout, or because the channel or the connection has ended. That
-/// error names who closed it, and why. A value that cannot be sent is
-/// [`ErrorKind::InvalidArgument`]; nothing is sent then. If the broker refuses a request, for
-/// example because a queue does not exist, it closes the channel, as AMQP demands. Other channels
-/// go on.
+/// Publishing also blocks while the broker has blocked the connection or the connection is
+/// recovering. The methods have AMQP's own names.
 ///
 /// Dropping the last clone closes the channel without waiting, once no
 /// [`Consumer`](crate::Consumer) or [`Delivery`](crate::Delivery) of the channel is left.
+///
+/// # Errors
+/// Every call can fail with a timeout, or because the channel or the connection has ended; the
+/// error then says which side closed it, and why. A call with a value that cannot be sent fails
+/// with [`ErrorKind::InvalidArgument`] and sends nothing. If the broker refuses a request, for
+/// example because a queue does not exist, it closes the channel, as AMQP demands. Other channels
+/// stay open.
 ///
 /// See <https://www.rabbitmq.com/docs/channels>.
 #[derive(Clone)]
@@ -115,23 +115,24 @@ impl Channel {
         &self.inner.state
     }
 
-    /// The channel's connection.
+    /// Returns the channel's connection.
     pub fn connection(&self) -> &Connection {
         &self.inner.connection
     }
 
-    /// The channel's number, from 1 to `channel_max`. A later channel can get the same number after
-    /// the program has closed this one or dropped its last handle.
+    /// Returns the channel's number, from 1 to `channel_max`. A later channel can get the same
+    /// number after the program has closed this one or dropped its last handle.
     pub fn number(&self) -> u16 {
         self.inner.state.number
     }
 
-    /// Whether the channel takes calls: neither side has closed it.
+    /// Returns true unless one side has closed the channel or the connection has ended.
     pub fn is_open(&self) -> bool {
         self.close_cause().is_none()
     }
 
-    /// Why the channel takes no more calls: the first cause. Every later call fails with it.
+    /// Returns why the channel is closed, or `None` if it is open. Every later call fails with this
+    /// first cause.
     pub fn close_cause(&self) -> Option<Error> {
         let ended = self.inner.state.end.cause();
         ended.or_else(|| self.inner.state.shared.outbox.end_cause())
@@ -218,11 +219,11 @@ impl Channel {
         call::reply_of::<R>(asked, reply).map(Some)
     }
 
-    /// Closes the channel and waits until the broker has agreed. Calls of other threads that wait
-    /// for a reply fail, and consumers end.
+    /// Closes the channel and waits until the broker has agreed. Other threads' calls that are
+    /// waiting for a reply fail, and consumers end.
     ///
     /// # Errors
-    /// If the channel is already closed: who closed it, and why.
+    /// If the channel is already closed: which side closed it, and why.
     pub fn close(&self) -> Result<()> {
         self.close_with(ReplyCode::SUCCESS, "")
     }
@@ -270,9 +271,9 @@ impl Channel {
         }
     }
 
-    /// Reopens the channel after the broker has closed it because of an error. The channel keeps
-    /// its mode, its prefetch and its sequence numbers, and all its handles work again. On an open
-    /// channel, this does nothing.
+    /// Opens the channel again after the broker has closed it because of an error. The channel
+    /// keeps its mode, its prefetch and its sequence numbers, and all its handles work again. On an
+    /// open channel, this does nothing.
     ///
     /// Consumers and receivers that ended with the channel stay ended, and messages without an
     /// answer stay lost.
@@ -317,8 +318,7 @@ impl Channel {
         Ok(self.call("", || ChannelFlow { active })?.active)
     }
 
-    /// Requests an access ticket. AMQP 0-9-1 has no use for tickets; RabbitMQ grants ticket 1 to
-    /// everyone.
+    /// Requests an access ticket. AMQP 0-9-1 does not use tickets; RabbitMQ always grants ticket 1.
     pub fn access_request(&self, realm: &str) -> Result<u16> {
         let request = AccessRequest {
             realm: realm.into(),
@@ -342,7 +342,7 @@ impl fmt::Debug for Channel {
 }
 
 impl Connection {
-    /// Opens a channel.
+    /// Opens a channel. Waits up to `request_timeout`.
     ///
     /// # Errors
     /// [`ErrorKind::ChannelsExhausted`] if [`channel_max`](Self::channel_max) channels are open; a
@@ -351,8 +351,8 @@ impl Connection {
         Channel::open(self)
     }
 
-    /// Opens a channel for asking whether something exists. "Not found" is an answer there, not a
-    /// fault.
+    /// Opens a channel that asks whether something exists. On this channel, "not found" is an
+    /// answer and not a fault.
     pub(crate) fn open_question(&self) -> Result<Channel> {
         let channel = self.open_channel()?;
         channel.state().ask_existence();

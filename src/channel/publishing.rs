@@ -1,4 +1,4 @@
-//! Publishing messages, and receiving those that the broker returns.
+//! Publishing messages, and receiving messages that the broker returns.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -20,12 +20,11 @@ use crate::session::queue_names::Name;
 use crate::wire::method::{BasicPublish, Encode};
 
 impl Channel {
-    /// Publishes a message and returns without waiting for the broker: the IO thread sends it. In
-    /// confirm mode (see [`confirm_select`](Self::confirm_select)), returns the message's sequence
-    /// number.
+    /// Publishes a message without waiting for the broker: the IO thread sends it. In confirm mode
+    /// (see [`confirm_select`](Self::confirm_select)), returns the message's sequence number.
     ///
-    /// Messages that one thread publishes on one channel keep their order. Messages of several
-    /// threads never mix.
+    /// Messages that one thread publishes on one channel keep their order. Messages of different
+    /// threads never interleave.
     ///
     /// ```no_run
     /// use leveret::{Connection, Message};
@@ -38,26 +37,26 @@ impl Channel {
     ///
     /// # Errors
     /// The call waits up to `publish_timeout` while the outbox is full, the broker has blocked the
-    /// connection, or a lost connection is being recovered. Whatever the error, nothing of this
-    /// message was sent.
+    /// connection, or the connection is recovering. If the call fails, nothing of this message was
+    /// sent.
     ///
     /// - [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument) for a message larger
     ///   than `max_message_size`, a name longer than 255 bytes, or headers that do not fit into one
     ///   frame.
     /// - [`ErrorKind::OutboxFull`](crate::ErrorKind::OutboxFull) if the outbox stays full.
-    /// - [`ErrorKind::ConnectionBlocked`](crate::ErrorKind::ConnectionBlocked) if the broker keeps
-    ///   the connection blocked.
-    /// - [`ErrorKind::Recovering`](crate::ErrorKind::Recovering) if a lost connection does not come
-    ///   back.
+    /// - [`ErrorKind::ConnectionBlocked`](crate::ErrorKind::ConnectionBlocked) if the broker does
+    ///   not unblock the connection in time.
+    /// - [`ErrorKind::Recovering`](crate::ErrorKind::Recovering) if a lost connection does not
+    ///   recover in time.
     ///
-    /// A missing exchange does not fail this call: the broker closes the channel later (404).
+    /// If the exchange does not exist, this call succeeds, and the broker then closes the channel
+    /// (404).
     ///
     /// # What a publish does not guarantee
-    /// `Ok` means that the message will be written to the socket in its turn. If the connection is
-    /// lost, the broker may or may not have the messages that were published on it, and they are
-    /// not published again. In confirm mode, [`wait_for_confirms`](Self::wait_for_confirms) at
-    /// least reports that messages were lost. A program that must not lose messages uses a
-    /// [`Publisher`](crate::Publisher).
+    /// `Ok` means that the message is queued for the socket. If the connection is lost, the broker
+    /// may or may not have the messages that were published on it, and they are not republished. In
+    /// confirm mode, [`wait_for_confirms`](Self::wait_for_confirms) at least reports that messages
+    /// were lost. If a program must not lose messages, use a [`Publisher`](crate::Publisher).
     pub fn basic_publish<'m>(
         &self,
         exchange: &str,
@@ -69,7 +68,7 @@ impl Channel {
     }
 
     /// [`basic_publish`](Self::basic_publish) without waiting: fails at once if the outbox is full,
-    /// the broker has blocked the connection, or a lost connection is being recovered.
+    /// the broker has blocked the connection, or the connection is recovering.
     ///
     /// # Errors
     /// Same as [`basic_publish`](Self::basic_publish).
@@ -212,16 +211,16 @@ impl Channel {
             return Ok(());
         }
         Err(Error::invalid(format!(
-            "the body has {size} bytes, at most {limit} are allowed (max_message_size)"
+            "the body has {size} bytes, more than max_message_size ({limit})"
         )))
     }
 
     /// Returns a receiver of this channel's mandatory messages that the broker returns as
-    /// unroutable, starting now.
+    /// unroutable from now on.
     ///
-    /// The receiver keeps the newest 1024 messages, at most 16 MiB of them, but always the newest
-    /// one. All receivers of a channel share them. The receiver is disconnected when the channel
-    /// ends.
+    /// The receiver keeps the newest 1024 messages and at most 16 MiB, but always the newest
+    /// message. All receivers of a channel share them: each message goes to one receiver. The
+    /// receiver is disconnected when the channel ends.
     ///
     /// In confirm mode the broker returns a message before it confirms it, and the returned message
     /// has its [`sequence_number`](ReturnedMessage::sequence_number). Returned messages of a

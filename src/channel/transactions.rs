@@ -7,8 +7,7 @@ use crate::wire::method::{Encode, TxCommit, TxRollback, TxSelect};
 
 impl Channel {
     /// Puts the channel into transaction mode: publishes and acknowledgements take effect at
-    /// [`tx_commit`](Self::tx_commit). Calling it again changes nothing.
-    /// Confirms are faster.
+    /// [`tx_commit`](Self::tx_commit). Further calls change nothing. Confirms are faster.
     ///
     /// ```no_run
     /// # let channel = leveret::Connection::open_default()?.open_channel()?;
@@ -33,10 +32,10 @@ impl Channel {
     /// # Errors
     /// 406 on a channel without [`tx_select`](Self::tx_select).
     ///
-    /// The cause, if a part of the transaction was lost: with its connection, or because it is an
-    /// acknowledgement of a message that the broker delivers again (its connection was lost, or the
-    /// broker has cancelled its consumer). The rest was rolled back then, and it is safe to repeat
-    /// the whole transaction.
+    /// The cause, if a part of the transaction was lost with its connection, or is an
+    /// acknowledgement of a message that the broker redelivers because the connection was lost or
+    /// the broker cancelled the consumer. The rest of the transaction is rolled back, so it is safe
+    /// to repeat the whole transaction.
     pub fn tx_commit(&self) -> Result<()> {
         let mut lost_with = None;
         let channel = self.number();

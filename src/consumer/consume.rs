@@ -1,4 +1,4 @@
-//! Starting and cancelling consumers, and their prefetch.
+//! Starting and cancelling consumers, and setting their prefetch.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -17,8 +17,8 @@ use crate::wire::method::{BasicCancel, BasicConsume, BasicQos, Encode};
 
 impl Channel {
     /// Sets the prefetch: how many unacknowledged messages the broker sends ahead to each consumer
-    /// that starts from now on. Without a prefetch, the broker sends the whole queue, and a stream
-    /// refuses the consumer (406).
+    /// that starts from now on. 0 means no limit. Without a prefetch, the broker sends the whole
+    /// queue, and a stream refuses the consumer (406).
     ///
     /// Unread messages of a quorum queue can count
     /// [towards the delivery limit](Consumer#unread-messages-and-the-delivery-limit): use a
@@ -27,12 +27,13 @@ impl Channel {
         self.basic_qos_with(QosOptions::default().prefetch_count(prefetch_count))
     }
 
-    /// [`basic_qos`](Self::basic_qos) with all its parameters. RabbitMQ 4.3 does not limit a whole
-    /// channel ([`global`](QosOptions::global)): the call returns `Ok`, and the log has a warning.
+    /// [`basic_qos`](Self::basic_qos) with all its parameters. RabbitMQ 4.3 does not support a
+    /// channel-wide prefetch ([`global`](QosOptions::global)): the call returns `Ok`, and this
+    /// crate logs a warning.
     ///
     /// # Errors
     /// With a `prefetch_size`, RabbitMQ closes the connection (540): it does not implement that.
-    /// What happens with [`global`](QosOptions::global) depends on the version.
+    /// The effect of [`global`](QosOptions::global) depends on RabbitMQ's version.
     pub fn basic_qos_with(&self, options: QosOptions) -> Result<()> {
         let qos = BasicQos {
             prefetch_size: options.prefetch_size,
@@ -50,9 +51,9 @@ impl Channel {
     ///
     /// # Errors
     /// 404 if the queue does not exist; 403 if another consumer is exclusive, or without
-    /// permission; 406 for a stream without a prefetch.
+    /// permission; 406 for a stream without a prefetch;
     /// [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument) if the consumer tag is in
-    /// use on this channel: the broker would close the whole connection for it.
+    /// use on this channel, because the broker would close the whole connection.
     pub fn basic_consume(&self, queue: &str, options: ConsumeOptions) -> Result<Consumer> {
         self.consume_queue(queue.into(), options)
     }
@@ -84,8 +85,8 @@ impl Channel {
         }
     }
 
-    /// Starts a consumer that delivers into the mailbox from `begin`. Returns what `begin` makes
-    /// beside it.
+    /// Starts a consumer that delivers into the mailbox from `begin`. Also returns the other value
+    /// that `begin` makes.
     pub(crate) fn consume<C>(
         &self,
         queue: QueueName<'_>,
@@ -152,7 +153,7 @@ impl Channel {
         asked_for.map(|()| consumer)
     }
 
-    /// Takes the wanted tag, or makes one up. Fails if the tag is in use.
+    /// Takes the wanted tag, or chooses one. Fails if the tag is in use.
     fn take_consumer_tag(&self, wanted: &str) -> Result<Arc<str>> {
         let state = self.state();
         let taken = state.consumers.lock().take_tag(wanted, state.number);
@@ -164,7 +165,7 @@ impl Channel {
         })
     }
 
-    /// Cancels a consumer by its tag and waits until the broker has agreed. Messages that came
+    /// Cancels a consumer by its tag and waits until the broker has agreed. Messages that arrived
     /// before can still be read. An unknown tag is not an error.
     pub fn basic_cancel(&self, consumer_tag: &str) -> Result<()> {
         self.cancel(&consumer_tag.into(), None)
@@ -197,7 +198,7 @@ impl Channel {
     }
 
     /// [`basic_cancel`](Self::basic_cancel) without waiting for the broker. The broker still
-    /// replies: the reply tells the IO thread that the last message has come.
+    /// replies: the reply tells the IO thread that the last message has arrived.
     pub fn basic_cancel_no_wait(&self, consumer_tag: &str) -> Result<()> {
         let asked = Operation::about(BasicCancel::ID, consumer_tag);
         let consumer_tag = consumer_tag.into();

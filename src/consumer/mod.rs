@@ -1,8 +1,8 @@
 //! Receiving messages from a queue.
 //!
-//! A [`Consumer`] receives the messages of one queue, and is itself iterable: [`Iter`] is the
-//! iterator of `for delivery in &consumer`, and [`IntoIter`] is that of `for delivery in consumer`.
-//! Both block for the next message, and end when the consumer ends.
+//! A [`Consumer`] receives the messages of one queue. `for delivery in &consumer` iterates with
+//! [`Iter`], and `for delivery in consumer` with [`IntoIter`]. Both wait for the next message, and
+//! end when the consumer ends.
 
 mod consume;
 pub(crate) mod deliveries;
@@ -26,50 +26,52 @@ use mailbox::Mailbox;
 
 /// A consumer of a queue: receives its messages one by one.
 ///
-/// A consumer never ends silently. If this program cancels it, messages that have already come can
-/// still be read; then the iteration ends. In all other cases the iteration yields an error once
-/// and then ends: when the broker cancels the consumer, when the channel or the connection is
-/// closed (also by this program), and when the connection is lost for good.
+/// A consumer never ends silently. If this program cancels it, messages that have already arrived
+/// can still be read; then the iteration ends. In all other cases the iteration yields one error
+/// and then ends: when the broker cancels the consumer, when either side closes the channel or the
+/// connection, and when the connection is lost for good.
 ///
-/// A connection that is lost and comes back ([`RecoveryOptions`](crate::RecoveryOptions)) does not
-/// end the consumer: the iteration continues. The broker delivers unacknowledged messages again, so
+/// When a lost connection recovers ([`RecoveryOptions`](crate::RecoveryOptions)), the consumer
+/// recovers with it, and the iteration continues. The broker redelivers unacknowledged messages, so
 /// this crate drops those that the program has not read yet.
 /// [`recovery_count`](Self::recovery_count) tells whether that has happened.
 ///
-/// Dropping a consumer cancels it without waiting. Its unread messages go back to the queue.
+/// Dropping a consumer cancels it without waiting, and requeues its unread messages.
 ///
 /// # Cancellation by the broker
-/// [`ErrorKind::ConsumerCancelled`](crate::ErrorKind::ConsumerCancelled) says when the broker
-/// cancels a consumer. The broker then delivers the consumer's messages again, if their queue still
-/// exists. So this crate gives back its unread messages, unless it has `no_ack` set. It also gives
-/// back each [`Delivery`] that the program settles afterwards, whatever the program settles it
-/// with.
+/// [`ErrorKind::ConsumerCancelled`](crate::ErrorKind::ConsumerCancelled) lists the reasons for
+/// which the broker cancels a consumer. The broker then redelivers the consumer's messages, if
+/// their queue still exists. So this crate requeues the unread messages, unless the consumer has
+/// `no_ack` set. It also requeues each [`Delivery`] that the program acknowledges, nacks or rejects
+/// afterwards.
 ///
 /// The consumer tag can be used again at once. But with a quorum queue on RabbitMQ 4.3, do not
-/// settle messages of the former consumer by tag ([`Channel::basic_ack`]) or together with later
-/// ones: the broker could take that for messages of the new consumer with the same tag.
+/// acknowledge or reject messages of the former consumer by tag ([`Channel::basic_ack`]) or
+/// together with later messages: the broker could apply that to messages of the new consumer with
+/// the same tag.
 ///
 /// # Streams
-/// When a lost connection comes back, a consumer of a stream (see [`Delivery`]) keeps its unread
-/// messages and continues after the last message that came. If none came yet, it misses no message
-/// that was published since it began; it can also receive messages from some seconds before.
-/// (Without a filter, [`StreamOffset::Last`](crate::StreamOffset::Last) means the last chunk at the
-/// time of the recovery, until a message has come.) If the stream was deleted and declared again in
-/// the meantime, [`docs::rabbitmq`](crate::docs::rabbitmq#streams) says what the consumer receives.
+/// When a lost connection recovers, a consumer of a stream (see [`Delivery`]) keeps its unread
+/// messages and continues after the last message that arrived. If none has arrived yet, it misses
+/// no message that was published since it began, and it can receive messages from some seconds
+/// before. (Without a filter, [`StreamOffset::Last`](crate::StreamOffset::Last) means the last
+/// chunk at the time of the recovery, until a message has arrived.) If the stream was deleted and
+/// declared again in the meantime, [`docs::rabbitmq`](crate::docs::rabbitmq#streams) says what the
+/// consumer receives.
 ///
 /// # Unread messages and the delivery limit
-/// In a quorum queue, a message that a consumer gives back unread can count as a delivery. After 20
+/// In a quorum queue, a message that a consumer requeues unread can count as a delivery. After 20
 /// redeliveries (the default [`delivery_limit`](crate::QueueDeclareOptions::delivery_limit) since
 /// RabbitMQ 4.0) the broker drops or dead-letters the message, although no program has seen it:
 ///
-/// - Before RabbitMQ 4.3, every message that is given back counts. In a test on 4.0, one consumer
-///   after the other with a prefetch of 500 was dropped. After 100 of them, 1,400 to 2,000 of
-///   20,000 messages were gone.
-/// - Since RabbitMQ 4.3, messages that this crate gives back do not count (`basic.nack`). But when
-///   a channel closes, the broker counts each of its messages that the queue does not yet know to
-///   be given back: messages on their way, and with a prefetch above 32 also others. The same test
-///   lost nothing while the channel stayed open, and up to 2,000 messages when each consumer was
-///   dropped together with its channel.
+/// - Before RabbitMQ 4.3, every requeued message counts. A test on 4.0 started and dropped 100
+///   consumers with a prefetch of 500, one after the other. After that, 1,400 to 2,000 of 20,000
+///   messages were gone.
+/// - Since RabbitMQ 4.3, messages that this crate requeues (`basic.nack`) do not count. But when a
+///   channel closes, the broker counts each of its messages that the queue does not yet know to be
+///   requeued: messages in flight, and with a prefetch above 32 also others. The same test lost
+///   nothing while the channel stayed open, and up to 2,000 messages when each consumer was dropped
+///   together with its channel.
 ///
 /// So start few consumers and keep them, use a prefetch no larger than needed, let a channel
 /// outlive its consumers, and give the queue a
@@ -115,7 +117,7 @@ pub struct Consumer {
 }
 
 impl Consumer {
-    /// Makes a consumer that the broker does not know yet, and its mailbox.
+    /// Makes a consumer that the broker does not know yet, and the consumer's mailbox.
     pub(crate) fn new(
         channel: Channel,
         consumer_tag: Arc<str>,
@@ -157,38 +159,37 @@ impl Consumer {
         (consumer, mailbox)
     }
 
-    /// The consumer's tag, unique on its channel.
+    /// Returns the consumer's tag, which is unique on its channel.
     pub fn consumer_tag(&self) -> &str {
         &self.subscription.consumer_tag
     }
 
-    /// How many times the consumer was restarted on a new connection. If the count has grown, there
-    /// is a gap before the next message: unacknowledged messages come again, to this consumer or
-    /// another one.
+    /// Returns how many times the consumer was restarted on a new connection. If the count has
+    /// grown, unacknowledged messages are redelivered, to this consumer or another one.
     pub fn recovery_count(&self) -> u64 {
         self.subscription.recovery_count()
     }
 
-    /// For a stream only: the time from which it reads.
+    /// For a stream only: the time from which the consumer reads.
     pub(crate) fn since(&self) -> Option<&StreamStart> {
         self.subscription.since()
     }
 
-    /// Whether the connection was lost and the consumer is not back yet.
+    /// Whether the connection was lost and the consumer has not recovered yet.
     pub(crate) fn is_interrupted(&self) -> bool {
         self.subscription.is_interrupted()
     }
 
-    /// The consumer's channel.
+    /// Returns the consumer's channel.
     pub fn channel(&self) -> &Channel {
         &self.origin.channel
     }
 
-    /// Waits for the next message without a time limit. Returns `None` if this program has
-    /// cancelled the consumer, or after the error that ended it.
+    /// Waits for the next message, without a timeout. Returns `None` if this program has cancelled
+    /// the consumer, or after the error that ended it.
     ///
     /// # Errors
-    /// Why no more messages come:
+    /// The reason why no more messages will arrive:
     /// [`ErrorKind::ConsumerCancelled`](crate::ErrorKind::ConsumerCancelled), or the end of the
     /// channel or the connection.
     pub fn recv(&self) -> Result<Option<Delivery>> {
@@ -221,7 +222,7 @@ impl Consumer {
         received.transpose()
     }
 
-    /// Returns the next message if one has already come. Returns `None` if none has, or if the
+    /// Returns the next message if one has already arrived. Returns `None` if none has, or if the
     /// consumer has ended as in [`recv`](Self::recv); see [`has_ended`](Self::has_ended).
     ///
     /// # Errors
@@ -230,22 +231,22 @@ impl Consumer {
         self.deliveries.try_recv(&self.origin).transpose()
     }
 
-    /// Number of messages received but not yet read, counting the final error.
+    /// Returns the number of messages received but not yet read, counting the final error.
     pub fn unread(&self) -> usize {
         self.deliveries.len()
     }
 
-    /// Whether the consumer has ended: no more messages come, and no message or error is left to
-    /// read.
+    /// Returns true if the consumer has ended: no more messages will arrive, and no message or
+    /// error is left to read.
     pub fn has_ended(&self) -> bool {
         self.deliveries.is_over()
     }
 
-    /// Returns a channel of the messages, for [`select!`](crossbeam_channel::select) over several
-    /// consumers and other channels. It is disconnected after the end.
+    /// Returns a receiver of the messages, for [`select!`](crossbeam_channel::select) over several
+    /// consumers and other receivers. It is disconnected after the consumer has ended.
     ///
-    /// From the first call on, all messages go through this channel. Each message then costs more
-    /// than with [`recv`](Self::recv) and iteration alone.
+    /// From the first call on, all messages go through this receiver's channel, which costs more
+    /// for each message than [`recv`](Self::recv) and iteration alone.
     ///
     /// ```no_run
     /// use leveret::crossbeam_channel::{select, tick};
@@ -277,10 +278,11 @@ impl Consumer {
         Iter { consumer: self }
     }
 
-    /// Cancels the consumer and waits until the broker has agreed. Messages that came before can
-    /// still be read and acknowledged. Unread messages go back to the queue when the consumer is
-    /// dropped, which can count
-    /// [towards the delivery limit](Self#unread-messages-and-the-delivery-limit).
+    /// Cancels the consumer and waits until the broker has agreed. Waits up to `request_timeout`.
+    ///
+    /// Messages that arrived before can still be read and acknowledged. Unread messages are
+    /// requeued when the consumer is dropped, which can count [towards the delivery
+    /// limit](Self#unread-messages-and-the-delivery-limit).
     ///
     /// # Errors
     /// A timeout, or the end of the channel or the connection.

@@ -24,10 +24,10 @@ const FAILURES_LIMIT: usize = 65_536;
 
 /// The outcome of one message that a [`Publisher`](crate::Publisher) has published.
 ///
-/// The program can wait for it at once, later, on another thread, or not at all. Dropping a
-/// `Confirm` costs nothing; [`Publisher::wait_for_confirms`](crate::Publisher::wait_for_confirms)
-/// then reports a failure. A `Confirm` keeps its channel open. [`Publisher`](crate::Publisher) says
-/// what to do about each outcome.
+/// The program can wait for the outcome at once, later, on another thread, or not at all. After a
+/// `Confirm` is dropped, [`Publisher::wait_for_confirms`](crate::Publisher::wait_for_confirms)
+/// reports a failure of its message. A `Confirm` keeps its channel open.
+/// [`Publisher`](crate::Publisher) says what to do about each outcome.
 ///
 /// ```no_run
 /// use leveret::{Connection, ErrorKind};
@@ -59,28 +59,28 @@ impl Confirm {
         }
     }
 
-    /// The message's number on its channel, counted from 1.
+    /// Returns the message's sequence number on its channel, counted from 1.
     pub fn sequence_number(&self) -> u64 {
         self.sequence_number
     }
 
-    /// The channel that the message was published on.
+    /// Returns the channel that the message was published on.
     pub fn channel(&self) -> &Channel {
         &self.channel
     }
 
-    /// Waits until the broker confirms the message, up to the publisher's `confirm_timeout`. `Ok`
-    /// means that the broker has taken charge of the message: all queues that it was routed to have
-    /// it, and it is on disk if the message is persistent and the queues are durable.
+    /// Waits up to the publisher's `confirm_timeout` until the broker confirms the message. `Ok`
+    /// means that the broker has taken charge of the message: it is in all queues that it was
+    /// routed to, and on disk if the message is persistent and the queues are durable.
     ///
     /// Later calls return the same outcome.
     ///
     /// # Errors
     /// - [`ErrorKind::Nacked`] or [`ErrorKind::Returned`].
     /// - The end of the channel or the connection, if it came before the confirm.
-    ///   [`Error::may_have_been_sent`] tells whether the broker may have the message. A lost
-    ///   connection that is being recovered is no end: the wait continues.
-    /// - A timeout. The confirm can still come.
+    ///   [`Error::may_have_been_sent`] tells whether the broker may have the message. While a lost
+    ///   connection is recovering, the wait continues.
+    /// - A timeout. The confirm can still arrive: wait again.
     ///
     /// See <https://www.rabbitmq.com/docs/confirms#when-publishes-are-confirmed>.
     pub fn wait(&self) -> Result<()> {
@@ -118,7 +118,7 @@ impl Confirm {
         self.try_wait().unwrap_or(Ok(()))
     }
 
-    /// Returns the outcome if it is known, as [`wait`](Self::wait) returns it.
+    /// Returns the outcome if it is known, in the same way as [`wait`](Self::wait), or `None`.
     pub fn try_wait(&self) -> Option<Result<()>> {
         let outcome = self.awaited.outcome.lock().clone()?;
         if outcome.is_err() {
@@ -187,7 +187,7 @@ impl ConfirmMailbox for ConfirmSlot {
     }
 }
 
-/// The outcome as the program gets it.
+/// The outcome as the program sees it.
 pub(crate) fn result_of(sequence_number: u64, outcome: Outcome) -> Result<()> {
     let (error, what) = match outcome {
         Outcome::Confirmed => return Ok(()),
@@ -219,7 +219,7 @@ pub(crate) struct PublisherState {
     pub(crate) window: Window,
     pub(crate) failures: Mutex<UnreportedFailures>,
     pub(crate) confirm_timeout: Duration,
-    /// Whether unconfirmed messages are published again on the next connection.
+    /// Whether recovery republishes unconfirmed messages.
     pub(crate) recovers: bool,
 }
 

@@ -23,19 +23,19 @@ use window::{NoRoom, Weight, Window};
 /// Publishes messages and reports the outcome of each one.
 ///
 /// [`publish`](Self::publish) hands a message to the IO thread and returns a [`Confirm`] for it at
-/// once. It blocks only while the window is full: too many messages, or bytes of them, are
-/// unconfirmed. So a program can publish as fast as the broker confirms, and never risks more than
-/// the window.
+/// once. It blocks only while the window is full, when too many messages or bytes are unconfirmed.
+/// So a program publishes as fast as the broker confirms, and never has more than a window of
+/// messages at risk.
 ///
-/// The publisher keeps a copy of each message until the broker has answered for it. If the
-/// connection is lost before that, recovery publishes the message again, in order and before newer
+/// The publisher keeps a copy of each message until the broker has confirmed or nacked it. If the
+/// connection is lost before that, recovery republishes the message, in order and before newer
 /// messages. The broker gets each message at least once, and its [`Confirm`] stays valid. Consumers
-/// can see such a message twice, and mostly recognize it only by a
-/// [`message_id`](Message::message_id).
+/// can see such a message twice. Give messages a [`message_id`](Message::message_id), so that
+/// consumers can recognize duplicates.
 ///
-/// A message that is published again goes to its original exchange and routing key. If the key is
-/// the broker-made name of an exclusive queue, it finds no queue: that queue was lost with its
-/// messages, and the new queue has another name.
+/// A republished message goes to its original exchange and routing key. If the key is the name that
+/// the broker gave to an exclusive queue, the message reaches no queue: that queue was lost with
+/// its messages, and the new queue has another name.
 ///
 /// ```no_run
 /// use leveret::{Connection, Message, PublisherOptions};
@@ -56,24 +56,24 @@ use window::{NoRoom, Weight, Window};
 /// - **[`ErrorKind::Returned`]**: no queue is bound for the message's exchange and routing key, so
 ///   no queue has it. Declare what is missing, or report a wrong key; publishing the message again
 ///   unchanged returns it again. An exchange of a plugin that delays messages, such as
-///   `x-delayed-message`, returns every message and delivers it all the same: set
+///   `x-delayed-message`, returns every message and still delivers it later: set
 ///   [`mandatory`](PublisherOptions::mandatory) to false for such an exchange.
-/// - **[`ErrorKind::Nacked`]**: a queue refused the message because it is full
-///   (`x-overflow: reject-publish`) or its node has failed. Other queues may have the message.
-///   Publish it again later, and more slowly.
+/// - **[`ErrorKind::Nacked`]**: a queue refused the message because it is full (`x-overflow:
+///   reject-publish`) or its node has failed. Other queues may have the message. Publish the
+///   message again later, and more slowly.
 /// - **[`ErrorKind::ChannelClosed`]**: the broker refused something on the channel, such as an
 ///   exchange that does not exist, or a message above its limit (16 MiB since RabbitMQ 4.0).
 ///   [`Error::close_reason`] says what. The message itself may have been routed. Correct the cause,
 ///   [`reopen`](Channel::reopen) the channel or open another one, and publish the message again.
 /// - **An error with [`Error::is_connection_end`]**: the connection ended for good before the
-///   confirm came. It was closed, did not come back, or
-///   [`recovery`](crate::ConnectionOptions::recovery) is off; or the broker closed it because of a
-///   message. If [`Error::may_have_been_sent`] is true, the broker may have this message. Publish
-///   it again on a new connection. If it may have been sent, consumers can see it twice: give it a
-///   [`message_id`](Message::message_id).
-/// - **[`ErrorKind::TimedOut`] from [`Confirm::wait`]**: no answer yet. Keep waiting, and do not
-///   publish the message again: recovery does that after a lost connection.
-/// - **An error of [`publish`](Self::publish)**: nothing was sent. Publish the message again when
+///   confirm arrived. It was closed, could not be recovered, or
+///   [`recovery`](crate::ConnectionOptions::recovery) is off; or the broker closed the connection
+///   because of this message. Publish the message again on a new connection. If
+///   [`Error::may_have_been_sent`] is true, the broker may have this message already, and consumers
+///   can see it twice.
+/// - **[`ErrorKind::TimedOut`] from [`Confirm::wait`]**: no answer yet. Wait again, and do not
+///   publish the message again: recovery republishes it after a lost connection.
+/// - **An error of [`publish`](Self::publish)**: nothing was sent. Publish the message again after
 ///   the cause is gone.
 ///
 /// # Sharing
@@ -116,12 +116,12 @@ impl Publisher {
         }
     }
 
-    /// The channel that the publisher uses.
+    /// Returns the channel that the publisher uses.
     pub fn channel(&self) -> &Channel {
         &self.inner.channel
     }
 
-    /// Number of messages that the broker has not answered for yet.
+    /// Returns the number of messages that the broker has neither confirmed nor nacked yet.
     pub fn unconfirmed(&self) -> usize {
         usize::try_from(self.inner.unconfirmed.window.len()).unwrap_or(usize::MAX)
     }
@@ -130,8 +130,8 @@ impl Publisher {
     /// the window is full, then for room in the outbox as [`Channel::basic_publish`] does.
     ///
     /// # Errors
-    /// Same as [`Channel::basic_publish`]; [`ErrorKind::WindowFull`] if the window stays full.
-    /// Whatever the error, nothing was sent.
+    /// Same as [`Channel::basic_publish`]; [`ErrorKind::WindowFull`] if the window stays full. If
+    /// the call fails, nothing was sent.
     pub fn publish<'m>(
         &self,
         exchange: &str,
@@ -152,7 +152,7 @@ impl Publisher {
     }
 
     /// [`publish`](Self::publish) without waiting: fails at once if the window or the outbox is
-    /// full, the broker has blocked the connection, or a lost connection is being recovered.
+    /// full, the broker has blocked the connection, or the connection is recovering.
     ///
     /// # Errors
     /// Same as [`publish`](Self::publish).
@@ -237,13 +237,14 @@ impl Publisher {
         Err(Error::new(ErrorKind::WindowFull { unconfirmed, after }))
     }
 
-    /// Waits until the broker has answered for all messages published so far, and reports those
-    /// that failed. Waits up to `confirm_timeout`. After a timeout, the program can wait again.
+    /// Waits up to `confirm_timeout` until the broker has confirmed or nacked all messages
+    /// published so far, and reports those that failed. After a timeout, the program can wait
+    /// again.
     ///
     /// # Errors
     /// [`ErrorKind::PublishesFailed`] lists each message that failed since the last report, unless
-    /// its [`Confirm`] has already returned the failure. All threads that wait at the same time get
-    /// the report. A timeout if confirms are missing.
+    /// its [`Confirm`] has already returned the failure. All threads that are waiting at the same
+    /// time get the report. A timeout if confirms are missing.
     pub fn wait_for_confirms(&self) -> Result<()> {
         self.wait_for_confirms_timeout(self.inner.options.confirm_timeout)
     }
@@ -305,8 +306,7 @@ impl fmt::Debug for Publisher {
 
 impl Channel {
     /// Returns a [`Publisher`] for this channel: it limits unconfirmed messages to a window, and
-    /// gives each message a [`Confirm`], so that no message is lost. Puts the channel into confirm
-    /// mode.
+    /// reports the outcome of each message with a [`Confirm`]. Puts the channel into confirm mode.
     ///
     /// # Errors
     /// Same as [`confirm_select`](Self::confirm_select).
