@@ -1,18 +1,19 @@
 //! Scripted servers for recoveries that a real RabbitMQ does not show on demand.
 
-use std::net::SocketAddr;
-use std::sync::mpsc;
+use std::net::{Shutdown, SocketAddr, TcpListener};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{mpsc, Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
 use leveret::{
     Connection, ConnectionEvent, ConnectionOptions, ConsumeOptions, ErrorKind, QueueDeclareOptions,
-    ReplyCode,
+    ReplyCode, StreamOffset,
 };
 
 use super::{lost, recovered};
 use crate::support::proxy::quick;
-use crate::support::{at, eventually, scripted_connections, scripted_server, short, SOON};
+use crate::support::{at, eventually, scripted_connections, scripted_server, short, Script, SOON};
 
 const SHORT: Duration = Duration::from_millis(100);
 
@@ -403,4 +404,87 @@ fn a_channel_closed_in_a_failed_attempt_can_be_reopened_and_closed_again() {
     channels[0].basic_publish("", "q", "m").unwrap_err();
     channels[1].basic_publish("", "q", "m").unwrap();
     server.join().unwrap();
+}
+
+/// Answers a connection's methods, and refuses as many consumers as `refusals` says. Sends one
+/// message to each consumer that it accepts on the second connection, which is the recovered one.
+fn serve_a_starting_stream(connection: usize, server: &mut Script, refusals: &AtomicUsize) {
+    const NO_REPLICA: &str = "PRECONDITION_FAILED - stream queue 's' in vhost '/' does not have a \
+                              running replica on the local node";
+    server.handshake(0);
+    while let Ok(frame) = server.try_next_frame() {
+        let channel = frame.channel;
+        match frame.method() {
+            Some((10, 50)) => return server.send_method(0, 10, 51, &[]),
+            Some((20, 10)) => server.send_method(channel, 20, 11, &[0; 4]),
+            Some((20, 40)) => server.send_method(channel, 20, 41, &[]),
+            Some((50, 10)) => {
+                server.send_method(channel, 50, 11, &[short("s"), vec![0; 8]].concat());
+            }
+            Some((60, 10)) => server.send_method(channel, 60, 11, &[]),
+            Some((60, 20)) if connection > 0 && take_one(refusals) => {
+                let reason = [
+                    &406_u16.to_be_bytes()[..],
+                    &short(NO_REPLICA),
+                    &[0, 60, 0, 20],
+                ];
+                server.send_method(channel, 20, 40, &reason.concat());
+            }
+            Some((60, 20)) => {
+                server.send_method(channel, 60, 21, &short("tag"));
+                if connection == 1 {
+                    let names = [
+                        &short("tag")[..],
+                        &1_u64.to_be_bytes(),
+                        &[0, 0],
+                        &short("s"),
+                    ];
+                    server.send_method(channel, 60, 60, &names.concat());
+                    server.send_content(channel, b"m");
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+fn take_one(count: &AtomicUsize) -> bool {
+    let taken = count.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |it| it.checked_sub(1));
+    taken.is_ok()
+}
+
+#[test]
+fn a_stream_consumer_waits_until_its_replica_runs() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    // At the recovery, and once more when it is retried on a connection of its own.
+    let refusals = Arc::new(AtomicUsize::new(2));
+    let sockets = Arc::new(Mutex::new(Vec::new()));
+    let (left, accepted) = (Arc::clone(&refusals), Arc::clone(&sockets));
+    // The threads end with the process.
+    thread::spawn(move || {
+        for (connection, socket) in listener.incoming().enumerate() {
+            let socket = socket.unwrap();
+            accepted.lock().unwrap().push(socket.try_clone().unwrap());
+            let left = Arc::clone(&left);
+            thread::spawn(move || {
+                serve_a_starting_stream(connection, &mut Script::over(socket), &left);
+            });
+        }
+    });
+    let connection = Connection::open_with(&at(address).recovery(quick())).unwrap();
+    let events = connection.events();
+    let channel = connection.open_channel().unwrap();
+    let options = ConsumeOptions::default()
+        .consumer_tag("tag")
+        .stream_offset(StreamOffset::First);
+    let consumer = channel.basic_consume("s", options).unwrap();
+    sockets.lock().unwrap()[0].shutdown(Shutdown::Both).unwrap();
+    let told = recovered(&events);
+    let is_told = |it: &ConnectionEvent| matches!(it, ConnectionEvent::NotRecovered { .. });
+    assert!(told.iter().any(is_told), "{told:?}");
+    let message = consumer.recv_timeout(SOON).unwrap().expect("a message");
+    assert_eq!(message.body(), b"m");
+    assert!(channel.is_open(), "the retries cost the channel nothing");
+    assert_eq!(refusals.load(Ordering::SeqCst), 0);
 }

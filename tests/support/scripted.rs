@@ -1,7 +1,7 @@
 //! Servers and clients that follow a script, frame by frame, to do what RabbitMQ does not do on
 //! demand.
 
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -118,7 +118,7 @@ impl Script<TcpStream> {
         while sent < limit {
             match (&self.socket).write(&bytes[sent % bytes.len()..]) {
                 Ok(count) => sent += count,
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) => panic!("{error}"),
             }
         }
@@ -166,17 +166,22 @@ impl<S: Read + Write> Script<S> {
     }
 
     pub(crate) fn next_frame(&mut self) -> Frame {
+        self.try_next_frame().unwrap()
+    }
+
+    /// Fails if the client has closed the connection.
+    pub(crate) fn try_next_frame(&mut self) -> io::Result<Frame> {
         let mut head = [0; 7];
-        self.socket.read_exact(&mut head).unwrap();
+        self.socket.read_exact(&mut head)?;
         let size = u32::from_be_bytes([head[3], head[4], head[5], head[6]]) as usize;
         let mut payload = vec![0; size + 1];
-        self.socket.read_exact(&mut payload).unwrap();
+        self.socket.read_exact(&mut payload)?;
         assert_eq!(payload.pop(), Some(0xce));
-        Frame {
+        Ok(Frame {
             kind: head[0],
             channel: u16::from_be_bytes([head[1], head[2]]),
             payload,
-        }
+        })
     }
 
     /// Reads up to the next method frame, and returns its ids.

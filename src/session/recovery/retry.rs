@@ -10,7 +10,7 @@ use super::replay::Replay;
 use super::requester::Failure;
 use super::state::Recovery;
 use super::trial::{Trial, Verdict};
-use super::unrecovered::{is_close_by_broker, Key, Trouble, Unrecovered};
+use super::unrecovered::{is_close_by_broker, Key, Trouble, Unrecovered, WaitsFor};
 use crate::error::Error;
 use crate::events::Entity;
 use crate::io_thread::deadline::Deadline;
@@ -128,6 +128,10 @@ impl Replay<'_> {
             return None;
         }
         let trial = match self.unrecovered.trouble(&key)? {
+            // Only consuming shows whether the replica runs.
+            _ if self.waits_for(&key) == Some(WaitsFor::Replica) => {
+                Trial::Consume(recorded.consume)
+            }
             Trouble::Refused | Trouble::Lacking => Trial::Queue(queue),
             // The broker would delete the queue with the consumer of the trial.
             _ if self.is_declared(&queue, |it| it.auto_delete) => Trial::Queue(queue),
@@ -180,20 +184,23 @@ impl Replay<'_> {
         }
     }
 
+    fn waits_for(&self, key: &Key) -> Option<WaitsFor> {
+        self.unrecovered.consumer(key).map(|it| it.waits_for)
+    }
+
     fn queue_checked(&mut self, key: &Key, count: Option<u32>) {
         let Entity::Consumer { queue, .. } = &key.entity else {
             return;
         };
-        let waits_for_other = self
-            .unrecovered
-            .consumer(key)
-            .is_some_and(|it| it.waits_for_other);
+        let waits_for = self.waits_for(key);
         match count {
             None => {
                 self.queue_vanished(queue);
                 self.unrecovered.postpone(key);
             }
-            Some(1..) if waits_for_other => self.unrecovered.postpone(key),
+            Some(1..) if waits_for == Some(WaitsFor::OtherConsumer) => {
+                self.unrecovered.postpone(key);
+            }
             Some(_) => self.begin_consumer(key),
         }
     }

@@ -137,10 +137,35 @@ struct Missed {
 
 pub(super) struct MissedConsumer {
     pub(super) channel: Weak<ChannelState>,
-    /// Another consumer uses the queue exclusively: that consumer must end first.
-    pub(super) waits_for_other: bool,
+    pub(super) waits_for: WaitsFor,
     /// The receiver of the broker's reply, if it did not arrive in time.
     late_reply: Option<Receiver<Result<Reply>>>,
+}
+
+/// What has to change before a consumer can come back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum WaitsFor {
+    /// The broker must find the queue, or answer for it.
+    Queue,
+    /// Another consumer uses the queue exclusively, and must end.
+    OtherConsumer,
+    /// The stream's replica on the node must start.
+    Replica,
+}
+
+impl WaitsFor {
+    /// Returns `None` if waiting does not help.
+    fn of(trouble: Trouble, error: &Error) -> Option<Self> {
+        let reason = error.close_reason();
+        let says = |text| reason.is_some_and(|it| it.text.contains(text));
+        match error.reply_code() {
+            Some(ReplyCode::ACCESS_REFUSED) if says("exclusive use") => Some(Self::OtherConsumer),
+            // RabbitMQ finds a stream before it has started the replica.
+            Some(ReplyCode::PRECONDITION_FAILED) if says("running replica") => Some(Self::Replica),
+            Some(ReplyCode::NOT_FOUND | ReplyCode::RESOURCE_LOCKED) => Some(Self::Queue),
+            _ => (trouble != Trouble::Refused).then_some(Self::Queue),
+        }
+    }
 }
 
 /// Everything that is missing, and what may be to blame for a loss.
@@ -243,26 +268,17 @@ impl Unrecovered {
         shared: &Shared,
     ) {
         let key = Key::of_consumer(channel, recorded);
-        let waits_for_other = error
-            .close_reason()
-            .is_some_and(|reason| reason.text.contains("exclusive use"));
-        let may_change = match error.reply_code() {
-            _ if trouble != Trouble::Refused => true,
-            Some(ReplyCode::NOT_FOUND | ReplyCode::RESOURCE_LOCKED) => true,
-            Some(ReplyCode::ACCESS_REFUSED) => waits_for_other,
-            _ => false,
-        };
         if error.is_missing() {
             recorded.mailbox.is_without_queue();
         }
-        if !may_change {
+        let Some(waits_for) = WaitsFor::of(trouble, &error) else {
             self.all.remove(&key);
             report_not_recovered(&key.entity, error.clone(), shared);
             return recorded.mailbox.ended(Some(error));
-        }
+        };
         let consumer = MissedConsumer {
             channel: Arc::downgrade(channel),
-            waits_for_other,
+            waits_for,
             late_reply,
         };
         self.insert_with(key, trouble, error, Some(consumer), shared);
