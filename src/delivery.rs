@@ -195,8 +195,8 @@ impl Delivery {
     /// consumers.
     ///
     /// # Errors
-    /// Same as [`ack`](Self::ack). Acknowledging one of the earlier messages again closes the channel
-    /// (406).
+    /// Same as [`ack`](Self::ack). If one of the earlier messages is acknowledged again, the broker
+    /// closes the channel (406).
     pub fn ack_multiple(&self) -> Result<()> {
         let answered = self.settle("basic.ack", true, || {
             self.channel().ack(self.delivery_tag, true)
@@ -298,7 +298,7 @@ impl Delivery {
         &self.content
     }
 
-    /// Converts the message into its body without copying it.
+    /// Converts the message into its body, without a new allocation.
     pub fn into_body(mut self) -> Vec<u8> {
         std::mem::take(&mut self.content).into_body()
     }
@@ -368,7 +368,7 @@ impl GetResponse {
         self.delivery
     }
 
-    /// Converts the message into its body without copying it.
+    /// Converts the message into its body, without a new allocation.
     pub fn into_body(self) -> Vec<u8> {
         self.delivery.into_body()
     }

@@ -1,4 +1,4 @@
-//! Events of connections and channels, which programs receive without a call.
+//! The events of a connection, and the confirmations of a channel.
 
 use std::fmt;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use crate::error::Error;
 #[non_exhaustive]
 pub enum ConnectionEvent {
     /// The broker blocks the connection (`connection.blocked`) because it is low on memory or disk.
-    /// Publishing waits, everything else goes on.
+    /// Publishing waits; everything else continues.
     Blocked {
         /// The broker's reason.
         reason: String,
@@ -22,7 +22,7 @@ pub enum ConnectionEvent {
         /// Why it was lost.
         cause: Error,
     },
-    /// An attempt to recover the connection failed; another one follows.
+    /// An attempt to recover the connection failed. Another attempt follows.
     RecoveryFailed {
         /// Number of the attempt, counted from 1.
         attempt: u32,
@@ -31,16 +31,16 @@ pub enum ConnectionEvent {
         /// Delay until the next attempt.
         next: Duration,
     },
-    /// The broker has given a new name to a queue that it names. Handles, bindings and consumers
-    /// already use the new name.
+    /// A queue that the broker named has a new name. Handles, bindings and consumers already use
+    /// the new name.
     QueueRenamed {
         /// The name on the lost connection.
         old: String,
         /// The new name.
         new: String,
     },
-    /// Recovery could not bring something back. Everything else goes on. Recovery retries this
-    /// entity in the background, unless it is a consumer that ends with this error.
+    /// Recovery could not restore an entity. Everything else continues. Recovery retries the entity
+    /// in the background, unless it is a consumer that ends with this error.
     NotRecovered {
         /// The entity that is missing.
         entity: Entity,
@@ -52,15 +52,15 @@ pub enum ConnectionEvent {
         /// The recovered entity.
         entity: Entity,
     },
-    /// The connection is back, with everything that could be recovered.
+    /// The connection is back, with everything that recovery could restore.
     Recovered {
         /// Number of attempts.
         attempts: u32,
         /// How long the connection was lost.
         after: Duration,
     },
-    /// A thread of [`Workers`](crate::Workers) lost its consumer, or could not begin a new one. It
-    /// tries again.
+    /// A thread of [`Workers`](crate::Workers) lost its consumer, or could not start a new one. The
+    /// thread retries.
     WorkerInterrupted {
         /// The thread's queue.
         queue: String,
@@ -83,7 +83,7 @@ pub enum ConnectionEvent {
     },
 }
 
-/// Something that recovery declares again.
+/// An entity that recovery declares again.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Entity {
@@ -94,7 +94,7 @@ pub enum Entity {
     },
     /// A queue.
     Queue {
-        /// Name of the queue. For a queue that the broker names: the old name.
+        /// Name of the queue. For a queue that the broker named, the old name.
         name: String,
     },
     /// A binding of a queue, or of an exchange.
@@ -108,7 +108,7 @@ pub enum Entity {
     },
     /// A consumer.
     Consumer {
-        /// The queue that it consumes from.
+        /// The queue that the consumer reads.
         queue: String,
         /// Consumer tag.
         consumer_tag: String,
@@ -155,23 +155,24 @@ impl fmt::Display for Entity {
 /// The broker's answer to published messages, received from
 /// [`Channel::confirmations`](crate::Channel::confirmations), or a report that no answer will come.
 ///
-/// For programs that keep their own list of unconfirmed messages.
+/// For programs that track unconfirmed messages themselves.
 ///
 /// See <https://www.rabbitmq.com/docs/confirms#publisher-confirms>.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Confirmation {
-    /// Sequence number of the message. It starts at 1 and keeps increasing across reconnects.
+    /// Sequence number of the message. Sequence numbers start at 1 and keep increasing across
+    /// recoveries.
     pub sequence_number: u64,
     /// Whether the answer also covers all earlier unanswered messages.
     pub multiple: bool,
     /// Whether the broker refused the message (`basic.nack`) instead of confirming it.
     pub nack: bool,
-    /// Whether this reports a lost connection instead of an answer.
+    /// Whether the connection was lost, so that no answer will come.
     ///
     /// The broker may or may not have received the unanswered messages up to this one. The report
     /// comes once for each loss, with `multiple` and `nack` set, before any answer to a newer
-    /// message. It does not cover messages of a [`Publisher`](crate::Publisher), which publishes
-    /// them again.
+    /// message. It does not cover messages of a [`Publisher`](crate::Publisher), which recovery
+    /// republishes.
     pub lost: bool,
 }

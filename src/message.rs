@@ -82,7 +82,7 @@ enum MessageProperties<'a> {
 ///
 /// Bytes and strings convert to a message, so `channel.basic_publish("", "tasks", "text")` works.
 /// The message borrows the body if possible; publishing copies it once, into the connection's
-/// outbox. Publish a message several times by passing a reference.
+/// outbox. To publish a message several times, pass a reference.
 ///
 /// ```
 /// use leveret::Message;
@@ -126,7 +126,7 @@ impl<'a> Message<'a> {
         }
     }
 
-    /// Sets all properties, and drops earlier ones.
+    /// Sets all properties. Replaces properties that were set before.
     #[must_use]
     pub fn with_properties(mut self, properties: Properties) -> Self {
         self.properties = MessageProperties::Owned(Box::new(properties));
@@ -147,11 +147,11 @@ impl<'a> Message<'a> {
 
     /// Sets the value that consumers of a stream can filter by (the header
     /// `x-stream-filter-value`). See
-    /// [`ConsumeOptions::stream_filter`](crate::ConsumeOptions::stream_filter). Other queues keep
-    /// it as a header.
+    /// [`ConsumeOptions::stream_filter`](crate::ConsumeOptions::stream_filter). In other types of
+    /// queue, the value is an ordinary header.
     ///
-    /// Keep it below 4,096 bytes: with a value of 6,000 bytes, RabbitMQ 4.0 and 4.3 take the
-    /// message as malformed and close the connection (541), or never confirm it.
+    /// Keep the value below 4,096 bytes: for a value of 6,000 bytes, RabbitMQ 4.0 and 4.3 consider
+    /// the message malformed and close the connection (541), or never confirm the message.
     ///
     /// See <https://www.rabbitmq.com/docs/stream-filtering>.
     #[must_use]
@@ -172,8 +172,8 @@ impl<'a> Message<'a> {
         }
     }
 
-    /// Asks the broker to return the message if it reaches no queue; see
-    /// [`Channel::returned_messages`](crate::Channel::returned_messages). By default the broker
+    /// Asks the broker to return the message if it reaches no queue: see
+    /// [`Channel::returned_messages`](crate::Channel::returned_messages). By default, the broker
     /// drops such a message silently.
     #[must_use]
     pub fn mandatory(mut self) -> Self {
@@ -181,8 +181,8 @@ impl<'a> Message<'a> {
         self
     }
 
-    /// Asks the broker to return the message if no consumer can take it at once. RabbitMQ has not
-    /// supported this since 3.0, and closes the connection (540).
+    /// Asks the broker to return the message if no consumer can take it at once. RabbitMQ does not
+    /// support this since 3.0 and closes the connection (540).
     #[must_use]
     pub fn immediate(mut self) -> Self {
         self.immediate = true;
@@ -198,7 +198,7 @@ impl<'a> Message<'a> {
     }
 }
 
-/// Shows the size of the body instead of the body, which does not belong in logs.
+/// Shows the size of the body only, because the body does not belong in logs.
 impl fmt::Debug for Message<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Message")
@@ -208,7 +208,7 @@ impl fmt::Debug for Message<'_> {
     }
 }
 
-/// The body of a message: anything that converts to bytes.
+/// The body of a message. Bytes and strings convert to it.
 #[derive(Clone)]
 pub struct Body<'a>(Cow<'a, [u8]>);
 

@@ -3,7 +3,7 @@
 use std::fmt;
 
 /// A SASL mechanism that the program implements, for
-/// [`LoginMethod::Sasl`](crate::LoginMethod::Sasl). The mechanisms of every RabbitMQ are built in.
+/// [`LoginMethod::Sasl`](crate::LoginMethod::Sasl). PLAIN, AMQPLAIN and EXTERNAL are built in.
 ///
 /// ```
 /// use leveret::{SaslConversation, SaslMechanism};
@@ -29,10 +29,10 @@ use std::fmt;
 ///
 /// See <https://www.rabbitmq.com/docs/access-control#mechanisms>.
 pub trait SaslMechanism: Send + Sync {
-    /// Returns the mechanism's name, as the server offers it.
+    /// Returns the mechanism's name, as the broker offers it.
     fn name(&self) -> &str;
 
-    /// Begins a login. Called once for each connect.
+    /// Begins a login. This crate calls it once for each connect.
     fn begin(&self) -> SaslConversation;
 }
 
@@ -44,8 +44,8 @@ impl fmt::Debug for dyn SaslMechanism {
 
 /// The client's side of one login.
 ///
-/// The first call has an empty challenge and returns the initial response. Each later call gets a
-/// challenge of the server (`connection.secure`). The error of the login shows the text of an
-/// `Err`, which must not contain a secret. The conversation runs on the thread that connects,
-/// within `connect_timeout`.
+/// The first call gets an empty challenge and returns the initial response. Each later call gets a
+/// challenge from the broker (`connection.secure`). The login error shows the text of an `Err`, so
+/// the text must not contain a secret. The conversation runs on the thread that connects, within
+/// `connect_timeout`.
 pub type SaslConversation = Box<dyn FnMut(&[u8]) -> Result<Vec<u8>, String> + Send>;

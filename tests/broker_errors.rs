@@ -324,7 +324,7 @@ fn an_error_chain_repeats_nothing() {
         ),
         (
             channel.basic_get(&"q".repeat(256), true).unwrap_err(),
-            "has 256 bytes",
+            "is longer than 255 bytes",
         ),
         (channel.basic_get("nope", true).unwrap_err(), "NOT_FOUND"),
         (
@@ -395,7 +395,7 @@ fn names_that_are_too_long_are_refused_locally() {
         assert!(
             error
                 .to_string()
-                .contains("has 256 bytes, at most 255 are possible"),
+                .contains("is longer than 255 bytes (256 bytes)"),
             "{error}"
         );
     }

@@ -178,14 +178,17 @@ fn options_that_no_server_accepts_are_refused() {
     }
     let second = Duration::from_secs(1);
     for (options, text) in [
-        (options().tcp_keepalive(Duration::MAX), "tcp_keepalive is "),
+        (
+            options().tcp_keepalive(Duration::MAX),
+            "tcp_keepalive must be at most 32767s",
+        ),
         (
             options().tcp_keepalive(32_768 * second),
-            "tcp_keepalive is 32768s, at most 32767s are possible (zero disables it)",
+            "tcp_keepalive must be at most 32767s, not 32768s (zero disables it)",
         ),
         (
             options().client_properties(FieldTable::new().with("k".repeat(256), 1)),
-            "client_properties: a name in a field table has 256 bytes",
+            "client_properties: a name in a field table is longer than 255 bytes (256 bytes)",
         ),
         (
             options().password("x".repeat(200_000)),
@@ -193,11 +196,11 @@ fn options_that_no_server_accepts_are_refused() {
         ),
         (
             options().tcp_user_timeout(Duration::MAX),
-            "tcp_user_timeout is ",
+            "tcp_user_timeout must be at most ",
         ),
         (
             options().tcp_user_timeout(Duration::from_millis(1 << 31)),
-            "tcp_user_timeout is 2147483.648s, at most 2147483.647s are possible",
+            "tcp_user_timeout must be at most 2147483.647s, not 2147483.648s",
         ),
     ] {
         let error = Connection::open_with(&options).unwrap_err();

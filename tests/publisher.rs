@@ -583,7 +583,7 @@ fn invalid_publisher_options_are_refused() {
         let error = channel.publisher_with(options).unwrap_err();
         assert_eq!(
             error.to_string(),
-            format!("the window is {window} messages, 1 to 65536 are possible")
+            format!("the window must be 1 to 65536 messages, not {window}")
         );
     }
     assert!(channel.is_open());

@@ -354,19 +354,19 @@ fn invalid_messages_are_refused_before_anything_is_sent() {
         ),
         (
             channel.basic_publish("", &long, "m"),
-            "routing_key has 256 bytes",
+            "routing_key is longer than 255 bytes",
         ),
         (
             channel.basic_publish(&long, "", "m"),
-            "exchange has 256 bytes",
+            "exchange is longer than 255 bytes",
         ),
         (
             channel.basic_publish("", queue.name(), Message::new("m").content_type(&long)),
-            "content_type has 256 bytes",
+            "content_type is longer than 255 bytes",
         ),
         (
             channel.basic_publish("", queue.name(), Message::new("m").header(&long, 1)),
-            "a name in a field table has 256 bytes",
+            "a name in a field table is longer than 255 bytes",
         ),
         (
             channel.basic_publish(

@@ -4,12 +4,12 @@
 // bytes come out in each session's `output`. The thread in `server` drives the core: it owns the
 // sockets and the clock. A `Broker` locks the core, reads or changes it, and wakes that thread.
 
-//! An in-process AMQP broker for experiments and for tests of applications. Not for production.
+//! An in-memory AMQP broker for experiments and for tests of applications. Not for production.
 //!
-//! [`Broker::start`] takes less than a millisecond and needs no installation. The broker listens on
-//! a port of the loopback interface, serves any AMQP 0-9-1 client, and does what RabbitMQ does,
-//! with the same codes and texts. It keeps everything in memory and loses it when the [`Broker`] is
-//! dropped. It needs the feature `broker`:
+//! The broker runs in the program's process. [`Broker::start`] takes less than a millisecond and
+//! needs no installation. The broker listens on a port of the loopback interface, serves any AMQP
+//! 0-9-1 client, and behaves like RabbitMQ, with the same codes and texts. It loses everything when
+//! the [`Broker`] is dropped. It needs the feature `broker`:
 //!
 //! ```toml
 //! [dev-dependencies]
@@ -36,8 +36,8 @@
 //! [`wait_until`](Broker::wait_until) instead of sleeping.
 //!
 //! In this example a worker must charge every customer, even if the broker restarts midway. The
-//! broker then redelivers the messages in progress, so the worker checks whether it has already
-//! charged the customer:
+//! broker then redelivers the messages that the worker was handling, so the worker checks whether
+//! it has already charged the customer:
 //!
 //! ```
 //! use leveret::broker::Broker;
@@ -92,7 +92,7 @@
 //! # Ok::<(), leveret::Error>(())
 //! ```
 //!
-//! Each of the other faults has a method: [`drop_connections`](Broker::drop_connections),
+//! Each fault has a method: [`drop_connections`](Broker::drop_connections),
 //! [`refuse_connections`](Broker::refuse_connections), [`stop_answering`](Broker::stop_answering),
 //! [`stop_heartbeats`](Broker::stop_heartbeats), [`block`](Broker::block),
 //! [`nack_next`](Broker::nack_next), [`close_channels`](Broker::close_channels),
@@ -107,12 +107,13 @@
 //!
 //! # What is different from RabbitMQ
 //!
-//! This crate's own tests run with both and expect the same. These differences are intended:
+//! This crate's own tests run with both brokers and expect the same results. These differences are
+//! intended:
 //!
 //! | | RabbitMQ | here |
 //! | --- | --- | --- |
 //! | durable queues, persistent messages | are on disk | survive [`Broker::restart`] |
-//! | quorum queues | are replicated | are like classic ones, with `x-delivery-count` and `x-delivery-limit` |
+//! | quorum queues | are replicated | are like classic queues, with `x-delivery-count` and `x-delivery-limit` |
 //! | streams | yes | refused: `PRECONDITION_FAILED` |
 //! | TLS, clusters, plugins, policies, permissions | yes | no; every user may do everything |
 //! | product and version in the server properties | `RabbitMQ` and its version | `leveret` and this crate's version |
@@ -184,7 +185,7 @@ fn cannot_listen(address: SocketAddr, error: io::Error) -> Error {
     })
 }
 
-/// A running broker. Dropping this value stops the broker.
+/// A running in-memory broker. Dropping it stops the broker.
 pub struct Broker {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
@@ -304,7 +305,7 @@ impl Broker {
 
     /// Waits up to `timeout` for `condition` to become true. Returns false on timeout.
     ///
-    /// The condition is checked after each change in the broker.
+    /// Checks the condition after each change in the broker.
     ///
     /// ```
     /// # use leveret::{broker::Broker, Connection};
@@ -363,9 +364,9 @@ impl Broker {
         self.change(|control| control.refuses = refuse);
     }
 
-    /// Sets whether the broker stops reading, writing and accepting, as if it hung.
+    /// Sets whether the broker stops reading, writing and accepting connections, as if it hung.
     ///
-    /// When the broker answers again, it first handles what clients have sent in the meantime.
+    /// When the broker answers again, it first handles what clients sent in the meantime.
     pub fn stop_answering(&self, stop: bool) {
         self.change(|control| {
             control.is_stopped = stop;
@@ -378,7 +379,8 @@ impl Broker {
         self.change(|control| control.core.faults.no_heartbeats = stop);
     }
 
-    /// Blocks all connections that publish, and sends all clients the reason.
+    /// Blocks all connections that publish (`connection.blocked`), and sends the reason to all
+    /// clients.
     ///
     /// RabbitMQ's reasons are `low on memory` and `low on disk`.
     pub fn block(&self, reason: &str) {
@@ -399,21 +401,22 @@ impl Broker {
 
     /// Delays everything that the broker sends from now on. Zero ends the delay.
     ///
-    /// Output that is already delayed still goes out first. During a delay, clients that do not
-    /// read cause no back-pressure: the broker delivers messages into the delayed output.
+    /// Output that is already delayed is still sent first. During a delay, clients that do not read
+    /// cause no back-pressure: the broker delivers messages into the delayed output.
     pub fn delay(&self, delay: Duration) {
         self.change(|control| control.delay = delay.min(LONGEST_DELAY));
     }
 
-    /// Cancels all consumers of a queue in the virtual host `/`, and returns their number.
+    /// Cancels all consumers of a queue in the virtual host `/`, and returns the number of
+    /// consumers.
     ///
-    /// RabbitMQ does this when the queue moves.
+    /// RabbitMQ does this when the queue moves to another node.
     pub fn cancel_consumers(&self, queue: &str) -> usize {
         self.change(|control| control.core.cancel_consumers("/", queue))
     }
 
     /// Times out the consumers of a queue in the virtual host `/` that hold unacknowledged
-    /// messages, and returns their number. The queue can be of any kind.
+    /// messages, and returns the number of consumers. The queue can be of any type.
     ///
     /// This is what RabbitMQ 4.3 does with consumers of quorum queues after `consumer_timeout`. The
     /// broker requeues the messages at once, sends `basic.cancel`, and delivers nothing more to the
@@ -433,10 +436,9 @@ impl Broker {
 
     /// Restarts the broker on the same port.
     ///
-    /// All connections are dropped. Durable exchanges and queues and the persistent messages in
-    /// these queues survive. All faults end, except
-    /// [`refuse_connections`](Self::refuse_connections), [`stop_answering`](Self::stop_answering)
-    /// and [`delay`](Self::delay).
+    /// Drops all connections. Durable exchanges and queues survive, with the persistent messages in
+    /// these queues. Ends all faults, except [`refuse_connections`](Self::refuse_connections),
+    /// [`stop_answering`](Self::stop_answering) and [`delay`](Self::delay).
     pub fn restart(&self) {
         self.change(|control| control.core.restart());
     }

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-/// Options of a [`Broker`](super::Broker).
+/// Options of a [`Broker`](super::Broker): port, users, virtual hosts and limits.
 ///
 /// ```
 /// use leveret::broker::{Broker, BrokerOptions};
@@ -14,22 +14,22 @@ use std::time::Duration;
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct BrokerOptions {
-    /// The port on the loopback interface. Default: 0, which means any free port.
+    /// The port on the loopback interface. Default: zero, which means any free port.
     pub port: u16,
-    /// User names and passwords. Default: `guest`, with the same password. Every user may do
-    /// everything in every virtual host.
+    /// User names and passwords. Every user may do everything in every virtual host. Default:
+    /// `guest` with the password `guest`.
     pub users: Vec<(String, String)>,
     /// The virtual hosts. Default: `/`.
     pub vhosts: Vec<String>,
-    /// The heartbeat interval that the broker proposes to clients, in whole seconds. Default: 60 s.
-    /// Zero proposes no heartbeats, but a client that asks for them still gets them.
+    /// The heartbeat interval that the broker proposes to clients, in whole seconds. Zero proposes
+    /// no heartbeats, but a client that asks for heartbeats still gets them. Default: 60 seconds.
     pub heartbeat: Duration,
     /// Maximum number of channels of a connection. Default: 2047.
     pub channel_max: u16,
-    /// Maximum size of a frame in bytes. Default: 131072.
+    /// Maximum size of a frame in bytes. Default: 131,072.
     pub frame_max: u32,
-    /// How many of the newest messages [`Broker::published`](super::Broker::published) returns.
-    /// Default: 10,000. The broker forgets older ones.
+    /// How many of the newest messages [`Broker::published`](super::Broker::published) returns. The
+    /// broker forgets older messages. Default: 10,000.
     pub published_limit: usize,
 }
 

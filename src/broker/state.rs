@@ -12,7 +12,7 @@ pub struct QueueState {
     pub name: String,
     /// Number of messages that are ready for delivery.
     pub ready: usize,
-    /// Number of messages that were delivered and are not acknowledged.
+    /// Number of messages that were delivered but not acknowledged.
     pub unacknowledged: usize,
     /// Number of consumers.
     pub consumers: usize,
@@ -32,7 +32,7 @@ pub struct ConnectionState {
     pub vhost: String,
     /// Number of open channels.
     pub channels: usize,
-    /// Number of messages that were delivered and are not acknowledged.
+    /// Number of messages that were delivered but not acknowledged.
     pub unacknowledged: usize,
 }
 
@@ -50,6 +50,6 @@ pub struct PublishedMessage {
     pub properties: Properties,
     /// The body.
     pub body: Vec<u8>,
-    /// Number of queues that took the message. 0 if one of its queues was full and refused it.
+    /// Number of queues that took the message. Zero if one of its queues was full and refused it.
     pub queues: usize,
 }

@@ -1,4 +1,4 @@
-//! What went wrong.
+//! The kinds of errors, and their texts.
 
 use std::fmt;
 use std::io;
@@ -13,9 +13,9 @@ use super::Error;
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// The text is not an AMQP URI, for this reason.
+    /// The text is not a valid AMQP URI, for this reason.
     InvalidUri(String),
-    /// A value cannot be sent, or an option is invalid. Nothing was sent.
+    /// A value that cannot be sent, or an invalid option. Nothing was sent.
     InvalidArgument(String),
     /// Connecting to this address failed: the host name is unknown, the port is closed, or the
     /// network refuses.
@@ -67,8 +67,9 @@ pub enum ErrorKind {
         /// The broker's text. Empty if the broker closed the socket without one.
         text: String,
     },
-    /// The virtual host does not exist, or the user may not use it. A connection over a limit of
-    /// the virtual host or of the user is [`ConnectionClosed`](Self::ConnectionClosed) instead.
+    /// The virtual host does not exist, or the user may not use it. If the virtual host or the user
+    /// has reached its connection limit, the error is [`ConnectionClosed`](Self::ConnectionClosed)
+    /// instead.
     VhostRefused {
         /// The virtual host.
         vhost: String,
@@ -87,8 +88,8 @@ pub enum ErrorKind {
     /// The socket closed without an AMQP close: the broker was killed, or the network broke.
     SocketClosed {
         /// The system's error kind. `UnexpectedEof`: the peer closed the socket.
-        /// `ConnectionAborted`: a TLS connection ended without `close_notify`, because it was cut
-        /// or the peer died.
+        /// `ConnectionAborted`: a TLS connection ended without `close_notify`, because the network
+        /// broke or the peer died.
         kind: io::ErrorKind,
     },
     /// The broker sent no bytes for two heartbeat intervals.
@@ -103,19 +104,20 @@ pub enum ErrorKind {
         /// What the peer did.
         text: String,
     },
-    /// The outbox stayed full because the broker does not read from the socket. Nothing was sent.
+    /// The outbox stayed full because the broker did not read from the socket. Nothing was sent.
     OutboxFull {
         /// How long the call waited.
         after: Duration,
     },
-    /// The broker's reply did not come in time. If the reply comes later, it is dropped. If the
-    /// broker has blocked the connection, the error text says so: a broker reads nothing from a
-    /// connection that it blocks.
+    /// The broker's reply did not arrive in time. A late reply is dropped. If the broker has
+    /// blocked the connection, the error text says so: a broker reads nothing from a connection
+    /// that it blocks.
     TimedOut {
         /// How long the call waited.
         after: Duration,
     },
-    /// The broker blocks the connection (`connection.blocked`) because it is low on memory or disk.
+    /// The broker has blocked the connection (`connection.blocked`) because it is low on memory or
+    /// disk. Nothing was sent.
     ConnectionBlocked {
         /// The broker's reason.
         reason: String,
@@ -134,18 +136,18 @@ pub enum ErrorKind {
     },
     /// The consumer was cancelled.
     ///
-    /// The broker cancels a consumer when its queue is deleted, or when the node with the queue
-    /// goes away. Since RabbitMQ 4.3 it also does so when an acknowledgement for a quorum queue is
-    /// late (`consumer_timeout`, 30 minutes; earlier versions close the channel: 406), and when the
-    /// user has lost the permission to read the queue and the connection gets a [new
-    /// secret](crate::Connection::update_secret).
+    /// The broker cancels a consumer when its queue is deleted, or when the queue's node goes down.
+    /// Since RabbitMQ 4.3, it also does so when an acknowledgement for a quorum queue is late
+    /// (`consumer_timeout`, 30 minutes by default; earlier versions close the channel: 406), and
+    /// when the connection gets a [new secret](crate::Connection::update_secret) with which the
+    /// user may no longer read the queue.
     ConsumerCancelled {
         /// Consumer tag.
         consumer_tag: String,
         /// Which side cancelled it.
         by: ClosedBy,
     },
-    /// The connection is lost and still recovering. Nothing was sent.
+    /// The connection is lost and has not recovered yet. Nothing was sent.
     Recovering {
         /// Why the connection was lost.
         cause: Box<Self>,
@@ -153,8 +155,8 @@ pub enum ErrorKind {
         after: Duration,
     },
     /// The connection was lost, and recovery gave up: it reached a limit of the
-    /// [`RecoveryOptions`](crate::RecoveryOptions), or a login was refused and these options end
-    /// recovery then.
+    /// [`RecoveryOptions`](crate::RecoveryOptions), or the broker refused a login and
+    /// [`give_up_on_refused_login`](crate::RecoveryOptions::give_up_on_refused_login) is set.
     RecoveryGivenUp {
         /// Why the connection was lost.
         cause: Box<Self>,
@@ -165,8 +167,8 @@ pub enum ErrorKind {
         /// Why the last attempt failed.
         last: Box<Self>,
     },
-    /// The publisher's window stayed full because the broker does not confirm earlier messages.
-    /// Nothing was sent.
+    /// The publisher's window stayed full because the broker did not confirm earlier messages in
+    /// time. Nothing was sent.
     WindowFull {
         /// Number of unconfirmed messages.
         unconfirmed: usize,
@@ -184,7 +186,7 @@ pub enum ErrorKind {
     PublishesFailed {
         /// The failed messages, in the order in which they were published.
         failed: Vec<FailedPublish>,
-        /// Number of earlier failures, too many to keep.
+        /// Number of earlier failures that were dropped, because too many were unreported.
         forgotten: u64,
     },
     /// The delivery was already acknowledged or rejected.
@@ -192,17 +194,17 @@ pub enum ErrorKind {
         /// Delivery tag.
         delivery_tag: u64,
     },
-    /// A thread of the connection panicked, and the connection is closed. The panic came from the
+    /// A thread of the connection panicked, and the connection is closed. The cause is the
     /// program's code on that thread, such as a [`SaslMechanism`](crate::SaslMechanism), a filter
     /// of the [`RecoveryOptions`](crate::RecoveryOptions), [`Metrics`](crate::Metrics) or the
-    /// logger, or from a bug of this crate.
+    /// logger, or a bug in this crate.
     Panicked {
         /// The thread: `IO thread` or `recovery thread`.
         thread: &'static str,
         /// The panic message.
         message: String,
     },
-    /// A message has malformed properties. Its body can be read.
+    /// A message has malformed properties. Its body can still be read.
     MalformedProperties {
         /// What is malformed.
         text: String,
@@ -213,16 +215,16 @@ pub enum ErrorKind {
         /// Number of messages whose acknowledgement was not sent.
         not_sent: u64,
         /// Maximum number of messages whose acknowledgement was sent, but may not have reached the
-        /// broker. The broker redelivers those whose acknowledgement it did not get.
+        /// broker. The broker redelivers the messages whose acknowledgement it did not get.
         unconfirmed: u64,
     },
-    /// The program's function for [`credentials`](crate::ConnectionOptions::credentials) failed.
+    /// The program's [`credentials`](crate::ConnectionOptions::credentials) function failed.
     CredentialsUnavailable {
         /// The error text of the function.
         text: String,
     },
     /// A thread of [`Workers`](crate::Workers) panicked outside its handler: in the program's
-    /// logger or [`Metrics`](crate::Metrics), or because of a bug of this crate.
+    /// logger or [`Metrics`](crate::Metrics), or because of a bug in this crate.
     WorkerPanicked {
         /// The panic message.
         message: String,
@@ -431,7 +433,7 @@ fn write_acks_lost(f: &mut dyn fmt::Write, not_sent: u64, unconfirmed: u64) -> f
     Ok(())
 }
 
-/// An endpoint to which connecting failed, and why.
+/// An endpoint that could not be used, and why.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct FailedEndpoint {
@@ -449,7 +451,7 @@ impl PartialEq for FailedEndpoint {
 
 impl Eq for FailedEndpoint {}
 
-/// A message that the broker did not confirm.
+/// A message of a [`Publisher`](crate::Publisher) that failed, and why.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct FailedPublish {

@@ -28,14 +28,14 @@ struct Inner {
     kind: ErrorKind,
     /// A possible cause, and what to do.
     note: Option<String>,
-    /// Nothing of the request has left this program. Set where the kind alone does not say so.
+    /// Nothing of the request has left this program. Set if the kind alone does not say so.
     unsent: bool,
     source: Option<Arc<dyn std::error::Error + Send + Sync>>,
 }
 
 /// Any failure of this crate: what was asked, what happened, and who said so.
 ///
-/// An error is one pointer and cheap to clone, since one event, such as a lost connection, fails
+/// An error is one pointer, and cheap to clone, since one event such as a lost connection can fail
 /// many calls. `Display` writes one line, with control characters escaped, and never a password.
 /// [`source`](std::error::Error::source) does not repeat what `Display` says.
 ///
@@ -139,8 +139,8 @@ impl Error {
         }
     }
 
-    /// Whether the broker says that the entity does not exist. RabbitMQ also says 404 for queues of
-    /// a node that starts or is away; such queues do exist.
+    /// Whether the broker says that the entity does not exist. RabbitMQ also replies 404 for queues
+    /// of a node that is starting or down; such queues do exist.
     pub(crate) fn is_missing(&self) -> bool {
         const NOT_THERE_NOW: [&str; 3] = ["is down or inaccessible", "has crashed", "is stopped"];
         self.reply_code() == Some(ReplyCode::NOT_FOUND)
@@ -150,7 +150,7 @@ impl Error {
             })
     }
 
-    /// Returns the reason of the close, if a channel or a connection was closed with one.
+    /// Returns the reason for the close, if a channel or connection was closed with a reason.
     pub fn close_reason(&self) -> Option<&CloseReason> {
         match self.kind() {
             ErrorKind::ConnectionClosed(reason)
@@ -165,9 +165,9 @@ impl Error {
         self.close_reason().map(|reason| reason.by)
     }
 
-    /// Whether the whole connection is lost or closed. If it recovers
-    /// ([`Connection::is_open`](crate::Connection::is_open)), a retry can succeed; otherwise every
-    /// further call fails with this cause.
+    /// Returns true if the whole connection was lost or closed. If
+    /// [`Connection::is_open`](crate::Connection::is_open) is still true, the connection is
+    /// recovering, and a retry can succeed. Otherwise every later call fails with this cause.
     pub fn is_connection_end(&self) -> bool {
         matches!(
             self.kind(),
@@ -180,9 +180,9 @@ impl Error {
         )
     }
 
-    /// Whether the broker may have received the request or message.
+    /// Returns true if the broker may have received the request or message.
     ///
-    /// If not, a retry is safe. If so, a retry may do the same thing twice.
+    /// If false, a retry is safe. If true, a retry may do the same thing twice.
     ///
     /// ```no_run
     /// use leveret::{Connection, ConnectionOptions};
@@ -213,7 +213,7 @@ impl Error {
         !never && !self.0.unsent
     }
 
-    /// Returns the message that the broker returned, if that is the failure.
+    /// Returns the message of [`ErrorKind::Returned`].
     pub fn returned_message(&self) -> Option<&ReturnedMessage> {
         match self.kind() {
             ErrorKind::Returned(message) => Some(message),
@@ -221,7 +221,7 @@ impl Error {
         }
     }
 
-    /// Returns each failed message of [`ErrorKind::PublishesFailed`], otherwise nothing.
+    /// Returns the failed messages of [`ErrorKind::PublishesFailed`]; empty for other kinds.
     pub fn failed_publishes(&self) -> &[FailedPublish] {
         match self.kind() {
             ErrorKind::PublishesFailed { failed, .. } => failed,
@@ -229,7 +229,7 @@ impl Error {
         }
     }
 
-    /// Whether the call reached its timeout.
+    /// Returns true if the call reached its timeout.
     pub fn is_timeout(&self) -> bool {
         matches!(
             self.kind(),

@@ -1,4 +1,4 @@
-//! Text of a peer on one line of the log.
+//! Shows a peer's text on one line of the log.
 
 use std::fmt;
 

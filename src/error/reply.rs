@@ -7,7 +7,7 @@ use crate::wire::method::MethodId;
 
 /// An AMQP reply code: why the broker closed a channel or a connection, or returned a message.
 ///
-/// A broker may send codes without a constant here.
+/// A broker can send codes that have no constant here.
 ///
 /// ```
 /// use leveret::ReplyCode;
@@ -49,7 +49,7 @@ reply_codes! {
     CONNECTION_FORCED = 320;
     /// The virtual host does not exist.
     INVALID_PATH = 402;
-    /// The user lacks the permission.
+    /// The user lacks a permission.
     ACCESS_REFUSED = 403;
     /// The queue or exchange does not exist.
     NOT_FOUND = 404;
@@ -68,7 +68,7 @@ reply_codes! {
     CHANNEL_ERROR = 504;
     /// The protocol expects a different frame here.
     UNEXPECTED_FRAME = 505;
-    /// The broker lacks memory, disk or another resource.
+    /// The broker is out of memory, disk space or another resource.
     RESOURCE_ERROR = 506;
     /// The broker does not allow the request.
     NOT_ALLOWED = 530;
@@ -106,11 +106,11 @@ impl fmt::Display for ClosedBy {
     }
 }
 
-/// The reason of a `connection.close` or `channel.close`.
+/// Why a connection or channel was closed (`connection.close` or `channel.close`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct CloseReason {
-    /// Which side closed.
+    /// The side that closed it.
     pub by: ClosedBy,
     /// Reply code.
     pub code: ReplyCode,

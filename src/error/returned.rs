@@ -7,7 +7,7 @@ use super::{Error, Result};
 use crate::wire::content::Content;
 use crate::wire::properties::Properties;
 
-/// A message that the broker could not route and returned.
+/// A message that the broker returned because it reached no queue.
 #[derive(Clone, PartialEq, Eq)]
 pub struct ReturnedMessage {
     code: ReplyCode,
@@ -67,7 +67,7 @@ impl ReturnedMessage {
     /// Returns the properties of the message, as they were published.
     ///
     /// # Errors
-    /// If the properties are malformed.
+    /// [`ErrorKind::MalformedProperties`](crate::ErrorKind::MalformedProperties).
     pub fn properties(&self) -> Result<Properties> {
         let properties = self.content.properties();
         properties.map_err(|error| Error::malformed_properties(&error))

@@ -2,7 +2,8 @@
 
 use crate::wire::value::{FieldTable, FieldValue};
 
-/// How to bind or unbind. By default: no arguments, and the call waits for the broker's reply.
+/// How to bind or unbind. By default, a binding has no arguments, and the call waits for the
+/// broker's reply.
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub struct BindOptions {
@@ -12,13 +13,14 @@ pub struct BindOptions {
 
 impl BindOptions {
     flags! {
-        /// Returns without waiting for the broker's reply. No effect on `queue.unbind`, which has
-        /// no `no-wait`.
+        /// Returns without waiting for the broker's reply. No effect on
+        /// [`queue_unbind`](crate::Channel::queue_unbind): AMQP's `queue.unbind` always has a
+        /// reply.
         no_wait;
     }
 
     arguments! {
-        /// Sets all arguments, such as the headers that a headers exchange matches, and drops
-        /// earlier ones.
+        /// Sets all arguments, such as the headers that a headers exchange matches. Replaces
+        /// arguments that were set before.
     }
 }

@@ -1,4 +1,4 @@
-//! Options for connections: where and how to connect.
+//! Options for connections.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -25,7 +25,7 @@ fn check_at_most(most: Duration, option: &str, value: Duration) -> Result<()> {
     if value <= most {
         return Ok(());
     }
-    let text = format!("{option} is {value:?}, at most {most:?} are possible (zero disables it)");
+    let text = format!("{option} must be at most {most:?}, not {value:?} (zero disables it)");
     Err(Error::invalid(text))
 }
 
@@ -37,7 +37,7 @@ pub enum LoginMethod {
     /// password.
     #[default]
     Plain,
-    /// AMQPLAIN: user name and password in a field table. Older than PLAIN.
+    /// AMQPLAIN: user name and password in a field table. An older mechanism than PLAIN.
     AmqPlain,
     /// SASL EXTERNAL: the client's certificate ([`TlsOptions`]). User name and password are not
     /// sent. RabbitMQ needs the plugin `rabbitmq_auth_mechanism_ssl`.
@@ -174,21 +174,24 @@ impl fmt::Debug for ConnectionOptions {
 
 impl ConnectionOptions {
     setters! {
-        /// Host name or IP address of the broker, IPv6 without brackets. Default: `localhost`.
+        /// Host name or IP address of the broker (IPv6 without brackets). Default: `localhost`.
         host: impl Into<String>;
         /// Port of the broker. Default: 5672, or 5671 with TLS.
         port: u16;
         /// Connects with TLS, using these options. Default: no TLS.
         tls: TlsOptions;
-        /// Idle time after which the system probes whether the peer still exists (TCP keepalive).
-        /// Zero turns the probes off. Heartbeats do the same job and are negotiated with the
-        /// broker. In whole seconds, rounded up, at most 32,767. Default: 60 seconds.
+        /// Idle time after which the system probes whether the peer still exists (TCP keep-alive),
+        /// in whole seconds, rounded up, at most 32,767. Zero turns the probes off. Heartbeats do
+        /// the same job and are negotiated with the broker. Default: 60 seconds.
         tcp_keepalive: Duration;
         /// How long sent data may stay unacknowledged before the system ends the connection
-        /// (`TCP_USER_TIMEOUT`, Linux only). The peer's system acknowledges, so this also ends a
-        /// connection whose broker reads nothing for that long, as RabbitMQ does when it blocks the
-        /// connection. In whole milliseconds, rounded up, at most 2,147,483,647 (24 days). Default:
-        /// zero, which leaves the timeout to the system, often about 15 minutes.
+        /// (`TCP_USER_TIMEOUT`, Linux only). In whole milliseconds, rounded up, at most
+        /// 2,147,483,647 (24 days). Default: zero, which leaves the timeout to the system, often
+        /// about 15 minutes.
+        ///
+        /// The peer's system sends the acknowledgements, so this timeout also ends a connection
+        /// whose broker reads nothing for that long, as RabbitMQ does while it blocks the
+        /// connection.
         tcp_user_timeout: Duration;
         /// Virtual host. Default: `/`.
         vhost: impl Into<String>;
@@ -198,15 +201,15 @@ impl ConnectionOptions {
         password: impl Into<String>;
         /// How to log in. Default: [`LoginMethod::Plain`].
         login_method: LoginMethod;
-        /// How long opening the connection may take, from the name look-up to AMQP's `open-ok`.
+        /// How long opening the connection may take, from the DNS look-up to AMQP's `open-ok`.
         /// Several endpoints share this time. Default: 30 seconds.
         connect_timeout: Duration;
-        /// How long opening is retried while the broker cannot be reached, with the growing delays
-        /// of [`RecoveryOptions`]. A container often starts before its broker. Each attempt has its
-        /// own `connect_timeout`, but the last one ends with this time. Zero: one attempt. Default:
-        /// zero.
+        /// How long to retry opening the connection while the broker cannot be reached, with the
+        /// growing delays of [`RecoveryOptions`]. For containers, which often start before their
+        /// broker. Each attempt has its own `connect_timeout`, but the last attempt ends with this
+        /// time. Default: zero, which means one attempt.
         ///
-        /// Errors that waiting does not change end the retries at once: a login that the broker
+        /// Errors that a retry cannot change end the retries at once: a login that the broker
         /// explicitly refuses, a virtual host that is missing or forbidden, a TLS certificate that
         /// is not trusted, a login mechanism or protocol version that the broker does not support,
         /// and invalid options.
@@ -220,8 +223,9 @@ impl ConnectionOptions {
         retry_open_for: Duration;
         /// How long a call waits for the broker's reply. Default: 30 seconds.
         request_timeout: Duration;
-        /// How long a publish waits while the socket accepts no data or the broker has blocked the
-        /// connection. Default: 30 seconds.
+        /// How long a publish waits while the outbox is full, the broker has blocked the
+        /// connection, or the connection is recovering. Acknowledgements also wait this long for
+        /// room in the outbox. Default: 30 seconds.
         publish_timeout: Duration;
         /// Heartbeat interval. The connection is lost after two intervals without a byte from the
         /// broker.
@@ -232,35 +236,35 @@ impl ConnectionOptions {
         ///
         /// See <https://www.rabbitmq.com/docs/heartbeats>.
         heartbeat: Duration;
-        /// Maximum number of open channels. The broker may allow fewer. Zero: as many as the broker
-        /// allows. Default: 2047.
+        /// Maximum number of open channels. The broker may allow fewer. Zero means as many as the
+        /// broker allows. Default: 2047.
         channel_max: u16;
         /// Maximum frame size in bytes, at least 4096. Larger messages are split into several
-        /// frames. Zero: the broker's limit. Default: 131,072.
+        /// frames. Zero means the broker's limit. Default: 131,072.
         ///
-        /// Since 4.1, RabbitMQ accepts no less than 8192 and resets the connection without a
-        /// reason; the error then names this cause.
+        /// Since 4.1, RabbitMQ refuses less than 8192: it resets the connection without a reason.
+        /// The error then names this cause.
         frame_max: u32;
-        /// Maximum size in bytes of a message body, sent or received. A larger message is not sent.
-        /// Default: 128 MiB, which is RabbitMQ's own limit before 4.0.
+        /// Maximum size in bytes of a message body, sent or received. Publishing a larger message
+        /// fails, and nothing is sent. Default: 128 MiB, which is RabbitMQ's own limit before 4.0.
         ///
         /// Since RabbitMQ 4.0 the broker's limit is 16 MiB, unless its `max_message_size` says
         /// otherwise. The broker closes the channel for a larger message (406). Set this option to
-        /// the broker's limit: then [`publish`](crate::Publisher::publish) fails with
+        /// the broker's limit: [`publish`](crate::Publisher::publish) then fails with
         /// [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument), and the channel stays
         /// open.
         max_message_size: u64;
-        /// How many bytes of received messages may wait for the program's consumers, for all
-        /// consumers of the connection together. `u64::MAX`: no limit. Default: 64 MiB.
+        /// How many bytes of received messages may wait in all consumers of the connection
+        /// together. `u64::MAX` means no limit. Default: 64 MiB.
         ///
         /// This limit is for consumers with `no_ack` or without a prefetch, to which the broker
-        /// sends all it has. With acknowledgements and [`basic_qos`](crate::Channel::basic_qos) the
-        /// broker itself stops sending.
+        /// sends whole queues. With acknowledgements and [`basic_qos`](crate::Channel::basic_qos),
+        /// the prefetch limits what the broker sends.
         ///
         /// At half the limit, the connection stops reading until the consumers catch up, unless a
-        /// thread waits for the broker's reply. Above the limit, it reads slowly for such a thread,
-        /// too: about 3 MB a second. Meanwhile the connection sends heartbeats and does not count
-        /// the broker's missing ones.
+        /// thread is waiting for the broker's reply. Above the limit, it also reads slowly for such
+        /// a thread: about 3 MB a second. In the meantime, the connection sends heartbeats and
+        /// tolerates missing heartbeats from the broker.
         max_unread_bytes: u64;
         /// Receives metrics as they happen. Default: none.
         metrics: Arc<dyn Metrics>;
@@ -269,29 +273,29 @@ impl ConnectionOptions {
         /// Connection name, shown in RabbitMQ's management UI and `rabbitmqctl list_connections`.
         /// Default: the program's name and process id.
         connection_name: impl Into<String>;
-        /// Client properties to send to the broker at login. They override those that this crate
-        /// sends (product, version, capabilities, …).
+        /// Client properties to send to the broker at login. They override the properties that this
+        /// crate sends (product, version, capabilities, …).
         client_properties: FieldTable;
     }
 
     flags! {
         /// Tries the endpoints in random order, so that many programs do not all connect to the
-        /// same one. Recovery shuffles them again, but begins with the endpoint that worked last:
-        /// see [`endpoint`](Self::endpoint).
+        /// same endpoint. Recovery shuffles the endpoints again, but begins with the one that
+        /// worked last: see [`endpoint`](Self::endpoint).
         shuffle_endpoints;
     }
 
-    /// Calls `ask` at every connect for the user name, the secret and how long the secret is valid.
-    /// For OAuth 2 tokens and passwords that change.
+    /// Calls `ask` at every connect to get the user name, the secret and how long the secret is
+    /// valid. For OAuth 2 tokens and passwords that change.
     ///
     /// The result replaces `username` and `password`. Before the secret expires, the connection
     /// calls the function again and sends the new secret to the broker.
     ///
-    /// The function runs on the thread that opens the connection, later on threads of this crate.
-    /// The function may block, but recovery waits for it; its time does not count towards
-    /// `connect_timeout`. Its error becomes
-    /// [`CredentialsUnavailable`](crate::ErrorKind::CredentialsUnavailable), and counts as a failed
-    /// attempt during recovery. Its result has no effect with [`LoginMethod::External`] and
+    /// The function runs on the thread that opens the connection, and later on threads of this
+    /// crate. The function may block, but recovery waits for it; its time does not count towards
+    /// `connect_timeout`. If the function returns an error, opening the connection fails with
+    /// [`CredentialsUnavailable`](crate::ErrorKind::CredentialsUnavailable); during recovery, the
+    /// attempt fails. The function's result has no effect with [`LoginMethod::External`] and
     /// [`LoginMethod::Sasl`].
     ///
     /// ```no_run
@@ -335,14 +339,14 @@ impl ConnectionOptions {
         Ok((Cow::Owned(options), credentials.valid_for))
     }
 
-    /// Adds an endpoint, usually another node of the same cluster, to try if `host` and the earlier
-    /// endpoints fail. Every endpoint, and every address of its host name, gets a share of
-    /// `connect_timeout`.
+    /// Adds an endpoint, usually another node of the same cluster, to try if `host` and the
+    /// endpoints before it fail. Every endpoint, and every address of its host name, gets a share
+    /// of `connect_timeout`.
     ///
     /// Recovery first tries the endpoint and address of the lost connection, then the others in
-    /// their order. So an endpoint that accepts connections but never answers costs its share once,
-    /// not at every loss. An endpoint that fell silent (missed heartbeats, a TCP timeout) is tried
-    /// last.
+    /// order. So an endpoint that accepts connections but never answers uses up its share once, not
+    /// after every loss. Recovery tries an endpoint that fell silent (missed heartbeats, a TCP
+    /// timeout) last.
     ///
     /// ```
     /// use leveret::ConnectionOptions;
@@ -385,7 +389,7 @@ impl ConnectionOptions {
         }
         if self.frame_max != 0 && self.frame_max < MIN_SIZE {
             return Err(Error::invalid(format!(
-                "frame_max is {}, at least {MIN_SIZE} is required (0: the broker's limit)",
+                "frame_max must be at least {MIN_SIZE}, not {} (0 means the broker's limit)",
                 self.frame_max
             )));
         }
@@ -397,7 +401,7 @@ impl ConnectionOptions {
         )?;
         if self.vhost.len() > 255 {
             return Err(Error::invalid(format!(
-                "vhost has {} bytes, at most 255 are possible",
+                "vhost is longer than 255 bytes ({} bytes)",
                 self.vhost.len()
             )));
         }
@@ -408,7 +412,7 @@ impl ConnectionOptions {
     }
 
     fn check_login(&self) -> Result<()> {
-        // PLAIN separates user name and password by a NUL.
+        // PLAIN separates the user name and the password with a NUL.
         if matches!(self.login_method, LoginMethod::Plain)
             && (self.username.contains('\0') || self.password.contains('\0'))
         {

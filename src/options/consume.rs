@@ -1,11 +1,11 @@
-//! Options for consuming, prefetching and rejecting messages.
+//! Options for consuming, prefetch and nacks.
 
 use std::time::{Duration, SystemTime};
 
 use super::{milliseconds, number, seconds};
 use crate::wire::value::{FieldTable, FieldValue};
 
-/// Where reading a stream begins.
+/// Where to begin reading a stream.
 ///
 /// See <https://www.rabbitmq.com/docs/streams#consuming>.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -13,17 +13,16 @@ use crate::wire::value::{FieldTable, FieldValue};
 pub enum StreamOffset {
     /// The oldest message that the stream still keeps.
     First,
-    /// The last chunk of messages that was written.
+    /// The last chunk of messages that the broker has written.
     Last,
     /// The next message that is published.
     Next,
-    /// The message with this offset. Offsets begin at 0 and grow; a stream has no message for some
-    /// of them.
+    /// The message with this offset. Offsets start at 0 and increase, with gaps.
     Offset(u64),
     /// The chunk of messages that was written at this time.
     Time(SystemTime),
-    /// The first chunk of messages that was written within this time before now, by the broker's
-    /// clock. In whole seconds, rounded up, at least one.
+    /// The first chunk of messages that was written less than this long ago, by the broker's clock.
+    /// In whole seconds, rounded up, at least one.
     ///
     /// The broker sends whole chunks, so the first messages can be older.
     Interval(Duration),
@@ -100,15 +99,15 @@ pub struct ConsumeOptions {
 
 impl ConsumeOptions {
     flags! {
-        /// Excludes messages that were published on the same connection. RabbitMQ ignores this.
+        /// Excludes messages that were published on the same connection. RabbitMQ ignores this
+        /// option.
         no_local;
         /// Consumes without acknowledgements: the broker forgets a message as soon as it has sent
         /// it.
         ///
-        /// Messages that the program has not handled are lost when the program dies. The broker
-        /// sends as fast as it can;
-        /// [`max_unread_bytes`](crate::ConnectionOptions::max_unread_bytes) limits what waits in
-        /// the program.
+        /// If the program dies, messages that it has not handled are lost. The broker sends as fast
+        /// as it can; [`max_unread_bytes`](crate::ConnectionOptions::max_unread_bytes) limits what
+        /// waits in the program.
         no_ack;
         /// Makes this the only consumer of the queue.
         exclusive;
@@ -126,11 +125,11 @@ impl ConsumeOptions {
         /// The consumer's priority (`x-priority`). Consumers of a higher priority get messages
         /// first, as long as they can take them. Default: 0.
         priority(priority: i32) => "x-priority": priority;
-        /// Where reading a stream begins (`x-stream-offset`). Default: [`StreamOffset::Next`].
+        /// Where to begin reading a stream (`x-stream-offset`). Default: [`StreamOffset::Next`].
         ///
-        /// Set this, if only to [`StreamOffset::Next`], for a stream that another connection has
-        /// declared. It marks the consumer as one of a stream: messages are not requeued, and after
-        /// recovery the consumer continues where it was.
+        /// Set this for a stream that another connection has declared, if only to
+        /// [`StreamOffset::Next`]. The argument marks the consumer as one of a stream: messages are
+        /// not requeued, and after a recovery the consumer continues where it left off.
         ///
         /// A consumer of a stream needs a prefetch ([`basic_qos`](crate::Channel::basic_qos)), or
         /// the broker refuses it (406), and cannot have [`no_ack`](Self::no_ack) (540).
@@ -139,8 +138,8 @@ impl ConsumeOptions {
         /// whole milliseconds, rounded up. Default: the queue's
         /// [`consumer_timeout`](crate::QueueDeclareOptions::consumer_timeout).
         ///
-        /// For quorum queues of RabbitMQ 4.3 and later, which refuses consumers of other queues
-        /// with this argument (406). Earlier versions ignore it.
+        /// For quorum queues of RabbitMQ 4.3 and later, which refuse this argument for consumers of
+        /// other types of queue (406). Earlier versions ignore it.
         ///
         /// See <https://www.rabbitmq.com/docs/quorum-queues#consumer-timeout>.
         consumer_timeout(timeout: Duration) => "x-consumer-timeout": milliseconds(timeout);
@@ -151,16 +150,16 @@ impl ConsumeOptions {
     /// [`Message::stream_filter_value`](crate::Message::stream_filter_value).
     ///
     /// **The broker filters whole chunks**: messages that it has written to disk together. The
-    /// other messages of a matching chunk come, too. So do some chunks without a match, because the
-    /// broker's filter is a Bloom filter. The program therefore has to check each message, and
-    /// acknowledge those that it does not want. Messages without a filter value do not match; see
-    /// [`stream_match_unfiltered`](Self::stream_match_unfiltered).
+    /// consumer also receives the other messages of a matching chunk, and some chunks without a
+    /// match, because the broker's filter is a Bloom filter. So the program has to check each
+    /// message, and acknowledge those that it does not want. Messages without a filter value do not
+    /// match; see [`stream_match_unfiltered`](Self::stream_match_unfiltered).
     ///
-    /// Marks the consumer as one of a stream, as [`stream_offset`](Self::stream_offset) does. No
-    /// values: no filter.
+    /// Marks the consumer as one of a stream, as [`stream_offset`](Self::stream_offset) does.
+    /// Without values, there is no filter.
     ///
     /// For streams since RabbitMQ 3.13. Earlier versions ignore the filter and send all messages.
-    /// RabbitMQ 4.0 and later refuse consumers of other queues with this argument (406).
+    /// RabbitMQ 4.0 and later refuse this argument for consumers of other types of queue (406).
     ///
     /// ```no_run
     /// use leveret::{Connection, ConsumeOptions, Message, QueueDeclareOptions, StreamOffset};
@@ -204,11 +203,11 @@ impl ConsumeOptions {
     }
 
     arguments! {
-        /// Sets all arguments, and drops earlier ones.
+        /// Sets all arguments. Replaces arguments that were set before.
     }
 }
 
-/// How many unacknowledged messages the broker may send ahead (prefetch).
+/// The prefetch: how many unacknowledged messages the broker may send ahead.
 ///
 /// See <https://www.rabbitmq.com/docs/consumer-prefetch>.
 #[derive(Debug, Clone, Default)]
@@ -221,26 +220,27 @@ pub struct QosOptions {
 
 impl QosOptions {
     flags! {
-        /// Limits all consumers of the channel together, instead of each consumer that begins from
-        /// now on.
+        /// Applies the prefetch to all consumers of the channel together, instead of to each
+        /// consumer that starts from now on.
         ///
-        /// RabbitMQ has deprecated this option: divide the prefetch among the consumers instead, or
-        /// let several threads read from one consumer.
+        /// This option is deprecated in RabbitMQ. Instead, divide the prefetch among the consumers,
+        /// or let several threads read from one consumer.
         ///
-        /// RabbitMQ 4.3 does not limit channels by default. It replies as if it did, and applies
-        /// the prefetch to each consumer that begins from now on. Three consumers with a prefetch
-        /// of 5 then get 15 messages instead of 5, and zero removes the limit that
+        /// By default, RabbitMQ 4.3 has no channel-wide prefetch. It replies as if it had one, but
+        /// applies the prefetch to each consumer that starts from now on. Three consumers with a
+        /// prefetch of 5 then get 15 messages instead of 5, and zero removes the limit that
         /// [`basic_qos`](crate::Channel::basic_qos) has set. This crate logs a warning once for
-        /// each channel, also when recovery connects to such a broker.
+        /// each channel, also after a recovery to such a broker.
         ///
-        /// The broker's configuration decides, and clients cannot see it. With
-        /// `deprecated_features.permit.global_qos = true`, 4.3 limits channels, but this crate
-        /// still logs the warning. With `false`, 4.0 acts as 4.3 does, without a warning.
+        /// The broker's configuration can change this, and clients cannot see it. With
+        /// `deprecated_features.permit.global_qos = true`, 4.3 has a channel-wide prefetch, but
+        /// this crate still logs the warning. With `false`, 4.0 behaves like 4.3, without a
+        /// warning.
         ///
-        /// Where the broker limits channels, it refuses consumers of quorum queues and streams
-        /// (540, which closes the connection, or 406), and a later prefetch for each consumer ends
-        /// the limit. Such a consumer that began before the limit does not come back in a recovery:
-        /// use another channel for it.
+        /// A broker with a channel-wide prefetch refuses the channel's consumers of quorum queues
+        /// and streams (540, which closes the connection, or 406). A later prefetch for each
+        /// consumer ends the channel-wide prefetch. A consumer of a quorum queue or stream that
+        /// started before the channel-wide prefetch does not recover: use another channel for it.
         global;
     }
 
@@ -252,7 +252,7 @@ impl QosOptions {
     }
 }
 
-/// How to reject messages with `basic.nack`.
+/// How to nack messages (`basic.nack`).
 ///
 /// See <https://www.rabbitmq.com/docs/nack>.
 #[derive(Debug, Clone, Default)]
@@ -263,8 +263,8 @@ pub struct NackOptions {
 }
 
 impl NackOptions {
-    /// Requeues the message. Since RabbitMQ 4.3 this does not count towards the delivery limit of a
-    /// quorum queue: see [`Delivery::nack`](crate::Delivery::nack).
+    /// Requeues the message. Since RabbitMQ 4.3, this does not count towards the delivery limit of
+    /// a quorum queue: see [`Delivery::nack`](crate::Delivery::nack).
     pub fn requeue() -> Self {
         Self {
             requeue: true,

@@ -51,7 +51,8 @@ impl ExchangeDeclareOptions {
         }
     }
 
-    /// Declares nothing: the call fails if the exchange does not exist.
+    /// Only checks that the exchange exists: declares nothing, and the call fails if the exchange
+    /// does not exist.
     pub fn passive() -> Self {
         Self {
             passive: true,
@@ -60,9 +61,9 @@ impl ExchangeDeclareOptions {
     }
 
     flags! {
-        /// Deletes the exchange after its last binding is removed.
+        /// Lets the broker delete the exchange after its last binding is removed.
         auto_delete;
-        /// Accepts messages only from other exchanges that are bound to it, not from publishers.
+        /// Accepts messages only from exchanges that it is bound to, not from publishers.
         internal;
         /// Returns without waiting for the broker's reply. If the broker refuses, it closes the
         /// channel, and the next call on the channel fails.
@@ -70,18 +71,18 @@ impl ExchangeDeclareOptions {
     }
 
     typed_arguments! {
-        /// Where to route messages for which this exchange has no route (`alternate-exchange`).
+        /// Exchange for messages that this exchange cannot route (`alternate-exchange`).
         alternate_exchange(exchange: &str) => "alternate-exchange": exchange;
-        /// Message header to hash (`hash-header`). Default: the routing key. For
+        /// Message header to hash instead of the routing key (`hash-header`). For
         /// [`ExchangeKind::ConsistentHash`](crate::ExchangeKind::ConsistentHash); other kinds
         /// ignore it.
         hash_header(header: &str) => "hash-header": header;
-        /// Message property to hash (`hash-property`). Default: the routing key. The broker refuses
-        /// this together with [`hash_header`](Self::hash_header) (406). For
+        /// Message property to hash instead of the routing key (`hash-property`). The broker
+        /// refuses this together with [`hash_header`](Self::hash_header) (406). For
         /// [`ExchangeKind::ConsistentHash`](crate::ExchangeKind::ConsistentHash); other kinds
         /// ignore it.
         hash_property(property: HashProperty) => "hash-property": property;
-        /// How many messages the exchange keeps for queues that are bound later
+        /// Number of messages that the exchange keeps for queues that are bound later
         /// (`x-recent-history-length`), at least one. Default: 20. For
         /// [`ExchangeKind::RecentHistory`](crate::ExchangeKind::RecentHistory); other kinds ignore
         /// it.
@@ -89,7 +90,7 @@ impl ExchangeDeclareOptions {
     }
 
     arguments! {
-        /// Sets all arguments, and drops earlier ones.
+        /// Sets all arguments. Replaces arguments that were set before.
     }
 }
 

@@ -31,16 +31,17 @@ impl PublisherOptions {
 
     setters! {
         /// Maximum number of unconfirmed messages, from 1 to 65,536. With 1, every message waits
-        /// for the confirm of the one before. Default: 1000.
+        /// for the confirm of the previous message. Default: 1000.
         window: u32;
         /// Maximum total size of unconfirmed message bodies, in bytes. A single message may be
         /// larger. Default: 64 MiB.
         window_bytes: u64;
-        /// Publishes every message as mandatory: a message that reaches no queue comes back, and
-        /// its confirm fails. With `false`, the broker drops and confirms such a message, unless
-        /// [`Message::mandatory`](crate::Message::mandatory) is set on it. Default: true.
+        /// Publishes every message as mandatory: the broker returns a message that reaches no
+        /// queue, and its [`Confirm`](crate::Confirm) fails. With `false`, the broker drops and
+        /// confirms such a message, unless [`Message::mandatory`](crate::Message::mandatory) is set
+        /// on it. Default: true.
         mandatory: bool;
-        /// How long to wait for the broker's confirm, and for room in the window. Default: 30
+        /// How long to wait for the broker's confirm and for room in the window. Default: 30
         /// seconds.
         confirm_timeout: Duration;
     }
@@ -50,9 +51,9 @@ impl PublisherOptions {
             return Ok(());
         }
         Err(Error::invalid(format!(
-            "the window is {} messages, 1 to {} are possible",
-            self.window,
-            Self::MAX_WINDOW
+            "the window must be 1 to {} messages, not {}",
+            Self::MAX_WINDOW,
+            self.window
         )))
     }
 }

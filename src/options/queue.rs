@@ -40,18 +40,18 @@ impl From<QueueType> for FieldValue {
     }
 }
 
-/// What a queue does when it is full.
+/// What happens to messages when a queue is full.
 ///
 /// See <https://www.rabbitmq.com/docs/maxlength#overflow-behaviour>.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Overflow {
-    /// Drops (or dead-letters) the oldest messages. The broker's default.
+    /// Drops or dead-letters the oldest messages. The broker's default.
     DropHead,
     /// Rejects new messages: their publisher gets a nack.
     RejectPublish,
     /// Rejects new messages with a nack, and dead-letters them. A quorum queue accepts this value,
-    /// but then drops (or dead-letters) its oldest messages, as with [`DropHead`](Self::DropHead).
+    /// but then drops or dead-letters its oldest messages, as with [`DropHead`](Self::DropHead).
     RejectPublishDlx,
 }
 
@@ -91,23 +91,23 @@ impl From<DeadLetterStrategy> for FieldValue {
     }
 }
 
-/// Which returned messages a quorum queue delays before it delivers them again.
+/// Which requeued messages a quorum queue delays before it redelivers them.
 ///
-/// A return counts as a failure, and towards the delivery limit, if it is a
+/// A requeue counts as a failure, and towards the delivery limit, if its cause is a
 /// [`reject`](crate::Delivery::reject) with `requeue`, a
 /// [`Settlement::Requeue`](crate::Settlement::Requeue) of a [`Workers`](crate::Workers) handler, or
-/// the end of the channel or connection. A [`nack`](crate::Delivery::nack) returns a message
+/// the end of the channel or connection. A [`nack`](crate::Delivery::nack) requeues a message
 /// without a failure.
 ///
 /// See <https://www.rabbitmq.com/docs/quorum-queues#delayed-retry>.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum DelayedRetry {
-    /// Delays all returned messages.
+    /// Delays all requeued messages.
     All,
-    /// Delays only messages whose return counts as a failure.
+    /// Delays only messages whose requeue counts as a failure.
     Failed,
-    /// Delays only messages whose return does not count as a failure.
+    /// Delays only messages whose requeue does not count as a failure.
     Returned,
 }
 
@@ -127,7 +127,7 @@ impl From<DelayedRetry> for FieldValue {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum LeaderLocator {
-    /// The node that this connection is open to. The broker's default.
+    /// The node that this connection goes to. The broker's default.
     ClientLocal,
     /// The node with the fewest leaders; a random node if the cluster has 1,000 queues or more.
     Balanced,
@@ -204,8 +204,8 @@ impl QueueDeclareOptions {
         Self::durable().transient().and_exclusive()
     }
 
-    /// Declares nothing: returns the counts of an existing queue. If the queue does not exist, the
-    /// call fails and the broker closes the channel.
+    /// Only checks that the queue exists: declares nothing, and returns the queue's counts. If the
+    /// queue does not exist, the call fails, and the broker closes the channel.
     pub fn passive() -> Self {
         Self {
             passive: true,
@@ -234,7 +234,7 @@ impl QueueDeclareOptions {
     }
 
     flags! {
-        /// Deletes the queue after its last consumer ends.
+        /// Lets the broker delete the queue after its last consumer ends.
         auto_delete;
         /// Returns without waiting for the broker's reply, and without the queue's counts. If the
         /// broker refuses, it closes the channel, and the next call on the channel fails.
@@ -261,21 +261,22 @@ impl QueueDeclareOptions {
         /// Exchange for messages that expire, overflow or are rejected (`x-dead-letter-exchange`).
         /// Empty: the default exchange.
         dead_letter_exchange(exchange: &str) => "x-dead-letter-exchange": exchange;
-        /// Routing key of dead-lettered messages (`x-dead-letter-routing-key`). Default: the key
-        /// that they were published with.
+        /// Routing key of dead-lettered messages (`x-dead-letter-routing-key`). Default: the
+        /// routing key that they were published with.
         dead_letter_routing_key(routing_key: &str) => "x-dead-letter-routing-key": routing_key;
         /// Highest priority that a classic queue distinguishes, up to 255 (`x-max-priority`). Use
         /// at most 10. A message with a higher [`priority`](crate::Message::priority) gets this
-        /// one. Quorum queues and streams refuse this argument (406); quorum queues support
+        /// priority. Quorum queues and streams refuse this argument (406); quorum queues support
         /// priorities without it.
         max_priority(priority: u8) => "x-max-priority": priority;
         /// How often a quorum queue redelivers a message before it drops or dead-letters it
         /// (`x-delivery-limit`): with 20, the broker delivers a message 21 times. Default: 20 since
-        /// RabbitMQ 4.0, earlier no limit. Other queues with this argument are refused (406).
+        /// RabbitMQ 4.0; no limit before. The broker refuses this argument for other types of queue
+        /// (406).
         ///
-        /// Before RabbitMQ 4.3 every redelivery counts. Since then only failures count:
+        /// Before RabbitMQ 4.3, every redelivery counts. Since then, only failures count:
         /// [`docs::rabbitmq`](crate::docs::rabbitmq#what-counts-towards-the-delivery-limit) has the
-        /// list. A message that was only prefetched and never handled can reach the limit, too, so
+        /// list. A message that was only prefetched and never handled can also reach the limit, so
         /// give the queue a [`dead_letter_exchange`](Self::dead_letter_exchange).
         delivery_limit(times: u32) => "x-delivery-limit": i64::from(times);
         /// How long a stream keeps messages (`x-max-age`), in whole seconds, rounded up, at least
@@ -287,9 +288,10 @@ impl QueueDeclareOptions {
         ///
         /// What happens after that depends on the broker's version:
         ///
-        /// - 4.3: quorum queues only; other queues with this argument are refused (406). The broker
-        ///   cancels the consumer ([`ErrorKind::ConsumerCancelled`](crate::ErrorKind)), and
-        ///   requeues its messages. Zero cancels the consumer as soon as it has a message.
+        /// - 4.3: quorum queues only; the broker refuses this argument for other types of queue
+        ///   (406). The broker cancels the consumer
+        ///   ([`ErrorKind::ConsumerCancelled`](crate::ErrorKind)), and requeues its messages. Zero
+        ///   cancels the consumer as soon as it has a message.
         /// - 3.12 to 4.2: classic and quorum queues. The broker checks once a minute, and closes
         ///   the channel (406). Zero has no effect.
         /// - Before 3.12: no effect.
@@ -300,14 +302,14 @@ impl QueueDeclareOptions {
         /// requeues the consumer's messages (`x-consumer-disconnected-timeout`), in whole
         /// milliseconds, rounded up. Default: 60 seconds.
         ///
-        /// For quorum queues of RabbitMQ 4.3 and later, which refuses other queues with this
-        /// argument (406). Earlier versions ignore it.
+        /// For quorum queues of RabbitMQ 4.3 and later, which refuse this argument for other types
+        /// of queue (406). Earlier versions ignore it.
         ///
         /// See <https://www.rabbitmq.com/docs/quorum-queues#consumer-timeout>.
         consumer_disconnected_timeout(timeout: Duration)
             => "x-consumer-disconnected-timeout": milliseconds(timeout);
-        /// How a quorum queue forwards dead-lettered messages (`x-dead-letter-strategy`). Other
-        /// queues with this argument are refused (406).
+        /// How a quorum queue forwards dead-lettered messages (`x-dead-letter-strategy`). The
+        /// broker refuses this argument for other types of queue (406).
         ///
         /// [`dead_letter_at_least_once`](Self::dead_letter_at_least_once) also sets what
         /// [`DeadLetterStrategy::AtLeastOnce`] needs.
@@ -315,23 +317,23 @@ impl QueueDeclareOptions {
         /// The node of a cluster on which the queue's leader is placed (`x-queue-leader-locator`).
         ///
         /// For quorum queues and streams, and since RabbitMQ 4.0 also for classic queues; 3.x
-        /// refuses classic queues with this argument (406).
+        /// refuses this argument for classic queues (406).
         leader_locator(locator: LeaderLocator) => "x-queue-leader-locator": locator;
         /// Initial number of replicas of a quorum queue (`x-quorum-initial-group-size`), at least
-        /// one. Default: 3, or all nodes of a smaller cluster. Other queues with this argument are
-        /// refused (406).
+        /// one. Default: 3, or all nodes of a smaller cluster. The broker refuses this argument for
+        /// other types of queue (406).
         ///
         /// See <https://www.rabbitmq.com/docs/quorum-queues#replication-factor>.
         quorum_initial_group_size(nodes: u32) => "x-quorum-initial-group-size": i64::from(nodes);
         /// Initial number of replicas of a stream (`x-initial-cluster-size`), at least one.
-        /// Default: one on each node of the cluster. Other queues with this argument are refused
-        /// (406).
+        /// Default: one on each node of the cluster. The broker refuses this argument for other
+        /// types of queue (406).
         ///
         /// See <https://www.rabbitmq.com/docs/streams#replication-factor>.
         stream_initial_cluster_size(nodes: u32) => "x-initial-cluster-size": i64::from(nodes);
         /// Maximum size in bytes of each file of a stream (`x-stream-max-segment-size-bytes`), at
         /// most 3,000,000,000. Default: 500,000,000. With zero the broker accepts the declaration,
-        /// but no messages. Other queues with this argument are refused (406).
+        /// but no messages. The broker refuses this argument for other types of queue (406).
         ///
         /// A stream drops old messages one whole file at a time, and always keeps the last file. So
         /// [`max_length_bytes`](Self::max_length_bytes) and [`max_age`](Self::max_age) have no
@@ -343,8 +345,8 @@ impl QueueDeclareOptions {
         /// Size in bytes of the filter of each chunk of a stream (`x-stream-filter-size-bytes`), 16
         /// to 255. Default: 16. With more bytes, fewer chunks without a matching message are sent.
         ///
-        /// For streams since RabbitMQ 3.13; earlier versions ignore it. RabbitMQ 4.3 refuses other
-        /// queues with this argument (406); earlier versions ignore it there, too.
+        /// For streams since RabbitMQ 3.13; earlier versions ignore it. RabbitMQ 4.3 refuses this
+        /// argument for other types of queue (406); earlier versions ignore it for them, too.
         ///
         /// See [`ConsumeOptions::stream_filter`](crate::ConsumeOptions::stream_filter) and
         /// <https://www.rabbitmq.com/docs/stream-filtering>.
@@ -354,7 +356,7 @@ impl QueueDeclareOptions {
     /// Lets a quorum queue redeliver messages without limit (`x-delivery-limit: -1`).
     ///
     /// For RabbitMQ 4.0 and later, whose default limit is 20. Do not use this with earlier
-    /// versions: they have no limit by default, and take `-1` as a limit that every message
+    /// versions: they have no limit by default, and treat `-1` as a limit that every message
     /// exceeds. 3.10 drops or dead-letters a message when it is first requeued.
     ///
     /// See <https://www.rabbitmq.com/docs/quorum-queues#repeated-requeues>.
@@ -368,8 +370,8 @@ impl QueueDeclareOptions {
     /// Sets [`dead_letter_exchange`](Self::dead_letter_exchange),
     /// [`DeadLetterStrategy::AtLeastOnce`] and the [`Overflow::RejectPublish`] that it requires.
     /// The queue keeps each dead-lettered message until every target queue has confirmed it. Until
-    /// then the message counts towards the length limits. So a missing exchange, or one that routes
-    /// to no queue, fills this queue. Set [`max_length`](Self::max_length) or
+    /// then the message counts towards the length limits. So if the dead-letter exchange is missing
+    /// or routes to no queue, this queue fills up. Set [`max_length`](Self::max_length) or
     /// [`max_length_bytes`](Self::max_length_bytes) to bound it; publishers then get nacks.
     ///
     /// Dead-lettered messages can be duplicated. They keep their delivery mode: publish messages as
@@ -391,15 +393,15 @@ impl QueueDeclareOptions {
             .overflow(Overflow::RejectPublish)
     }
 
-    /// Delays the redelivery of returned messages of a quorum queue (`x-delayed-retry-type`,
+    /// Delays the redelivery of requeued messages of a quorum queue (`x-delayed-retry-type`,
     /// `x-delayed-retry-min`, `x-delayed-retry-max`), in whole milliseconds, rounded up.
     ///
     /// The delay is `min` multiplied by the number of failed deliveries of the message, and at most
-    /// `max`. A message that never failed waits for `min`. `min` must be at least one millisecond:
-    /// otherwise the broker ignores all three arguments.
+    /// `max`. A message that never failed is delayed by `min`. `min` must be at least one
+    /// millisecond: otherwise the broker ignores all three arguments.
     ///
-    /// For quorum queues of RabbitMQ 4.3 and later, which refuses other queues with these arguments
-    /// (406). Earlier versions ignore them and redeliver at once.
+    /// For quorum queues of RabbitMQ 4.3 and later, which refuse these arguments for other types of
+    /// queue (406). Earlier versions ignore them and redeliver at once.
     ///
     /// ```
     /// use std::time::Duration;
@@ -418,15 +420,15 @@ impl QueueDeclareOptions {
             .argument("x-delayed-retry-max", milliseconds(max))
     }
 
-    /// Delivers to one consumer at a time; when it ends, the next consumer takes over
+    /// Delivers to one consumer at a time. When that consumer ends, the next one takes over
     /// (`x-single-active-consumer`).
     #[must_use]
     pub fn single_active_consumer(self) -> Self {
         self.argument("x-single-active-consumer", true)
     }
 
-    /// Keeps messages on disk and few in memory (`x-queue-mode`). For classic queues before
-    /// RabbitMQ 3.12; since then all classic queues do so.
+    /// Keeps most messages on disk instead of in memory (`x-queue-mode`). For classic queues before
+    /// RabbitMQ 3.12; since then, all classic queues do so.
     ///
     /// The argument has no effect on later versions, and the release notes of RabbitMQ 4.3 say that
     /// such a declaration fails. RabbitMQ 4.3.6 still accepts it. Quorum queues and streams refuse
@@ -437,7 +439,7 @@ impl QueueDeclareOptions {
     }
 
     arguments! {
-        /// Sets all arguments, and drops earlier ones.
+        /// Sets all arguments. Replaces arguments that were set before.
     }
 }
 

@@ -1,4 +1,4 @@
-//! Options for recovery: how a lost connection comes back.
+//! Options for recovery.
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,20 +11,20 @@ type Filter = Arc<dyn Fn(&Entity) -> bool + Send + Sync>;
 
 /// How a lost connection recovers.
 ///
-/// A connection is lost when it ends for any reason but its own
+/// A connection is lost when it ends for any reason but the program's own
 /// [`close`](crate::Connection::close). Recovery connects again, trying all endpoints, with growing
 /// delays between the attempts. Then it declares again what this connection had declared. Channels
-/// get back their number, prefetch and mode, consumers continue, and unconfirmed messages of a
-/// [`Publisher`](crate::Publisher) are published again. All handles stay valid.
+/// keep their number, prefetch and mode, consumers continue, and unconfirmed messages of each
+/// [`Publisher`](crate::Publisher) are republished. All handles stay valid.
 /// [`Connection::events`](crate::Connection::events) and the log report each step.
 ///
 /// A channel that the broker has closed because of an error stays closed: see
 /// [`Channel::reopen`](crate::Channel::reopen).
 ///
 /// Recovery leaves out what this connection has deleted or unbound, and what the broker deletes
-/// automatically, such as an auto-delete queue after its last consumer. A queue that the broker has
-/// named gets another name if it is gone. If something cannot be declared again, such as a queue
-/// that another connection now has exclusively, recovery reports
+/// automatically, such as an auto-delete queue after its last consumer. If a queue that the broker
+/// named is gone, its replacement gets a new name. If something cannot be declared again, such as a
+/// queue that another connection now has exclusively, recovery reports
 /// [`ConnectionEvent::NotRecovered`](crate::ConnectionEvent::NotRecovered), retries it in the
 /// background, and continues with the rest.
 ///
@@ -38,8 +38,8 @@ type Filter = Arc<dyn Fn(&Entity) -> bool + Send + Sync>;
 /// let options = ConnectionOptions::default().recovery(recovery);
 /// ```
 ///
-/// [`docs::recovery`](crate::docs::recovery) says what comes back in which order, what is reported,
-/// and what to set.
+/// [`docs::recovery`](crate::docs::recovery) says what recovers in which order, what is reported,
+/// and which options to set.
 ///
 /// See <https://www.rabbitmq.com/docs/api-guide#recovery>.
 #[derive(Clone)]
@@ -81,7 +81,7 @@ impl Default for RecoveryOptions {
 }
 
 impl RecoveryOptions {
-    /// Turns recovery off: a lost connection is closed, and all its handles fail.
+    /// Turns recovery off: a lost connection is closed, and calls on all its handles fail.
     pub fn none() -> Self {
         Self {
             is_on: false,
@@ -90,11 +90,11 @@ impl RecoveryOptions {
     }
 
     setters! {
-        /// Maximum number of failed attempts in a row; then the connection closes. Default: no
-        /// limit.
+        /// Maximum number of failed attempts in a row, after which the connection closes. Default:
+        /// no limit.
         max_attempts: u32;
-        /// Maximum time that recovery may take; then the connection closes. The last attempt may
-        /// take two seconds more: one to connect, one to declare. Default: no limit.
+        /// Maximum time that recovery may take, after which the connection closes. The last attempt
+        /// may take two more seconds: one to connect, and one to declare. Default: no limit.
         max_time: Duration;
         /// Delay before the first attempt. Each later delay is twice as long. Each delay is
         /// shortened by a random amount of up to a half, so that many programs do not all reconnect
@@ -108,19 +108,19 @@ impl RecoveryOptions {
         /// After that, recovery reports the entity as
         /// [`NotRecovered`](crate::ConnectionEvent::NotRecovered), retries it in the background on
         /// a separate connection, and continues with the rest. Use less than 30 seconds: RabbitMQ
-        /// does not reply for a queue on a node that is away, and since 4.3 it ends the connection
+        /// does not reply for a queue on a node that is down, and since 4.3 it ends the connection
         /// after 30 seconds without a majority of nodes.
         entity_timeout: Duration;
     }
 
     flags! {
         /// Fails calls and publishes at once during recovery, with
-        /// [`ErrorKind::Recovering`](crate::ErrorKind::Recovering). By default they wait for
+        /// [`ErrorKind::Recovering`](crate::ErrorKind::Recovering). By default, they wait for
         /// recovery, up to their timeouts.
         fail_fast;
-        /// Ends recovery when the broker refuses a login. By default a refused login is one more
-        /// failed attempt, since brokers refuse every login while their LDAP, HTTP or OAuth 2
-        /// server is down.
+        /// Ends recovery when the broker refuses the login. By default, a refused login is just
+        /// another failed attempt, since brokers refuse every login while their LDAP, HTTP or OAuth
+        /// 2 server is down.
         give_up_on_refused_login;
         /// Does not declare exchanges again.
         without_exchanges;
@@ -129,12 +129,12 @@ impl RecoveryOptions {
         /// Does not make bindings again.
         without_bindings;
         /// Does not resume consumers: they end when the connection is lost.
-        /// [`Workers`](crate::Workers) begin new ones.
+        /// [`Workers`](crate::Workers) start new ones.
         without_consumers;
     }
 
-    /// Recovers only the entities for which `filter` returns true. It runs on a thread of this
-    /// crate and may block.
+    /// Recovers only the entities for which `filter` returns true. The filter runs on a thread of
+    /// this crate and may block.
     #[must_use]
     pub fn filter(mut self, filter: impl Fn(&Entity) -> bool + Send + Sync + 'static) -> Self {
         self.filter = Some(Arc::new(filter));
@@ -156,7 +156,7 @@ impl RecoveryOptions {
         !left_out && self.filter.as_ref().map_or(true, |filter| filter(entity))
     }
 
-    /// How long to wait before this attempt, counted from 1. `random` is any number.
+    /// The delay before this attempt, counted from 1. `random` is any number.
     pub(crate) fn delay(&self, attempt: u32, random: u64) -> Duration {
         backoff::delay(self.first_delay, self.max_delay, attempt, random)
     }

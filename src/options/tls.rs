@@ -73,22 +73,23 @@ pub struct TlsOptions {
 
 impl TlsOptions {
     setters! {
-        /// Name that the broker's certificate must match, and that is sent to the broker (SNI).
+        /// Name that is sent to the broker (SNI) and that the broker's certificate must match.
         /// Default: the host.
         server_name: impl Into<Option<String>>;
     }
 
     flags! {
-        /// Accepts any certificate: expired, of an unknown authority, or for another host. An
-        /// attacker on the network can then read and change everything, including passwords.
+        /// Accepts any certificate, even if it is expired, from an unknown authority, or for
+        /// another host. An attacker on the network can then read and change everything, including
+        /// passwords.
         danger_accept_invalid_certs;
-        /// Accepts a certificate for any host. An attacker with a valid certificate for any name
+        /// Accepts a certificate for any host. An attacker with a valid certificate for any host
         /// can then pose as the broker.
         danger_accept_invalid_hostnames;
     }
 
-    /// Trusts these PEM certificates, in addition to those that the system trusts. Each call adds
-    /// certificates.
+    /// Trusts these PEM certificates of authorities, in addition to those that the system trusts.
+    /// Each call adds certificates.
     #[must_use]
     pub fn ca_certificate(mut self, pem: impl Into<Vec<u8>>) -> Self {
         self.ca_certificates.push(Source::Bytes(pem.into()));

@@ -10,9 +10,9 @@ use super::{ConnectionOptions, Endpoint, LoginMethod, TlsOptions};
 use crate::error::{Error, ErrorKind, Result};
 
 impl ConnectionOptions {
-    /// Reads options from a URI. What the URI omits keeps its default.
+    /// Reads options from a URI. Options that the URI omits keep their defaults.
     ///
-    /// Several hosts are separated by commas: the second and later ones are added as by
+    /// Commas separate several hosts: the second host and those after it are added as with
     /// [`endpoint`](Self::endpoint). The query can set:
     ///
     /// - `heartbeat` (seconds), `connection_timeout` (milliseconds), `channel_max`, `frame_max`

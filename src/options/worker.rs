@@ -7,10 +7,10 @@ use crate::error::{Error, Result};
 
 /// What [`Workers`](crate::Workers) do when the consumer of one of their threads ends.
 ///
-/// A consumer ends when the broker cancels it or closes its channel. It also ends with a lost
-/// connection whose [`RecoveryOptions`](crate::RecoveryOptions) leave consumers out. This option
-/// does not apply to [`Workers::shutdown`](crate::Workers::shutdown), nor while a lost connection
-/// recovers.
+/// A consumer ends when the broker cancels it or closes its channel. A consumer also ends when the
+/// connection is lost and its [`RecoveryOptions`](crate::RecoveryOptions) exclude consumers. This
+/// option has no effect on [`Workers::shutdown`](crate::Workers::shutdown), nor while a lost
+/// connection is recovering.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum OnConsumerEnd {
@@ -63,10 +63,11 @@ impl WorkerOptions {
         threads: usize;
         /// Prefetch of each thread, including the message that it handles. Default: 1.
         ///
-        /// With 1, no message waits for a long one while another thread is idle, but each message
-        /// costs a round trip to the broker. For short tasks 100 to 300 are faster.
+        /// With 1, no message waits for a slow message while another thread is idle, but each
+        /// message costs a round trip to the broker. For short tasks, 100 to 300 is faster.
         prefetch: u16;
-        /// How to consume: priority, exclusive, other arguments. Default: as in [`ConsumeOptions`].
+        /// How to consume: priority, exclusive, other arguments. Default:
+        /// [`ConsumeOptions::default`].
         consume: ConsumeOptions;
         /// What to do when the broker ends the consumer of a thread. Default:
         /// [`OnConsumerEnd::Restart`].
@@ -79,8 +80,8 @@ impl WorkerOptions {
         /// ```
         on_consumer_end: OnConsumerEnd;
         /// Delay before a thread consumes again. Each further delay is twice as long, until a
-        /// consumer has lasted for [`max_restart_delay`](Self::max_restart_delay). Each delay is
-        /// shortened by a random amount of up to a half. Default: 500 milliseconds.
+        /// consumer has lasted for at least [`max_restart_delay`](Self::max_restart_delay). Each
+        /// delay is shortened by a random amount of up to a half. Default: 500 milliseconds.
         restart_delay: Duration;
         /// Longest delay between two attempts to consume again. Default: 30 seconds.
         max_restart_delay: Duration;

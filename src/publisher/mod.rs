@@ -66,11 +66,12 @@ use window::{NoRoom, Weight, Window};
 ///   [`Error::close_reason`] says what. The message itself may have been routed. Correct the cause,
 ///   [`reopen`](Channel::reopen) the channel or open another one, and publish the message again.
 /// - **An error with [`Error::is_connection_end`]**: the connection ended for good before the
-///   confirm arrived. It was closed, could not be recovered, or
-///   [`recovery`](crate::ConnectionOptions::recovery) is off; or the broker closed the connection
-///   because of this message. Publish the message again on a new connection. If
-///   [`Error::may_have_been_sent`] is true, the broker may have this message already, and consumers
-///   can see it twice.
+///   confirm arrived: it was closed, could not be recovered, or
+///   [`recovery`](crate::ConnectionOptions::recovery) is off. Publish the message again on a new
+///   connection. If [`Error::may_have_been_sent`] is true, the broker may have the message already,
+///   and consumers can see it twice. If [`Connection::is_open`](crate::Connection::is_open) is
+///   still true, the broker closed the connection because of this very message: do not publish it
+///   again unchanged.
 /// - **[`ErrorKind::TimedOut`] from [`Confirm::wait`]**: no answer yet. Wait again, and do not
 ///   publish the message again: recovery republishes it after a lost connection.
 /// - **An error of [`publish`](Self::publish)**: nothing was sent. Publish the message again after

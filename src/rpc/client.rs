@@ -29,11 +29,11 @@ const DIRECT_REPLY_TO: &str = "amq.rabbitmq.reply-to";
 
 /// Sends requests to other programs and waits for their replies.
 ///
-/// Any number of threads can call at the same time: they share one channel, and each gets the reply
-/// to its own request. Replies use RabbitMQ's direct reply-to, which needs no reply queue. The
-/// server, such as an [`RpcServer`](crate::RpcServer) or a program in another language, publishes
-/// its reply to the default exchange with the request's `reply_to` as the routing key, and copies
-/// the `correlation_id`.
+/// Any number of threads can make calls at the same time: they share one channel, and each thread
+/// gets the reply to its own request. Replies use RabbitMQ's direct reply-to, which needs no reply
+/// queue. The server, such as an [`RpcServer`](crate::RpcServer) or a program in another language,
+/// publishes its reply to the default exchange with the request's `reply_to` as the routing key,
+/// and copies the `correlation_id`.
 ///
 /// ```no_run
 /// use leveret::{Connection, RpcClient};
@@ -45,11 +45,11 @@ const DIRECT_REPLY_TO: &str = "amq.rabbitmq.reply-to";
 /// # Ok::<(), leveret::Error>(())
 /// ```
 ///
-/// When the connection is lost, waiting calls fail, because their replies cannot reach the client.
-/// Later calls wait for recovery.
+/// When the connection is lost, waiting calls fail, because their replies cannot reach the client
+/// any more. Later calls wait for recovery.
 ///
-/// Cheap to clone. The client ends when its channel is closed, for example by a request to an
-/// exchange that does not exist: all calls then fail with the cause, and the program needs a new
+/// A client is cheap to clone. It ends when its channel is closed, for example after a request to
+/// an exchange that does not exist: all calls then fail with the cause, and the program needs a new
 /// client.
 ///
 /// See <https://www.rabbitmq.com/docs/direct-reply-to>.
@@ -63,7 +63,7 @@ impl RpcClient {
     /// Creates a client with its own channel on this connection.
     ///
     /// # Errors
-    /// As [`Connection::open_channel`]. 404 from a broker without direct reply-to.
+    /// Same as [`Connection::open_channel`]; 404 from a broker without direct reply-to.
     pub fn new(connection: &Connection) -> Result<Self> {
         let channel = connection.open_channel()?;
         channel.confirm_select()?;
@@ -88,7 +88,7 @@ impl RpcClient {
         Ok(Self { origin, calls })
     }
 
-    /// Returns the channel of requests and replies.
+    /// Returns the channel for requests and replies.
     pub fn channel(&self) -> &Channel {
         &self.origin.channel
     }
@@ -97,13 +97,14 @@ impl RpcClient {
     /// `correlation_id` and `reply_to`.
     ///
     /// # Errors
-    /// - [`ErrorKind::Returned`], at once, if the request could not be routed to a queue.
-    /// - [`ErrorKind::Nacked`] if a queue rejected the request.
+    /// - [`ErrorKind::Returned`], without waiting for the timeout, if the request reaches no queue.
+    /// - [`ErrorKind::Nacked`] if a queue refused the request.
     /// - A timeout. A late reply is dropped.
     /// - The end of the channel or the connection: [`Error::may_have_been_sent`] says whether the
     ///   server may have handled the request.
     ///
-    /// A missing server causes only a timeout, since a queue accepts requests without a consumer.
+    /// If no server consumes from the queue, the call times out, since the queue accepts requests
+    /// without a consumer.
     pub fn call<'m>(
         &self,
         exchange: &str,

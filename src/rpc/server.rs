@@ -1,4 +1,4 @@
-//! Answers requests.
+//! Serves requests and publishes the replies.
 
 use std::time::Duration;
 
@@ -25,9 +25,9 @@ use crate::workers::{Settlement, Workers, WorkersStatus};
 /// # Ok::<(), leveret::Error>(())
 /// ```
 ///
-/// The server consists of [`Workers`], and does as they do when a handler panics (the request is
-/// retried once, then rejected, and its caller gets no reply), when the broker ends the consumer of
-/// a thread, and when the last clone is dropped.
+/// The server consists of [`Workers`]. It does what they do when a handler panics (the request is
+/// retried once, then rejected, and its caller gets no reply), when the broker ends a thread's
+/// consumer, and when the last clone is dropped.
 #[derive(Clone, Debug)]
 #[must_use = "dropping the last handle stops the server"]
 pub struct RpcServer {
@@ -42,14 +42,14 @@ impl RpcServer {
         }
     }
 
-    /// Starts a thread that handles the requests of a queue one by one. The return value of
-    /// `handler` is published to the request's `reply_to`, with its `correlation_id`. Then the
-    /// request is acknowledged.
+    /// Starts a thread that handles the requests of a queue one by one. The server publishes the
+    /// handler's return value to the request's `reply_to` with the request's `correlation_id`, then
+    /// acknowledges the request.
     ///
-    /// A request without `reply_to` is handled, and its reply dropped.
+    /// A request without `reply_to` is handled, and its reply is dropped.
     ///
     /// # Errors
-    /// As [`Workers::consume`].
+    /// Same as [`Workers::consume`].
     pub fn serve<A: Into<Message<'static>>>(
         &self,
         queue: &str,
@@ -61,7 +61,7 @@ impl RpcServer {
     /// Serves a queue with other [`WorkerOptions`], such as more threads or a larger prefetch.
     ///
     /// # Errors
-    /// As [`Workers::consume`].
+    /// Same as [`Workers::consume`].
     pub fn serve_with<A: Into<Message<'static>>>(
         &self,
         queue: &str,
@@ -73,23 +73,23 @@ impl RpcServer {
         })
     }
 
-    /// Returns the state of the threads: see [`Workers::status`].
+    /// Returns the current state of the threads: see [`Workers::status`].
     pub fn status(&self) -> WorkersStatus {
         self.workers.status()
     }
 
-    /// Stops the server gracefully: see [`Workers::shutdown`].
+    /// Stops the server gracefully, and waits up to `timeout`: see [`Workers::shutdown`].
     ///
     /// # Errors
-    /// As [`Workers::shutdown`].
+    /// Same as [`Workers::shutdown`].
     pub fn shutdown(&self, timeout: Duration) -> Result<()> {
         self.workers.shutdown(timeout)
     }
 
-    /// Waits until the server has stopped: see [`Workers::join`].
+    /// Waits until the server has stopped, without a timeout: see [`Workers::join`].
     ///
     /// # Errors
-    /// As [`Workers::join`].
+    /// Same as [`Workers::join`].
     pub fn join(&self) -> Result<()> {
         self.workers.join()
     }

@@ -63,7 +63,7 @@ impl fmt::Display for WireError {
                 write!(f, "unknown property flags 0x{flags:04x}")
             }
             Self::ShortStringTooLong { field, length } => {
-                write!(f, "{field} has {length} bytes, at most 255 are possible")
+                write!(f, "{field} is longer than 255 bytes ({length} bytes)")
             }
             Self::TooLong { field } => write!(f, "{field} is longer than 4 GiB"),
             Self::NotFinite { at, value } => write!(

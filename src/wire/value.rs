@@ -6,11 +6,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::codec::{Reader, WireError, WireResult, Writer, MAX_DEPTH};
 
-/// One value in a [`FieldTable`]: every type that RabbitMQ reads or writes.
+/// A value in a [`FieldTable`], of any type that RabbitMQ reads or writes.
 ///
-/// Integers keep the width they are given: RabbitMQ compares arguments by value, but some plugins
-/// and clients compare by type. `From` picks the type that fits the Rust value: `i32` becomes a
-/// signed 32-bit integer, `&str` a long string. AMQP has no unsigned 64-bit integer.
+/// An integer keeps its width: RabbitMQ compares arguments by value, but some plugins and clients
+/// compare them by type. `From` picks the type that fits the Rust value: `i32` becomes a signed
+/// 32-bit integer, `&str` a long string. AMQP has no unsigned 64-bit integer.
 ///
 /// See the [errata](https://www.rabbitmq.com/amqp-0-9-1-errata#section_3) for the type table.
 #[derive(Clone, PartialEq)]
@@ -30,12 +30,12 @@ pub enum FieldValue {
     I32(i32),
     /// An unsigned 32-bit integer (`i`).
     U32(u32),
-    /// A signed 64-bit integer (`l`; `L` is read as the same, as RabbitMQ does).
+    /// A signed 64-bit integer (`l`; this crate also reads `L` as one, as RabbitMQ does).
     I64(i64),
-    /// A 32-bit float (`f`). Calls that would send NaN or an infinity fail, because RabbitMQ would
+    /// A 32-bit float (`f`). A call that would send NaN or infinity fails, because RabbitMQ would
     /// close the connection.
     F32(f32),
-    /// A 64-bit float (`d`). Calls that would send NaN or an infinity fail, as for
+    /// A 64-bit float (`d`). A call that would send NaN or infinity fails, as for
     /// [`FieldValue::F32`].
     F64(f64),
     /// A decimal (`D`): `value` divided by ten to the power of `scale`.
@@ -207,8 +207,7 @@ impl<V: Into<Self>> FromIterator<V> for FieldValue {
 
 /// Named values: the `arguments` of declarations and the `headers` of messages.
 ///
-/// Names are unique and sorted. They can have up to 255 bytes; the call that would send a longer
-/// one fails.
+/// Names are unique and sorted. A call that would send a name longer than 255 bytes fails.
 ///
 /// ```
 /// use leveret::FieldTable;
@@ -229,14 +228,14 @@ impl FieldTable {
         Self::default()
     }
 
-    /// Adds a value and returns the table. The value replaces an older one of the same name.
+    /// Adds a value, and returns the table. Replaces an earlier value of the same name.
     #[must_use]
     pub fn with(mut self, name: impl Into<String>, value: impl Into<FieldValue>) -> Self {
         self.insert(name, value);
         self
     }
 
-    /// Adds a value and returns the one it replaces.
+    /// Adds a value, and returns the value that it replaces.
     pub fn insert(
         &mut self,
         name: impl Into<String>,
@@ -479,7 +478,8 @@ fn write_value(
     Ok(())
 }
 
-/// Refuses NaN and infinities: RabbitMQ closes the whole connection for one, wherever it is.
+/// Refuses NaN and infinity: RabbitMQ closes the whole connection because of them, wherever they
+/// are.
 fn check_finite(value: f64) -> WireResult<()> {
     if value.is_finite() {
         return Ok(());

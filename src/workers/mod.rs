@@ -1,4 +1,4 @@
-//! Worker threads: they handle messages, restart their consumers, and shut down gracefully.
+//! Worker threads, which handle messages, restart their consumers, and shut down gracefully.
 
 mod answers;
 mod crew;
@@ -25,16 +25,16 @@ use worker::{Progress, Shift, Worker};
 
 /// The outcome of a message that a handler has handled.
 ///
-/// A stream (see [`Delivery`]) keeps its messages and cannot requeue them: there, each variant
-/// acknowledges the message.
+/// For a message from a stream (see [`Delivery`]), each variant acknowledges the message, because a
+/// stream cannot requeue it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[must_use]
 pub enum Settlement {
     /// Acknowledges the message: the broker removes it from the queue.
     Ack,
     /// Requeues the message (`basic.reject`). The broker may redeliver it at once, to the same
-    /// handler. Each time counts towards the delivery limit of a quorum queue, which then
-    /// dead-letters or drops the message.
+    /// handler. Each requeue counts towards the delivery limit of a quorum queue. Above the limit,
+    /// the queue drops or dead-letters the message.
     Requeue,
     /// Rejects the message: the broker dead-letters it if its queue has a dead-letter exchange,
     /// otherwise drops it.
@@ -45,20 +45,20 @@ type Handler = dyn Fn(&Delivery) -> Settlement + Send + Sync;
 
 /// Threads that consume from queues and call a handler for each message.
 ///
-/// Each thread has its own channel on the same connection, handles one message at a time, and
-/// settles it as the handler's return value says. A handler that has acknowledged the message
-/// itself may return any value.
+/// Each thread has its own channel on the same connection and handles one message at a time. The
+/// handler's return value says whether to acknowledge, requeue or reject the message. A handler
+/// that has already done so itself may return any value.
 ///
 /// A panic of a handler does not end its thread. The panic is logged at `error` with the message's
 /// ids, and the message is requeued as with [`Settlement::Requeue`]. If the message was already
-/// redelivered, it is rejected, so that a poison message is dead-lettered instead of redelivered
-/// forever. A message from a stream is acknowledged.
+/// redelivered, it is rejected instead, so that a poison message is dead-lettered and not
+/// redelivered forever. A message from a stream is acknowledged.
 ///
 /// When the broker cancels the consumer of a thread (for example, the queue was deleted) or closes
 /// its channel (for example, an acknowledgement was late), the thread consumes again on a new
-/// channel. It retries until that succeeds, with growing delays ([`WorkerOptions::restart_delay`]),
-/// also while the queue does not exist. Threads of other queues continue. Each failed attempt is a
-/// warning in the log, and an event of the connection:
+/// channel. It retries with growing delays ([`WorkerOptions::restart_delay`]) until that succeeds,
+/// even while the queue does not exist. Threads of other queues continue. Each failed attempt is a
+/// warning in the log and an event of the connection:
 /// [`WorkerInterrupted`](crate::ConnectionEvent::WorkerInterrupted), then
 /// [`WorkerResumed`](crate::ConnectionEvent::WorkerResumed). If a handler was running, the broker
 /// redelivers its message. [`WorkerOptions::on_consumer_end`] can stop the threads instead.
@@ -86,13 +86,13 @@ type Handler = dyn Fn(&Delivery) -> Settlement + Send + Sync;
 /// # Ok::<(), leveret::Error>(())
 /// ```
 ///
-/// When a thread stops, its prefetched messages that were not handled are requeued. With a quorum
-/// queue this can count [towards the delivery
+/// When a thread stops, its prefetched messages that were not handled are requeued. In a quorum
+/// queue, this can count [towards the delivery
 /// limit](crate::Consumer#unread-messages-and-the-delivery-limit): keep [`WorkerOptions::prefetch`]
 /// low if workers start and stop often.
 ///
-/// Cheap to clone. Dropping the last clone stops the threads without waiting for them, and logs a
-/// warning.
+/// `Workers` is cheap to clone. Dropping the last clone stops the threads without waiting for them,
+/// and logs a warning.
 #[derive(Clone)]
 #[must_use = "dropping the last handle stops the workers"]
 pub struct Workers {
@@ -136,18 +136,18 @@ impl Workers {
         }
     }
 
-    /// Starts threads that consume from a queue, as many as the options say. Call this once for
-    /// each queue; each has its own handler.
+    /// Starts the threads of one queue: each thread consumes from the queue and calls `handler` for
+    /// each message. Call this once for each queue. The options set the number of threads.
     ///
     /// # Errors
     /// - [`ErrorKind::InvalidArgument`] for invalid options, such as no threads or `no_ack`, and
     ///   after [`shutdown`](Self::shutdown).
-    /// - As [`Channel::basic_consume`](crate::Channel::basic_consume): 404 if the queue does not
-    ///   exist.
+    /// - Same as [`Channel::basic_consume`](crate::Channel::basic_consume), such as 404 if the
+    ///   queue does not exist.
     /// - [`ErrorKind::ThreadNotStarted`] if the system cannot start a thread. All threads of these
     ///   workers then stop.
     ///
-    /// After the first two, no thread was started, and nothing is retried.
+    /// After the first two errors, no thread was started, and nothing is retried.
     pub fn consume(
         &self,
         queue: &str,
@@ -204,20 +204,20 @@ impl Workers {
     /// Stops the threads and waits up to `timeout` for the running handlers.
     ///
     /// The threads take no more messages, and prefetched messages are requeued at once. Running
-    /// handlers finish their message and settle it. A thread that waits to consume again stops at
-    /// once.
+    /// handlers finish, and their messages are acknowledged, requeued or rejected as usual. A
+    /// thread that waits to consume again stops at once.
     ///
-    /// After `Ok`, the broker has read every acknowledgement that was sent. If an acknowledgement
-    /// was lost with an earlier connection or channel, the broker requeued its message before the
-    /// thread consumed again.
+    /// After `Ok`, the broker has received every acknowledgement that was sent. If an
+    /// acknowledgement was lost with an earlier connection or channel, the broker requeued its
+    /// message before the thread consumed again.
     ///
     /// # Errors
-    /// - As [`join`](Self::join).
-    /// - A timeout, which names the queues whose handlers still run. Those handlers continue and
-    ///   settle their messages as long as the program and its connection live, and
-    ///   [`join`](Self::join) waits for them.
-    /// - [`ErrorKind::InvalidArgument`] if a handler calls this, since it would wait for itself.
-    ///   The threads stop nevertheless.
+    /// - Same as [`join`](Self::join).
+    /// - A timeout, which names the queues whose handlers are still running. These handlers
+    ///   continue, and their messages are still acknowledged, as long as the program and its
+    ///   connection live. [`join`](Self::join) waits for them.
+    /// - [`ErrorKind::InvalidArgument`] if a handler calls this, since the handler would wait for
+    ///   itself. The threads stop nevertheless.
     pub fn shutdown(&self, timeout: Duration) -> Result<()> {
         self.handle.crew.stop();
         self.handle.crew.wait(Some(Deadline::after(timeout)))
@@ -234,7 +234,8 @@ impl Workers {
     ///   the end of the channel.
     /// - [`ErrorKind::AcksLost`] if a connection or a channel was lost, and the threads stopped
     ///   before they consumed again: the last acknowledgements may not have reached the broker.
-    /// - [`ErrorKind::InvalidArgument`] if a handler calls this, since it would wait for itself.
+    /// - [`ErrorKind::InvalidArgument`] if a handler calls this, since the handler would wait for
+    ///   itself.
     pub fn join(&self) -> Result<()> {
         self.handle.crew.wait(None)
     }

@@ -12,14 +12,14 @@ pub struct WorkersStatus {
     /// One entry for each call of [`Workers::consume`](crate::Workers::consume) that started
     /// threads, in the order of the calls.
     pub queues: Vec<QueueWorkers>,
-    /// Whether all threads have ended, or end when their handlers return.
+    /// Whether all threads have ended, or will end when their handlers return.
     pub stopped: bool,
     /// The error that [`Workers::join`](crate::Workers::join) returns after all threads have ended.
     pub failure: Option<Error>,
 }
 
 impl WorkersStatus {
-    /// Whether all threads of all queues consume.
+    /// Returns true if all threads of all queues consume.
     ///
     /// ```
     /// # use leveret::{broker::Broker, Connection, QueueDeclareOptions};
@@ -59,12 +59,12 @@ pub struct QueueWorkers {
     pub threads: usize,
     /// Number of threads that consume.
     pub consuming: usize,
-    /// Number of threads that wait to consume again, because the broker ended their consumer or the
-    /// connection is lost.
+    /// Number of threads that are waiting to consume again, because the broker ended their consumer
+    /// or the connection is lost.
     pub restarting: usize,
     /// Number of threads whose handler is running.
     pub busy: usize,
-    /// The last error that ended a consumer or prevented a new one. It stays after the thread
+    /// The last error that ended a consumer or prevented a new one. It remains after the thread
     /// consumes again.
     pub last_error: Option<LastError>,
 }

@@ -151,7 +151,7 @@ fn the_error_for_a_long_short_string_names_its_field() {
     let error = method.encode(&mut Vec::new()).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "queue has 256 bytes, at most 255 are possible"
+        "queue is longer than 255 bytes (256 bytes)"
     );
 }
 
