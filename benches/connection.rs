@@ -97,7 +97,7 @@ fn call(criterion: &mut Criterion) {
 /// Measures what a test pays to start its own broker.
 fn broker(criterion: &mut Criterion) {
     criterion.bench_function(
-        "a broker in the box, from its start to its end after one message",
+        "an in-memory broker, from its start to its end after one message",
         |bencher| {
             bencher.iter(|| {
                 let broker = Broker::start().unwrap();

@@ -10,7 +10,7 @@ use crate::wire::value::{FieldTable, FieldValue};
 /// Header that streams filter by.
 pub(crate) const STREAM_FILTER_VALUE: &str = "x-stream-filter-value";
 
-/// The setters of [`Properties`], for a message.
+/// The setters of [`Properties`], for a message, with the same documentation.
 macro_rules! setters {
     ($($(#[$doc:meta])* $name:ident($($value:ident: $type:ty),*);)*) => {
         impl Message<'_> {
@@ -26,13 +26,14 @@ macro_rules! setters {
 }
 
 setters! {
-    /// Sets delivery mode 2: a durable queue writes the message to disk.
+    /// Sets delivery mode 2: a durable queue writes the message to disk before the broker confirms
+    /// it.
     persistent();
-    /// Adds a header.
+    /// Adds a header. Replaces an earlier header of the same name.
     header(name: impl Into<String>, value: impl Into<FieldValue>);
-    /// Sets all headers, and drops earlier ones.
+    /// Sets all headers. Replaces headers that were set before.
     headers(headers: FieldTable);
-    /// Sets the MIME type of the body.
+    /// Sets the MIME type of the body, such as `application/json`.
     content_type(value: impl Into<String>);
     /// Sets the encoding of the body, such as `gzip`.
     content_encoding(value: impl Into<String>);
@@ -50,24 +51,24 @@ setters! {
     ///
     /// [`max_priority`]: crate::QueueDeclareOptions::max_priority
     priority(value: u8);
-    /// Names the request that this message replies to.
+    /// Sets the identifier that links a reply to its request.
     correlation_id(value: impl Into<String>);
-    /// Sets the queue for replies.
+    /// Sets the queue for replies to the message.
     reply_to(value: impl Into<String>);
     /// Sets how many milliseconds the message may stay in a queue before it expires, as decimal
     /// digits.
     expiration(value: impl Into<String>);
-    /// Sets an identifier of this message.
+    /// Sets an identifier that the program gives the message.
     message_id(value: impl Into<String>);
     /// Sets the timestamp, in seconds since 1970-01-01 00:00 UTC.
     timestamp(value: u64);
     /// Sets the timestamp from a `SystemTime`, in whole seconds.
     sent_at(time: SystemTime);
-    /// Sets the application's type of message.
+    /// Sets the kind of message, for the programs at both ends (the property `type`).
     message_type(value: impl Into<String>);
     /// Sets the publishing user. RabbitMQ refuses any name but that of the connection's user.
     user_id(value: impl Into<String>);
-    /// Sets the publishing program.
+    /// Sets the name of the publishing program.
     app_id(value: impl Into<String>);
 }
 

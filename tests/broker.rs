@@ -1,5 +1,5 @@
-//! The broker in the box: its faults, and what its inspection methods show. Most other tests also
-//! run with it, and so show that it otherwise behaves like RabbitMQ.
+//! The in-memory broker: its faults, and what its inspection methods show. Most other tests also
+//! run with the in-memory broker, and so show that it otherwise behaves like RabbitMQ.
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;

@@ -1,5 +1,5 @@
-//! Details of queues, exchanges and errors that RabbitMQ and the broker in the box share. Where
-//! RabbitMQ's versions differ, each test says what each version does; the broker in the box does
+//! Details of queues, exchanges and errors that RabbitMQ and the in-memory broker share. Where
+//! RabbitMQ's versions differ, each test says what each version does; the in-memory broker does
 //! what 3.10 does.
 
 use std::time::Duration;

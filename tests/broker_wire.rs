@@ -1,4 +1,4 @@
-//! The broker in the box, frame by frame: what it sends after it closes a channel, and how it times
+//! The in-memory broker, frame by frame: what it sends after it closes a channel, and how it times
 //! out consumers.
 
 use std::net::TcpStream;

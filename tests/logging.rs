@@ -13,7 +13,7 @@ use crate::support::{
     at, eventually, exclusive_queue, logged, options, ready, scripted_connections, unique, version,
 };
 
-/// The broker in the box logs under this target, and names no connection.
+/// The in-memory broker logs under this target, and names no connection.
 const OTHER: &str = "leveret::broker";
 
 /// The texts of the crate's lines, each of which must name this connection and broker.

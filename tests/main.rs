@@ -1,5 +1,5 @@
 //! Tests of the public API against a broker: `tests/with-rabbitmq cargo test` runs them with
-//! RabbitMQ, `tests/in-the-box` with the broker in the box.
+//! RabbitMQ, `tests/in-the-box` with the in-memory broker.
 
 // Tests read the clock and fail by panicking.
 #![allow(

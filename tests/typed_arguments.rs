@@ -237,7 +237,7 @@ fn classic() -> QueueDeclareOptions {
     QueueDeclareOptions::durable().queue_type(QueueType::Classic)
 }
 
-/// Whether the tests run with the broker in the box.
+/// Whether the tests run with the in-memory broker.
 fn is_in_the_box() -> bool {
     let properties = connect().server_properties();
     properties.get("product").and_then(|it| it.as_str()) == Some("leveret")
@@ -378,7 +378,7 @@ fn at_least_once_dead_letters_are_kept_until_another_queue_has_them() {
     eventually("the queue is full of dead letters", || {
         accepted += 1;
         if is_in_the_box() && accepted == 5 {
-            // The broker in the box drops dead letters that it cannot route.
+            // The in-memory broker drops dead letters that it cannot route.
             return true;
         }
         if publish(&queue).is_err() {

@@ -2,7 +2,7 @@
 //!
 //! This layer drives the state machine in `proto` over one socket after another. It knows `proto`,
 //! `wire`, the options, the socket and the clock. It must not know `session`, a handle or the
-//! broker in the box: it reaches their code only through the traits in `mailbox` and
+//! in-memory broker: it reaches their code only through the traits in `mailbox` and
 //! `shared::Recover`, whose methods must not block.
 //!
 //! Handles append frames and commands to the [`outbox`] and wake the thread. `driver` polls the

@@ -51,12 +51,12 @@ impl Property for u64 {
 }
 
 macro_rules! properties {
-    ($($(#[$doc:meta])* $field:ident: $type:ty, $set:ty, $bit:literal;)*) => {
-        /// The properties of a message: what AMQP carries besides the body. All are optional.
+    ($($(#[$doc:meta])* $field:ident: $type:ty, $set:ty, $bit:literal, $setter_doc:literal;)*) => {
+        /// The properties of a message, which AMQP carries besides the body. All are optional.
         ///
-        /// RabbitMQ acts on `delivery_mode`, `priority`, `expiration`, `user_id` and some
-        /// `headers`; the others are for the programs at both ends. Texts can have up to 255 bytes;
-        /// the call that would send a longer one fails.
+        /// RabbitMQ uses `delivery_mode`, `priority`, `expiration`, `user_id` and some `headers`;
+        /// the other properties are for the programs at both ends. A call that would send a text
+        /// longer than 255 bytes fails.
         ///
         /// ```
         /// use leveret::Properties;
@@ -72,7 +72,7 @@ macro_rules! properties {
 
         impl Properties {
             $(
-                $(#[$doc])*
+                #[doc = $setter_doc]
                 #[must_use]
                 pub fn $field(mut self, value: $set) -> Self {
                     self.$field = Some(value.into());
@@ -123,36 +123,50 @@ macro_rules! properties {
 }
 
 properties! {
-    /// The MIME type of the body, such as `application/json`.
-    content_type: String, impl Into<String>, 15;
-    /// The encoding of the body, such as `gzip`.
-    content_encoding: String, impl Into<String>, 14;
-    /// Named values; headers exchanges route by them.
-    headers: FieldTable, FieldTable, 13;
-    /// 1: kept in memory. 2: written to disk if the queue is durable; see
-    /// [`Properties::persistent`].
-    delivery_mode: u8, u8, 12;
-    /// The priority in a queue. [`Message::priority`](crate::Message::priority) lists the
-    /// priorities of each type of queue.
-    priority: u8, u8, 11;
-    /// Links a reply to its request.
-    correlation_id: String, impl Into<String>, 10;
-    /// The queue for replies to this message.
-    reply_to: String, impl Into<String>, 9;
-    /// Time after which the message expires in a queue: milliseconds, as a text of digits.
-    expiration: String, impl Into<String>, 8;
-    /// An identifier that the program gives to this message.
-    message_id: String, impl Into<String>, 7;
-    /// Seconds since 1970-01-01 00:00 UTC; see [`Properties::sent_at`].
-    timestamp: u64, u64, 6;
-    /// The kind of message, for the programs at both ends (the property `type`).
-    message_type: String, impl Into<String>, 5;
-    /// The publishing user; RabbitMQ refuses any name except that of the connection's user.
-    user_id: String, impl Into<String>, 4;
-    /// The publishing program.
-    app_id: String, impl Into<String>, 3;
-    /// Unused; RabbitMQ ignores it.
-    cluster_id: String, impl Into<String>, 2;
+    /// MIME type of the body, such as `application/json`.
+    content_type: String, impl Into<String>, 15,
+        "Sets the MIME type of the body, such as `application/json`.";
+    /// Encoding of the body, such as `gzip`.
+    content_encoding: String, impl Into<String>, 14,
+        "Sets the encoding of the body, such as `gzip`.";
+    /// Headers: named values. Headers exchanges route by them.
+    headers: FieldTable, FieldTable, 13,
+        "Sets all headers. Replaces headers that were set before.";
+    /// Delivery mode. 1: kept in memory. 2: written to disk if the queue is durable.
+    delivery_mode: u8, u8, 12,
+        "Sets the delivery mode. 1: kept in memory. 2: written to disk if the queue is durable.";
+    /// Priority of the message in its queue: see [`Message::priority`](crate::Message::priority).
+    priority: u8, u8, 11,
+        "Sets the message's priority in its queue: see \
+         [`Message::priority`](crate::Message::priority).";
+    /// Identifier that links a reply to its request.
+    correlation_id: String, impl Into<String>, 10,
+        "Sets the identifier that links a reply to its request.";
+    /// Queue for replies to the message.
+    reply_to: String, impl Into<String>, 9,
+        "Sets the queue for replies to the message.";
+    /// How many milliseconds the message may stay in a queue before it expires, as decimal digits.
+    expiration: String, impl Into<String>, 8,
+        "Sets how many milliseconds the message may stay in a queue before it expires, as decimal \
+         digits.";
+    /// Identifier that the program gives the message.
+    message_id: String, impl Into<String>, 7,
+        "Sets an identifier that the program gives the message.";
+    /// Timestamp, in seconds since 1970-01-01 00:00 UTC.
+    timestamp: u64, u64, 6,
+        "Sets the timestamp, in seconds since 1970-01-01 00:00 UTC.";
+    /// Kind of message, for the programs at both ends (the property `type`).
+    message_type: String, impl Into<String>, 5,
+        "Sets the kind of message, for the programs at both ends (the property `type`).";
+    /// Publishing user. RabbitMQ refuses any name but that of the connection's user.
+    user_id: String, impl Into<String>, 4,
+        "Sets the publishing user. RabbitMQ refuses any name but that of the connection's user.";
+    /// Name of the publishing program.
+    app_id: String, impl Into<String>, 3,
+        "Sets the name of the publishing program.";
+    /// Unused. RabbitMQ ignores this property.
+    cluster_id: String, impl Into<String>, 2,
+        "Sets a property that is unused and that RabbitMQ ignores.";
 }
 
 impl Properties {
@@ -163,7 +177,7 @@ impl Properties {
         self.delivery_mode(2)
     }
 
-    /// Adds a header.
+    /// Adds a header. Replaces an earlier header of the same name.
     #[must_use]
     pub fn header(mut self, name: impl Into<String>, value: impl Into<FieldValue>) -> Self {
         self.headers
@@ -172,7 +186,7 @@ impl Properties {
         self
     }
 
-    /// Sets the [`timestamp`](Self::timestamp) to this time, in whole seconds.
+    /// Sets the timestamp from a `SystemTime`, in whole seconds.
     #[must_use]
     pub fn sent_at(self, time: SystemTime) -> Self {
         let seconds = time.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);

@@ -29,7 +29,7 @@ pub(crate) use version::{version, version_of};
 /// How long a test waits for something that should happen soon.
 pub(crate) const SOON: Duration = Duration::from_secs(20);
 
-/// The URI of the broker that all tests share. With `AMQP_URL=box`, this is the broker in the box.
+/// The URI of the broker that all tests share. With `AMQP_URL=box`, this is the in-memory broker.
 pub(crate) fn url() -> String {
     static IN_THE_BOX: LazyLock<Broker> = LazyLock::new(|| Broker::start().unwrap());
     match std::env::var("AMQP_URL").as_deref() {

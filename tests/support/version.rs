@@ -9,10 +9,10 @@ use super::connect;
 /// The major and the minor version.
 type Version = (u32, u32);
 
-/// The version that the broker in the box behaves like.
+/// The version that the in-memory broker behaves like.
 const OF_THE_BOX: Version = (3, 10);
 
-/// The version of the broker that all tests share. For the broker in the box, it is the version
+/// The version of the broker that all tests share. For the in-memory broker, it is the version
 /// that this broker behaves like.
 pub(crate) fn version() -> Version {
     static VERSION: LazyLock<Version> = LazyLock::new(|| version_of(&connect()));
