@@ -389,3 +389,15 @@ impl fmt::Debug for Connection {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_tls_the_missing_feature_is_named() {
+        let error = Connection::open("amqps://localhost:1").unwrap_err();
+        let names_feature = error.to_string().contains("native-tls");
+        assert_eq!(names_feature, !cfg!(feature = "native-tls"), "{error}");
+    }
+}

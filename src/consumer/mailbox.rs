@@ -110,7 +110,8 @@ impl ConsumerMailbox for Mailbox {
 
     fn interrupted(&self, error: &Error) {
         // The broker delivers unacknowledged messages again. A stream does not: its consumer
-        // continues after the last message that came, and unread messages can still be read.
+        // continues after the last message that came, and unread messages can still be read. With
+        // `no_ack` they can be read, too: the broker has forgotten them.
         if self.subscription.settling() == Settling::Requeue {
             self.deliveries.discard(|_| {});
         }

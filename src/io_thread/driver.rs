@@ -187,6 +187,8 @@ impl<'a> Driver<'a> {
         }
     }
 
+    /// Reads until a read would block, also after one that brought less than there was room for:
+    /// on some systems `mio` reports no further input before that.
     fn read(&mut self) {
         for _ in 0..READS_IN_A_ROW {
             if !self.readable || self.closing == Closing::Done || !self.may_read() {
@@ -286,7 +288,7 @@ impl<'a> Driver<'a> {
         now()
     }
 
-    /// Frees the memory that a burst has left.
+    /// Frees the memory that a burst has left. With heartbeats off, that memory stays.
     fn shrink(&mut self) {
         self.core.shrink();
         self.commands = Vec::new();

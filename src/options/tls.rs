@@ -175,18 +175,3 @@ pub(crate) fn check_tls() -> Result<()> {
         "TLS (amqps) needs the feature \"native-tls\" of the crate leveret, which is switched off",
     ))
 }
-
-#[cfg(test)]
-mod tests {
-    use crate::options::ConnectionOptions;
-
-    #[test]
-    fn without_tls_the_missing_feature_is_named() {
-        let options = ConnectionOptions::from_uri("amqps://localhost:1").unwrap();
-        let checked = options.check();
-        assert_eq!(checked.is_ok(), cfg!(feature = "native-tls"));
-        if let Err(error) = checked {
-            assert!(error.to_string().contains("native-tls"), "{error}");
-        }
-    }
-}

@@ -164,12 +164,12 @@ struct Calls {
 #[derive(Default)]
 struct State {
     last: u64,
-    waiting: HashMap<u64, Waiters>,
+    waiting: HashMap<u64, WaitingCall>,
     /// Set when no more replies can come.
     end: Option<Error>,
 }
 
-struct Waiters {
+struct WaitingCall {
     answer: Sender<Result<Delivery>>,
     /// The broker has the request. Its reply cannot reach the client on another connection.
     is_confirmed: bool,
@@ -196,7 +196,7 @@ impl Calls {
         state.last += 1;
         let correlation_id = state.last;
         let (sender, answer) = bounded(1);
-        let waiting = Waiters {
+        let waiting = WaitingCall {
             answer: sender,
             is_confirmed: false,
         };
@@ -224,7 +224,7 @@ impl Calls {
         self.fail(error, |_| true);
     }
 
-    fn fail(&self, error: &Error, concerns: impl Fn(&Waiters) -> bool) {
+    fn fail(&self, error: &Error, concerns: impl Fn(&WaitingCall) -> bool) {
         self.state.lock().waiting.retain(|_, waiting| {
             let fails = concerns(waiting);
             if fails {

@@ -62,8 +62,8 @@ impl SendQueue {
         }
     }
 
-    /// The buffer to which the last frame of the connection is appended. All frames appended before
-    /// are sent first.
+    /// The buffer to which the last frame of the connection is appended. It waits for all lanes, or
+    /// it would overtake messages that were published before.
     pub(crate) fn last_target(&mut self) -> &mut Vec<u8> {
         if self.lanes.is_empty() {
             &mut self.in_order

@@ -29,6 +29,7 @@ pub(crate) fn config_of(options: &ConnectionOptions) -> Config {
 
 fn client_properties(options: &ConnectionOptions) -> FieldTable {
     let capabilities = [
+        // RabbitMQ then answers a refused login with 403 instead of closing the socket.
         "authentication_failure_close",
         "basic.nack",
         "connection.blocked",

@@ -284,7 +284,7 @@ impl ChannelState {
     }
 
     /// Opens when `channel.open` can be sent: the broker has closed the channel, and the close
-    /// handshake is over.
+    /// handshake is over. What the end still changes would otherwise change the channel's new life.
     pub(crate) fn opening_gate(&self) -> Gate {
         match self.needed_by.load(Ordering::Acquire) & BROKER {
             BROKER => Gate::Shut,

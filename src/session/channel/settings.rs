@@ -25,6 +25,15 @@ enum TxState {
     Torn,
 }
 
+/// Why a part of a transaction is lost.
+#[derive(Debug, Default)]
+struct TornBy {
+    /// The last loss of the connection, or the last end of the channel.
+    loss: Option<Error>,
+    /// Another reason, of the current transaction only.
+    other: Option<Error>,
+}
+
 #[derive(Debug)]
 pub(crate) struct Settings {
     qos: Mutex<Qos>,
@@ -32,8 +41,7 @@ pub(crate) struct Settings {
     has_warned: AtomicBool,
     /// Changes under the outbox's lock only.
     transaction: AtomicU8,
-    /// The cause of the last loss.
-    loss_cause: Mutex<Option<Error>>,
+    torn_by: Mutex<TornBy>,
     /// The queue that the channel declared last, which the empty name means.
     last_queue: Mutex<Option<Arc<Name>>>,
 }
@@ -73,7 +81,7 @@ impl Default for Settings {
             qos: Mutex::default(),
             has_warned: AtomicBool::new(false),
             transaction: AtomicU8::new(TxState::Off as u8),
-            loss_cause: Mutex::default(),
+            torn_by: Mutex::default(),
             last_queue: Mutex::default(),
         }
     }
@@ -139,14 +147,14 @@ impl Settings {
     }
 
     pub(crate) fn interrupted(&self, cause: &Error) {
-        *self.loss_cause.lock() = Some(cause.clone());
+        self.torn_by.lock().loss = Some(cause.clone());
         self.change(&[TxState::Begun], TxState::Torn);
     }
 
     /// An acknowledgement was not sent: for this reason, or because of the last lost connection.
     pub(crate) fn answer_lost(&self, reason: Option<Error>) {
-        if reason.is_some() && self.has_transactions() && !self.is_in(TxState::Torn) {
-            *self.loss_cause.lock() = reason;
+        if self.is_in(TxState::Empty) || self.is_in(TxState::Begun) {
+            self.torn_by.lock().other = reason;
         }
         self.change(&[TxState::Empty, TxState::Begun], TxState::Torn);
     }
@@ -155,6 +163,8 @@ impl Settings {
     pub(crate) fn end_transaction(&self) -> Option<Error> {
         let is_torn = self.is_in(TxState::Torn);
         self.change(&[TxState::Begun, TxState::Torn], TxState::Empty);
-        self.loss_cause.lock().clone().filter(|_| is_torn)
+        let mut torn_by = self.torn_by.lock();
+        let reason = torn_by.other.take().or_else(|| torn_by.loss.clone());
+        reason.filter(|_| is_torn)
     }
 }

@@ -294,7 +294,8 @@ pub(super) fn named_by_broker(entity: &RecordedEntity) -> Option<&str> {
 }
 
 /// Sends the declaration. For a queue that the broker named and for a stream, only asks passively
-/// whether the old one still exists, unless it `is_gone`.
+/// whether the old one still exists, unless it `is_gone`. The message count in `queue.declare-ok`
+/// cannot tell a new stream from the old one: it is a metric that lags.
 pub(super) fn send_declaration(
     requester: &Requester,
     channel: &ChannelState,
