@@ -303,7 +303,10 @@ impl Channel {
     }
 
     /// Removes the binding that [`exchange_bind`](Self::exchange_bind) made with the same routing
-    /// key and arguments.
+    /// key and arguments. A missing binding is not an error.
+    ///
+    /// # Errors
+    /// 403 without permission, and for the default exchange.
     pub fn exchange_unbind(
         &self,
         destination: &str,

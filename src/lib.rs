@@ -56,10 +56,10 @@
 //!
 //! # Logging
 //!
-//! This crate logs through the `log` crate: opening, losing and closing connections at `info` and
-//! `warn`, and each frame's method at `trace`, but never bodies or passwords. Every line begins
-//! with the name and the peer of its connection: `[billing worker at 10.0.0.1:5672] the broker has
-//! unblocked the connection`.
+//! This crate logs through the `log` crate: failures that need attention at `error` and `warn`, the
+//! progress of connections at `info`, details at `debug`, and each frame's method at `trace`. It
+//! never logs bodies or passwords. Every line begins with the name and the peer of its connection:
+//! `[billing worker at 10.0.0.1:5672] the broker has unblocked the connection`.
 
 // The layers, from the lowest to the highest; tests/layers.rs holds who may use what.
 

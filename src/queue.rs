@@ -268,7 +268,10 @@ impl Channel {
     }
 
     /// Removes the binding that [`queue_bind`](Self::queue_bind) made with the same routing key and
-    /// arguments.
+    /// arguments. A missing binding is not an error.
+    ///
+    /// # Errors
+    /// 403 without permission, and for the default exchange.
     pub fn queue_unbind(
         &self,
         queue: &str,
@@ -300,6 +303,10 @@ impl Channel {
     }
 
     /// Drops all ready messages of a queue and returns their number. Unacknowledged messages stay.
+    ///
+    /// # Errors
+    /// 404 if the queue does not exist; 403 without permission. For a stream, RabbitMQ closes the
+    /// connection (540).
     pub fn queue_purge(&self, name: &str) -> Result<u32> {
         self.purge_queue(name.into())
     }
@@ -310,6 +317,9 @@ impl Channel {
     }
 
     /// [`queue_purge`](Self::queue_purge) without waiting for the broker.
+    ///
+    /// # Errors
+    /// If the broker refuses, it closes the channel, and the next call on the channel fails.
     pub fn queue_purge_no_wait(&self, name: &str) -> Result<()> {
         let asked = Operation::about(QueuePurge::ID, name);
         self.write(asked, |frames| {

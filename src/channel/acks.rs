@@ -184,6 +184,10 @@ impl Channel {
     }
 
     /// [`basic_recover`](Self::basic_recover) without a reply. Deprecated in AMQP.
+    ///
+    /// # Errors
+    /// Same as [`basic_ack_multiple`](Self::basic_ack_multiple) with tag 0. Without `requeue`,
+    /// RabbitMQ closes the connection (540).
     pub fn basic_recover_async(&self, requeue: bool) -> Result<()> {
         let answered = self.answer(0, true, |_| BasicRecoverAsync { requeue });
         answered.map(drop)

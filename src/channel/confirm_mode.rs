@@ -43,6 +43,9 @@ impl Channel {
     }
 
     /// [`confirm_select`](Self::confirm_select) without waiting for the broker.
+    ///
+    /// # Errors
+    /// If the broker refuses, it closes the channel, and the next call on the channel fails.
     pub fn confirm_select_no_wait(&self) -> Result<()> {
         let state = self.state();
         self.write(Operation::about(ConfirmSelect::ID, ""), |frames| {

@@ -312,8 +312,10 @@ impl Channel {
     }
 
     /// Asks the broker to stop or resume deliveries to this channel's consumers, and returns the
-    /// broker's new state. RabbitMQ refuses to stop and closes the connection (540): use a prefetch
-    /// instead.
+    /// broker's new state.
+    ///
+    /// # Errors
+    /// If asked to stop, RabbitMQ closes the connection (540): use a prefetch instead.
     pub fn channel_flow(&self, active: bool) -> Result<bool> {
         Ok(self.call("", || ChannelFlow { active })?.active)
     }

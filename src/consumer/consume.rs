@@ -17,8 +17,8 @@ use crate::wire::method::{BasicCancel, BasicConsume, BasicQos, Encode};
 
 impl Channel {
     /// Sets the prefetch: how many unacknowledged messages the broker sends ahead to each consumer
-    /// that starts from now on. 0 means no limit. Without a prefetch, the broker sends the whole
-    /// queue, and a stream refuses the consumer (406).
+    /// that starts from now on. By default there is no limit (0): the broker sends the whole queue,
+    /// and refuses consumers of streams (406).
     ///
     /// Unread messages of a quorum queue can count
     /// [towards the delivery limit](Consumer#unread-messages-and-the-delivery-limit): use a

@@ -195,8 +195,8 @@ impl ConsumeOptions {
         self.argument("x-stream-filter", FieldValue::Array(values))
     }
 
-    /// With [`stream_filter`](Self::stream_filter): also reads chunks that have a message without a
-    /// filter value (`x-stream-match-unfiltered`). No effect without a filter.
+    /// Also reads chunks that have a message without a filter value (`x-stream-match-unfiltered`).
+    /// No effect without a [`stream_filter`](Self::stream_filter).
     #[must_use]
     pub fn stream_match_unfiltered(self) -> Self {
         self.argument("x-stream-match-unfiltered", true)

@@ -27,7 +27,7 @@ impl Credentials {
         }
     }
 
-    /// How long the secret is valid from now on. Default: without end.
+    /// Sets how long the secret is valid from now on. Default: forever.
     ///
     /// After three quarters of this time, the connection asks for new credentials and sends the new
     /// secret to the broker (`connection.update-secret`).

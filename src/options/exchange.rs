@@ -51,8 +51,8 @@ impl ExchangeDeclareOptions {
         }
     }
 
-    /// Only checks that the exchange exists: declares nothing, and the call fails if the exchange
-    /// does not exist.
+    /// Checks that an exchange exists, and declares nothing. If the exchange does not exist, the
+    /// call fails, and the broker closes the channel (404).
     pub fn passive() -> Self {
         Self {
             passive: true,

@@ -204,8 +204,8 @@ impl QueueDeclareOptions {
         Self::durable().transient().and_exclusive()
     }
 
-    /// Only checks that the queue exists: declares nothing, and returns the queue's counts. If the
-    /// queue does not exist, the call fails, and the broker closes the channel.
+    /// Checks that a queue exists and returns its counts, and declares nothing. If the queue does
+    /// not exist, the call fails, and the broker closes the channel (404).
     pub fn passive() -> Self {
         Self {
             passive: true,

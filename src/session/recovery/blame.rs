@@ -80,7 +80,7 @@ impl Blame {
                 Error,
                 shared.label(),
                 "message {number} of channel {channel} is not published again: the broker closes \
-                 the connection for it: {cause}"
+                 the connection because of it: {cause}"
             );
             message.cause = cause.clone();
             message.lose();
