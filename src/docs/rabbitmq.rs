@@ -69,8 +69,8 @@
 //! | Argument `x-queue-version: 1` | | accepted | 406 | |
 //! | [`lazy`] (`x-queue-mode`) | | no effect | no effect | |
 //!
-//! The release notes of 4.3 say that it denies transient queues and refuses `x-queue-mode`. 4.3.6
-//! does neither.
+//! The release notes of 4.3 say that 4.3 denies transient queues and refuses `x-queue-mode`. In
+//! fact, 4.3.6 does neither.
 //!
 //! This crate uses none of these features unless the program asks for them. An
 //! [exclusive](crate::QueueDeclareOptions::exclusive) queue is transient, but never denied. The
@@ -115,8 +115,8 @@
 //!   new stream is that long. In that case, cancel the consumer and consume from
 //!   [`StreamOffset::First`](crate::StreamOffset::First). The same holds for [`Workers`].
 //! - While a node of RabbitMQ 3.10 or 4.0 starts, the broker says that the node of an existing
-//!   stream "is down or inaccessible" (404). Recovery does not take this for a missing stream: the
-//!   consumer resumes where it left off.
+//!   stream "is down or inaccessible" (404). Recovery does not mistake this for a missing stream:
+//!   the consumer resumes where it left off.
 //! - A [filter][`stream_filter`] works on chunks, the units in which the broker stores messages.
 //!   The consumer gets all messages of a chunk if one of them matches, and must filter again. In a
 //!   test that published 1000 messages of each of two values in one go, a filter for one value also

@@ -1,9 +1,9 @@
 //! How a lost connection recovers, what is reported, and which options to set.
 //!
 //! A connection is lost when its socket breaks, when heartbeats are missing, or when the broker
-//! closes it. The program's own [`close`](crate::Connection::close) is not a loss. This crate then
-//! opens the connection again. Every handle stays valid, and calls wait up to their timeouts until
-//! the connection is back.
+//! closes it, but not when the program calls [`close`](crate::Connection::close). This crate then
+//! connects again. Every handle stays valid, and calls wait up to their timeouts until the
+//! connection is back.
 //!
 //! # What recovers, and in which order
 //!
