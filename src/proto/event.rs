@@ -174,8 +174,8 @@ pub(crate) enum Event<M: Mailboxes> {
         answered_to: u64,
     },
     /// A message is larger than `max_message_size`. The core skips it. The driver should close the
-    /// channel: only under the outbox's lock is it known whether a handle has closed it already, and
-    /// a second close costs the connection.
+    /// channel: only under the outbox's lock is it known whether a handle has closed it already,
+    /// and a second close costs the connection.
     MessageTooLarge { channel: M::Channel, size: u64 },
     /// The broker asks to stop or resume publishing on a channel, and expects flow-ok.
     Flow { channel: M::Channel, active: bool },

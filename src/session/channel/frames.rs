@@ -113,8 +113,8 @@ impl ChannelState {
     /// Cancels a consumer that the broker has already cancelled. A quorum queue of RabbitMQ 4.3
     /// keeps a consumer that it cancelled because an acknowledgement was late, and resumes it when
     /// the acknowledgement arrives. Only `basic.cancel` ends that consumer. RabbitMQ 3.10, 4.0 and
-    /// 4.3 answer a cancel for an unknown tag, too. A cancel-ok for one costs the connection (503, on
-    /// 4.3 541).
+    /// 4.3 answer a cancel for an unknown tag, too. A cancel-ok for one costs the connection (503,
+    /// or 541 on 4.3).
     pub(super) fn append_cancel_after_broker(&self, frames: &mut Frames<'_>, consumer_tag: &str) {
         let sent = self.append_basic_cancel(frames, consumer_tag.into(), Call::unawaited());
         debug_assert!(sent.is_ok(), "{sent:?}");
