@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::driver::Driver;
+use super::engine::Engine;
 use super::lost_publishes::LostPublish;
 use super::mailbox::{Call, ChannelMailbox, ConfirmMailbox, ConsumerMailbox};
 use super::mailbox::{Mailboxes, Published, Reply, Unclaimed};
@@ -12,7 +12,7 @@ use crate::log_line::log_line;
 use crate::proto::{Answer, Event, Fetched, Leftover, Outcome, Returned};
 use crate::wire::method::Method;
 
-impl Driver<'_> {
+impl Engine<'_> {
     /// Dispatches all events that wait in the core.
     pub(super) fn dispatch(&mut self) {
         while let Some(event) = self.core.next_event() {

@@ -1,24 +1,16 @@
 //! Drives one socket from the end of its handshake until it is closed.
 
 use std::io::{self, ErrorKind, Write};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mio::{Events, Interest, Poll, Token};
 
-use super::lost_publishes::LostPublish;
-use super::mailbox::{Command, Mailboxes};
+use super::engine::Engine;
 use super::outbox::write_buffer::WriteBuffer;
-use super::outbox::Loss;
-use super::read_throttle::ReadThrottle;
-use super::shared::Shared;
-use super::socket::connect::Connected;
 use super::socket::read_buffer::ReadBuffer;
 use super::socket::transport::Transport;
-use crate::error::{ClosedBy, Error};
-use crate::events::ConnectionEvent;
 use crate::log_line::log_line;
-use crate::proto::{self, HeartbeatDue};
+use crate::proto::HeartbeatDue;
 
 const SOCKET: Token = Token(0);
 /// Reads in a row before writing gets its turn.
@@ -30,15 +22,6 @@ const WRITES_IN_A_ROW: usize = 16;
 const ANSWERS_LIMIT: usize = 4096;
 /// How long a connection that has ended waits to send its last frames, and for the peer to close.
 const LINGER: Duration = Duration::from_secs(1);
-
-/// How the connection on a socket ended.
-#[derive(Debug)]
-pub(super) enum End {
-    /// The connection has ended for good.
-    Final(Error),
-    /// The connection was lost and is to be recovered.
-    Lost(Error),
-}
 
 /// The steps of closing a socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,64 +37,38 @@ pub(super) enum Closing {
 /// One socket and its core. Each new socket gets a new driver.
 pub(super) struct Driver<'a> {
     poll: &'a mut Poll,
-    pub(super) shared: &'a Arc<Shared>,
+    pub(super) engine: Engine<'a>,
     transport: Transport,
-    pub(super) core: proto::Connection<Mailboxes>,
     read_buffer: ReadBuffer,
     write_buffer: WriteBuffer,
-    /// Empty outside of [`refill`](Self::refill); kept to reuse its memory.
-    commands: Vec<Command>,
     /// Polling is edge-triggered, so this and `writable` stay set until a call would block.
     readable: bool,
     writable: bool,
-    /// Answers to the peer that were put into the outbox since it was last taken.
-    pub(super) answers: usize,
     /// More may be left to write, and the socket may take it.
     write_again: bool,
     /// The socket has failed. Reading yields the input that is left, then the reason.
     failed: bool,
-    pub(super) read_throttle: ReadThrottle,
-    pub(super) closing: Closing,
-    /// Whether the connection is to be recovered when it is lost.
-    pub(super) recovers: bool,
-    /// Messages to be published again: they had no answer when this socket was lost.
-    pub(super) lost_publishes: Vec<LostPublish>,
-    pub(super) end: Option<End>,
+    closing: Closing,
 }
 
 impl<'a> Driver<'a> {
     pub(super) fn new(
         poll: &'a mut Poll,
-        shared: &'a Arc<Shared>,
-        connected: Connected<Mailboxes>,
-        recovers: bool,
-        max_unread_bytes: u64,
+        engine: Engine<'a>,
+        transport: Transport,
+        read_buffer: ReadBuffer,
     ) -> Self {
-        let Connected {
-            transport,
-            core,
-            read_buffer,
-            ..
-        } = connected;
-        let label = core.label().clone();
         Self {
             poll,
-            shared,
+            engine,
             transport,
-            core,
             read_buffer,
             write_buffer: WriteBuffer::default(),
-            commands: Vec::new(),
             readable: true,
             writable: true,
-            answers: 0,
             write_again: false,
             failed: false,
-            read_throttle: ReadThrottle::new(max_unread_bytes, label),
             closing: Closing::No,
-            recovers,
-            lost_publishes: Vec::new(),
-            end: None,
         }
     }
 
@@ -127,14 +84,8 @@ impl<'a> Driver<'a> {
         while self.closing != Closing::Done {
             self.write();
             self.wait(&mut events);
-            if self.shared.outbox.is_aborted() {
-                self.core.abort();
-            }
-            // Once this connection has ended, a request to abandon is meant for the next one.
-            if self.closing == Closing::No && self.shared.outbox.take_abandoned() {
-                self.core.socket_closed(ErrorKind::TimedOut);
-            }
-            self.dispatch();
+            self.engine.handle_requests();
+            self.look_for_the_end();
             self.read();
             self.handle_time(&mut events);
         }
@@ -165,11 +116,9 @@ impl<'a> Driver<'a> {
 
     /// How long to sleep. `None`: until the socket or the outbox has work.
     fn timeout(&self) -> Option<Duration> {
-        let pauses_until = self
-            .read_throttle
-            .pauses_until()
-            .filter(|_| self.may_pause());
-        let busy = self.write_again || self.core.has_events();
+        let pauses_until = self.engine.read_throttle.pauses_until();
+        let pauses_until = pauses_until.filter(|_| self.may_pause());
+        let busy = self.write_again || self.engine.core.has_events();
         let readable = self.readable && !self.is_full_of_answers();
         if busy || (readable && pauses_until.is_none()) {
             return Some(Duration::ZERO);
@@ -181,7 +130,7 @@ impl<'a> Driver<'a> {
 
     fn deadline(&self) -> Option<Instant> {
         match self.closing {
-            Closing::No => self.core.deadline(),
+            Closing::No => self.engine.core.deadline(),
             Closing::Flushing(until) | Closing::Draining(until) => Some(until),
             Closing::Done => None,
         }
@@ -197,7 +146,7 @@ impl<'a> Driver<'a> {
             match self.read_buffer.read_from(&mut self.transport) {
                 Ok(0) => return self.socket_failed(&ErrorKind::UnexpectedEof.into()),
                 Ok(count) => {
-                    self.shared.counters.received(count);
+                    self.engine.shared.counters.received(count);
                     self.receive(now());
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => self.readable = false,
@@ -214,45 +163,27 @@ impl<'a> Driver<'a> {
 
     /// Whether the peer does not read its answers, which fill the memory here.
     fn is_full_of_answers(&self) -> bool {
-        self.answers >= ANSWERS_LIMIT && self.may_pause()
+        self.engine.answers >= ANSWERS_LIMIT && self.may_pause()
     }
 
     /// Whether to read more, given how much the program has not taken yet.
     fn may_read(&mut self) -> bool {
-        if self.is_full_of_answers() {
-            return false;
-        }
-        if self.read_throttle.is_free() || !self.may_pause() {
-            return true;
-        }
-        let Self {
-            read_throttle,
-            core,
-            shared,
-            ..
-        } = self;
-        let count_unread = || core.consumers().map(|consumer| consumer.unread()).sum();
-        let answer_awaited = || {
-            core.awaits_reply()
-                || shared.outbox.has_calls()
-                || shared.waiters.any()
-                || shared.outbox.stops_publishers()
-        };
-        read_throttle.may_read(now(), count_unread, answer_awaited)
+        !self.is_full_of_answers() && (!self.may_pause() || self.engine.may_read(now))
     }
 
     fn receive(&mut self, now: Instant) {
-        loop {
-            if self.core.buffers().is_empty() {
-                self.shared.buffer_pool.take(self.core.buffers());
-            }
-            let consumed = self.core.receive(self.read_buffer.bytes(), now);
-            self.read_buffer.consume(consumed);
-            // The core leaves whole frames in the input only when many events wait.
-            if !self.core.has_events() {
-                return;
-            }
-            self.dispatch();
+        let consumed = self.engine.receive(self.read_buffer.bytes(), now);
+        self.read_buffer.consume(consumed);
+        self.look_for_the_end();
+    }
+
+    /// Begins to close the socket when the connection has ended.
+    fn look_for_the_end(&mut self) {
+        if self.closing == Closing::No && self.engine.end.is_some() {
+            self.closing = match self.engine.core.has_output() {
+                true => Closing::Flushing(now() + LINGER),
+                false => Closing::Done,
+            };
         }
     }
 
@@ -260,17 +191,22 @@ impl<'a> Driver<'a> {
         match self.closing {
             Closing::No => {
                 let mut now = now();
-                if self.core.deadline().is_some_and(|deadline| deadline <= now) {
+                if self
+                    .engine
+                    .core
+                    .deadline()
+                    .is_some_and(|deadline| deadline <= now)
+                {
                     now = self.catch_up(events);
                 }
                 if self.readable {
-                    self.core.input_waits(now);
+                    self.engine.core.input_waits(now);
                 }
                 // Nothing was sent for half a heartbeat interval: the connection is idle.
-                if self.core.handle_timeout(now) == HeartbeatDue::Send {
+                if self.engine.handle_timeout(now) == HeartbeatDue::Send {
                     self.shrink();
                 }
-                self.dispatch();
+                self.look_for_the_end();
             }
             Closing::Flushing(until) | Closing::Draining(until) if now() >= until => {
                 self.closing = Closing::Done;
@@ -290,12 +226,9 @@ impl<'a> Driver<'a> {
 
     /// Frees the memory that a burst has left. With heartbeats off, that memory stays.
     fn shrink(&mut self) {
-        self.core.shrink();
-        self.commands = Vec::new();
+        self.engine.shrink();
         self.read_buffer.shrink();
         self.write_buffer.shrink();
-        self.shared.outbox.shrink();
-        self.shared.buffer_pool.take(&mut Vec::new());
     }
 
     /// Writes until nothing is left, the socket takes no more, or reading gets its turn.
@@ -307,14 +240,14 @@ impl<'a> Driver<'a> {
                 self.write_again = false;
                 break;
             }
-            if self.write_buffer.is_empty() && !self.refill() {
+            if self.write_buffer.is_empty() && !self.engine.refill(&mut self.write_buffer) {
                 self.all_written();
                 self.write_again = false;
                 break;
             }
             match self.transport.write(self.write_buffer.front()) {
                 Ok(count) => {
-                    self.shared.counters.sent(count);
+                    self.engine.shared.counters.sent(count);
                     self.write_buffer.wrote(count);
                     wrote = true;
                 }
@@ -322,36 +255,16 @@ impl<'a> Driver<'a> {
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 // Read what the peer sent before it went away: that says why.
                 Err(error) => {
-                    log_line!(Debug, self.shared.label(), "write failed: {error}");
+                    log_line!(Debug, self.engine.shared.label(), "write failed: {error}");
                     self.writable = false;
                     self.readable = true;
                     self.failed = true;
                 }
             }
         }
-        self.shared.counters.writing(self.write_buffer.len());
+        self.engine.shared.counters.writing(self.write_buffer.len());
         if wrote {
-            self.core.wrote(now());
-        }
-    }
-
-    /// Takes all that waits in the outbox. Returns false if there is nothing to write: then the IO
-    /// thread may sleep.
-    fn refill(&mut self) -> bool {
-        self.take_core_output();
-        let outbox = &self.shared.outbox;
-        outbox.take(&mut self.write_buffer, &mut self.commands);
-        self.answers = 0;
-        for command in self.commands.drain(..) {
-            self.core.handle(command);
-        }
-        !self.write_buffer.is_empty()
-    }
-
-    fn take_core_output(&mut self) {
-        if self.core.has_output() {
-            let core = &mut self.core;
-            self.shared.outbox.append(|buffer| core.take_output(buffer));
+            self.engine.core.wrote(now());
         }
     }
 
@@ -373,15 +286,8 @@ impl<'a> Driver<'a> {
         self.lose(error.kind());
     }
 
-    pub(super) fn end_with(&mut self, error: Error) {
-        self.core.end_with(error);
-        self.dispatch();
-        self.closing = Closing::Done;
-    }
-
     fn lose(&mut self, kind: ErrorKind) {
-        self.core.socket_closed(kind);
-        self.dispatch();
+        self.engine.socket_closed(kind);
         self.closing = Closing::Done;
     }
 }
@@ -389,46 +295,4 @@ impl<'a> Driver<'a> {
 #[allow(clippy::disallowed_methods)] // The core's only source of time.
 fn now() -> Instant {
     Instant::now()
-}
-
-impl Driver<'_> {
-    pub(super) fn is_lost(&self) -> bool {
-        matches!(self.end, Some(End::Lost(_)))
-    }
-
-    pub(super) fn ended(&mut self, error: Error) {
-        let by_us = error.closed_by() == Some(ClosedBy::Program);
-        let loss = match self.recovers && !by_us {
-            true => self.shared.outbox.set_lost(error.clone()),
-            false => Loss::None,
-        };
-        self.end = Some(match loss {
-            Loss::New | Loss::Again => End::Lost(error.clone()),
-            Loss::None => {
-                // Before the outbox is emptied, so that nothing is appended afterwards.
-                self.shared.outbox.set_end(error.clone());
-                End::Final(error.clone())
-            }
-        });
-        // Commands still in the outbox fail with the same cause: their frames were never sent.
-        for command in self.shared.outbox.discard() {
-            self.core.handle(command);
-        }
-        self.closing = if self.core.has_output() {
-            Closing::Flushing(now() + LINGER)
-        } else {
-            Closing::Done
-        };
-        match loss {
-            Loss::New => {
-                self.shared.tell(ConnectionEvent::Lost {
-                    cause: error.clone(),
-                });
-                log_line!(Warn, self.shared.label(), "{error}; reconnecting");
-            }
-            // The recovery thread reports the failed attempt.
-            Loss::Again => {}
-            Loss::None => self.shared.end(&error),
-        }
-    }
 }

@@ -8,7 +8,8 @@
 //! Handles append frames and commands to the [`outbox`] and wake the thread. `driver` polls the
 //! socket, writes what the outbox holds, and feeds the core what it reads. Where to look:
 //!
-//! - `thread` goes from a lost socket to the next one; `driver` is the loop over one socket.
+//! - `thread` goes from a lost socket to the next one; `driver` is the loop over one socket;
+//!   `engine` is the same connection without the socket and the clock.
 //! - `dispatch` hands the core's events to mailboxes. A delivery goes to a consumer there, through
 //!   `ConsumerMailbox::deliver` (implemented in `consumer/mailbox.rs`).
 //! - Callers wait in `outbox/back_pressure.rs`. Reading pauses in `read_throttle`.
@@ -19,6 +20,7 @@ pub(crate) mod counters;
 pub(crate) mod deadline;
 mod dispatch;
 mod driver;
+mod engine;
 pub(crate) mod lost_publishes;
 pub(crate) mod mailbox;
 pub(crate) mod notifier;

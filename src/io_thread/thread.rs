@@ -7,7 +7,8 @@ use std::thread;
 use crossbeam_channel::Receiver;
 use mio::{Poll, Token, Waker};
 
-use super::driver::{Driver, End};
+use super::driver::Driver;
+use super::engine::{End, Engine};
 use super::lost_publishes::LostPublish;
 use super::mailbox::Mailboxes;
 use super::panics;
@@ -89,29 +90,33 @@ impl IoThread {
 
     /// Drives a socket until it is closed.
     fn drive(&mut self, connected: Connected<Mailboxes>) -> End {
-        let mut driver = Driver::new(
-            &mut self.poll,
-            &self.shared,
-            connected,
-            self.recovery.is_on(),
-            self.max_unread_bytes,
-        );
+        let Connected {
+            transport,
+            core,
+            read_buffer,
+            ..
+        } = connected;
+        let recovers = self.recovery.is_on();
+        let engine = Engine::new(&self.shared, core, recovers, self.max_unread_bytes);
+        let mut driver = Driver::new(&mut self.poll, engine, transport, read_buffer);
         let mut driven = panics::catch(|| driver.drive());
         // A fault of this crate, or of the program's logger or metrics, which run here, too. No
         // caller may wait forever, so every event is dispatched, even if dispatching panics again.
         while let Err(message) = driven {
-            driver.recovers = false;
+            let engine = &mut driver.engine;
+            engine.recovers = false;
             let thread = "IO thread";
             let error = Error::new(Kind::Panicked { thread, message });
-            driven = panics::catch(|| driver.end_with(error.clone()));
-            if !driver.core.has_events() {
+            driven = panics::catch(|| engine.end_with(error.clone()));
+            if !engine.core.has_events() {
                 break;
             }
         }
+        let mut engine = driver.engine;
         // Unwritten frames are dropped.
-        driver.shared.counters.writing(0);
-        let lost_publishes = std::mem::take(&mut driver.lost_publishes);
-        let end = driver.end.take().unwrap_or_else(|| {
+        self.shared.counters.writing(0);
+        let lost_publishes = std::mem::take(&mut engine.lost_publishes);
+        let end = engine.end.take().unwrap_or_else(|| {
             let error = Error::new(Kind::SocketClosed {
                 kind: ErrorKind::Other,
             });
