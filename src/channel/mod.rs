@@ -199,7 +199,7 @@ impl Channel {
             self.write(asked, |frames| {
                 let method = method();
                 frames.method(&method)?;
-                let mut topology = self.state().shared.topology.lock();
+                let topology = &mut self.state().shared.to_replay.lock().topology;
                 topology.done(method.into(), None);
                 Ok(())
             })?;

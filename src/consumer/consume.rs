@@ -79,7 +79,7 @@ impl Channel {
         let is_told = of_streams
             .iter()
             .any(|it| options.arguments.get(it).is_some());
-        match is_told || state.shared.topology.lock().is_stream(&queue) {
+        match is_told || state.shared.to_replay.lock().topology.is_stream(&queue) {
             true => ReadsFrom::Stream,
             false => ReadsFrom::Queue,
         }

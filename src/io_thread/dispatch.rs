@@ -104,7 +104,11 @@ impl Engine<'_> {
             channel.broker_replied(asked.as_ref());
         }
         if let Some(asked) = asked {
-            self.shared.topology.lock().done(asked, Some(&reply));
+            self.shared
+                .to_replay
+                .lock()
+                .topology
+                .done(asked, Some(&reply));
         }
         call.answer(Ok(Reply::Method(reply)));
     }

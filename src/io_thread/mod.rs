@@ -30,6 +30,7 @@ pub(crate) mod read_throttle;
 mod shared;
 pub(crate) mod socket;
 mod thread;
+pub(crate) mod to_replay;
 pub(crate) mod unread_bytes;
 pub(crate) mod waiters;
 

@@ -18,12 +18,13 @@ use super::mailbox::{Command, Mailboxes};
 use super::notifier::Notifier;
 use super::outbox::{Admission, Gate, Outbox};
 use super::socket::connect::{Connected, Last};
+use super::to_replay::ToReplay;
 use super::waiters::Waiters;
 use crate::error::{CloseReason, ClosedBy, Error, ErrorKind as Kind, ReplyCode, Result};
 use crate::events::ConnectionEvent;
 use crate::log_line::{log_line, Label};
 use crate::options::{ConnectionOptions, Endpoint};
-use crate::proto::{Server, Topology, Tuning};
+use crate::proto::{Server, Tuning};
 use crate::wire::method::ConnectionClose;
 
 /// How many unread events are kept for the program.
@@ -67,9 +68,7 @@ pub(crate) struct Shared {
     pub(crate) waiters: Waiters,
     pub(crate) counters: Counters,
     pub(crate) buffer_pool: BufferPool,
-    pub(crate) topology: Mutex<Topology>,
-    /// Those of each channel are in the order in which it published them.
-    pub(crate) lost_publishes: Mutex<Vec<LostPublish>>,
+    pub(crate) to_replay: Mutex<ToReplay>,
     /// Sends the IO thread the connection that follows a lost one.
     pub(crate) next: Sender<Next>,
     peer: Mutex<Arc<Peer>>,
@@ -95,8 +94,7 @@ impl Shared {
             waiters: Waiters::default(),
             buffer_pool: BufferPool::default(),
             counters: Counters::new(options.metrics.clone()),
-            topology: Mutex::new(Topology::default()),
-            lost_publishes: Mutex::new(Vec::new()),
+            to_replay: Mutex::default(),
             next,
             peer: Mutex::new(Peer::of(connected)),
             finished: Mutex::new(false),
@@ -227,7 +225,7 @@ impl Shared {
 
     /// Fails the messages that were to be published again.
     pub(crate) fn lose_publishes(&self) {
-        let lost_publishes = std::mem::take(&mut *self.lost_publishes.lock());
+        let lost_publishes = std::mem::take(&mut self.to_replay.lock().lost_publishes);
         lost_publishes.into_iter().for_each(LostPublish::lose);
     }
 

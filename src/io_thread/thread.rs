@@ -124,7 +124,11 @@ impl IoThread {
             End::Final(error)
         });
         lost_publishes.iter().for_each(LostPublish::keep);
-        self.shared.lost_publishes.lock().extend(lost_publishes);
+        self.shared
+            .to_replay
+            .lock()
+            .lost_publishes
+            .extend(lost_publishes);
         end
     }
 

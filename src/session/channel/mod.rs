@@ -209,7 +209,7 @@ impl ChannelState {
     pub(crate) fn consumer_started(&self, consumer_tag: &str) {
         let recorded = self.consumers.lock().get(consumer_tag);
         if let Some(recorded) = recorded {
-            let topology = &mut self.shared.topology.lock();
+            let topology = &mut self.shared.to_replay.lock().topology;
             topology.consumer_started(&recorded.consume.queue);
         }
     }
@@ -218,7 +218,7 @@ impl ChannelState {
     pub(crate) fn consumer_ended(&self, consumer_tag: &str, was_live: bool) {
         let recorded = self.consumers.lock().remove(consumer_tag);
         if let Some(recorded) = recorded.filter(|_| was_live) {
-            let topology = &mut self.shared.topology.lock();
+            let topology = &mut self.shared.to_replay.lock().topology;
             topology.consumer_ended(&recorded.consume.queue);
         }
     }

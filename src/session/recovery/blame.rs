@@ -39,7 +39,8 @@ impl Blame {
     /// A message that is to blame fails and is not published again. Returns whether there was one.
     pub(super) fn find_poison(&mut self, cause: &Error, shared: &Shared) -> bool {
         let alone = self.alone.take();
-        let mut lost = shared.lost_publishes.lock();
+        let mut to_replay = shared.to_replay.lock();
+        let lost = &mut to_replay.lost_publishes;
         // Messages in flight may have been added after messages that were not sent.
         lost.sort_by_key(LostPublish::id);
         let sent: HashSet<_> = lost.iter_mut().filter_map(LostPublish::take_sent).collect();
@@ -58,7 +59,7 @@ impl Blame {
             true => is_immediate(it),
             false => is_alone_again && alone == Some(it.id()),
         };
-        let all = std::mem::take(&mut *lost).into_iter();
+        let all = std::mem::take(lost).into_iter();
         let (poison, others): (Vec<_>, Vec<_>) = all.partition(is_poison);
         *lost = others;
         if poison.is_empty() {
@@ -72,7 +73,7 @@ impl Blame {
             let suspects = lost.iter_mut().filter(|it| may_be_poison(it.id()));
             suspects.for_each(|it| it.published.send_history = it.published.send_history.blamed());
         }
-        drop(lost);
+        drop(to_replay);
         let is_found = !poison.is_empty();
         for mut message in poison {
             let (channel, number) = message.id();

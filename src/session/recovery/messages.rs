@@ -52,7 +52,7 @@ impl Replay<'_> {
         let Err(error) = published else { return Ok(()) };
         let shared = &self.requester.shared;
         if shared.outbox.epoch() != self.requester.epoch || error.is_connection_end() {
-            shared.lost_publishes.lock().extend(lost);
+            shared.to_replay.lock().lost_publishes.extend(lost);
             if shared.outbox.end_cause().is_some() {
                 shared.lose_publishes();
             }
@@ -217,22 +217,22 @@ impl Replay<'_> {
     /// Fails the unanswered messages of channels that no longer exist. If the connection is lost
     /// again meanwhile, the list also holds messages of existing channels: those stay.
     pub(super) fn lose_orphaned_publishes(&self) {
-        let mut lost = self.requester.shared.lost_publishes.lock();
-        let all = std::mem::take(&mut *lost);
+        let mut to_replay = self.requester.shared.to_replay.lock();
+        let all = std::mem::take(&mut to_replay.lost_publishes);
         let has_channel = |it: &LostPublish| {
             self.channels
                 .iter()
                 .any(|channel| channel.number == it.published.channel)
         };
         let (kept, orphaned): (Vec<_>, Vec<_>) = all.into_iter().partition(has_channel);
-        *lost = kept;
-        drop(lost);
+        to_replay.lost_publishes = kept;
+        drop(to_replay);
         orphaned.into_iter().for_each(LostPublish::lose);
     }
 
     fn take_lost_publishes(&self, channel: u16) -> VecDeque<LostPublish> {
-        let mut lost = self.requester.shared.lost_publishes.lock();
-        let all = std::mem::take(&mut *lost);
+        let lost = &mut self.requester.shared.to_replay.lock().lost_publishes;
+        let all = std::mem::take(lost);
         let (taken, others) = all
             .into_iter()
             .partition::<Vec<_>, _>(|it| it.published.channel == channel);

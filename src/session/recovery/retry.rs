@@ -29,7 +29,7 @@ impl Replay<'_> {
     pub(super) fn retry(&mut self) -> Trials {
         let due = self.unrecovered.due();
         let is_due: HashSet<_> = due.iter().collect();
-        let all = self.requester.shared.topology.lock().entities();
+        let all = self.requester.shared.to_replay.lock().topology.entities();
         // The program may have deleted some of the missing entities meanwhile.
         let declared: HashSet<_> = all.iter().map(Key::of).collect();
         let (mut trials, mut exclusive) = (Vec::new(), Vec::new());
@@ -80,7 +80,7 @@ impl Replay<'_> {
 
     /// Whether this connection declared the queue, and with these properties.
     fn is_declared(&self, queue: &str, has_properties: impl Fn(&QueueDeclare<'_>) -> bool) -> bool {
-        let topology = self.requester.shared.topology.lock();
+        let topology = &self.requester.shared.to_replay.lock().topology;
         topology.declared_queue(queue).is_some_and(has_properties)
     }
 
@@ -165,7 +165,14 @@ impl Replay<'_> {
 
     /// Declares an exclusive entity after its stand-in did no harm.
     fn declare_after_stand_in(&mut self, key: &Key, entity: RecordedEntity) {
-        if !self.requester.shared.topology.lock().contains(&entity) {
+        if !self
+            .requester
+            .shared
+            .to_replay
+            .lock()
+            .topology
+            .contains(&entity)
+        {
             return self.unrecovered.forget(key);
         }
         if let Err(error) = self.declare(vec![entity]) {
@@ -232,7 +239,7 @@ impl Replay<'_> {
     /// queue does so when the broker notices late that the consumers of the lost connection are
     /// gone.
     fn queue_vanished(&mut self, name: &str) {
-        let declared = self.requester.shared.topology.lock().entities();
+        let declared = self.requester.shared.to_replay.lock().topology.entities();
         let is_affected = |it: &RecordedEntity| match Key::of(it).entity {
             Entity::Queue { name: queue } => queue == name,
             Entity::Binding { destination, .. } => {

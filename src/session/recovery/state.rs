@@ -18,19 +18,19 @@ use crate::session::queue_names::QueueNames;
 /// Outlives the sockets of one connection, like its [`Shared`](crate::io_thread::Shared).
 pub(crate) struct Recovery {
     pub(super) options: ConnectionOptions,
-    /// All channels that can come back, by number.
-    pub(super) channels: Mutex<BTreeMap<u16, Weak<ChannelState>>>,
     pub(crate) queue_names: QueueNames,
-    /// The secret that replaced the password of `options`.
-    pub(super) secret: Mutex<Option<String>>,
     /// The recovery thread holds this lock while it runs.
     pub(super) blame: Mutex<Blame>,
-    pub(super) progress: Mutex<Progress>,
+    pub(super) state: Mutex<State>,
     pub(super) changed: Condvar,
 }
 
 #[derive(Default)]
-pub(super) struct Progress {
+pub(super) struct State {
+    /// All channels that can come back, by number.
+    channels: BTreeMap<u16, Weak<ChannelState>>,
+    /// The secret that replaced the password of the options.
+    secret: Option<String>,
     /// The recovery thread runs.
     pub(super) is_running: bool,
     /// The cause of a loss that the thread has not seen yet.
@@ -53,11 +53,9 @@ impl Recovery {
     pub(crate) fn new(options: &ConnectionOptions) -> Self {
         Self {
             options: options.clone(),
-            channels: Mutex::default(),
             queue_names: QueueNames::default(),
-            secret: Mutex::default(),
             blame: Mutex::default(),
-            progress: Mutex::default(),
+            state: Mutex::default(),
             changed: Condvar::new(),
         }
     }
@@ -65,18 +63,18 @@ impl Recovery {
     /// Registers a channel. It comes back after a loss, as long as it has handles. Called under the
     /// outbox's lock.
     pub(crate) fn enlist(&self, channel: &Arc<ChannelState>) {
-        let mut channels = self.channels.lock();
+        let channels = &mut self.state.lock().channels;
         channels.insert(channel.number, Arc::downgrade(channel));
     }
 
     pub(crate) fn set_secret(&self, secret: &str) {
-        *self.secret.lock() = Some(secret.to_owned());
+        self.state.lock().secret = Some(secret.to_owned());
     }
 
     /// The options for the next connect, with the current secret.
     pub(super) fn options_now(&self) -> ConnectionOptions {
         let mut options = self.options.clone();
-        if let Some(secret) = &*self.secret.lock() {
+        if let Some(secret) = &self.state.lock().secret {
             options.password.clone_from(secret);
         }
         options
@@ -84,7 +82,7 @@ impl Recovery {
 
     /// The channels that have not ended.
     pub(super) fn channels(&self) -> Vec<Arc<ChannelState>> {
-        let channels = self.channels.lock();
+        let channels = &self.state.lock().channels;
         let channels = channels.values().filter_map(Weak::upgrade);
         channels.filter(|it| it.end.cause().is_none()).collect()
     }

@@ -1,5 +1,6 @@
 //! The recovery thread: attempts to reconnect, retries what is missing, and renews the secret.
 
+use std::io;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -9,7 +10,7 @@ use super::outage::{is_login_refused, Outage};
 use super::replay::Replay;
 use super::retry::Trials;
 use super::secret_renewal::Renewal;
-use super::state::{Progress, Recovery};
+use super::state::{Recovery, State};
 use super::trial::{Trial, TrialConnection, Verdict};
 use super::unrecovered::{Key, Trouble, Unrecovered};
 use crate::error::{Error, ErrorKind, Result};
@@ -39,17 +40,19 @@ impl Recover for Recovery {
     }
 
     fn lost(self: Arc<Self>, shared: &Arc<Shared>, cause: &Error) -> bool {
-        let mut progress = self.progress.lock();
-        if progress.is_over {
+        let mut state = self.state.lock();
+        if state.is_over {
             return false;
         }
-        progress.lost = Some(cause.clone());
+        state.lost = Some(cause.clone());
         self.changed.notify_all();
-        self.start(&mut progress, shared)
+        let started = self.start(&mut state, shared);
+        drop(state);
+        is_started(&started, shared)
     }
 
     fn ended(&self, cause: &Error) {
-        self.progress.lock().is_over = true;
+        self.state.lock().is_over = true;
         self.changed.notify_all();
         for channel in self.channels() {
             channel.ended(cause, false);
@@ -58,34 +61,29 @@ impl Recover for Recovery {
 }
 
 impl Recovery {
-    /// Starts the thread unless it runs. Returns whether it runs.
-    fn start(self: &Arc<Self>, progress: &mut Progress, shared: &Arc<Shared>) -> bool {
-        if progress.is_running {
-            return true;
+    /// Starts the thread unless it runs.
+    fn start(self: &Arc<Self>, state: &mut State, shared: &Arc<Shared>) -> io::Result<()> {
+        if state.is_running {
+            return Ok(());
         }
         let (recovery, own_shared) = (Arc::clone(self), Arc::clone(shared));
         let thread = thread::Builder::new().name("leveret recovery".to_owned());
         let started = thread.spawn(move || recovery.run(&own_shared));
-        progress.is_running = started.is_ok();
-        if let Err(error) = &started {
-            log_line!(
-                Error,
-                shared.label(),
-                "cannot start the recovery thread: {error}"
-            );
-        }
-        started.is_ok()
+        state.is_running = started.is_ok();
+        started.map(drop)
     }
 
     /// Renews the secret before `valid_for` is over. `None` means that the secret does not expire.
     pub(crate) fn renew_after(self: &Arc<Self>, shared: &Arc<Shared>, valid_for: Option<Duration>) {
         let Some(valid_for) = valid_for else { return };
-        let mut progress = self.progress.lock();
-        if progress.is_over {
+        let mut state = self.state.lock();
+        if state.is_over {
             return;
         }
-        progress.renewal = Some(Renewal::of(valid_for, 0));
-        self.start(&mut progress, shared);
+        state.renewal = Some(Renewal::of(valid_for, 0));
+        let started = self.start(&mut state, shared);
+        drop(state);
+        is_started(&started, shared);
     }
 
     fn run(self: &Arc<Self>, shared: &Arc<Shared>) {
@@ -95,7 +93,7 @@ impl Recovery {
             let thread = "recovery thread";
             shared.closed(Error::new(ErrorKind::Panicked { thread, message }));
             // From now on the IO thread, when it asks for a recovery, learns that none follows.
-            self.progress.lock().is_over = true;
+            self.state.lock().is_over = true;
             shared.outbox.abandon(shared.outbox.epoch());
         }
     }
@@ -112,7 +110,7 @@ impl Recovery {
                 }
                 Task::Renew(renewal) => {
                     let renewal = renewal.run(&self.options, shared);
-                    self.progress.lock().renewal = renewal;
+                    self.state.lock().renewal = renewal;
                 }
                 Task::Tried(verdicts) => {
                     let mut replay = unrecovered.replay(self, shared, blame);
@@ -131,31 +129,31 @@ impl Recovery {
     }
 
     fn next_task(&self, unrecovered: &Unrecovered) -> Task {
-        let mut progress = self.progress.lock();
+        let mut state = self.state.lock();
         loop {
-            if progress.is_over {
+            if state.is_over {
                 return Task::Nothing;
             }
-            if let Some(cause) = progress.lost.take() {
+            if let Some(cause) = state.lost.take() {
                 return Task::Recover(cause);
             }
-            if !progress.verdicts.is_empty() {
-                return Task::Tried(std::mem::take(&mut progress.verdicts));
+            if !state.verdicts.is_empty() {
+                return Task::Tried(std::mem::take(&mut state.verdicts));
             }
-            let retry = unrecovered.next_retry().filter(|_| !progress.is_trying);
+            let retry = unrecovered.next_retry().filter(|_| !state.is_trying);
             if retry.is_some_and(|it| it.remaining().is_zero()) {
                 return Task::Retry;
             }
-            if let Some(renewal) = progress.renewal.filter(|it| it.next.remaining().is_zero()) {
-                progress.renewal = None;
+            if let Some(renewal) = state.renewal.filter(|it| it.next.remaining().is_zero()) {
+                state.renewal = None;
                 return Task::Renew(renewal);
             }
-            let renew = progress.renewal.map(|it| it.next);
+            let renew = state.renewal.map(|it| it.next);
             match retry.into_iter().chain(renew).min_by_key(Deadline::at) {
-                Some(next) => drop(self.changed.wait_until(&mut progress, next.at())),
-                None if progress.is_trying => self.changed.wait(&mut progress),
+                Some(next) => drop(self.changed.wait_until(&mut state, next.at())),
+                None if state.is_trying => self.changed.wait(&mut state),
                 None => {
-                    progress.is_running = false;
+                    state.is_running = false;
                     return Task::Nothing;
                 }
             }
@@ -167,7 +165,7 @@ impl Recovery {
         if trials.is_empty() {
             return;
         }
-        self.progress.lock().is_trying = true;
+        self.state.lock().is_trying = true;
         let (recovery, program) = (Arc::clone(self), Arc::clone(shared));
         let name = "leveret retry".to_owned();
         let started = thread::Builder::new().name(name).spawn(move || {
@@ -188,19 +186,19 @@ impl Recovery {
                 shared.label(),
                 "cannot start the retry thread: {error}"
             );
-            self.progress.lock().is_trying = false;
+            self.state.lock().is_trying = false;
         }
     }
 
     fn try_all(&self, shared: &Shared, trials: Trials) {
         let mut connection = TrialConnection::new(self.options_now(), shared.here());
         for (key, trial) in trials {
-            if self.progress.lock().is_over {
+            if self.state.lock().is_over {
                 return;
             }
             let is_wanted = match &trial {
                 Trial::Declare(entity) | Trial::StandIn(entity) => {
-                    shared.topology.lock().contains(entity)
+                    shared.to_replay.lock().topology.contains(entity)
                 }
                 Trial::Queue(_) | Trial::Consume(_) => true,
             };
@@ -208,7 +206,7 @@ impl Recovery {
                 continue;
             }
             let verdict = connection.run(&key, &trial);
-            self.progress.lock().verdicts.push((key, trial, verdict));
+            self.state.lock().verdicts.push((key, trial, verdict));
             self.changed.notify_all();
         }
     }
@@ -259,13 +257,13 @@ impl Recovery {
     /// Returns the number of losses in a row that came soon after a recovery. After such a loss,
     /// the next connection is likely to be lost soon, too.
     fn relapses(&self) -> u32 {
-        let mut progress = self.progress.lock();
+        let mut state = self.state.lock();
         let is_soon = |up_since: Deadline| up_since.elapsed() < self.options.recovery.max_delay;
-        progress.relapses = match progress.up_since.take().is_some_and(is_soon) {
-            true => progress.relapses.saturating_add(1),
+        state.relapses = match state.up_since.take().is_some_and(is_soon) {
+            true => state.relapses.saturating_add(1),
             false => 0,
         };
-        progress.relapses
+        state.relapses
     }
 
     /// Hands the connection to the IO thread and runs the replay on it.
@@ -280,7 +278,7 @@ impl Recovery {
         let epoch = shared.outbox.epoch();
         let valid_for = connected.secret_valid_for;
         let renewal = valid_for.map(|it| Renewal::of(it, epoch));
-        self.progress.lock().renewal = renewal;
+        self.state.lock().renewal = renewal;
         let _ = shared.next.send(Next::Connected(Box::new(connected)));
         let until = outage.attempt_ends(&self.options.recovery);
         let mut replay = Replay::new(self, shared, epoch, until, unrecovered, blame);
@@ -337,11 +335,11 @@ impl Recovery {
     /// Waits until the IO thread has noticed the loss. Returns its cause, or `None` if the
     /// connection has ended.
     fn wait_for_loss(&self) -> Option<Error> {
-        let mut progress = self.progress.lock();
-        while progress.lost.is_none() && !progress.is_over {
-            self.changed.wait(&mut progress);
+        let mut state = self.state.lock();
+        while state.lost.is_none() && !state.is_over {
+            self.changed.wait(&mut state);
         }
-        progress.lost.take()
+        state.lost.take()
     }
 
     /// Lets callers go on. Returns false if the connection was lost again before.
@@ -355,7 +353,7 @@ impl Recovery {
         if !shared.outbox.recovered(epoch, report) {
             return false;
         }
-        self.progress.lock().up_since = Some(Deadline::after(Duration::MAX));
+        self.state.lock().up_since = Some(Deadline::after(Duration::MAX));
         shared.counters.tell_recovered(after);
         log_line!(
             Info,
@@ -372,7 +370,17 @@ struct Trying<'a>(&'a Recovery);
 
 impl Drop for Trying<'_> {
     fn drop(&mut self) {
-        self.0.progress.lock().is_trying = false;
+        self.0.state.lock().is_trying = false;
         self.0.changed.notify_all();
     }
+}
+
+/// Logs why the recovery thread was not started. Not under the lock of [`State`]: the log needs the
+/// connection's label.
+fn is_started(started: &io::Result<()>, shared: &Shared) -> bool {
+    if let Err(error) = started {
+        let label = shared.label();
+        log_line!(Error, label, "cannot start the recovery thread: {error}");
+    }
+    started.is_ok()
 }

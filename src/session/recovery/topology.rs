@@ -67,7 +67,7 @@ impl Replay<'_> {
 
     /// The selected entities that this recovery declares again.
     fn to_redeclare(&self, is_selected: impl Fn(&RecordedEntity) -> bool) -> Vec<RecordedEntity> {
-        let mut all = self.requester.shared.topology.lock().entities();
+        let mut all = self.requester.shared.to_replay.lock().topology.entities();
         let options = &self.recovery.options.recovery;
         all.retain(|it| {
             let key = Key::of(it);
@@ -318,8 +318,9 @@ impl Replay<'_> {
         self.unrecovered.queue_renamed(old, new);
         self.requester
             .shared
-            .topology
+            .to_replay
             .lock()
+            .topology
             .queue_renamed(old, new);
         for channel in self.recovery.channels() {
             channel.consumers.lock().queue_renamed(old, new);
