@@ -157,7 +157,7 @@ impl Connection {
     /// # Errors
     /// A timeout.
     pub fn wait_closed(&self, timeout: Duration) -> Result<()> {
-        if self.inner.shared.wait_finished(timeout) {
+        if self.inner.shared.outbox.wait_finished(timeout) {
             return Ok(());
         }
         Err(Error::timed_out(timeout).doing("waiting until the connection is closed"))

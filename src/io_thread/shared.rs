@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender};
 use mio::Waker;
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 
 use super::buffer_pool::BufferPool;
 use super::channel_numbers::ChannelNumbers;
@@ -72,8 +72,6 @@ pub(crate) struct Shared {
     /// Sends the IO thread the connection that follows a lost one.
     pub(crate) next: Sender<Next>,
     peer: Mutex<Arc<Peer>>,
-    finished: Mutex<bool>,
-    on_finished: Condvar,
 }
 
 impl Shared {
@@ -97,8 +95,6 @@ impl Shared {
             to_replay: Mutex::default(),
             next,
             peer: Mutex::new(Peer::of(connected)),
-            finished: Mutex::new(false),
-            on_finished: Condvar::new(),
         });
         (shared, connections)
     }
@@ -114,12 +110,6 @@ impl Shared {
         self.channel_numbers.begin(highest);
         *self.peer.lock() = peer;
         self.outbox.begin(payload_limit, label)
-    }
-
-    /// Notifies the callers of [`wait_finished`](Self::wait_finished) that the IO thread is done.
-    pub(super) fn finish(&self) {
-        *self.finished.lock() = true;
-        self.on_finished.notify_all();
     }
 
     pub(crate) fn peer(&self) -> Arc<Peer> {
@@ -191,12 +181,12 @@ impl Shared {
     pub(crate) fn close(&self, code: ReplyCode, text: &str, timeout: Duration) -> Result<()> {
         let deadline = Deadline::after(timeout);
         self.begin_close(code, text)?;
-        if self.wait_finished(deadline.remaining()) {
+        if self.outbox.wait_finished(deadline.remaining()) {
             return Ok(());
         }
         let error = self.outbox.explained(Error::timed_out(timeout));
         self.outbox.abort();
-        self.wait_finished(ABORT_TIMEOUT);
+        self.outbox.wait_finished(ABORT_TIMEOUT);
         Err(error)
     }
 
@@ -227,20 +217,6 @@ impl Shared {
     pub(crate) fn lose_publishes(&self) {
         let lost_publishes = std::mem::take(&mut self.to_replay.lock().lost_publishes);
         lost_publishes.into_iter().for_each(LostPublish::lose);
-    }
-
-    /// Waits up to `timeout` until the socket is closed and the IO thread is done. Returns false on
-    /// timeout.
-    pub(crate) fn wait_finished(&self, timeout: Duration) -> bool {
-        let deadline = Deadline::after(timeout);
-        let mut finished = self.finished.lock();
-        while !*finished {
-            let result = self.on_finished.wait_until(&mut finished, deadline.at());
-            if result.timed_out() {
-                return *finished;
-            }
-        }
-        true
     }
 }
 

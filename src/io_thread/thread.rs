@@ -51,12 +51,12 @@ struct IoThread {
     max_unread_bytes: u64,
 }
 
-/// Notifies [`Shared::wait_finished`] when the thread ends, even if it panics.
+/// Notifies the callers of `Outbox::wait_finished` when the thread ends, even if it panics.
 struct Finish(Arc<Shared>);
 
 impl Drop for Finish {
     fn drop(&mut self) {
-        self.0.finish();
+        self.0.outbox.finish();
     }
 }
 

@@ -89,6 +89,7 @@ impl Outbox {
                 rejects: 0,
                 asleep: false,
                 blocked: None,
+                finished: false,
             }),
             changed: Condvar::new(),
             ended,

@@ -7,7 +7,7 @@ use std::time::Duration;
 use crossbeam_channel::Receiver;
 
 use super::send_queue::SendQueue;
-use super::state::Phase;
+use super::state::{Phase, State};
 use super::{Outbox, NONE};
 use crate::error::{Error, Result};
 use crate::io_thread::deadline::Deadline;
@@ -71,16 +71,32 @@ impl Outbox {
         self.state.lock().epoch
     }
 
-    /// Waits until the connection has ended for good. Returns false if the deadline passes first.
+    /// Waits up to `deadline` until the connection has ended for good. Returns false on timeout.
     pub(crate) fn wait_ended(&self, deadline: Deadline) -> bool {
+        self.wait_until(deadline, |state| matches!(state.phase, Phase::Ended(_)))
+    }
+
+    /// Waits up to `timeout` until the socket is closed and the IO thread is done. Returns false on
+    /// timeout.
+    pub(crate) fn wait_finished(&self, timeout: Duration) -> bool {
+        self.wait_until(Deadline::after(timeout), |state| state.finished)
+    }
+
+    fn wait_until(&self, deadline: Deadline, is_so: impl Fn(&State) -> bool) -> bool {
         let mut state = self.state.lock();
-        while !matches!(state.phase, Phase::Ended(_)) {
+        while !is_so(&state) {
             let waited = self.changed.wait_until(&mut state, deadline.at());
             if waited.timed_out() {
-                return matches!(state.phase, Phase::Ended(_));
+                return is_so(&state);
             }
         }
         true
+    }
+
+    /// Notifies the callers of [`wait_finished`](Self::wait_finished) that the IO thread is done.
+    pub(crate) fn finish(&self) {
+        self.state.lock().finished = true;
+        self.changed.notify_all();
     }
 
     /// A receiver for `select!`, disconnected when the connection has ended for good.

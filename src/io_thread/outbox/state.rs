@@ -52,6 +52,8 @@ pub(super) struct State {
     /// The IO thread has nothing to write and sleeps, or is about to.
     pub(super) asleep: bool,
     pub(super) blocked: Option<Blocked>,
+    /// The socket is closed and the IO thread is done.
+    pub(super) finished: bool,
 }
 
 /// `connection.blocked` with the broker's reason.
