@@ -14,7 +14,7 @@ use crate::events::ConnectionEvent;
 use crate::io_thread::counters::Gauge;
 use crate::io_thread::deadline::Deadline;
 use crate::io_thread::mailbox::Mailboxes;
-use crate::io_thread::outbox::{Admission, Gate};
+use crate::io_thread::outbox::Admission;
 use crate::io_thread::socket::connect::connect_patiently;
 use crate::io_thread::{self, Peer, Shared};
 use crate::log_line::log_line;
@@ -310,14 +310,9 @@ impl Connection {
         if self.loss_cause().is_some() {
             self.inner.recovery.set_secret(new_secret);
         }
-        let reply = call::call(
-            &self.inner.shared,
-            0,
-            Deadline::after(self.request_timeout()),
-            Admission::Room,
-            || Ok(Gate::Open),
-            |frames, call| call::append(frames, 0, &update, call),
-        );
+        let shared = &self.inner.shared;
+        let deadline = Deadline::after(self.request_timeout());
+        let reply = call::on_connection(shared, Admission::Room, deadline, &update);
         reply.map_err(|error| asked.failed(error))?;
         self.inner.recovery.set_secret(new_secret);
         Ok(())

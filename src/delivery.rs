@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::channel::{Answered, Channel};
 use crate::error::{ClosedBy, Error, ErrorKind, Result};
-use crate::io_thread::mailbox::{Command, Reply};
+use crate::io_thread::mailbox::Reply;
 use crate::log_line::log_line;
 use crate::message::STREAM_FILTER_VALUE;
 use crate::options::NackOptions;
@@ -405,7 +405,7 @@ impl Channel {
     }
 
     pub(crate) fn get(&self, queue: QueueName<'_>, no_ack: bool) -> Result<Option<GetResponse>> {
-        let channel = self.number();
+        let _channel = self.number();
         let asked = Operation::about(BasicGet::ID, queue.shown());
         let reply = self.call_with(asked, |frames, call| {
             frames.method(&BasicGet {
@@ -413,11 +413,7 @@ impl Channel {
                 queue: self.state().settings.resolve(queue),
                 no_ack,
             })?;
-            frames.command(Command::Call {
-                channel,
-                expected: Expected::Message { no_ack },
-                call,
-            });
+            frames.expect(Expected::Message { no_ack }, call);
             Ok(())
         })?;
         let fetched = match reply {

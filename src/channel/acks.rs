@@ -7,7 +7,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::io_thread::outbox::{Admission, Gate};
 use crate::log_line::log_line;
 use crate::options::NackOptions;
-use crate::session::call::{self, Operation};
+use crate::session::call::Operation;
 use crate::wire::method::{
     BasicAck, BasicNack, BasicRecover, BasicRecoverAsync, BasicReject, Encode,
 };
@@ -174,9 +174,9 @@ impl Channel {
     /// # Errors
     /// Without `requeue`, RabbitMQ closes the connection (540): it does not implement that.
     pub fn basic_recover(&self, requeue: bool) -> Result<()> {
-        let channel = self.number();
+        let _channel = self.number();
         self.call_with(Operation::about(BasicRecover::ID, ""), |frames, call| {
-            call::append(frames, channel, &BasicRecover { requeue }, call)?;
+            frames.call(&BasicRecover { requeue }, call)?;
             self.state().delivery_tags.up_to(0);
             Ok(())
         })?;

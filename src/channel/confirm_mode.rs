@@ -8,7 +8,7 @@ use super::Channel;
 use crate::error::{Error, Result};
 use crate::events::Confirmation;
 use crate::io_thread::deadline::Deadline;
-use crate::session::call::{self, Operation};
+use crate::session::call::Operation;
 use crate::wire::method::{ConfirmSelect, Encode};
 
 impl Channel {
@@ -34,7 +34,7 @@ impl Channel {
         let select = ConfirmSelect { no_wait: false };
         let asked = Operation::about(ConfirmSelect::ID, "");
         self.call_with(asked, |frames, call| {
-            call::append(frames, state.number, &select, call)?;
+            frames.call(&select, call)?;
             // The broker counts the messages that follow this frame.
             state.confirms.select();
             Ok(())

@@ -13,7 +13,7 @@ pub(crate) use acks::Answered;
 use crate::connection::Connection;
 use crate::error::{CloseReason, ClosedBy, Error, ErrorKind, ReplyCode, Result};
 use crate::io_thread::deadline::Deadline;
-use crate::io_thread::mailbox::{Call, Command, Reply};
+use crate::io_thread::mailbox::{Call, Reply};
 use crate::io_thread::outbox::{Admission, Frames, Gate};
 use crate::proto::Expected;
 use crate::session::call::{self, Operation};
@@ -75,11 +75,9 @@ impl Channel {
         };
         let state = Arc::new(ChannelState::new(number, Arc::clone(shared)));
         let mut sent = false;
-        let reply = call::call(
-            shared,
-            number,
-            deadline,
+        let reply = state.call(
             Admission::Room,
+            deadline,
             || Ok(Gate::Open),
             |frames, call| {
                 // A recovery may have lowered `channel_max` since this number was taken.
@@ -166,9 +164,7 @@ impl Channel {
     ) -> Result<Reply> {
         let state = self.state();
         let deadline = Deadline::after(self.connection().request_timeout());
-        let room = Admission::Room;
-        let gate = || state.gate();
-        let reply = call::call(&state.shared, state.number, deadline, room, gate, append);
+        let reply = state.call(Admission::Room, deadline, || state.gate(), append);
         reply.map_err(|error| asked.failed(error))
     }
 
@@ -179,10 +175,8 @@ impl Channel {
         method: impl FnOnce() -> R,
     ) -> Result<R::Reply> {
         let asked = Operation::about(R::ID, subject);
-        let channel = self.number();
-        let reply = self.call_with(asked, |frames, call| {
-            call::append(frames, channel, &method(), call)
-        })?;
+        let _channel = self.number();
+        let reply = self.call_with(asked, |frames, call| frames.call(&method(), call))?;
         call::reply_of::<R>(asked, reply)
     }
 
@@ -205,15 +199,14 @@ impl Channel {
             })?;
             return Ok(None);
         }
-        let channel = self.number();
+        let _channel = self.number();
         let reply = self.call_with(asked, |frames, call| {
             let method = method();
             frames.method(&method)?;
-            frames.command(Command::Call {
-                channel,
-                expected: Expected::Method(R::REPLY),
-                call: call.recording(Some(method.into())),
-            });
+            frames.expect(
+                Expected::Method(R::REPLY),
+                call.recording(Some(method.into())),
+            );
             Ok(())
         })?;
         call::reply_of::<R>(asked, reply).map(Some)
@@ -249,15 +242,11 @@ impl Channel {
         };
         let asked = Operation::about(ChannelClose::ID, "");
         let timeout = Deadline::after(self.connection().request_timeout());
-        let always = Admission::Always;
-        let gate = || state.gate();
         let mut sent_in = None;
-        let closed = call::call(
-            &state.shared,
-            state.number,
+        let closed = state.call(
+            Admission::Always,
             timeout,
-            always,
-            gate,
+            || state.gate(),
             |frames, call| {
                 sent_in = Some(frames.epoch()).filter(|epoch| state.is_open_in(*epoch));
                 state.append_close(frames, reason, Some(call))
@@ -296,16 +285,10 @@ impl Channel {
         let state = self.state();
         let asked = Operation::about(ChannelOpen::ID, "");
         let timeout = Deadline::after(self.connection().request_timeout());
-        let room = Admission::Room;
         let gate = || state.reopening_gate();
-        let opened = call::call(
-            &state.shared,
-            state.number,
-            timeout,
-            room,
-            gate,
-            |frames, call| state.append_reopen(frames, call),
-        );
+        let opened = state.call(Admission::Room, timeout, gate, |frames, call| {
+            state.append_reopen(frames, call)
+        });
         opened.map_err(|error| asked.failed(error))?;
         state.warn_of_global_qos();
         Ok(())

@@ -2,7 +2,7 @@
 
 use super::Channel;
 use crate::error::Result;
-use crate::session::call::{self, Operation};
+use crate::session::call::Operation;
 use crate::wire::method::{Encode, TxCommit, TxRollback, TxSelect};
 
 impl Channel {
@@ -38,12 +38,12 @@ impl Channel {
     /// to repeat the whole transaction.
     pub fn tx_commit(&self) -> Result<()> {
         let mut lost_with = None;
-        let channel = self.number();
+        let _channel = self.number();
         self.call_with(Operation::about(TxCommit::ID, ""), |frames, call| {
             lost_with = self.state().settings.end_transaction();
             match lost_with {
-                Some(_) => call::append(frames, channel, &TxRollback {}, call),
-                None => call::append(frames, channel, &TxCommit {}, call),
+                Some(_) => frames.call(&TxRollback {}, call),
+                None => frames.call(&TxCommit {}, call),
             }
         })?;
         match lost_with {
@@ -59,10 +59,10 @@ impl Channel {
     /// # Errors
     /// 406 on a channel without [`tx_select`](Self::tx_select).
     pub fn tx_rollback(&self) -> Result<()> {
-        let channel = self.number();
+        let _channel = self.number();
         self.call_with(Operation::about(TxRollback::ID, ""), |frames, call| {
             self.state().settings.end_transaction();
-            call::append(frames, channel, &TxRollback {}, call)
+            frames.call(&TxRollback {}, call)
         })?;
         Ok(())
     }

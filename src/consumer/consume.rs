@@ -10,7 +10,7 @@ use crate::io_thread::deadline::Deadline;
 use crate::io_thread::mailbox::{Call, Command, ConsumerMailbox};
 use crate::io_thread::outbox::{Admission, Frames};
 use crate::options::{ConsumeOptions, QosOptions};
-use crate::session::call::{self, Operation};
+use crate::session::call::Operation;
 use crate::session::queue_names::QueueName;
 use crate::session::subscription::{ReadsFrom, Subscription};
 use crate::wire::method::{BasicCancel, BasicConsume, BasicQos, Encode};
@@ -180,16 +180,10 @@ impl Channel {
         let asked = Operation::about(BasicCancel::ID, consumer_tag);
         let state = self.state();
         let deadline = Deadline::after(self.connection().request_timeout());
-        let attached = Admission::Attached;
         let gate = || state.gate();
-        let cancelled = call::call(
-            &state.shared,
-            state.number,
-            deadline,
-            attached,
-            gate,
-            |frames, call| state.append_cancel(frames, consumer_tag, only, call),
-        );
+        let cancelled = state.call(Admission::Attached, deadline, gate, |frames, call| {
+            state.append_cancel(frames, consumer_tag, only, call)
+        });
         match cancelled {
             // The consumer was lost with the connection.
             Err(error) if error.is_connection_end() && self.connection().is_open() => Ok(()),

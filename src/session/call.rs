@@ -1,16 +1,14 @@
 //! One call: sends a request, waits for the reply, and adds context to the error.
 
 use std::fmt;
-use std::sync::Arc;
 
 use crossbeam_channel::RecvTimeoutError;
 
 use crate::error::{CloseReason, Error, ErrorKind, Result};
 use crate::io_thread::deadline::Deadline;
-use crate::io_thread::mailbox::{Call, Command, Reply};
+use crate::io_thread::mailbox::{Call, Reply};
 use crate::io_thread::outbox::{Admission, Frames, Gate};
 use crate::io_thread::Shared;
-use crate::proto::Expected;
 use crate::wire::method::{MethodId, Request};
 
 /// Longest name in an error text, in characters.
@@ -46,29 +44,25 @@ impl fmt::Display for Operation<'_> {
     }
 }
 
-/// Appends a method, with a command that tells the core which reply to expect.
-pub(crate) fn append<R: Request>(
-    frames: &mut Frames<'_>,
-    channel: u16,
+/// Sends a method of the connection itself, and waits until the deadline for its reply.
+pub(crate) fn on_connection<R: Request>(
+    shared: &Shared,
+    admission: Admission,
+    deadline: Deadline,
     method: &R,
-    call: Call,
-) -> Result<()> {
-    frames.method(method)?;
-    let expected = Expected::Method(R::REPLY);
-    frames.command(Command::Call {
-        channel,
-        expected,
-        call,
-    });
-    Ok(())
+) -> Result<Reply> {
+    let open = || Ok(Gate::Open);
+    send(shared, 0, admission, deadline, open, |frames, call| {
+        frames.call(method, call)
+    })
 }
 
-/// Sends what `append` writes and waits for the reply.
-pub(crate) fn call(
-    shared: &Arc<Shared>,
+/// Sends what `append` writes, and waits until the deadline for the reply.
+pub(super) fn send(
+    shared: &Shared,
     channel: u16,
-    deadline: Deadline,
     admission: Admission,
+    deadline: Deadline,
     gate: impl Fn() -> Result<Gate>,
     append: impl FnOnce(&mut Frames<'_>, Call) -> Result<()>,
 ) -> Result<Reply> {

@@ -6,12 +6,13 @@ use bytes::{Bytes, BytesMut};
 
 use super::state::{Phase, State};
 use crate::error::{Error, Result};
-use crate::io_thread::mailbox::Command;
+use crate::io_thread::mailbox::{Call, Command};
 use crate::log_line::log_line;
+use crate::proto::Expected;
 use crate::wire::codec::{WireError, WireResult};
 use crate::wire::fast_publish::write_plain;
 use crate::wire::frame;
-use crate::wire::method::{BasicPublish, Encode, MethodId};
+use crate::wire::method::{BasicPublish, Encode, MethodId, Request};
 use crate::wire::properties::Properties;
 
 /// Copies of messages share a block of this size, in bytes.
@@ -144,6 +145,23 @@ impl Frames<'_> {
         let target = self.state.send_queue.last_target();
         let written = frame::write_method(target, self.channel, method, limit);
         written.map_err(unsendable)
+    }
+
+    /// Appends a method and tells the core which reply to expect.
+    pub(crate) fn call<R: Request>(&mut self, method: &R, call: Call) -> Result<()> {
+        self.method(method)?;
+        self.expect(Expected::Method(R::REPLY), call);
+        Ok(())
+    }
+
+    /// Tells the core which reply the method appended last gets.
+    pub(crate) fn expect(&mut self, expected: Expected, call: Call) {
+        let channel = self.channel;
+        self.command(Command::Call {
+            channel,
+            expected,
+            call,
+        });
     }
 
     /// Appends a command for the core. The core gets it when the IO thread takes its frames: before

@@ -329,11 +329,7 @@ mod tests {
 
     fn append_call(frames: &mut Frames<'_>) -> Result<()> {
         frames.method(&BasicQos::default())?;
-        frames.command(Command::Call {
-            channel: 1,
-            expected: Expected::Method(BasicQosOk::ID),
-            call: Call::unawaited(),
-        });
+        frames.expect(Expected::Method(BasicQosOk::ID), Call::unawaited());
         Ok(())
     }
 

@@ -11,7 +11,6 @@ use crate::error::{CloseReason, Error, ErrorKind, Result};
 use crate::io_thread::mailbox::{Call, Command, ConfirmMailbox, Published, Reply};
 use crate::io_thread::outbox::Frames;
 use crate::proto::{Expected, Fingerprint, SendHistory};
-use crate::session::call;
 use crate::session::subscription::Subscription;
 use crate::wire::method::{
     BasicCancel, BasicCancelOk, ChannelClose, ChannelCloseOk, ChannelOpen, ChannelOpenOk,
@@ -61,12 +60,12 @@ impl ChannelState {
             call,
         });
         if self.settings.has_transactions() {
-            call::append(frames, channel, &TxSelect {}, Call::unawaited())?;
+            frames.call(&TxSelect {}, Call::unawaited())?;
         } else if self.confirms.is_selected() {
             frames.method(&ConfirmSelect { no_wait: true })?;
         }
         for qos in self.settings.qos().methods() {
-            call::append(frames, channel, qos, Call::unawaited())?;
+            frames.call(qos, Call::unawaited())?;
         }
         Ok(())
     }
@@ -102,11 +101,7 @@ impl ChannelState {
             consumer_tag: Cow::Borrowed(&consumer_tag),
             no_wait: false,
         })?;
-        frames.command(Command::Call {
-            channel: self.number,
-            expected: Expected::CancelOk(consumer_tag),
-            call,
-        });
+        frames.expect(Expected::CancelOk(consumer_tag), call);
         Ok(())
     }
 

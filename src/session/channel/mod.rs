@@ -28,12 +28,14 @@ use parking_lot::Mutex;
 use crate::error::ReturnedMessage;
 use crate::error::{CloseReason, ClosedBy, Error, ErrorKind, OneLine, ReplyCode, Result};
 use crate::events::Confirmation;
-use crate::io_thread::mailbox::{Call, ChannelMailbox};
+use crate::io_thread::deadline::Deadline;
+use crate::io_thread::mailbox::{Call, ChannelMailbox, Reply};
 use crate::io_thread::notifier::Notifier;
 use crate::io_thread::outbox::{Admission, Frames, Gate};
 use crate::io_thread::Shared;
 use crate::log_line::log_line;
 use crate::proto::{Leftover, Settling};
+use crate::session::call;
 use crate::session::subscription::Subscription;
 use crate::wire::method::{
     BasicConsume, Encode, ExchangeBind, ExchangeDeclare, MethodId, QueueBind, QueueDeclare,
@@ -334,6 +336,18 @@ impl ChannelState {
             Gate::Open if self.flow_stopped.load(Ordering::Acquire) => Ok(Gate::Shut),
             gate => Ok(gate),
         }
+    }
+
+    /// Sends what `append` writes once the call is admitted and `gate` is open, and waits until the
+    /// deadline for the reply.
+    pub(crate) fn call(
+        &self,
+        admission: Admission,
+        deadline: Deadline,
+        gate: impl Fn() -> Result<Gate>,
+        append: impl FnOnce(&mut Frames<'_>, Call) -> Result<()>,
+    ) -> Result<Reply> {
+        call::send(&self.shared, self.number, admission, deadline, gate, append)
     }
 
     /// Sends without waiting for room in the outbox. Only for small frames, from places that must

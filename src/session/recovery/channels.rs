@@ -13,7 +13,6 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::io_thread::deadline::Deadline;
 use crate::io_thread::mailbox::{Call, ChannelMailbox, Command, Reply};
 use crate::io_thread::outbox::Frames;
-use crate::session::call;
 use crate::session::channel::consumers::RecordedConsumer;
 use crate::session::channel::settings::Qos;
 use crate::session::channel::ChannelState;
@@ -308,11 +307,11 @@ fn append_consume(
 }
 
 /// Appends a prefetch that replaces the previous one completely.
-fn append_qos(frames: &mut Frames<'_>, channel: u16, qos: &Qos) -> Result<()> {
+fn append_qos(frames: &mut Frames<'_>, _channel: u16, qos: &Qos) -> Result<()> {
     // Zero means no limit, which is the default of a channel.
     let each = qos.each.clone().unwrap_or_default();
     for method in std::iter::once(&each).chain(&qos.global) {
-        call::append(frames, channel, method, Call::unawaited())?;
+        frames.call(method, Call::unawaited())?;
     }
     Ok(())
 }

@@ -11,7 +11,6 @@ use crate::io_thread::mailbox::{Call, Reply};
 use crate::io_thread::outbox::{Admission, Frames, Gate};
 use crate::io_thread::Shared;
 use crate::proto::{is_stream, RecordedEntity};
-use crate::session::call;
 use crate::session::channel::ChannelState;
 use crate::wire::method::{QueueDeclare, Request};
 
@@ -127,9 +126,7 @@ impl Requester {
         channel: &ChannelState,
         method: &R,
     ) -> PendingReply {
-        self.send(channel, |frames, call| {
-            call::append(frames, channel.number, method, call)
-        })
+        self.send(channel, |frames, call| frames.call(method, call))
     }
 
     pub(super) fn open(&self, channel: &Arc<ChannelState>) -> PendingReply {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::error::Result;
 use crate::io_thread::deadline::Deadline;
-use crate::io_thread::outbox::{Admission, Gate};
+use crate::io_thread::outbox::Admission;
 use crate::io_thread::Shared;
 use crate::log_line::log_line;
 use crate::options::ConnectionOptions;
@@ -82,10 +82,7 @@ fn send_secret(
     };
     let admission = Admission::Recovery { epoch };
     let deadline = Deadline::after(options.request_timeout);
-    let open = || Ok(Gate::Open);
-    call::call(shared, 0, deadline, admission, open, |frames, call| {
-        call::append(frames, 0, &update, call)
-    })?;
+    call::on_connection(shared, admission, deadline, &update)?;
     log_line!(Info, shared.label(), "the secret was renewed");
     Ok(credentials.valid_for)
 }
