@@ -1,4 +1,5 @@
-//! One connection between the socket and the mailboxes: the core, the outbox and what the core tells.
+//! One connection between its socket and its mailboxes: the core, the outbox, and the dispatch of
+//! events.
 //!
 //! The engine knows no socket and no clock. A driver gives it the bytes that it has read and the
 //! time, and writes what [`Engine::refill`] returns.
