@@ -229,7 +229,6 @@ impl Connection {
         let shared = &self.inner.shared;
         let mut stats = shared.counters.snapshot();
         shared.outbox.add_to(&mut stats);
-        stats.channels = shared.channel_numbers.in_use();
         stats
     }
 

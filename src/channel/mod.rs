@@ -68,8 +68,8 @@ impl Channel {
         let shared = connection.shared();
         let asked = Operation::about(ChannelOpen::ID, "");
         let deadline = Deadline::after(connection.request_timeout());
-        let Some(number) = shared.channel_numbers.take(deadline) else {
-            let channel_max = shared.channel_numbers.highest();
+        let Some(number) = shared.outbox.take_channel_number(deadline) else {
+            let channel_max = shared.outbox.highest_channel();
             let exhausted = || Error::new(ErrorKind::ChannelsExhausted { channel_max });
             return Err(asked.failed(shared.outbox.end_cause().unwrap_or_else(exhausted)));
         };
@@ -81,7 +81,7 @@ impl Channel {
             || Ok(Gate::Open),
             |frames, call| {
                 // A recovery may have lowered `channel_max` since this number was taken.
-                let channel_max = shared.channel_numbers.highest();
+                let channel_max = frames.channel_numbers().highest();
                 if number > channel_max {
                     return Err(Error::new(ErrorKind::ChannelsExhausted { channel_max }));
                 }
@@ -94,7 +94,7 @@ impl Channel {
             },
         );
         if let (Err(error), false) = (&reply, sent) {
-            shared.channel_numbers.release(number);
+            shared.outbox.release_channel_number(number);
             return Err(asked.failed(error.clone()));
         }
         // After a timeout, dropping this handle closes the channel. The number stays in use until

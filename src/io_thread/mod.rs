@@ -15,7 +15,6 @@
 //! - Callers wait in `outbox/back_pressure.rs`. Reading pauses in `read_throttle`.
 
 pub(crate) mod buffer_pool;
-pub(crate) mod channel_numbers;
 pub(crate) mod counters;
 pub(crate) mod deadline;
 mod dispatch;

@@ -10,7 +10,6 @@ use mio::Waker;
 use parking_lot::Mutex;
 
 use super::buffer_pool::BufferPool;
-use super::channel_numbers::ChannelNumbers;
 use super::counters::Counters;
 use super::deadline::Deadline;
 use super::lost_publishes::LostPublish;
@@ -62,7 +61,6 @@ pub(crate) enum Next {
 /// The shared state of one connection, over all its sockets.
 pub(crate) struct Shared {
     pub(crate) outbox: Outbox,
-    pub(crate) channel_numbers: ChannelNumbers,
     pub(crate) events: Notifier<ConnectionEvent>,
     /// Threads that wait for confirms or RPC replies.
     pub(crate) waiters: Waiters,
@@ -86,8 +84,7 @@ impl Shared {
         let fails_fast = options.recovery.fail_fast;
         let label = connected.core.label().clone();
         let shared = Arc::new(Self {
-            outbox: Outbox::new(waker, tuning.payload_limit(), fails_fast, label),
-            channel_numbers: ChannelNumbers::new(tuning.highest_channel()),
+            outbox: Outbox::new(waker, tuning, fails_fast, label),
             events: Notifier::new(EVENTS_LIMIT),
             waiters: Waiters::default(),
             buffer_pool: BufferPool::default(),
@@ -102,14 +99,10 @@ impl Shared {
     /// Adopts the connection that follows a lost one. Fails with the cause if the connection has
     /// ended for good.
     pub(super) fn begin(&self, connected: &Connected<Mailboxes>) -> Result<()> {
-        // Before the outbox admits the replay, which has to know the new channel limit.
+        // Before the outbox admits the replay, which reads it.
         let peer = Peer::of(connected);
-        let tuning = &peer.tuning;
-        let (highest, payload_limit) = (tuning.highest_channel(), tuning.payload_limit());
-        let label = peer.label.clone();
-        self.channel_numbers.begin(highest);
-        *self.peer.lock() = peer;
-        self.outbox.begin(payload_limit, label)
+        *self.peer.lock() = Arc::clone(&peer);
+        self.outbox.begin(&peer.tuning, peer.label.clone())
     }
 
     pub(crate) fn peer(&self) -> Arc<Peer> {
@@ -160,7 +153,6 @@ impl Shared {
             cause: error.clone(),
         });
         self.events.end();
-        self.channel_numbers.end();
         // Log last, since the program's logger can panic.
         match error.kind() {
             Kind::ConnectionClosed(reason) if reason.by == ClosedBy::Program => {

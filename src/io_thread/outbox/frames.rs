@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use bytes::{Bytes, BytesMut};
 
+use super::channel_numbers::ChannelNumbers;
 use super::state::{Phase, State};
 use crate::error::{Error, Result};
 use crate::io_thread::mailbox::{Call, Command};
@@ -145,6 +146,10 @@ impl Frames<'_> {
         let target = self.state.send_queue.last_target();
         let written = frame::write_method(target, self.channel, method, limit);
         written.map_err(unsendable)
+    }
+
+    pub(crate) fn channel_numbers(&mut self) -> &mut ChannelNumbers {
+        &mut self.state.channel_numbers
     }
 
     /// Appends a method and tells the core which reply to expect.

@@ -17,6 +17,7 @@
 //! - `send_queue`: what waits to be taken; `write_buffer`: what the IO thread is writing.
 
 mod back_pressure;
+pub(crate) mod channel_numbers;
 mod frames;
 mod phase;
 pub(crate) mod send_queue;
@@ -35,10 +36,12 @@ use super::mailbox::Command;
 use super::waiters::Waiters;
 use crate::error::{blocked, Error, ErrorKind, Result};
 use crate::log_line::{log_line, Label};
+use crate::proto::Tuning;
 use crate::stats::ConnectionStats;
 use crate::wire::method::BasicPublish;
 use crate::wire::properties::Properties;
 pub(crate) use back_pressure::{Admission, Gate, Timeout};
+use channel_numbers::ChannelNumbers;
 use frames::{unsendable, write_message};
 pub(crate) use frames::{Frames, Large};
 use phase::now;
@@ -71,14 +74,15 @@ pub(crate) struct Outbox {
 }
 
 impl Outbox {
-    pub(crate) fn new(waker: Waker, payload_limit: usize, fails_fast: bool, label: Label) -> Self {
+    pub(crate) fn new(waker: Waker, tuning: &Tuning, fails_fast: bool, label: Label) -> Self {
         let (has_not_ended, ended) = crossbeam_channel::bounded(0);
         Self {
             state: Mutex::new(State {
                 phase: Phase::Open,
                 has_not_ended: Some(has_not_ended),
                 epoch: 0,
-                payload_limit,
+                payload_limit: tuning.payload_limit(),
+                channel_numbers: ChannelNumbers::new(tuning.highest_channel()),
                 label,
                 keeping: BytesMut::new(),
                 send_queue: SendQueue::default(),
@@ -184,6 +188,7 @@ impl Outbox {
     /// Adds the numbers that the outbox counts.
     pub(crate) fn add_to(&self, stats: &mut ConnectionStats) {
         let state = self.state.lock();
+        stats.channels = state.channel_numbers.in_use();
         stats.messages_published = state.messages;
         stats.acks = state.acks;
         stats.nacks = state.nacks;
@@ -222,19 +227,10 @@ impl Outbox {
         self.stopped.any()
     }
 
-    /// Runs `change` under the lock, then wakes all waiting callers to check again.
-    pub(crate) fn change<T>(&self, change: impl FnOnce() -> T) -> T {
-        let state = self.state.lock();
-        let result = change();
-        drop(state);
-        self.changed.notify_all();
-        result
-    }
-
-    /// Runs `change` as [`change`](Self::change) does, and sends the frames that it appends. So the
-    /// answer to the broker comes after the frames of handles that did not see the change yet, and
-    /// before those of handles that did.
-    pub(crate) fn answer<T>(&self, channel: u16, change: impl FnOnce(&mut Frames<'_>) -> T) -> T {
+    /// Changes the state of a channel under the lock, sends the frames that `change` appends, and
+    /// wakes all waiting callers to check again. So an answer to the broker comes after the frames
+    /// of handles that did not see the change yet, and before those of handles that did.
+    pub(crate) fn change<T>(&self, channel: u16, change: impl FnOnce(&mut Frames<'_>) -> T) -> T {
         let mut state = self.state.lock();
         let start = state.send_queue.target(channel).len();
         let mut frames = Frames {
@@ -315,6 +311,7 @@ impl Outbox {
 mod tests {
     use std::time::Duration;
 
+    use super::super::deadline::Deadline;
     use super::super::mailbox::Call;
     use super::*;
     use crate::proto::Expected;
@@ -324,7 +321,7 @@ mod tests {
     fn outbox() -> Outbox {
         let poll = mio::Poll::new().unwrap();
         let waker = Waker::new(poll.registry(), mio::Token(0)).unwrap();
-        Outbox::new(waker, 4096, false, Label::new("test", "nowhere"))
+        Outbox::new(waker, &Tuning::BEFORE, false, Label::new("test", "nowhere"))
     }
 
     fn append_call(frames: &mut Frames<'_>) -> Result<()> {
@@ -374,5 +371,26 @@ mod tests {
         assert_eq!(outbox.take_commands_of(1).len(), 2);
         let left = outbox.discard();
         assert_eq!(left.iter().map(Command::channel).collect::<Vec<_>>(), [2]);
+    }
+
+    #[test]
+    fn a_channel_number_is_waited_for_while_a_channel_is_closing() {
+        let mut outbox = outbox();
+        outbox.state.get_mut().channel_numbers = ChannelNumbers::new(1);
+        let outbox = &outbox;
+        let soon = || Deadline::after(Duration::from_secs(20));
+        assert_eq!(outbox.take_channel_number(soon()), Some(1));
+        // No channel is closing, so it does not wait.
+        assert_eq!(outbox.take_channel_number(soon()), None);
+        outbox.change(1, |frames| frames.channel_numbers().closing(1));
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| outbox.take_channel_number(soon()));
+            outbox.change(1, |frames| frames.channel_numbers().release(1));
+            assert_eq!(waiting.join().unwrap(), Some(1));
+            outbox.change(1, |frames| frames.channel_numbers().closing(1));
+            let waiting = scope.spawn(|| outbox.take_channel_number(soon()));
+            outbox.set_end(Error::timed_out(Duration::ZERO));
+            assert_eq!(waiting.join().unwrap(), None);
+        });
     }
 }

@@ -12,6 +12,7 @@ use super::{Outbox, NONE};
 use crate::error::{Error, Result};
 use crate::io_thread::deadline::Deadline;
 use crate::log_line::Label;
+use crate::proto::Tuning;
 
 /// What the end of a socket means for the connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -161,10 +162,11 @@ impl Outbox {
 
     /// Adopts the connection that follows a lost one, and admits the recovery. Fails with the cause
     /// if the connection has ended for good.
-    pub(crate) fn begin(&self, payload_limit: usize, label: Label) -> Result<()> {
+    pub(crate) fn begin(&self, tuning: &Tuning, label: Label) -> Result<()> {
         let mut state = self.state.lock();
         state.label = label;
-        state.payload_limit = payload_limit;
+        state.payload_limit = tuning.payload_limit();
+        state.channel_numbers.begin(tuning.highest_channel());
         state.send_queue = SendQueue::default();
         let stale = std::mem::take(&mut state.commands);
         let begun = match &mut state.phase {

@@ -5,6 +5,7 @@ use std::convert::Infallible;
 use bytes::BytesMut;
 use crossbeam_channel::Sender;
 
+use super::channel_numbers::ChannelNumbers;
 use super::send_queue::SendQueue;
 use crate::error::Error;
 use crate::io_thread::deadline::Deadline;
@@ -37,6 +38,7 @@ pub(super) struct State {
     pub(super) epoch: u64,
     /// The largest payload of a frame on this connection, in bytes.
     pub(super) payload_limit: usize,
+    pub(super) channel_numbers: ChannelNumbers,
     pub(super) label: Label,
     pub(super) send_queue: SendQueue,
     /// A block of memory for the copies of messages that may have to be published again.
@@ -78,5 +80,6 @@ impl State {
     pub(super) fn end(&mut self, error: Error) {
         self.phase = Phase::Ended(error);
         self.has_not_ended = None;
+        self.channel_numbers.end();
     }
 }

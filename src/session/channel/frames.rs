@@ -183,14 +183,14 @@ impl ChannelState {
         frames.wake_all();
         if !is_open {
             // The channel was lost with the connection.
-            self.release_number(HANDLES);
+            self.release_number(frames, HANDLES);
             if let Some(call) = call {
                 call.answer(Ok(Reply::Method(Method::ChannelCloseOk(ChannelCloseOk {}))));
             }
             return Ok(());
         }
-        self.shared.channel_numbers.closing(channel);
-        self.release_number(HANDLES);
+        frames.channel_numbers().closing(channel);
+        self.release_number(frames, HANDLES);
         frames.command(Command::CloseChannel {
             channel,
             reason,
@@ -205,7 +205,7 @@ impl ChannelState {
         if self.end.cause().is_some() {
             // Both sides closed. RabbitMQ answers our close if it reads it after it has sent its
             // own, and never if it read ours just before.
-            self.shared.channel_numbers.closed_by_both(self.number);
+            frames.channel_numbers().closed_by_both(self.number);
         }
     }
 }

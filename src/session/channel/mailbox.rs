@@ -15,7 +15,7 @@ impl ChannelMailbox for ChannelState {
     fn ended(&self, error: &Error, owes_close_ok: bool) {
         // All under one lock, so that the recovery finds the channel either open, interrupted or
         // ended.
-        let outlives = self.shared.outbox.answer(self.number, |frames| {
+        let outlives = self.change(|frames| {
             if owes_close_ok {
                 self.append_close_ok(frames);
             }
@@ -55,10 +55,10 @@ impl ChannelMailbox for ChannelState {
     }
 
     fn interrupted(&self, error: &Error, leftover: Leftover) {
-        self.shared.outbox.change(|| {
+        self.change(|frames| {
             self.lose_unawaited(error, leftover);
             self.interrupt(error);
-            self.release_number(BROKER);
+            self.release_number(frames, BROKER);
         });
         // If the program has closed the channel, the loss completes the close.
         self.end_if_detached();
@@ -66,11 +66,11 @@ impl ChannelMailbox for ChannelState {
 
     fn freed(&self) {
         // From now on the channel can be opened again.
-        self.shared.outbox.change(|| self.release_number(BROKER));
+        self.change(|frames| self.release_number(frames, BROKER));
     }
 
     fn flow(&self, active: bool) {
-        self.shared.outbox.answer(self.number, |frames| {
+        self.change(|frames| {
             self.flow_stopped.store(!active, Ordering::Release);
             if self.may_answer() {
                 frames.answer(&ChannelFlowOk { active });
@@ -79,7 +79,7 @@ impl ChannelMailbox for ChannelState {
     }
 
     fn consumer_cancelled(&self, consumer_tag: &str, is_known: bool, no_wait: bool) {
-        self.shared.outbox.answer(self.number, |frames| {
+        self.change(|frames| {
             if !self.may_answer() {
                 return;
             }
@@ -175,7 +175,7 @@ impl ChannelMailbox for ChannelState {
     fn broker_replied(&self, method: Option<&Method<'_>>) {
         self.delivery_tags.broker_replied();
         if let Some(method @ (Method::TxSelect(_) | Method::BasicQos(_))) = method {
-            self.shared.outbox.change(|| self.settings.done(method));
+            self.change(|_| self.settings.done(method));
         }
     }
 

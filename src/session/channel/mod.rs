@@ -154,9 +154,15 @@ impl ChannelState {
         self.end.cause().is_none()
     }
 
-    fn release_number(&self, flag: u8) {
+    /// Changes the state of the channel under the outbox's lock.
+    pub(crate) fn change<T>(&self, change: impl FnOnce(&mut Frames<'_>) -> T) -> T {
+        self.shared.outbox.change(self.number, change)
+    }
+
+    fn release_number(&self, frames: &mut Frames<'_>, flag: u8) {
         if self.needed_by.fetch_and(!flag, Ordering::AcqRel) == flag {
-            self.shared.channel_numbers.release(self.number);
+            frames.channel_numbers().release(self.number);
+            frames.wake_all();
         }
     }
 
@@ -166,7 +172,7 @@ impl ChannelState {
         // This fails only if the channel has ended.
         let _ = self.write_now(|frames| self.append_close(frames, reason, None));
         self.end_if_detached();
-        self.release_number(HANDLES);
+        self.change(|frames| self.release_number(frames, HANDLES));
     }
 
     pub(crate) fn set_recovering(&self, is_recovering: bool) {
@@ -274,8 +280,7 @@ impl ChannelState {
     /// a transaction, the transaction is torn.
     pub(crate) fn answer_not_sent(&self, reason: Option<Error>) {
         self.shared.counters.ack_not_sent();
-        let settings = &self.settings;
-        self.shared.outbox.change(|| settings.answer_lost(reason));
+        self.change(|_| self.settings.answer_lost(reason));
     }
 
     pub(crate) fn gate(&self) -> Result<Gate> {

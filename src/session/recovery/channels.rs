@@ -36,7 +36,7 @@ impl Replay<'_> {
         &self,
         channels: Vec<Arc<ChannelState>>,
     ) -> Vec<Arc<ChannelState>> {
-        let channel_max = self.requester.shared.channel_numbers.highest();
+        let channel_max = self.requester.shared.outbox.highest_channel();
         let is_within = |it: &Arc<ChannelState>| it.number <= channel_max;
         let (within, beyond): (Vec<_>, Vec<_>) = channels.into_iter().partition(is_within);
         for channel in beyond {

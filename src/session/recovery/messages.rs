@@ -91,8 +91,7 @@ impl Replay<'_> {
             channel.number
         );
         // Call this before publishing any: later it would undo the answers that arrived meanwhile.
-        let resume = || channel.confirms.resume(Some(range));
-        self.requester.shared.outbox.change(resume);
+        channel.change(|_| channel.confirms.resume(Some(range)));
         let search_deadline = *self
             .search_deadline
             .get_or_insert_with(|| self.requester.within(SEARCH));
@@ -206,10 +205,7 @@ impl Replay<'_> {
         if !written? {
             // Only after the losses are reported, so that a caller of `wait_for_confirms` sees
             // them.
-            self.requester
-                .shared
-                .outbox
-                .change(|| channel.confirms.resume(None));
+            channel.change(|_| channel.confirms.resume(None));
         }
         Ok(())
     }

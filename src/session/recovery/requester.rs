@@ -241,14 +241,13 @@ impl Requester {
     }
 
     fn take_number(&mut self) -> Result<Arc<ChannelState>> {
-        let numbers = &self.shared.channel_numbers;
+        let outbox = &self.shared.outbox;
         // Do not wait: no other thread releases a number during a recovery.
-        let number = numbers
-            .take(Deadline::after(Duration::ZERO))
-            .ok_or_else(|| {
-                let channel_max = numbers.highest();
-                Error::new(ErrorKind::ChannelsExhausted { channel_max })
-            })?;
+        let number = outbox.take_channel_number(Deadline::after(Duration::ZERO));
+        let number = number.ok_or_else(|| {
+            let channel_max = outbox.highest_channel();
+            Error::new(ErrorKind::ChannelsExhausted { channel_max })
+        })?;
         let channel = Arc::new(ChannelState::new(number, Arc::clone(&self.shared)));
         channel.set_recovering(true);
         self.scratch_channels.push(Arc::clone(&channel));

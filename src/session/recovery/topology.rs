@@ -130,7 +130,7 @@ impl Replay<'_> {
     fn send_all(&mut self, all: &mut Vec<RecordedEntity>, lanes: usize) -> Result<Vec<Lane>> {
         let mut sent: Vec<Lane> = Vec::new();
         // Leave half of the free channel numbers to the program.
-        let free = usize::from(self.requester.shared.channel_numbers.free());
+        let free = usize::from(self.requester.shared.outbox.free_channel_numbers());
         let lanes = lanes.min(all.len()).min((free / 2).max(1));
         while sent.len() < lanes {
             match self.scratch_channel(sent.len()) {
