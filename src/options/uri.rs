@@ -4,10 +4,18 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use percent_encoding::{percent_decode_str, utf8_percent_encode, NON_ALPHANUMERIC};
+use percent_encoding::{percent_decode_str, utf8_percent_encode, AsciiSet, NON_ALPHANUMERIC};
 
 use super::{ConnectionOptions, Endpoint, LoginMethod, TlsOptions};
 use crate::error::{Error, ErrorKind, Result};
+
+/// What is encoded in a host. IPv6 addresses keep their colons, since they are in brackets.
+const NOT_IN_HOST: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~')
+    .remove(b':');
 
 impl ConnectionOptions {
     /// Reads options from a URI. Options that the URI omits keep their defaults.
@@ -98,7 +106,9 @@ fn write(options: &ConnectionOptions, f: &mut fmt::Formatter<'_>) -> fmt::Result
     write!(f, "{scheme}://{}@", encode(&options.username))?;
     for (at, endpoint) in options.endpoints().iter().enumerate() {
         let separator = if at == 0 { "" } else { "," };
-        write!(f, "{separator}{endpoint}")?;
+        let host = utf8_percent_encode(&endpoint.host, NOT_IN_HOST).to_string();
+        let port = endpoint.port;
+        write!(f, "{separator}{}", Endpoint { host, port })?;
     }
     write!(f, "/{}", encode(&options.vhost))
 }
@@ -277,8 +287,7 @@ fn number<N: std::str::FromStr>(name: &str, value: &str) -> Result<N> {
 
 #[cfg(test)]
 mod tests {
-    use super::parse;
-    use super::LoginMethod;
+    use super::{parse, ConnectionOptions, LoginMethod};
     use std::time::Duration;
 
     /// (URI, user, password, host, port, vhost): the appendix of RabbitMQ's URI specification, with
@@ -398,6 +407,22 @@ mod tests {
         let options = parse("amqp://a,b").unwrap();
         let ports: Vec<_> = options.endpoints().iter().map(|it| it.port).collect();
         assert_eq!(ports, [5672, 5672]);
+    }
+
+    #[test]
+    fn writes_any_host_so_that_it_can_be_read() {
+        for host in [
+            "fe80::1%eth0",
+            "a/b",
+            "a@b",
+            "a,b",
+            "my-host_1.local",
+            "höst",
+        ] {
+            let options = ConnectionOptions::default().host(host).endpoint(host, 1);
+            let read = parse(&options.to_string()).unwrap();
+            assert_eq!(read.endpoints(), options.endpoints(), "{options}");
+        }
     }
 
     #[test]
