@@ -100,8 +100,10 @@ impl<K> Assembly<K> {
                 }
                 return Ok(None);
             }
-            Self::Idle | Self::Body { .. } | Self::Skip { .. } => {
-                return Err(Misfit::UnexpectedHeader)
+            other @ (Self::Idle | Self::Body { .. } | Self::Skip { .. }) => {
+                // Keeps the kind: the call of a fetched message still needs its answer.
+                *self = other;
+                return Err(Misfit::UnexpectedHeader);
             }
         };
         let size = header.body_size;

@@ -105,6 +105,18 @@ fn a_message_above_the_limit_is_skipped_and_reported() {
 }
 
 #[test]
+fn a_fetch_whose_body_does_not_follow_fails_with_the_violation() {
+    let mut scenario = Scenario::with_channels([1]);
+    let get = scenario.get(1);
+    scenario.receive(1, &get_ok());
+    let header = &content(1, b"body", 100)[..22];
+    scenario.receive_bytes(&[header, header].concat());
+    let end = scenario.events().pop().unwrap();
+    assert!(end.starts_with(&format!("failed {get} ")), "{end}");
+    assert!(end.contains("a content header without its method"), "{end}");
+}
+
+#[test]
 fn a_false_body_size_costs_no_memory() {
     let mut scenario = Scenario::with_channels([1]);
     scenario.receive(1, &returned());
