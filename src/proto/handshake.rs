@@ -141,6 +141,7 @@ pub(crate) fn version_mismatch(input: &[u8]) -> Option<Error> {
         [b'A', b'M', b'Q', b'P', a, b, c, d, ..] => format!("AMQP {a}.{b}.{c}.{d}"),
         // A TLS record: an alert or a handshake.
         [0x15 | 0x16, 3, ..] => "TLS (amqps)".to_owned(),
+        [0x15 | 0x16] => return None,
         // The rest of the header may still come.
         begun if begun.len() < HEADER && begun.iter().zip(b"AMQP").all(|(a, b)| a == b) => {
             return None

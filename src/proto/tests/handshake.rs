@@ -95,16 +95,17 @@ fn amqplain_is_a_table_without_its_length() {
 
 #[test]
 fn the_error_for_another_version_names_the_servers_version() {
-    let table: [(&[u8], &str); 3] = [
+    let table: [(&[u8], &str); 4] = [
         (b"AMQP\x01\x01\x00\x0a", "AMQP 1.1.0.10"),
         (b"AMQP\x00\x01\x00\x00", "AMQP 1-0-0"),
         (b"AMQP\x03\x01\x00\x00", "SASL and AMQP 1.0.0"),
+        (b"\x15\x03", "TLS (amqps)"),
     ];
     for (header, server) in table {
         for split in 0..header.len() {
             let mut scenario = Scenario::begun(config());
             assert_eq!(scenario.core.receive(&header[..split], scenario.now), 0);
-            assert_eq!(scenario.core.receive(header, scenario.now), 8);
+            assert_eq!(scenario.core.receive(header, scenario.now), header.len());
             let server = server.to_owned();
             assert_eq!(
                 *scenario.end().kind(),
