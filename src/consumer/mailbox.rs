@@ -16,12 +16,12 @@ use crate::wire::value::FieldTable;
 /// The IO thread's side of a consumer. It does not keep the channel open. Dropping it ends the
 /// consumer's messages.
 pub(crate) struct Mailbox {
-    pub(super) deliveries: Arc<Deliveries>,
-    pub(super) state: Arc<ChannelState>,
-    pub(super) recovers: bool,
-    pub(super) subscription: Arc<Subscription>,
+    pub(crate) deliveries: Arc<Deliveries>,
+    pub(crate) state: Arc<ChannelState>,
+    pub(crate) recovers: bool,
+    pub(crate) subscription: Arc<Subscription>,
     /// For streams only.
-    pub(super) position: Option<StreamPosition>,
+    pub(crate) position: Option<StreamPosition>,
 }
 
 impl Drop for Mailbox {

@@ -6,7 +6,7 @@
 
 mod consume;
 pub(crate) mod deliveries;
-mod mailbox;
+pub(crate) mod mailbox;
 
 use std::fmt;
 use std::sync::Arc;

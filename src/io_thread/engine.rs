@@ -21,7 +21,7 @@ use crate::proto::{self, HeartbeatDue};
 
 /// How a connection ended.
 #[derive(Debug)]
-pub(super) enum End {
+pub(crate) enum End {
     /// The connection has ended for good.
     Final(Error),
     /// The connection was lost and is to be recovered.
@@ -29,23 +29,23 @@ pub(super) enum End {
 }
 
 /// One core, and what it shares with the handles. Each new socket gets a new engine.
-pub(super) struct Engine<'a> {
-    pub(super) shared: &'a Arc<Shared>,
-    pub(super) core: proto::Connection<Mailboxes>,
+pub(crate) struct Engine<'a> {
+    pub(crate) shared: &'a Arc<Shared>,
+    pub(crate) core: proto::Connection<Mailboxes>,
     /// Empty outside of [`refill`](Self::refill); kept to reuse its memory.
     commands: Vec<Command>,
     /// Answers to the peer that were put into the outbox since it was last taken.
-    pub(super) answers: usize,
-    pub(super) read_throttle: ReadThrottle,
+    pub(crate) answers: usize,
+    pub(crate) read_throttle: ReadThrottle,
     /// Whether the connection is to be recovered when it is lost.
-    pub(super) recovers: bool,
+    pub(crate) recovers: bool,
     /// Messages to be published again: they had no answer when this socket was lost.
-    pub(super) lost_publishes: Vec<LostPublish>,
-    pub(super) end: Option<End>,
+    pub(crate) lost_publishes: Vec<LostPublish>,
+    pub(crate) end: Option<End>,
 }
 
 impl<'a> Engine<'a> {
-    pub(super) fn new(
+    pub(crate) fn new(
         shared: &'a Arc<Shared>,
         core: proto::Connection<Mailboxes>,
         recovers: bool,
@@ -66,7 +66,7 @@ impl<'a> Engine<'a> {
 
     /// Takes input, and returns how much of it. What is left needs more bytes, or another call once
     /// there is an [`end`](Self::end).
-    pub(super) fn receive(&mut self, input: &[u8], now: Instant) -> usize {
+    pub(crate) fn receive(&mut self, input: &[u8], now: Instant) -> usize {
         let mut consumed = 0;
         loop {
             if self.core.buffers().is_empty() {
@@ -84,7 +84,7 @@ impl<'a> Engine<'a> {
 
     /// Takes all that waits in the outbox. Returns false if there is nothing to write: then the IO
     /// thread may sleep.
-    pub(super) fn refill(&mut self, write_buffer: &mut WriteBuffer) -> bool {
+    pub(crate) fn refill(&mut self, write_buffer: &mut WriteBuffer) -> bool {
         if self.core.has_output() {
             let core = &mut self.core;
             self.shared.outbox.append(|buffer| core.take_output(buffer));
@@ -98,7 +98,7 @@ impl<'a> Engine<'a> {
     }
 
     /// Does what callers have asked of the connection as a whole.
-    pub(super) fn handle_requests(&mut self) {
+    pub(crate) fn handle_requests(&mut self) {
         if self.shared.outbox.is_aborted() {
             self.core.abort();
         }
@@ -109,24 +109,24 @@ impl<'a> Engine<'a> {
         self.dispatch();
     }
 
-    pub(super) fn handle_timeout(&mut self, now: Instant) -> HeartbeatDue {
+    pub(crate) fn handle_timeout(&mut self, now: Instant) -> HeartbeatDue {
         let due = self.core.handle_timeout(now);
         self.dispatch();
         due
     }
 
-    pub(super) fn socket_closed(&mut self, kind: ErrorKind) {
+    pub(crate) fn socket_closed(&mut self, kind: ErrorKind) {
         self.core.socket_closed(kind);
         self.dispatch();
     }
 
-    pub(super) fn end_with(&mut self, error: Error) {
+    pub(crate) fn end_with(&mut self, error: Error) {
         self.core.end_with(error);
         self.dispatch();
     }
 
     /// Whether to read more, given how much the program has not taken yet.
-    pub(super) fn may_read(&mut self, now: impl FnOnce() -> Instant) -> bool {
+    pub(crate) fn may_read(&mut self, now: impl FnOnce() -> Instant) -> bool {
         if self.read_throttle.is_free() {
             return true;
         }
@@ -147,18 +147,18 @@ impl<'a> Engine<'a> {
     }
 
     /// Frees the memory that a burst has left.
-    pub(super) fn shrink(&mut self) {
+    pub(crate) fn shrink(&mut self) {
         self.core.shrink();
         self.commands = Vec::new();
         self.shared.outbox.shrink();
         self.shared.buffer_pool.take(&mut Vec::new());
     }
 
-    pub(super) fn is_lost(&self) -> bool {
+    pub(crate) fn is_lost(&self) -> bool {
         matches!(self.end, Some(End::Lost(_)))
     }
 
-    pub(super) fn ended(&mut self, error: Error) {
+    pub(crate) fn ended(&mut self, error: Error) {
         let by_us = error.closed_by() == Some(ClosedBy::Program);
         let loss = match self.recovers && !by_us {
             true => self.shared.outbox.set_lost(error.clone()),

@@ -19,7 +19,7 @@ pub(crate) mod counters;
 pub(crate) mod deadline;
 mod dispatch;
 mod driver;
-mod engine;
+pub(crate) mod engine;
 pub(crate) mod lost_publishes;
 pub(crate) mod mailbox;
 pub(crate) mod notifier;

@@ -23,7 +23,7 @@ use crate::error::{CloseReason, ClosedBy, Error, ErrorKind as Kind, ReplyCode, R
 use crate::events::ConnectionEvent;
 use crate::log_line::{log_line, Label};
 use crate::options::{ConnectionOptions, Endpoint};
-use crate::proto::{Server, Tuning};
+use crate::proto::{self, Server, Tuning};
 use crate::wire::method::ConnectionClose;
 
 /// How many unread events are kept for the program.
@@ -40,13 +40,21 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
-    fn of(connected: &Connected<Mailboxes>) -> Arc<Self> {
+    pub(super) fn of(connected: &Connected<Mailboxes>) -> Arc<Self> {
+        Self::new(&connected.core, connected.peer, connected.endpoint.clone())
+    }
+
+    pub(crate) fn new(
+        core: &proto::Connection<Mailboxes>,
+        address: SocketAddr,
+        endpoint: Endpoint,
+    ) -> Arc<Self> {
         Arc::new(Self {
-            server: connected.core.server().clone(),
-            tuning: connected.core.tuning().clone(),
-            address: connected.peer,
-            endpoint: connected.endpoint.clone(),
-            label: connected.core.label().clone(),
+            server: core.server().clone(),
+            tuning: core.tuning().clone(),
+            address,
+            endpoint,
+            label: core.label().clone(),
         })
     }
 }
@@ -74,15 +82,15 @@ pub(crate) struct Shared {
 
 impl Shared {
     /// Also returns the receiver of the connections that follow a lost one.
-    pub(super) fn new(
+    pub(crate) fn new(
         waker: Waker,
-        connected: &Connected<Mailboxes>,
+        peer: Arc<Peer>,
         options: &ConnectionOptions,
     ) -> (Arc<Self>, Receiver<Next>) {
         let (next, connections) = crossbeam_channel::unbounded();
-        let tuning = connected.core.tuning();
+        let tuning = &peer.tuning;
         let fails_fast = options.recovery.fail_fast;
-        let label = connected.core.label().clone();
+        let label = peer.label.clone();
         let shared = Arc::new(Self {
             outbox: Outbox::new(waker, tuning, fails_fast, label),
             events: Notifier::new(EVENTS_LIMIT),
@@ -91,7 +99,7 @@ impl Shared {
             counters: Counters::new(options.metrics.clone()),
             to_replay: Mutex::default(),
             next,
-            peer: Mutex::new(Peer::of(connected)),
+            peer: Mutex::new(peer),
         });
         (shared, connections)
     }
