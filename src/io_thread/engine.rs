@@ -85,6 +85,10 @@ impl<'a> Engine<'a> {
     /// Takes all that waits in the outbox. Returns false if there is nothing to write: then the IO
     /// thread may sleep.
     pub(crate) fn refill(&mut self, write_buffer: &mut WriteBuffer) -> bool {
+        if self.end.is_some() {
+            // The last frame is the answer to connection.close, or our own.
+            write_buffer.discard_lanes();
+        }
         if self.core.has_output() {
             let core = &mut self.core;
             self.shared.outbox.append(|buffer| core.take_output(buffer));
