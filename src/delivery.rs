@@ -405,7 +405,6 @@ impl Channel {
     }
 
     pub(crate) fn get(&self, queue: QueueName<'_>, no_ack: bool) -> Result<Option<GetResponse>> {
-        let _channel = self.number();
         let asked = Operation::about(BasicGet::ID, queue.shown());
         let reply = self.call_with(asked, |frames, call| {
             frames.method(&BasicGet {

@@ -84,7 +84,7 @@ impl Channel {
             frames.method(&answer(tag.ok_or_else(stale)?))?;
             state.settings.used();
             if multiple {
-                delivery_tags.up_to(delivery_tag);
+                delivery_tags.up_to(delivery_tag, frames.last_call());
                 if delivery_tags.take_stale_open() {
                     state.settings.answer_lost(None);
                 }
@@ -174,10 +174,10 @@ impl Channel {
     /// # Errors
     /// Without `requeue`, RabbitMQ closes the connection (540): it does not implement that.
     pub fn basic_recover(&self, requeue: bool) -> Result<()> {
-        let _channel = self.number();
         self.call_with(Operation::about(BasicRecover::ID, ""), |frames, call| {
+            let last_call = frames.last_call();
             frames.call(&BasicRecover { requeue }, call)?;
-            self.state().delivery_tags.up_to(0);
+            self.state().delivery_tags.up_to(0, last_call);
             Ok(())
         })?;
         Ok(())

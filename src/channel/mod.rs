@@ -175,7 +175,6 @@ impl Channel {
         method: impl FnOnce() -> R,
     ) -> Result<R::Reply> {
         let asked = Operation::about(R::ID, subject);
-        let _channel = self.number();
         let reply = self.call_with(asked, |frames, call| frames.call(&method(), call))?;
         call::reply_of::<R>(asked, reply)
     }
@@ -199,7 +198,6 @@ impl Channel {
             })?;
             return Ok(None);
         }
-        let _channel = self.number();
         let reply = self.call_with(asked, |frames, call| {
             let method = method();
             frames.method(&method)?;

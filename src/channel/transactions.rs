@@ -38,7 +38,6 @@ impl Channel {
     /// to repeat the whole transaction.
     pub fn tx_commit(&self) -> Result<()> {
         let mut lost_with = None;
-        let _channel = self.number();
         self.call_with(Operation::about(TxCommit::ID, ""), |frames, call| {
             lost_with = self.state().settings.end_transaction();
             match lost_with {
@@ -59,7 +58,6 @@ impl Channel {
     /// # Errors
     /// 406 on a channel without [`tx_select`](Self::tx_select).
     pub fn tx_rollback(&self) -> Result<()> {
-        let _channel = self.number();
         self.call_with(Operation::about(TxRollback::ID, ""), |frames, call| {
             self.state().settings.end_transaction();
             frames.call(&TxRollback {}, call)

@@ -101,7 +101,7 @@ impl Engine<'_> {
         let asked = call.take_record();
         if let Some(channel) = channel {
             // Record this now: the connection can be lost before the caller takes the reply.
-            channel.broker_replied(asked.as_ref());
+            channel.broker_replied(call.number, asked.as_ref());
         }
         if let Some(asked) = asked {
             self.shared
@@ -120,7 +120,7 @@ impl Engine<'_> {
         no_ack: bool,
         mut message: Fetched,
     ) {
-        channel.broker_replied(None);
+        channel.broker_replied(call.number, None);
         message.delivery_tag = channel.received(message.delivery_tag);
         let redelivered = usize::from(message.redelivered);
         let message = Unclaimed::new(message, no_ack, channel);

@@ -18,13 +18,20 @@ pub(crate) struct Call {
     sender: Sender<Result<Reply>>,
     /// The request, if it changes what a recovery has to repeat. Recorded when the broker agrees.
     record: Option<Box<Method<'static>>>,
+    /// Counts the calls of a connection in the order of their frames. Set when the call is
+    /// appended.
+    pub(crate) number: u64,
 }
 
 impl Call {
     pub(crate) fn new() -> (Self, Receiver<Result<Reply>>) {
         let (sender, receiver) = crossbeam_channel::bounded(1);
-        let record = None;
-        (Self { sender, record }, receiver)
+        let call = Self {
+            sender,
+            record: None,
+            number: 0,
+        };
+        (call, receiver)
     }
 
     /// A call without a waiting caller.
@@ -109,9 +116,9 @@ pub(crate) trait ChannelMailbox: Send + Sync {
     fn message_too_large(&self, size: u64);
     /// The broker has returned a message as unroutable.
     fn returned(&self, message: Returned, sequence_number: Option<u64>);
-    /// The broker has replied to a call, so it has read everything that was sent before the call.
-    /// `asked` is the request, if it changes what a recovery has to repeat.
-    fn broker_replied(&self, asked: Option<&Method<'_>>);
+    /// The broker has replied to the call with this number, so it has read everything that was sent
+    /// before that call. `asked` is the request, if it changes what a recovery has to repeat.
+    fn broker_replied(&self, call_number: u64, asked: Option<&Method<'_>>);
     /// A message of `basic.get` came. Returns the delivery tag by which the program knows it.
     fn received(&self, delivery_tag: u64) -> u64;
     /// Settles a message that the program will not read. A queue gets it back.

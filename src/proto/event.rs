@@ -71,6 +71,14 @@ impl<M: Mailboxes> Command<M> {
         }
     }
 
+    pub(crate) fn call_mut(&mut self) -> Option<&mut M::Call> {
+        match self {
+            Self::OpenChannel { call, .. } | Self::Call { call, .. } => Some(call),
+            Self::Consume { call, .. } | Self::CloseChannel { call, .. } => call.as_mut(),
+            Self::Publish(_) | Self::CloseConnection { .. } => None,
+        }
+    }
+
     /// Whether a caller may be waiting for the reply.
     pub(crate) fn awaits_reply(&self) -> bool {
         match self {

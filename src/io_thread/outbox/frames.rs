@@ -172,8 +172,17 @@ impl Frames<'_> {
     /// Appends a command for the core. The core gets it when the IO thread takes its frames: before
     /// a reply can come, and in the order in which the frames were appended.
     #[inline]
-    pub(crate) fn command(&mut self, command: Command) {
+    pub(crate) fn command(&mut self, mut command: Command) {
+        if let Some(call) = command.call_mut() {
+            self.state.calls += 1;
+            call.number = self.state.calls;
+        }
         self.state.commands.push(command);
+    }
+
+    /// The number of the call that was appended last.
+    pub(crate) fn last_call(&self) -> u64 {
+        self.state.calls
     }
 
     /// Ends the connection: no caller can append any more.

@@ -87,6 +87,7 @@ impl Outbox {
                 keeping: BytesMut::new(),
                 send_queue: SendQueue::default(),
                 commands: Vec::new(),
+                calls: 0,
                 messages: 0,
                 acks: 0,
                 nacks: 0,

@@ -45,6 +45,8 @@ pub(super) struct State {
     pub(super) keeping: BytesMut,
     /// The commands for the frames that the IO thread has not taken, in their order.
     pub(super) commands: Vec<Command>,
+    /// The number of calls appended so far.
+    pub(super) calls: u64,
     /// The number of messages appended so far, in any mode.
     pub(super) messages: u64,
     /// The number of acks appended so far; the next two count the other answers to deliveries.

@@ -12,6 +12,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 #[derive(Debug, Default)]
 pub(crate) struct DeliveryTags {
     settled_to: AtomicU64,
+    /// The last call before the last acknowledgement of all messages.
+    uncertain_since: AtomicU64,
     /// The highest tag that has arrived.
     received: AtomicU64,
     /// The highest tag of earlier connections. The broker has requeued those messages, unless they
@@ -64,9 +66,11 @@ impl DeliveryTags {
     }
 
     /// A `multiple` acknowledgement settles all messages up to this tag; 0 means all that the
-    /// broker has sent. Called under the outbox's lock, like every acknowledgement.
-    pub(crate) fn up_to(&self, delivery_tag: u64) {
+    /// broker has sent. `last_call` is the number of the last call before it. Called under the
+    /// outbox's lock, like every acknowledgement.
+    pub(crate) fn up_to(&self, delivery_tag: u64, last_call: u64) {
         let settled_to = if delivery_tag == 0 {
+            self.uncertain_since.store(last_call, Ordering::Release);
             UNCERTAIN
         } else {
             delivery_tag
@@ -74,11 +78,18 @@ impl DeliveryTags {
         self.settled_to.fetch_max(settled_to, Ordering::AcqRel);
     }
 
-    /// The broker replied to a call, so it has read everything that was sent before the call.
-    /// Called on the IO thread, since messages that arrive after the reply are not settled.
+    /// Whether it is uncertain how far an acknowledgement of all messages reaches, and the reply to
+    /// this call ends that: the broker has read everything that was sent before the call.
     #[inline]
-    pub(crate) fn broker_replied(&self) {
-        if self.settled_to.load(Ordering::Acquire) == UNCERTAIN {
+    pub(crate) fn is_made_certain_by(&self, call_number: u64) -> bool {
+        self.settled_to.load(Ordering::Acquire) == UNCERTAIN
+            && self.uncertain_since.load(Ordering::Acquire) < call_number
+    }
+
+    /// The broker replied to this call. Called on the IO thread, since messages that arrive after
+    /// the reply are not settled, and under the outbox's lock, like every acknowledgement.
+    pub(crate) fn broker_replied(&self, call_number: u64) {
+        if self.is_made_certain_by(call_number) {
             let received = self.received.load(Ordering::Acquire);
             self.settled_to.store(received, Ordering::Release);
         }
@@ -98,14 +109,17 @@ mod tests {
         let tags = DeliveryTags::default();
         assert_eq!(tags.received(5), 5);
         assert!(!tags.is_settled(1));
-        tags.up_to(3);
+        tags.up_to(3, 0);
         assert!(tags.is_settled(3) && !tags.is_settled(4));
-        tags.up_to(2);
+        tags.up_to(2, 0);
         assert!(tags.is_settled(3));
-        tags.up_to(0);
+        tags.up_to(0, 4);
         tags.received(7);
         assert!(tags.is_settled(7) && tags.is_settled(8));
-        tags.broker_replied();
+        // This call came first, so the broker may send more before it reads the acknowledgement.
+        tags.broker_replied(4);
+        assert!(tags.is_settled(7) && tags.is_settled(8));
+        tags.broker_replied(5);
         assert!(tags.is_settled(7) && !tags.is_settled(8));
     }
 
@@ -113,7 +127,7 @@ mod tests {
     fn tags_keep_increasing_after_a_loss() {
         let tags = DeliveryTags::default();
         assert_eq!((tags.received(3), tags.broker_tag(3)), (3, Some(3)));
-        tags.up_to(0);
+        tags.up_to(0, 0);
         tags.interrupted();
         assert_eq!((tags.broker_tag(3), tags.broker_tag(0)), (None, Some(0)));
         assert!(!tags.take_stale_open());

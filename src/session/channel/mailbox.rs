@@ -172,8 +172,11 @@ impl ChannelMailbox for ChannelState {
         });
     }
 
-    fn broker_replied(&self, method: Option<&Method<'_>>) {
-        self.delivery_tags.broker_replied();
+    fn broker_replied(&self, call_number: u64, method: Option<&Method<'_>>) {
+        let delivery_tags = &self.delivery_tags;
+        if delivery_tags.is_made_certain_by(call_number) {
+            self.change(|_| delivery_tags.broker_replied(call_number));
+        }
         if let Some(method @ (Method::TxSelect(_) | Method::BasicQos(_))) = method {
             self.change(|_| self.settings.done(method));
         }
