@@ -98,6 +98,9 @@ mod workers;
 pub mod broker;
 pub mod docs;
 
+#[cfg(test)]
+mod tests;
+
 pub use channel::Channel;
 pub use connection::Connection;
 #[doc(inline)]

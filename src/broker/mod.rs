@@ -152,6 +152,8 @@ mod refusal;
 mod server;
 mod session;
 mod state;
+#[cfg(test)]
+pub(crate) mod stepped;
 mod vhost;
 
 use std::fmt;
