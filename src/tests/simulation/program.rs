@@ -20,7 +20,6 @@ use crate::io_thread::outbox::{Admission, Frames, Gate};
 use crate::io_thread::Shared;
 use crate::options::ConsumeOptions;
 use crate::proto::{Delivered, Expected, Fingerprint, Outcome, Settling};
-use crate::session::call;
 use crate::session::channel::ChannelState;
 use crate::session::subscription::{ReadsFrom, Subscription};
 use crate::wire::method::{
@@ -226,8 +225,8 @@ impl Program {
     // ---- calls ----
 
     fn open(&mut self) {
-        let numbers = &self.shared.channel_numbers;
-        let Some(number) = numbers.take(Deadline::after(NOW)) else {
+        let outbox = &self.shared.outbox;
+        let Some(number) = outbox.take_channel_number(Deadline::after(NOW)) else {
             return;
         };
         let state = Arc::new(ChannelState::new(number, Arc::clone(&self.shared)));
@@ -240,7 +239,7 @@ impl Program {
             |frames| state.append_open(frames, call),
         );
         if opened.is_err() {
-            return self.shared.channel_numbers.release(number);
+            return self.shared.outbox.release_channel_number(number);
         }
         let id = self.next();
         self.ledger
@@ -301,8 +300,8 @@ impl Program {
     }
 
     fn request<R: Request>(&mut self, at: usize, asked: Asked, method: &R) -> bool {
-        self.call(at, Admission::Room, asked, |state, frames, call| {
-            call::append(frames, state.number, method, call)
+        self.call(at, Admission::Room, asked, |_, frames, call| {
+            frames.call(method, call)
         })
     }
 
@@ -332,15 +331,10 @@ impl Program {
         match rng.below(8) {
             0 => {
                 // A later part of the request cannot be encoded: nothing of it may be sent.
-                let failed = self.call(
-                    at,
-                    Admission::Room,
-                    Asked::Anything,
-                    |state, frames, call| {
-                        call::append(frames, state.number, &declare, call)?;
-                        Err(Error::invalid("simulated"))
-                    },
-                );
+                let failed = self.call(at, Admission::Room, Asked::Anything, |_, frames, call| {
+                    frames.call(&declare, call)?;
+                    Err(Error::invalid("simulated"))
+                });
                 self.ledger
                     .check(!failed, || "a failed append was admitted".to_owned());
             }
@@ -399,7 +393,7 @@ impl Program {
                 Asked::Anything,
                 |state, frames, call| {
                     let select = ConfirmSelect { no_wait: false };
-                    call::append(frames, state.number, &select, call)?;
+                    frames.call(&select, call)?;
                     state.confirms.select();
                     Ok(())
                 },
@@ -432,8 +426,8 @@ impl Program {
             |state, frames, call| {
                 let torn = state.settings.end_transaction();
                 match commits && torn.is_none() {
-                    true => call::append(frames, state.number, &TxCommit {}, call),
-                    false => call::append(frames, state.number, &TxRollback {}, call),
+                    true => frames.call(&TxCommit {}, call),
+                    false => frames.call(&TxRollback {}, call),
                 }
             },
         );
