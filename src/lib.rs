@@ -63,6 +63,9 @@
 
 // The layers, from the lowest to the highest; tests/layers.rs holds who may use what.
 
+// What threads synchronize with.
+mod sync;
+
 mod wire;
 
 // Plain data.
@@ -98,6 +101,8 @@ mod workers;
 pub mod broker;
 pub mod docs;
 
+#[cfg(all(loom, test))]
+mod models;
 #[cfg(test)]
 mod tests;
 

@@ -11,6 +11,8 @@ use proc_macro2::{Delimiter, TokenStream, TokenTree};
 /// Every module at the root of `src`, and the modules that it may use. A module may only use those
 /// in the rows above its own, so that no import leads upwards.
 const MAY_USE: &[(&str, &str)] = &[
+    // What threads synchronize with.
+    ("sync", ""),
     // Bytes.
     ("wire", ""),
     // Plain data.
@@ -26,7 +28,7 @@ const MAY_USE: &[(&str, &str)] = &[
     // The thread that owns the socket.
     (
         "io_thread",
-        "wire error log_line events options stats proto",
+        "sync wire error log_line events options stats proto",
     ),
     // One connection over many sockets.
     (
@@ -49,11 +51,11 @@ const MAY_USE: &[(&str, &str)] = &[
     ),
     (
         "publisher",
-        "wire error log_line message options stats proto io_thread session channel",
+        "sync wire error log_line message options stats proto io_thread session channel",
     ),
     (
         "consumer",
-        "wire error options stats proto io_thread session channel delivery",
+        "sync wire error options stats proto io_thread session channel delivery",
     ),
     (
         "queue",
@@ -70,6 +72,10 @@ const MAY_USE: &[(&str, &str)] = &[
     ),
     // Beside the client.
     ("broker", "wire error"),
+    (
+        "models",
+        "sync wire error log_line proto io_thread publisher consumer",
+    ),
     (DOCUMENTATION, ""),
 ];
 

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender};
-use mio::Waker;
 use parking_lot::Mutex;
 
 use super::buffer_pool::BufferPool;
@@ -24,6 +23,7 @@ use crate::events::ConnectionEvent;
 use crate::log_line::{log_line, Label};
 use crate::options::{ConnectionOptions, Endpoint};
 use crate::proto::{self, Server, Tuning};
+use crate::sync::Waker;
 use crate::wire::method::ConnectionClose;
 
 /// How many unread events are kept for the program.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::thread;
 
 use crossbeam_channel::Receiver;
-use mio::{Poll, Token, Waker};
+use mio::{Poll, Token};
 
 use super::driver::Driver;
 use super::engine::{End, Engine};
@@ -16,6 +16,7 @@ use super::shared::{Next, Peer, Recover, Shared};
 use super::socket::connect::Connected;
 use crate::error::{Error, ErrorKind as Kind, Result};
 use crate::options::ConnectionOptions;
+use crate::sync::Waker;
 
 const WAKER: Token = Token(1);
 

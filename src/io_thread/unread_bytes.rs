@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use parking_lot::Mutex;
+use crate::sync::Mutex;
 
 /// The size of the messages that wait in a channel. A channel does not report what is taken out.
 /// So this keeps the sizes of all that went in, and drops the oldest ones down to the number of

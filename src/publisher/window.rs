@@ -1,11 +1,10 @@
 //! Limits the number and the bytes of unconfirmed messages.
 
 use std::cell::Cell;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-
-use parking_lot::{Condvar, Mutex};
+use std::sync::atomic::Ordering;
 
 use crate::io_thread::deadline::Deadline;
+use crate::sync::{AtomicU64, AtomicUsize, Condvar, Mutex};
 
 /// Messages are counted from this bit up, bytes below it. Both are in one word, so the common case
 /// needs no lock.

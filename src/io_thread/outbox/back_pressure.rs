@@ -2,12 +2,11 @@
 
 use std::time::Duration;
 
-use parking_lot::MutexGuard;
-
 use super::state::{Blocked, Phase, State};
 use super::Outbox;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io_thread::deadline::Deadline;
+use crate::sync::MutexGuard;
 
 /// When a caller may append.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

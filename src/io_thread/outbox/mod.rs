@@ -25,12 +25,9 @@ mod state;
 pub(crate) mod write_buffer;
 
 use std::convert::Infallible;
-use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use bytes::BytesMut;
 use crossbeam_channel::Receiver;
-use mio::Waker;
-use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::mailbox::Command;
 use super::waiters::Waiters;
@@ -38,6 +35,7 @@ use crate::error::{blocked, Error, ErrorKind, Result};
 use crate::log_line::{log_line, Label};
 use crate::proto::Tuning;
 use crate::stats::ConnectionStats;
+use crate::sync::{AtomicBool, AtomicU64, Condvar, Mutex, MutexGuard, Waker};
 use crate::wire::method::BasicPublish;
 use crate::wire::properties::Properties;
 pub(crate) use back_pressure::{Admission, Gate, Timeout};
