@@ -4,7 +4,7 @@ use super::write_buffer::WriteBuffer;
 use crate::wire::frame;
 
 /// At this many bytes outside of lanes, callers wait before they append. One message may exceed it.
-const HIGH_WATER: usize = 512 << 10;
+pub(crate) const HIGH_WATER: usize = 512 << 10;
 /// The same for all lanes together.
 const LANES_HIGH_WATER: usize = 4 << 20;
 
