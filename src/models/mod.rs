@@ -4,6 +4,7 @@
 //! They run the program's own code on the types of `sync/modelled.rs`. A lost wake-up leaves a
 //! thread waiting forever, which `loom` reports as a deadlock.
 
+mod confirm_slot;
 mod outbox;
 mod window;
 

@@ -4,8 +4,6 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::{Condvar, Mutex};
-
 use super::window::{Weight, Window};
 use crate::channel::Channel;
 use crate::error::ReturnedMessage;
@@ -13,11 +11,11 @@ use crate::error::{Error, ErrorKind, FailedPublish, Result};
 use crate::io_thread::counters::Gauge;
 use crate::io_thread::deadline::Deadline;
 use crate::io_thread::mailbox::ConfirmMailbox;
-use crate::io_thread::Shared;
 use crate::log_line::{log_line, Label};
 use crate::proto::{Outcome, Returned};
 use crate::session::failures::{Failures, Waiter};
 use crate::stats::ConnectionStats;
+use crate::sync::{Condvar, Mutex};
 
 /// Number of failures kept for a publisher's report.
 const FAILURES_LIMIT: usize = 65_536;
@@ -98,37 +96,18 @@ impl Confirm {
         }
         let deadline = Deadline::after(timeout);
         let _waits = self.channel.connection().shared().waiters.begin();
-        let mut outcome = self.awaited.outcome.lock();
-        while outcome.is_none() {
-            let waited = self
-                .awaited
-                .answered
-                .wait_until(&mut outcome, deadline.at());
-            if waited.timed_out() && outcome.is_none() {
-                let doing = format!(
-                    "waiting for the confirm of message {}",
-                    self.sequence_number
-                );
-                drop(outcome);
-                let outbox = &self.channel.connection().shared().outbox;
-                return Err(outbox.explained(Error::timed_out(timeout).doing(doing)));
-            }
-        }
-        drop(outcome);
-        self.try_wait().unwrap_or(Ok(()))
+        self.awaited.wait(deadline);
+        self.try_wait().unwrap_or_else(|| {
+            let number = self.sequence_number;
+            let doing = format!("waiting for the confirm of message {number}");
+            let outbox = &self.channel.connection().shared().outbox;
+            Err(outbox.explained(Error::timed_out(timeout).doing(doing)))
+        })
     }
 
     /// Returns the outcome if it is known, in the same way as [`wait`](Self::wait), or `None`.
     pub fn try_wait(&self) -> Option<Result<()>> {
-        let outcome = self.awaited.outcome.lock().clone()?;
-        if outcome.is_err() {
-            self.awaited
-                .publisher
-                .failures
-                .lock()
-                .told(self.sequence_number);
-        }
-        Some(outcome)
+        self.awaited.read(self.sequence_number)
     }
 }
 
@@ -158,6 +137,26 @@ impl ConfirmSlot {
             answered: Condvar::new(),
         }
     }
+
+    /// Waits for the outcome, until the deadline.
+    pub(crate) fn wait(&self, deadline: Deadline) {
+        let mut outcome = self.outcome.lock();
+        while outcome.is_none() {
+            let waited = self.answered.wait_until(&mut outcome, deadline.at());
+            if waited.timed_out() {
+                return;
+            }
+        }
+    }
+
+    /// The outcome, if it is known. No report repeats a failure that was read here.
+    pub(crate) fn read(&self, sequence_number: u64) -> Option<Result<()>> {
+        let outcome = self.outcome.lock().clone()?;
+        if outcome.is_err() {
+            self.publisher.failures.lock().told(sequence_number);
+        }
+        Some(outcome)
+    }
 }
 
 impl ConfirmMailbox for ConfirmSlot {
@@ -165,9 +164,8 @@ impl ConfirmMailbox for ConfirmSlot {
         let outcome = result_of(sequence_number, outcome);
         if let Err(error) = &outcome {
             // Before the window can be seen empty, and so before any report.
-            let label = || self.publisher.shared.label();
             let mut failures = self.publisher.failures.lock();
-            failures.push(sequence_number, error.clone(), label);
+            failures.push(sequence_number, error.clone(), &self.publisher.label);
         }
         // Both under the lock: a reader of the outcome finds the room given back, and the other way
         // round.
@@ -215,7 +213,8 @@ pub(crate) fn result_of(sequence_number: u64, outcome: Outcome) -> Result<()> {
 
 /// Shared by a publisher and its unconfirmed messages.
 pub(crate) struct PublisherState {
-    pub(crate) shared: Arc<Shared>,
+    /// Names the connection and its current peer in the log.
+    pub(crate) label: Box<dyn Fn() -> Label + Send + Sync>,
     pub(crate) window: Window,
     pub(crate) failures: Mutex<UnreportedFailures>,
     pub(crate) confirm_timeout: Duration,

@@ -7,8 +7,6 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::Mutex;
-
 use crate::channel::Channel;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io_thread::deadline::Deadline;
@@ -16,6 +14,7 @@ use crate::log_line::log_line;
 use crate::message::Message;
 use crate::options::PublisherOptions;
 use crate::session::call::Operation;
+use crate::sync::Mutex;
 use crate::wire::method::{BasicPublish, Encode};
 use confirm::{Confirm, ConfirmSlot, PublisherState, UnreportedFailures};
 use window::{NoRoom, Weight, Window};
@@ -99,8 +98,9 @@ struct Inner {
 
 impl Publisher {
     pub(crate) fn new(channel: Channel, options: PublisherOptions) -> Self {
+        let shared = Arc::clone(channel.connection().shared());
         let unconfirmed = PublisherState {
-            shared: Arc::clone(channel.connection().shared()),
+            label: Box::new(move || shared.label()),
             window: Window::new(options.window, options.window_bytes),
             failures: Mutex::new(UnreportedFailures::new(options.window_bytes)),
             confirm_timeout: options.confirm_timeout,
@@ -288,7 +288,7 @@ impl Drop for Inner {
             let channel = self.channel.number();
             log_line!(
                 Warn,
-                self.unconfirmed.shared.label(),
+                (self.unconfirmed.label)(),
                 "a publisher of channel {channel} was dropped with {unconfirmed} unconfirmed messages"
             );
         }
