@@ -5,7 +5,6 @@ use std::mem::size_of;
 use std::sync::{Arc, Weak};
 
 use crossbeam_channel::{Receiver, Sender};
-use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::delivery::{Delivery, DeliverySource};
 use crate::error::{Error, Result};
@@ -14,6 +13,7 @@ use crate::io_thread::deadline::Deadline;
 use crate::io_thread::unread_bytes::UnreadBytes;
 use crate::proto::Delivered;
 use crate::stats::ConnectionStats;
+use crate::sync::{Condvar, Mutex, MutexGuard};
 use crate::wire::content::Content;
 
 /// Memory that an unread message takes beside its own bytes: its queue entry, and the cost of an
@@ -22,19 +22,41 @@ const OVERHEAD: usize = size_of::<Result<Delivered>>() + 32;
 /// Number of entries to keep room for after all messages are read.
 const SPARE: usize = 256;
 
+/// What the messages of one consumer share.
+pub(crate) trait Source: Send + Sync {
+    /// A message as the program reads it.
+    type Delivery: Send;
+
+    fn delivery(self: &Arc<Self>, message: Delivered) -> Self::Delivery;
+    fn delivery_tag(delivery: &Self::Delivery) -> u64;
+}
+
+impl Source for DeliverySource {
+    type Delivery = Delivery;
+
+    #[inline]
+    fn delivery(self: &Arc<Self>, message: Delivered) -> Delivery {
+        Delivery::new(self, message)
+    }
+
+    fn delivery_tag(delivery: &Delivery) -> u64 {
+        delivery.delivery_tag()
+    }
+}
+
 /// Messages that have come and are not read yet.
 ///
 /// The IO thread adds many messages at once, and a reader takes all of them at once. So the two
 /// threads seldom meet, although each message is read by its own call. After a call to
 /// [`receiver`](Self::receiver), messages go through a channel instead, where the two threads meet
 /// at each message. That costs both more.
-pub(crate) struct Deliveries {
-    origin: Weak<DeliverySource>,
-    queue: Mutex<Queue>,
+pub(crate) struct Deliveries<S: Source = DeliverySource> {
+    origin: Weak<S>,
+    queue: Mutex<Queue<S::Delivery>>,
     changed: Condvar,
     /// Taken out of the queue by a reader, to be read next. Locked before the queue.
     taken: Mutex<Messages>,
-    receiver: Receiver<Result<Delivery>>,
+    receiver: Receiver<Result<S::Delivery>>,
     /// Bytes of the messages in the channel.
     unread: UnreadBytes,
 }
@@ -46,32 +68,32 @@ struct Messages {
     bytes: u64,
 }
 
-struct Queue {
+struct Queue<D> {
     came: Messages,
     /// The program has asked for the receiver, so all messages go there.
     goes_to_channel: bool,
     has_ended: bool,
     /// `None` when nothing more goes into the channel.
-    sender: Option<Sender<Result<Delivery>>>,
+    sender: Option<Sender<Result<D>>>,
 }
 
 /// What a reader finds.
-enum Take<'a> {
-    Next(Result<Delivery>),
+enum Take<'a, D> {
+    Next(Result<D>),
     /// The queue has stayed locked since `taken` was found empty. Otherwise another reader could
     /// leave messages in `taken` and send its notice before this reader waits for one.
-    Nothing(MutexGuard<'a, Queue>),
+    Nothing(MutexGuard<'a, Queue<D>>),
 }
 
-impl Queue {
+impl<D> Queue<D> {
     /// The channel that new messages go into, if the program has asked for it.
-    fn channel(&self) -> Option<&Sender<Result<Delivery>>> {
+    fn channel(&self) -> Option<&Sender<Result<D>>> {
         self.sender.as_ref().filter(|_| self.goes_to_channel)
     }
 }
 
-impl Deliveries {
-    pub(crate) fn new(origin: Weak<DeliverySource>) -> Self {
+impl<S: Source> Deliveries<S> {
+    pub(crate) fn new(origin: Weak<S>) -> Self {
         // Unbounded, because the IO thread must never wait for a consumer; prefetch bounds it.
         let (sender, receiver) = crossbeam_channel::unbounded();
         Self {
@@ -156,21 +178,21 @@ impl Deliveries {
             each(message.delivery_tag);
         }
         for delivery in self.receiver.try_iter().flatten() {
-            each(delivery.delivery_tag());
+            each(S::delivery_tag(&delivery));
         }
     }
 
     /// Puts messages into the channel.
     fn send(
         &self,
-        sender: &Sender<Result<Delivery>>,
-        origin: &Arc<DeliverySource>,
+        sender: &Sender<Result<S::Delivery>>,
+        origin: &Arc<S>,
         messages: impl Iterator<Item = Result<Delivered>>,
     ) {
         for message in messages {
             let bytes = message.as_ref().map_or(0, |it| size(&it.content));
             self.unread.push(bytes as usize, || self.receiver.len());
-            let _ = sender.send(message.map(|it| Delivery::new(origin, it)));
+            let _ = sender.send(message.map(|it| origin.delivery(it)));
         }
     }
 
@@ -180,9 +202,9 @@ impl Deliveries {
     /// and when the consumer has ended.
     pub(crate) fn recv(
         &self,
-        origin: &Arc<DeliverySource>,
+        origin: &Arc<S>,
         deadline: Option<&Deadline>,
-    ) -> Option<Result<Delivery>> {
+    ) -> Option<Result<S::Delivery>> {
         loop {
             let mut queue = match self.take(origin) {
                 Take::Next(next) => return Some(next),
@@ -211,7 +233,7 @@ impl Deliveries {
     }
 
     /// The next message, if it has come.
-    pub(crate) fn try_recv(&self, origin: &Arc<DeliverySource>) -> Option<Result<Delivery>> {
+    pub(crate) fn try_recv(&self, origin: &Arc<S>) -> Option<Result<S::Delivery>> {
         match self.take(origin) {
             Take::Next(next) => Some(next),
             Take::Nothing(queue) => {
@@ -222,7 +244,7 @@ impl Deliveries {
     }
 
     #[inline]
-    fn take(&self, origin: &Arc<DeliverySource>) -> Take<'_> {
+    fn take(&self, origin: &Arc<S>) -> Take<'_, S::Delivery> {
         let mut taken = self.taken.lock();
         if taken.queue.is_empty() {
             taken.queue.shrink_to(SPARE);
@@ -244,11 +266,11 @@ impl Deliveries {
             // One notice for many messages has woken only one reader.
             self.changed.notify_one();
         }
-        Take::Next(next.map(|message| Delivery::new(origin, message)))
+        Take::Next(next.map(|message| origin.delivery(message)))
     }
 
     /// A channel of all unread and later messages. It is disconnected after the end.
-    pub(crate) fn receiver(&self, origin: &Arc<DeliverySource>) -> &Receiver<Result<Delivery>> {
+    pub(crate) fn receiver(&self, origin: &Arc<S>) -> &Receiver<Result<S::Delivery>> {
         let mut taken = self.taken.lock();
         let mut queue = self.queue.lock();
         if queue.goes_to_channel {
@@ -288,7 +310,7 @@ fn size(content: &Content) -> u64 {
     (content.capacity() + OVERHEAD) as u64
 }
 
-impl Gauge for Deliveries {
+impl<S: Source> Gauge for Deliveries<S> {
     fn add_to(&self, stats: &mut ConnectionStats) {
         stats.unread_bytes += self.unread();
     }
@@ -309,7 +331,7 @@ mod tests {
     #[test]
     fn what_comes_when_the_consumer_has_just_gone_is_found_at_its_end() {
         for goes_to_channel in [false, true] {
-            let deliveries = Deliveries::new(Weak::new());
+            let deliveries: Deliveries = Deliveries::new(Weak::new());
             deliveries.queue.lock().goes_to_channel = goes_to_channel;
             deliveries.push([1, 2].map(message).into_iter());
             deliveries.push([3].map(message).into_iter());
@@ -323,7 +345,7 @@ mod tests {
 
     #[test]
     fn unread_bytes_are_counted_in_and_out() {
-        let deliveries = Deliveries::new(Weak::new());
+        let deliveries: Deliveries = Deliveries::new(Weak::new());
         let bytes = deliveries.push([1, 2].map(message).into_iter());
         assert_eq!(
             (bytes, deliveries.unread()),

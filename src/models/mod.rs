@@ -5,6 +5,7 @@
 //! thread waiting forever, which `loom` reports as a deadlock.
 
 mod confirm_slot;
+mod deliveries;
 mod outbox;
 mod window;
 
