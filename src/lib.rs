@@ -103,7 +103,7 @@ pub mod docs;
 
 #[cfg(all(loom, test))]
 mod models;
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests;
 
 pub use channel::Channel;

@@ -152,7 +152,7 @@ mod refusal;
 mod server;
 mod session;
 mod state;
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 pub(crate) mod stepped;
 mod vhost;
 

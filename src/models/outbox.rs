@@ -13,6 +13,7 @@ use crate::io_thread::outbox::send_queue::HIGH_WATER;
 use crate::io_thread::outbox::write_buffer::WriteBuffer;
 use crate::io_thread::outbox::{Admission, Frames, Gate, Outbox};
 use crate::log_line::Label;
+use crate::proto::Tuning;
 use crate::sync::modelled::Sleeper;
 use crate::sync::{AtomicBool, Waker};
 use crate::wire::frame;
@@ -26,7 +27,11 @@ fn outbox() -> (Arc<Outbox>, IoThread) {
     let (waker, sleeper) = Waker::of_model();
     let label = Label::new("model", "nowhere");
     // A message that fills the outbox fits into one frame.
-    let outbox = Arc::new(Outbox::new(waker, 2 * HIGH_WATER, false, label));
+    let tuning = Tuning {
+        frame_max: 2 * HIGH_WATER as u32 + 8,
+        ..Tuning::BEFORE
+    };
+    let outbox = Arc::new(Outbox::new(waker, &tuning, false, label));
     let io_thread = IoThread {
         outbox: Arc::clone(&outbox),
         sleeper,
@@ -190,7 +195,7 @@ fn a_gate_that_opens_under_the_lock_wakes_who_waits_at_it() {
             })
         };
         assert!(io_thread.take(), "nothing is appended");
-        outbox.change(|| is_shut.store(false, Ordering::Release));
+        outbox.change(1, |_| is_shut.store(false, Ordering::Release));
         io_thread.run_until(|it| it.frames == [1]);
         caller.join().unwrap().unwrap();
     });
@@ -238,7 +243,7 @@ fn a_lost_connection_admits_callers_once_it_is_recovered() {
             })
         };
         outbox
-            .begin(4096, Label::new("model", "elsewhere"))
+            .begin(&Tuning::BEFORE, Label::new("model", "elsewhere"))
             .unwrap();
         io_thread.run_until(|it| it.frames.len() == 2);
         caller.join().unwrap().unwrap();

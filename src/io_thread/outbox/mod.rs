@@ -374,9 +374,8 @@ mod tests {
 
     #[test]
     fn a_channel_number_is_waited_for_while_a_channel_is_closing() {
-        let mut outbox = outbox();
-        outbox.state.get_mut().channel_numbers = ChannelNumbers::new(1);
-        let outbox = &outbox;
+        let outbox = &outbox();
+        outbox.state.lock().channel_numbers = ChannelNumbers::new(1);
         let soon = || Deadline::after(Duration::from_secs(20));
         assert_eq!(outbox.take_channel_number(soon()), Some(1));
         // No channel is closing, so it does not wait.
