@@ -49,22 +49,37 @@ use stats_alloc::{StatsAlloc, INSTRUMENTED_SYSTEM};
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
-/// A target: its name, and its body.
-pub type Target = (&'static str, fn(&[u8]));
+/// A target.
+#[derive(Debug)]
+pub struct Target {
+    /// Its name.
+    pub name: &'static str,
+    /// How many changed inputs take a second or less without a fuzzer and without optimization.
+    pub executions: u64,
+    /// Its body.
+    pub run: fn(&[u8]),
+}
+
+const fn target(name: &'static str, executions: u64, run: fn(&[u8])) -> Target {
+    Target {
+        name,
+        executions,
+        run,
+    }
+}
 
 /// All targets.
 pub const TARGETS: [Target; 6] = [
-    ("frames", frames::run),
-    ("methods", methods::run),
-    ("tables", tables::run),
-    ("properties", properties::run),
-    ("uris", uris::run),
-    ("core", core::run),
+    target("frames", 100_000, frames::run),
+    target("methods", 100_000, methods::run),
+    target("tables", 100_000, tables::run),
+    target("properties", 100_000, properties::run),
+    target("uris", 50_000, uris::run),
+    target("core", 20_000, core::run),
 ];
 
 /// Runs a target on one input.
 pub fn run(name: &str, input: &[u8]) {
-    let target = TARGETS.iter().find(|(known, _)| *known == name);
-    let (_, body) = target.expect("a target with this name");
-    body(input);
+    let target = TARGETS.iter().find(|target| target.name == name);
+    (target.expect("a target with this name").run)(input);
 }

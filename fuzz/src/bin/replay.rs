@@ -13,11 +13,11 @@ use leveret_fuzz::{Target, TARGETS};
 const USAGE: &str = "\
 usage: replay [--executions N] [--seed N] [TARGET [FILE ...]]
 
-Runs each target on its committed inputs, then on N inputs made from them (20,000 without
---executions). With files, runs the target on them only.";
+Runs each target on its committed inputs, then on N inputs made from them. Without N, that takes
+some seconds. With files, runs the target on them only.";
 
 struct Options {
-    executions: u64,
+    executions: Option<u64>,
     seed: u64,
     target: Option<String>,
     files: Vec<PathBuf>,
@@ -25,7 +25,7 @@ struct Options {
 
 fn options() -> Option<Options> {
     let mut options = Options {
-        executions: 20_000,
+        executions: None,
         seed: 1,
         target: None,
         files: Vec::new(),
@@ -33,10 +33,10 @@ fn options() -> Option<Options> {
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
-            "--executions" => options.executions = arguments.next()?.parse().ok()?,
+            "--executions" => options.executions = Some(arguments.next()?.parse().ok()?),
             "--seed" => options.seed = arguments.next()?.parse().ok()?,
             name if options.target.is_none() => {
-                TARGETS.iter().find(|(known, _)| *known == name)?;
+                TARGETS.iter().find(|target| target.name == name)?;
                 options.target = Some(argument);
             }
             _ => options.files.push(argument.into()),
@@ -50,7 +50,12 @@ fn main() -> ExitCode {
         eprintln!("{USAGE}");
         return ExitCode::from(2);
     };
-    let chosen = |target: &&Target| options.target.as_deref().map_or(true, |it| it == target.0);
+    let chosen = |target: &&Target| {
+        options
+            .target
+            .as_deref()
+            .map_or(true, |it| it == target.name)
+    };
     let is_right = TARGETS.iter().filter(chosen).all(|target| {
         if options.files.is_empty() {
             return with_changed_inputs(target, &options);
@@ -65,18 +70,15 @@ fn main() -> ExitCode {
 }
 
 fn with_changed_inputs(target: &Target, options: &Options) -> bool {
-    let (name, _) = target;
+    let Target { name, .. } = target;
+    let executions = options.executions.unwrap_or(target.executions);
     let corpus = corpus(name);
     let mut random = Random(options.seed);
-    let changed = (0..options.executions).map(|_| random.changed(&corpus));
-    let is_right = corpus.iter().all(|input| holds(target, input)) && { changed }
-        .all(|input| holds(target, &input));
+    let changed = (0..executions).map(|_| random.changed(&corpus));
+    let mut inputs = corpus.iter().cloned().chain(changed);
+    let is_right = inputs.all(|input| holds(target, &input));
     if is_right {
-        let inputs = corpus.len();
-        println!(
-            "{name}: {inputs} inputs, {} changed ones",
-            options.executions
-        );
+        println!("{name}: {} inputs, {executions} changed ones", corpus.len());
     }
     is_right
 }
@@ -97,8 +99,8 @@ fn corpus(target: &str) -> Vec<Vec<u8>> {
 }
 
 /// Runs a target on one input. If it panics, keeps the input, and says how to run it again.
-fn holds((name, body): &Target, input: &[u8]) -> bool {
-    if catch_unwind(|| body(input)).is_ok() {
+fn holds(Target { name, run, .. }: &Target, input: &[u8]) -> bool {
+    if catch_unwind(|| run(input)).is_ok() {
         return true;
     }
     let folder = Path::new(env!("CARGO_MANIFEST_DIR"))

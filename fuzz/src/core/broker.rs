@@ -98,7 +98,8 @@ fn message(channel: u16, script: &mut Script<'_>) -> Vec<u8> {
 }
 
 fn content(channel: u16, choice: u8, script: &mut Script<'_>) -> Vec<u8> {
-    let size = u64::from(script.byte()) << (choice / 4);
+    // Up to sizes that no message has.
+    let size = u64::from(script.byte()) << (choice / 4 * 4);
     match choice % 4 {
         0 => {
             let mut header = vec![0, 60, 0, 0];
@@ -129,6 +130,7 @@ fn about_channels(channel: u16, choice: u8, script: &mut Script<'_>) -> Vec<u8> 
             channel,
             &ChannelClose {
                 reply_code: 404,
+                reply_text: "gone\n".into(),
                 ..ChannelClose::default()
             },
         ),
@@ -164,6 +166,7 @@ fn about_channels(channel: u16, choice: u8, script: &mut Script<'_>) -> Vec<u8> 
             0,
             &ConnectionClose {
                 reply_code: 320,
+                reply_text: "stop\n".into(),
                 ..ConnectionClose::default()
             },
         ),
@@ -197,7 +200,7 @@ fn reply(channel: u16, choice: u8, script: &mut Script<'_>) -> Vec<u8> {
         8 => framed(
             0,
             &ConnectionBlocked {
-                reason: "disk\n".into(),
+                reason: "disk".into(),
             },
         ),
         9 => framed(0, &ConnectionUnblocked {}),

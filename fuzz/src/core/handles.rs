@@ -59,7 +59,8 @@ pub(super) struct Handles {
     /// For each call and each awaited message: whether it is answered.
     calls: Vec<bool>,
     confirms: Vec<bool>,
-    /// For each channel number, the last sequence number.
+    /// For each channel number, the last sequence number. A new channel counts on, so that no two
+    /// messages have the same.
     published: [u64; CHANNELS as usize],
     /// Messages whose loss was reported: channel number and sequence number.
     lost: Vec<(u16, u64)>,
@@ -118,8 +119,6 @@ impl Handles {
             is_freed: false,
             answered_to: 0,
         });
-        self.published[usize::from(channel)] = 0;
-        self.lost.retain(|&(number, _)| number != channel);
         let mailbox = self.channels.len() - 1;
         self.commands.push_back(Command::OpenChannel {
             channel,
@@ -266,7 +265,9 @@ impl Handles {
 
     fn see(&mut self, what: impl FnOnce() -> String) {
         if let Some(seen) = &mut self.seen {
-            seen.push(what());
+            let what = what();
+            assert!(!what.contains('\n'), "an error has two lines: {what}");
+            seen.push(what);
         }
     }
 
