@@ -1,6 +1,6 @@
 //! All channels of a connection, by number.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::channel::{Channel, Incoming, Pending, Phase};
@@ -36,11 +36,11 @@ struct Closed {
 
 pub(super) struct Channels<M: Mailboxes> {
     slots: Vec<Slot<M>>,
-    /// Channels that both sides closed at the same time. RabbitMQ answers our close if it reads our
-    /// close after it has sent its own, and never if it read ours before. RabbitMQ has a separate
-    /// writer for each channel that uses a number, so the answer can come even after the open-ok of
-    /// the next channel.
-    late_close_oks: HashSet<u16>,
+    /// How many channels with a number were closed by both sides at the same time. RabbitMQ answers
+    /// our close if it reads our close after it has sent its own, and never if it read ours before.
+    /// RabbitMQ has a separate writer for each channel that uses a number, so the answer can come
+    /// even after the open-ok of the next channel, or of the next but one.
+    late_close_oks: HashMap<u16, usize>,
     /// Larger messages are skipped.
     max_message_size: u64,
 }
@@ -49,7 +49,7 @@ impl<M: Mailboxes> Channels<M> {
     pub(super) fn new(max_message_size: u64) -> Self {
         Self {
             slots: Vec::new(),
-            late_close_oks: HashSet::new(),
+            late_close_oks: HashMap::new(),
             max_message_size,
         }
     }
@@ -107,7 +107,7 @@ impl<M: Mailboxes> Channels<M> {
         match (&mut channel.phase, method) {
             (phase, Method::ChannelClose(close)) => {
                 if let Phase::Closing { .. } = phase {
-                    self.late_close_oks.insert(number);
+                    self.crossed(number);
                 }
                 self.closed_by_broker(number, &close, effects);
                 Ok(())
@@ -144,10 +144,25 @@ impl<M: Mailboxes> Channels<M> {
             return Ok(());
         }
         let has_ended = phase.is_none();
-        if self.late_close_oks.remove(&number) || has_ended {
+        if self.take_late_close_ok(number) || has_ended {
             return Ok(());
         }
         Err(invalid("channel.close-ok without channel.close"))
+    }
+
+    /// Both sides have closed a channel with this number.
+    fn crossed(&mut self, number: u16) {
+        *self.late_close_oks.entry(number).or_default() += 1;
+    }
+
+    /// Whether a close-ok on this number can answer the close of an earlier channel.
+    fn take_late_close_ok(&mut self, number: u16) -> bool {
+        let late = self.late_close_oks.get_mut(&number);
+        let Some(late) = late.filter(|it| **it > 0) else {
+            return false;
+        };
+        *late -= 1;
+        true
     }
 
     /// Delivers a whole message if the channel and the consumer are ready for it. Otherwise returns
@@ -587,7 +602,7 @@ impl<M: Mailboxes> Channels<M> {
             Err(cause) => {
                 effects.fail(call, &cause);
                 // The broker closed the channel while our close was on its way.
-                self.late_close_oks.insert(number);
+                self.crossed(number);
             }
         }
     }

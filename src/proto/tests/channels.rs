@@ -239,6 +239,26 @@ fn crossing_closes_are_accepted_whenever_ours_is_answered() {
 }
 
 #[test]
+fn both_closes_that_crossed_on_a_number_can_be_answered_late() {
+    let mut scenario = Scenario::with_channels([1]);
+    for _ in 0..2 {
+        scenario.close_channel(1);
+        scenario.receive(1, &not_found());
+        scenario.open_channel(1);
+    }
+    scenario.events();
+    for _ in 0..2 {
+        scenario.receive(1, &ChannelCloseOk {});
+        assert_eq!(scenario.events(), [""; 0]);
+    }
+    scenario.receive(1, &ChannelCloseOk {});
+    assert!(matches!(
+        scenario.end().kind(),
+        ErrorKind::ProtocolViolation { .. }
+    ));
+}
+
+#[test]
 fn a_cancel_ends_the_consumer_that_had_the_tag_when_it_was_sent() {
     let cancel_ok = BasicCancelOk {
         consumer_tag: "c".into(),
