@@ -19,6 +19,8 @@ use crate::wire::method::{
 
 /// A channel has at most this many messages that the client has not settled.
 const PREFETCH: usize = 12;
+/// A channel number has at most this many late frames of earlier lives.
+const LATE: usize = 8;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
@@ -86,6 +88,8 @@ struct Consumer {
     is_cancelled: bool,
     /// The broker has cancelled it, and the client has not.
     is_revoked: bool,
+    /// The number of deliveries to it.
+    sent: usize,
 }
 
 struct Unanswered {
@@ -403,6 +407,7 @@ impl HostileBroker {
                     is_started: consume.no_wait,
                     is_cancelled: false,
                     is_revoked: false,
+                    sent: 0,
                 };
                 let before = channel.consumers.insert(tag.clone(), consumer);
                 let is_used = before.is_some_and(|it| !it.is_cancelled);
@@ -419,6 +424,10 @@ impl HostileBroker {
             Method::BasicCancel(cancel) => {
                 let tag = cancel.consumer_tag.clone().into_owned();
                 if let Some(consumer) = channel.consumers.get_mut(&tag) {
+                    // The second one would be answered first, and messages would follow.
+                    ledger.check(!consumer.is_cancelled || consumer.is_revoked, || {
+                        format!("consumer {tag:?} on channel {number} is cancelled twice")
+                    });
                     ledger.check(consumer.is_started, || {
                         format!("basic.cancel for {tag:?} on channel {number} before consume-ok")
                     });
@@ -580,7 +589,12 @@ impl HostileBroker {
                 !it.consumers.is_empty() && it.phase != Phase::Free
             }),
             2 => self.any_busy(rng, |it| !it.unanswered.is_empty()),
-            3 => self.any_busy(rng, |it| !it.late.is_empty()),
+            3 => {
+                // Mostly once the next life has consumers.
+                let waits = !rng.one_in(6);
+                let is_next = |it: &Channel| !waits || !it.consumers.is_empty();
+                self.any_busy(rng, |it| !it.late.is_empty() && is_next(it))
+            }
             5 => self.any_busy(rng, |it| !it.consumers.is_empty()),
             _ => self.any_busy(rng, |_| true),
         };
@@ -597,6 +611,7 @@ impl HostileBroker {
                     let methods = [(0, 0), (50, 10), (60, 20), (60, 40), (85, 10)];
                     let cause = rng.pick(&methods);
                     self.close_channel(number, code, cause);
+                    self.hold_deliveries(number, rng);
                 }
             }
             5 => self.cancel(number, rng),
@@ -727,43 +742,48 @@ impl HostileBroker {
             return;
         }
         let ready = channel.consumers.iter();
-        let ready = ready.filter(|(_, it)| it.is_started && (!it.is_revoked || rng.one_in(8)));
+        let ready = ready.filter(|(_, it)| it.is_started && (!it.is_revoked || rng.one_in(3)));
         let ready: Vec<_> = ready.map(|(tag, _)| tag.clone()).collect();
         if ready.is_empty() {
             return;
         }
-        let tag = &ready[rng.below(ready.len())];
-        let Some(consumer) = channel.consumers.get(tag) else {
-            return;
-        };
-        channel.last_tag += 1;
-        let delivery_tag = channel.last_tag;
-        let method = BasicDeliver {
-            consumer_tag: tag.as_str().into(),
-            delivery_tag,
-            redelivered: rng.one_in(5),
-            exchange: "".into(),
-            routing_key: "q".into(),
-        };
-        let id = consumer.id;
-        if !consumer.no_ack {
-            channel.unsettled.push(delivery_tag);
-        }
-        let mut bytes = with_content(number, &method, &format!("to {id}:{delivery_tag}"), rng);
+        let tag = ready[rng.below(ready.len())].clone();
         let is_closing = matches!(channel.phase, Phase::Closing { .. });
-        if is_closing && rng.one_in(2) && channel.late.len() < 8 {
-            // The writer of this life is slow.
-            let consumer_tag = tag.clone();
-            let late = Late::Delivery {
-                consumer_tag,
-                delivery_tag,
-            };
-            channel.late.push((late, bytes));
-            return;
+        if is_closing && rng.one_in(2) {
+            return self.hold_delivery(number, &tag, rng);
         }
+        let (id, delivery_tag, mut bytes) = channel.delivery(number, &tag, rng);
         self.ledger
             .trace(|| format!("broker: {number} → basic.deliver {delivery_tag} to {id} {tag:?}"));
         self.output.append(&mut bytes);
+    }
+
+    /// Delivers a message, but the writer of this life is slow.
+    fn hold_delivery(&mut self, number: u16, tag: &str, rng: &mut Rng) {
+        let Some(channel) = self.channels.get_mut(&number) else {
+            return;
+        };
+        let is_closing = matches!(channel.phase, Phase::Closing { .. });
+        if !is_closing || channel.late.len() >= LATE {
+            return;
+        }
+        let (_, delivery_tag, bytes) = channel.delivery(number, tag, rng);
+        let consumer_tag = tag.to_owned();
+        let late = Late::Delivery {
+            consumer_tag,
+            delivery_tag,
+        };
+        channel.late.push((late, bytes));
+    }
+
+    fn hold_deliveries(&mut self, number: u16, rng: &mut Rng) {
+        let consumers = self.channels.get(&number).map(|it| &it.consumers);
+        let started = consumers.into_iter().flatten();
+        let started = started.filter(|(_, it)| it.is_started);
+        let tags: Vec<_> = started.map(|(tag, _)| tag.clone()).collect();
+        for tag in tags {
+            self.hold_delivery(number, &tag, rng);
+        }
     }
 
     /// Sends a delivery or a close-ok of an earlier life of the number.
@@ -919,6 +939,29 @@ impl HostileBroker {
 }
 
 impl Channel {
+    /// The next delivery to a consumer: the consumer's number, the delivery tag and the frames.
+    fn delivery(&mut self, number: u16, tag: &str, rng: &mut Rng) -> (i64, u64, Vec<u8>) {
+        self.last_tag += 1;
+        let delivery_tag = self.last_tag;
+        let method = BasicDeliver {
+            consumer_tag: tag.into(),
+            delivery_tag,
+            redelivered: rng.one_in(5),
+            exchange: "".into(),
+            routing_key: "q".into(),
+        };
+        let Some(consumer) = self.consumers.get_mut(tag) else {
+            return (0, 0, Vec::new());
+        };
+        consumer.sent += 1;
+        let id = consumer.id;
+        if !consumer.no_ack {
+            self.unsettled.push(delivery_tag);
+        }
+        let bytes = with_content(number, &method, &format!("to {id}:{delivery_tag}"), rng);
+        (id, delivery_tag, bytes)
+    }
+
     fn reply(&mut self, number: u16, method: &impl Encode, then: Then) {
         self.pending.push_back(Pending {
             bytes: framed(number, method),
@@ -1037,6 +1080,14 @@ impl Broker for HostileBroker {
             self.ledger.check(!is_open || flows == 0, || {
                 format!("{flows} channel.flow-ok are missing on channel {number}")
             });
+            for consumer in channel.consumers.values().filter(|_| is_open) {
+                let Consumer { id, sent, .. } = consumer;
+                let got = self.ledger.got(*id);
+                let is_live = consumer.is_started && !consumer.is_cancelled && !consumer.is_revoked;
+                self.ledger.check(!is_live || got == *sent, || {
+                    format!("consumer {id} got {got} of {sent} messages")
+                });
+            }
             let is_settled = matches!(channel.phase, Phase::Free | Phase::Open);
             let phase = channel.phase;
             self.ledger.check(is_settled, || {

@@ -37,6 +37,8 @@ struct Account {
     /// The broker does not tell which messages it has nacked.
     hides_nacks: bool,
     confirms: BTreeMap<u64, Told>,
+    /// How many messages each consumer got.
+    got: BTreeMap<i64, usize>,
 }
 
 #[derive(Clone, Default)]
@@ -77,6 +79,20 @@ impl Ledger {
 
     pub(super) fn take_trace(&self) -> Vec<String> {
         self.0.lock().trace.take().unwrap_or_default()
+    }
+
+    pub(super) fn note_got(&self, consumer: u64) {
+        let consumer = consumer as i64;
+        *self.0.lock().got.entry(consumer).or_default() += 1;
+    }
+
+    pub(super) fn got(&self, consumer: i64) -> usize {
+        self.0
+            .lock()
+            .got
+            .get(&consumer)
+            .copied()
+            .unwrap_or_default()
     }
 
     // ---- messages ----

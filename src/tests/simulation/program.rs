@@ -102,6 +102,7 @@ impl ConsumerMailbox for Watched {
             let (id, tag) = (self.id, message.delivery_tag);
             self.ledger
                 .trace(|| format!("  program: consumer {id} gets {tag}: {body}"));
+            self.ledger.note_got(id);
             if let Some(to) = body.strip_prefix("to ") {
                 self.ledger.check(to == format!("{id}:{tag}"), || {
                     format!("consumer {id} got as {tag} what was sent to {to}")
@@ -202,7 +203,7 @@ impl Program {
             return;
         }
         let at = rng.pick(&open);
-        match rng.weighted(&[16, 40, 16, 8, 30, 40, 12, 2, 1, 6, 5, 4, 3, 2, 4]) {
+        match rng.weighted(&[16, 40, 16, 8, 30, 40, 12, 2, 1, 6, 5, 4, 3, 2, 4, 1]) {
             0 => self.declare(at, rng),
             1 => self.publish(at, rng),
             2 => self.consume(at, rng),
@@ -218,6 +219,7 @@ impl Program {
             12 => self.drop_consumer(at, rng),
             13 => self.give_up(rng),
             14 => self.wait_for_confirms(at),
+            _ if rng.one_in(4) => self.close_connection(),
             _ => {}
         }
     }
