@@ -10,7 +10,7 @@ use super::handles::{Handles, Names, CHANNELS, TAGS};
 use super::script::Settings;
 use crate::error::Error;
 use crate::log_line::Label;
-use crate::proto::{Config, Connection, Event, Login};
+use crate::proto::{Config, Connection, Delivered, Event, Login};
 use crate::wire::frame::{self, Cut, FrameKind, OVERHEAD};
 use crate::wire::method::{ConnectionClose, ConnectionCloseOk, Encode, Method, MethodId};
 use crate::wire::value::FieldTable;
@@ -162,9 +162,12 @@ impl Driver {
     fn settle(&mut self) {
         while let Some(event) = self.core.next_event() {
             if let Event::Deliveries { consumer, count } = event {
-                let messages = self.core.take_messages(count);
+                let messages: Vec<_> = self.core.take_messages(count).collect();
                 assert_eq!(messages.len(), count);
-                messages.for_each(|message| self.handles.delivered(consumer, &message));
+                for message in messages {
+                    self.handles.delivered(consumer, &message);
+                    self.reuse(message);
+                }
             } else {
                 self.handles.event(event);
             }
@@ -177,6 +180,15 @@ impl Driver {
         self.core.take_output(&mut self.output);
         self.check_output();
         self.core.wrote(self.now);
+    }
+
+    /// Lets the core use a message's memory again, as the buffer pool does.
+    fn reuse(&mut self, message: Delivered) {
+        let mut buffer = message.content.into_bytes();
+        buffer.clear();
+        let buffers = self.core.buffers();
+        buffers.truncate(8);
+        buffers.push(buffer);
     }
 
     /// The core sends the protocol header, then whole frames, and nothing after its last.
