@@ -93,6 +93,19 @@ fn the_error_at_the_end_is_read_once() {
     });
 }
 
+#[test]
+fn of_two_ends_at_once_one_counts() {
+    check(3, || {
+        let consumer = consumer();
+        let reader = reader(&consumer);
+        let other = Arc::clone(&consumer);
+        let end = thread::spawn(move || other.end(Some(lost())));
+        consumer.end(Some(lost()));
+        assert_read(&[reader.join().unwrap()], &[0]);
+        end.join().unwrap();
+    });
+}
+
 /// Nothing but the notice of the messages wakes the readers here: the end comes only when all
 /// messages are read.
 #[test]

@@ -23,7 +23,8 @@ fn check(interruptions: impl Into<Option<usize>>, model: impl Fn() + Send + Sync
     let runs = Arc::new(Runs::default());
     let counted = Arc::clone(&runs);
     let mut builder = Builder::new();
-    builder.preemption_bound = interruptions.into();
+    // `LOOM_MAX_PREEMPTIONS` raises the limit.
+    builder.preemption_bound = builder.preemption_bound.or(interruptions.into());
     builder.check(move || {
         counted.0.fetch_add(1, Ordering::Relaxed);
         model();

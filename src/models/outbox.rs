@@ -6,7 +6,7 @@ use std::sync::Arc;
 use loom::thread;
 
 use super::{at_any_moment, check, never};
-use crate::error::{CloseReason, Error, ErrorKind, Result};
+use crate::error::{CloseReason, Error, Result};
 use crate::io_thread::deadline::Deadline;
 use crate::io_thread::mailbox::Command;
 use crate::io_thread::outbox::send_queue::HIGH_WATER;
@@ -167,7 +167,7 @@ fn a_blocked_connection_takes_no_message_until_the_broker_unblocks_it() {
         let hasty = caller(&outbox, 2, PUBLISH, at_any_moment());
         assert!(io_thread.take(), "nothing is appended");
         outbox.set_blocked(None);
-        io_thread.run_until(|it| it.frames.contains(&1));
+        // Before the next take, which would wake the caller, too.
         patient.join().unwrap().unwrap();
         let mut expected = vec![1];
         match hasty.join().unwrap() {
@@ -196,8 +196,8 @@ fn a_gate_that_opens_under_the_lock_wakes_who_waits_at_it() {
         };
         assert!(io_thread.take(), "nothing is appended");
         outbox.change(1, |_| is_shut.store(false, Ordering::Release));
-        io_thread.run_until(|it| it.frames == [1]);
         caller.join().unwrap().unwrap();
+        assert!(!io_thread.take());
     });
 }
 
@@ -210,10 +210,7 @@ fn at_the_end_each_call_fails_or_is_taken_or_is_given_back() {
         fill(&outbox, 3);
         let callers = [1, 2].map(|channel| caller(&outbox, channel, ROOM, never()));
         io_thread.take();
-        outbox.set_end(Error::new(ErrorKind::Recovering {
-            cause: Box::new(ErrorKind::InvalidArgument("end".into())),
-            after: std::time::Duration::ZERO,
-        }));
+        outbox.set_end(Error::invalid("end"));
         let given_back = outbox.discard();
         let [first, second] = callers.map(|it| it.join().unwrap().is_ok());
         let mut handled: Vec<_> = given_back.iter().map(Command::channel).collect();
@@ -224,6 +221,33 @@ fn at_the_end_each_call_fails_or_is_taken_or_is_given_back() {
         assert!(handled.into_iter().eq(expected));
         assert!(outbox.discard().is_empty());
         assert!(outbox.wait_ended(at_any_moment()));
+    });
+}
+
+#[test]
+fn the_end_wakes_who_waits_for_room() {
+    check(3, || {
+        let (outbox, _) = outbox();
+        fill(&outbox, 3);
+        let callers = [1, 2].map(|channel| caller(&outbox, channel, ROOM, never()));
+        outbox.set_end(Error::invalid("end"));
+        { callers.into_iter() }.for_each(|it| assert!(it.join().unwrap().is_err()));
+        assert_eq!(outbox.discard().len(), 1);
+    });
+}
+
+#[test]
+fn room_wakes_the_caller_that_may_append_whoever_else_waits() {
+    check(3, || {
+        let (outbox, mut io_thread) = outbox();
+        outbox.set_blocked(Some("disk".to_owned()));
+        fill(&outbox, 3);
+        let publishes = caller(&outbox, 1, PUBLISH, never());
+        let calls = caller(&outbox, 2, ROOM, never());
+        io_thread.take();
+        calls.join().unwrap().unwrap();
+        outbox.set_blocked(None);
+        publishes.join().unwrap().unwrap();
     });
 }
 
@@ -245,9 +269,9 @@ fn a_lost_connection_admits_callers_once_it_is_recovered() {
         outbox
             .begin(&Tuning::BEFORE, Label::new("model", "elsewhere"))
             .unwrap();
-        io_thread.run_until(|it| it.frames.len() == 2);
-        caller.join().unwrap().unwrap();
         recovery.join().unwrap();
+        caller.join().unwrap().unwrap();
+        io_thread.run_until(|_| true);
         // The replay comes before all callers.
         assert_eq!(io_thread.frames, [2, 1]);
     });

@@ -24,12 +24,26 @@ impl Room {
         })
     }
 
+    /// Tries without the lock first, as a publisher does.
     fn enter(&self, deadline: Deadline) -> Result<(), NoRoom> {
-        let taken = self.window.take(weight(), deadline, || false);
+        let taken = match self.window.try_take(weight()) {
+            true => Ok(()),
+            false => self.window.take(weight(), deadline, || false),
+        };
         if taken.is_ok() {
             assert_eq!(self.inside.fetch_add(1, Ordering::Relaxed), 0);
         }
         taken
+    }
+
+    /// Waits until the window is empty.
+    fn is_left(&self) {
+        assert!(self.window.wait_empty(never()));
+    }
+
+    fn pass(&self) {
+        self.enter(never()).unwrap();
+        self.leave();
     }
 
     fn leave(&self) {
@@ -46,15 +60,11 @@ fn weight() -> Weight {
 fn every_thread_gets_room_and_never_two_at_once() {
     check(3, || {
         let room = Room::new();
-        let pass = |room: &Room| {
-            room.enter(never()).unwrap();
-            room.leave();
-        };
         let threads = [(); 2].map(|()| {
             let room = Arc::clone(&room);
-            thread::spawn(move || pass(&room))
+            thread::spawn(move || room.pass())
         });
-        pass(&room);
+        room.pass();
         threads.into_iter().for_each(|it| it.join().unwrap());
         assert_eq!(room.window.taken(), (0, 0));
     });
@@ -93,6 +103,21 @@ fn who_waits_for_the_last_message_is_woken_by_it() {
         };
         room.leave();
         assert!(waits.join().unwrap());
+    });
+}
+
+#[test]
+fn an_empty_window_wakes_who_waits_for_it_and_who_waits_for_room() {
+    check(3, || {
+        let room = Room::new();
+        room.enter(never()).unwrap();
+        let [empty, next] = [Room::is_left, Room::pass].map(|wait: fn(&Room)| {
+            let room = Arc::clone(&room);
+            thread::spawn(move || wait(&room))
+        });
+        room.leave();
+        empty.join().unwrap();
+        next.join().unwrap();
     });
 }
 

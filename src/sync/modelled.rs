@@ -3,6 +3,7 @@
 //! `loom` runs a model in every order of its threads' steps. A step is an access to one of these
 //! types.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::io;
 use std::ops::{Deref, DerefMut};
@@ -165,14 +166,20 @@ impl Condvar {
     }
 }
 
-/// Runs an access. `loom` takes `SeqCst` for `AcqRel`, so the fence restores the one order of all
-/// such accesses.
+loom::thread_local! {
+    /// Whether the thread's last access to an atomic was `SeqCst`.
+    static WAS_SEQ_CST: Cell<bool> = Cell::new(false);
+}
+
+/// Runs an access. `loom` takes `SeqCst` for `AcqRel`. A fence between two such accesses restores
+/// their order; next to a weaker access there is none, so that a model finds an order that is too
+/// weak.
 fn fenced<R>(order: Ordering, access: impl FnOnce() -> R) -> R {
-    let result = access();
-    if order == Ordering::SeqCst {
+    let is_seq_cst = order == Ordering::SeqCst;
+    if WAS_SEQ_CST.with(|it| it.replace(is_seq_cst)) && is_seq_cst {
         inner::atomic::fence(order);
     }
-    result
+    access()
 }
 
 macro_rules! atomic {
