@@ -103,7 +103,7 @@ pub mod docs;
 
 #[cfg(all(loom, test))]
 mod models;
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
 mod tests;
 
 pub use channel::Channel;
