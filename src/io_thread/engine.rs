@@ -86,8 +86,13 @@ impl<'a> Engine<'a> {
     /// thread may sleep.
     pub(crate) fn refill(&mut self, write_buffer: &mut WriteBuffer) -> bool {
         if self.end.is_some() {
-            // The last frame is the answer to connection.close, or our own.
+            // Only the core's last frame follows. What the program appends now, such as its own
+            // connection.close, is not for this socket.
+            let mut last = Vec::new();
+            self.core.take_output(&mut last);
             write_buffer.discard_lanes();
+            write_buffer.append(&mut last);
+            return !write_buffer.is_empty();
         }
         if self.core.has_output() {
             let core = &mut self.core;
