@@ -155,7 +155,7 @@ impl Shared {
     }
 
     /// Ends the connection for good.
-    pub(super) fn end(&self, error: &Error) {
+    pub(crate) fn end(&self, error: &Error) {
         self.outbox.set_end(error.clone());
         self.tell(ConnectionEvent::Closed {
             cause: error.clone(),

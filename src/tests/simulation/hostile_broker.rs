@@ -513,11 +513,7 @@ impl HostileBroker {
                 .ledger
                 .fault(format!("a message with the body {body:?}"));
         };
-        let before = self.ledger.fate(message);
-        self.ledger.check(before.is_none(), || {
-            format!("message {message} was published twice")
-        });
-        self.ledger.set_fate(message, Fate::Received);
+        self.ledger.received(message, Fate::Received);
         let is_returned = incoming.method.mandatory && incoming.method.routing_key == "no queue";
         if channel.confirms {
             channel.published += 1;

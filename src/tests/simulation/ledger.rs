@@ -1,6 +1,6 @@
 //! The account of one run: what each party knows, and the faults that follow from it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
@@ -37,7 +37,9 @@ struct Account {
     /// The broker does not tell which messages it has nacked.
     hides_nacks: bool,
     confirms: BTreeMap<u64, Told>,
-    /// How many messages each consumer got.
+    /// Messages that are published again after a loss.
+    kept: BTreeSet<u64>,
+    /// How many messages each consumer got on this connection.
     got: BTreeMap<i64, usize>,
 }
 
@@ -86,6 +88,10 @@ impl Ledger {
         *self.0.lock().got.entry(consumer).or_default() += 1;
     }
 
+    pub(super) fn restarts(&self, consumer: u64) {
+        self.0.lock().got.remove(&(consumer as i64));
+    }
+
     pub(super) fn got(&self, consumer: i64) -> usize {
         self.0
             .lock()
@@ -99,6 +105,20 @@ impl Ledger {
 
     pub(super) fn fate(&self, message: u64) -> Option<Fate> {
         self.0.lock().fates.get(&message).copied()
+    }
+
+    pub(super) fn keep(&self, message: u64) {
+        self.0.lock().kept.insert(message);
+    }
+
+    /// The broker has got a message.
+    pub(super) fn received(&self, message: u64, fate: Fate) {
+        let is_again = self.0.lock().kept.remove(&message);
+        let before = self.fate(message);
+        self.check(before.is_none() || is_again, || {
+            format!("message {message} was published twice")
+        });
+        self.set_fate(message, fate);
     }
 
     pub(super) fn set_fate(&self, message: u64, fate: Fate) {

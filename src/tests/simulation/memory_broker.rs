@@ -50,11 +50,7 @@ impl MemoryBroker {
             let body = String::from_utf8_lossy(&got.body).into_owned();
             let message = body.strip_prefix('m').and_then(|it| it.parse().ok());
             if let Some(message) = message {
-                let before = self.ledger.fate(message);
-                self.ledger.check(before.is_none(), || {
-                    format!("message {message} was published twice")
-                });
-                self.ledger.set_fate(message, Fate::Taken);
+                self.ledger.received(message, Fate::Taken);
             }
         }
     }

@@ -16,6 +16,7 @@ mod rng;
 
 use std::io::ErrorKind as IoErrorKind;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
@@ -23,6 +24,7 @@ use mio::{Poll, Token, Waker};
 
 use crate::error::{Error, ErrorKind};
 use crate::io_thread::engine::{End, Engine};
+use crate::io_thread::lost_publishes::LostPublish;
 use crate::io_thread::mailbox::Mailboxes;
 use crate::io_thread::outbox::write_buffer::WriteBuffer;
 use crate::io_thread::{Next, Peer, Shared};
@@ -128,6 +130,7 @@ fn connect(
 }
 
 /// The connection between the engine and the broker.
+#[derive(Default)]
 struct Wire {
     /// Bytes that the client has read and not consumed.
     input: Vec<u8>,
@@ -145,6 +148,11 @@ struct Simulation<'a> {
     program: Program,
     wire: Wire,
     now: Instant,
+    shared: &'a Arc<Shared>,
+    is_hostile: bool,
+    recovers: bool,
+    /// How many losses are recovered from.
+    recoveries: usize,
 }
 
 /// The first bytes, at most `count`.
@@ -179,6 +187,9 @@ impl Simulation<'_> {
             }
             4 => self.engine.handle_requests(),
             5 => self.broker.step(&mut self.rng),
+            _ if self.rng.one_in(if self.recovers { 8 } else { 100 }) => {
+                self.close_socket(IoErrorKind::ConnectionReset);
+            }
             _ => {
                 let seconds = self.rng.below(3) as u64;
                 self.pass(Duration::from_secs(seconds));
@@ -262,6 +273,7 @@ impl Simulation<'_> {
         any |= !self.wire.to_client.is_empty();
         self.read(usize::MAX);
         any |= self.program.poll();
+        self.program.go_on_with_replay();
         if self.broker.closes_socket() && self.engine.end.is_none() {
             self.close_socket(IoErrorKind::UnexpectedEof);
         }
@@ -322,12 +334,52 @@ impl Simulation<'_> {
             }
         }
         match &self.engine.end {
-            Some(End::Final(error) | End::Lost(error)) => self.check_cause(error),
+            Some(End::Final(error)) => self.check_cause(error),
+            Some(End::Lost(error)) => {
+                self.check_cause(error);
+                self.shared.end(error);
+            }
             None => self.ledger.fault("the connection has not ended"),
+        }
+        self.recoveries = 0;
+        self.recover();
+        if let Some(cause) = self.shared.outbox.end_cause().filter(|_| self.recovers) {
+            self.program.end_all(&cause);
         }
         self.program.check_end();
         self.program.drop_all();
         self.ledger.check_end();
+    }
+
+    /// Begins with the next connection. Returns false if there is none.
+    fn recover(&mut self) -> bool {
+        let lost_publishes = std::mem::take(&mut self.engine.lost_publishes);
+        lost_publishes.iter().for_each(LostPublish::keep);
+        self.shared
+            .to_replay
+            .lock()
+            .lost_publishes
+            .extend(lost_publishes);
+        self.program.end_replay();
+        if self.recoveries == 0 || !matches!(self.engine.end, Some(End::Lost(_))) {
+            return false;
+        }
+        self.recoveries -= 1;
+        self.ledger.trace(|| "the connection is lost".to_owned());
+        for _ in 0..self.rng.below(20) {
+            self.program.act(&mut self.rng);
+        }
+        let (core, broker) = connect(&mut self.rng, &self.ledger, self.now, self.is_hostile);
+        let tuning = core.tuning().clone();
+        let begun = self.shared.outbox.begin(&tuning, core.label().clone());
+        if begun.is_err() {
+            return false;
+        }
+        self.broker = broker;
+        self.engine = Engine::new(self.shared, core, true, u64::MAX);
+        self.wire = Wire::default();
+        self.program.begin_replay();
+        true
     }
 
     fn check_cause(&self, error: &Error) {
@@ -351,7 +403,8 @@ impl Simulation<'_> {
                 self.read(usize::MAX);
                 self.close_socket(IoErrorKind::UnexpectedEof);
             }
-            if self.engine.end.is_some() {
+            self.program.go_on_with_replay();
+            if self.engine.end.is_some() && !self.recover() {
                 break;
             }
         }
@@ -380,22 +433,21 @@ fn run(seed: u64, ledger: &Ledger) -> Vec<String> {
     let waker = Waker::new(poll.registry(), Token(0)).unwrap();
     let peer = Peer::new(&core, address, endpoint);
     let (shared, _connections): (_, Receiver<Next>) = Shared::new(waker, peer, &options);
-    let engine = Engine::new(&shared, core, false, u64::MAX);
-    let program = Program::new(shared.clone(), ledger.clone(), is_hostile);
+    let recovers = is_hostile && rng.one_in(2);
+    let engine = Engine::new(&shared, core, recovers, u64::MAX);
+    let program = Program::new(shared.clone(), ledger.clone(), is_hostile, recovers);
     let mut simulation = Simulation {
         rng,
         ledger: ledger.clone(),
         engine,
         broker,
         program,
-        wire: Wire {
-            input: Vec::new(),
-            to_broker: Vec::new(),
-            to_client: Vec::new(),
-            write_buffer: WriteBuffer::default(),
-            is_closed: false,
-        },
+        wire: Wire::default(),
         now,
+        shared: &shared,
+        is_hostile,
+        recovers,
+        recoveries: 3,
     };
     simulation.run();
     ledger.take_faults()

@@ -15,11 +15,15 @@ use crate::consumer::deliveries::Deliveries;
 use crate::consumer::mailbox::Mailbox;
 use crate::error::{CloseReason, Error, ErrorKind, ReplyCode, Result};
 use crate::io_thread::deadline::Deadline;
-use crate::io_thread::mailbox::{Call, Command, ConfirmMailbox, ConsumerMailbox, Reply};
+use crate::io_thread::lost_publishes::LostPublish;
+use crate::io_thread::mailbox::{
+    Call, ChannelMailbox, Command, ConfirmMailbox, ConsumerMailbox, Reply,
+};
 use crate::io_thread::outbox::{Admission, Frames, Gate};
 use crate::io_thread::Shared;
 use crate::options::ConsumeOptions;
 use crate::proto::{Delivered, Expected, Fingerprint, Outcome, Settling};
+use crate::session::channel::frames::is_kept;
 use crate::session::channel::ChannelState;
 use crate::session::subscription::{ReadsFrom, Subscription};
 use crate::wire::method::{
@@ -132,12 +136,14 @@ impl ConsumerMailbox for Watched {
     }
 
     fn restart(&self, arguments: &mut FieldTable) -> bool {
+        self.ledger.restarts(self.id);
         self.inner.restart(arguments)
     }
 }
 
 struct Confirm {
     message: u64,
+    is_published_again: bool,
     ledger: Ledger,
 }
 
@@ -147,7 +153,14 @@ impl ConfirmMailbox for Confirm {
     }
 
     fn is_published_again(&self) -> bool {
-        false
+        self.is_published_again
+    }
+
+    fn is_kept(&self) {
+        let message = self.message;
+        self.ledger
+            .trace(|| format!("  program: message {message} is kept"));
+        self.ledger.keep(message);
     }
 }
 
@@ -160,13 +173,23 @@ pub(super) struct Program {
     count: u64,
     /// Whether each declared queue has a name of its own. Otherwise there are few names.
     unique_names: bool,
+    recovers: bool,
+    /// The epoch of the replay, and the replies that it waits for.
+    replay: Option<(u64, Vec<Receiver<Result<Reply>>>)>,
     /// Consumers whose handle was dropped, until they have ended.
     dropped: Vec<(u64, Arc<Deliveries>)>,
+    /// Channels whose last handle was dropped.
+    dropped_channels: Vec<Arc<ChannelState>>,
     has_closed: bool,
 }
 
 impl Program {
-    pub(super) fn new(shared: Arc<Shared>, ledger: Ledger, unique_names: bool) -> Self {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        ledger: Ledger,
+        unique_names: bool,
+        recovers: bool,
+    ) -> Self {
         Self {
             shared,
             ledger,
@@ -174,7 +197,10 @@ impl Program {
             calls: Vec::new(),
             count: 0,
             unique_names,
+            recovers,
+            replay: None,
             dropped: Vec::new(),
+            dropped_channels: Vec::new(),
             has_closed: false,
         }
     }
@@ -387,7 +413,10 @@ impl Program {
             handle.has_transactions = true;
             return self.record(at, &TxSelect {});
         }
-        let no_wait = rng.one_in(2);
+        self.select_confirms(at, rng.one_in(2));
+    }
+
+    fn select_confirms(&mut self, at: usize, no_wait: bool) {
         if !no_wait {
             self.call(
                 at,
@@ -485,6 +514,7 @@ impl Program {
             .trace(|| format!("program: handle {id} of channel {number} is dropped"));
         self.calls.retain(|it| it.handle != handle.id);
         handle.state.dropped();
+        self.dropped_channels.push(handle.state);
     }
 
     // ---- publishing ----
@@ -513,6 +543,7 @@ impl Program {
             self.ledger.awaits(message);
             Arc::new(Confirm {
                 message,
+                is_published_again: self.recovers && message % 3 > 0,
                 ledger: self.ledger.clone(),
             })
         });
@@ -524,10 +555,12 @@ impl Program {
         let published = if is_large {
             let large = outbox.encode_large(state.number, &method, None, body.as_bytes());
             large.and_then(|large| {
+                let kept = is_kept(confirm.as_ref()).then(|| large.keep());
                 outbox.write(state.number, admission, NOW, gate, |frames| {
                     let fingerprint = fingerprint.map(|it| it.with_properties(large.properties()));
                     frames.large(large)?;
-                    Ok(state.published(frames, fingerprint, confirm.as_ref(), |it| it.keep()))
+                    let keep = |_: &mut Frames<'_>| kept.unwrap_or_default();
+                    Ok(state.published(frames, fingerprint, confirm.as_ref(), keep))
                 })
             })
         } else {
@@ -608,7 +641,7 @@ impl Program {
             inner: Mailbox {
                 deliveries: Arc::clone(&deliveries),
                 state: Arc::clone(&state),
-                recovers: false,
+                recovers: self.recovers,
                 subscription: Arc::clone(&subscription),
                 position: None,
             },
@@ -892,7 +925,13 @@ impl Program {
             return;
         };
         match (asked, reply) {
-            (Asked::Open, Ok(_)) => self.handles[at].is_open = true,
+            (Asked::Open, Ok(_)) => {
+                self.handles[at].is_open = true;
+                // Every other channel is in confirm mode from the start.
+                if handle % 2 == 0 {
+                    self.select_confirms(at, handle % 4 == 0);
+                }
+            }
             (Asked::Open, Err(_)) => self.drop_handle(at),
             (Asked::Consume, Err(_)) => {
                 let consumers = &self.handles[at].consumers;
@@ -935,6 +974,139 @@ impl Program {
             }
             _ => {}
         }
+    }
+
+    // ---- recovery ----
+
+    /// Begins what the recovery thread does on a new connection: opens the channels and starts the
+    /// consumers. A channel that the broker refuses is given up.
+    pub(super) fn begin_replay(&mut self) {
+        let epoch = self.shared.outbox.epoch();
+        let mut replies = Vec::new();
+        for handle in &self.handles {
+            let state = &handle.state;
+            if state.end.cause().is_some() || state.is_open_in(epoch) {
+                continue;
+            }
+            let (call, reply) = Call::new();
+            let gate = || state.gate().map(|_| state.opening_gate());
+            if self.replay_on(state, gate, |frames| state.append_open(frames, call)) {
+                replies.push(reply);
+            }
+            let recorded = state.consumers.lock().recorded();
+            for recorded in recorded {
+                let (call, reply) = Call::new();
+                let mut consume = recorded.consume.clone();
+                let mailbox = &recorded.mailbox;
+                let sent = self.replay_on(
+                    state,
+                    || state.gate(),
+                    |frames| {
+                        if !mailbox.restart(consume.arguments.to_mut()) {
+                            call.answer(Err(Error::invalid("the consumer is gone")));
+                            return Ok(());
+                        }
+                        frames.method(&consume)?;
+                        frames.command(Command::Consume {
+                            channel: state.number,
+                            consumer_tag: consume.consumer_tag.as_ref().into(),
+                            consumer: Arc::clone(mailbox),
+                            settling: mailbox.settling(),
+                            call: Some(call),
+                        });
+                        Ok(())
+                    },
+                );
+                if sent {
+                    replies.push(reply);
+                }
+            }
+        }
+        self.replay = Some((epoch, replies));
+    }
+
+    fn replay_on(
+        &self,
+        state: &ChannelState,
+        gate: impl Fn() -> Result<Gate>,
+        append: impl FnOnce(&mut Frames<'_>) -> Result<()>,
+    ) -> bool {
+        let epoch = self.shared.outbox.epoch();
+        let admission = Admission::Recovery { epoch };
+        let outbox = &self.shared.outbox;
+        let written = outbox.write(state.number, admission, NOW, gate, append);
+        let number = state.number;
+        self.ledger.trace(|| {
+            let refused = written.as_ref().err().map(ToString::to_string);
+            format!("program: replay on channel {number} {refused:?}")
+        });
+        written.is_ok()
+    }
+
+    /// Ends the replay once all replies have come: publishes what was lost, and admits the others.
+    pub(super) fn go_on_with_replay(&mut self) {
+        let Some((epoch, replies)) = &mut self.replay else {
+            return;
+        };
+        let epoch = *epoch;
+        if self.shared.outbox.epoch() != epoch {
+            self.replay = None;
+            return;
+        }
+        replies.retain(|it| matches!(it.try_recv(), Err(TryRecvError::Empty)));
+        let is_stopped = |it: &Handle| matches!(it.state.publish_gate(), Ok(Gate::Shut));
+        if !replies.is_empty() || self.handles.iter().any(is_stopped) {
+            return;
+        }
+        self.replay = None;
+        let lost = std::mem::take(&mut self.shared.to_replay.lock().lost_publishes);
+        let mut lost: Vec<_> = lost.into_iter().map(Some).collect();
+        for handle in &self.handles {
+            let state = &handle.state;
+            if state.end.cause().is_some() {
+                continue;
+            }
+            let mut range: Option<(u64, u64)> = None;
+            let its_own = |it: &Option<LostPublish>| {
+                it.as_ref()
+                    .is_some_and(|it| it.published.channel == state.number)
+            };
+            let messages: Vec<_> = lost.iter_mut().filter(|it| its_own(it)).collect();
+            self.replay_on(
+                state,
+                || state.gate(),
+                |frames| {
+                    for message in messages.into_iter().filter_map(Option::take) {
+                        frames.again(message.published.kept.as_deref().unwrap_or_default())?;
+                        let number = message.published.sequence_number;
+                        range = Some((range.map_or(number, |(first, _)| first), number));
+                        frames.command(Command::Publish(message.published));
+                    }
+                    state.confirms.resume(range);
+                    Ok(())
+                },
+            );
+        }
+        lost.into_iter().flatten().for_each(LostPublish::lose);
+        let is_recovered = self.shared.outbox.recovered(epoch, || {});
+        self.ledger
+            .trace(|| format!("program: the replay ends, recovered {is_recovered}"));
+    }
+
+    /// The connection was lost during the replay, or has ended.
+    pub(super) fn end_replay(&mut self) {
+        self.replay = None;
+    }
+
+    /// Ends what nothing else ends after a loss for good.
+    pub(super) fn end_all(&self, cause: &Error) {
+        let states = self.handles.iter().map(|it| &it.state);
+        for state in states.chain(&self.dropped_channels) {
+            if state.end.cause().is_none() {
+                state.ended(cause, false);
+            }
+        }
+        self.shared.lose_publishes();
     }
 
     // ---- the end ----
