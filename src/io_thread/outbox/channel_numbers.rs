@@ -9,6 +9,8 @@ use crate::io_thread::deadline::Deadline;
 #[derive(Debug)]
 pub(crate) struct ChannelNumbers {
     highest: u16,
+    /// How many numbers were taken so far, counting each one again when it is reused.
+    taken: u64,
     /// The lowest number never used. It is 65,536 when all were used.
     fresh: u32,
     /// Numbers that were used and are free again. Some may exceed `highest`: the next connection
@@ -27,6 +29,7 @@ impl ChannelNumbers {
     pub(super) fn new(highest: u16) -> Self {
         Self {
             highest,
+            taken: 0,
             fresh: 1,
             released: Vec::new(),
             closing: HashSet::new(),
@@ -46,6 +49,12 @@ impl ChannelNumbers {
     }
 
     fn take(&mut self) -> Option<u16> {
+        let number = self.find()?;
+        self.taken += 1;
+        Some(number)
+    }
+
+    fn find(&mut self) -> Option<u16> {
         let is_allowed = |number: &u16| *number <= self.highest;
         let is_quiet = |number: &u16| is_allowed(number) && !self.closed_by_both.contains(number);
         if let Some(index) = self.released.iter().rposition(is_quiet) {
@@ -127,6 +136,11 @@ impl Outbox {
         self.changed.notify_all();
     }
 
+    /// How many channel numbers were taken so far. Grows from one channel with a number to the next.
+    pub(crate) fn channel_numbers_taken(&self) -> u64 {
+        self.state.lock().channel_numbers.taken
+    }
+
     pub(crate) fn free_channel_numbers(&self) -> u16 {
         self.state.lock().channel_numbers.free()
     }
@@ -148,6 +162,7 @@ mod tests {
         numbers.release(2);
         assert_eq!(numbers.take(), Some(2));
         assert_eq!(numbers.take(), None);
+        assert_eq!(numbers.taken, 4);
     }
 
     #[test]

@@ -11,9 +11,11 @@ use crate::session::subscription::Subscription;
 use crate::wire::method::BasicConsume;
 
 /// The consumer tags in use. Each maps to its subscription and its recorded `basic.consume`.
-#[derive(Default)]
 pub(crate) struct Consumers {
     by_tag: HashMap<Arc<str>, Entry>,
+    /// Part of the tags that are made up here. Messages for a consumer of an earlier channel with
+    /// this number can still arrive, so no later channel uses its tag.
+    life: u64,
     /// Numbers the tags that are made up here, and the recorded consumers in their order.
     count: u64,
 }
@@ -44,13 +46,22 @@ impl RecordedConsumer {
 }
 
 impl Consumers {
+    /// `life` must differ from that of earlier channels with the same number.
+    pub(crate) fn new(life: u64) -> Self {
+        Self {
+            by_tag: HashMap::new(),
+            life,
+            count: 0,
+        }
+    }
+
     /// Reserves `requested`, or a new tag if `requested` is empty. Returns `None` if the tag is in
     /// use.
     pub(crate) fn take_tag(&mut self, requested: &str, channel: u16) -> Option<Arc<str>> {
         let consumer_tag: Arc<str> = if requested.is_empty() {
             std::iter::repeat_with(|| {
                 self.count += 1;
-                format!("leveret-{channel}.{}", self.count)
+                format!("leveret-{channel}.{}.{}", self.life, self.count)
             })
             .find(|tag| !self.by_tag.contains_key(tag.as_str()))
             .unwrap_or_default()

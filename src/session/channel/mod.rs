@@ -115,6 +115,7 @@ impl End {
 
 impl ChannelState {
     pub(crate) fn new(number: u16, shared: Arc<Shared>) -> Self {
+        let consumers = Consumers::new(shared.outbox.channel_numbers_taken());
         Self {
             number,
             needed_by: AtomicU8::new(HANDLES),
@@ -125,7 +126,7 @@ impl ChannelState {
             returned: Notifier::of_bytes(RETURNED_LIMIT, RETURNED_BYTES, ReturnedMessage::size),
             confirmations: Notifier::new(CONFIRMATIONS_LIMIT),
             delivery_tags: DeliveryTags::default(),
-            consumers: Mutex::new(Consumers::default()),
+            consumers: Mutex::new(consumers),
             settings: Settings::default(),
             opened_in: AtomicU64::new(NEVER),
             is_recovering: AtomicBool::new(false),
