@@ -798,7 +798,8 @@ impl HostileBroker {
                 delivery_tag,
             } => {
                 // Only the delivery tag tells the lives apart: this one could be of either.
-                if is_used && delivery_tag == channel.last_tag + 1 {
+                let is_reused = !consumer_tag.starts_with("leveret-");
+                if is_used && is_reused && delivery_tag == channel.last_tag + 1 {
                     return true;
                 }
                 self.ledger.trace(|| {

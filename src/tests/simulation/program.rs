@@ -613,9 +613,8 @@ impl Program {
         };
         let id = self.next();
         // With no-wait or no_ack, nothing tells messages of two consumers with the same tag apart.
-        let unique = format!("unique-{id}");
         let wanted = match no_wait || no_ack {
-            true => &*unique,
+            true => "",
             false => rng.pick(&["", "a", "b"]),
         };
         let handle = &self.handles[at];
