@@ -86,11 +86,10 @@ impl<'a> Engine<'a> {
     /// thread may sleep.
     pub(crate) fn refill(&mut self, write_buffer: &mut WriteBuffer) -> bool {
         if self.end.is_some() {
-            // Only the core's last frame follows. What the program appends now, such as its own
-            // connection.close, is not for this socket.
+            // Only the core's last frame follows: the lanes get no more turns, and what the program
+            // appends now, such as its own connection.close, is not for this socket.
             let mut last = Vec::new();
             self.core.take_output(&mut last);
-            write_buffer.discard_lanes();
             write_buffer.append(&mut last);
             return !write_buffer.is_empty();
         }

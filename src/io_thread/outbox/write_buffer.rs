@@ -152,12 +152,6 @@ impl WriteBuffer {
         self.in_order.bytes.append(bytes);
     }
 
-    /// Drops what is left of all lanes: nothing of it is written.
-    pub(crate) fn discard_lanes(&mut self) {
-        self.lanes.clear();
-        self.turn = 0;
-    }
-
     /// Takes an empty buffer that has its memory already.
     pub(crate) fn take_spare(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.spare)
@@ -238,16 +232,6 @@ mod tests {
                 assert_eq!((left[1], order), (0, rest));
             }
             assert!(write_buffer.is_empty() && write_buffer.lanes.is_empty());
-
-            take(
-                &mut write_buffer,
-                Vec::new(),
-                [frames(1, a_turn + 1), Vec::new()],
-            );
-            write_buffer.discard_lanes();
-            let (in_order, lanes) = (frames(3, 1), [Vec::new(), Vec::new()]);
-            let (left, order) = take(&mut write_buffer, in_order, lanes);
-            assert_eq!((left, order), ([0, 0], vec![3]));
         }
     }
 }
