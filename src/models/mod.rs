@@ -20,20 +20,19 @@ use crate::io_thread::deadline::Deadline;
 /// Runs `model` in every order in which a thread is interrupted at most this often where it could
 /// go on. Without a limit, in every order.
 fn check(interruptions: impl Into<Option<usize>>, model: impl Fn() + Send + Sync + 'static) {
-    let runs = Arc::new(Runs::default());
-    let counted = Arc::clone(&runs);
+    let runs = Arc::new(AtomicU64::new(0));
+    let _printed = Runs(Arc::clone(&runs));
     let mut builder = Builder::new();
     // `LOOM_MAX_PREEMPTIONS` raises the limit.
     builder.preemption_bound = builder.preemption_bound.or(interruptions.into());
     builder.check(move || {
-        counted.0.fetch_add(1, Ordering::Relaxed);
+        runs.fetch_add(1, Ordering::Relaxed);
         model();
     });
 }
 
 /// Prints the number of runs, also of a model that fails.
-#[derive(Default)]
-struct Runs(AtomicU64);
+struct Runs(Arc<AtomicU64>);
 
 impl Drop for Runs {
     fn drop(&mut self) {
