@@ -136,7 +136,8 @@ impl Outbox {
         self.changed.notify_all();
     }
 
-    /// How many channel numbers were taken so far. Grows from one channel with a number to the next.
+    /// How many channel numbers were taken so far. Grows from one channel with a number to the
+    /// next.
     pub(crate) fn channel_numbers_taken(&self) -> u64 {
         self.state.lock().channel_numbers.taken
     }
