@@ -7,6 +7,8 @@
 //!
 //! To repeat one run with its trace:
 //! `LEVERET_SIMULATION_SEED=7 cargo test --lib simulation -- --nocapture`
+//!
+//! To run more of them: `LEVERET_SIMULATION_SEEDS=100000 cargo test --lib simulation`
 
 mod hostile_broker;
 mod ledger;
@@ -471,7 +473,8 @@ fn every_seed_keeps_the_invariants() {
     if let Ok(seed) = std::env::var("LEVERET_SIMULATION_SEED") {
         return fail(seed.parse().unwrap());
     }
-    for seed in 0..SEEDS {
+    let seeds = std::env::var("LEVERET_SIMULATION_SEEDS");
+    for seed in 0..seeds.map_or(SEEDS, |it| it.parse().unwrap()) {
         if !run(seed, &Ledger::default()).is_empty() {
             fail(seed);
         }
