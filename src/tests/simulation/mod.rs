@@ -370,6 +370,11 @@ impl Simulation<'_> {
         self.ledger.trace(|| "the connection is lost".to_owned());
         for _ in 0..self.rng.below(20) {
             self.program.act(&mut self.rng);
+            // Meanwhile the last frames go to the old socket.
+            self.write();
+            let bytes = std::mem::take(&mut self.wire.to_broker);
+            self.broker.receive(&bytes);
+            self.broker.step(&mut self.rng);
         }
         let (core, broker) = connect(&mut self.rng, &self.ledger, self.now, self.is_hostile);
         let tuning = core.tuning().clone();
