@@ -368,6 +368,9 @@ impl Simulation<'_> {
         }
         self.recoveries -= 1;
         self.ledger.trace(|| "the connection is lost".to_owned());
+        if self.rng.one_in(8) {
+            self.program.close_connection();
+        }
         for _ in 0..self.rng.below(20) {
             self.program.act(&mut self.rng);
             // Meanwhile the last frames go to the old socket.
