@@ -1,7 +1,7 @@
 //! What threads wait for and wake each other with: locks, condition variables, atomics, and the
 //! waker of the IO thread.
 //!
-//! With `--cfg loom`, unit tests get the types of [`modelled`] under the same names, so the models
+//! With `--cfg loom`, unit tests get the types of `modelled` under the same names, so the models
 //! in `src/models` run the code that the program runs.
 
 #[cfg(all(loom, test))]
