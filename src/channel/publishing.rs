@@ -7,8 +7,7 @@ use std::time::Duration;
 use crossbeam_channel::Receiver;
 
 use super::Channel;
-use crate::error::ReturnedMessage;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, ReturnedMessage};
 use crate::io_thread::deadline::Deadline;
 use crate::io_thread::mailbox::{ConfirmMailbox, Unwatched};
 use crate::io_thread::outbox::{Admission, Gate, Timeout, LARGE};

@@ -191,12 +191,7 @@ impl<'a> Driver<'a> {
         match self.closing {
             Closing::No => {
                 let mut now = now();
-                if self
-                    .engine
-                    .core
-                    .deadline()
-                    .is_some_and(|deadline| deadline <= now)
-                {
+                if self.deadline().is_some_and(|deadline| deadline <= now) {
                     now = self.catch_up(events);
                 }
                 if self.readable {

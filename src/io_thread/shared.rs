@@ -29,6 +29,9 @@ use crate::wire::method::ConnectionClose;
 /// How many unread events are kept for the program.
 const EVENTS_LIMIT: usize = 64;
 
+/// How long `close` waits, after its timeout, for the IO thread to cut the socket.
+const ABORT_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// The broker at the other end of the socket, and what was negotiated with it.
 #[derive(Debug)]
 pub(crate) struct Peer {
@@ -213,6 +216,12 @@ impl Shared {
         Ok(())
     }
 
+    /// Keeps messages that a lost connection did not confirm, to be published again.
+    pub(crate) fn keep_publishes(&self, lost_publishes: Vec<LostPublish>) {
+        lost_publishes.iter().for_each(LostPublish::keep);
+        self.to_replay.lock().lost_publishes.extend(lost_publishes);
+    }
+
     /// Fails the messages that were to be published again.
     pub(crate) fn lose_publishes(&self) {
         let lost_publishes = std::mem::take(&mut self.to_replay.lock().lost_publishes);
@@ -229,6 +238,3 @@ pub(crate) trait Recover: Send + Sync {
     /// The connection has ended for good.
     fn ended(&self, cause: &Error);
 }
-
-/// How long `close` waits, after its timeout, for the IO thread to cut the socket.
-const ABORT_TIMEOUT: Duration = Duration::from_secs(5);

@@ -9,7 +9,6 @@ use mio::{Poll, Token};
 
 use super::driver::Driver;
 use super::engine::{End, Engine};
-use super::lost_publishes::LostPublish;
 use super::mailbox::Mailboxes;
 use super::panics;
 use super::shared::{Next, Peer, Recover, Shared};
@@ -124,12 +123,7 @@ impl IoThread {
             self.shared.end(&error);
             End::Final(error)
         });
-        lost_publishes.iter().for_each(LostPublish::keep);
-        self.shared
-            .to_replay
-            .lock()
-            .lost_publishes
-            .extend(lost_publishes);
+        self.shared.keep_publishes(lost_publishes);
         end
     }
 

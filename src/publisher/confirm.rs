@@ -6,8 +6,7 @@ use std::time::Duration;
 
 use super::window::{Weight, Window};
 use crate::channel::Channel;
-use crate::error::ReturnedMessage;
-use crate::error::{Error, ErrorKind, FailedPublish, Result};
+use crate::error::{Error, ErrorKind, FailedPublish, Result, ReturnedMessage};
 use crate::io_thread::counters::Gauge;
 use crate::io_thread::deadline::Deadline;
 use crate::io_thread::mailbox::ConfirmMailbox;

@@ -3,8 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use super::{ChannelState, BROKER};
-use crate::error::ReturnedMessage;
-use crate::error::{CloseReason, Error, ReplyCode};
+use crate::error::{CloseReason, Error, ReplyCode, ReturnedMessage};
 use crate::events::Confirmation;
 use crate::io_thread::mailbox::ChannelMailbox;
 use crate::log_line::log_line;

@@ -25,8 +25,9 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use crate::error::ReturnedMessage;
-use crate::error::{CloseReason, ClosedBy, Error, ErrorKind, OneLine, ReplyCode, Result};
+use crate::error::{
+    CloseReason, ClosedBy, Error, ErrorKind, OneLine, ReplyCode, Result, ReturnedMessage,
+};
 use crate::events::Confirmation;
 use crate::io_thread::deadline::Deadline;
 use crate::io_thread::mailbox::{Call, ChannelMailbox, Reply};

@@ -26,7 +26,6 @@ use mio::{Poll, Token, Waker};
 
 use crate::error::{Error, ErrorKind};
 use crate::io_thread::engine::{End, Engine};
-use crate::io_thread::lost_publishes::LostPublish;
 use crate::io_thread::mailbox::Mailboxes;
 use crate::io_thread::outbox::write_buffer::WriteBuffer;
 use crate::io_thread::{Next, Peer, Shared};
@@ -356,12 +355,7 @@ impl Simulation<'_> {
     /// Begins with the next connection. Returns false if there is none.
     fn recover(&mut self) -> bool {
         let lost_publishes = std::mem::take(&mut self.engine.lost_publishes);
-        lost_publishes.iter().for_each(LostPublish::keep);
-        self.shared
-            .to_replay
-            .lock()
-            .lost_publishes
-            .extend(lost_publishes);
+        self.shared.keep_publishes(lost_publishes);
         self.program.end_replay();
         if self.recoveries == 0 || !matches!(self.engine.end, Some(End::Lost(_))) {
             return false;
