@@ -33,12 +33,10 @@ impl Drop for Mailbox {
 impl ConsumerMailbox for Mailbox {
     fn deliver(&self, messages: Drain<'_, Delivered>) -> u64 {
         self.subscription.delivered();
-        let messages = messages.map(|mut message| {
-            message.delivery_tag = self.state.delivery_tags.received(message.delivery_tag);
+        let messages = messages.inspect(|message| {
             if let Some(position) = &self.position {
                 position.came(&message.content);
             }
-            message
         });
         if !self.subscription.is_abandoned() {
             return self.deliveries.push(messages);

@@ -27,9 +27,10 @@ impl Engine<'_> {
             Event::Opened => {}
             Event::Reply {
                 channel,
+                last_tag,
                 call,
                 reply,
-            } => self.reply(channel, call, *reply),
+            } => self.reply(channel, last_tag, call, *reply),
             Event::Fetched {
                 call,
                 channel,
@@ -95,13 +96,14 @@ impl Engine<'_> {
     fn reply(
         &self,
         channel: Option<Arc<dyn ChannelMailbox>>,
+        last_tag: u64,
         mut call: Call,
         reply: Method<'static>,
     ) {
         let asked = call.take_record();
         if let Some(channel) = channel {
             // Record this now: the connection can be lost before the caller takes the reply.
-            channel.broker_replied(call.number, asked.as_ref());
+            channel.broker_replied(call.number, last_tag, asked.as_ref());
         }
         if let Some(asked) = asked {
             self.shared
@@ -118,10 +120,10 @@ impl Engine<'_> {
         call: Call,
         channel: Arc<dyn ChannelMailbox>,
         no_ack: bool,
-        mut message: Fetched,
+        message: Fetched,
     ) {
-        channel.broker_replied(call.number, None);
-        message.delivery_tag = channel.received(message.delivery_tag);
+        let last_tag = message.delivery_tag.saturating_sub(1);
+        channel.broker_replied(call.number, last_tag, None);
         let redelivered = usize::from(message.redelivered);
         let message = Unclaimed::new(message, no_ack, channel);
         let counters = &self.shared.counters;
@@ -198,7 +200,7 @@ impl Engine<'_> {
     ) {
         match self.is_lost() {
             true => channel.interrupted(error, leftover),
-            false => channel.ended(error, owes_close_ok),
+            false => channel.ended(error, leftover, owes_close_ok),
         }
     }
 

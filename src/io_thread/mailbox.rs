@@ -95,7 +95,7 @@ impl Drop for Unclaimed {
 pub(crate) trait ChannelMailbox: Send + Sync {
     /// The channel has ended, unless a recovery is opening it again and only this attempt failed.
     /// Sends close-ok if the broker expects it.
-    fn ended(&self, error: &Error, owes_close_ok: bool);
+    fn ended(&self, error: &Error, leftover: Leftover, owes_close_ok: bool);
     /// The connection was lost and is being recovered.
     fn interrupted(&self, error: &Error, leftover: Leftover);
     /// The broker is done with the channel's number.
@@ -117,10 +117,9 @@ pub(crate) trait ChannelMailbox: Send + Sync {
     /// The broker has returned a message as unroutable.
     fn returned(&self, message: Returned, sequence_number: Option<u64>);
     /// The broker has replied to the call with this number, so it has read everything that was sent
-    /// before that call. `asked` is the request, if it changes what a recovery has to repeat.
-    fn broker_replied(&self, call_number: u64, asked: Option<&Method<'_>>);
-    /// A message of `basic.get` came. Returns the delivery tag by which the program knows it.
-    fn received(&self, delivery_tag: u64) -> u64;
+    /// before that call. `last_tag` is the highest delivery tag that came before the reply. `asked`
+    /// is the request, if it changes what a recovery has to repeat.
+    fn broker_replied(&self, call_number: u64, last_tag: u64, asked: Option<&Method<'_>>);
     /// Settles a message that the program will not read. A queue gets it back.
     fn give_back(&self, delivery_tag: u64, settling: Settling);
 }

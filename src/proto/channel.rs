@@ -147,13 +147,14 @@ pub(crate) struct Channel<M: Mailboxes> {
 }
 
 impl<M: Mailboxes> Channel<M> {
-    /// `former` holds the consumer tags of earlier channels with this number.
-    pub(crate) fn opening(mailbox: M::Channel, former: Vec<Arc<str>>) -> Self {
+    /// `last_tag` is the highest delivery tag that the program has seen on the channel. `former`
+    /// holds the consumer tags of earlier channels with this number.
+    pub(crate) fn opening(mailbox: M::Channel, last_tag: u64, former: Vec<Arc<str>>) -> Self {
         Self {
             mailbox,
             phase: Phase::Opening,
             calls: Calls::new(),
-            consumers: Consumers::new(former),
+            consumers: Consumers::new(last_tag, former),
             names: Names::default(),
             assembly: Assembly::Idle,
             confirms: Confirms::new(),
@@ -178,9 +179,10 @@ impl<M: Mailboxes> Channel<M> {
         {
             Receiver::Consumer(consumer) => {
                 self.names.set(&deliver.exchange, &deliver.routing_key);
+                let consumer = consumer.clone();
                 self.assembly = Assembly::Header(Incoming::Delivery {
-                    consumer: consumer.clone(),
-                    delivery_tag,
+                    consumer,
+                    delivery_tag: self.consumers.tag_for_program(delivery_tag),
                     redelivered: deliver.redelivered,
                 });
                 Ok(None)
@@ -207,8 +209,9 @@ impl<M: Mailboxes> Channel<M> {
         match method {
             Method::BasicGetOk(got) => {
                 self.names.set(&got.exchange, &got.routing_key);
-                let (delivery_tag, redelivered) = (got.delivery_tag, got.redelivered);
-                self.consumers.fetched(delivery_tag);
+                self.consumers.fetched(got.delivery_tag);
+                let delivery_tag = self.consumers.tag_for_program(got.delivery_tag);
+                let redelivered = got.redelivered;
                 let message_count = got.message_count;
                 let pending = self.calls.answered_by(&Method::BasicGetOk(got))?;
                 self.assembly = Assembly::Header(Incoming::Fetch {

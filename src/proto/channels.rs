@@ -180,7 +180,7 @@ impl<M: Mailboxes> Channels<M> {
         if !takes || message.body.len() as u64 > self.max_message_size {
             return false;
         }
-        let Some(consumer) = channel
+        let Some((consumer, delivery_tag)) = channel
             .consumers
             .get(message.consumer_tag, message.delivery_tag)
         else {
@@ -195,7 +195,7 @@ impl<M: Mailboxes> Channels<M> {
             BasicDeliver::ID
         );
         let delivered = Delivered {
-            delivery_tag: message.delivery_tag,
+            delivery_tag,
             redelivered: message.redelivered,
             content: Content::whole(message, effects.buffers.pop()),
         };
@@ -221,7 +221,7 @@ impl<M: Mailboxes> Channels<M> {
                 if let Some(settling) = begun.map_err(invalid)? {
                     effects.event(Event::Unwanted {
                         channel: mailbox,
-                        delivery_tag: deliver.delivery_tag,
+                        delivery_tag: channel.consumers.tag_for_program(deliver.delivery_tag),
                         settling,
                     });
                 }
@@ -294,7 +294,8 @@ impl<M: Mailboxes> Channels<M> {
             Expected::Method(_) | Expected::Message { .. } => None,
         };
         effects.events.extend(event);
-        effects.reply(Some(channel.mailbox.clone()), pending.call, reply);
+        let last_tag = channel.consumers.last_tag();
+        effects.reply(Some(channel.mailbox.clone()), last_tag, pending.call, reply);
         Ok(())
     }
 
@@ -436,7 +437,7 @@ impl<M: Mailboxes> Channels<M> {
         };
         self.free(number, cause, false, effects);
         if let Some(closer) = closer {
-            effects.reply(None, closer.call, Method::ChannelCloseOk(ok));
+            effects.reply(None, 0, closer.call, Method::ChannelCloseOk(ok));
         }
     }
 
@@ -486,7 +487,7 @@ impl<M: Mailboxes> Channels<M> {
         effects.event(Event::ChannelEnded {
             channel: mailbox.clone(),
             error: cause.clone(),
-            leftover: confirms.leftover(),
+            leftover: confirms.leftover(consumers.last_tag()),
             owes_close_ok,
         });
         confirms.end(cause, &mailbox, effects);
@@ -510,6 +511,7 @@ impl<M: Mailboxes> Channels<M> {
         &mut self,
         number: u16,
         mailbox: M::Channel,
+        last_tag: u64,
         call: M::Call,
         effects: &mut Effects<M>,
     ) {
@@ -522,7 +524,7 @@ impl<M: Mailboxes> Channels<M> {
                 Slot::Closed(closed) => closed.consumer_tags,
                 Slot::Unused | Slot::InUse(_) => Vec::new(),
             };
-            *slot = Slot::InUse(Box::new(Channel::opening(mailbox, former)));
+            *slot = Slot::InUse(Box::new(Channel::opening(mailbox, last_tag, former)));
         }
         let expected = Expected::Method(ChannelOpenOk::ID);
         self.calling(number, expected, Some(call), effects);

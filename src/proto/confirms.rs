@@ -244,12 +244,14 @@ impl<M: Mailboxes> Confirms<M> {
         }
     }
 
-    pub(super) fn leftover(&self) -> Leftover {
+    /// `last_tag` is the channel's highest delivery tag.
+    pub(super) fn leftover(&self, last_tag: u64) -> Leftover {
         let waiting = self.waiting.iter().rev().filter_map(|(_, it)| it.as_ref());
         let mut unawaited = waiting.filter(|it| it.published.confirm.is_none());
         Leftover {
             last_known: self.last,
             unanswered: unawaited.next().map(|it| it.published.sequence_number),
+            last_tag,
         }
     }
 

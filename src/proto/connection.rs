@@ -370,7 +370,7 @@ impl<M: Mailboxes> Connection<M> {
             }
             (State::Open | State::Closing(_), reply) => {
                 let pending = self.calls.answered_by(&reply).map_err(invalid)?;
-                self.effects.reply(None, pending.call, reply);
+                self.effects.reply(None, 0, pending.call, reply);
                 Ok(())
             }
             (State::Handshake(step), other) => Err(invalid(format!(
@@ -542,8 +542,9 @@ impl<M: Mailboxes> Connection<M> {
             Command::OpenChannel {
                 channel,
                 mailbox,
+                last_tag,
                 call,
-            } => channels.opening(channel, mailbox, call, effects),
+            } => channels.opening(channel, mailbox, last_tag, call, effects),
             Command::Call {
                 channel: 0,
                 expected,

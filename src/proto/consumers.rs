@@ -47,8 +47,12 @@ pub(crate) struct Consumers<M: Mailboxes> {
     ended: VecDeque<Ended>,
     /// The tags of consumers of earlier channels with this number, latest first.
     former: Vec<Arc<str>>,
-    /// The last delivery tag on this channel.
+    /// The highest delivery tag on this channel, as the broker counts.
     delivered: u64,
+    /// The program's tags are higher than the broker's by this: a broker counts the deliveries of a
+    /// channel from 1 on each connection, and a message of a lost connection must not be confused
+    /// with another.
+    tag_offset: u64,
 }
 
 struct Last<M: Mailboxes> {
@@ -60,7 +64,7 @@ struct Last<M: Mailboxes> {
 }
 
 impl<M: Mailboxes> Consumers<M> {
-    pub(crate) fn new(former: Vec<Arc<str>>) -> Self {
+    pub(crate) fn new(tag_offset: u64, former: Vec<Arc<str>>) -> Self {
         Self {
             by_tag: HashMap::new(),
             last: None,
@@ -68,7 +72,24 @@ impl<M: Mailboxes> Consumers<M> {
             ended: VecDeque::new(),
             former,
             delivered: 0,
+            tag_offset,
         }
+    }
+
+    /// The tag by which the program knows a message.
+    #[inline]
+    pub(super) fn tag_for_program(&self, delivery_tag: u64) -> u64 {
+        delivery_tag.saturating_add(self.tag_offset)
+    }
+
+    /// The highest delivery tag that the program has seen.
+    pub(super) fn last_tag(&self) -> u64 {
+        self.tag_for_program(self.delivered)
+    }
+
+    /// Direct reply-to sends all its replies with one delivery tag, which is a low one.
+    fn note_tag(&mut self, delivery_tag: u64) {
+        self.delivered = self.delivered.max(delivery_tag);
     }
 
     pub(crate) fn insert(
@@ -98,13 +119,18 @@ impl<M: Mailboxes> Consumers<M> {
 
     /// Notes the delivery tag of a message that `basic.get` fetched.
     pub(super) fn fetched(&mut self, delivery_tag: u64) {
-        self.delivered = delivery_tag;
+        self.note_tag(delivery_tag);
     }
 
-    /// The consumer of a message with these tags. `None` if only [`receiver_of`](Self::receiver_of)
+    /// The consumer of a message with these tags, and the tag by which the program knows the
+    /// message. `None` if only [`receiver_of`](Self::receiver_of)
     /// can tell.
     #[inline(always)] // Not inlined, this costs 3 % of a delivery.
-    pub(super) fn get(&mut self, consumer_tag: &[u8], delivery_tag: u64) -> Option<&M::Consumer> {
+    pub(super) fn get(
+        &mut self,
+        consumer_tag: &[u8],
+        delivery_tag: u64,
+    ) -> Option<(&M::Consumer, u64)> {
         let is_last = |last: &Last<M>| last.consumer_tag.as_bytes() == consumer_tag;
         if !self.last.as_ref().is_some_and(is_last) {
             self.last = Some(self.look_up(consumer_tag)?);
@@ -113,8 +139,9 @@ impl<M: Mailboxes> Consumers<M> {
         if last.is_checked && !self.is_next(delivery_tag) {
             return None;
         }
-        self.delivered = delivery_tag;
-        Some(&last.mailbox)
+        self.delivered = self.delivered.max(delivery_tag);
+        let tag_for_program = delivery_tag.saturating_add(self.tag_offset);
+        Some((&last.mailbox, tag_for_program))
     }
 
     fn look_up(&self, consumer_tag: &[u8]) -> Option<Last<M>> {
@@ -169,8 +196,9 @@ impl<M: Mailboxes> Consumers<M> {
                     "messages for consumer {consumer_tag:?} arrived after it ended"
                 );
             }
-            self.delivered = delivery_tag;
-            return Receiver::Ended(ended.settling);
+            let settling = ended.settling;
+            self.note_tag(delivery_tag);
+            return Receiver::Ended(settling);
         }
         match is_former {
             true => Receiver::Former,

@@ -49,6 +49,7 @@ impl<M: Mailboxes> Effects<M> {
     pub(super) fn reply(
         &mut self,
         channel: Option<M::Channel>,
+        last_tag: u64,
         call: Option<M::Call>,
         reply: Method<'_>,
     ) {
@@ -56,6 +57,7 @@ impl<M: Mailboxes> Effects<M> {
             let reply = Box::new(reply.into_owned());
             self.event(Event::Reply {
                 channel,
+                last_tag,
                 call,
                 reply,
             });

@@ -30,6 +30,9 @@ pub(crate) enum Command<M: Mailboxes> {
     OpenChannel {
         channel: u16,
         mailbox: M::Channel,
+        /// The highest delivery tag that the program has seen on the channel. Those of this
+        /// connection continue after it.
+        last_tag: u64,
         call: M::Call,
     },
     /// A method with a reply was sent. Channel 0 is the connection.
@@ -109,6 +112,8 @@ pub(crate) enum Event<M: Mailboxes> {
     /// The reply to a call, with the channel if it stays open.
     Reply {
         channel: Option<M::Channel>,
+        /// The channel's highest delivery tag when the reply came.
+        last_tag: u64,
         call: M::Call,
         /// Boxed to keep the event small: replies are large, and rare compared with deliveries.
         reply: Box<Method<'static>>,
@@ -270,6 +275,7 @@ pub(crate) enum Settling {
 /// A message for a consumer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Delivered {
+    /// Keeps increasing across reconnects, unlike the broker's tag.
     pub(crate) delivery_tag: u64,
     pub(crate) redelivered: bool,
     pub(crate) content: Content,
@@ -278,6 +284,7 @@ pub(crate) struct Delivered {
 /// A message that `basic.get` fetched.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Fetched {
+    /// Keeps increasing across reconnects, unlike the broker's tag.
     pub(crate) delivery_tag: u64,
     pub(crate) redelivered: bool,
     /// How many messages remain in the queue.
@@ -366,7 +373,7 @@ pub(crate) struct Answer {
     pub(crate) nack: bool,
 }
 
-/// What the channel needs to know, when it ends, about its messages without a `Confirm`.
+/// What the channel needs to know, when it ends, about its messages.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Leftover {
     /// The sequence number of the last message that the core knows, with or without a `Confirm`.
@@ -374,4 +381,6 @@ pub(crate) struct Leftover {
     pub(crate) last_known: u64,
     /// The sequence number of the last unanswered message without a `Confirm`.
     pub(crate) unanswered: Option<u64>,
+    /// The highest delivery tag. 0 if the channel was never opened.
+    pub(crate) last_tag: u64,
 }

@@ -294,8 +294,7 @@ impl ConsumerMailbox for Replies {
     /// Hands each reply to its caller at once, so that nothing is left unread.
     fn deliver(&self, messages: Drain<'_, Delivered>) -> u64 {
         let origin = self.origin.upgrade();
-        for mut message in messages {
-            message.delivery_tag = self.state.delivery_tags.received(message.delivery_tag);
+        for message in messages {
             if let Some(origin) = &origin {
                 self.answer(Delivery::new(origin, message));
             }

@@ -123,6 +123,7 @@ impl Handles {
         self.commands.push_back(Command::OpenChannel {
             channel,
             mailbox,
+            last_tag: 0,
             call,
         });
     }

@@ -634,6 +634,76 @@ fn delivery_tags_tell_late_messages_apart_when_a_consumer_tag_is_reused() {
 }
 
 #[test]
+fn delivery_tags_continue_after_those_of_an_earlier_connection() {
+    let mut scenario = Scenario::with_channels([1]);
+    scenario.receive(1, &not_found());
+    let call = scenario.next_call();
+    scenario.core.handle(Command::OpenChannel {
+        channel: 1,
+        mailbox: 1,
+        last_tag: 10,
+        call,
+    });
+    scenario.receive(1, &ChannelOpenOk::default());
+    consumer_started(&mut scenario, "c");
+    for delivery_tag in 1..=2 {
+        scenario.deliver(1, "c", delivery_tag);
+        scenario.receive_content(1, b"whole");
+    }
+    scenario.get(1);
+    let delivery_tag = 3;
+    scenario.receive(
+        1,
+        &BasicGetOk {
+            delivery_tag,
+            ..get_ok()
+        },
+    );
+    scenario.receive_content(1, b"fetched");
+    // A direct reply has a low tag, which does not count.
+    scenario.deliver(1, "c", 1);
+    scenario.receive_content(1, b"a reply");
+    scenario.cancel(1, "c");
+    scenario.receive(
+        1,
+        &BasicCancelOk {
+            consumer_tag: "c".into(),
+        },
+    );
+    scenario.deliver(1, "c", 4);
+    scenario.receive_content(1, b"unwanted");
+    scenario.receive(1, &not_found());
+    let mut tags = Vec::new();
+    while let Some(event) = scenario.core.next_event() {
+        match event {
+            Event::Deliveries { count, .. } => {
+                let messages = scenario.core.take_messages(count);
+                tags.extend(messages.map(|it| ("delivery", it.delivery_tag)));
+            }
+            Event::Fetched { message, .. } => tags.push(("fetched", message.delivery_tag)),
+            Event::Unwanted { delivery_tag, .. } => tags.push(("unwanted", delivery_tag)),
+            Event::Reply {
+                last_tag, reply, ..
+            } => tags.push((reply.id().name().unwrap(), last_tag)),
+            Event::ChannelEnded { leftover, .. } => tags.push(("ended", leftover.last_tag)),
+            _ => {}
+        }
+    }
+    assert_eq!(
+        tags,
+        [
+            ("delivery", 11),
+            ("delivery", 12),
+            ("fetched", 13),
+            ("delivery", 11),
+            ("basic.cancel-ok", 13),
+            ("unwanted", 14),
+            ("ended", 14),
+        ]
+    );
+}
+
+#[test]
 fn messages_with_no_ack_may_share_one_delivery_tag() {
     let mut scenario = Scenario::with_channels([1]);
     consumer_started(&mut scenario, "c");

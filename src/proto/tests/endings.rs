@@ -116,6 +116,7 @@ fn everything_after_the_end_is_answered_with_its_cause() {
         scenario.core.handle(Command::OpenChannel {
             channel: 2,
             mailbox: 2,
+            last_tag: 0,
             call: open,
         });
         assert_eq!(

@@ -159,6 +159,7 @@ impl Scenario {
         self.core.handle(Command::OpenChannel {
             channel,
             mailbox: channel,
+            last_tag: 0,
             call,
         });
         call

@@ -14,8 +14,8 @@ pub(crate) struct DeliveryTags {
     settled_to: AtomicU64,
     /// The last call before the last acknowledgement of all messages.
     uncertain_since: AtomicU64,
-    /// The highest tag that has arrived.
-    received: AtomicU64,
+    /// The highest tag that came before the channel was last interrupted or ended.
+    last: AtomicU64,
     /// The highest tag of earlier connections. The broker has requeued those messages, unless they
     /// were settled.
     stale_to: AtomicU64,
@@ -29,13 +29,14 @@ pub(crate) struct DeliveryTags {
 const UNCERTAIN: u64 = u64::MAX;
 
 impl DeliveryTags {
-    /// Returns the tag by which the program knows a message.
-    #[inline]
-    pub(crate) fn received(&self, broker_tag: u64) -> u64 {
-        let stale_to = self.stale_to.load(Ordering::Relaxed);
-        let delivery_tag = broker_tag.saturating_add(stale_to);
-        self.received.store(delivery_tag, Ordering::Release);
-        delivery_tag
+    /// The channel was interrupted or has ended after this tag.
+    pub(crate) fn set_last(&self, last_tag: u64) {
+        self.last.fetch_max(last_tag, Ordering::AcqRel);
+    }
+
+    /// The highest tag of earlier connections.
+    pub(crate) fn stale_to(&self) -> u64 {
+        self.stale_to.load(Ordering::Acquire)
     }
 
     /// The broker's tag for a message. Returns `None` if the message is from an earlier connection.
@@ -51,12 +52,12 @@ impl DeliveryTags {
 
     /// The connection was lost. Called under the outbox's lock.
     pub(crate) fn interrupted(&self) {
-        let received = self.received.load(Ordering::Acquire);
-        if !self.is_settled(received) {
+        let last = self.last.load(Ordering::Acquire);
+        if !self.is_settled(last) {
             self.stale_unsettled.store(true, Ordering::Release);
         }
-        self.stale_to.store(received, Ordering::Release);
-        self.settled_to.store(received, Ordering::Release);
+        self.stale_to.store(last, Ordering::Release);
+        self.settled_to.store(last, Ordering::Release);
     }
 
     /// Whether a `multiple` acknowledgement may also mean messages of an earlier connection, which
@@ -86,12 +87,11 @@ impl DeliveryTags {
             && self.uncertain_since.load(Ordering::Acquire) < call_number
     }
 
-    /// The broker replied to this call. Called on the IO thread, since messages that arrive after
-    /// the reply are not settled, and under the outbox's lock, like every acknowledgement.
-    pub(crate) fn broker_replied(&self, call_number: u64) {
+    /// The broker replied to this call after it had sent `last_tag`. Later messages are unsettled.
+    /// Called under the outbox's lock, like every acknowledgement.
+    pub(crate) fn broker_replied(&self, call_number: u64, last_tag: u64) {
         if self.is_made_certain_by(call_number) {
-            let received = self.received.load(Ordering::Acquire);
-            self.settled_to.store(received, Ordering::Release);
+            self.settled_to.store(last_tag, Ordering::Release);
         }
     }
 
@@ -107,35 +107,35 @@ mod tests {
     #[test]
     fn ack_all_is_uncertain_until_the_broker_has_read_it() {
         let tags = DeliveryTags::default();
-        assert_eq!(tags.received(5), 5);
         assert!(!tags.is_settled(1));
         tags.up_to(3, 0);
         assert!(tags.is_settled(3) && !tags.is_settled(4));
         tags.up_to(2, 0);
         assert!(tags.is_settled(3));
         tags.up_to(0, 4);
-        tags.received(7);
         assert!(tags.is_settled(7) && tags.is_settled(8));
         // This call came first, so the broker may send more before it reads the acknowledgement.
-        tags.broker_replied(4);
+        tags.broker_replied(4, 7);
         assert!(tags.is_settled(7) && tags.is_settled(8));
-        tags.broker_replied(5);
+        tags.broker_replied(5, 7);
         assert!(tags.is_settled(7) && !tags.is_settled(8));
     }
 
     #[test]
     fn tags_keep_increasing_after_a_loss() {
         let tags = DeliveryTags::default();
-        assert_eq!((tags.received(3), tags.broker_tag(3)), (3, Some(3)));
+        assert_eq!((tags.stale_to(), tags.broker_tag(3)), (0, Some(3)));
         tags.up_to(0, 0);
+        tags.set_last(3);
         tags.interrupted();
         assert_eq!((tags.broker_tag(3), tags.broker_tag(0)), (None, Some(0)));
         assert!(!tags.take_stale_open());
-        assert_eq!((tags.received(1), tags.broker_tag(4)), (4, Some(1)));
+        assert_eq!((tags.stale_to(), tags.broker_tag(4)), (3, Some(1)));
         assert!(tags.is_settled(3) && !tags.is_settled(4));
+        tags.set_last(4);
         tags.interrupted();
         assert!(tags.take_stale_open() && !tags.take_stale_open());
-        assert_eq!((tags.received(2), tags.broker_tag(4)), (6, None));
+        assert_eq!((tags.stale_to(), tags.broker_tag(4)), (4, None));
         assert_eq!(tags.broker_tag(6), Some(2));
     }
 }

@@ -57,6 +57,7 @@ impl ChannelState {
         frames.command(Command::OpenChannel {
             channel,
             mailbox: Arc::<Self>::clone(self),
+            last_tag: self.delivery_tags.stale_to(),
             call,
         });
         if self.settings.has_transactions() {
@@ -79,11 +80,11 @@ impl ChannelState {
             call.answer(Ok(Reply::Method(ChannelOpenOk::default().into())));
             return Ok(());
         };
+        self.reset(&cause);
         self.append_open(frames, call)?;
         // The channel may have ended after a failed recovery attempt, which leaves this flag set. A
         // later error would then not end the channel.
         self.set_recovering(false);
-        self.reset(&cause);
         self.confirms.reopen(&cause);
         self.returned.reopen();
         self.confirmations.reopen();

@@ -11,10 +11,11 @@ use crate::proto::{Answer, Leftover, Returned, Settling};
 use crate::wire::method::{BasicAck, BasicCancelOk, BasicNack, ChannelFlowOk, Method};
 
 impl ChannelMailbox for ChannelState {
-    fn ended(&self, error: &Error, owes_close_ok: bool) {
+    fn ended(&self, error: &Error, leftover: Leftover, owes_close_ok: bool) {
         // All under one lock, so that the recovery finds the channel either open, interrupted or
         // ended.
         let outlives = self.change(|frames| {
+            self.delivery_tags.set_last(leftover.last_tag);
             if owes_close_ok {
                 self.append_close_ok(frames);
             }
@@ -55,6 +56,7 @@ impl ChannelMailbox for ChannelState {
 
     fn interrupted(&self, error: &Error, leftover: Leftover) {
         self.change(|frames| {
+            self.delivery_tags.set_last(leftover.last_tag);
             self.lose_unawaited(error, leftover);
             self.interrupt(error);
             self.release_number(frames, BROKER);
@@ -93,7 +95,6 @@ impl ChannelMailbox for ChannelState {
     }
 
     fn unwanted(&self, delivery_tag: u64, settling: Settling) {
-        let delivery_tag = self.delivery_tags.received(delivery_tag);
         self.give_back(delivery_tag, settling);
     }
 
@@ -171,17 +172,13 @@ impl ChannelMailbox for ChannelState {
         });
     }
 
-    fn broker_replied(&self, call_number: u64, method: Option<&Method<'_>>) {
+    fn broker_replied(&self, call_number: u64, last_tag: u64, method: Option<&Method<'_>>) {
         let delivery_tags = &self.delivery_tags;
         if delivery_tags.is_made_certain_by(call_number) {
-            self.change(|_| delivery_tags.broker_replied(call_number));
+            self.change(|_| delivery_tags.broker_replied(call_number, last_tag));
         }
         if let Some(method @ (Method::TxSelect(_) | Method::BasicQos(_))) = method {
             self.change(|_| self.settings.done(method));
         }
-    }
-
-    fn received(&self, broker_tag: u64) -> u64 {
-        self.delivery_tags.received(broker_tag)
     }
 }

@@ -274,7 +274,7 @@ impl ChannelState {
     /// waiting callers.
     pub(crate) fn end_if_detached(&self) {
         if let Some(cause) = self.end.cause().filter(|_| self.is_detached()) {
-            self.ended(&cause, false);
+            self.ended(&cause, Leftover::default(), false);
         }
     }
 

@@ -13,6 +13,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::io_thread::deadline::Deadline;
 use crate::io_thread::mailbox::{Call, ChannelMailbox, Command, Reply};
 use crate::io_thread::outbox::Frames;
+use crate::proto::Leftover;
 use crate::session::channel::consumers::RecordedConsumer;
 use crate::session::channel::settings::Qos;
 use crate::session::channel::ChannelState;
@@ -42,7 +43,7 @@ impl Replay<'_> {
         for channel in beyond {
             channel.set_recovering(false);
             let error = Error::new(ErrorKind::ChannelsExhausted { channel_max });
-            channel.ended(&error, false);
+            channel.ended(&error, Leftover::default(), false);
         }
         within
     }

@@ -12,7 +12,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::io_thread::lost_publishes::LostPublish;
 use crate::io_thread::mailbox::{ChannelMailbox, Command, ConfirmMailbox};
 use crate::log_line::log_line;
-use crate::proto::Outcome;
+use crate::proto::{Leftover, Outcome};
 use crate::session::channel::ChannelState;
 
 /// How long messages are published one at a time. Then the rest is published together. The search
@@ -66,7 +66,7 @@ impl Replay<'_> {
             // Strip `unsent`, which is true of these messages but not of everything that gets this
             // error.
             let error = Error::new(error.kind().clone());
-            channel.ended(&error, false);
+            channel.ended(&error, Leftover::default(), false);
         }
         Ok(())
     }

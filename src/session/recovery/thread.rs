@@ -21,6 +21,7 @@ use crate::io_thread::panics;
 use crate::io_thread::socket::connect::{connect, Connected};
 use crate::io_thread::{Next, Recover, Shared};
 use crate::log_line::log_line;
+use crate::proto::Leftover;
 
 /// The next task of the thread.
 enum Task {
@@ -55,7 +56,7 @@ impl Recover for Recovery {
         self.state.lock().is_over = true;
         self.changed.notify_all();
         for channel in self.channels() {
-            channel.ended(cause, false);
+            channel.ended(cause, Leftover::default(), false);
         }
     }
 }

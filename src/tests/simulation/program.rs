@@ -22,7 +22,7 @@ use crate::io_thread::mailbox::{
 use crate::io_thread::outbox::{Admission, Frames, Gate};
 use crate::io_thread::Shared;
 use crate::options::ConsumeOptions;
-use crate::proto::{Delivered, Expected, Fingerprint, Outcome, Settling};
+use crate::proto::{Delivered, Expected, Fingerprint, Leftover, Outcome, Settling};
 use crate::session::channel::frames::is_kept;
 use crate::session::channel::ChannelState;
 use crate::session::subscription::{ReadsFrom, Subscription};
@@ -108,6 +108,8 @@ impl ConsumerMailbox for Watched {
                 .trace(|| format!("  program: consumer {id} gets {tag}: {body}"));
             self.ledger.note_got(id);
             if let Some(to) = body.strip_prefix("to ") {
+                let broker_tag = self.inner.state.delivery_tags.broker_tag(tag);
+                let tag = broker_tag.unwrap_or_default();
                 self.ledger.check(to == format!("{id}:{tag}"), || {
                     format!("consumer {id} got as {tag} what was sent to {to}")
                 });
@@ -1102,7 +1104,7 @@ impl Program {
         let states = self.handles.iter().map(|it| &it.state);
         for state in states.chain(&self.dropped_channels) {
             if state.end.cause().is_none() {
-                state.ended(cause, false);
+                state.ended(cause, Leftover::default(), false);
             }
         }
         self.shared.lose_publishes();
