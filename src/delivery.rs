@@ -278,7 +278,7 @@ impl Delivery {
             let by = ClosedBy::Broker;
             let consumer_tag = subscription.consumer_tag.to_string();
             let reason = Error::new(ErrorKind::ConsumerCancelled { consumer_tag, by });
-            state.answer_not_sent(Some(reason));
+            state.answer_not_sent(Some(&reason));
             state.give_back_unread(subscription, delivery_tag);
             return Ok(Answered::NotSent);
         }
@@ -409,7 +409,7 @@ impl Channel {
         let reply = self.call_with(asked, |frames, call| {
             frames.method(&BasicGet {
                 ticket: 0,
-                queue: self.state().settings.resolve(queue),
+                queue: self.state().resolve(queue),
                 no_ack,
             })?;
             frames.expect(Expected::Message { no_ack }, call);

@@ -213,7 +213,7 @@ impl Channel {
         let name = ok.as_ref().map_or(name, |ok| &ok.queue);
         let counts = ok.as_ref().map(|ok| (ok.message_count, ok.consumer_count));
         let queue = Queue::new(self.clone(), name, counts);
-        self.state().settings.set_last_queue(queue.tracked_name());
+        self.state().set_last_queue(queue.tracked_name());
         Ok(queue)
     }
 
@@ -254,7 +254,7 @@ impl Channel {
         options: &BindOptions,
     ) -> Result<()> {
         self.call_recorded(options.no_wait, queue.shown(), || {
-            let name = self.state().settings.resolve(queue);
+            let name = self.state().resolve(queue);
             QueueBind {
                 ticket: 0,
                 exchange: exchange.into(),
@@ -290,7 +290,7 @@ impl Channel {
         options: &BindOptions,
     ) -> Result<()> {
         self.call_recorded(false, queue.shown(), || {
-            let name = self.state().settings.resolve(queue);
+            let name = self.state().resolve(queue);
             QueueUnbind {
                 ticket: 0,
                 exchange: exchange.into(),
@@ -330,7 +330,7 @@ impl Channel {
     fn purge<'a>(&self, queue: QueueName<'a>, no_wait: bool) -> QueuePurge<'a> {
         QueuePurge {
             ticket: 0,
-            queue: self.state().settings.resolve(queue),
+            queue: self.state().resolve(queue),
             no_wait,
         }
     }
@@ -352,7 +352,7 @@ impl Channel {
     ) -> Result<u32> {
         let ok = self.call_recorded(options.no_wait, queue.shown(), || QueueDelete {
             ticket: 0,
-            queue: self.state().settings.resolve(queue),
+            queue: self.state().resolve(queue),
             if_unused: options.if_unused,
             if_empty: options.if_empty,
             no_wait: options.no_wait,

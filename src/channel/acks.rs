@@ -1,10 +1,7 @@
 //! Acknowledging, nacking and rejecting messages.
 
-use std::cell::Cell;
-
 use super::Channel;
 use crate::error::{Error, ErrorKind, Result};
-use crate::io_thread::outbox::{Admission, Gate};
 use crate::log_line::log_line;
 use crate::options::NackOptions;
 use crate::session::call::Operation;
@@ -58,40 +55,9 @@ impl Channel {
         answer: impl FnOnce(u64) -> M,
     ) -> Result<Answered> {
         let state = self.state();
-        let delivery_tags = &state.delivery_tags;
-        let stale = || Error::stale(delivery_tag);
-        let opened_in = Cell::new(None);
-        let gate = || {
-            let gate = state.gate()?;
-            if delivery_tags.broker_tag(delivery_tag).is_none() {
-                return Err(stale());
-            }
-            opened_in.set(state.opened_in());
-            Ok(opened_in.get().map_or(Gate::Shut, |_| gate))
-        };
-        let admission = match delivery_tag {
-            // Tag 0 waits for a recovery; then it means all messages of the next connection.
-            0 => Admission::Room,
-            _ => Admission::Attached,
-        };
-        let patience = self.connection().publish_timeout();
-        let outbox = &state.shared.outbox;
-        let written = outbox.write(state.number, admission, patience, gate, |frames| {
-            let epoch = frames.epoch();
-            // The connection can be lost before the channel learns of it.
-            let tag = delivery_tags.broker_tag(delivery_tag);
-            let tag = tag.filter(|_| opened_in.get() == Some(epoch));
-            frames.method(&answer(tag.ok_or_else(stale)?))?;
-            state.settings.used();
-            if multiple {
-                delivery_tags.up_to(delivery_tag, frames.last_call());
-                if delivery_tags.take_stale_open() {
-                    state.settings.answer_lost(None);
-                }
-            }
-            Ok(Answered::Sent { epoch })
-        });
-        match written {
+        let timeout = self.connection().publish_timeout();
+        match state.answer(delivery_tag, multiple, timeout, answer) {
+            Ok(epoch) => Ok(Answered::Sent { epoch }),
             Err(error) if self.is_stale(delivery_tag, &error) => {
                 log_line!(
                     Debug,
@@ -102,30 +68,33 @@ impl Channel {
                 state.answer_not_sent(None);
                 Ok(Answered::NotSent)
             }
-            written => written.map_err(|error| Operation::about(M::ID, "").failed(error)),
+            Err(error) => Err(Operation::about(M::ID, "").failed(error)),
         }
     }
 
     /// Whether an answer failed because its message came on a lost connection.
     fn is_stale(&self, delivery_tag: u64, error: &Error) -> bool {
-        let state = self.state();
-        let is_stale = state.delivery_tags.broker_tag(delivery_tag).is_none()
-            || matches!(error.kind(), ErrorKind::AlreadySettled { .. });
-        is_stale && state.end.cause().is_none()
+        let is_settled = matches!(error.kind(), ErrorKind::AlreadySettled { .. });
+        self.state().look(|channel| {
+            let is_stale = channel.delivery_tags.broker_tag(delivery_tag).is_none();
+            (is_stale || is_settled) && channel.end_cause().is_none()
+        })
     }
 
     /// The outcome of an answer that the program sent itself.
     pub(crate) fn answered(&self, delivery_tag: u64) -> Answered {
         let state = self.state();
-        // Read in this order: while the tag is known, the channel is open on the message's
-        // connection.
-        let opened_in = state.opened_in();
-        let is_known = state.delivery_tags.broker_tag(delivery_tag).is_some();
+        // While the tag is known, the channel is open on the message's connection.
+        let opened_in = state.look(|channel| {
+            let tag = channel.delivery_tags.broker_tag(delivery_tag);
+            tag.and_then(|_| channel.opened_in())
+        });
         // Otherwise the connection was lost, and the answer may have been sent before or after the
         // loss.
         let lost = || state.shared.outbox.epoch().saturating_sub(1);
-        let epoch = opened_in.filter(|_| is_known).unwrap_or_else(lost);
-        Answered::Sent { epoch }
+        Answered::Sent {
+            epoch: opened_in.unwrap_or_else(lost),
+        }
     }
 
     /// Nacks one or more messages: the broker requeues, drops or dead-letters them. A RabbitMQ
@@ -177,7 +146,7 @@ impl Channel {
         self.call_with(Operation::about(BasicRecover::ID, ""), |frames, call| {
             let last_call = frames.last_call();
             frames.call(&BasicRecover { requeue }, call)?;
-            self.state().delivery_tags.up_to(0, last_call);
+            frames.channel().delivery_tags.up_to(0, last_call);
             Ok(())
         })?;
         Ok(())

@@ -30,13 +30,12 @@ impl Channel {
     ///
     /// See <https://www.rabbitmq.com/docs/confirms#publisher-confirms>.
     pub fn confirm_select(&self) -> Result<()> {
-        let state = self.state();
         let select = ConfirmSelect { no_wait: false };
         let asked = Operation::about(ConfirmSelect::ID, "");
         self.call_with(asked, |frames, call| {
             frames.call(&select, call)?;
             // The broker counts the messages that follow this frame.
-            state.confirms.select();
+            frames.channel().select_confirms();
             Ok(())
         })?;
         Ok(())
@@ -47,10 +46,9 @@ impl Channel {
     /// # Errors
     /// If the broker refuses, it closes the channel, and the next call on the channel fails.
     pub fn confirm_select_no_wait(&self) -> Result<()> {
-        let state = self.state();
         self.write(Operation::about(ConfirmSelect::ID, ""), |frames| {
             frames.method(&ConfirmSelect { no_wait: true })?;
-            state.confirms.select();
+            frames.channel().select_confirms();
             Ok(())
         })
     }
@@ -79,9 +77,9 @@ impl Channel {
     pub fn wait_for_confirms_timeout(&self, timeout: Duration) -> Result<()> {
         let confirms = &self.state().confirms;
         let _waits = self.connection().shared().waiters.begin();
-        let answered = match confirms.is_selected() {
-            true => confirms.wait_and_report(Deadline::after(timeout)),
-            false => Err(Error::invalid(
+        let answered = match self.state().last_published() {
+            Some(published) => confirms.wait_and_report(published, Deadline::after(timeout)),
+            None => Err(Error::invalid(
                 "the channel is not in confirm mode (confirm_select)",
             )),
         };
@@ -93,7 +91,9 @@ impl Channel {
     /// far.
     pub(crate) fn wait_until_answered(&self, deadline: Deadline) -> Result<()> {
         let outbox = &self.connection().shared().outbox;
-        let answered = self.state().confirms.wait(deadline);
+        let state = self.state();
+        let published = state.look(|it| it.sequence_numbers.last());
+        let answered = state.confirms.wait(published, deadline);
         answered.map_err(|error| outbox.explained(error))
     }
 

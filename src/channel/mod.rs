@@ -14,10 +14,10 @@ use crate::connection::Connection;
 use crate::error::{CloseReason, ClosedBy, Error, ErrorKind, ReplyCode, Result};
 use crate::io_thread::deadline::Deadline;
 use crate::io_thread::mailbox::{Call, Reply};
-use crate::io_thread::outbox::{Admission, Frames, Gate};
+use crate::io_thread::outbox::{Admission, Frames};
 use crate::proto::Expected;
 use crate::session::call::{self, Operation};
-use crate::session::channel::ChannelState;
+use crate::session::channel::{ChannelState, Purpose};
 use crate::wire::method::{
     AccessRequest, ChannelClose, ChannelFlow, ChannelOpen, Encode, Method, Request,
 };
@@ -64,37 +64,32 @@ impl Drop for Inner {
 }
 
 impl Channel {
-    pub(crate) fn open(connection: &Connection) -> Result<Self> {
+    fn open(connection: &Connection, purpose: Purpose) -> Result<Self> {
         let shared = connection.shared();
         let asked = Operation::about(ChannelOpen::ID, "");
         let deadline = Deadline::after(connection.request_timeout());
-        let Some(number) = shared.outbox.take_channel_number(deadline) else {
+        let Some(owned) = shared.outbox.add_channel(deadline) else {
             let channel_max = shared.outbox.highest_channel();
             let exhausted = || Error::new(ErrorKind::ChannelsExhausted { channel_max });
             return Err(asked.failed(shared.outbox.end_cause().unwrap_or_else(exhausted)));
         };
-        let state = Arc::new(ChannelState::new(number, Arc::clone(shared)));
+        let state = Arc::new(ChannelState::new(owned, purpose, Arc::clone(shared)));
         let mut sent = false;
-        let reply = state.call(
-            Admission::Room,
-            deadline,
-            || Ok(Gate::Open),
-            |frames, call| {
-                // A recovery may have lowered `channel_max` since this number was taken.
-                let channel_max = frames.channel_numbers().highest();
-                if number > channel_max {
-                    return Err(Error::new(ErrorKind::ChannelsExhausted { channel_max }));
-                }
-                state.append_open(frames, call)?;
-                // Under the outbox's lock: the connection cannot be lost before the channel is
-                // enlisted.
-                connection.recovery().enlist(&state);
-                sent = true;
-                Ok(())
-            },
-        );
+        let reply = state.call(Admission::Room, deadline, |frames, call| {
+            // A recovery may have lowered `channel_max` since this number was taken.
+            let channel_max = frames.channel_numbers().highest();
+            if state.number > channel_max {
+                return Err(Error::new(ErrorKind::ChannelsExhausted { channel_max }));
+            }
+            state.append_open(frames, call)?;
+            // Under the outbox's lock: the connection cannot be lost before the channel is
+            // enlisted.
+            connection.recovery().enlist(&state);
+            sent = true;
+            Ok(())
+        });
         if let (Err(error), false) = (&reply, sent) {
-            shared.outbox.release_channel_number(number);
+            state.change(|frames| frames.handles_are_done());
             return Err(asked.failed(error.clone()));
         }
         // After a timeout, dropping this handle closes the channel. The number stays in use until
@@ -132,7 +127,7 @@ impl Channel {
     /// Returns why the channel is closed, or `None` if it is open. Every later call fails with this
     /// first cause.
     pub fn close_cause(&self) -> Option<Error> {
-        let ended = self.inner.state.end.cause();
+        let ended = self.inner.state.end_cause();
         ended.or_else(|| self.inner.state.shared.outbox.end_cause())
     }
 
@@ -146,13 +141,7 @@ impl Channel {
         let state = self.state();
         let outbox = &state.shared.outbox;
         let patience = self.connection().publish_timeout();
-        let written = outbox.write(
-            state.number,
-            Admission::Room,
-            patience,
-            || state.gate(),
-            append,
-        );
+        let written = outbox.write(state.id(), Admission::Room, patience, append);
         written.map_err(|error| asked.failed(error))
     }
 
@@ -164,7 +153,7 @@ impl Channel {
     ) -> Result<Reply> {
         let state = self.state();
         let deadline = Deadline::after(self.connection().request_timeout());
-        let reply = state.call(Admission::Room, deadline, || state.gate(), append);
+        let reply = state.call(Admission::Room, deadline, append);
         reply.map_err(|error| asked.failed(error))
     }
 
@@ -231,7 +220,6 @@ impl Channel {
     /// connection on which the broker has confirmed the close; it has read everything sent before
     /// the close. Returns `None` if the channel was lost with its connection.
     pub(crate) fn close_confirmed(&self, code: ReplyCode, text: &str) -> Result<Option<u64>> {
-        let state = self.state();
         let reason = CloseReason {
             by: ClosedBy::Program,
             code,
@@ -240,21 +228,10 @@ impl Channel {
         };
         let asked = Operation::about(ChannelClose::ID, "");
         let timeout = Deadline::after(self.connection().request_timeout());
-        let mut sent_in = None;
-        let closed = state.call(
-            Admission::Always,
-            timeout,
-            || state.gate(),
-            |frames, call| {
-                sent_in = Some(frames.epoch()).filter(|epoch| state.is_open_in(*epoch));
-                state.append_close(frames, reason, Some(call))
-            },
-        );
-        state.end_if_detached();
-        match closed {
+        match self.state().close(reason, timeout) {
             // The channel was lost with the connection.
             Err(error) if error.is_connection_end() && self.connection().is_open() => Ok(None),
-            closed => closed.map(|_| sent_in).map_err(|error| asked.failed(error)),
+            closed => closed.map_err(|error| asked.failed(error)),
         }
     }
 
@@ -283,8 +260,7 @@ impl Channel {
         let state = self.state();
         let asked = Operation::about(ChannelOpen::ID, "");
         let timeout = Deadline::after(self.connection().request_timeout());
-        let gate = || state.reopening_gate();
-        let opened = state.call(Admission::Room, timeout, gate, |frames, call| {
+        let opened = state.call(Admission::Reopen, timeout, |frames, call| {
             state.append_reopen(frames, call)
         });
         opened.map_err(|error| asked.failed(error))?;
@@ -331,15 +307,13 @@ impl Connection {
     /// [`ErrorKind::ChannelsExhausted`] if [`channel_max`](Self::channel_max) channels are open; a
     /// timeout; the connection's end.
     pub fn open_channel(&self) -> Result<Channel> {
-        Channel::open(self)
+        Channel::open(self, Purpose::Any)
     }
 
     /// Opens a channel that asks whether something exists. On this channel, "not found" is an
     /// answer and not a fault.
     pub(crate) fn open_question(&self) -> Result<Channel> {
-        let channel = self.open_channel()?;
-        channel.state().ask_existence();
-        Ok(channel)
+        Channel::open(self, Purpose::ExistenceCheck)
     }
 }
 

@@ -10,7 +10,7 @@ use super::Channel;
 use crate::error::{Error, Result, ReturnedMessage};
 use crate::io_thread::deadline::Deadline;
 use crate::io_thread::mailbox::{ConfirmMailbox, Unwatched};
-use crate::io_thread::outbox::{Admission, Gate, Timeout, LARGE};
+use crate::io_thread::outbox::{Admission, Timeout, LARGE};
 use crate::message::Message;
 use crate::proto::Fingerprint;
 use crate::session::call::Operation;
@@ -109,14 +109,14 @@ impl Channel {
         let deadline = Deadline::after(self.connection().publish_timeout());
         loop {
             let current = name.current();
-            let gate = || match name.current() == current {
-                true => self.state().publish_gate(),
+            let check = || match name.current() == current {
+                true => Ok(()),
                 // The connection was lost and recovered while this call waited.
                 false => Err(Error::invalid("the queue has another name")),
             };
             let method = publish_method("", current, message, message.is_mandatory());
             let confirm = None::<&Arc<Unwatched>>;
-            let published = self.publish_through(gate, &method, message, confirm, deadline.into());
+            let published = self.publish_through(check, &method, message, confirm, deadline.into());
             if published.is_ok() || name.current() == current {
                 return published
                     .map_err(|error| Operation::about(BasicPublish::ID, "").failed(error));
@@ -136,14 +136,14 @@ impl Channel {
         timeout: Duration,
     ) -> Result<Option<u64>> {
         let method = publish_method(exchange, routing_key, message, mandatory);
-        let gate = || self.state().publish_gate();
-        self.publish_through(gate, &method, message, confirm, timeout.into())
+        self.publish_through(|| Ok(()), &method, message, confirm, timeout.into())
     }
 
+    /// `check` runs when the message is admitted, and can refuse it.
     #[inline(always)]
     fn publish_through<C: ConfirmMailbox + 'static>(
         &self,
-        gate: impl Fn() -> Result<Gate>,
+        check: impl Fn() -> Result<()>,
         method: &BasicPublish<'_>,
         message: &Message<'_>,
         confirm: Option<&Arc<C>>,
@@ -153,11 +153,12 @@ impl Channel {
         let state = self.state();
         let (properties, body) = (message.properties(), message.body());
         // Work that grows with the message is done before the outbox is locked.
-        let fingerprint = (method.mandatory && state.confirms.is_selected())
+        let is_confirmed = || confirm.is_some() || state.last_published().is_some();
+        let fingerprint = (method.mandatory && is_confirmed())
             .then(|| Fingerprint::new(&method.exchange, &method.routing_key, body));
         let published = if body.len() > LARGE {
             self.publish_large(
-                gate,
+                check,
                 method,
                 message,
                 fingerprint,
@@ -167,7 +168,8 @@ impl Channel {
         } else {
             let admission = Admission::Publish { large: false };
             let outbox = &state.shared.outbox;
-            outbox.write(state.number, admission, patience, gate, |frames| {
+            outbox.write(state.id(), admission, patience, |frames| {
+                check()?;
                 let properties = frames.message(method, properties, body)?;
                 let fingerprint = fingerprint.map(|it| it.with_properties(properties));
                 Ok(state.published(frames, fingerprint, confirm, |frames| frames.keep()))
@@ -180,7 +182,7 @@ impl Channel {
     #[cold]
     fn publish_large<C: ConfirmMailbox + 'static>(
         &self,
-        gate: impl Fn() -> Result<Gate>,
+        check: impl Fn() -> Result<()>,
         method: &BasicPublish<'_>,
         message: &Message<'_>,
         fingerprint: Option<Fingerprint>,
@@ -191,12 +193,13 @@ impl Channel {
         let outbox = &state.shared.outbox;
         let admission = Admission::Publish { large: true };
         // Wait for room before encoding, or each waiting thread holds a second copy of its body.
-        outbox.write(state.number, admission, deadline, &gate, |_| Ok(()))?;
+        outbox.write(state.id(), admission, deadline, |_| check())?;
         let (properties, body) = (message.properties(), message.body());
         let large = outbox.encode_large(state.number, method, properties, body)?;
         // This copies the message, so it is done outside the lock, too.
         let kept = is_kept(confirm).then(|| large.keep());
-        outbox.write(state.number, admission, deadline, gate, |frames| {
+        outbox.write(state.id(), admission, deadline, |frames| {
+            check()?;
             let fingerprint = fingerprint.map(|it| it.with_properties(large.properties()));
             frames.large(large)?;
             Ok(state.published(frames, fingerprint, confirm, |_| kept.unwrap_or_default()))

@@ -39,7 +39,7 @@ impl Channel {
     pub fn tx_commit(&self) -> Result<()> {
         let mut lost_with = None;
         self.call_with(Operation::about(TxCommit::ID, ""), |frames, call| {
-            lost_with = self.state().settings.end_transaction();
+            lost_with = frames.channel().end_transaction();
             match lost_with {
                 Some(_) => frames.call(&TxRollback {}, call),
                 None => frames.call(&TxCommit {}, call),
@@ -59,7 +59,7 @@ impl Channel {
     /// 406 on a channel without [`tx_select`](Self::tx_select).
     pub fn tx_rollback(&self) -> Result<()> {
         self.call_with(Operation::about(TxRollback::ID, ""), |frames, call| {
-            self.state().settings.end_transaction();
+            frames.channel().end_transaction();
             frames.call(&TxRollback {}, call)
         })?;
         Ok(())

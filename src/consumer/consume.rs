@@ -74,7 +74,7 @@ impl Channel {
     /// Whether a consumer of this queue reads from a stream, as far as the program has said so.
     fn reads_from(&self, queue: QueueName<'_>, options: &ConsumeOptions) -> ReadsFrom {
         let state = self.state();
-        let queue = state.settings.resolve(queue);
+        let queue = state.resolve(queue);
         let of_streams = ["x-stream-offset", "x-stream-filter"];
         let is_told = of_streams
             .iter()
@@ -102,7 +102,7 @@ impl Channel {
         let state = self.state();
         let consume = || BasicConsume {
             ticket: 0,
-            queue: state.settings.resolve(queue),
+            queue: state.resolve(queue),
             consumer_tag: Cow::Borrowed(&consumer_tag),
             no_local: options.no_local,
             no_ack: options.no_ack,
@@ -123,7 +123,7 @@ impl Channel {
                     no_wait: false,
                     ..consume.into_owned()
                 };
-                let qos = state.settings.qos();
+                let qos = frames.channel().qos().clone();
                 let mut consumers = state.consumers.lock();
                 consumers.record(Arc::clone(&mailbox), again, qos);
             }
@@ -180,8 +180,7 @@ impl Channel {
         let asked = Operation::about(BasicCancel::ID, consumer_tag);
         let state = self.state();
         let deadline = Deadline::after(self.connection().request_timeout());
-        let gate = || state.gate();
-        let cancelled = state.call(Admission::Attached, deadline, gate, |frames, call| {
+        let cancelled = state.call(Admission::Attached, deadline, |frames, call| {
             state.append_cancel(frames, consumer_tag, only, call)
         });
         match cancelled {

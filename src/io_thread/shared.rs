@@ -14,7 +14,7 @@ use super::deadline::Deadline;
 use super::lost_publishes::LostPublish;
 use super::mailbox::{Command, Mailboxes};
 use super::notifier::Notifier;
-use super::outbox::{Admission, Gate, Outbox};
+use super::outbox::{Admission, Outbox, CONNECTION};
 use super::socket::connect::{Connected, Last};
 use super::to_replay::ToReplay;
 use super::waiters::Waiters;
@@ -204,9 +204,8 @@ impl Shared {
             ..CloseReason::program(text)
         };
         let closed = Error::new(Kind::ConnectionClosed(reason.clone()));
-        let gate = || Ok(Gate::Open);
         self.outbox
-            .write(0, Admission::Always, Duration::ZERO, gate, |frames| {
+            .write(CONNECTION, Admission::Always, Duration::ZERO, |frames| {
                 frames.last_method(&close)?;
                 frames.command(Command::CloseConnection { reason });
                 frames.end(closed.clone());

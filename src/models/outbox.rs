@@ -1,6 +1,5 @@
 //! Callers append to the outbox; the IO thread takes from it and sleeps.
 
-use std::sync::atomic::Ordering;
 use std::sync::Arc;
 
 use loom::thread;
@@ -9,13 +8,14 @@ use super::{at_any_moment, check, never};
 use crate::error::{CloseReason, Error, Result};
 use crate::io_thread::deadline::Deadline;
 use crate::io_thread::mailbox::Command;
+use crate::io_thread::outbox::channels::{ChannelId, OwnedChannel};
 use crate::io_thread::outbox::send_queue::HIGH_WATER;
 use crate::io_thread::outbox::write_buffer::WriteBuffer;
-use crate::io_thread::outbox::{Admission, Frames, Gate, Outbox};
+use crate::io_thread::outbox::{Admission, Frames, Outbox, CONNECTION};
 use crate::log_line::Label;
 use crate::proto::Tuning;
 use crate::sync::modelled::Sleeper;
-use crate::sync::{AtomicBool, Waker};
+use crate::sync::Waker;
 use crate::wire::frame;
 use crate::wire::method::{BasicPublish, BasicQos};
 
@@ -23,7 +23,8 @@ use crate::wire::method::{BasicPublish, BasicQos};
 const ROOM: Admission = Admission::Room;
 const PUBLISH: Admission = Admission::Publish { large: false };
 
-fn outbox() -> (Arc<Outbox>, IoThread) {
+/// Also returns the connection and its channels, by their numbers.
+fn outbox() -> (Arc<Outbox>, IoThread, [ChannelId; 4]) {
     let (waker, sleeper) = Waker::of_model();
     let label = Label::new("model", "nowhere");
     // A message that fills the outbox fits into one frame.
@@ -32,19 +33,23 @@ fn outbox() -> (Arc<Outbox>, IoThread) {
         ..Tuning::BEFORE
     };
     let outbox = Arc::new(Outbox::new(waker, &tuning, false, label));
+    let channels = [(); 3].map(|()| outbox.add_channel(at_any_moment()).unwrap());
+    let [one, two, three] = [0, 1, 2].map(|at| channels[at].id);
     let io_thread = IoThread {
         outbox: Arc::clone(&outbox),
+        _channels: channels,
         sleeper,
         write_buffer: WriteBuffer::default(),
         frames: Vec::new(),
         commands: Vec::new(),
     };
-    (outbox, io_thread)
+    (outbox, io_thread, [CONNECTION, one, two, three])
 }
 
 /// Writes and sleeps as `io_thread/driver.rs` does.
 struct IoThread {
     outbox: Arc<Outbox>,
+    _channels: [OwnedChannel; 3],
     sleeper: Sleeper,
     write_buffer: WriteBuffer,
     /// The channels of all frames and commands that were taken.
@@ -102,14 +107,19 @@ fn append(frames: &mut Frames<'_>, channel: u16) -> Result<()> {
     Ok(())
 }
 
-fn write(outbox: &Outbox, channel: u16, admission: Admission, deadline: Deadline) -> Result<()> {
-    let gate = || Ok(Gate::Open);
-    outbox.write(channel, admission, deadline, gate, |it| append(it, channel))
+fn write(
+    outbox: &Outbox,
+    channel: ChannelId,
+    admission: Admission,
+    deadline: Deadline,
+) -> Result<()> {
+    let number = channel.number;
+    outbox.write(channel, admission, deadline, |it| append(it, number))
 }
 
 fn caller(
     outbox: &Arc<Outbox>,
-    channel: u16,
+    channel: ChannelId,
     admission: Admission,
     deadline: Deadline,
 ) -> thread::JoinHandle<Result<()>> {
@@ -118,26 +128,25 @@ fn caller(
 }
 
 /// Appends a message after which there is no room.
-fn fill(outbox: &Outbox, channel: u16) {
-    let gate = || Ok(Gate::Open);
+fn fill(outbox: &Outbox, channel: ChannelId) {
     let body = vec![0; HIGH_WATER];
     let fill = |frames: &mut Frames<'_>| {
         frames.message(&BasicPublish::default(), None, &body)?;
-        frames.command(command(channel));
+        frames.command(command(channel.number));
         Ok(())
     };
-    outbox.write(channel, ROOM, never(), gate, fill).unwrap();
+    outbox.write(channel, ROOM, never(), fill).unwrap();
 }
 
 #[test]
 fn the_io_thread_sleeps_only_when_all_is_taken_and_wakes_for_more() {
     check(3, || {
-        let (outbox, mut io_thread) = outbox();
+        let (outbox, mut io_thread, ids) = outbox();
         let callers = [1, 2].map(|channel| {
             let outbox = Arc::clone(&outbox);
             thread::spawn(move || {
                 for _ in 0..2 {
-                    write(&outbox, channel, ROOM, never()).unwrap();
+                    write(&outbox, ids[channel], ROOM, never()).unwrap();
                 }
             })
         });
@@ -150,9 +159,9 @@ fn the_io_thread_sleeps_only_when_all_is_taken_and_wakes_for_more() {
 #[test]
 fn callers_that_wait_for_room_get_it_when_the_io_thread_takes() {
     check(3, || {
-        let (outbox, mut io_thread) = outbox();
-        fill(&outbox, 3);
-        let callers = [1, 2].map(|channel| caller(&outbox, channel, ROOM, never()));
+        let (outbox, mut io_thread, ids) = outbox();
+        fill(&outbox, ids[3]);
+        let callers = [1, 2].map(|channel| caller(&outbox, ids[channel], ROOM, never()));
         io_thread.run_until(|it| it.commands.len() == 3);
         { callers.into_iter() }.for_each(|it| it.join().unwrap().unwrap());
     });
@@ -161,10 +170,10 @@ fn callers_that_wait_for_room_get_it_when_the_io_thread_takes() {
 #[test]
 fn a_blocked_connection_takes_no_message_until_the_broker_unblocks_it() {
     check(3, || {
-        let (outbox, mut io_thread) = outbox();
+        let (outbox, mut io_thread, ids) = outbox();
         outbox.set_blocked(Some("disk".to_owned()));
-        let patient = caller(&outbox, 1, PUBLISH, never());
-        let hasty = caller(&outbox, 2, PUBLISH, at_any_moment());
+        let patient = caller(&outbox, ids[1], PUBLISH, never());
+        let hasty = caller(&outbox, ids[2], PUBLISH, at_any_moment());
         assert!(io_thread.take(), "nothing is appended");
         outbox.set_blocked(None);
         // Before the next take, which would wake the caller, too.
@@ -180,22 +189,18 @@ fn a_blocked_connection_takes_no_message_until_the_broker_unblocks_it() {
 }
 
 #[test]
-fn a_gate_that_opens_under_the_lock_wakes_who_waits_at_it() {
+fn a_channel_that_changes_wakes_who_waits_for_that() {
     check(3, || {
-        let (outbox, mut io_thread) = outbox();
-        let is_shut = Arc::new(AtomicBool::new(true));
-        let caller = {
-            let (outbox, is_shut) = (Arc::clone(&outbox), Arc::clone(&is_shut));
-            thread::spawn(move || {
-                let gate = || match is_shut.load(Ordering::Acquire) {
-                    true => Ok(Gate::Shut),
-                    false => Ok(Gate::Open),
-                };
-                outbox.write(1, ROOM, never(), gate, |it| append(it, 1))
-            })
+        let (outbox, mut io_thread, ids) = outbox();
+        let set_flow = |is_active: bool| {
+            outbox.change(ids[1], |frames| {
+                frames.channel().is_flow_stopped = !is_active
+            });
         };
+        set_flow(false);
+        let caller = caller(&outbox, ids[1], PUBLISH, never());
         assert!(io_thread.take(), "nothing is appended");
-        outbox.change(1, |_| is_shut.store(false, Ordering::Release));
+        set_flow(true);
         caller.join().unwrap().unwrap();
         assert!(!io_thread.take());
     });
@@ -206,9 +211,9 @@ fn a_gate_that_opens_under_the_lock_wakes_who_waits_at_it() {
 #[test]
 fn at_the_end_each_call_fails_or_is_taken_or_is_given_back() {
     check(3, || {
-        let (outbox, mut io_thread) = outbox();
-        fill(&outbox, 3);
-        let callers = [1, 2].map(|channel| caller(&outbox, channel, ROOM, never()));
+        let (outbox, mut io_thread, ids) = outbox();
+        fill(&outbox, ids[3]);
+        let callers = [1, 2].map(|channel| caller(&outbox, ids[channel], ROOM, never()));
         io_thread.take();
         outbox.set_end(Error::invalid("end"));
         let given_back = outbox.discard();
@@ -227,9 +232,9 @@ fn at_the_end_each_call_fails_or_is_taken_or_is_given_back() {
 #[test]
 fn the_end_wakes_who_waits_for_room() {
     check(3, || {
-        let (outbox, _) = outbox();
-        fill(&outbox, 3);
-        let callers = [1, 2].map(|channel| caller(&outbox, channel, ROOM, never()));
+        let (outbox, _, ids) = outbox();
+        fill(&outbox, ids[3]);
+        let callers = [1, 2].map(|channel| caller(&outbox, ids[channel], ROOM, never()));
         outbox.set_end(Error::invalid("end"));
         { callers.into_iter() }.for_each(|it| assert!(it.join().unwrap().is_err()));
         assert_eq!(outbox.discard().len(), 1);
@@ -239,11 +244,11 @@ fn the_end_wakes_who_waits_for_room() {
 #[test]
 fn room_wakes_the_caller_that_may_append_whoever_else_waits() {
     check(3, || {
-        let (outbox, mut io_thread) = outbox();
+        let (outbox, mut io_thread, ids) = outbox();
         outbox.set_blocked(Some("disk".to_owned()));
-        fill(&outbox, 3);
-        let publishes = caller(&outbox, 1, PUBLISH, never());
-        let calls = caller(&outbox, 2, ROOM, never());
+        fill(&outbox, ids[3]);
+        let publishes = caller(&outbox, ids[1], PUBLISH, never());
+        let calls = caller(&outbox, ids[2], ROOM, never());
         io_thread.take();
         calls.join().unwrap().unwrap();
         outbox.set_blocked(None);
@@ -254,15 +259,15 @@ fn room_wakes_the_caller_that_may_append_whoever_else_waits() {
 #[test]
 fn a_lost_connection_admits_callers_once_it_is_recovered() {
     check(3, || {
-        let (outbox, mut io_thread) = outbox();
+        let (outbox, mut io_thread, ids) = outbox();
         io_thread.run_until(|_| true);
         outbox.set_lost(Error::invalid("lost"));
-        let caller = caller(&outbox, 1, ROOM, never());
+        let caller = caller(&outbox, ids[1], ROOM, never());
         let recovery = {
             let outbox = Arc::clone(&outbox);
             thread::spawn(move || {
-                let replay = Admission::Recovery { epoch: 1 };
-                write(&outbox, 2, replay, never()).unwrap();
+                let replay = Admission::RecoveryOpen { epoch: 1 };
+                write(&outbox, ids[2], replay, never()).unwrap();
                 assert!(outbox.recovered(1, || ()));
             })
         };
@@ -280,7 +285,7 @@ fn a_lost_connection_admits_callers_once_it_is_recovered() {
 #[test]
 fn a_sleeping_io_thread_sees_that_the_socket_is_to_be_dropped() {
     check(3, || {
-        let (outbox, mut io_thread) = outbox();
+        let (outbox, mut io_thread, _) = outbox();
         let caller = {
             let outbox = Arc::clone(&outbox);
             thread::spawn(move || outbox.abort())
@@ -293,7 +298,7 @@ fn a_sleeping_io_thread_sees_that_the_socket_is_to_be_dropped() {
 #[test]
 fn a_sleeping_io_thread_sees_that_its_connection_is_given_up() {
     check(3, || {
-        let (outbox, mut io_thread) = outbox();
+        let (outbox, mut io_thread, _) = outbox();
         let recovery = {
             let outbox = Arc::clone(&outbox);
             thread::spawn(move || outbox.abandon(0))

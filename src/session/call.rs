@@ -7,7 +7,8 @@ use crossbeam_channel::RecvTimeoutError;
 use crate::error::{CloseReason, Error, ErrorKind, Result};
 use crate::io_thread::deadline::Deadline;
 use crate::io_thread::mailbox::{Call, Reply};
-use crate::io_thread::outbox::{Admission, Frames, Gate};
+use crate::io_thread::outbox::channels::ChannelId;
+use crate::io_thread::outbox::{Admission, Frames, CONNECTION};
 use crate::io_thread::Shared;
 use crate::wire::method::{MethodId, Request};
 
@@ -51,8 +52,7 @@ pub(crate) fn on_connection<R: Request>(
     deadline: Deadline,
     method: &R,
 ) -> Result<Reply> {
-    let open = || Ok(Gate::Open);
-    send(shared, 0, admission, deadline, open, |frames, call| {
+    send(shared, CONNECTION, admission, deadline, |frames, call| {
         frames.call(method, call)
     })
 }
@@ -60,18 +60,15 @@ pub(crate) fn on_connection<R: Request>(
 /// Sends what `append` writes, and waits until the deadline for the reply.
 pub(super) fn send(
     shared: &Shared,
-    channel: u16,
+    channel: ChannelId,
     admission: Admission,
     deadline: Deadline,
-    gate: impl Fn() -> Result<Gate>,
     append: impl FnOnce(&mut Frames<'_>, Call) -> Result<()>,
 ) -> Result<Reply> {
     let (call, reply) = Call::new();
     let written = shared
         .outbox
-        .write(channel, admission, deadline, gate, |frames| {
-            append(frames, call)
-        });
+        .write(channel, admission, deadline, |frames| append(frames, call));
     written.map_err(|error| shared.outbox.explained(error))?;
     match reply.recv_timeout(deadline.remaining()) {
         Ok(reply) => {

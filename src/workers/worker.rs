@@ -82,7 +82,7 @@ impl Shift {
 
     /// Returns why the channel has ended, if it has.
     fn end(&self) -> Option<Error> {
-        self.channel.state().end.cause()
+        self.channel.state().end_cause()
     }
 
     /// Closes the channel of a consumer that has ended. Returns the acknowledgements that the
@@ -127,7 +127,7 @@ impl Worker {
     fn handle_all(&mut self, shift: &mut Shift) -> Result<()> {
         while !self.post.is_stopped() {
             let Some(delivery) = self.next(shift)? else {
-                let open_in = shift.channel.state().opened_in();
+                let open_in = shift.channel.state().look(|channel| channel.opened_in());
                 if open_in.is_some_and(|epoch| epoch != shift.answers.epoch) {
                     shift.answers.forget();
                 }

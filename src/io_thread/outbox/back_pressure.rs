@@ -1,36 +1,14 @@
-//! Back-pressure: when a caller may append, and how it waits until then.
+//! Back-pressure: how a caller waits until it may append.
 
 use std::time::Duration;
 
+use super::admission::Admission;
+use super::channels::ChannelId;
 use super::state::{Blocked, Phase, State};
 use super::Outbox;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io_thread::deadline::Deadline;
 use crate::sync::MutexGuard;
-
-/// When a caller may append.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Admission {
-    /// At once: for a few bytes that must not wait.
-    Always,
-    /// When the connection is open and has room.
-    Room,
-    /// When the connection is open, has room, and is not blocked by the broker.
-    Publish { large: bool },
-    /// When there is room, even while the connection is being recovered: the caller checks what is
-    /// open there.
-    Attached,
-    /// For the recovery thread, without waiting for room and before others are admitted. Passes on
-    /// the connection of this epoch only.
-    Recovery { epoch: u64 },
-}
-
-/// Whether the caller's own state lets it append.
-pub(crate) enum Gate {
-    Open,
-    /// Wait, and ask again when the outbox is notified.
-    Shut,
-}
 
 /// How long to wait. It becomes a deadline only when waiting begins: most callers never wait, and
 /// reading the clock costs time.
@@ -65,38 +43,32 @@ impl Outbox {
     pub(super) fn admit(
         &self,
         state: &mut MutexGuard<'_, State>,
-        channel: u16,
+        channel: ChannelId,
         admission: Admission,
         timeout: impl Into<Timeout>,
-        gate: &impl Fn() -> Result<Gate>,
     ) -> Result<()> {
-        if self.admits(state, channel, admission, gate)? {
+        if self.admits(state, channel, admission)? {
             return Ok(());
         }
-        self.wait(state, channel, admission, gate, timeout.into().deadline())
+        self.wait(state, channel, admission, timeout.into().deadline())
     }
 
     #[inline(always)]
-    fn admits(
-        &self,
-        state: &State,
-        channel: u16,
-        admission: Admission,
-        gate: &impl Fn() -> Result<Gate>,
-    ) -> Result<bool> {
+    fn admits(&self, state: &State, channel: ChannelId, admission: Admission) -> Result<bool> {
         if !matches!(state.phase, Phase::Open) && !self.admits_now(state, admission)? {
             return Ok(false);
         }
-        let gate_open = matches!(gate()?, Gate::Open);
+        if !state.channels.get(channel).admits(admission)? {
+            return Ok(false);
+        }
+        let has_room = |large| state.send_queue.has_room(channel.number, large);
         Ok(match admission {
-            Admission::Always => true,
-            Admission::Recovery { .. } => gate_open,
-            Admission::Room | Admission::Attached => {
-                gate_open && state.send_queue.has_room(channel, false)
-            }
-            Admission::Publish { large } => {
-                gate_open && state.blocked.is_none() && state.send_queue.has_room(channel, large)
-            }
+            Admission::Always | Admission::Recovery { .. } | Admission::RecoveryOpen { .. } => true,
+            Admission::Room
+            | Admission::Attached
+            | Admission::Answer { .. }
+            | Admission::Reopen => has_room(false),
+            Admission::Publish { large } => state.blocked.is_none() && has_room(large),
         })
     }
 
@@ -112,10 +84,18 @@ impl Outbox {
         };
         match admission {
             Admission::Always | Admission::Attached => Ok(true),
-            Admission::Recovery { epoch } if state.epoch != epoch => Err(cause.clone()),
-            Admission::Recovery { .. } => Ok(connected),
+            Admission::Answer { delivery_tag } if delivery_tag > 0 => Ok(true),
+            Admission::Recovery { epoch } | Admission::RecoveryOpen { epoch } => {
+                match epoch == state.epoch {
+                    true => Ok(connected),
+                    false => Err(cause.clone()),
+                }
+            }
             _ if self.fails_fast => Err(recovering(cause, Duration::ZERO)),
-            Admission::Room | Admission::Publish { .. } => Ok(false),
+            Admission::Room
+            | Admission::Publish { .. }
+            | Admission::Answer { .. }
+            | Admission::Reopen => Ok(false),
         }
     }
 
@@ -123,31 +103,34 @@ impl Outbox {
     fn wait(
         &self,
         state: &mut MutexGuard<'_, State>,
-        channel: u16,
+        channel: ChannelId,
         admission: Admission,
-        gate: &impl Fn() -> Result<Gate>,
         deadline: Deadline,
     ) -> Result<()> {
-        while !self.admits(state, channel, admission, gate)? {
-            let stopped = state.blocked.is_some() || matches!(gate()?, Gate::Shut);
-            let _waits = stopped.then(|| self.stopped.begin());
+        while !self.admits(state, channel, admission)? {
+            let ready = state.channels.get(channel).admits(admission)?;
+            let _waits = (!ready || state.blocked.is_some()).then(|| self.stopped.begin());
             let timed_out = self.changed.wait_until(state, deadline.at()).timed_out();
-            if timed_out && !self.admits(state, channel, admission, gate)? {
-                let stopped = matches!(gate()?, Gate::Shut);
-                return Err(Self::no_room(state, admission, stopped, deadline));
+            if timed_out && !self.admits(state, channel, admission)? {
+                let ready = state.channels.get(channel).admits(admission)?;
+                return Err(Self::not_admitted(state, admission, ready, deadline));
             }
         }
         Ok(())
     }
 
-    fn no_room(state: &State, admission: Admission, stopped: bool, deadline: Deadline) -> Error {
+    /// The error for a caller that has waited in vain. `ready` tells whether its channel admits it.
+    fn not_admitted(state: &State, admission: Admission, ready: bool, deadline: Deadline) -> Error {
         let after = deadline.duration();
         if let Phase::Lost { cause, .. } = &state.phase {
             return recovering(cause, after);
         }
+        let is_publish = matches!(admission, Admission::Publish { .. });
         match &state.blocked {
-            _ if stopped => Error::new(ErrorKind::FlowStopped { after }),
-            Some(Blocked { reason, .. }) if matches!(admission, Admission::Publish { .. }) => {
+            _ if is_publish && !ready => Error::new(ErrorKind::FlowStopped { after }),
+            // The broker has not answered an earlier `channel.open` or `channel.close`.
+            _ if !ready => Error::timed_out(after),
+            Some(Blocked { reason, .. }) if is_publish => {
                 let reason = reason.clone();
                 Error::new(ErrorKind::ConnectionBlocked { reason, after })
             }

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+use super::channels::OwnedChannel;
 use super::Outbox;
 use crate::io_thread::deadline::Deadline;
 
@@ -112,34 +113,24 @@ impl ChannelNumbers {
 }
 
 impl Outbox {
-    /// Takes a free channel number. If all are in use, waits until `deadline` while a channel is
-    /// closing.
-    pub(crate) fn take_channel_number(&self, deadline: Deadline) -> Option<u16> {
+    /// Adds a channel with a free number. If all are in use, waits until `deadline` while a channel
+    /// is closing.
+    pub(crate) fn add_channel(&self, deadline: Deadline) -> Option<OwnedChannel> {
         let mut state = self.state.lock();
-        loop {
+        let number = loop {
             if let Some(number) = state.channel_numbers.take() {
-                return Some(number);
+                break number;
             }
             if !state.channel_numbers.may_come_free() {
                 return None;
             }
             let waited = self.changed.wait_until(&mut state, deadline.at());
             if waited.timed_out() {
-                return state.channel_numbers.take();
+                break state.channel_numbers.take()?;
             }
-        }
-    }
-
-    /// Frees a channel number that no frame was sent for.
-    pub(crate) fn release_channel_number(&self, number: u16) {
-        self.state.lock().channel_numbers.release(number);
-        self.changed.notify_all();
-    }
-
-    /// How many channel numbers were taken so far. Grows from one channel with a number to the
-    /// next.
-    pub(crate) fn channel_numbers_taken(&self) -> u64 {
-        self.state.lock().channel_numbers.taken
+        };
+        let life = state.channel_numbers.taken;
+        Some(state.channels.add(number, life))
     }
 
     pub(crate) fn free_channel_numbers(&self) -> u16 {

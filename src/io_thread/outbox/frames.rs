@@ -4,7 +4,9 @@ use std::ops::Range;
 
 use bytes::{Bytes, BytesMut};
 
+use super::channel::Channel;
 use super::channel_numbers::ChannelNumbers;
+use super::channels::ChannelId;
 use super::state::{Phase, State};
 use crate::error::{Error, Result};
 use crate::io_thread::mailbox::{Call, Command};
@@ -42,7 +44,7 @@ impl Large {
 /// Appends frames and commands of one channel to the outbox, under its lock.
 pub(crate) struct Frames<'a> {
     pub(super) state: &'a mut State,
-    pub(super) channel: u16,
+    pub(super) id: ChannelId,
     pub(super) wake_all: bool,
     /// Where the message that was appended last begins.
     pub(super) start: usize,
@@ -51,15 +53,15 @@ pub(crate) struct Frames<'a> {
 impl Frames<'_> {
     #[inline]
     fn trace(&self, id: MethodId) {
-        log_line!(Trace, self.state.label, "channel {} → {id}", self.channel);
+        log_line!(Trace, self.state.label, "channel {} → {id}", self.id.number);
     }
 
     #[inline]
     pub(crate) fn method<M: Encode>(&mut self, method: &M) -> Result<()> {
         self.trace(M::ID);
         let limit = self.state.payload_limit;
-        let target = self.state.send_queue.target(self.channel);
-        let written = frame::write_method(target, self.channel, method, limit);
+        let target = self.state.send_queue.target(self.id.number);
+        let written = frame::write_method(target, self.id.number, method, limit);
         written.map_err(unsendable)?;
         self.state.count(M::ID);
         Ok(())
@@ -81,9 +83,9 @@ impl Frames<'_> {
     ) -> Result<&[u8]> {
         self.trace(BasicPublish::ID);
         let limit = self.state.payload_limit;
-        let target = self.state.send_queue.target(self.channel);
+        let target = self.state.send_queue.target(self.id.number);
         self.start = target.len();
-        let written = write_message(target, self.channel, publish, properties, body, limit);
+        let written = write_message(target, self.id.number, publish, properties, body, limit);
         let properties = written.map_err(unsendable)?;
         self.state.messages += 1;
         Ok(target.get(properties).unwrap_or_default())
@@ -96,7 +98,7 @@ impl Frames<'_> {
             keeping,
             ..
         } = &mut *self.state;
-        let appended = send_queue.target(self.channel).get(self.start..);
+        let appended = send_queue.target(self.id.number).get(self.start..);
         let appended = appended.unwrap_or_default();
         if keeping.capacity() < appended.len() {
             // Growth on demand fits just this message, so each message would get its own block.
@@ -116,7 +118,7 @@ impl Frames<'_> {
             large.frames
         };
         self.state.messages += 1;
-        self.state.send_queue.push_large(self.channel, frames);
+        self.state.send_queue.push_large(self.id.number, frames);
         Ok(())
     }
 
@@ -124,7 +126,7 @@ impl Frames<'_> {
     pub(crate) fn again(&mut self, kept: &[u8]) -> Result<()> {
         self.trace(BasicPublish::ID);
         let limit = self.state.payload_limit;
-        let target = self.state.send_queue.target(self.channel);
+        let target = self.state.send_queue.target(self.id.number);
         if frame::fits(kept, limit) {
             target.extend_from_slice(kept);
         } else {
@@ -144,12 +146,43 @@ impl Frames<'_> {
         self.trace(M::ID);
         let limit = self.state.payload_limit;
         let target = self.state.send_queue.last_target();
-        let written = frame::write_method(target, self.channel, method, limit);
+        let written = frame::write_method(target, self.id.number, method, limit);
         written.map_err(unsendable)
+    }
+
+    /// The state of the channel.
+    #[inline]
+    pub(crate) fn channel(&mut self) -> &mut Channel {
+        self.state.channels.get_mut(self.id)
+    }
+
+    /// Whether the channel is open on this connection.
+    pub(crate) fn is_open(&self) -> bool {
+        let channel = self.state.channels.get(self.id);
+        channel.is_open_in(self.state.epoch)
     }
 
     pub(crate) fn channel_numbers(&mut self) -> &mut ChannelNumbers {
         &mut self.state.channel_numbers
+    }
+
+    /// The broker is done with the channel's number.
+    pub(crate) fn broker_is_done(&mut self) {
+        if self.channel().broker_is_done() {
+            self.release_number();
+        }
+    }
+
+    /// The handles are done with the channel's number.
+    pub(crate) fn handles_are_done(&mut self) {
+        if self.channel().handles_are_done() {
+            self.release_number();
+        }
+    }
+
+    fn release_number(&mut self) {
+        self.state.channel_numbers.release(self.id.number);
+        self.wake_all();
     }
 
     /// Appends a method and tells the core which reply to expect.
@@ -161,7 +194,7 @@ impl Frames<'_> {
 
     /// Tells the core which reply the method appended last gets.
     pub(crate) fn expect(&mut self, expected: Expected, call: Call) {
-        let channel = self.channel;
+        let channel = self.id.number;
         self.command(Command::Call {
             channel,
             expected,

@@ -1,23 +1,27 @@
 //! The outbox: all threads append encoded frames to it, and the IO thread takes and writes them.
 //!
 //! One lock guards the bytes. What is appended in one go is sent in one go, so messages of several
-//! threads never mix. What depends on the order of frames (sequence numbers, the end of a channel,
-//! the commands that announce replies) changes under the same lock. The outbox knows frames, and
-//! whether the connection is open, lost or ended. It must not know the socket or a handle: a caller
-//! passes in what it may do as an [`Admission`] and a gate.
+//! threads never mix. The same lock guards all that depends on the order of frames: the state of
+//! each channel, and the commands that announce replies. The outbox knows frames, and whether the
+//! connection is open, lost or ended. It must not know the socket or a handle: a caller says with
+//! an [`Admission`] when it may append.
 //!
 //! A large message goes into a lane, and so does what follows it on its channel. The IO thread
 //! sends a lane a few frames at a time, so heartbeats and other channels need not wait for it.
 //!
 //! Where to look:
 //!
-//! - `back_pressure`: when a caller may append, and where it waits until then;
+//! - `admission`: when a caller may append; `back_pressure`: where it waits until then;
 //! - `frames`: what a caller can append; `state`: what the lock guards;
+//! - `channel`: the state of one channel; `channels` finds it; `channel_numbers` allocates numbers;
 //! - `phase`: whether the connection is open, lost or ended;
 //! - `send_queue`: what waits to be taken; `write_buffer`: what the IO thread is writing.
 
+mod admission;
 mod back_pressure;
-pub(crate) mod channel_numbers;
+pub(crate) mod channel;
+mod channel_numbers;
+pub(crate) mod channels;
 mod frames;
 mod phase;
 pub(crate) mod send_queue;
@@ -38,8 +42,12 @@ use crate::stats::ConnectionStats;
 use crate::sync::{AtomicBool, AtomicU64, Condvar, Mutex, MutexGuard, Waker};
 use crate::wire::method::BasicPublish;
 use crate::wire::properties::Properties;
-pub(crate) use back_pressure::{Admission, Gate, Timeout};
+pub(crate) use admission::Admission;
+pub(crate) use back_pressure::Timeout;
+use channel::Channel;
 use channel_numbers::ChannelNumbers;
+pub(crate) use channels::CONNECTION;
+use channels::{ChannelId, Channels};
 use frames::{unsendable, write_message};
 pub(crate) use frames::{Frames, Large};
 use phase::now;
@@ -80,6 +88,7 @@ impl Outbox {
                 has_not_ended: Some(has_not_ended),
                 epoch: 0,
                 payload_limit: tuning.payload_limit(),
+                channels: Channels::new(),
                 channel_numbers: ChannelNumbers::new(tuning.highest_channel()),
                 label,
                 keeping: BytesMut::new(),
@@ -129,31 +138,30 @@ impl Outbox {
     }
 
     /// Appends what `append` writes on a channel, all or nothing. First waits up to `timeout`
-    /// until the caller is admitted and `gate` is open. Wakes the IO thread only if it sleeps.
+    /// until the caller is admitted. Wakes the IO thread only if it sleeps.
     #[inline]
     pub(crate) fn write<T>(
         &self,
-        channel: u16,
+        channel: ChannelId,
         admission: Admission,
         timeout: impl Into<Timeout>,
-        gate: impl Fn() -> Result<Gate>,
         append: impl FnOnce(&mut Frames<'_>) -> Result<T>,
     ) -> Result<T> {
         let mut state = self.state.lock();
-        self.admit(&mut state, channel, admission, timeout, &gate)
+        self.admit(&mut state, channel, admission, timeout)
             .map_err(Error::unsent)?;
-        let start = state.send_queue.target(channel).len();
+        let start = state.send_queue.target(channel.number).len();
         let first_command = state.commands.len();
         let mut frames = Frames {
             state: &mut state,
-            channel,
+            id: channel,
             wake_all: false,
             start,
         };
         let appended = append(&mut frames);
         let wake_all = frames.wake_all;
         if appended.is_err() {
-            Self::undo(state, channel, start, first_command);
+            Self::undo(state, channel.number, start, first_command);
             return appended.map_err(Error::unsent);
         }
         let wake = std::mem::take(&mut state.asleep);
@@ -219,6 +227,11 @@ impl Outbox {
         }
     }
 
+    /// Reads the state of a channel, or changes what no caller waits for.
+    pub(crate) fn channel<T>(&self, id: ChannelId, look: impl FnOnce(&mut Channel) -> T) -> T {
+        look(self.state.lock().channels.get_mut(id))
+    }
+
     // ---- the IO thread's side ----
 
     /// Whether a thread waits until the broker takes messages again.
@@ -229,19 +242,23 @@ impl Outbox {
     /// Changes the state of a channel under the lock, sends the frames that `change` appends, and
     /// wakes all waiting callers to check again. So an answer to the broker comes after the frames
     /// of handles that did not see the change yet, and before those of handles that did.
-    pub(crate) fn change<T>(&self, channel: u16, change: impl FnOnce(&mut Frames<'_>) -> T) -> T {
+    pub(crate) fn change<T>(
+        &self,
+        channel: ChannelId,
+        change: impl FnOnce(&mut Frames<'_>) -> T,
+    ) -> T {
         let mut state = self.state.lock();
-        let start = state.send_queue.target(channel).len();
+        let start = state.send_queue.target(channel.number).len();
         let mut frames = Frames {
             state: &mut state,
-            channel,
+            id: channel,
             wake_all: false,
             start,
         };
         let result = change(&mut frames);
         if let Phase::Ended(_) = state.phase {
             // Nothing follows connection.close.
-            state.send_queue.target(channel).truncate(start);
+            state.send_queue.target(channel.number).truncate(start);
         }
         drop(state);
         self.changed.notify_all();
@@ -332,9 +349,9 @@ mod tests {
     #[test]
     fn a_failed_append_leaves_no_frame_and_no_command() {
         let outbox = outbox();
+        let one = outbox.add_channel(Deadline::after(Duration::ZERO)).unwrap();
         let write = |append: &dyn Fn(&mut Frames<'_>) -> Result<()>| {
-            let gate = || Ok(Gate::Open);
-            outbox.write(1, Admission::Room, Duration::ZERO, gate, append)
+            outbox.write(one.id, Admission::Room, Duration::ZERO, append)
         };
         write(&append_call).unwrap();
         let error = write(&|frames| {
@@ -351,8 +368,10 @@ mod tests {
     #[test]
     fn the_commands_of_one_channel_are_taken_in_their_order() {
         let outbox = outbox();
-        for channel in [1, 2, 1] {
-            let gate = || Ok(Gate::Open);
+        let added = || outbox.add_channel(Deadline::after(Duration::ZERO)).unwrap();
+        let [one, two] = [added(), added()];
+        for id in [one.id, two.id, one.id] {
+            let channel = id.number;
             let close = |frames: &mut Frames<'_>| {
                 let reason = crate::error::CloseReason::program("");
                 frames.command(Command::CloseChannel {
@@ -363,9 +382,7 @@ mod tests {
                 Ok(())
             };
             let admission = Admission::Room;
-            outbox
-                .write(channel, admission, Duration::ZERO, gate, close)
-                .unwrap();
+            outbox.write(id, admission, Duration::ZERO, close).unwrap();
         }
         assert_eq!(outbox.take_commands_of(1).len(), 2);
         let left = outbox.discard();
@@ -377,18 +394,19 @@ mod tests {
         let outbox = &outbox();
         outbox.state.lock().channel_numbers = ChannelNumbers::new(1);
         let soon = || Deadline::after(Duration::from_secs(20));
-        assert_eq!(outbox.take_channel_number(soon()), Some(1));
+        let first = outbox.add_channel(soon()).unwrap();
         // No channel is closing, so it does not wait.
-        assert_eq!(outbox.take_channel_number(soon()), None);
-        outbox.change(1, |frames| frames.channel_numbers().closing(1));
+        assert!(outbox.add_channel(soon()).is_none());
+        outbox.change(first.id, |frames| frames.channel_numbers().closing(1));
         std::thread::scope(|scope| {
-            let waiting = scope.spawn(|| outbox.take_channel_number(soon()));
-            outbox.change(1, |frames| frames.channel_numbers().release(1));
-            assert_eq!(waiting.join().unwrap(), Some(1));
-            outbox.change(1, |frames| frames.channel_numbers().closing(1));
-            let waiting = scope.spawn(|| outbox.take_channel_number(soon()));
+            let waiting = scope.spawn(|| outbox.add_channel(soon()));
+            outbox.change(first.id, |frames| frames.handles_are_done());
+            let second = waiting.join().unwrap().unwrap();
+            assert_eq!(second.id.number, 1);
+            outbox.change(second.id, |frames| frames.channel_numbers().closing(1));
+            let waiting = scope.spawn(|| outbox.add_channel(soon()));
             outbox.set_end(Error::timed_out(Duration::ZERO));
-            assert_eq!(waiting.join().unwrap(), None);
+            assert!(waiting.join().unwrap().is_none());
         });
     }
 }

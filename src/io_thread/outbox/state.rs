@@ -6,6 +6,7 @@ use bytes::BytesMut;
 use crossbeam_channel::Sender;
 
 use super::channel_numbers::ChannelNumbers;
+use super::channels::Channels;
 use super::send_queue::SendQueue;
 use crate::error::Error;
 use crate::io_thread::deadline::Deadline;
@@ -38,6 +39,7 @@ pub(super) struct State {
     pub(super) epoch: u64,
     /// The largest payload of a frame on this connection, in bytes.
     pub(super) payload_limit: usize,
+    pub(super) channels: Channels,
     pub(super) channel_numbers: ChannelNumbers,
     pub(super) label: Label,
     pub(super) send_queue: SendQueue,

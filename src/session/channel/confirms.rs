@@ -1,14 +1,10 @@
 //! A channel's publisher confirms: which messages the broker has answered.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-
 use parking_lot::{Condvar, Mutex};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::io_thread::deadline::Deadline;
-use crate::proto::Leftover;
 use crate::session::failures::Failures;
-use crate::wire::method::{ConfirmSelect, Encode};
 
 /// Number of nacked messages to keep until a caller asks for them.
 const FAILURES_LIMIT: usize = 65_536;
@@ -16,16 +12,9 @@ const FAILURES_LIMIT: usize = 65_536;
 /// this number.
 const LOST: u64 = u64::MAX;
 
-/// The confirms of one channel. The core matches the answers to the messages.
+/// The answers to the messages of one channel. The core matches them to the messages.
 #[derive(Debug, Default)]
 pub(crate) struct Confirms {
-    /// `confirm.select` was sent and not refused. Like `published`, this changes only under the
-    /// outbox's lock, which decides the order of publishes.
-    selected: AtomicBool,
-    /// Sequence number of the last message.
-    published: AtomicU64,
-    /// Sequence number of the last message published without a `Confirm`; 0 if that was lost.
-    unawaited: AtomicU64,
     answers: Mutex<Answers>,
     changed: Condvar,
 }
@@ -61,39 +50,6 @@ impl Default for Answers {
 }
 
 impl Confirms {
-    pub(crate) fn select(&self) {
-        self.selected.store(true, Ordering::Release);
-    }
-
-    /// The broker closed the channel with this error. If it refused `confirm.select`, the channel
-    /// is not in confirm mode.
-    pub(crate) fn closed(&self, error: &Error) {
-        let reason = error.close_reason();
-        if reason.is_some_and(|it| it.method == ConfirmSelect::ID.name()) {
-            self.selected.store(false, Ordering::Release);
-        }
-    }
-
-    #[inline]
-    pub(crate) fn is_selected(&self) -> bool {
-        self.selected.load(Ordering::Acquire)
-    }
-
-    /// Takes the sequence number for a message that is being published. `has_confirm` tells whether
-    /// the message has a `Confirm`. Returns `None` outside confirm mode.
-    #[inline]
-    pub(crate) fn next(&self, has_confirm: bool) -> Option<u64> {
-        if !self.is_selected() {
-            return None;
-        }
-        let number = self.published.load(Ordering::Relaxed) + 1;
-        self.published.store(number, Ordering::Release);
-        if !has_confirm {
-            self.unawaited.store(number, Ordering::Relaxed);
-        }
-        Some(number)
-    }
-
     pub(crate) fn nacked(&self, sequence_number: u64) {
         let failed = &mut self.answers.lock().failed;
         failed.insert(sequence_number, Failure::Nacked);
@@ -101,16 +57,6 @@ impl Confirms {
         if failed.len() > FAILURES_LIMIT {
             failed.remove_first();
         }
-    }
-
-    /// The connection was lost. Returns the last unanswered message that was published without a
-    /// `Confirm`. Messages with a `Confirm` are reported through it. Called under the outbox's
-    /// lock.
-    pub(crate) fn take_unawaited(&self, leftover: Leftover) -> Option<u64> {
-        // Each loss is reported once.
-        let unawaited = self.unawaited.swap(0, Ordering::Relaxed);
-        let never_sent = Some(unawaited).filter(|it| *it > leftover.last_known);
-        never_sent.or(leftover.unanswered)
     }
 
     /// Messages that were published without a `Confirm` were lost with the connection.
@@ -121,9 +67,9 @@ impl Confirms {
     }
 
     /// Continues after a loss. `republished` holds the first and the last message that are
-    /// published again; all others are answered or lost. Called under the outbox's lock.
-    pub(crate) fn resume(&self, republished: Option<(u64, u64)>) {
-        let published = self.published.load(Ordering::Relaxed);
+    /// published again; all others up to `published` are answered or lost. Called under the
+    /// outbox's lock.
+    pub(crate) fn resume(&self, published: u64, republished: Option<(u64, u64)>) {
         let (answered_to, last_republished) = match republished {
             Some((first, last)) => (first - 1, last),
             None => (published, published),
@@ -138,8 +84,8 @@ impl Confirms {
     }
 
     /// The channel is opened again after its end. Messages without an answer were lost with it.
-    pub(crate) fn reopen(&self, cause: &Error) {
-        let unawaited = self.unawaited.swap(0, Ordering::Relaxed);
+    /// `unawaited` is the last one without a `Confirm`.
+    pub(crate) fn reopen(&self, cause: &Error, published: u64, unawaited: u64) {
         let mut answers = self.answers.lock();
         answers.end = None;
         if answers.answered_to < unawaited {
@@ -147,7 +93,7 @@ impl Confirms {
             answers.failed.insert(LOST, failure);
         }
         drop(answers);
-        self.resume(None);
+        self.resume(published, None);
     }
 
     pub(crate) fn answered_to(&self, number: u64) {
@@ -167,14 +113,18 @@ impl Confirms {
         self.changed.notify_all();
     }
 
-    /// Waits until the broker has answered all messages published before this call.
-    pub(crate) fn wait(&self, deadline: Deadline) -> Result<()> {
-        self.wait_unless(|_| false, deadline)
+    /// Waits until the broker has answered all messages up to `published`.
+    pub(crate) fn wait(&self, published: u64, deadline: Deadline) -> Result<()> {
+        self.wait_unless(published, |_| false, deadline)
     }
 
     /// Waits like [`wait`](Self::wait), or until `is_over`.
-    fn wait_unless(&self, is_over: impl Fn(&Answers) -> bool, deadline: Deadline) -> Result<()> {
-        let published = self.published.load(Ordering::Acquire);
+    fn wait_unless(
+        &self,
+        published: u64,
+        is_over: impl Fn(&Answers) -> bool,
+        deadline: Deadline,
+    ) -> Result<()> {
         let mut answers = self.answers.lock();
         while answers.answered_to < published && !is_over(&answers) {
             if let Some(error) = &answers.end {
@@ -190,11 +140,11 @@ impl Confirms {
     }
 
     /// Waits like [`wait`](Self::wait), then reports nacked and lost messages as an error.
-    pub(crate) fn wait_and_report(&self, deadline: Deadline) -> Result<()> {
+    pub(crate) fn wait_and_report(&self, published: u64, deadline: Deadline) -> Result<()> {
         let waiter = self.answers.lock().failed.wait();
         let is_lost = |it: &Failure| matches!(it, Failure::Lost(_));
         let is_over = |answers: &Answers| answers.failed.concerning(waiter).any(is_lost);
-        let answered = self.wait_unless(is_over, deadline);
+        let answered = self.wait_unless(published, is_over, deadline);
         let failed = &mut self.answers.lock().failed;
         if answered.is_err() {
             failed.give_up();
@@ -223,41 +173,33 @@ mod tests {
     #[test]
     fn wait_skips_messages_lost_after_the_republished_ones() {
         let confirms = Confirms::default();
-        confirms.select();
-        for _ in 1..=5 {
-            confirms.next(true);
-        }
         let now = Deadline::after(Duration::ZERO);
-        confirms.resume(Some((2, 3)));
+        confirms.resume(5, Some((2, 3)));
         confirms.answered_to(2);
-        assert!(confirms.wait(now).is_err());
+        assert!(confirms.wait(5, now).is_err());
         confirms.answered_to(3);
-        confirms.wait(now).unwrap();
+        confirms.wait(5, now).unwrap();
         // A new message is waited for.
-        confirms.next(true);
-        assert!(confirms.wait(now).is_err());
+        assert!(confirms.wait(6, now).is_err());
         confirms.answered_to(6);
-        confirms.wait(now).unwrap();
-        confirms.next(true);
-        confirms.resume(None);
-        confirms.wait(now).unwrap();
+        confirms.wait(6, now).unwrap();
+        confirms.resume(7, None);
+        confirms.wait(7, now).unwrap();
     }
 
     #[test]
     fn unreported_failures_are_bounded() {
         let confirms = Confirms::default();
-        confirms.select();
-        for number in 1..=FAILURES_LIMIT as u64 + 10 {
-            confirms.next(false);
+        let published = FAILURES_LIMIT as u64 + 10;
+        for number in 1..=published {
             confirms.nacked(number);
             confirms.lost(&Error::timed_out(Duration::ZERO));
         }
         assert!(confirms.answers.lock().failed.len() <= FAILURES_LIMIT);
-        confirms.resume(None);
-        let lost = confirms.wait_and_report(Deadline::after(Duration::ZERO));
+        confirms.resume(published, None);
+        let now = Deadline::after(Duration::ZERO);
+        let lost = confirms.wait_and_report(published, now);
         assert!(lost.unwrap_err().is_timeout());
-        confirms
-            .wait_and_report(Deadline::after(Duration::ZERO))
-            .unwrap();
+        confirms.wait_and_report(published, now).unwrap();
     }
 }

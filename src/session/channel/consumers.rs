@@ -4,9 +4,9 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 
-use super::settings::Qos;
 use crate::events::Entity;
 use crate::io_thread::mailbox::ConsumerMailbox;
+use crate::io_thread::outbox::channel::Qos;
 use crate::session::subscription::Subscription;
 use crate::wire::method::BasicConsume;
 

@@ -1,25 +1,36 @@
 //! Appends a channel's frames to the outbox: open, reopen, publish, cancel and close.
 
 use std::borrow::Cow;
-use std::sync::atomic::Ordering;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::{ChannelState, BROKER, HANDLES};
+use super::ChannelState;
 use crate::error::{CloseReason, Error, ErrorKind, Result};
 use crate::io_thread::mailbox::{Call, Command, ConfirmMailbox, Published, Reply};
-use crate::io_thread::outbox::Frames;
+use crate::io_thread::outbox::channel::Mode;
+use crate::io_thread::outbox::{Admission, Frames};
 use crate::proto::{Expected, Fingerprint, SendHistory};
 use crate::session::subscription::Subscription;
 use crate::wire::method::{
     BasicCancel, BasicCancelOk, ChannelClose, ChannelCloseOk, ChannelOpen, ChannelOpenOk,
-    ConfirmSelect, Method, TxSelect,
+    ConfirmSelect, Encode, Method, TxSelect,
 };
 
 /// Whether to keep a copy of the message until the broker answers it.
 pub(crate) fn is_kept<C: ConfirmMailbox>(confirm: Option<&Arc<C>>) -> bool {
     confirm.is_some_and(|it| it.is_published_again())
+}
+
+/// What a close has done.
+pub(crate) enum Closed {
+    /// `channel.close` was appended on the connection of this epoch.
+    Sent { epoch: u64 },
+    /// The connection was lost. The core will report the channel's end.
+    WithConnection,
+    /// The channel was open on no connection. It has ended, and the caller must report that.
+    Now(Error),
 }
 
 impl ChannelState {
@@ -32,10 +43,7 @@ impl ChannelState {
         confirm: Option<&Arc<C>>,
         keep: impl FnOnce(&mut Frames<'_>) -> Bytes,
     ) -> Option<u64> {
-        let Some(sequence_number) = self.confirms.next(confirm.is_some()) else {
-            self.settings.used();
-            return None;
-        };
+        let sequence_number = frames.channel().published(confirm.is_some())?;
         let kept = is_kept(confirm).then(|| keep(frames));
         frames.command(Command::Publish(Published {
             channel: self.number,
@@ -52,21 +60,23 @@ impl ChannelState {
     pub(crate) fn append_open(self: &Arc<Self>, frames: &mut Frames<'_>, call: Call) -> Result<()> {
         let channel = self.number;
         frames.method(&ChannelOpen::default())?;
-        self.opened_in.store(frames.epoch(), Ordering::Release);
-        self.needed_by.fetch_or(BROKER, Ordering::AcqRel);
+        let epoch = frames.epoch();
+        frames.channel().opened(epoch);
+        let last_tag = frames.channel().delivery_tags.stale_to();
         frames.command(Command::OpenChannel {
             channel,
             mailbox: Arc::<Self>::clone(self),
-            last_tag: self.delivery_tags.stale_to(),
+            last_tag,
             call,
         });
-        if self.settings.has_transactions() {
-            frames.call(&TxSelect {}, Call::unawaited())?;
-        } else if self.confirms.is_selected() {
-            frames.method(&ConfirmSelect { no_wait: true })?;
+        match frames.channel().mode() {
+            Mode::Plain => {}
+            Mode::Confirm => frames.method(&ConfirmSelect { no_wait: true })?,
+            Mode::Transaction(_) => frames.call(&TxSelect {}, Call::unawaited())?,
         }
-        for qos in self.settings.qos().methods() {
-            frames.call(qos, Call::unawaited())?;
+        let qos = frames.channel().qos().clone();
+        for method in qos.methods() {
+            frames.call(method, Call::unawaited())?;
         }
         Ok(())
     }
@@ -76,20 +86,45 @@ impl ChannelState {
         frames: &mut Frames<'_>,
         call: Call,
     ) -> Result<()> {
-        let Some(cause) = self.end.cause() else {
+        let Some(cause) = frames.channel().end_cause().cloned() else {
             call.answer(Ok(Reply::Method(ChannelOpenOk::default().into())));
             return Ok(());
         };
-        self.reset(&cause);
         self.append_open(frames, call)?;
-        // The channel may have ended after a failed recovery attempt, which leaves this flag set. A
-        // later error would then not end the channel.
-        self.set_recovering(false);
-        self.confirms.reopen(&cause);
+        // The channel may have ended while it was recovered. A later error must end it again.
+        frames.channel().set_recovering(false);
+        let sequence_numbers = &mut frames.channel().sequence_numbers;
+        let unawaited = sequence_numbers.take_last_unawaited();
+        let published = sequence_numbers.last();
+        self.confirms.reopen(&cause, published, unawaited);
         self.returned.reopen();
         self.confirmations.reopen();
-        self.end.clear();
         Ok(())
+    }
+
+    /// Sends an answer to one delivery, or to all deliveries up to it. Fails with
+    /// [`Error::stale`] if the delivery came on a lost connection: the broker has requeued that
+    /// message, and would apply the answer to another one. Returns the connection's epoch.
+    pub(crate) fn answer<M: Encode>(
+        &self,
+        delivery_tag: u64,
+        multiple: bool,
+        timeout: Duration,
+        answer: impl FnOnce(u64) -> M,
+    ) -> Result<u64> {
+        let admission = Admission::Answer { delivery_tag };
+        let outbox = &self.shared.outbox;
+        outbox.write(self.id(), admission, timeout, |frames| {
+            // The connection can be lost before the channel learns of it.
+            let is_open = frames.is_open();
+            let tag = frames.channel().delivery_tags.broker_tag(delivery_tag);
+            let tag = tag.filter(|_| is_open);
+            let stale = || Error::stale(delivery_tag);
+            frames.method(&answer(tag.ok_or_else(stale)?))?;
+            let multiple = multiple.then(|| (delivery_tag, frames.last_call()));
+            frames.channel().answered(multiple);
+            Ok(frames.epoch())
+        })
     }
 
     fn append_basic_cancel(
@@ -150,7 +185,7 @@ impl ChannelState {
             None => call,
         };
         // The consumer was lost with the connection.
-        if !self.is_open_in(frames.epoch()) {
+        if !frames.is_open() {
             let consumer_tag = consumer_tag.to_string().into();
             call.answer(Ok(Reply::Method(BasicCancelOk { consumer_tag }.into())));
             return Ok(());
@@ -164,46 +199,48 @@ impl ChannelState {
         frames: &mut Frames<'_>,
         reason: CloseReason,
         call: Option<Call>,
-    ) -> Result<()> {
+    ) -> Result<Closed> {
         let close = ChannelClose {
             reply_code: reason.code.0,
             reply_text: reason.text.as_str().into(),
             ..ChannelClose::default()
         };
         let channel = self.number;
-        let is_open = self.is_open_in(frames.epoch());
+        let is_open = frames.is_open();
         if is_open {
             frames.method(&close)?;
         }
-        let kind = ErrorKind::ChannelClosed {
+        let cause = Error::new(ErrorKind::ChannelClosed {
             channel,
             reason: reason.clone(),
-        };
-        self.end.set(Error::new(kind));
+        });
+        let is_reported = frames.channel().close(cause.clone());
         // Publishers that wait for room get the error now.
         frames.wake_all();
-        if !is_open {
-            // The channel was lost with the connection.
-            self.release_number(frames, HANDLES);
-            if let Some(call) = call {
-                call.answer(Ok(Reply::Method(Method::ChannelCloseOk(ChannelCloseOk {}))));
-            }
-            return Ok(());
+        if is_open {
+            frames.channel_numbers().closing(channel);
+            frames.command(Command::CloseChannel {
+                channel,
+                reason,
+                call,
+            });
+        } else if let Some(call) = call {
+            call.answer(Ok(Reply::Method(Method::ChannelCloseOk(ChannelCloseOk {}))));
         }
-        frames.channel_numbers().closing(channel);
-        self.release_number(frames, HANDLES);
-        frames.command(Command::CloseChannel {
-            channel,
-            reason,
-            call,
-        });
-        Ok(())
+        frames.handles_are_done();
+        Ok(match is_reported {
+            _ if is_open => Closed::Sent {
+                epoch: frames.epoch(),
+            },
+            true => Closed::WithConnection,
+            false => Closed::Now(cause),
+        })
     }
 
     /// Answers the broker's `channel.close`. No frame follows this one.
     pub(super) fn append_close_ok(&self, frames: &mut Frames<'_>) {
         frames.answer(&ChannelCloseOk {});
-        if self.end.cause().is_some() {
+        if frames.channel().end_cause().is_some() {
             // Both sides closed. RabbitMQ answers our close if it reads it after it has sent its
             // own, and never if it read ours just before.
             frames.channel_numbers().closed_by_both(self.number);

@@ -1,79 +1,87 @@
 //! What the IO thread reports to a channel.
 
-use std::sync::atomic::Ordering;
-
-use super::{ChannelState, BROKER};
-use crate::error::{CloseReason, Error, ReplyCode, ReturnedMessage};
+use super::ChannelState;
+use crate::error::{CloseReason, Error, ErrorKind, ReplyCode, ReturnedMessage};
 use crate::events::Confirmation;
 use crate::io_thread::mailbox::ChannelMailbox;
+use crate::io_thread::outbox::Frames;
 use crate::log_line::log_line;
 use crate::proto::{Answer, Leftover, Returned, Settling};
-use crate::wire::method::{BasicAck, BasicCancelOk, BasicNack, ChannelFlowOk, Method};
+use crate::wire::method::{
+    BasicAck, BasicCancelOk, BasicConsume, BasicNack, ChannelFlowOk, Encode, ExchangeBind,
+    ExchangeDeclare, Method, MethodId, QueueBind, QueueDeclare,
+};
+
+/// Whether the broker closed the channel because of a method that the recovery sends.
+fn is_replayed(error: &Error) -> bool {
+    const REPLAYED: [MethodId; 5] = [
+        ExchangeDeclare::ID,
+        ExchangeBind::ID,
+        QueueDeclare::ID,
+        QueueBind::ID,
+        BasicConsume::ID,
+    ];
+    let ErrorKind::ChannelClosed { reason, .. } = error.kind() else {
+        return false;
+    };
+    REPLAYED.iter().any(|id| reason.method == id.name())
+}
+
+/// Whether frames may still answer the broker. No frame may follow our close, which the core may
+/// not know of yet.
+fn may_answer(frames: &mut Frames<'_>) -> bool {
+    frames.channel().end_cause().is_none()
+}
 
 impl ChannelMailbox for ChannelState {
     fn ended(&self, error: &Error, leftover: Leftover, owes_close_ok: bool) {
         // All under one lock, so that the recovery finds the channel either open, interrupted or
         // ended.
         let outlives = self.change(|frames| {
-            self.delivery_tags.set_last(leftover.last_tag);
             if owes_close_ok {
                 self.append_close_ok(frames);
             }
-            let outlives = self.outlives(error);
+            let channel = frames.channel();
+            // The program can send acks meanwhile. If one of them costs the channel, the channel
+            // ends.
+            let outlives = is_replayed(error) && channel.is_recovering();
             match outlives {
                 // No message was published on the channel since the last loss.
-                true => self.interrupt(error),
-                // If closes cross, waiting callers get this error. Set it here, so that later
-                // callers get the same one.
-                false => {
-                    self.end.set(error.clone());
-                    self.confirms.closed(error);
-                }
+                true => drop(channel.interrupt(error, leftover)),
+                false => channel.end(error, leftover),
             }
             outlives
         });
-        if outlives {
-            return;
-        }
-        if self.is_closed_by_broker(error) {
-            self.shared.counters.channel_closed_by_broker();
-        }
-        self.confirms.end(error);
-        self.returned.end();
-        self.confirmations.end();
-        // Consumers that the core knows have ended already. These waited for the next connection.
-        let left = self.consumers.lock().recorded();
-        for consumer in left {
-            consumer.mailbox.ended(Some(error.clone()));
-        }
-        // This comes last, since the program's logger can panic.
-        let (label, channel) = (self.shared.label(), self.number);
-        match self.is_closed_by_broker(error) {
-            true => log_line!(Warn, label, "{error}"),
-            false => log_line!(Debug, label, "channel {channel} ended: {error}"),
+        if !outlives {
+            self.report_end(error);
         }
     }
 
     fn interrupted(&self, error: &Error, leftover: Leftover) {
-        self.change(|frames| {
-            self.delivery_tags.set_last(leftover.last_tag);
-            self.lose_unawaited(error, leftover);
-            self.interrupt(error);
-            self.release_number(frames, BROKER);
+        let closed = self.change(|frames| {
+            let sequence_numbers = &mut frames.channel().sequence_numbers;
+            if let Some(unawaited) = sequence_numbers.take_unawaited(leftover) {
+                self.lose_unawaited(unawaited, error);
+            }
+            let closed = frames.channel().interrupt(error, leftover);
+            frames.broker_is_done();
+            closed
         });
         // If the program has closed the channel, the loss completes the close.
-        self.end_if_detached();
+        if let Some(cause) = closed {
+            self.report_end(&cause);
+        }
     }
 
     fn freed(&self) {
         // From now on the channel can be opened again.
-        self.change(|frames| self.release_number(frames, BROKER));
+        self.change(|frames| frames.broker_is_done());
     }
 
     fn flow(&self, active: bool) {
         self.change(|frames| {
-            self.flow_stopped.store(!active, Ordering::Release);
-            if self.may_answer() {
+            frames.channel().is_flow_stopped = !active;
+            if may_answer(frames) {
                 frames.answer(&ChannelFlowOk { active });
             }
         });
@@ -81,7 +89,7 @@ impl ChannelMailbox for ChannelState {
 
     fn consumer_cancelled(&self, consumer_tag: &str, is_known: bool, no_wait: bool) {
         self.change(|frames| {
-            if !self.may_answer() {
+            if !may_answer(frames) {
                 return;
             }
             if !no_wait {
@@ -138,18 +146,15 @@ impl ChannelMailbox for ChannelState {
             code: ReplyCode::CONTENT_TOO_LARGE,
             ..CloseReason::program(&text)
         };
-        // This fails only if the channel has ended.
-        let _ = self.write_now(|frames| self.append_close(frames, reason, None));
+        self.close_in_background(reason);
     }
 
     fn give_back(&self, delivery_tag: u64, settling: Settling) {
         // This fails only if the channel has ended. The broker then requeues the message.
         let _ = self.write_now(|frames| {
-            let broker_tag = self.delivery_tags.broker_tag(delivery_tag);
-            let is_open = self.is_open_in(frames.epoch());
-            let unsettled =
-                broker_tag.filter(|_| is_open && !self.delivery_tags.is_settled(delivery_tag));
-            let Some(delivery_tag) = unsettled else {
+            let is_open = frames.is_open();
+            let unsettled = frames.channel().delivery_tags.unsettled(delivery_tag);
+            let Some(delivery_tag) = unsettled.filter(|_| is_open) else {
                 return Ok(());
             };
             let multiple = false;
@@ -173,12 +178,11 @@ impl ChannelMailbox for ChannelState {
     }
 
     fn broker_replied(&self, call_number: u64, last_tag: u64, method: Option<&Method<'_>>) {
-        let delivery_tags = &self.delivery_tags;
-        if delivery_tags.is_made_certain_by(call_number) {
-            self.change(|_| delivery_tags.broker_replied(call_number, last_tag));
-        }
-        if let Some(method @ (Method::TxSelect(_) | Method::BasicQos(_))) = method {
-            self.change(|_| self.settings.done(method));
-        }
+        self.look(|channel| {
+            channel.delivery_tags.broker_replied(call_number, last_tag);
+            if let Some(method) = method {
+                channel.done(method);
+            }
+        });
     }
 }

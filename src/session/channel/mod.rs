@@ -2,24 +2,21 @@
 //!
 //! The state outlives connections; it knows no handle. Handles append frames through it, the IO
 //! thread reports through `ChannelMailbox`, and the recovery opens the channel again. What depends
-//! on the order of frames changes only under the outbox's lock.
+//! on the order of frames is in `io_thread/outbox/channel`.
 //!
-//! - this file: `ChannelState`, its end, and the gates that hold calls back
+//! - this file: `ChannelState`: its calls, its end and its last queue
 //! - `frames.rs`: appends open, reopen, publish, cancel and close
 //! - `mailbox.rs`: what the IO thread reports to the channel
 //! - `consumers.rs`: the consumers by tag, and what each was begun with; one consumer's life is in
 //!   `session/subscription.rs`
-//! - `confirms.rs`: publisher confirms; `delivery_tags.rs`: tags over all connections;
-//!   `settings.rs`: prefetch, transactions, last queue
+//! - `confirms.rs`: waits for publisher confirms
 
 pub(crate) mod confirms;
 pub(crate) mod consumers;
-pub(crate) mod delivery_tags;
 pub(crate) mod frames;
 mod mailbox;
-pub(crate) mod settings;
 
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicU8, Ordering};
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,19 +29,18 @@ use crate::events::Confirmation;
 use crate::io_thread::deadline::Deadline;
 use crate::io_thread::mailbox::{Call, ChannelMailbox, Reply};
 use crate::io_thread::notifier::Notifier;
-use crate::io_thread::outbox::{Admission, Frames, Gate};
+use crate::io_thread::outbox::channel::{Channel, Mode};
+use crate::io_thread::outbox::channels::{ChannelId, OwnedChannel};
+use crate::io_thread::outbox::{Admission, Frames};
 use crate::io_thread::Shared;
 use crate::log_line::log_line;
 use crate::proto::{Leftover, Settling};
 use crate::session::call;
+use crate::session::queue_names::{Name, QueueName};
 use crate::session::subscription::Subscription;
-use crate::wire::method::{
-    BasicConsume, Encode, ExchangeBind, ExchangeDeclare, MethodId, QueueBind, QueueDeclare,
-};
 use confirms::Confirms;
 use consumers::Consumers;
-use delivery_tags::DeliveryTags;
-use settings::Settings;
+use frames::Closed;
 
 /// Number of returned messages to keep for `Channel::returned_messages`.
 const RETURNED_LIMIT: usize = 1024;
@@ -53,168 +49,212 @@ const RETURNED_BYTES: u64 = 16 << 20;
 /// Number of confirms and nacks to keep for `Channel::confirmations`.
 const CONFIRMATIONS_LIMIT: usize = 65_536;
 
-/// The epoch of a channel that is open on no connection.
-const NEVER: u64 = u64::MAX;
-
-/// Flag in `needed_by`: the broker has the channel open.
-const BROKER: u8 = 1;
-/// Flag in `needed_by`: the handles may open the channel again.
-const HANDLES: u8 = 2;
+/// What a channel is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    Any,
+    /// It only checks whether something exists. The broker closes it to say no, which is no fault.
+    ExistenceCheck,
+}
 
 /// One channel, as its handles and the IO thread share it.
 pub(crate) struct ChannelState {
     pub(crate) number: u16,
-    /// `BROKER` and `HANDLES`. The number is released when neither is set.
-    needed_by: AtomicU8,
+    owned: OwnedChannel,
+    purpose: Purpose,
     pub(crate) shared: Arc<Shared>,
-    pub(crate) end: End,
-    /// The broker asked to stop publishing with `channel.flow`.
-    flow_stopped: AtomicBool,
     pub(crate) confirms: Confirms,
     pub(crate) returned: Notifier<ReturnedMessage>,
     pub(crate) confirmations: Notifier<Confirmation>,
-    pub(crate) delivery_tags: DeliveryTags,
     pub(crate) consumers: Mutex<Consumers>,
-    pub(crate) settings: Settings,
-    /// The epoch (number of losses) in which the channel was last opened. If the outbox has another
-    /// epoch, the broker does not know the channel. Changes under the outbox's lock.
-    opened_in: AtomicU64,
-    /// A recovery opens the channel again. A refused request of the recovery does not end it.
-    is_recovering: AtomicBool,
-    /// The channel only checks whether something exists. The broker closes it to say no, which is
-    /// no fault.
-    is_existence_check: AtomicBool,
-}
-
-/// Why nothing more can be sent on the channel. Set under the outbox's lock, like all state that
-/// depends on the order of frames.
-#[derive(Default)]
-pub(crate) struct End {
-    is_set: AtomicBool,
-    cause: Mutex<Option<Error>>,
-}
-
-impl End {
-    #[inline]
-    pub(crate) fn cause(&self) -> Option<Error> {
-        if !self.is_set.load(Ordering::Acquire) {
-            return None;
-        }
-        self.cause.lock().clone()
-    }
-
-    fn set(&self, cause: Error) {
-        *self.cause.lock() = Some(cause);
-        self.is_set.store(true, Ordering::Release);
-    }
-
-    pub(crate) fn clear(&self) {
-        self.is_set.store(false, Ordering::Release);
-        *self.cause.lock() = None;
-    }
+    /// The queue that the channel declared last, which the empty name means.
+    last_queue: Mutex<Option<Arc<Name>>>,
 }
 
 impl ChannelState {
-    pub(crate) fn new(number: u16, shared: Arc<Shared>) -> Self {
-        let consumers = Consumers::new(shared.outbox.channel_numbers_taken());
+    pub(crate) fn new(owned: OwnedChannel, purpose: Purpose, shared: Arc<Shared>) -> Self {
         Self {
-            number,
-            needed_by: AtomicU8::new(HANDLES),
+            number: owned.id.number,
+            purpose,
             shared,
-            end: End::default(),
-            flow_stopped: AtomicBool::new(false),
             confirms: Confirms::default(),
             returned: Notifier::of_bytes(RETURNED_LIMIT, RETURNED_BYTES, ReturnedMessage::size),
             confirmations: Notifier::new(CONFIRMATIONS_LIMIT),
-            delivery_tags: DeliveryTags::default(),
-            consumers: Mutex::new(consumers),
-            settings: Settings::default(),
-            opened_in: AtomicU64::new(NEVER),
-            is_recovering: AtomicBool::new(false),
-            is_existence_check: AtomicBool::new(false),
+            consumers: Mutex::new(Consumers::new(owned.life)),
+            last_queue: Mutex::default(),
+            owned,
         }
     }
 
-    /// From now on, a close with "not found" or "locked" does not count as a fault.
-    pub(crate) fn ask_existence(&self) {
-        self.is_existence_check.store(true, Ordering::Relaxed);
+    // ---- its state in the outbox ----
+
+    pub(crate) fn id(&self) -> ChannelId {
+        self.owned.id
     }
 
-    /// Whether the broker closed this channel because of a fault.
-    fn is_closed_by_broker(&self, error: &Error) -> bool {
-        let ErrorKind::ChannelClosed { reason, .. } = error.kind() else {
-            return false;
-        };
-        let answers = [ReplyCode::NOT_FOUND, ReplyCode::RESOURCE_LOCKED];
-        let is_check = self.is_existence_check.load(Ordering::Relaxed);
-        reason.by == ClosedBy::Broker && !(is_check && answers.contains(&reason.code))
+    /// Reads what depends on the order of frames, or changes what no caller waits for. Takes the
+    /// outbox's lock.
+    pub(crate) fn look<T>(&self, look: impl FnOnce(&mut Channel) -> T) -> T {
+        self.shared.outbox.channel(self.id(), look)
     }
 
-    /// Whether frames may still answer the broker. No frame may follow our close, which the core
-    /// may not know of yet. Called under the outbox's lock.
-    fn may_answer(&self) -> bool {
-        self.end.cause().is_none()
-    }
-
-    /// Changes the state of the channel under the outbox's lock.
+    /// Changes what depends on the order of frames, and wakes the callers that wait for that. Takes
+    /// the outbox's lock.
     pub(crate) fn change<T>(&self, change: impl FnOnce(&mut Frames<'_>) -> T) -> T {
-        self.shared.outbox.change(self.number, change)
+        self.shared.outbox.change(self.id(), change)
     }
 
-    fn release_number(&self, frames: &mut Frames<'_>, flag: u8) {
-        if self.needed_by.fetch_and(!flag, Ordering::AcqRel) == flag {
-            frames.channel_numbers().release(self.number);
-            frames.wake_all();
+    /// Why nothing more can be sent on the channel.
+    pub(crate) fn end_cause(&self) -> Option<Error> {
+        self.look(|channel| channel.end_cause().cloned())
+    }
+
+    /// Whether frames can be sent on the connection of this epoch.
+    pub(crate) fn is_open_in(&self, epoch: u64) -> bool {
+        self.look(|channel| channel.is_open_in(epoch))
+    }
+
+    pub(crate) fn set_recovering(&self, is_recovering: bool) {
+        self.look(|channel| channel.set_recovering(is_recovering));
+    }
+
+    /// The number of the last message in confirm mode. `None` outside confirm mode.
+    pub(crate) fn last_published(&self) -> Option<u64> {
+        self.look(|channel| match channel.mode() {
+            Mode::Confirm => Some(channel.sequence_numbers.last()),
+            Mode::Plain | Mode::Transaction(_) => None,
+        })
+    }
+
+    /// Continues after a loss. `republished` holds the first and the last message that are
+    /// published again; all others are answered or lost.
+    pub(crate) fn resume_confirms(&self, republished: Option<(u64, u64)>) {
+        self.look(|channel| {
+            let published = channel.sequence_numbers.last();
+            self.confirms.resume(published, republished);
+        });
+    }
+
+    // ---- calls ----
+
+    /// Sends what `append` writes once the call is admitted, and waits until the deadline for the
+    /// reply.
+    pub(crate) fn call(
+        &self,
+        admission: Admission,
+        deadline: Deadline,
+        append: impl FnOnce(&mut Frames<'_>, Call) -> Result<()>,
+    ) -> Result<Reply> {
+        call::send(&self.shared, self.id(), admission, deadline, append)
+    }
+
+    /// Sends without waiting for room in the outbox. Only for small frames, from places that must
+    /// not block.
+    pub(crate) fn write_now<T>(
+        &self,
+        append: impl FnOnce(&mut Frames<'_>) -> Result<T>,
+    ) -> Result<T> {
+        let outbox = &self.shared.outbox;
+        outbox.write(self.id(), Admission::Always, Duration::ZERO, append)
+    }
+
+    // ---- its end ----
+
+    /// Closes the channel, and waits until the deadline for the reply. Returns the epoch of the
+    /// connection on which the close was sent. Returns `None` if the channel was lost with its
+    /// connection.
+    pub(crate) fn close(&self, reason: CloseReason, deadline: Deadline) -> Result<Option<u64>> {
+        let mut closed = None;
+        let reply = self.call(Admission::Always, deadline, |frames, call| {
+            closed = Some(self.append_close(frames, reason, Some(call))?);
+            Ok(())
+        });
+        let sent_in = closed.and_then(|closed| self.closed(closed));
+        reply.map(|_| sent_in)
+    }
+
+    pub(crate) fn close_in_background(&self, reason: CloseReason) {
+        // This fails only if the channel has ended.
+        if let Ok(closed) = self.write_now(|frames| self.append_close(frames, reason, None)) {
+            self.closed(closed);
+        }
+    }
+
+    /// Returns the epoch of the connection on which the close was sent.
+    pub(crate) fn closed(&self, closed: Closed) -> Option<u64> {
+        match closed {
+            Closed::Sent { epoch } => Some(epoch),
+            Closed::WithConnection => None,
+            Closed::Now(cause) => {
+                self.report_end(&cause);
+                None
+            }
         }
     }
 
     /// Closes the channel after its last handle was dropped.
     pub(crate) fn dropped(&self) {
-        let reason = CloseReason::program("its last handle was dropped");
-        // This fails only if the channel has ended.
-        let _ = self.write_now(|frames| self.append_close(frames, reason, None));
-        self.end_if_detached();
-        self.change(|frames| self.release_number(frames, HANDLES));
+        self.close_in_background(CloseReason::program("its last handle was dropped"));
+        self.change(|frames| frames.handles_are_done());
     }
 
-    pub(crate) fn set_recovering(&self, is_recovering: bool) {
-        self.is_recovering.store(is_recovering, Ordering::Release);
+    /// Ends a channel that the recovery does not open again.
+    pub(crate) fn end(&self, cause: &Error) {
+        self.ended(cause, Leftover::default(), false);
     }
 
-    pub(crate) fn is_recovering(&self) -> bool {
-        self.is_recovering.load(Ordering::Acquire)
+    /// Whether the channel has survived this close: the broker closed it because of a request of
+    /// the recovery, which opens it once more.
+    pub(crate) fn has_outlived(&self, error: &Error) -> bool {
+        let is_closed = matches!(error.kind(), ErrorKind::ChannelClosed { .. });
+        is_closed && self.end_cause().is_none()
     }
 
-    /// Whether the channel survives this close: the broker closed it because of a request of the
-    /// recovery, which opens it once more.
-    fn outlives(&self, error: &Error) -> bool {
-        const REPLAYED: [MethodId; 5] = [
-            ExchangeDeclare::ID,
-            ExchangeBind::ID,
-            QueueDeclare::ID,
-            QueueBind::ID,
-            BasicConsume::ID,
-        ];
+    /// Tells all who wait on the channel that it has ended.
+    fn report_end(&self, cause: &Error) {
+        let is_fault = self.is_closed_for_fault(cause);
+        if is_fault {
+            self.shared.counters.channel_closed_by_broker();
+        }
+        self.confirms.end(cause);
+        self.returned.end();
+        self.confirmations.end();
+        // Consumers that the core knows have ended already. These waited for the next connection.
+        let left = self.consumers.lock().recorded();
+        for consumer in left {
+            consumer.mailbox.ended(Some(cause.clone()));
+        }
+        // This comes last, since the program's logger can panic.
+        let (label, channel) = (self.shared.label(), self.number);
+        match is_fault {
+            true => log_line!(Warn, label, "{cause}"),
+            false => log_line!(Debug, label, "channel {channel} ended: {cause}"),
+        }
+    }
+
+    /// Whether the broker closed this channel because of a fault.
+    fn is_closed_for_fault(&self, error: &Error) -> bool {
         let ErrorKind::ChannelClosed { reason, .. } = error.kind() else {
             return false;
         };
-        // The program can send acks meanwhile. If one of them costs the channel, the channel ends.
-        let is_replayed = REPLAYED.iter().any(|id| reason.method == id.name());
-        is_replayed && self.is_recovering() && self.end.cause().is_none()
+        let answers = [ReplyCode::NOT_FOUND, ReplyCode::RESOURCE_LOCKED];
+        let is_answer = self.purpose == Purpose::ExistenceCheck && answers.contains(&reason.code);
+        reason.by == ClosedBy::Broker && !is_answer
     }
 
-    /// Whether the channel has survived this close.
-    pub(crate) fn has_outlived(&self, error: &Error) -> bool {
-        let is_closed = matches!(error.kind(), ErrorKind::ChannelClosed { .. });
-        is_closed && self.end.cause().is_none()
+    /// Reports the loss of messages that were published without a `Confirm`, up to this one.
+    fn lose_unawaited(&self, sequence_number: u64, cause: &Error) {
+        let lost = Confirmation {
+            sequence_number,
+            multiple: true,
+            nack: true,
+            lost: true,
+        };
+        self.confirmations.send(lost, drop);
+        self.confirms.lost(cause);
     }
 
-    /// The broker no longer has the channel open; the recovery opens it again. Called under the
-    /// outbox's lock.
-    fn interrupt(&self, error: &Error) {
-        self.reset(error);
-        self.opened_in.store(NEVER, Ordering::Release);
-    }
+    // ---- its consumers ----
 
     pub(crate) fn consumer_started(&self, consumer_tag: &str) {
         let recorded = self.consumers.lock().get(consumer_tag);
@@ -233,144 +273,11 @@ impl ChannelState {
         }
     }
 
-    /// Whether the broker has the channel open on the connection of this epoch.
-    pub(crate) fn is_open_in(&self, epoch: u64) -> bool {
-        self.opened_in.load(Ordering::Acquire) == epoch
-    }
-
-    /// Warns once if the program set a prefetch for the whole channel and this broker does not
-    /// support that. Called on each new connection, since the next broker can have another version.
-    pub(crate) fn warn_of_global_qos(&self) {
-        let Some(global) = self.settings.qos().global else {
-            return;
-        };
-        let peer = self.shared.peer();
-        if peer.server.limits_channels() || !self.settings.take_warning() {
-            return;
-        }
-        let (channel, count) = (self.number, global.prefetch_count);
-        log_line!(
-            Warn,
-            self.shared.label(),
-            "channel {channel}: basic.qos set a prefetch of {count} for the whole channel, but {} applies it \
-             to each new consumer (unless its configuration permits global_qos): divide the prefetch among \
-             the consumers and do not set global",
-            OneLine(peer.server.name())
-        );
-    }
-
-    pub(crate) fn is_detached(&self) -> bool {
-        self.is_open_in(NEVER)
-    }
-
-    /// The epoch of the connection on which the broker has the channel open. `None` if the channel
-    /// is not open.
-    pub(crate) fn opened_in(&self) -> Option<u64> {
-        let epoch = self.opened_in.load(Ordering::Acquire);
-        (epoch != NEVER).then_some(epoch)
-    }
-
-    /// Ends a channel that was closed while there was no connection. Nothing else would tell the
-    /// waiting callers.
-    pub(crate) fn end_if_detached(&self) {
-        if let Some(cause) = self.end.cause().filter(|_| self.is_detached()) {
-            self.ended(&cause, Leftover::default(), false);
-        }
-    }
-
     /// An acknowledgement is not sent, since the broker redelivers its message. If it was a part of
     /// a transaction, the transaction is torn.
-    pub(crate) fn answer_not_sent(&self, reason: Option<Error>) {
+    pub(crate) fn answer_not_sent(&self, reason: Option<&Error>) {
         self.shared.counters.ack_not_sent();
-        self.change(|_| self.settings.answer_lost(reason));
-    }
-
-    pub(crate) fn gate(&self) -> Result<Gate> {
-        match self.end.cause() {
-            Some(error) => Err(error),
-            None => Ok(Gate::Open),
-        }
-    }
-
-    /// Opens when `channel.open` can be sent: the broker has closed the channel, and the close
-    /// handshake is over. What the end still changes would otherwise change the channel's new life.
-    pub(crate) fn opening_gate(&self) -> Gate {
-        match self.needed_by.load(Ordering::Acquire) & BROKER {
-            BROKER => Gate::Shut,
-            _ => Gate::Open,
-        }
-    }
-
-    /// The gate for opening the channel after its end. Also open if the channel is open again
-    /// already.
-    pub(crate) fn reopening_gate(&self) -> Result<Gate> {
-        if self.end.cause().is_none() {
-            return Ok(Gate::Open);
-        }
-        if self.needed_by.load(Ordering::Acquire) & HANDLES == 0 {
-            let text =
-                "this program has closed the channel, and its number may be in use: open another";
-            return Err(Error::invalid(text));
-        }
-        Ok(self.opening_gate())
-    }
-
-    /// Reports the loss of messages that were published without a `Confirm`. Called under the
-    /// outbox's lock.
-    fn lose_unawaited(&self, cause: &Error, leftover: Leftover) {
-        let Some(sequence_number) = self.confirms.take_unawaited(leftover) else {
-            return;
-        };
-        let lost = Confirmation {
-            sequence_number,
-            multiple: true,
-            nack: true,
-            lost: true,
-        };
-        self.confirmations.send(lost, drop);
-        self.confirms.lost(cause);
-    }
-
-    /// Forgets what only the lost channel at the broker knew. Called under the outbox's lock.
-    fn reset(&self, cause: &Error) {
-        self.flow_stopped.store(false, Ordering::Release);
-        self.delivery_tags.interrupted();
-        self.settings.interrupted(cause);
-    }
-
-    pub(crate) fn publish_gate(&self) -> Result<Gate> {
-        match self.gate()? {
-            Gate::Open if self.flow_stopped.load(Ordering::Acquire) => Ok(Gate::Shut),
-            gate => Ok(gate),
-        }
-    }
-
-    /// Sends what `append` writes once the call is admitted and `gate` is open, and waits until the
-    /// deadline for the reply.
-    pub(crate) fn call(
-        &self,
-        admission: Admission,
-        deadline: Deadline,
-        gate: impl Fn() -> Result<Gate>,
-        append: impl FnOnce(&mut Frames<'_>, Call) -> Result<()>,
-    ) -> Result<Reply> {
-        call::send(&self.shared, self.number, admission, deadline, gate, append)
-    }
-
-    /// Sends without waiting for room in the outbox. Only for small frames, from places that must
-    /// not block.
-    pub(crate) fn write_now(
-        &self,
-        append: impl FnOnce(&mut Frames<'_>) -> Result<()>,
-    ) -> Result<()> {
-        let outbox = &self.shared.outbox;
-        outbox.write(
-            self.number,
-            Admission::Always,
-            Duration::ZERO,
-            || self.gate(),
-            append,
-        )
+        self.look(|channel| channel.answer_not_sent(reason));
     }
 
     /// Gives back a message that the program will not read, unless the consumer uses `no_ack`. A
@@ -397,5 +304,43 @@ impl ChannelState {
         if let (Err(error), Some(call)) = (cancelled, call) {
             call.answer(Err(error));
         }
+    }
+
+    // ---- its settings ----
+
+    pub(crate) fn set_last_queue(&self, name: Arc<Name>) {
+        *self.last_queue.lock() = Some(name);
+    }
+
+    /// The name to send. Called under the outbox's lock.
+    pub(crate) fn resolve<'a>(&self, queue: QueueName<'a>) -> Cow<'a, str> {
+        if let Some(name) = queue.known() {
+            return name.into();
+        }
+        let last = self.last_queue.lock();
+        last.as_ref()
+            .map_or(String::new(), |it| it.current().to_owned())
+            .into()
+    }
+
+    /// Warns once if the program set a prefetch for the whole channel and this broker does not
+    /// support that. Called on each new connection, since the next broker can have another version.
+    pub(crate) fn warn_of_global_qos(&self) {
+        let peer = self.shared.peer();
+        if peer.server.limits_channels() {
+            return;
+        }
+        let Some(count) = self.look(Channel::take_global_qos_warning) else {
+            return;
+        };
+        let channel = self.number;
+        log_line!(
+            Warn,
+            self.shared.label(),
+            "channel {channel}: basic.qos set a prefetch of {count} for the whole channel, but {} applies it \
+             to each new consumer (unless its configuration permits global_qos): divide the prefetch among \
+             the consumers and do not set global",
+            OneLine(peer.server.name())
+        );
     }
 }

@@ -11,11 +11,10 @@ use super::requester::{Failure, PendingReply};
 use super::unrecovered::{is_named, Key, Trouble};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io_thread::deadline::Deadline;
-use crate::io_thread::mailbox::{Call, ChannelMailbox, Command, Reply};
+use crate::io_thread::mailbox::{Call, Command, Reply};
+use crate::io_thread::outbox::channel::Qos;
 use crate::io_thread::outbox::Frames;
-use crate::proto::Leftover;
 use crate::session::channel::consumers::RecordedConsumer;
-use crate::session::channel::settings::Qos;
 use crate::session::channel::ChannelState;
 use crate::wire::method::BasicConsume;
 
@@ -43,7 +42,7 @@ impl Replay<'_> {
         for channel in beyond {
             channel.set_recovering(false);
             let error = Error::new(ErrorKind::ChannelsExhausted { channel_max });
-            channel.ended(&error, Leftover::default(), false);
+            channel.end(&error);
         }
         within
     }
@@ -285,7 +284,7 @@ fn append_consume(
     call: Call,
 ) -> Result<()> {
     let number = channel.number;
-    let current = channel.settings.qos();
+    let current = frames.channel().qos().clone();
     let mut qos = recorded.qos.clone();
     if limits_channels {
         // The limit of the channel applies to this consumer, too, no matter when it was set.

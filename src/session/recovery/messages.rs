@@ -10,9 +10,9 @@ use super::blame::Id;
 use super::replay::Replay;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io_thread::lost_publishes::LostPublish;
-use crate::io_thread::mailbox::{ChannelMailbox, Command, ConfirmMailbox};
+use crate::io_thread::mailbox::{Command, ConfirmMailbox};
 use crate::log_line::log_line;
-use crate::proto::{Leftover, Outcome};
+use crate::proto::Outcome;
 use crate::session::channel::ChannelState;
 
 /// How long messages are published one at a time. Then the rest is published together. The search
@@ -62,11 +62,11 @@ impl Replay<'_> {
         // here.
         lost.into_iter().for_each(LostPublish::lose);
         channel.set_recovering(false);
-        if channel.end.cause().is_none() {
+        if channel.end_cause().is_none() {
             // Strip `unsent`, which is true of these messages but not of everything that gets this
             // error.
             let error = Error::new(error.kind().clone());
-            channel.ended(&error, Leftover::default(), false);
+            channel.end(&error);
         }
         Ok(())
     }
@@ -91,7 +91,7 @@ impl Replay<'_> {
             channel.number
         );
         // Call this before publishing any: later it would undo the answers that arrived meanwhile.
-        channel.change(|_| channel.confirms.resume(Some(range)));
+        channel.resume_confirms(Some(range));
         let search_deadline = *self
             .search_deadline
             .get_or_insert_with(|| self.requester.within(SEARCH));
@@ -135,22 +135,18 @@ impl Replay<'_> {
         let witness = |confirm| Arc::new(Witness { confirm, answered }) as Arc<dyn ConfirmMailbox>;
         message.published.confirm = confirm.map(witness);
         let mut message = Some(message);
-        let written = self.requester.write(
-            channel.number,
-            || self.requester.gate(channel),
-            |frames| {
-                let Some(it) = message.take() else {
-                    return Ok(());
-                };
-                let kept = it.published.kept.as_deref().unwrap_or_default();
-                if let Err(error) = frames.again(kept) {
-                    message = Some(it);
-                    return Err(error);
-                }
-                frames.command(Command::Publish(it.published));
-                Ok(())
-            },
-        );
+        let written = self.requester.write(channel, |frames| {
+            let Some(it) = message.take() else {
+                return Ok(());
+            };
+            let kept = it.published.kept.as_deref().unwrap_or_default();
+            if let Err(error) = frames.again(kept) {
+                message = Some(it);
+                return Err(error);
+            }
+            frames.command(Command::Publish(it.published));
+            Ok(())
+        });
         match (written, message) {
             (Ok(()), _) => Ok(Some((id, receiver))),
             (Err(error), Some(mut message)) if is_unsendable(&error) => {
@@ -176,36 +172,35 @@ impl Replay<'_> {
         republished: Option<(u64, u64)>,
     ) -> Result<()> {
         let mut unsendable = Vec::new();
-        let written = self.requester.write(
-            channel.number,
-            || self.requester.gate(channel),
-            |frames| {
-                channel.set_recovering(false);
-                let mut range = republished;
-                for mut message in lost.drain(..) {
-                    let kept = message.published.kept.as_deref().unwrap_or_default();
-                    if let Err(error) = frames.again(kept) {
-                        message.cause = error;
-                        unsendable.push(message);
-                        continue;
-                    }
-                    let last = message.published.sequence_number;
-                    range = Some((range.map_or(last, |(first, _)| first), last));
-                    frames.command(Command::Publish(message.published));
+        let written = self.requester.write(channel, |frames| {
+            frames.channel().set_recovering(false);
+            let mut range = republished;
+            for mut message in lost.drain(..) {
+                let kept = message.published.kept.as_deref().unwrap_or_default();
+                if let Err(error) = frames.again(kept) {
+                    message.cause = error;
+                    unsendable.push(message);
+                    continue;
                 }
-                match (republished, range) {
-                    (None, Some(range)) => channel.confirms.resume(Some(range)),
-                    (Some(_), Some((_, last))) => channel.confirms.resume_up_to(last),
-                    (_, None) => {}
+                let last = message.published.sequence_number;
+                range = Some((range.map_or(last, |(first, _)| first), last));
+                frames.command(Command::Publish(message.published));
+            }
+            match (republished, range) {
+                (None, Some(range)) => {
+                    let published = frames.channel().sequence_numbers.last();
+                    channel.confirms.resume(published, Some(range));
                 }
-                Ok(range.is_some())
-            },
-        );
+                (Some(_), Some((_, last))) => channel.confirms.resume_up_to(last),
+                (_, None) => {}
+            }
+            Ok(range.is_some())
+        });
         unsendable.into_iter().for_each(LostPublish::lose);
         if !written? {
             // Only after the losses are reported, so that a caller of `wait_for_confirms` sees
             // them.
-            channel.change(|_| channel.confirms.resume(None));
+            channel.resume_confirms(None);
         }
         Ok(())
     }

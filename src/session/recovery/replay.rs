@@ -11,7 +11,6 @@ use super::unrecovered::{Key, Unrecovered};
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::Entity;
 use crate::io_thread::deadline::Deadline;
-use crate::io_thread::outbox::Gate;
 use crate::io_thread::Shared;
 use crate::proto::RecordedEntity;
 use crate::session::channel::ChannelState;
@@ -104,7 +103,7 @@ impl<'a> Replay<'a> {
     }
 
     fn wait_connected(&self) -> Result<()> {
-        self.requester.write(0, || Ok(Gate::Open), |_| Ok(()))
+        self.requester.wait_connected()
     }
 
     /// How long one declaration, binding or consumer may take: at most half of the time that is
@@ -145,7 +144,7 @@ impl<'a> Replay<'a> {
             return Err(error);
         }
         for channel in self.channels.clone() {
-            if !channel.is_recovering() || self.stuck.contains(&channel.number) {
+            if !channel.look(|it| it.is_recovering()) || self.stuck.contains(&channel.number) {
                 continue;
             }
             match self.requester.make_open(&channel) {

@@ -5,13 +5,15 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Select};
 
-use crate::error::{CloseReason, ClosedBy, Error, ErrorKind, Result};
+use crate::error::{ClosedBy, Error, ErrorKind, Result};
 use crate::io_thread::deadline::Deadline;
 use crate::io_thread::mailbox::{Call, Reply};
-use crate::io_thread::outbox::{Admission, Frames, Gate};
+use crate::io_thread::outbox::channel::not_reopened;
+use crate::io_thread::outbox::channels::ChannelId;
+use crate::io_thread::outbox::{Admission, Frames, CONNECTION};
 use crate::io_thread::Shared;
 use crate::proto::{is_stream, RecordedEntity};
-use crate::session::channel::ChannelState;
+use crate::session::channel::{ChannelState, Purpose};
 use crate::wire::method::{QueueDeclare, Request};
 
 /// The reply to a request that was sent, or why the request was not sent.
@@ -67,18 +69,32 @@ impl Requester {
         }
     }
 
-    /// Sends what `append` writes on a channel, as soon as `gate` is open. Fails if this connection
-    /// is lost.
+    /// Sends what `append` writes on a channel. Fails if this connection is lost, or if the channel
+    /// is not open on it.
     pub(super) fn write<T>(
         &self,
-        channel: u16,
-        gate: impl Fn() -> Result<Gate>,
+        channel: &ChannelState,
         append: impl FnOnce(&mut Frames<'_>) -> Result<T>,
     ) -> Result<T> {
-        let admission = Admission::Recovery { epoch: self.epoch };
+        let epoch = self.epoch;
+        self.write_when(Admission::Recovery { epoch }, channel.id(), append)
+    }
+
+    fn write_when<T>(
+        &self,
+        admission: Admission,
+        channel: ChannelId,
+        append: impl FnOnce(&mut Frames<'_>) -> Result<T>,
+    ) -> Result<T> {
         let deadline = self.within(self.request_timeout);
         let outbox = &self.shared.outbox;
-        outbox.write(channel, admission, deadline, gate, append)
+        outbox.write(channel, admission, deadline, append)
+    }
+
+    /// Waits until the IO thread has this connection. Fails if it is lost.
+    pub(super) fn wait_connected(&self) -> Result<()> {
+        let epoch = self.epoch;
+        self.write_when(Admission::RecoveryOpen { epoch }, CONNECTION, |_| Ok(()))
     }
 
     /// A deadline after `timeout`, but not after the end of the replay.
@@ -98,7 +114,7 @@ impl Requester {
     /// Why the connection was lost.
     pub(super) fn cause(&self) -> Error {
         let cause = self.shared.outbox.cause();
-        cause.unwrap_or_else(|| closed(0))
+        cause.unwrap_or_else(|| not_reopened(0))
     }
 
     /// Sends a request on a channel that is open on this connection.
@@ -108,17 +124,8 @@ impl Requester {
         append: impl FnOnce(&mut Frames<'_>, Call) -> Result<()>,
     ) -> PendingReply {
         let (call, reply) = Call::new();
-        let gate = || self.gate(channel);
-        self.write(channel.number, gate, |frames| append(frames, call))?;
+        self.write(channel, |frames| append(frames, call))?;
         Ok(reply)
-    }
-
-    /// Fails unless the channel is open on this connection.
-    pub(super) fn gate(&self, channel: &ChannelState) -> Result<Gate> {
-        match channel.gate()? {
-            Gate::Open if !channel.is_open_in(self.epoch) => Err(closed(channel.number)),
-            gate => Ok(gate),
-        }
     }
 
     pub(super) fn send_method<R: Request>(
@@ -131,8 +138,9 @@ impl Requester {
 
     pub(super) fn open(&self, channel: &Arc<ChannelState>) -> PendingReply {
         let (call, reply) = Call::new();
-        let gate = || channel.gate().map(|_| channel.opening_gate());
-        self.write(channel.number, gate, |frames| {
+        let epoch = self.epoch;
+        let admission = Admission::RecoveryOpen { epoch };
+        self.write_when(admission, channel.id(), |frames| {
             channel.append_open(frames, call)
         })?;
         Ok(reply)
@@ -168,7 +176,7 @@ impl Requester {
         reply.map_err(|error| match error.kind() {
             // Closed for another reason, such as an ack that the program sent.
             ErrorKind::ChannelClosed { .. }
-                if channel.end.cause().is_some() && !self.is_scratch(channel) =>
+                if channel.end_cause().is_some() && !self.is_scratch(channel) =>
             {
                 Failure::ChannelGone
             }
@@ -187,7 +195,7 @@ impl Requester {
         let ended = self
             .scratch_channels
             .iter()
-            .find(|it| it.end.cause().is_some());
+            .find(|it| it.end_cause().is_some());
         if let Some(ended) = ended.cloned() {
             self.abandon(&ended);
         }
@@ -231,7 +239,7 @@ impl Requester {
 
     /// Whether the channel is open on this connection.
     pub(super) fn is_open(&self, channel: &ChannelState) -> bool {
-        channel.is_open_in(self.epoch) && channel.end.cause().is_none()
+        channel.is_open_in(self.epoch)
     }
 
     fn is_scratch(&self, channel: &ChannelState) -> bool {
@@ -243,12 +251,16 @@ impl Requester {
     fn take_number(&mut self) -> Result<Arc<ChannelState>> {
         let outbox = &self.shared.outbox;
         // Do not wait: no other thread releases a number during a recovery.
-        let number = outbox.take_channel_number(Deadline::after(Duration::ZERO));
-        let number = number.ok_or_else(|| {
+        let owned = outbox.add_channel(Deadline::after(Duration::ZERO));
+        let owned = owned.ok_or_else(|| {
             let channel_max = outbox.highest_channel();
             Error::new(ErrorKind::ChannelsExhausted { channel_max })
         })?;
-        let channel = Arc::new(ChannelState::new(number, Arc::clone(&self.shared)));
+        let channel = Arc::new(ChannelState::new(
+            owned,
+            Purpose::Any,
+            Arc::clone(&self.shared),
+        ));
         channel.set_recovering(true);
         self.scratch_channels.push(Arc::clone(&channel));
         Ok(channel)
@@ -268,13 +280,6 @@ impl Requester {
         }
         reply
     }
-}
-
-fn closed(channel: u16) -> Error {
-    Error::new(ErrorKind::ChannelClosed {
-        channel,
-        reason: CloseReason::program("closed while it was being reopened"),
-    })
 }
 
 /// Returns the name of a queue that the broker named and that can have survived the lost

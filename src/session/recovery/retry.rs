@@ -97,7 +97,7 @@ impl Replay<'_> {
         };
         let missing = self.unrecovered.consumer(key)?;
         let channel = missing.channel.upgrade()?;
-        if channel.end.cause().is_some() {
+        if channel.end_cause().is_some() {
             return None;
         }
         let recorded = channel.consumers.lock().get(consumer_tag)?;

@@ -82,8 +82,11 @@ impl Recovery {
 
     /// The channels that have not ended.
     pub(super) fn channels(&self) -> Vec<Arc<ChannelState>> {
-        let channels = &self.state.lock().channels;
-        let channels = channels.values().filter_map(Weak::upgrade);
-        channels.filter(|it| it.end.cause().is_none()).collect()
+        let state = self.state.lock();
+        let mut channels: Vec<_> = state.channels.values().filter_map(Weak::upgrade).collect();
+        // `enlist` takes these two locks in the other order.
+        drop(state);
+        channels.retain(|it| it.end_cause().is_none());
+        channels
     }
 }

@@ -16,12 +16,11 @@ use super::unrecovered::{Key, Trouble, Unrecovered};
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::{ConnectionEvent, Entity};
 use crate::io_thread::deadline::Deadline;
-use crate::io_thread::mailbox::{ChannelMailbox, Mailboxes};
+use crate::io_thread::mailbox::Mailboxes;
 use crate::io_thread::panics;
 use crate::io_thread::socket::connect::{connect, Connected};
 use crate::io_thread::{Next, Recover, Shared};
 use crate::log_line::log_line;
-use crate::proto::Leftover;
 
 /// The next task of the thread.
 enum Task {
@@ -56,7 +55,7 @@ impl Recover for Recovery {
         self.state.lock().is_over = true;
         self.changed.notify_all();
         for channel in self.channels() {
-            channel.ended(cause, Leftover::default(), false);
+            channel.end(cause);
         }
     }
 }

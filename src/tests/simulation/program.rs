@@ -16,15 +16,14 @@ use crate::consumer::mailbox::Mailbox;
 use crate::error::{CloseReason, Error, ErrorKind, ReplyCode, Result};
 use crate::io_thread::deadline::Deadline;
 use crate::io_thread::lost_publishes::LostPublish;
-use crate::io_thread::mailbox::{
-    Call, ChannelMailbox, Command, ConfirmMailbox, ConsumerMailbox, Reply,
-};
-use crate::io_thread::outbox::{Admission, Frames, Gate};
+use crate::io_thread::mailbox::{Call, Command, ConfirmMailbox, ConsumerMailbox, Reply};
+use crate::io_thread::outbox::channel::{Channel, Mode};
+use crate::io_thread::outbox::{Admission, Frames};
 use crate::io_thread::Shared;
 use crate::options::ConsumeOptions;
-use crate::proto::{Delivered, Expected, Fingerprint, Leftover, Outcome, Settling};
+use crate::proto::{Delivered, Expected, Fingerprint, Outcome, Settling};
 use crate::session::channel::frames::is_kept;
-use crate::session::channel::ChannelState;
+use crate::session::channel::{ChannelState, Purpose};
 use crate::session::subscription::{ReadsFrom, Subscription};
 use crate::wire::method::{
     BasicAck, BasicConsume, BasicGet, BasicNack, BasicPublish, BasicQos, BasicReject,
@@ -108,7 +107,8 @@ impl ConsumerMailbox for Watched {
                 .trace(|| format!("  program: consumer {id} gets {tag}: {body}"));
             self.ledger.note_got(id);
             if let Some(to) = body.strip_prefix("to ") {
-                let broker_tag = self.inner.state.delivery_tags.broker_tag(tag);
+                let state = &self.inner.state;
+                let broker_tag = state.look(|it| it.delivery_tags.broker_tag(tag));
                 let tag = broker_tag.unwrap_or_default();
                 self.ledger.check(to == format!("{id}:{tag}"), || {
                     format!("consumer {id} got as {tag} what was sent to {to}")
@@ -256,24 +256,25 @@ impl Program {
 
     fn open(&mut self) {
         let outbox = &self.shared.outbox;
-        let Some(number) = outbox.take_channel_number(Deadline::after(NOW)) else {
+        let Some(owned) = outbox.add_channel(Deadline::after(NOW)) else {
             return;
         };
-        let state = Arc::new(ChannelState::new(number, Arc::clone(&self.shared)));
+        let state = Arc::new(ChannelState::new(
+            owned,
+            Purpose::Any,
+            Arc::clone(&self.shared),
+        ));
         let (call, reply) = Call::new();
-        let opened = self.shared.outbox.write(
-            number,
-            Admission::Room,
-            NOW,
-            || Ok(Gate::Open),
-            |frames| state.append_open(frames, call),
-        );
+        let outbox = &self.shared.outbox;
+        let opened = outbox.write(state.id(), Admission::Room, NOW, |frames| {
+            state.append_open(frames, call)
+        });
         if opened.is_err() {
-            return self.shared.outbox.release_channel_number(number);
+            return state.change(|frames| frames.handles_are_done());
         }
         let id = self.next();
         self.ledger
-            .trace(|| format!("program: handle {id} opens channel {number}"));
+            .trace(|| format!("program: handle {id} opens channel {}", state.number));
         self.handles.push(Handle {
             id,
             state,
@@ -311,13 +312,10 @@ impl Program {
         }
         let (id, state) = (handle.id, Arc::clone(&handle.state));
         let (call, reply) = Call::new();
-        let written = self.shared.outbox.write(
-            state.number,
-            admission,
-            NOW,
-            || state.gate(),
-            |frames| append(&state, frames, call),
-        );
+        let outbox = &self.shared.outbox;
+        let written = outbox.write(state.id(), admission, NOW, |frames| {
+            append(&state, frames, call)
+        });
         let number = state.number;
         self.ledger.trace(|| {
             let refused = written.as_ref().err().map(ToString::to_string);
@@ -411,7 +409,8 @@ impl Program {
 
     fn select(&mut self, at: usize, rng: &mut Rng) {
         let handle = &mut self.handles[at];
-        if handle.has_transactions || (rng.one_in(4) && !handle.state.confirms.is_selected()) {
+        let has_confirms = handle.state.last_published().is_some();
+        if handle.has_transactions || (rng.one_in(4) && !has_confirms) {
             handle.has_transactions = true;
             return self.record(at, &TxSelect {});
         }
@@ -420,62 +419,51 @@ impl Program {
 
     fn select_confirms(&mut self, at: usize, no_wait: bool) {
         if !no_wait {
-            self.call(
-                at,
-                Admission::Room,
-                Asked::Anything,
-                |state, frames, call| {
-                    let select = ConfirmSelect { no_wait: false };
-                    frames.call(&select, call)?;
-                    state.confirms.select();
-                    Ok(())
-                },
-            );
+            self.call(at, Admission::Room, Asked::Anything, |_, frames, call| {
+                frames.call(&ConfirmSelect { no_wait: false }, call)?;
+                frames.channel().select_confirms();
+                Ok(())
+            });
             return;
         }
-        let state = Arc::clone(&self.handles[at].state);
-        let _ = self.shared.outbox.write(
-            state.number,
-            Admission::Room,
-            NOW,
-            || state.gate(),
-            |frames| {
-                frames.method(&ConfirmSelect { no_wait: true })?;
-                state.confirms.select();
-                Ok(())
-            },
-        );
+        let id = self.handles[at].state.id();
+        let outbox = &self.shared.outbox;
+        let _ = outbox.write(id, Admission::Room, NOW, |frames| {
+            frames.method(&ConfirmSelect { no_wait: true })?;
+            frames.channel().select_confirms();
+            Ok(())
+        });
     }
 
     fn commit(&mut self, at: usize, rng: &mut Rng) {
-        if !self.handles[at].state.settings.has_transactions() {
+        let is_transaction = |channel: &mut Channel| matches!(channel.mode(), Mode::Transaction(_));
+        if !self.handles[at].state.look(is_transaction) {
             return;
         }
         let commits = !rng.one_in(3);
-        self.call(
-            at,
-            Admission::Room,
-            Asked::Anything,
-            |state, frames, call| {
-                let torn = state.settings.end_transaction();
-                match commits && torn.is_none() {
-                    true => frames.call(&TxCommit {}, call),
-                    false => frames.call(&TxRollback {}, call),
-                }
-            },
-        );
+        self.call(at, Admission::Room, Asked::Anything, |_, frames, call| {
+            let torn = frames.channel().end_transaction();
+            match commits && torn.is_none() {
+                true => frames.call(&TxCommit {}, call),
+                false => frames.call(&TxRollback {}, call),
+            }
+        });
     }
 
     fn close(&mut self, at: usize, rng: &mut Rng) {
         let reason = CloseReason::program("simulated");
         let state = Arc::clone(&self.handles[at].state);
+        let mut closed = None;
         self.call(
             at,
             Admission::Always,
             Asked::Anything,
-            |state, frames, call| state.append_close(frames, reason, Some(call)),
+            |state, frames, call| {
+                closed = Some(state.append_close(frames, reason, Some(call))?);
+                Ok(())
+            },
         );
-        state.end_if_detached();
+        closed.map(|closed| state.closed(closed));
         if rng.one_in(2) {
             self.drop_handle(at);
         }
@@ -483,18 +471,15 @@ impl Program {
 
     fn reopen(&mut self, at: usize) {
         let handle = &self.handles[at];
-        if !handle.is_open || handle.state.end.cause().is_none() {
+        if !handle.is_open || handle.state.end_cause().is_none() {
             return;
         }
         let (id, state) = (handle.id, Arc::clone(&handle.state));
         let (call, reply) = Call::new();
-        let written = self.shared.outbox.write(
-            state.number,
-            Admission::Room,
-            NOW,
-            || state.reopening_gate(),
-            |frames| state.append_reopen(frames, call),
-        );
+        let outbox = &self.shared.outbox;
+        let written = outbox.write(state.id(), Admission::Reopen, NOW, |frames| {
+            state.append_reopen(frames, call)
+        });
         if written.is_ok() {
             let number = state.number;
             self.ledger
@@ -540,7 +525,8 @@ impl Program {
             ..BasicPublish::default()
         };
         let body = format!("m{message}");
-        let has_confirm = state.confirms.is_selected() && rng.one_in(2);
+        let is_confirmed = state.last_published().is_some();
+        let has_confirm = is_confirmed && rng.one_in(2);
         let confirm = has_confirm.then(|| {
             self.ledger.awaits(message);
             Arc::new(Confirm {
@@ -549,16 +535,15 @@ impl Program {
                 ledger: self.ledger.clone(),
             })
         });
-        let fingerprint = (mandatory && state.confirms.is_selected())
+        let fingerprint = (mandatory && is_confirmed)
             .then(|| Fingerprint::new("", &routing_key, body.as_bytes()));
         let outbox = &self.shared.outbox;
         let admission = Admission::Publish { large: is_large };
-        let gate = || state.publish_gate();
         let published = if is_large {
             let large = outbox.encode_large(state.number, &method, None, body.as_bytes());
             large.and_then(|large| {
                 let kept = is_kept(confirm.as_ref()).then(|| large.keep());
-                outbox.write(state.number, admission, NOW, gate, |frames| {
+                outbox.write(state.id(), admission, NOW, |frames| {
                     let fingerprint = fingerprint.map(|it| it.with_properties(large.properties()));
                     frames.large(large)?;
                     let keep = |_: &mut Frames<'_>| kept.unwrap_or_default();
@@ -566,7 +551,7 @@ impl Program {
                 })
             })
         } else {
-            outbox.write(state.number, admission, NOW, gate, |frames| {
+            outbox.write(state.id(), admission, NOW, |frames| {
                 let properties = frames.message(&method, None, body.as_bytes())?;
                 let fingerprint = fingerprint.map(|it| it.with_properties(properties));
                 Ok(state.published(frames, fingerprint, confirm.as_ref(), |it| it.keep()))
@@ -589,9 +574,10 @@ impl Program {
     /// Asks whether all messages that were published without a confirm are answered.
     fn wait_for_confirms(&mut self, at: usize) {
         let handle = &mut self.handles[at];
+        let published = handle.state.look(|it| it.sequence_numbers.last());
         let confirms = &handle.state.confirms;
         let mut nacked = Vec::new();
-        match confirms.wait_and_report(Deadline::after(NOW)) {
+        match confirms.wait_and_report(published, Deadline::after(NOW)) {
             Ok(()) => {}
             Err(error) => match error.kind() {
                 ErrorKind::Nacked { sequence_numbers } => nacked.clone_from(sequence_numbers),
@@ -660,19 +646,17 @@ impl Program {
             arguments: Cow::Owned(FieldTable::new().with(CONSUMER, id as i64)),
         };
         let (call, reply) = Call::new();
-        let written = self.shared.outbox.write(
-            state.number,
-            Admission::Room,
-            NOW,
-            || state.gate(),
-            |frames| {
+        let written = self
+            .shared
+            .outbox
+            .write(state.id(), Admission::Room, NOW, |frames| {
                 frames.method(&consume)?;
                 subscription.asked(no_wait);
                 let again = BasicConsume {
                     no_wait: false,
                     ..consume.clone().into_owned()
                 };
-                let qos = state.settings.qos();
+                let qos = frames.channel().qos().clone();
                 let mailbox = Arc::<Watched>::clone(&mailbox);
                 let mut consumers = state.consumers.lock();
                 consumers.record(Arc::<Watched>::clone(&mailbox), again, qos);
@@ -685,8 +669,7 @@ impl Program {
                     call: (!no_wait).then_some(call),
                 });
                 Ok(())
-            },
-        );
+            });
         drop(mailbox);
         if written.is_err() {
             state.consumers.lock().remove(&consumer_tag);
@@ -794,9 +777,12 @@ impl Program {
             subscription,
         } = handle.unsettled.swap_remove(place);
         let state = Arc::clone(&handle.state);
-        let is_stale = state.delivery_tags.broker_tag(delivery_tag).is_none();
         // A `multiple` acknowledgement of the program may have covered it.
-        if !is_stale && state.delivery_tags.is_settled(delivery_tag) {
+        let is_covered = state.look(|channel| {
+            let tags = &channel.delivery_tags;
+            tags.broker_tag(delivery_tag).is_some() && tags.is_settled(delivery_tag)
+        });
+        if is_covered {
             return;
         }
         let how = rng.below(20);
@@ -836,31 +822,7 @@ impl Program {
         multiple: bool,
         answer: impl FnOnce(u64) -> M,
     ) {
-        let stale = || Error::stale(delivery_tag);
-        let gate = || {
-            let gate = state.gate()?;
-            let tag = state.delivery_tags.broker_tag(delivery_tag);
-            tag.ok_or_else(stale)?;
-            Ok(state.opened_in().map_or(Gate::Shut, |_| gate))
-        };
-        let admission = match delivery_tag {
-            0 => Admission::Room,
-            _ => Admission::Attached,
-        };
-        let outbox = &state.shared.outbox;
-        let _ = outbox.write(state.number, admission, NOW, gate, |frames| {
-            let tag = state.delivery_tags.broker_tag(delivery_tag);
-            let tag = tag.filter(|_| state.opened_in() == Some(frames.epoch()));
-            frames.method(&answer(tag.ok_or_else(stale)?))?;
-            state.settings.used();
-            if multiple {
-                state.delivery_tags.up_to(delivery_tag, frames.last_call());
-                if state.delivery_tags.take_stale_open() {
-                    state.settings.answer_lost(None);
-                }
-            }
-            Ok(())
-        });
+        let _ = state.answer(delivery_tag, multiple, NOW, answer);
     }
 
     // ---- replies ----
@@ -986,12 +948,12 @@ impl Program {
         let mut replies = Vec::new();
         for handle in &self.handles {
             let state = &handle.state;
-            if state.end.cause().is_some() || state.is_open_in(epoch) {
+            if state.end_cause().is_some() || state.is_open_in(epoch) {
                 continue;
             }
             let (call, reply) = Call::new();
-            let gate = || state.gate().map(|_| state.opening_gate());
-            if self.replay_on(state, gate, |frames| state.append_open(frames, call)) {
+            let opening = Admission::RecoveryOpen { epoch };
+            if self.replay_on(state, opening, |frames| state.append_open(frames, call)) {
                 replies.push(reply);
             }
             let recorded = state.consumers.lock().recorded();
@@ -999,25 +961,21 @@ impl Program {
                 let (call, reply) = Call::new();
                 let mut consume = recorded.consume.clone();
                 let mailbox = &recorded.mailbox;
-                let sent = self.replay_on(
-                    state,
-                    || state.gate(),
-                    |frames| {
-                        if !mailbox.restart(consume.arguments.to_mut()) {
-                            call.answer(Err(Error::invalid("the consumer is gone")));
-                            return Ok(());
-                        }
-                        frames.method(&consume)?;
-                        frames.command(Command::Consume {
-                            channel: state.number,
-                            consumer_tag: consume.consumer_tag.as_ref().into(),
-                            consumer: Arc::clone(mailbox),
-                            settling: mailbox.settling(),
-                            call: Some(call),
-                        });
-                        Ok(())
-                    },
-                );
+                let sent = self.replay_on(state, Admission::Recovery { epoch }, |frames| {
+                    if !mailbox.restart(consume.arguments.to_mut()) {
+                        call.answer(Err(Error::invalid("the consumer is gone")));
+                        return Ok(());
+                    }
+                    frames.method(&consume)?;
+                    frames.command(Command::Consume {
+                        channel: state.number,
+                        consumer_tag: consume.consumer_tag.as_ref().into(),
+                        consumer: Arc::clone(mailbox),
+                        settling: mailbox.settling(),
+                        call: Some(call),
+                    });
+                    Ok(())
+                });
                 if sent {
                     replies.push(reply);
                 }
@@ -1029,13 +987,11 @@ impl Program {
     fn replay_on(
         &self,
         state: &ChannelState,
-        gate: impl Fn() -> Result<Gate>,
+        admission: Admission,
         append: impl FnOnce(&mut Frames<'_>) -> Result<()>,
     ) -> bool {
-        let epoch = self.shared.outbox.epoch();
-        let admission = Admission::Recovery { epoch };
         let outbox = &self.shared.outbox;
-        let written = outbox.write(state.number, admission, NOW, gate, append);
+        let written = outbox.write(state.id(), admission, NOW, append);
         let number = state.number;
         self.ledger.trace(|| {
             let refused = written.as_ref().err().map(ToString::to_string);
@@ -1055,7 +1011,7 @@ impl Program {
             return;
         }
         replies.retain(|it| matches!(it.try_recv(), Err(TryRecvError::Empty)));
-        let is_stopped = |it: &Handle| matches!(it.state.publish_gate(), Ok(Gate::Shut));
+        let is_stopped = |it: &Handle| it.state.look(|channel| channel.is_flow_stopped);
         if !replies.is_empty() || self.handles.iter().any(is_stopped) {
             return;
         }
@@ -1064,7 +1020,7 @@ impl Program {
         let mut lost: Vec<_> = lost.into_iter().map(Some).collect();
         for handle in &self.handles {
             let state = &handle.state;
-            if state.end.cause().is_some() {
+            if state.end_cause().is_some() {
                 continue;
             }
             let mut range: Option<(u64, u64)> = None;
@@ -1073,20 +1029,17 @@ impl Program {
                     .is_some_and(|it| it.published.channel == state.number)
             };
             let messages: Vec<_> = lost.iter_mut().filter(|it| its_own(it)).collect();
-            self.replay_on(
-                state,
-                || state.gate(),
-                |frames| {
-                    for message in messages.into_iter().filter_map(Option::take) {
-                        frames.again(message.published.kept.as_deref().unwrap_or_default())?;
-                        let number = message.published.sequence_number;
-                        range = Some((range.map_or(number, |(first, _)| first), number));
-                        frames.command(Command::Publish(message.published));
-                    }
-                    state.confirms.resume(range);
-                    Ok(())
-                },
-            );
+            self.replay_on(state, Admission::Recovery { epoch }, |frames| {
+                for message in messages.into_iter().filter_map(Option::take) {
+                    frames.again(message.published.kept.as_deref().unwrap_or_default())?;
+                    let number = message.published.sequence_number;
+                    range = Some((range.map_or(number, |(first, _)| first), number));
+                    frames.command(Command::Publish(message.published));
+                }
+                let published = frames.channel().sequence_numbers.last();
+                state.confirms.resume(published, range);
+                Ok(())
+            });
         }
         lost.into_iter().flatten().for_each(LostPublish::lose);
         let is_recovered = self.shared.outbox.recovered(epoch, || {});
@@ -1103,8 +1056,8 @@ impl Program {
     pub(super) fn end_all(&self, cause: &Error) {
         let states = self.handles.iter().map(|it| &it.state);
         for state in states.chain(&self.dropped_channels) {
-            if state.end.cause().is_none() {
-                state.ended(cause, Leftover::default(), false);
+            if state.end_cause().is_none() {
+                state.end(cause);
             }
         }
         self.shared.lose_publishes();
@@ -1129,7 +1082,7 @@ impl Program {
     /// Checks that the messages published without a confirm are answered.
     pub(super) fn check_plain(&mut self) {
         for at in 0..self.handles.len() {
-            if self.handles[at].state.end.cause().is_some() {
+            if self.handles[at].state.end_cause().is_some() {
                 continue;
             }
             self.wait_for_confirms(at);
@@ -1173,7 +1126,7 @@ impl Program {
             });
         }
         for handle in &self.handles {
-            let (id, has_ended) = (handle.id, handle.state.end.cause().is_some());
+            let (id, has_ended) = (handle.id, handle.state.end_cause().is_some());
             self.ledger.check(has_ended, || {
                 format!("handle {id} has not ended with the connection")
             });
