@@ -166,7 +166,7 @@ impl Channel {
                 patience.deadline(),
             )?
         } else {
-            let admission = Admission::Publish { large: false };
+            let admission = Admission::Publish;
             let outbox = &state.shared.outbox;
             outbox.write(state.id(), admission, patience, |frames| {
                 check()?;
@@ -191,7 +191,7 @@ impl Channel {
     ) -> Result<Option<u64>> {
         let state = self.state();
         let outbox = &state.shared.outbox;
-        let admission = Admission::Publish { large: true };
+        let admission = Admission::PublishLarge;
         // Wait for room before encoding, or each waiting thread holds a second copy of its body.
         outbox.write(state.id(), admission, deadline, |_| check())?;
         let (properties, body) = (message.properties(), message.body());

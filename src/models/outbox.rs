@@ -21,7 +21,7 @@ use crate::wire::method::{BasicPublish, BasicQos};
 
 /// Each thread appends on a channel of its own.
 const ROOM: Admission = Admission::Room;
-const PUBLISH: Admission = Admission::Publish { large: false };
+const PUBLISH: Admission = Admission::Publish;
 
 /// Also returns the connection and its channels, by their numbers.
 fn outbox() -> (Arc<Outbox>, IoThread, [ChannelId; 4]) {

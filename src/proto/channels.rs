@@ -550,6 +550,7 @@ impl<M: Mailboxes> Channels<M> {
     }
 
     /// A message was published in confirm mode.
+    #[inline]
     pub(super) fn published(&mut self, published: Published<M>, effects: &mut Effects<M>) {
         let cause = match self.slots.get_mut(usize::from(published.channel)) {
             Some(Slot::InUse(channel)) => return channel.confirms.publish(published),

@@ -9,7 +9,9 @@ pub(crate) enum Admission {
     Room,
     /// When the connection is open, has room, and the broker has stopped neither the connection nor
     /// the channel.
-    Publish { large: bool },
+    Publish,
+    /// Like `Publish`, for a message that goes into a lane.
+    PublishLarge,
     /// When there is room, even while the connection is being recovered: the caller checks what is
     /// open there.
     Attached,

@@ -72,7 +72,7 @@ impl SendQueue {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     pub(crate) fn has_room(&self, channel: u16, large: bool) -> bool {
         if !large && self.lanes.iter().all(|it| it.channel != channel) {
             return self.in_order.len() < HIGH_WATER;

@@ -538,7 +538,10 @@ impl Program {
         let fingerprint = (mandatory && is_confirmed)
             .then(|| Fingerprint::new("", &routing_key, body.as_bytes()));
         let outbox = &self.shared.outbox;
-        let admission = Admission::Publish { large: is_large };
+        let admission = match is_large {
+            true => Admission::PublishLarge,
+            false => Admission::Publish,
+        };
         let published = if is_large {
             let large = outbox.encode_large(state.number, &method, None, body.as_bytes());
             large.and_then(|large| {
