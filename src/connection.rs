@@ -100,15 +100,15 @@ impl Connection {
         options.check().map_err(|error| error.doing(doing()))?;
         let connected =
             connect_patiently::<Mailboxes>(options).map_err(|error| error.doing(doing()))?;
-        let (peer, secret_valid_for) = (connected.peer, connected.secret_valid_for);
+        let (address, secret_valid_for) = (connected.address, connected.secret_valid_for);
         // Linux shows 15 bytes of a thread's name.
-        let name = format!("leveret:{}", peer.port());
+        let name = format!("leveret:{}", address.port());
         let recovery = Arc::new(Recovery::new(options));
         let recover = Arc::<Recovery>::clone(&recovery);
         let (shared, io_thread) =
             io_thread::spawn(connected, options, recover, &name).map_err(|error| {
                 let kind = ErrorKind::ConnectFailed {
-                    address: peer.to_string(),
+                    address: address.to_string(),
                     kind: error.kind(),
                     text: error.to_string(),
                 };

@@ -25,6 +25,7 @@ pub(crate) mod mailbox;
 pub(crate) mod notifier;
 pub(crate) mod outbox;
 pub(crate) mod panics;
+mod peer;
 pub(crate) mod read_throttle;
 mod shared;
 pub(crate) mod socket;
@@ -33,5 +34,6 @@ pub(crate) mod to_replay;
 pub(crate) mod unread_bytes;
 pub(crate) mod waiters;
 
-pub(crate) use shared::{Next, Peer, Recover, Shared};
+pub(crate) use peer::Peer;
+pub(crate) use shared::{Next, Recover, Shared};
 pub(crate) use thread::spawn;

@@ -1,7 +1,6 @@
 //! The state that the IO thread, the recovery thread and the handles of one connection share.
 
 use std::io::ErrorKind;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,14 +14,14 @@ use super::lost_publishes::LostPublish;
 use super::mailbox::{Command, Mailboxes};
 use super::notifier::Notifier;
 use super::outbox::{Admission, Outbox, CONNECTION};
+use super::peer::Peer;
 use super::socket::connect::{Connected, Last};
 use super::to_replay::ToReplay;
 use super::waiters::Waiters;
 use crate::error::{CloseReason, ClosedBy, Error, ErrorKind as Kind, ReplyCode, Result};
 use crate::events::ConnectionEvent;
 use crate::log_line::{log_line, Label};
-use crate::options::{ConnectionOptions, Endpoint};
-use crate::proto::{self, Server, Tuning};
+use crate::options::ConnectionOptions;
 use crate::sync::Waker;
 use crate::wire::method::ConnectionClose;
 
@@ -31,36 +30,6 @@ const EVENTS_LIMIT: usize = 64;
 
 /// How long `close` waits, after its timeout, for the IO thread to cut the socket.
 const ABORT_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// The broker at the other end of the socket, and what was negotiated with it.
-#[derive(Debug)]
-pub(crate) struct Peer {
-    pub(crate) server: Server,
-    pub(crate) tuning: Tuning,
-    pub(crate) address: SocketAddr,
-    endpoint: Endpoint,
-    label: Label,
-}
-
-impl Peer {
-    pub(super) fn of(connected: &Connected<Mailboxes>) -> Arc<Self> {
-        Self::new(&connected.core, connected.peer, connected.endpoint.clone())
-    }
-
-    pub(crate) fn new(
-        core: &proto::Connection<Mailboxes>,
-        address: SocketAddr,
-        endpoint: Endpoint,
-    ) -> Arc<Self> {
-        Arc::new(Self {
-            server: core.server().clone(),
-            tuning: core.tuning().clone(),
-            address,
-            endpoint,
-            label: core.label().clone(),
-        })
-    }
-}
 
 /// What follows a connection that was lost.
 pub(crate) enum Next {
@@ -80,7 +49,6 @@ pub(crate) struct Shared {
     pub(crate) to_replay: Mutex<ToReplay>,
     /// Sends the IO thread the connection that follows a lost one.
     pub(crate) next: Sender<Next>,
-    peer: Mutex<Arc<Peer>>,
 }
 
 impl Shared {
@@ -91,18 +59,15 @@ impl Shared {
         options: &ConnectionOptions,
     ) -> (Arc<Self>, Receiver<Next>) {
         let (next, connections) = crossbeam_channel::unbounded();
-        let tuning = &peer.tuning;
         let fails_fast = options.recovery.fail_fast;
-        let label = peer.label.clone();
         let shared = Arc::new(Self {
-            outbox: Outbox::new(waker, tuning, fails_fast, label),
+            outbox: Outbox::new(waker, peer, fails_fast),
             events: Notifier::new(EVENTS_LIMIT),
             waiters: Waiters::default(),
             buffer_pool: BufferPool::default(),
             counters: Counters::new(options.metrics.clone()),
             to_replay: Mutex::default(),
             next,
-            peer: Mutex::new(peer),
         });
         (shared, connections)
     }
@@ -110,19 +75,16 @@ impl Shared {
     /// Adopts the connection that follows a lost one. Fails with the cause if the connection has
     /// ended for good.
     pub(super) fn begin(&self, connected: &Connected<Mailboxes>) -> Result<()> {
-        // Before the outbox admits the replay, which reads it.
-        let peer = Peer::of(connected);
-        *self.peer.lock() = Arc::clone(&peer);
-        self.outbox.begin(&peer.tuning, peer.label.clone())
+        self.outbox.begin(connected.peer())
     }
 
     pub(crate) fn peer(&self) -> Arc<Peer> {
-        Arc::clone(&self.peer.lock())
+        self.outbox.peer()
     }
 
     /// Names the connection and its current peer in the log.
     pub(crate) fn label(&self) -> Label {
-        self.peer.lock().label.clone()
+        self.peer().label.clone()
     }
 
     /// The endpoint and the address of the current connection.

@@ -11,7 +11,7 @@ use super::driver::Driver;
 use super::engine::{End, Engine};
 use super::mailbox::Mailboxes;
 use super::panics;
-use super::shared::{Next, Peer, Recover, Shared};
+use super::shared::{Next, Recover, Shared};
 use super::socket::connect::Connected;
 use crate::error::{Error, ErrorKind as Kind, Result};
 use crate::options::ConnectionOptions;
@@ -28,7 +28,7 @@ pub(crate) fn spawn(
 ) -> io::Result<(Arc<Shared>, thread::ThreadId)> {
     let poll = Poll::new()?;
     let waker = Waker::new(poll.registry(), WAKER)?;
-    let (shared, connections) = Shared::new(waker, Peer::of(&connected), options);
+    let (shared, connections) = Shared::new(waker, connected.peer(), options);
     let io_thread = IoThread {
         poll,
         connections,

@@ -12,7 +12,7 @@ use crate::io_thread::outbox::channels::{ChannelId, OwnedChannel};
 use crate::io_thread::outbox::send_queue::HIGH_WATER;
 use crate::io_thread::outbox::write_buffer::WriteBuffer;
 use crate::io_thread::outbox::{Admission, Frames, Outbox, CONNECTION};
-use crate::log_line::Label;
+use crate::io_thread::Peer;
 use crate::proto::Tuning;
 use crate::sync::modelled::Sleeper;
 use crate::sync::Waker;
@@ -26,13 +26,12 @@ const PUBLISH: Admission = Admission::Publish;
 /// Also returns the connection and its channels, by their numbers.
 fn outbox() -> (Arc<Outbox>, IoThread, [ChannelId; 4]) {
     let (waker, sleeper) = Waker::of_model();
-    let label = Label::new("model", "nowhere");
     // A message that fills the outbox fits into one frame.
     let tuning = Tuning {
         frame_max: 2 * HIGH_WATER as u32 + 8,
         ..Tuning::BEFORE
     };
-    let outbox = Arc::new(Outbox::new(waker, &tuning, false, label));
+    let outbox = Arc::new(Outbox::new(waker, Peer::nameless(tuning), false));
     let channels = [(); 3].map(|()| outbox.add_channel(at_any_moment()).unwrap());
     let [one, two, three] = [0, 1, 2].map(|at| channels[at].id);
     let io_thread = IoThread {
@@ -271,9 +270,7 @@ fn a_lost_connection_admits_callers_once_it_is_recovered() {
                 assert!(outbox.recovered(1, || ()));
             })
         };
-        outbox
-            .begin(&Tuning::BEFORE, Label::new("model", "elsewhere"))
-            .unwrap();
+        outbox.begin(Peer::nameless(Tuning::BEFORE)).unwrap();
         recovery.join().unwrap();
         caller.join().unwrap().unwrap();
         io_thread.run_until(|_| true);

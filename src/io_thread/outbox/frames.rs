@@ -53,7 +53,12 @@ pub(crate) struct Frames<'a> {
 impl Frames<'_> {
     #[inline]
     fn trace(&self, id: MethodId) {
-        log_line!(Trace, self.state.label, "channel {} → {id}", self.id.number);
+        log_line!(
+            Trace,
+            self.state.peer.label,
+            "channel {} → {id}",
+            self.id.number
+        );
     }
 
     #[inline]

@@ -29,15 +29,16 @@ mod state;
 pub(crate) mod write_buffer;
 
 use std::convert::Infallible;
+use std::sync::Arc;
 
 use bytes::BytesMut;
 use crossbeam_channel::Receiver;
 
 use super::mailbox::Command;
+use super::peer::Peer;
 use super::waiters::Waiters;
 use crate::error::{blocked, Error, ErrorKind, Result};
-use crate::log_line::{log_line, Label};
-use crate::proto::Tuning;
+use crate::log_line::log_line;
 use crate::stats::ConnectionStats;
 use crate::sync::{AtomicBool, AtomicU64, Condvar, Mutex, MutexGuard, Waker};
 use crate::wire::method::BasicPublish;
@@ -80,17 +81,17 @@ pub(crate) struct Outbox {
 }
 
 impl Outbox {
-    pub(crate) fn new(waker: Waker, tuning: &Tuning, fails_fast: bool, label: Label) -> Self {
+    pub(crate) fn new(waker: Waker, peer: Arc<Peer>, fails_fast: bool) -> Self {
         let (has_not_ended, ended) = crossbeam_channel::bounded(0);
         Self {
             state: Mutex::new(State {
                 phase: Phase::Open,
                 has_not_ended: Some(has_not_ended),
                 epoch: 0,
-                payload_limit: tuning.payload_limit(),
+                payload_limit: peer.tuning.payload_limit(),
                 channels: Channels::new(),
-                channel_numbers: ChannelNumbers::new(tuning.highest_channel()),
-                label,
+                channel_numbers: ChannelNumbers::new(peer.tuning.highest_channel()),
+                peer,
                 keeping: BytesMut::new(),
                 send_queue: SendQueue::default(),
                 commands: Vec::new(),
@@ -187,8 +188,8 @@ impl Outbox {
 
     fn wake(&self) {
         if let Err(error) = self.waker.wake() {
-            let label = self.state.lock().label.clone();
-            log_line!(Error, label, "cannot wake the IO thread: {error}");
+            let peer = self.peer();
+            log_line!(Error, peer.label, "cannot wake the IO thread: {error}");
         }
     }
 
@@ -330,14 +331,14 @@ mod tests {
     use super::super::deadline::Deadline;
     use super::super::mailbox::Call;
     use super::*;
-    use crate::proto::Expected;
+    use crate::proto::{Expected, Tuning};
     use crate::wire::frame;
     use crate::wire::method::{BasicQos, BasicQosOk, Encode};
 
     fn outbox() -> Outbox {
         let poll = mio::Poll::new().unwrap();
         let waker = Waker::new(poll.registry(), mio::Token(0)).unwrap();
-        Outbox::new(waker, &Tuning::BEFORE, false, Label::new("test", "nowhere"))
+        Outbox::new(waker, Peer::nameless(Tuning::BEFORE), false)
     }
 
     fn append_call(frames: &mut Frames<'_>) -> Result<()> {

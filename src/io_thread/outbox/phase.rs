@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::sync::atomic::Ordering;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crossbeam_channel::Receiver;
@@ -11,8 +12,7 @@ use super::state::{Phase, State};
 use super::{Outbox, NONE};
 use crate::error::{Error, Result};
 use crate::io_thread::deadline::Deadline;
-use crate::log_line::Label;
-use crate::proto::Tuning;
+use crate::io_thread::peer::Peer;
 
 /// What the end of a socket means for the connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -119,6 +119,11 @@ impl Outbox {
         recovered
     }
 
+    /// The peer of the last connection.
+    pub(crate) fn peer(&self) -> Arc<Peer> {
+        Arc::clone(&self.state.lock().peer)
+    }
+
     /// Makes the IO thread drop the connection of this epoch, so that recovery can try again.
     pub(crate) fn abandon(&self, epoch: u64) {
         self.abandoned.store(epoch, Ordering::Release);
@@ -162,11 +167,11 @@ impl Outbox {
 
     /// Adopts the connection that follows a lost one, and admits the recovery. Fails with the cause
     /// if the connection has ended for good.
-    pub(crate) fn begin(&self, tuning: &Tuning, label: Label) -> Result<()> {
+    pub(crate) fn begin(&self, peer: Arc<Peer>) -> Result<()> {
         let mut state = self.state.lock();
-        state.label = label;
-        state.payload_limit = tuning.payload_limit();
-        state.channel_numbers.begin(tuning.highest_channel());
+        state.payload_limit = peer.tuning.payload_limit();
+        state.channel_numbers.begin(peer.tuning.highest_channel());
+        state.peer = peer;
         state.send_queue = SendQueue::default();
         let stale = std::mem::take(&mut state.commands);
         let begun = match &mut state.phase {

@@ -1,6 +1,7 @@
 //! The state that the outbox's lock guards.
 
 use std::convert::Infallible;
+use std::sync::Arc;
 
 use bytes::BytesMut;
 use crossbeam_channel::Sender;
@@ -11,7 +12,7 @@ use super::send_queue::SendQueue;
 use crate::error::Error;
 use crate::io_thread::deadline::Deadline;
 use crate::io_thread::mailbox::Command;
-use crate::log_line::Label;
+use crate::io_thread::peer::Peer;
 use crate::wire::method::{BasicAck, BasicNack, BasicReject, Encode, MethodId};
 
 /// Whether frames can be sent.
@@ -37,11 +38,11 @@ pub(super) struct State {
     pub(super) has_not_ended: Option<Sender<Infallible>>,
     /// How many times the connection was lost.
     pub(super) epoch: u64,
+    pub(super) peer: Arc<Peer>,
     /// The largest payload of a frame on this connection, in bytes.
     pub(super) payload_limit: usize,
     pub(super) channels: Channels,
     pub(super) channel_numbers: ChannelNumbers,
-    pub(super) label: Label,
     pub(super) send_queue: SendQueue,
     /// A block of memory for the copies of messages that may have to be published again.
     pub(super) keeping: BytesMut,

@@ -4,6 +4,7 @@
 use std::borrow::Cow;
 use std::io::{self, ErrorKind, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -15,6 +16,7 @@ use super::tls;
 use super::transport::{remaining, uninterrupted, Socket, Transport};
 use crate::error::{Error, ErrorKind as Kind, FailedEndpoint, Result};
 use crate::io_thread::deadline::Deadline;
+use crate::io_thread::peer::Peer;
 use crate::log_line::{log_line, Label};
 use crate::options::backoff::random;
 use crate::options::{ConnectionOptions, Endpoint};
@@ -32,9 +34,15 @@ pub(crate) struct Connected<M: Mailboxes> {
     /// Holds the input after `open-ok`.
     pub(crate) read_buffer: ReadBuffer,
     pub(crate) endpoint: Endpoint,
-    pub(crate) peer: SocketAddr,
+    pub(crate) address: SocketAddr,
     /// How long the secret of this login is valid.
     pub(crate) secret_valid_for: Option<Duration>,
+}
+
+impl<M: Mailboxes> Connected<M> {
+    pub(crate) fn peer(&self) -> Arc<Peer> {
+        Peer::new(&self.core, self.address, self.endpoint.clone())
+    }
 }
 
 /// Where the lost connection was.
@@ -286,7 +294,7 @@ fn rounded_up(value: Duration, unit: Duration) -> Duration {
 /// Does the TLS handshake, if the options ask for TLS, and the AMQP handshake.
 fn open<M: Mailboxes>(
     socket: Socket,
-    peer: SocketAddr,
+    address: SocketAddr,
     endpoint: &Endpoint,
     options: &ConnectionOptions,
     deadline: Deadline,
@@ -295,7 +303,7 @@ fn open<M: Mailboxes>(
         Some(tls) => tls::handshake(socket, tls, &endpoint.host, deadline)?,
         None => Transport::Tcp(socket),
     };
-    let label = Label::new(&options.connection_name, peer);
+    let label = Label::new(&options.connection_name, address);
     let mut core = proto::Connection::new(config_of(options), label);
     let mut read_buffer = ReadBuffer::default();
     handshake(&mut transport, &mut core, &mut read_buffer, deadline)?;
@@ -307,7 +315,7 @@ fn open<M: Mailboxes>(
         core,
         read_buffer,
         endpoint: endpoint.clone(),
-        peer,
+        address,
         secret_valid_for: None,
     })
 }

@@ -374,8 +374,7 @@ impl Simulation<'_> {
             self.broker.step(&mut self.rng);
         }
         let (core, broker) = connect(&mut self.rng, &self.ledger, self.now, self.is_hostile);
-        let tuning = core.tuning().clone();
-        let begun = self.shared.outbox.begin(&tuning, core.label().clone());
+        let begun = self.shared.outbox.begin(peer_of(&core));
         if begun.is_err() {
             return false;
         }
@@ -424,19 +423,22 @@ fn start() -> Instant {
     Instant::now()
 }
 
+fn peer_of(core: &proto::Connection<Mailboxes>) -> Arc<Peer> {
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 5672));
+    let endpoint = ConnectionOptions::default().endpoints().remove(0);
+    Peer::new(core, address, endpoint)
+}
+
 /// Runs one seed. Returns its faults.
 fn run(seed: u64, ledger: &Ledger) -> Vec<String> {
     let mut rng = Rng::new(seed);
     let now = start();
     let is_hostile = seed % 4 != 3;
     let (core, broker) = connect(&mut rng, ledger, now, is_hostile);
-    let options = ConnectionOptions::default();
-    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 5672));
-    let endpoint = options.endpoints().remove(0);
     let poll = Poll::new().unwrap();
     let waker = Waker::new(poll.registry(), Token(0)).unwrap();
-    let peer = Peer::new(&core, address, endpoint);
-    let (shared, _connections): (_, Receiver<Next>) = Shared::new(waker, peer, &options);
+    let options = ConnectionOptions::default();
+    let (shared, _connections): (_, Receiver<Next>) = Shared::new(waker, peer_of(&core), &options);
     let recovers = is_hostile && rng.one_in(2);
     let engine = Engine::new(&shared, core, recovers, u64::MAX);
     let program = Program::new(shared.clone(), ledger.clone(), is_hostile, recovers);
