@@ -704,6 +704,45 @@ fn delivery_tags_continue_after_those_of_an_earlier_connection() {
 }
 
 #[test]
+fn the_core_knows_whether_the_broker_owes_a_reply() {
+    let mut scenario = Scenario::with_channels([1, 2]);
+    assert!(!scenario.core.awaits_reply());
+    scenario.get(2);
+    assert!(scenario.core.awaits_reply());
+    // The reply has come, the rest of its message has not.
+    scenario.receive(2, &get_ok());
+    assert!(scenario.core.awaits_reply());
+    scenario.receive_content(2, b"body");
+    assert!(!scenario.core.awaits_reply());
+    scenario.call::<ConnectionUpdateSecret<'_>>(0);
+    assert!(scenario.core.awaits_reply());
+    scenario.receive(0, &ConnectionUpdateSecretOk {});
+    assert!(!scenario.core.awaits_reply());
+    scenario.close();
+    assert!(scenario.core.awaits_reply());
+}
+
+#[test]
+fn the_core_knows_the_consumers_that_messages_can_arrive_for() {
+    let mut scenario = Scenario::with_channels([1, 2, 3]);
+    let consumers = |scenario: &Scenario| {
+        let mut consumers: Vec<_> = scenario.core.consumers().copied().collect();
+        consumers.sort_unstable();
+        consumers
+    };
+    assert_eq!(consumers(&scenario), [""; 0]);
+    for (channel, tag) in [(1, "a"), (1, "b"), (2, "c")] {
+        scenario.consume(channel, tag);
+    }
+    assert_eq!(consumers(&scenario), ["a", "b", "c"]);
+    scenario.cancel(1, "a");
+    let consumer_tag = "a".into();
+    scenario.receive(1, &BasicCancelOk { consumer_tag });
+    scenario.receive(2, &not_found());
+    assert_eq!(consumers(&scenario), ["b"]);
+}
+
+#[test]
 fn messages_with_no_ack_may_share_one_delivery_tag() {
     let mut scenario = Scenario::with_channels([1]);
     consumer_started(&mut scenario, "c");

@@ -270,6 +270,59 @@ fn changed_messages_that_are_returned_together_are_matched_in_order() {
 }
 
 #[test]
+fn an_equal_message_is_recognised_before_a_later_one_that_differs() {
+    let mut scenario = Scenario::with_channels([1]);
+    let messages = ["1", "2", "3"].map(|id| sent("key", id, "m"));
+    let confirms: Vec<_> = (1..)
+        .zip(messages)
+        .map(|(number, message)| scenario.publish_mandatory(number, true, message))
+        .collect();
+    scenario.return_message(messages[1]);
+    scenario.return_message(messages[0]);
+    scenario.ack(3, true);
+    assert_eq!(
+        scenario.outcomes(),
+        [
+            format!("{} returned x/key m", confirms[0]),
+            format!("{} returned x/key m", confirms[1]),
+            format!("{} confirmed", confirms[2]),
+        ]
+    );
+}
+
+#[test]
+fn a_broker_that_returns_a_message_twice_fills_no_memory() {
+    let mut scenario = Scenario::with_channels([1]);
+    let message = sent("key", "", "m");
+    let confirm = scenario.publish_mandatory(1, true, message);
+    scenario.return_message(message);
+    scenario.return_message(message);
+    assert_eq!(scenario.events(), ["returned on 1 312 NO_ROUTE x/key m"]);
+    scenario.ack(1, false);
+    let returned = format!("{confirm} returned x/key m");
+    assert_eq!(scenario.outcomes(), [returned]);
+}
+
+#[test]
+fn an_answer_tells_how_many_messages_it_answers() {
+    let mut scenario = Scenario::with_channels([1]);
+    for number in 1..=6 {
+        scenario.publish(1, number);
+    }
+    scenario.ack(2, false);
+    scenario.ack(4, true);
+    scenario.nack(4, false);
+    scenario.nack(0, true);
+    let mut answered = Vec::new();
+    while let Some(event) = scenario.core.next_event() {
+        if let Event::Confirm { answered: it, .. } = event {
+            answered.push(it);
+        }
+    }
+    assert_eq!(answered, [1, 3, 0, 2]);
+}
+
+#[test]
 fn a_returned_message_with_another_body_matches_no_publish() {
     let mut scenario = Scenario::with_channels([1]);
     let confirm = scenario.publish_mandatory(1, true, sent("key", "", "new"));

@@ -105,6 +105,31 @@ fn a_message_above_the_limit_is_skipped_and_reported() {
 }
 
 #[test]
+fn the_limit_holds_for_a_message_that_comes_in_one_piece() {
+    let config = Config {
+        max_message_size: 4,
+        ..config()
+    };
+    let mut scenario = Scenario::opened_with(config, &tune(2047, 131_072, 60));
+    scenario.open_channel(1);
+    scenario.consume(1, "c");
+    scenario.events();
+    for (delivery_tag, body) in [(1, b"four".as_slice()), (2, b"longer"), (3, b"end")] {
+        let mut message = framed(1, &deliver("c", delivery_tag));
+        message.extend(content(1, body, 100));
+        scenario.receive_bytes(&message);
+    }
+    assert_eq!(
+        scenario.events(),
+        [
+            "delivery c 1 x/key four",
+            "too large on 1 6",
+            "delivery c 3 x/key end",
+        ]
+    );
+}
+
+#[test]
 fn a_fetch_whose_body_does_not_follow_fails_with_the_violation() {
     let mut scenario = Scenario::with_channels([1]);
     let get = scenario.get(1);
