@@ -456,6 +456,12 @@ fn run(seed: u64, ledger: &Ledger) -> Vec<String> {
         recoveries: 3,
     };
     simulation.run();
+    drop(simulation);
+    // Each channel, consumer and waiting message keeps the shared state.
+    let kept = Arc::strong_count(&shared) - 1;
+    ledger.check(kept == 0, || {
+        format!("{kept} owners of the shared state are left after the end")
+    });
     ledger.take_faults()
 }
 
