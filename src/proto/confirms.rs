@@ -155,6 +155,12 @@ impl<M: Mailboxes> Confirms<M> {
         self.waiting.shrink_to_fit();
     }
 
+    /// How many messages and holes are in memory.
+    #[cfg(test)]
+    pub(super) fn remembered(&self) -> usize {
+        self.waiting.len()
+    }
+
     fn unanswered(&self) -> usize {
         self.waiting.len() - self.holes
     }

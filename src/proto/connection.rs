@@ -1,7 +1,6 @@
 //! The state machine of one connection.
 
 use std::borrow::Cow;
-use std::collections::VecDeque;
 use std::io;
 use std::time::Instant;
 use std::vec::Drain;
@@ -98,14 +97,7 @@ impl<M: Mailboxes> Connection<M> {
             heartbeat: None,
             calls: Calls::new(),
             channels: Channels::new(config.max_message_size),
-            effects: Effects {
-                output: frame::PROTOCOL_HEADER.to_vec(),
-                events: VecDeque::new(),
-                messages: Vec::new(),
-                buffers: Vec::new(),
-                payload_limit: tuning.payload_limit(),
-                label,
-            },
+            effects: Effects::new(tuning.payload_limit(), label),
             tuning,
             config,
         }

@@ -23,6 +23,18 @@ pub(super) struct Effects<M: Mailboxes> {
 }
 
 impl<M: Mailboxes> Effects<M> {
+    /// Begins with the protocol header.
+    pub(super) fn new(payload_limit: usize, label: Label) -> Self {
+        Self {
+            output: frame::PROTOCOL_HEADER.to_vec(),
+            events: VecDeque::new(),
+            messages: Vec::new(),
+            buffers: Vec::new(),
+            payload_limit,
+            label,
+        }
+    }
+
     pub(super) fn event(&mut self, event: Event<M>) {
         self.events.push_back(event);
     }

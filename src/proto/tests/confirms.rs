@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::*;
+use crate::proto::confirms::Confirms;
+use crate::proto::effects::Effects;
 use crate::wire::method::{BasicAck, BasicNack, ChannelClose};
 use crate::wire::properties::Properties;
 
@@ -301,6 +303,32 @@ fn a_broker_that_returns_a_message_twice_fills_no_memory() {
     scenario.ack(1, false);
     let returned = format!("{confirm} returned x/key m");
     assert_eq!(scenario.outcomes(), [returned]);
+}
+
+#[test]
+fn answered_messages_are_forgotten_although_an_earlier_one_waits() {
+    let mut confirms = Confirms::<Names>::new();
+    let mut effects = Effects::new(4096, Label::new("test", "nowhere"));
+    for tag in 1..=10_000 {
+        confirms.publish(Published {
+            channel: 1,
+            sequence_number: tag,
+            confirm: None,
+            fingerprint: None,
+            send_history: SendHistory::Nothing,
+            kept: None,
+        });
+        let is_first = tag == 1;
+        if !is_first {
+            let answer = Answer {
+                tag,
+                multiple: false,
+                nack: false,
+            };
+            confirms.answer(answer, &1, &mut effects);
+        }
+        assert!(confirms.remembered() < 100);
+    }
 }
 
 #[test]
