@@ -9,6 +9,8 @@ pub(crate) mod delivery_tags;
 mod mode;
 mod qos;
 mod sequence_numbers;
+#[cfg(test)]
+mod tests;
 
 use super::admission::Admission;
 use crate::error::{CloseReason, Error, ErrorKind, Result};
