@@ -1,3 +1,5 @@
+use std::borrow::Cow;
+
 use super::*;
 use crate::error::ErrorKind;
 use crate::proto::Server;
@@ -465,4 +467,23 @@ fn only_rabbitmq_since_4_3_does_not_limit_channels() {
         assert!(limits("another", version));
     }
     assert!(Server::default().limits_channels());
+}
+
+#[test]
+fn what_the_server_says_about_itself_is_kept() {
+    let properties = FieldTable::new()
+        .with("product", "RabbitMQ")
+        .with("version", "4.3.6");
+    let mut scenario = Scenario::begun(config());
+    scenario.receive(
+        0,
+        &ConnectionStart {
+            server_properties: Cow::Borrowed(&properties),
+            ..start()
+        },
+    );
+    let server = scenario.core.server();
+    assert_eq!(server.name(), "RabbitMQ 4.3.6");
+    assert_eq!(server.mechanisms, "PLAIN AMQPLAIN");
+    assert_eq!(server.locales, "en_US");
 }
