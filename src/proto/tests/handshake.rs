@@ -487,3 +487,13 @@ fn what_the_server_says_about_itself_is_kept() {
     assert_eq!(server.mechanisms, "PLAIN AMQPLAIN");
     assert_eq!(server.locales, "en_US");
 }
+
+#[test]
+fn the_core_tells_whether_it_has_something_to_send() {
+    let mut scenario = Scenario::begun(config());
+    assert!(!scenario.core.has_output());
+    scenario.receive(0, &start());
+    assert!(scenario.core.has_output());
+    scenario.sent();
+    assert!(!scenario.core.has_output());
+}

@@ -132,12 +132,15 @@ mod tests {
         assert_eq!((tags.broker_tag(3), tags.broker_tag(0)), (None, Some(0)));
         assert!(!tags.take_stale_unsettled());
         assert_eq!((tags.stale_to(), tags.broker_tag(4)), (3, Some(1)));
-        assert!(tags.is_settled(3) && !tags.is_settled(4));
-        tags.interrupted(4);
+        let unsettled = [3, 4, 5].map(|tag| tags.unsettled(tag));
+        assert_eq!(unsettled, [None, Some(1), Some(2)]);
+        tags.up_to(4, 0);
+        assert_eq!(tags.unsettled(4), None);
+        tags.interrupted(5);
         // A channel that the core never knew has no last tag.
         tags.interrupted(0);
         assert!(tags.take_stale_unsettled() && !tags.take_stale_unsettled());
-        assert_eq!((tags.stale_to(), tags.broker_tag(4)), (4, None));
-        assert_eq!(tags.broker_tag(6), Some(2));
+        assert_eq!((tags.stale_to(), tags.broker_tag(5)), (5, None));
+        assert_eq!(tags.broker_tag(7), Some(2));
     }
 }
