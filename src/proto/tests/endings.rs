@@ -89,6 +89,15 @@ fn the_cause_names_who_ended_it() {
 }
 
 #[test]
+fn a_driver_that_cannot_go_on_ends_the_connection_once() {
+    let mut scenario = Scenario::opened();
+    scenario.core.end_with(Error::invalid("a panic"));
+    scenario.core.end_with(Error::invalid("another"));
+    let cause = Error::invalid("a panic");
+    assert_eq!(scenario.events(), [format!("ended {cause}")]);
+}
+
+#[test]
 fn a_close_by_the_broker_is_answered_and_nothing_is_sent_afterwards() {
     for ending in [Ending::ClosedByBroker, Ending::ClosedByBoth] {
         let mut scenario = Scenario::opened();

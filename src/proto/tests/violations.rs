@@ -204,3 +204,19 @@ fn each_violation_ends_the_connection_with_its_code() {
         assert_eq!(scenario.sent(), [""; 0]);
     }
 }
+
+#[test]
+fn the_close_names_the_method_that_broke_the_protocol() {
+    let mut scenario = Scenario::with_channels([1]);
+    scenario.deliver(1, "nobody", 1);
+    let mut bytes = Vec::new();
+    scenario.core.take_output(&mut bytes);
+    let Ok(Cut::Frame(frame, _)) = frame::cut(&bytes, usize::MAX) else {
+        panic!("no whole frame in {bytes:?}");
+    };
+    let Ok(Method::ConnectionClose(close)) = Method::decode(frame.payload) else {
+        panic!("no connection.close");
+    };
+    let id = BasicDeliver::ID;
+    assert_eq!((close.class_id, close.method_id), (id.class, id.method));
+}
