@@ -485,4 +485,79 @@ mod tests {
         }
         assert_eq!(topology.words(), ["kept"]);
     }
+
+    #[test]
+    fn streams_are_known_by_their_declaration() {
+        let declare = |name: &'static str, queue_type: &str| QueueDeclare {
+            queue: name.into(),
+            arguments: Cow::Owned(FieldTable::new().with("x-queue-type", queue_type)),
+            ..QueueDeclare::default()
+        };
+        let mut topology = Topology::default();
+        for (name, queue_type) in [("log", "stream"), ("tasks", "quorum")] {
+            topology.done(Method::QueueDeclare(declare(name, queue_type)), None);
+        }
+        topology.queue("plain", "plain", false);
+        let streams = ["log", "tasks", "plain", "unknown"].map(|it| topology.is_stream(it));
+        assert_eq!(streams, [true, false, false, false]);
+        let declared = topology.declared_queue("tasks");
+        assert_eq!(declared, Some(&declare("tasks", "quorum")));
+        assert_eq!(topology.declared_queue("unknown"), None);
+    }
+
+    #[test]
+    fn what_is_listed_is_contained_until_it_is_forgotten() {
+        let mut topology = Topology::default();
+        topology.exchange("x", false);
+        topology.exchange("y", false);
+        topology.queue("q", "q", false);
+        topology.bind_queue("q", "x", "a");
+        topology.bind_exchange("y", "x");
+        let entities = topology.entities();
+        let bindings = entities.iter().filter(|it| it.is_binding()).count();
+        assert_eq!((entities.len(), bindings), (5, 2));
+        assert!(entities.iter().all(|it| topology.contains(it)));
+        assert!(!entities.iter().any(|it| Topology::default().contains(it)));
+    }
+
+    #[test]
+    fn bindings_that_differ_only_in_their_arguments_are_two() {
+        let mut topology = Topology::default();
+        let bind = |format: &str| {
+            Method::QueueBind(QueueBind {
+                queue: "q".into(),
+                exchange: "x".into(),
+                arguments: Cow::Owned(FieldTable::new().with("format", format)),
+                ..QueueBind::default()
+            })
+        };
+        for format in ["pdf", "html", "pdf"] {
+            topology.done(bind(format), None);
+        }
+        assert_eq!(topology.entities().len(), 2);
+    }
+
+    #[test]
+    fn what_was_declared_with_no_wait_is_declared_again_with_a_reply() {
+        let mut topology = Topology::default();
+        let no_wait = true;
+        let queue = QueueDeclare {
+            queue: "q".into(),
+            no_wait,
+            ..QueueDeclare::default()
+        };
+        let exchange = ExchangeDeclare {
+            exchange: "x".into(),
+            no_wait,
+            ..ExchangeDeclare::default()
+        };
+        topology.done(Method::QueueDeclare(queue), None);
+        topology.done(Method::ExchangeDeclare(exchange), None);
+        let no_waits = topology.entities().into_iter().map(|it| match it {
+            RecordedEntity::Exchange(declare) => declare.no_wait,
+            RecordedEntity::Queue { declare, .. } => declare.no_wait,
+            RecordedEntity::BindExchange(_) | RecordedEntity::BindQueue(_) => true,
+        });
+        assert_eq!(no_waits.collect::<Vec<_>>(), [false, false]);
+    }
 }

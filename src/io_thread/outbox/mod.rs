@@ -367,6 +367,26 @@ mod tests {
     }
 
     #[test]
+    fn calls_are_numbered_in_the_order_of_their_frames() {
+        let outbox = outbox();
+        for last_call in 0..3 {
+            let write = |frames: &mut Frames<'_>| {
+                assert_eq!(frames.last_call(), last_call);
+                append_call(frames)
+            };
+            let admission = Admission::Room;
+            outbox
+                .write(CONNECTION, admission, Duration::ZERO, write)
+                .unwrap();
+        }
+        let numbers = outbox.discard().into_iter().map(|mut it| {
+            let call = it.call_mut();
+            call.map(|it| it.number)
+        });
+        assert_eq!(numbers.collect::<Vec<_>>(), [1, 2, 3].map(Some));
+    }
+
+    #[test]
     fn the_commands_of_one_channel_are_taken_in_their_order() {
         let outbox = outbox();
         let added = || outbox.add_channel(Deadline::after(Duration::ZERO)).unwrap();

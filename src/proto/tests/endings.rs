@@ -89,6 +89,19 @@ fn the_cause_names_who_ended_it() {
 }
 
 #[test]
+fn an_abort_keeps_the_reason_of_a_close_that_waits() {
+    for (closes, text) in [(true, "done"), (false, "aborted")] {
+        let mut scenario = Scenario::opened();
+        if closes {
+            scenario.close();
+        }
+        scenario.core.abort();
+        let cause = scenario.end();
+        assert_eq!(cause.close_reason().map(|it| it.text.as_str()), Some(text));
+    }
+}
+
+#[test]
 fn a_driver_that_cannot_go_on_ends_the_connection_once() {
     let mut scenario = Scenario::opened();
     scenario.core.end_with(Error::invalid("a panic"));

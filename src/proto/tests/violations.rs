@@ -1,7 +1,8 @@
 use super::*;
 use crate::error::ErrorKind;
 use crate::wire::method::{
-    BasicQos, BasicQosOk, ChannelCloseOk, ConnectionCloseOk, QueueBindOk, QueueDeclareOk,
+    BasicQos, BasicQosOk, ChannelCloseOk, ConnectionClose, ConnectionCloseOk, QueueBindOk,
+    QueueDeclareOk,
 };
 
 /// What a peer must not send on a connection with channel 1, on which a call waits for basic.qos-ok
@@ -12,7 +13,7 @@ fn table() -> Vec<(&'static str, Vec<u8>, u16, &'static str)> {
     *wrong_end.last_mut().unwrap() = 0;
     let mut too_long = framed(1, &deliver("c", 1));
     too_long.extend(&content(1, b"12345", 100)[..22]);
-    too_long.extend(&content(1, b"123456", 100)[22..]);
+    too_long.extend(&content(1, b"12345678", 100)[22..]);
     let mut in_the_middle = framed(1, &deliver("c", 1));
     in_the_middle.extend_from_slice(&qos_ok);
     let mut other_class = framed(1, &deliver("c", 1));
@@ -156,7 +157,7 @@ fn table() -> Vec<(&'static str, Vec<u8>, u16, &'static str)> {
             "body too long",
             too_long,
             505,
-            "a body 1 bytes longer than its header said",
+            "a body 3 bytes longer than its header said",
         ),
         (
             "method in the middle",
@@ -205,18 +206,41 @@ fn each_violation_ends_the_connection_with_its_code() {
     }
 }
 
-#[test]
-fn the_close_names_the_method_that_broke_the_protocol() {
-    let mut scenario = Scenario::with_channels([1]);
-    scenario.deliver(1, "nobody", 1);
+fn close_sent(scenario: &mut Scenario) -> ConnectionClose<'static> {
     let mut bytes = Vec::new();
     scenario.core.take_output(&mut bytes);
     let Ok(Cut::Frame(frame, _)) = frame::cut(&bytes, usize::MAX) else {
         panic!("no whole frame in {bytes:?}");
     };
-    let Ok(Method::ConnectionClose(close)) = Method::decode(frame.payload) else {
-        panic!("no connection.close");
-    };
+    match Method::decode(frame.payload).unwrap().into_owned() {
+        Method::ConnectionClose(close) => close,
+        other => panic!("{} instead of a close", other.id()),
+    }
+}
+
+#[test]
+fn the_close_names_the_method_that_broke_the_protocol() {
+    let mut scenario = Scenario::with_channels([1]);
+    scenario.deliver(1, "nobody", 1);
+    let close = close_sent(&mut scenario);
     let id = BasicDeliver::ID;
     assert_eq!((close.class_id, close.method_id), (id.class, id.method));
+}
+
+#[test]
+fn a_long_text_is_cut_between_two_characters() {
+    let mut scenario = Scenario::with_channels([1]);
+    let consumer_tag = "\u{1f407}".repeat(63);
+    scenario.deliver(1, &consumer_tag, 1);
+    let close = close_sent(&mut scenario);
+    let (text, whole) = (&*close.reply_text, scenario.end().to_string());
+    assert!((252..=255).contains(&text.len()), "{}", text.len());
+    assert!(text.starts_with("basic.deliver for unknown consumer"));
+    assert!(whole.len() > 255, "the program sees all of it");
+
+    // A text that fits is sent as it is.
+    let mut scenario = Scenario::with_channels([1]);
+    scenario.deliver(1, "short", 1);
+    let text = close_sent(&mut scenario).reply_text;
+    assert_eq!(text, "basic.deliver for unknown consumer \"short\"");
 }
