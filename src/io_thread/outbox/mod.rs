@@ -379,6 +379,7 @@ mod tests {
                 .write(CONNECTION, admission, Duration::ZERO, write)
                 .unwrap();
         }
+        assert!(outbox.has_calls());
         let numbers = outbox.discard().into_iter().map(|mut it| {
             let call = it.call_mut();
             call.map(|it| it.number)
@@ -405,6 +406,7 @@ mod tests {
             let admission = Admission::Room;
             outbox.write(id, admission, Duration::ZERO, close).unwrap();
         }
+        assert!(!outbox.has_calls(), "no one waits for these closes");
         assert_eq!(outbox.take_commands_of(1).len(), 2);
         let left = outbox.discard();
         assert_eq!(left.iter().map(Command::channel).collect::<Vec<_>>(), [2]);

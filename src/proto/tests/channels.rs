@@ -704,6 +704,51 @@ fn delivery_tags_continue_after_those_of_an_earlier_connection() {
 }
 
 #[test]
+fn the_core_knows_which_events_are_answered() {
+    let mut scenario = Scenario::with_channels([1, 2]);
+    consumer_started(&mut scenario, "c");
+    scenario.get(1);
+    scenario.receive(1, &get_ok());
+    scenario.receive_content(1, b"fetched");
+    scenario.receive(1, &ChannelFlow { active: false });
+    for _ in 0..2 {
+        let consumer_tag = "c".into();
+        let no_wait = false;
+        scenario.receive(
+            1,
+            &BasicCancel {
+                consumer_tag,
+                no_wait,
+            },
+        );
+    }
+    scenario.deliver(1, "c", 8);
+    scenario.receive_content(1, b"unwanted");
+    scenario.receive(1, &not_found());
+    scenario.close_channel(2);
+    scenario.receive(2, &ChannelCloseOk {});
+    let mut answered = Vec::new();
+    while let Some(event) = scenario.core.next_event() {
+        let is_answered = event.is_answered();
+        answered.push((is_answered, described(event)));
+    }
+    let answered = answered.into_iter().filter_map(|it| it.0.then_some(it.1));
+    let answered: Vec<_> = answered.collect();
+    assert_eq!(
+        answered[..4],
+        [
+            "flow on 1 false",
+            "cancelled on 1 c, answer expected",
+            "cancelled on 1 unknown c, answer expected",
+            "unwanted on 1 8",
+        ]
+    );
+    // The end of channel 2, which we closed, expects no answer.
+    assert_eq!(answered.len(), 5, "{answered:?}");
+    assert!(answered[4].starts_with("close-ok, channel 1 ended"));
+}
+
+#[test]
 fn the_core_knows_whether_the_broker_owes_a_reply() {
     let mut scenario = Scenario::with_channels([1, 2]);
     assert!(!scenario.core.awaits_reply());

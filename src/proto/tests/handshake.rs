@@ -123,6 +123,7 @@ fn other_protocols_are_refused() {
         "HTTP/1.1 400 Bad Request",
         "SSH-2.0-OpenSSH",
         "Ahoy, who is there?",
+        "+OK",
     ] {
         let mut scenario = Scenario::begun(config());
         scenario.receive_bytes(greeting.as_bytes());
@@ -496,4 +497,10 @@ fn the_core_tells_whether_it_has_something_to_send() {
     assert!(scenario.core.has_output());
     scenario.sent();
     assert!(!scenario.core.has_output());
+}
+
+#[test]
+fn a_login_shows_its_mechanism_and_user_and_no_secret() {
+    let shown = format!("{:?}", Login::plain("guest", "s3cret"));
+    assert_eq!(shown, "PLAIN for \"guest\"");
 }
