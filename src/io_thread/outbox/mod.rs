@@ -366,6 +366,20 @@ mod tests {
         assert_eq!(frame::whole(write_buffer.front()).count(), 1);
     }
 
+    /// The channel hears of the loss a little later.
+    #[test]
+    fn a_channel_is_not_open_once_its_connection_is_lost() {
+        let outbox = outbox();
+        let owned = outbox.add_channel(Deadline::after(Duration::ZERO)).unwrap();
+        let is_open = |outbox: &Outbox| outbox.change(owned.id, |frames| frames.is_open());
+        assert!(!is_open(&outbox));
+        let epoch = outbox.epoch();
+        outbox.channel(owned.id, |channel| channel.opened(epoch));
+        assert!(is_open(&outbox));
+        outbox.set_lost(Error::invalid("lost"));
+        assert!(!is_open(&outbox));
+    }
+
     #[test]
     fn calls_are_numbered_in_the_order_of_their_frames() {
         let outbox = outbox();
