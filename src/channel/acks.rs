@@ -84,10 +84,12 @@ impl Channel {
     /// The outcome of an answer that the program sent itself.
     pub(crate) fn answered(&self, delivery_tag: u64) -> Answered {
         let state = self.state();
-        // While the tag is known, the channel is open on the message's connection.
+        // While the tag is known, the channel is open on the message's connection. If the channel
+        // has ended, no tag is known any more.
         let opened_in = state.look(|channel| {
             let tag = channel.delivery_tags.broker_tag(delivery_tag);
-            tag.and_then(|_| channel.opened_in())
+            let is_known = tag.is_some() || channel.end_cause().is_some();
+            channel.opened_in().filter(|_| is_known)
         });
         // Otherwise the connection was lost, and the answer may have been sent before or after the
         // loss.

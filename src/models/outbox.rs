@@ -265,8 +265,8 @@ fn a_lost_connection_admits_callers_once_it_is_recovered() {
         let recovery = {
             let outbox = Arc::clone(&outbox);
             thread::spawn(move || {
-                let replay = Admission::RecoveryOpen { epoch: 1 };
-                write(&outbox, ids[2], replay, never()).unwrap();
+                let replay = Admission::Recovery { epoch: 1 };
+                write(&outbox, ids[0], replay, never()).unwrap();
                 assert!(outbox.recovered(1, || ()));
             })
         };
@@ -275,7 +275,7 @@ fn a_lost_connection_admits_callers_once_it_is_recovered() {
         caller.join().unwrap().unwrap();
         io_thread.run_until(|_| true);
         // The replay comes before all callers.
-        assert_eq!(io_thread.frames, [2, 1]);
+        assert_eq!(io_thread.frames, [0, 1]);
     });
 }
 

@@ -58,9 +58,11 @@ pub(crate) struct Consumers<M: Mailboxes> {
 struct Last<M: Mailboxes> {
     consumer_tag: Arc<str>,
     mailbox: M::Consumer,
-    /// Whether to check the delivery tag, since a consumer of an earlier channel had the same
-    /// consumer tag.
-    is_checked: bool,
+    /// A consumer of an earlier channel had the same consumer tag. Only the delivery tag tells a
+    /// late message for that one.
+    is_former: bool,
+    /// Late messages are delivered, too: RabbitMQ sends direct replies with one delivery tag.
+    no_ack: bool,
 }
 
 impl<M: Mailboxes> Consumers<M> {
@@ -87,7 +89,7 @@ impl<M: Mailboxes> Consumers<M> {
         self.tag_for_program(self.delivered)
     }
 
-    /// Direct reply-to sends all its replies with one delivery tag, which is a low one.
+    /// Direct reply-to can send a reply with the tag of an earlier message.
     fn note_tag(&mut self, delivery_tag: u64) {
         self.delivered = self.delivered.max(delivery_tag);
     }
@@ -136,10 +138,11 @@ impl<M: Mailboxes> Consumers<M> {
             self.last = Some(self.look_up(consumer_tag)?);
         }
         let last = self.last.as_ref()?;
-        if last.is_checked && !self.is_next(delivery_tag) {
+        if !last.is_former || self.is_next(delivery_tag) {
+            self.delivered = self.delivered.max(delivery_tag);
+        } else if !last.no_ack {
             return None;
         }
-        self.delivered = self.delivered.max(delivery_tag);
         let tag_for_program = delivery_tag.saturating_add(self.tag_offset);
         Some((&last.mailbox, tag_for_program))
     }
@@ -156,8 +159,8 @@ impl<M: Mailboxes> Consumers<M> {
         Some(Last {
             consumer_tag: Arc::clone(tag),
             mailbox: consumer.mailbox.clone(),
-            // Not with no_ack: direct reply-to sends all its replies with the same delivery tag.
-            is_checked: is_former && consumer.settling != Settling::NoAck,
+            is_former,
+            no_ack: consumer.settling == Settling::NoAck,
         })
     }
 

@@ -94,8 +94,8 @@ mod tests {
         let [one, two] = [1, 2].map(|number| channels.add(number, 0));
         channels.get_mut(one.id).opened(7);
         assert_eq!(channels.get(one.id).opened_in(), Some(7));
-        let unopened = [two.id, CONNECTION].map(|id| channels.get(id).opened_in());
-        assert_eq!(unopened, [None, None]);
+        let is_open = [one.id, two.id, CONNECTION].map(|id| channels.get(id).is_open_in(7));
+        assert_eq!(is_open, [true, false, true]);
         let place = one.id.place;
         drop(one);
         let three = channels.add(3, 1);

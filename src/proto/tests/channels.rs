@@ -814,6 +814,17 @@ fn messages_with_no_ack_may_share_one_delivery_tag() {
         scenario.receive_content(1, b"");
     }
     assert_eq!(scenario.events().len(), 3);
+    // A message of the earlier channel does not change how this one's are counted.
+    scenario.deliver(1, "c", 57);
+    scenario.receive_content(1, b"late");
+    scenario.receive(1, &not_found());
+    let mut last_tag = None;
+    while let Some(event) = scenario.core.next_event() {
+        if let Event::ChannelEnded { leftover, .. } = event {
+            last_tag = Some(leftover.last_tag);
+        }
+    }
+    assert_eq!(last_tag, Some(1));
 }
 
 #[test]

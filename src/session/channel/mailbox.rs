@@ -130,14 +130,17 @@ impl ChannelMailbox for ChannelState {
             content,
         } = returned;
         let message = ReturnedMessage::new(code, text, sequence_number, content);
-        self.returned.send(message, |unread| {
+        let mut dropped = Vec::new();
+        self.returned.send(message, |unread| dropped.push(unread));
+        // Not under the lock of the queue: the label needs the outbox's.
+        for unread in dropped {
             let (label, channel) = (self.shared.label(), self.number);
             log_line!(
                 Warn,
                 label,
                 "channel {channel}: {unread:?} was dropped unread"
             );
-        });
+        }
     }
 
     fn message_too_large(&self, size: u64) {

@@ -94,7 +94,7 @@ impl Requester {
     /// Waits until the IO thread has this connection. Fails if it is lost.
     pub(super) fn wait_connected(&self) -> Result<()> {
         let epoch = self.epoch;
-        self.write_when(Admission::RecoveryOpen { epoch }, CONNECTION, |_| Ok(()))
+        self.write_when(Admission::Recovery { epoch }, CONNECTION, |_| Ok(()))
     }
 
     /// A deadline after `timeout`, but not after the end of the replay.

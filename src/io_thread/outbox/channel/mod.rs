@@ -62,7 +62,7 @@ pub(super) enum Refusal {
     ClosedByProgram,
 }
 
-/// Channel 0 stands for the connection itself. It never opens or ends.
+/// Channel 0 stands for the connection itself. It is open on each connection, and never ends.
 #[derive(Debug)]
 pub(crate) struct Channel {
     number: u16,
@@ -166,7 +166,11 @@ impl Channel {
     /// Whether frames can be sent on the connection of this epoch.
     #[inline]
     pub(crate) fn is_open_in(&self, epoch: u64) -> bool {
-        matches!(self.phase, Phase::Open { epoch: opened_in } if opened_in == epoch)
+        match self.phase {
+            Phase::Open { epoch: opened_in } => opened_in == epoch,
+            Phase::Detached => self.number == 0,
+            Phase::Closing { .. } | Phase::Ended { .. } => false,
+        }
     }
 
     /// The epoch of the connection on which the channel is open, or was open when it ended.

@@ -2,8 +2,8 @@
 
 use crate::error::Error;
 
-/// What the broker does with the channel's messages. It refuses to change from one of the last two
-/// to the other, and closes the channel.
+/// What the broker does with the channel's messages. RabbitMQ refuses to change from one of the
+/// last two to the other, and closes the channel.
 #[derive(Debug, Default)]
 pub(crate) enum Mode {
     #[default]
@@ -38,9 +38,8 @@ impl Mode {
     }
 
     pub(super) fn select_transactions(&mut self) {
-        match self {
-            Self::Plain | Self::Confirm => *self = Self::Transaction(Transaction::Empty),
-            Self::Transaction(_) => {}
+        if let Self::Plain = self {
+            *self = Self::Transaction(Transaction::Empty);
         }
     }
 
@@ -104,9 +103,12 @@ mod tests {
     }
 
     #[test]
-    fn only_a_plain_channel_gets_confirms() {
+    fn only_a_plain_channel_gets_another_mode() {
         let mut mode = Mode::Plain;
         mode.select_confirms();
+        assert!(matches!(mode, Mode::Confirm));
+        // Its messages have numbers, and each waits for an answer.
+        mode.select_transactions();
         assert!(matches!(mode, Mode::Confirm));
         mode.confirms_refused();
         assert!(matches!(mode, Mode::Plain));
