@@ -33,11 +33,10 @@ impl Drop for Mailbox {
 impl ConsumerMailbox for Mailbox {
     fn deliver(&self, messages: Drain<'_, Delivered>) -> u64 {
         self.subscription.delivered();
-        let messages = messages.inspect(|message| {
-            if let Some(position) = &self.position {
-                position.came(&message.content);
-            }
-        });
+        if let Some(position) = &self.position {
+            let messages = messages.as_slice().iter();
+            messages.for_each(|it| position.came(&it.content));
+        }
         if !self.subscription.is_abandoned() {
             return self.deliveries.push(messages);
         }
