@@ -31,6 +31,11 @@ impl Channel {
 
     /// Acknowledges a message and all earlier messages of the channel. Tag 0 means all messages.
     ///
+    /// With tag 0, the broker settles what it has sent, which can be more than what has arrived. So
+    /// until it has answered another call on the channel, no message is given back: unread messages
+    /// of a consumer that is dropped meanwhile stay unacknowledged until the channel closes. The
+    /// tag of the last message that was read has no such effect.
+    ///
     /// # Errors
     /// Same as [`basic_ack`](Self::basic_ack). With tag 0, the call waits up to `publish_timeout`
     /// for a lost connection to recover, and can fail with [`ErrorKind::Recovering`].

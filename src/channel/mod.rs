@@ -76,11 +76,6 @@ impl Channel {
         let state = Arc::new(ChannelState::new(owned, purpose, Arc::clone(shared)));
         let mut sent = false;
         let reply = state.call(Admission::Room, deadline, |frames, call| {
-            // A recovery may have lowered `channel_max` since this number was taken.
-            let channel_max = frames.channel_numbers().highest();
-            if state.number > channel_max {
-                return Err(Error::new(ErrorKind::ChannelsExhausted { channel_max }));
-            }
             state.append_open(frames, call)?;
             // Under the outbox's lock: the connection cannot be lost before the channel is
             // enlisted.
@@ -254,8 +249,10 @@ impl Channel {
     /// ```
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidArgument`] if this program has closed the channel; the connection's end;
-    /// a timeout.
+    /// [`ErrorKind::InvalidArgument`] if this program has closed the channel;
+    /// [`ErrorKind::ChannelsExhausted`] if its number is above the
+    /// [`channel_max`](Connection::channel_max) of the broker that the connection has now; the
+    /// connection's end; a timeout.
     pub fn reopen(&self) -> Result<()> {
         let state = self.state();
         let asked = Operation::about(ChannelOpen::ID, "");

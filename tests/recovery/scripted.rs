@@ -87,6 +87,8 @@ fn channels_above_the_next_brokers_channel_max_end() {
         third.basic_qos(1).unwrap_err(),
         consumer.recv_timeout(SOON).unwrap_err(),
         connection.open_channel().unwrap_err(),
+        // The broker would close the connection (530).
+        third.reopen().unwrap_err(),
     ] {
         assert_eq!(*error.kind(), exhausted);
     }

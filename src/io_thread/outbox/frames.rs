@@ -161,6 +161,16 @@ impl Frames<'_> {
         self.state.channels.get_mut(self.id)
     }
 
+    /// An acknowledgement is not sent: for this reason, or because of the last loss, which the
+    /// channel may not have heard of yet.
+    pub(crate) fn answer_not_sent(&mut self, reason: Option<&Error>) {
+        let loss = match &self.state.phase {
+            Phase::Lost { cause, .. } => Some(cause.clone()),
+            Phase::Open | Phase::Ended(_) => None,
+        };
+        self.channel().answer_not_sent(reason.or(loss.as_ref()));
+    }
+
     /// Whether the channel is open on this connection.
     pub(crate) fn is_open(&self) -> bool {
         let channel = self.state.channels.get(self.id);

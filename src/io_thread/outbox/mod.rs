@@ -333,7 +333,7 @@ mod tests {
     use super::*;
     use crate::proto::{Expected, Tuning};
     use crate::wire::frame;
-    use crate::wire::method::{BasicQos, BasicQosOk, Encode};
+    use crate::wire::method::{BasicQos, BasicQosOk, Encode, Method, TxSelect};
 
     fn outbox() -> Outbox {
         let poll = mio::Poll::new().unwrap();
@@ -378,6 +378,21 @@ mod tests {
         assert!(is_open(&outbox));
         outbox.set_lost(Error::invalid("lost"));
         assert!(!is_open(&outbox));
+    }
+
+    #[test]
+    fn an_ack_that_is_not_sent_tears_the_transaction_before_the_channel_hears_of_the_loss() {
+        let outbox = outbox();
+        let owned = outbox.add_channel(Deadline::after(Duration::ZERO)).unwrap();
+        outbox.channel(owned.id, |channel| {
+            channel.opened(0);
+            channel.done(&Method::TxSelect(TxSelect {}));
+        });
+        outbox.set_lost(Error::invalid("lost"));
+        outbox.change(owned.id, |frames| frames.answer_not_sent(None));
+        let torn_by = outbox.channel(owned.id, Channel::end_transaction);
+        let lost = Error::invalid("lost").to_string();
+        assert_eq!(torn_by.map(|it| it.to_string()), Some(lost));
     }
 
     #[test]

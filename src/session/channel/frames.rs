@@ -59,6 +59,11 @@ impl ChannelState {
     /// Opens the channel at the broker, and restores its mode and prefetch.
     pub(crate) fn append_open(self: &Arc<Self>, frames: &mut Frames<'_>, call: Call) -> Result<()> {
         let channel = self.number;
+        // A recovery may have lowered `channel_max` since the channel got its number.
+        let channel_max = frames.channel_numbers().highest();
+        if channel > channel_max {
+            return Err(Error::new(ErrorKind::ChannelsExhausted { channel_max }));
+        }
         frames.method(&ChannelOpen::default())?;
         let epoch = frames.epoch();
         frames.channel().opened(epoch);

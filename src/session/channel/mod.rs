@@ -277,7 +277,7 @@ impl ChannelState {
     /// a transaction, the transaction is torn.
     pub(crate) fn answer_not_sent(&self, reason: Option<&Error>) {
         self.shared.counters.ack_not_sent();
-        self.look(|channel| channel.answer_not_sent(reason));
+        self.change(|frames| frames.answer_not_sent(reason));
     }
 
     /// Gives back a message that the program will not read, unless the consumer uses `no_ack`. A

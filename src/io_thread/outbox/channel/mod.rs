@@ -316,7 +316,7 @@ impl Channel {
     }
 
     /// An acknowledgement is not sent: for this reason, or because of the last loss.
-    pub(crate) fn answer_not_sent(&mut self, reason: Option<&Error>) {
+    pub(super) fn answer_not_sent(&mut self, reason: Option<&Error>) {
         if let Some(reason) = reason.or(self.last_loss.as_ref()) {
             self.mode.tear(reason);
         }
