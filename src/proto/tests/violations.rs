@@ -221,7 +221,7 @@ fn close_sent(scenario: &mut Scenario) -> ConnectionClose<'static> {
 #[test]
 fn the_close_names_the_method_that_broke_the_protocol() {
     let mut scenario = Scenario::with_channels([1]);
-    scenario.deliver(1, "nobody", 1);
+    scenario.deliver(1, "unknown", 1);
     let close = close_sent(&mut scenario);
     let id = BasicDeliver::ID;
     assert_eq!((close.class_id, close.method_id), (id.class, id.method));

@@ -90,7 +90,7 @@ impl<'a> Replay<'a> {
         for channel in &channels {
             channel.set_recovering(true);
         }
-        self.wait_connected()?;
+        self.requester.wait_connected()?;
         self.channels = self.within_channel_max(channels);
         self.declare_exchanges_and_queues()?;
         self.consume_all()?;
@@ -100,10 +100,6 @@ impl<'a> Replay<'a> {
         }
         self.lose_orphaned_publishes();
         Ok(())
-    }
-
-    fn wait_connected(&self) -> Result<()> {
-        self.requester.wait_connected()
     }
 
     /// How long one declaration, binding or consumer may take: at most half of the time that is

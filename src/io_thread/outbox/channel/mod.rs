@@ -108,14 +108,13 @@ impl Channel {
     /// again.
     #[inline(always)] // Not inlined, this costs 5 % of a publish.
     pub(super) fn admits(&self, admission: Admission) -> Result<bool, Refusal> {
-        if let Admission::Reopen = admission {
-            return self.admits_reopen();
-        }
         if self.end_cause().is_some() {
-            return Err(Refusal::Ended);
+            return self.admits_after_end(admission);
         }
         match admission {
-            Admission::Always | Admission::Room | Admission::Attached => Ok(true),
+            Admission::Always | Admission::Room | Admission::Attached | Admission::Reopen => {
+                Ok(true)
+            }
             Admission::Publish | Admission::PublishLarge => Ok(!self.is_flow_stopped),
             Admission::Answer { delivery_tag } => {
                 match self.delivery_tags.broker_tag(delivery_tag) {
@@ -125,18 +124,22 @@ impl Channel {
             }
             Admission::Recovery { epoch } if self.is_open_in(epoch) => Ok(true),
             Admission::Recovery { .. } => Err(Refusal::NotReopened),
-            // The broker has closed the channel, and the close handshake is over. What the end
-            // still changes would otherwise change the channel's new life.
-            Admission::RecoveryOpen { .. } | Admission::Reopen => Ok(!self.needed_by.broker),
+            Admission::RecoveryOpen { .. } => Ok(self.may_open()),
         }
     }
 
-    fn admits_reopen(&self) -> Result<bool, Refusal> {
-        match self.end_cause() {
-            None => Ok(true),
-            Some(_) if !self.needed_by.handles => Err(Refusal::ClosedByProgram),
-            Some(_) => Ok(!self.needed_by.broker),
+    fn admits_after_end(&self, admission: Admission) -> Result<bool, Refusal> {
+        match admission {
+            Admission::Reopen if self.needed_by.handles => Ok(self.may_open()),
+            Admission::Reopen => Err(Refusal::ClosedByProgram),
+            _ => Err(Refusal::Ended),
         }
+    }
+
+    /// Whether `channel.open` can be sent: the broker has closed the channel, and the close
+    /// handshake is over. What the end still changes would otherwise change the channel's new life.
+    fn may_open(&self) -> bool {
+        !self.needed_by.broker
     }
 
     /// The error for a caller that the channel refuses.
