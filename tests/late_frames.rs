@@ -356,6 +356,41 @@ fn full_queue(channel: &Channel) -> Queue {
     queue
 }
 
+/// The broker has requeued such a message, whatever happens to the channel meanwhile.
+#[test]
+fn an_ack_of_a_former_message_never_fails_as_a_second_ack() {
+    let connection = connect();
+    let channel = connection.open_channel().unwrap();
+    let queue = exclusive_queue(&channel);
+    queue.publish("former").unwrap();
+    let mut got = None;
+    eventually("the message arrives", || {
+        got = queue.get(false).unwrap();
+        got.is_some()
+    });
+    let tag = got.unwrap().delivery_tag();
+    make_a_mistake(&channel);
+    channel.reopen().unwrap();
+    let is_done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let acks = scope.spawn(|| {
+            while !is_done.load(Ordering::Relaxed) {
+                let Err(error) = channel.basic_ack(tag) else {
+                    continue;
+                };
+                let is_end = matches!(error.kind(), ErrorKind::ChannelClosed { .. });
+                assert!(is_end, "{error}");
+            }
+        });
+        for _ in 0..200 {
+            make_a_mistake(&channel);
+            channel.reopen().unwrap();
+        }
+        is_done.store(true, Ordering::Relaxed);
+        acks.join().unwrap();
+    });
+}
+
 #[test]
 fn a_message_published_during_a_reopen_gets_its_own_confirm() {
     let gate = Arc::new(Gate::default());

@@ -79,10 +79,13 @@ impl Channel {
 
     /// Whether an answer failed because its message came on a lost connection.
     fn is_stale(&self, delivery_tag: u64, error: &Error) -> bool {
-        let is_settled = matches!(error.kind(), ErrorKind::AlreadySettled { .. });
+        // Refused as stale: what has happened to the channel since then does not matter.
+        if matches!(error.kind(), ErrorKind::AlreadySettled { .. }) {
+            return true;
+        }
         self.state().look(|channel| {
             let is_stale = channel.delivery_tags.broker_tag(delivery_tag).is_none();
-            (is_stale || is_settled) && channel.end_cause().is_none()
+            is_stale && channel.end_cause().is_none()
         })
     }
 
