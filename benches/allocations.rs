@@ -59,18 +59,18 @@ fn measure_all(uri: &str) {
     let plain = open();
     measure("publish", || {
         for _ in 0..COUNT {
-            plain.basic_publish("", "q", &BODY).unwrap();
+            plain.basic_publish("", "q", BODY).unwrap();
         }
     });
     let window = PublisherOptions::default().window(256);
     let publisher = open().publisher_with(window).unwrap();
     measure("publisher, with a copy for recovery", || {
         for _ in 0..COUNT {
-            publisher.publish("", "q", &BODY).unwrap();
+            publisher.publish("", "q", BODY).unwrap();
         }
         publisher.wait_for_confirms().unwrap();
     });
-    let no_ack = ConsumeOptions::default().no_ack();
+    let no_ack = ConsumeOptions::default().no_ack(true);
     measure("consume, no_ack", || {
         consume(&open(), 16, COUNT, no_ack.clone(), false);
     });
@@ -108,7 +108,7 @@ fn measure_what_is_kept(uri: &str) {
         change.bytes_allocated as isize - change.bytes_deallocated as isize
     };
     let options = ConnectionOptions::from_uri(uri).unwrap();
-    let connection = Connection::open_with(&options.heartbeat(HEARTBEAT)).unwrap();
+    let connection = Connection::open_with(options.heartbeat(HEARTBEAT)).unwrap();
     let channel = connection.open_channel().unwrap();
     let before = in_use();
     let publisher = channel.publisher().unwrap();
@@ -119,7 +119,7 @@ fn measure_what_is_kept(uri: &str) {
         }
         publisher.wait_for_confirms().unwrap();
         let consuming = connection.open_channel().unwrap();
-        let no_ack = ConsumeOptions::default().no_ack();
+        let no_ack = ConsumeOptions::default().no_ack(true);
         consume(&consuming, size, count, no_ack, false);
         consuming.close().unwrap();
     }

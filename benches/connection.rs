@@ -35,14 +35,14 @@ fn publish(criterion: &mut Criterion) {
     group.throughput(Throughput::Elements(1));
     let plain = channel();
     group.bench_function("without confirms", |bencher| {
-        bencher.iter(|| plain.basic_publish("", "q", &BODY).unwrap());
+        bencher.iter(|| plain.basic_publish("", "q", BODY).unwrap());
     });
     let confirmed = channel();
     confirmed.confirm_select().unwrap();
     let mut published = 0;
     group.bench_function("confirms, waiting after every 256", |bencher| {
         bencher.iter(|| {
-            confirmed.basic_publish("", "q", &BODY).unwrap();
+            confirmed.basic_publish("", "q", BODY).unwrap();
             published += 1;
             if published % 256 == 0 {
                 confirmed.wait_for_confirms().unwrap();
@@ -52,10 +52,10 @@ fn publish(criterion: &mut Criterion) {
     let window = PublisherOptions::default().window(256);
     let publisher = channel().publisher_with(window).unwrap();
     group.bench_function("publisher with a window of 256", |bencher| {
-        bencher.iter(|| publisher.publish("", "q", &BODY).unwrap());
+        bencher.iter(|| publisher.publish("", "q", BODY).unwrap());
     });
     group.bench_function("publisher, waiting for each confirm", |bencher| {
-        bencher.iter(|| publisher.publish("", "q", &BODY).unwrap().wait().unwrap());
+        bencher.iter(|| publisher.publish("", "q", BODY).unwrap().wait().unwrap());
     });
 }
 
@@ -69,7 +69,7 @@ fn consume(criterion: &mut Criterion) {
                 channel.basic_qos(200).unwrap();
                 let options = match acknowledges {
                     true => ConsumeOptions::default(),
-                    false => ConsumeOptions::default().no_ack(),
+                    false => ConsumeOptions::default().no_ack(true),
                 };
                 let queue = format!("gen-16-{count}");
                 let begin = Instant::now();
@@ -89,8 +89,7 @@ fn consume(criterion: &mut Criterion) {
 fn call(criterion: &mut Criterion) {
     let channel = channel();
     criterion.bench_function("call", |bencher| {
-        let passive = QueueDeclareOptions::passive;
-        bencher.iter(|| channel.queue_declare("q", passive()).unwrap());
+        bencher.iter(|| channel.queue_declare_passive("q").unwrap());
     });
 }
 
@@ -104,10 +103,10 @@ fn broker(criterion: &mut Criterion) {
                 let connection = Connection::open(&broker.uri()).unwrap();
                 let channel = connection.open_channel().unwrap();
                 let queue = channel
-                    .queue_declare("q", QueueDeclareOptions::exclusive())
+                    .queue_declare("q", QueueDeclareOptions::temporary())
                     .unwrap();
-                let consumer = queue.consume(ConsumeOptions::default()).unwrap();
-                queue.publish(&BODY).unwrap();
+                let consumer = queue.consume().unwrap();
+                queue.publish(BODY).unwrap();
                 consumer.recv().unwrap().unwrap().ack().unwrap();
                 connection.close().unwrap();
             });

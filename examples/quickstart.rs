@@ -8,7 +8,7 @@ mod common;
 
 use std::time::Duration;
 
-use leveret::{Connection, ConsumeOptions, Message, QueueDeclareOptions, Result};
+use leveret::{Connection, Message, QueueDeclareOptions, Result};
 
 const COUNT: u32 = 1000;
 
@@ -16,7 +16,7 @@ fn main() -> Result<()> {
     let (uri, _broker) = common::broker()?;
     let connection = Connection::open(&uri)?;
     let channel = connection.open_channel()?;
-    let queue = channel.queue_declare("", QueueDeclareOptions::exclusive())?;
+    let queue = channel.queue_declare("", QueueDeclareOptions::temporary())?;
 
     let publisher = channel.publisher()?;
     let mut confirms = Vec::new();
@@ -32,7 +32,7 @@ fn main() -> Result<()> {
     }
 
     channel.basic_qos(200)?;
-    let consumer = queue.consume(ConsumeOptions::default())?;
+    let consumer = queue.consume()?;
     let (mut consumed, mut acknowledged) = (0, 0);
     while consumed < COUNT {
         let Some(delivery) = consumer.recv_timeout(Duration::from_secs(10))? else {

@@ -10,7 +10,7 @@
 use std::time::Duration;
 
 use leveret::crossbeam_channel::{bounded, select, tick};
-use leveret::{Connection, ConsumeOptions, QueueDeclareOptions, Result};
+use leveret::{Connection, QueueDeclareOptions, Result};
 
 fn main() -> Result<()> {
     let mut names = std::env::args().skip(1);
@@ -28,8 +28,8 @@ fn main() -> Result<()> {
     let channel = connection.open_channel()?;
     channel.basic_qos(10)?;
     let consume = |name: &str| {
-        let queue = channel.queue_declare(name, QueueDeclareOptions::durable())?;
-        queue.consume(ConsumeOptions::default())
+        let queue = channel.queue_declare(name, QueueDeclareOptions::default())?;
+        queue.consume()
     };
     let (first, second) = (consume(&first)?, consume(&second)?);
     let ticks = tick(Duration::from_secs(1));

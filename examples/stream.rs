@@ -52,11 +52,11 @@ fn read(orders: &Queue, country: &str, offset: u64) -> Result<u64> {
     let options = ConsumeOptions::default()
         .stream_offset(StreamOffset::Offset(offset))
         .stream_filter([country]);
-    let consumer = orders.consume(options)?;
+    let consumer = orders.consume_with(options)?;
     let mut next = offset;
     while let Some(delivery) = consumer.recv_timeout(Duration::from_secs(2))? {
         // The broker filters whole chunks, so other messages of a matching chunk arrive, too.
-        if delivery.stream_filter_value().as_deref() == Some(country) {
+        if delivery.stream_filter_value() == Some(country) {
             let text = String::from_utf8_lossy(delivery.body());
             println!("{}: {text}", delivery.stream_offset().unwrap_or_default());
         }

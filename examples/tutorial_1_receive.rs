@@ -12,8 +12,8 @@ fn main() -> Result<()> {
     let uri = std::env::var("AMQP_URL").unwrap_or_else(|_| "amqp://localhost".to_owned());
     let connection = Connection::open(&uri)?;
     let channel = connection.open_channel()?;
-    let queue = channel.queue_declare("hello", QueueDeclareOptions::durable())?;
-    let consumer = queue.consume(ConsumeOptions::default().no_ack())?;
+    let queue = channel.queue_declare("hello", QueueDeclareOptions::default())?;
+    let consumer = queue.consume_with(ConsumeOptions::default().no_ack(true))?;
     println!(" [*] Waiting for messages. To exit press CTRL+C");
     for delivery in consumer {
         let delivery = delivery?;

@@ -12,7 +12,7 @@ fn main() -> Result<()> {
     let uri = std::env::var("AMQP_URL").unwrap_or_else(|_| "amqp://localhost".to_owned());
     let connection = Connection::open(&uri)?;
     let channel = connection.open_channel()?;
-    let queue = channel.queue_declare("hello", QueueDeclareOptions::durable())?;
+    let queue = channel.queue_declare("hello", QueueDeclareOptions::default())?;
     queue.publish("Hello World!")?;
     println!(" [x] Sent 'Hello World!'");
     connection.close()

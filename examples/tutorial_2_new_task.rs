@@ -19,7 +19,7 @@ fn main() -> Result<()> {
     let uri = std::env::var("AMQP_URL").unwrap_or_else(|_| "amqp://localhost".to_owned());
     let connection = Connection::open(&uri)?;
     let channel = connection.open_channel()?;
-    let queue = channel.queue_declare("task_queue", QueueDeclareOptions::durable())?;
+    let queue = channel.queue_declare("task_queue", QueueDeclareOptions::default())?;
     let publisher = channel.publisher()?;
     let task = Message::new(&text).persistent();
     // Only the confirm says that the broker has the task on disk.

@@ -10,16 +10,16 @@
 use std::thread;
 use std::time::Duration;
 
-use leveret::{Connection, ConsumeOptions, QueueDeclareOptions, Result};
+use leveret::{Connection, QueueDeclareOptions, Result};
 
 fn main() -> Result<()> {
     let uri = std::env::var("AMQP_URL").unwrap_or_else(|_| "amqp://localhost".to_owned());
     let connection = Connection::open(&uri)?;
     let channel = connection.open_channel()?;
-    let queue = channel.queue_declare("task_queue", QueueDeclareOptions::durable())?;
+    let queue = channel.queue_declare("task_queue", QueueDeclareOptions::default())?;
     // With a larger prefetch, tasks would wait for a busy worker while another one is idle.
     channel.basic_qos(1)?;
-    let consumer = queue.consume(ConsumeOptions::default())?;
+    let consumer = queue.consume()?;
     println!(" [*] Waiting for messages. To exit press CTRL+C");
     for delivery in consumer {
         let delivery = delivery?;

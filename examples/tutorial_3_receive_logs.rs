@@ -17,9 +17,9 @@ fn main() -> Result<()> {
     let channel = connection.open_channel()?;
     let options = ExchangeDeclareOptions::default();
     let logs = channel.exchange_declare("logs", ExchangeKind::Fanout, options)?;
-    let queue = channel.queue_declare("", QueueDeclareOptions::exclusive())?;
+    let queue = channel.queue_declare("", QueueDeclareOptions::temporary())?;
     queue.bind(&logs, "")?;
-    let consumer = queue.consume(ConsumeOptions::default().no_ack())?;
+    let consumer = queue.consume_with(ConsumeOptions::default().no_ack(true))?;
     println!(" [*] Waiting for logs. To exit press CTRL+C");
     for delivery in consumer {
         println!(" [x] {}", String::from_utf8_lossy(delivery?.body()));

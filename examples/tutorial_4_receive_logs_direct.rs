@@ -23,11 +23,11 @@ fn main() -> Result<()> {
     let channel = connection.open_channel()?;
     let options = ExchangeDeclareOptions::default();
     let logs = channel.exchange_declare("direct_logs", ExchangeKind::Direct, options)?;
-    let queue = channel.queue_declare("", QueueDeclareOptions::exclusive())?;
+    let queue = channel.queue_declare("", QueueDeclareOptions::temporary())?;
     for key in &keys {
         queue.bind(&logs, key)?;
     }
-    let consumer = queue.consume(ConsumeOptions::default().no_ack())?;
+    let consumer = queue.consume_with(ConsumeOptions::default().no_ack(true))?;
     println!(" [*] Waiting for logs. To exit press CTRL+C");
     for delivery in consumer {
         let delivery = delivery?;

@@ -12,7 +12,7 @@ fn main() -> Result<()> {
     let uri = std::env::var("AMQP_URL").unwrap_or_else(|_| "amqp://localhost".to_owned());
     let connection = Connection::open(&uri)?;
     let channel = connection.open_channel()?;
-    channel.queue_declare("rpc_queue", QueueDeclareOptions::durable())?;
+    channel.queue_declare("rpc_queue", QueueDeclareOptions::default())?;
     let server = RpcServer::new(&connection);
     server.serve("rpc_queue", answer)?;
     println!(" [x] Awaiting RPC requests");

@@ -32,7 +32,7 @@ fn main() -> Result<()> {
         ),
     ] {
         let channel = connection.open_channel()?;
-        let queue = channel.queue_declare("", QueueDeclareOptions::exclusive())?;
+        let queue = channel.queue_declare("", QueueDeclareOptions::temporary())?;
         let publisher = channel.publisher()?;
         let begin = begin();
         publish(&publisher, queue.name(), count)?;
@@ -41,7 +41,7 @@ fn main() -> Result<()> {
             begin.elapsed().as_millis()
         );
 
-        let arrived = channel.queue_declare(queue.name(), QueueDeclareOptions::passive())?;
+        let arrived = channel.queue_declare_passive(queue.name())?;
         assert_eq!(arrived.message_count(), Some(count));
         channel.close()?;
     }

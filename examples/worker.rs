@@ -41,8 +41,8 @@ fn main() -> Result<()> {
         std::process::exit(1);
     }
     for name in &queues {
-        channel.queue_declare(name, QueueDeclareOptions::durable())?;
-        workers.consume(name, WorkerOptions::default().threads(2), handle)?;
+        channel.queue_declare(name, QueueDeclareOptions::default())?;
+        workers.consume_with(name, WorkerOptions::default().threads(2), handle)?;
     }
     println!("waiting for messages; to exit press Ctrl+C");
     workers.join()?;

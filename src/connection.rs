@@ -1,6 +1,6 @@
 //! Connections: a handle for a socket and for the IO thread that owns it.
 
-use std::borrow::Cow;
+use std::borrow::{Borrow, Cow};
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -49,7 +49,7 @@ const DROP_PATIENCE: Duration = Duration::from_secs(5);
 ///
 /// let connection = Connection::open("amqp://guest:guest@localhost:5672/%2f")?;
 /// let channel = connection.open_channel()?;
-/// let queue = channel.queue_declare("tasks", QueueDeclareOptions::durable())?;
+/// let queue = channel.queue_declare("tasks", QueueDeclareOptions::default())?;
 /// queue.publish("hello")?;
 /// connection.close()?;
 /// # Ok::<(), leveret::Error>(())
@@ -78,7 +78,7 @@ impl Connection {
     /// [`ErrorKind::InvalidUri`], [`ErrorKind::ConnectFailed`], [`ErrorKind::LoginRefused`],
     /// [`ErrorKind::VhostRefused`] and the other failures of a handshake; a timeout.
     pub fn open(uri: &str) -> Result<Self> {
-        Self::open_with(&ConnectionOptions::from_uri(uri)?)
+        Self::open_with(ConnectionOptions::from_uri(uri)?)
     }
 
     /// Connects to RabbitMQ on this machine with RabbitMQ's defaults:
@@ -87,15 +87,19 @@ impl Connection {
     /// # Errors
     /// Same as [`open`](Self::open).
     pub fn open_default() -> Result<Self> {
-        Self::open_with(&ConnectionOptions::default())
+        Self::open_with(ConnectionOptions::default())
     }
 
-    /// Connects to the broker with these options.
+    /// Connects to the broker with these options, or a reference to them.
     ///
     /// # Errors
     /// Same as [`open`](Self::open); [`ErrorKind::InvalidArgument`] for options that no broker
     /// accepts.
-    pub fn open_with(options: &ConnectionOptions) -> Result<Self> {
+    pub fn open_with(options: impl Borrow<ConnectionOptions>) -> Result<Self> {
+        Self::open_borrowed(options.borrow())
+    }
+
+    fn open_borrowed(options: &ConnectionOptions) -> Result<Self> {
         let doing = || format!("opening {options}");
         options.check().map_err(|error| error.doing(doing()))?;
         let connected =
@@ -137,16 +141,26 @@ impl Connection {
     /// If the connection is already closed: which side closed it, and why. A timeout: the
     /// connection is then closed without the broker's agreement.
     pub fn close(&self) -> Result<()> {
-        let timeout = self.inner.options.request_timeout;
-        self.close_with(ReplyCode::SUCCESS, "", timeout)
+        self.close_with(ReplyCode::SUCCESS, "")
     }
 
-    /// [`close`](Self::close) with a reply code and text, which RabbitMQ writes to its log. Waits
-    /// up to `timeout` instead of `request_timeout`.
+    /// [`close`](Self::close), but waits up to `timeout`.
     ///
     /// # Errors
     /// Same as [`close`](Self::close).
-    pub fn close_with(&self, code: ReplyCode, text: &str, timeout: Duration) -> Result<()> {
+    pub fn close_timeout(&self, timeout: Duration) -> Result<()> {
+        self.close_within(ReplyCode::SUCCESS, "", timeout)
+    }
+
+    /// [`close`](Self::close) with a reply code and text, which RabbitMQ writes to its log.
+    ///
+    /// # Errors
+    /// Same as [`close`](Self::close).
+    pub fn close_with(&self, code: ReplyCode, text: &str) -> Result<()> {
+        self.close_within(code, text, self.request_timeout())
+    }
+
+    fn close_within(&self, code: ReplyCode, text: &str, timeout: Duration) -> Result<()> {
         let closed = self.inner.shared.close(code, text, timeout);
         closed.map_err(|error| Operation::about(ConnectionClose::ID, "").failed(error))
     }

@@ -8,13 +8,14 @@ use crate::channel::{existence, Channel};
 use crate::connection::Connection;
 use crate::error::Result;
 use crate::message::Message;
-use crate::options::{BindOptions, ExchangeDeclareOptions, ExchangeDeleteOptions};
+use crate::options::{ExchangeDeclareOptions, ExchangeDeleteOptions};
 use crate::wire::method::{ExchangeBind, ExchangeDeclare, ExchangeDelete, ExchangeUnbind};
+use crate::wire::value::FieldTable;
 
 /// How an exchange routes messages.
 ///
 /// See <https://www.rabbitmq.com/docs/exchanges#types>.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ExchangeKind {
     /// Routes to queues bound with exactly the message's routing key.
@@ -126,9 +127,9 @@ impl fmt::Display for ExchangeKind {
 /// use leveret::{Connection, ExchangeDeclareOptions, ExchangeKind, Message, QueueDeclareOptions};
 ///
 /// let channel = Connection::open_default()?.open_channel()?;
-/// let durable = ExchangeDeclareOptions::durable();
-/// let events = channel.exchange_declare("events", ExchangeKind::Topic, durable)?;
-/// let queue = channel.queue_declare("", QueueDeclareOptions::exclusive())?;
+/// let options = ExchangeDeclareOptions::default();
+/// let events = channel.exchange_declare("events", ExchangeKind::Topic, options)?;
+/// let queue = channel.queue_declare("", QueueDeclareOptions::temporary())?;
 /// queue.bind(&events, "order.*")?;
 /// events.publish("order.paid", Message::new("{}").content_type("application/json"))?;
 /// # Ok::<(), leveret::Error>(())
@@ -173,16 +174,16 @@ impl Exchange {
     /// # Errors
     /// Same as [`Channel::exchange_bind`].
     pub fn bind(&self, source: &Self, routing_key: &str) -> Result<()> {
-        self.bind_with(source, routing_key, BindOptions::default())
+        self.bind_with(source, routing_key, FieldTable::new())
     }
 
     /// Binds this exchange to `source` with arguments, for example for a headers exchange.
     ///
     /// # Errors
     /// Same as [`Channel::exchange_bind`].
-    pub fn bind_with(&self, source: &Self, routing_key: &str, options: BindOptions) -> Result<()> {
+    pub fn bind_with(&self, source: &Self, routing_key: &str, arguments: FieldTable) -> Result<()> {
         self.channel
-            .exchange_bind(&self.name, &source.name, routing_key, options)
+            .exchange_bind(&self.name, &source.name, routing_key, arguments)
     }
 
     /// Removes a binding made by [`bind`](Self::bind).
@@ -190,7 +191,7 @@ impl Exchange {
     /// # Errors
     /// Same as [`Channel::exchange_unbind`].
     pub fn unbind(&self, source: &Self, routing_key: &str) -> Result<()> {
-        self.unbind_with(source, routing_key, BindOptions::default())
+        self.unbind_with(source, routing_key, FieldTable::new())
     }
 
     /// Removes a binding made by [`bind_with`](Self::bind_with) with the same arguments.
@@ -201,17 +202,25 @@ impl Exchange {
         &self,
         source: &Self,
         routing_key: &str,
-        options: BindOptions,
+        arguments: FieldTable,
     ) -> Result<()> {
         self.channel
-            .exchange_unbind(&self.name, &source.name, routing_key, options)
+            .exchange_unbind(&self.name, &source.name, routing_key, arguments)
     }
 
     /// Deletes the exchange: see [`Channel::exchange_delete`].
     ///
     /// # Errors
     /// Same as [`Channel::exchange_delete`].
-    pub fn delete(&self, options: ExchangeDeleteOptions) -> Result<()> {
+    pub fn delete(&self) -> Result<()> {
+        self.delete_with(ExchangeDeleteOptions::default())
+    }
+
+    /// Deletes the exchange only if the options permit it.
+    ///
+    /// # Errors
+    /// Same as [`Channel::exchange_delete`].
+    pub fn delete_with(&self, options: ExchangeDeleteOptions) -> Result<()> {
         self.channel.exchange_delete(&self.name, options)
     }
 }
@@ -223,7 +232,7 @@ impl Channel {
     /// use leveret::{Connection, ExchangeDeclareOptions, ExchangeKind};
     ///
     /// let channel = Connection::open_default()?.open_channel()?;
-    /// let options = ExchangeDeclareOptions::durable();
+    /// let options = ExchangeDeclareOptions::default();
     /// let logs = channel.exchange_declare("logs", ExchangeKind::Fanout, options)?;
     /// logs.publish("", "to everyone")?;
     /// # Ok::<(), leveret::Error>(())
@@ -236,8 +245,43 @@ impl Channel {
     pub fn exchange_declare(
         &self,
         name: &str,
-        kind: ExchangeKind,
+        kind: impl Into<ExchangeKind>,
         options: ExchangeDeclareOptions,
+    ) -> Result<Exchange> {
+        self.declare_exchange(name, &kind.into(), &options, false)
+    }
+
+    /// Checks that an exchange exists. [`Connection::exchange_exists`] asks the same without risk
+    /// to a channel.
+    ///
+    /// # Errors
+    /// 404 if the exchange does not exist: the broker then closes the channel. 403 without
+    /// permission.
+    pub fn exchange_declare_passive(&self, name: &str) -> Result<Exchange> {
+        // A passive declaration ignores the kind.
+        let options = ExchangeDeclareOptions::default().passive(true);
+        self.exchange_declare(name, ExchangeKind::Direct, options)
+    }
+
+    /// [`exchange_declare`](Self::exchange_declare) without waiting for the broker.
+    ///
+    /// # Errors
+    /// If the broker refuses, it closes the channel, and the next call on the channel fails.
+    pub fn exchange_declare_no_wait(
+        &self,
+        name: &str,
+        kind: impl Into<ExchangeKind>,
+        options: ExchangeDeclareOptions,
+    ) -> Result<Exchange> {
+        self.declare_exchange(name, &kind.into(), &options, true)
+    }
+
+    fn declare_exchange(
+        &self,
+        name: &str,
+        kind: &ExchangeKind,
+        options: &ExchangeDeclareOptions,
+        no_wait: bool,
     ) -> Result<Exchange> {
         let declare = ExchangeDeclare {
             ticket: 0,
@@ -247,10 +291,10 @@ impl Channel {
             durable: options.durable,
             auto_delete: options.auto_delete,
             internal: options.internal,
-            no_wait: options.no_wait,
+            no_wait,
             arguments: Cow::Borrowed(&options.arguments),
         };
-        self.call_recorded(options.no_wait, name, || declare)?;
+        self.call_recorded(no_wait, name, || declare)?;
         Ok(self.exchange(name))
     }
 
@@ -266,13 +310,34 @@ impl Channel {
     /// 406 if the options demand an unused exchange and it is in use; 403 for a predeclared
     /// exchange.
     pub fn exchange_delete(&self, name: &str, options: ExchangeDeleteOptions) -> Result<()> {
+        self.delete_exchange(name, &options, false)
+    }
+
+    /// [`exchange_delete`](Self::exchange_delete) without waiting for the broker.
+    ///
+    /// # Errors
+    /// If the broker refuses, it closes the channel, and the next call on the channel fails.
+    pub fn exchange_delete_no_wait(
+        &self,
+        name: &str,
+        options: ExchangeDeleteOptions,
+    ) -> Result<()> {
+        self.delete_exchange(name, &options, true)
+    }
+
+    fn delete_exchange(
+        &self,
+        name: &str,
+        options: &ExchangeDeleteOptions,
+        no_wait: bool,
+    ) -> Result<()> {
         let delete = ExchangeDelete {
             ticket: 0,
             exchange: name.into(),
             if_unused: options.if_unused,
-            no_wait: options.no_wait,
+            no_wait,
         };
-        self.call_recorded(options.no_wait, name, || delete)?;
+        self.call_recorded(no_wait, name, || delete)?;
         Ok(())
     }
 
@@ -288,17 +353,42 @@ impl Channel {
         destination: &str,
         source: &str,
         routing_key: &str,
-        options: BindOptions,
+        arguments: FieldTable,
+    ) -> Result<()> {
+        self.bind_exchange(destination, source, routing_key, &arguments, false)
+    }
+
+    /// [`exchange_bind`](Self::exchange_bind) without waiting for the broker.
+    ///
+    /// # Errors
+    /// If the broker refuses, it closes the channel, and the next call on the channel fails.
+    pub fn exchange_bind_no_wait(
+        &self,
+        destination: &str,
+        source: &str,
+        routing_key: &str,
+        arguments: FieldTable,
+    ) -> Result<()> {
+        self.bind_exchange(destination, source, routing_key, &arguments, true)
+    }
+
+    fn bind_exchange(
+        &self,
+        destination: &str,
+        source: &str,
+        routing_key: &str,
+        arguments: &FieldTable,
+        no_wait: bool,
     ) -> Result<()> {
         let bind = ExchangeBind {
             ticket: 0,
             destination: destination.into(),
             source: source.into(),
             routing_key: routing_key.into(),
-            no_wait: options.no_wait,
-            arguments: Cow::Borrowed(&options.arguments),
+            no_wait,
+            arguments: Cow::Borrowed(arguments),
         };
-        self.call_recorded(options.no_wait, destination, || bind)?;
+        self.call_recorded(no_wait, destination, || bind)?;
         Ok(())
     }
 
@@ -312,17 +402,42 @@ impl Channel {
         destination: &str,
         source: &str,
         routing_key: &str,
-        options: BindOptions,
+        arguments: FieldTable,
+    ) -> Result<()> {
+        self.unbind_exchange(destination, source, routing_key, &arguments, false)
+    }
+
+    /// [`exchange_unbind`](Self::exchange_unbind) without waiting for the broker.
+    ///
+    /// # Errors
+    /// If the broker refuses, it closes the channel, and the next call on the channel fails.
+    pub fn exchange_unbind_no_wait(
+        &self,
+        destination: &str,
+        source: &str,
+        routing_key: &str,
+        arguments: FieldTable,
+    ) -> Result<()> {
+        self.unbind_exchange(destination, source, routing_key, &arguments, true)
+    }
+
+    fn unbind_exchange(
+        &self,
+        destination: &str,
+        source: &str,
+        routing_key: &str,
+        arguments: &FieldTable,
+        no_wait: bool,
     ) -> Result<()> {
         let unbind = ExchangeUnbind {
             ticket: 0,
             destination: destination.into(),
             source: source.into(),
             routing_key: routing_key.into(),
-            no_wait: options.no_wait,
-            arguments: Cow::Borrowed(&options.arguments),
+            no_wait,
+            arguments: Cow::Borrowed(arguments),
         };
-        self.call_recorded(options.no_wait, destination, || unbind)?;
+        self.call_recorded(no_wait, destination, || unbind)?;
         Ok(())
     }
 }
@@ -337,8 +452,6 @@ impl Connection {
     /// [`open_channel`](Self::open_channel).
     pub fn exchange_exists(&self, name: &str) -> Result<bool> {
         let channel = self.open_question()?;
-        // A passive declaration ignores the kind.
-        let options = ExchangeDeclareOptions::passive();
-        existence(channel.exchange_declare(name, ExchangeKind::Direct, options))
+        existence(channel.exchange_declare_passive(name))
     }
 }

@@ -15,9 +15,9 @@
 //!     let connection = Connection::open("amqp://guest:guest@localhost:5672/%2f")?;
 //!     let channel = connection.open_channel()?;
 //!
-//!     let options = ExchangeDeclareOptions::durable();
+//!     let options = ExchangeDeclareOptions::default();
 //!     let logs = channel.exchange_declare("logs", ExchangeKind::Fanout, options)?;
-//!     let queue = channel.queue_declare("tasks", QueueDeclareOptions::durable())?;
+//!     let queue = channel.queue_declare("tasks", QueueDeclareOptions::default())?;
 //!     queue.bind(&logs, "")?;
 //!
 //!     queue.publish("through the default exchange, routed by the queue's name")?;
@@ -28,7 +28,7 @@
 //!     confirm.wait()?; // the broker has the message, or the error says what happened to it
 //!
 //!     channel.basic_qos(200)?;
-//!     let consumer = queue.consume(ConsumeOptions::default())?;
+//!     let consumer = queue.consume()?;
 //!     while let Some(delivery) = consumer.recv_timeout(Duration::from_secs(1))? {
 //!         println!("{} {:?}", delivery.routing_key(), delivery.body());
 //!         delivery.ack()?;
@@ -111,7 +111,7 @@ pub use connection::Connection;
 #[doc(inline)]
 pub use consumer::Consumer;
 pub use crossbeam_channel;
-pub use delivery::{Delivery, GetResponse};
+pub use delivery::{Death, DeathReason, Delivery, GetResponse};
 pub use error::{
     CloseReason, ClosedBy, Error, ErrorKind, FailedEndpoint, FailedPublish, ReplyCode, Result,
     ReturnedMessage,
@@ -120,10 +120,11 @@ pub use events::{Confirmation, ConnectionEvent, Entity};
 pub use exchange::{Exchange, ExchangeKind};
 pub use message::{Body, Message};
 pub use options::{
-    BindOptions, ConnectionOptions, ConsumeOptions, Credentials, DeadLetterStrategy, DelayedRetry,
+    AckMode, ConnectionOptions, ConsumeOptions, Credentials, DeadLetterStrategy, DelayedRetry,
     ExchangeDeclareOptions, ExchangeDeleteOptions, HashProperty, LeaderLocator, LoginMethod,
     NackOptions, OnConsumerEnd, Overflow, PublisherOptions, QosOptions, QueueDeclareOptions,
-    QueueDeleteOptions, QueueType, RecoveryOptions, StreamOffset, TlsOptions, WorkerOptions,
+    QueueDeleteOptions, QueueType, RecoveryOptions, Requeue, StreamOffset, TlsOptions,
+    WorkerOptions,
 };
 pub use publisher::confirm::Confirm;
 pub use publisher::Publisher;
@@ -131,6 +132,8 @@ pub use queue::Queue;
 pub use rpc::{RpcClient, RpcServer};
 pub use sasl::{SaslConversation, SaslMechanism};
 pub use stats::{ConnectionStats, Metrics};
+pub use wire::expiration::Expiration;
 pub use wire::properties::Properties;
+pub use wire::short_string::ShortString;
 pub use wire::value::{FieldTable, FieldValue};
 pub use workers::{LastError, QueueWorkers, Settlement, Workers, WorkersStatus};

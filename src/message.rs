@@ -2,9 +2,13 @@
 
 use std::borrow::Cow;
 use std::fmt;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
+use bytes::Bytes;
+
+use crate::wire::expiration::Expiration;
 use crate::wire::properties::Properties;
+use crate::wire::short_string::ShortString;
 use crate::wire::value::{FieldTable, FieldValue};
 
 /// Header that streams filter by.
@@ -30,13 +34,13 @@ setters! {
     /// it.
     persistent();
     /// Adds a header. Replaces an earlier header of the same name.
-    header(name: impl Into<String>, value: impl Into<FieldValue>);
+    header(name: impl Into<ShortString>, value: impl Into<FieldValue>);
     /// Sets all headers. Replaces headers that were set before.
-    headers(headers: FieldTable);
+    headers(headers: impl Into<FieldTable>);
     /// Sets the MIME type of the body, such as `application/json`.
-    content_type(value: impl Into<String>);
+    content_type(value: impl Into<ShortString>);
     /// Sets the encoding of the body, such as `gzip`.
-    content_encoding(value: impl Into<String>);
+    content_encoding(value: impl Into<ShortString>);
     /// Sets the delivery mode. 1: kept in memory. 2: written to disk if the queue is durable.
     delivery_mode(value: u8);
     /// Sets the message's priority in its queue. Messages of a higher priority are delivered first.
@@ -52,24 +56,29 @@ setters! {
     /// [`max_priority`]: crate::QueueDeclareOptions::max_priority
     priority(value: u8);
     /// Sets the identifier that links a reply to its request.
-    correlation_id(value: impl Into<String>);
+    correlation_id(value: impl Into<ShortString>);
     /// Sets the queue for replies to the message.
-    reply_to(value: impl Into<String>);
-    /// Sets how many milliseconds the message may stay in a queue before it expires, as decimal
-    /// digits.
-    expiration(value: impl Into<String>);
+    reply_to(value: impl Into<ShortString>);
+    /// Sets how long the message may stay in a queue before it expires: a [`Duration`], or a number
+    /// of milliseconds.
+    expiration(value: impl Into<Expiration>);
+    /// Sets how long the message may stay in a queue before it expires, in whole milliseconds,
+    /// rounded up (the property `expiration`). A call that would send more than 49 days fails.
+    expires_after(after: Duration);
     /// Sets an identifier that the program gives the message.
-    message_id(value: impl Into<String>);
+    message_id(value: impl Into<ShortString>);
     /// Sets the timestamp, in seconds since 1970-01-01 00:00 UTC.
     timestamp(value: u64);
     /// Sets the timestamp from a `SystemTime`, in whole seconds.
     sent_at(time: SystemTime);
     /// Sets the kind of message, for the programs at both ends (the property `type`).
-    message_type(value: impl Into<String>);
+    message_type(value: impl Into<ShortString>);
     /// Sets the publishing user. RabbitMQ refuses any name but that of the connection's user.
-    user_id(value: impl Into<String>);
+    user_id(value: impl Into<ShortString>);
     /// Sets the name of the publishing program.
-    app_id(value: impl Into<String>);
+    app_id(value: impl Into<ShortString>);
+    /// Sets a property that is unused and that RabbitMQ ignores.
+    cluster_id(value: impl Into<ShortString>);
 }
 
 #[derive(Clone)]
@@ -129,8 +138,11 @@ impl<'a> Message<'a> {
 
     /// Sets all properties. Replaces properties that were set before.
     #[must_use]
-    pub fn with_properties(mut self, properties: Properties) -> Self {
-        self.properties = MessageProperties::Owned(Box::new(properties));
+    pub fn with_properties(mut self, properties: impl Into<Cow<'a, Properties>>) -> Self {
+        self.properties = match properties.into() {
+            Cow::Borrowed(properties) => MessageProperties::Borrowed(properties),
+            Cow::Owned(properties) => MessageProperties::Owned(Box::new(properties)),
+        };
         self
     }
 
@@ -177,16 +189,16 @@ impl<'a> Message<'a> {
     /// [`Channel::returned_messages`](crate::Channel::returned_messages). By default, the broker
     /// drops such a message silently.
     #[must_use]
-    pub fn mandatory(mut self) -> Self {
-        self.mandatory = true;
+    pub fn mandatory(mut self, mandatory: bool) -> Self {
+        self.mandatory = mandatory;
         self
     }
 
     /// Asks the broker to return the message if no consumer can take it at once. RabbitMQ does not
     /// support this since 3.0 and closes the connection (540).
     #[must_use]
-    pub fn immediate(mut self) -> Self {
-        self.immediate = true;
+    pub fn immediate(mut self, immediate: bool) -> Self {
+        self.immediate = immediate;
         self
     }
 
@@ -245,7 +257,28 @@ bodies! {
     [] &'a Vec<u8> => |value| Cow::Borrowed(value);
     [] Vec<u8> => |value| Cow::Owned(value);
     [const N: usize] &'a [u8; N] => |value| Cow::Borrowed(value);
+    [const N: usize] [u8; N] => |value| Cow::Owned(value.to_vec());
     [] Cow<'a, [u8]> => |value| value;
+    [] Cow<'a, str> => |value| match value {
+        Cow::Borrowed(text) => Cow::Borrowed(text.as_bytes()),
+        Cow::Owned(text) => Cow::Owned(text.into_bytes()),
+    };
+    [] Box<[u8]> => |value| Cow::Owned(value.into_vec());
+    [] Box<str> => |value| Cow::Owned(value.into_string().into_bytes());
+    [] Bytes => |value| Cow::Owned(value.into());
+    [] &'a Bytes => |value| Cow::Borrowed(value);
+}
+
+impl<'a> From<&'a Properties> for Cow<'a, Properties> {
+    fn from(properties: &'a Properties) -> Self {
+        Self::Borrowed(properties)
+    }
+}
+
+impl From<Properties> for Cow<'_, Properties> {
+    fn from(properties: Properties) -> Self {
+        Self::Owned(properties)
+    }
 }
 
 impl<'a> From<&'a Message<'_>> for Message<'a> {

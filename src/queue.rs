@@ -10,21 +10,24 @@ use crate::delivery::GetResponse;
 use crate::error::{Error, Result};
 use crate::exchange::Exchange;
 use crate::message::Message;
-use crate::options::{BindOptions, ConsumeOptions, QueueDeclareOptions, QueueDeleteOptions};
+use crate::options::{AckMode, ConsumeOptions, QueueDeclareOptions, QueueDeleteOptions};
 use crate::session::call::Operation;
 use crate::session::queue_names::{Name, QueueName};
-use crate::wire::method::{Encode, QueueBind, QueueDeclare, QueueDelete, QueuePurge, QueueUnbind};
+use crate::wire::method::{
+    Encode, QueueBind, QueueDeclare, QueueDeclareOk, QueueDelete, QueuePurge, QueueUnbind,
+};
+use crate::wire::value::FieldTable;
 
 /// A handle for one queue: a name and a channel.
 ///
 /// ```no_run
-/// use leveret::{Connection, ConsumeOptions, QueueDeclareOptions};
+/// use leveret::{Connection, QueueDeclareOptions};
 /// use std::time::Duration;
 ///
 /// let channel = Connection::open_default()?.open_channel()?;
-/// let queue = channel.queue_declare("tasks", QueueDeclareOptions::durable())?;
+/// let queue = channel.queue_declare("tasks", QueueDeclareOptions::default())?;
 /// queue.publish("work")?;
-/// let consumer = queue.consume(ConsumeOptions::default())?;
+/// let consumer = queue.consume()?;
 /// while let Some(delivery) = consumer.recv_timeout(Duration::from_secs(1))? {
 ///     delivery.ack()?;
 /// }
@@ -85,7 +88,7 @@ impl Queue {
     /// # Errors
     /// Same as [`Channel::queue_bind`].
     pub fn bind(&self, exchange: &Exchange, routing_key: &str) -> Result<()> {
-        self.bind_with(exchange, routing_key, BindOptions::default())
+        self.bind_with(exchange, routing_key, FieldTable::new())
     }
 
     /// Binds the queue with arguments, for example to a headers exchange.
@@ -96,11 +99,11 @@ impl Queue {
         &self,
         exchange: &Exchange,
         routing_key: &str,
-        options: BindOptions,
+        arguments: FieldTable,
     ) -> Result<()> {
         let name = self.name.as_ref().into();
         self.channel
-            .bind_queue(name, exchange.name(), routing_key, &options)
+            .bind_queue(name, exchange.name(), routing_key, &arguments, false)
     }
 
     /// Removes a binding made by [`bind`](Self::bind).
@@ -108,7 +111,7 @@ impl Queue {
     /// # Errors
     /// Same as [`Channel::queue_unbind`].
     pub fn unbind(&self, exchange: &Exchange, routing_key: &str) -> Result<()> {
-        self.unbind_with(exchange, routing_key, BindOptions::default())
+        self.unbind_with(exchange, routing_key, FieldTable::new())
     }
 
     /// Removes a binding made by [`bind_with`](Self::bind_with) with the same arguments.
@@ -119,11 +122,11 @@ impl Queue {
         &self,
         exchange: &Exchange,
         routing_key: &str,
-        options: BindOptions,
+        arguments: FieldTable,
     ) -> Result<()> {
         let name = self.name.as_ref().into();
         self.channel
-            .unbind_queue(name, exchange.name(), routing_key, &options)
+            .unbind_queue(name, exchange.name(), routing_key, &arguments)
     }
 
     /// Publishes a message directly to this queue, through the default exchange: see
@@ -139,21 +142,37 @@ impl Queue {
         }
     }
 
-    /// Starts a consumer: see [`Channel::basic_consume`].
+    /// Starts a consumer that acknowledges each message: see [`Channel::basic_consume`].
     ///
     /// # Errors
     /// Same as [`Channel::basic_consume`].
-    pub fn consume(&self, options: ConsumeOptions) -> Result<Consumer> {
-        self.channel
-            .consume_queue(self.name.as_ref().into(), options)
+    pub fn consume(&self) -> Result<Consumer> {
+        self.consume_with(ConsumeOptions::default())
     }
 
-    /// Fetches one message: see [`Channel::basic_get`].
+    /// Starts a consumer with other [`ConsumeOptions`].
+    ///
+    /// # Errors
+    /// Same as [`Channel::basic_consume`].
+    pub fn consume_with(&self, options: ConsumeOptions) -> Result<Consumer> {
+        self.channel
+            .consume_queue(self.name.as_ref().into(), options, false)
+    }
+
+    /// Fetches one message, which the program must acknowledge: see [`Channel::basic_get`].
     ///
     /// # Errors
     /// Same as [`Channel::basic_get`].
-    pub fn get(&self, no_ack: bool) -> Result<Option<GetResponse>> {
-        self.channel.get(self.name.as_ref().into(), no_ack)
+    pub fn get(&self) -> Result<Option<GetResponse>> {
+        self.get_with(AckMode::Manual)
+    }
+
+    /// Fetches one message, with or without an acknowledgement.
+    ///
+    /// # Errors
+    /// Same as [`Channel::basic_get`].
+    pub fn get_with(&self, ack_mode: AckMode) -> Result<Option<GetResponse>> {
+        self.channel.get(self.name.as_ref().into(), ack_mode)
     }
 
     /// Drops all ready messages and returns their number: see [`Channel::queue_purge`].
@@ -169,9 +188,18 @@ impl Queue {
     ///
     /// # Errors
     /// Same as [`Channel::queue_delete`].
-    pub fn delete(&self, options: QueueDeleteOptions) -> Result<u32> {
-        self.channel
-            .delete_queue(self.name.as_ref().into(), &options)
+    pub fn delete(&self) -> Result<u32> {
+        self.delete_with(QueueDeleteOptions::default())
+    }
+
+    /// Deletes the queue only if the options permit it.
+    ///
+    /// # Errors
+    /// Same as [`Channel::queue_delete`].
+    pub fn delete_with(&self, options: QueueDeleteOptions) -> Result<u32> {
+        let name = self.name.as_ref().into();
+        let deleted = self.channel.delete_queue(name, &options, false)?;
+        Ok(deleted.unwrap_or_default())
     }
 }
 
@@ -183,7 +211,7 @@ impl Channel {
     /// use leveret::{Connection, QueueDeclareOptions};
     ///
     /// let channel = Connection::open_default()?.open_channel()?;
-    /// let queue = channel.queue_declare("tasks", QueueDeclareOptions::durable())?;
+    /// let queue = channel.queue_declare("tasks", QueueDeclareOptions::default())?;
     /// println!("{:?} messages, {:?} consumers", queue.message_count(), queue.consumer_count());
     /// queue.publish("work")?;
     /// # Ok::<(), leveret::Error>(())
@@ -193,12 +221,43 @@ impl Channel {
     /// 406 if the queue exists with other options; 405 if it is exclusive to another connection;
     /// 404 if a passive declaration finds no queue; 403 without permission.
     pub fn queue_declare(&self, name: &str, options: QueueDeclareOptions) -> Result<Queue> {
-        if options.no_wait && name.is_empty() {
+        let ok = self.declare_queue(name, &options, false)?;
+        Ok(self.declared(name, ok))
+    }
+
+    /// Checks that a queue exists, and returns its counts.
+    /// [`Connection::queue_exists`] asks the same without risk to a channel.
+    ///
+    /// # Errors
+    /// 404 if the queue does not exist: the broker then closes the channel. 405 if it is exclusive
+    /// to another connection; 403 without permission.
+    pub fn queue_declare_passive(&self, name: &str) -> Result<Queue> {
+        self.queue_declare(name, QueueDeclareOptions::default().passive(true))
+    }
+
+    /// [`queue_declare`](Self::queue_declare) without waiting for the broker. The counts are
+    /// unknown.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument) for the name `""`. If the
+    /// broker refuses, it closes the channel, and the next call on the channel fails.
+    pub fn queue_declare_no_wait(&self, name: &str, options: QueueDeclareOptions) -> Result<Queue> {
+        if name.is_empty() {
             let asked = Operation::about(QueueDeclare::ID, name);
             return Err(asked.failed(Error::invalid(
-                "no_wait needs a queue name: without a reply, the program cannot learn the name that the broker chooses",
+                "the queue needs a name: without a reply, the program cannot learn the name that the broker chooses",
             )));
         }
+        let no_reply = self.declare_queue(name, &options, true)?;
+        Ok(self.declared(name, no_reply))
+    }
+
+    fn declare_queue(
+        &self,
+        name: &str,
+        options: &QueueDeclareOptions,
+        no_wait: bool,
+    ) -> Result<Option<QueueDeclareOk<'static>>> {
         let declare = QueueDeclare {
             ticket: 0,
             queue: name.into(),
@@ -206,15 +265,18 @@ impl Channel {
             durable: options.durable,
             exclusive: options.exclusive,
             auto_delete: options.auto_delete,
-            no_wait: options.no_wait,
+            no_wait,
             arguments: Cow::Borrowed(&options.arguments),
         };
-        let ok = self.call_recorded(options.no_wait, name, || declare)?;
+        self.call_recorded(no_wait, name, || declare)
+    }
+
+    fn declared(&self, name: &str, ok: Option<QueueDeclareOk<'_>>) -> Queue {
         let name = ok.as_ref().map_or(name, |ok| &ok.queue);
         let counts = ok.as_ref().map(|ok| (ok.message_count, ok.consumer_count));
         let queue = Queue::new(self.clone(), name, counts);
         self.state().set_last_queue(queue.tracked_name());
-        Ok(queue)
+        queue
     }
 
     /// Returns a handle for an existing queue without asking the broker. Its counts are unknown.
@@ -226,11 +288,11 @@ impl Channel {
     /// key go into the queue.
     ///
     /// ```no_run
-    /// use leveret::{BindOptions, Connection, QueueDeclareOptions};
+    /// use leveret::{Connection, FieldTable, QueueDeclareOptions};
     ///
     /// let channel = Connection::open_default()?.open_channel()?;
-    /// let queue = channel.queue_declare("", QueueDeclareOptions::exclusive())?;
-    /// channel.queue_bind(queue.name(), "amq.topic", "sensors.#", BindOptions::default())?;
+    /// let queue = channel.queue_declare("", QueueDeclareOptions::temporary())?;
+    /// channel.queue_bind(queue.name(), "amq.topic", "sensors.#", FieldTable::new())?;
     /// # Ok::<(), leveret::Error>(())
     /// ```
     ///
@@ -241,27 +303,42 @@ impl Channel {
         queue: &str,
         exchange: &str,
         routing_key: &str,
-        options: BindOptions,
+        arguments: FieldTable,
     ) -> Result<()> {
-        self.bind_queue(queue.into(), exchange, routing_key, &options)
+        self.bind_queue(queue.into(), exchange, routing_key, &arguments, false)
     }
 
-    pub(crate) fn bind_queue(
+    /// [`queue_bind`](Self::queue_bind) without waiting for the broker.
+    ///
+    /// # Errors
+    /// If the broker refuses, it closes the channel, and the next call on the channel fails.
+    pub fn queue_bind_no_wait(
+        &self,
+        queue: &str,
+        exchange: &str,
+        routing_key: &str,
+        arguments: FieldTable,
+    ) -> Result<()> {
+        self.bind_queue(queue.into(), exchange, routing_key, &arguments, true)
+    }
+
+    fn bind_queue(
         &self,
         queue: QueueName<'_>,
         exchange: &str,
         routing_key: &str,
-        options: &BindOptions,
+        arguments: &FieldTable,
+        no_wait: bool,
     ) -> Result<()> {
-        self.call_recorded(options.no_wait, queue.shown(), || {
+        self.call_recorded(no_wait, queue.shown(), || {
             let name = self.state().resolve(queue);
             QueueBind {
                 ticket: 0,
                 exchange: exchange.into(),
                 routing_key: routing_key_or(routing_key, &name, queue).to_owned().into(),
                 queue: name,
-                no_wait: options.no_wait,
-                arguments: Cow::Borrowed(&options.arguments),
+                no_wait,
+                arguments: Cow::Borrowed(arguments),
             }
         })?;
         Ok(())
@@ -277,17 +354,17 @@ impl Channel {
         queue: &str,
         exchange: &str,
         routing_key: &str,
-        options: BindOptions,
+        arguments: FieldTable,
     ) -> Result<()> {
-        self.unbind_queue(queue.into(), exchange, routing_key, &options)
+        self.unbind_queue(queue.into(), exchange, routing_key, &arguments)
     }
 
-    pub(crate) fn unbind_queue(
+    fn unbind_queue(
         &self,
         queue: QueueName<'_>,
         exchange: &str,
         routing_key: &str,
-        options: &BindOptions,
+        arguments: &FieldTable,
     ) -> Result<()> {
         self.call_recorded(false, queue.shown(), || {
             let name = self.state().resolve(queue);
@@ -296,7 +373,7 @@ impl Channel {
                 exchange: exchange.into(),
                 routing_key: routing_key_or(routing_key, &name, queue).to_owned().into(),
                 queue: name,
-                arguments: Cow::Borrowed(&options.arguments),
+                arguments: Cow::Borrowed(arguments),
             }
         })?;
         Ok(())
@@ -311,7 +388,7 @@ impl Channel {
         self.purge_queue(name.into())
     }
 
-    pub(crate) fn purge_queue(&self, queue: QueueName<'_>) -> Result<u32> {
+    fn purge_queue(&self, queue: QueueName<'_>) -> Result<u32> {
         let purged = self.call(queue.shown(), || self.purge(queue, false))?;
         Ok(purged.message_count)
     }
@@ -342,22 +419,33 @@ impl Channel {
     /// 406 if the options demand an unused or empty queue, and the queue is in use or not empty;
     /// 405 if it is exclusive to another connection.
     pub fn queue_delete(&self, name: &str, options: QueueDeleteOptions) -> Result<u32> {
-        self.delete_queue(name.into(), &options)
+        let deleted = self.delete_queue(name.into(), &options, false)?;
+        Ok(deleted.unwrap_or_default())
     }
 
-    pub(crate) fn delete_queue(
+    /// [`queue_delete`](Self::queue_delete) without waiting for the broker.
+    ///
+    /// # Errors
+    /// If the broker refuses, it closes the channel, and the next call on the channel fails.
+    pub fn queue_delete_no_wait(&self, name: &str, options: QueueDeleteOptions) -> Result<()> {
+        self.delete_queue(name.into(), &options, true).map(drop)
+    }
+
+    /// Returns the number of messages deleted with the queue, if the broker replies.
+    fn delete_queue(
         &self,
         queue: QueueName<'_>,
         options: &QueueDeleteOptions,
-    ) -> Result<u32> {
-        let ok = self.call_recorded(options.no_wait, queue.shown(), || QueueDelete {
+        no_wait: bool,
+    ) -> Result<Option<u32>> {
+        let ok = self.call_recorded(no_wait, queue.shown(), || QueueDelete {
             ticket: 0,
             queue: self.state().resolve(queue),
             if_unused: options.if_unused,
             if_empty: options.if_empty,
-            no_wait: options.no_wait,
+            no_wait,
         })?;
-        Ok(ok.map_or(0, |ok| ok.message_count))
+        Ok(ok.map(|ok| ok.message_count))
     }
 }
 
@@ -382,6 +470,6 @@ impl Connection {
     /// [`open_channel`](Self::open_channel).
     pub fn queue_exists(&self, name: &str) -> Result<bool> {
         let channel = self.open_question()?;
-        existence(channel.queue_declare(name, QueueDeclareOptions::passive()))
+        existence(channel.queue_declare_passive(name))
     }
 }

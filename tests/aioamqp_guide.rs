@@ -22,7 +22,7 @@ fn connecting_with_defaults() {
         .0
         .parse()
         .unwrap();
-    let connection = Connection::open_with(&defaults.port(port)).unwrap();
+    let connection = Connection::open_with(defaults.port(port)).unwrap();
     assert!(connection.is_open());
     Connection::open(&uri).unwrap();
 }
@@ -32,11 +32,11 @@ fn publishing_through_a_queue_handle_and_consuming() {
     let connection = connect();
     let channel = connection.open_channel().unwrap();
     let queue = channel
-        .queue_declare(&unique("queue"), QueueDeclareOptions::exclusive())
+        .queue_declare(&unique("queue"), QueueDeclareOptions::temporary())
         .unwrap();
     queue.publish("aioamqp hello").unwrap();
 
-    let consumer = queue.consume(ConsumeOptions::default()).unwrap();
+    let consumer = queue.consume().unwrap();
     let delivery = consumer.recv_timeout(SOON).unwrap().unwrap();
     let taken = (
         delivery.consumer_tag(),
@@ -51,15 +51,17 @@ fn publishing_through_a_queue_handle_and_consuming() {
 fn a_fanout_exchange_bound_to_a_queue() {
     let connection = connect();
     let channel = connection.open_channel().unwrap();
-    let options = ExchangeDeclareOptions::default().auto_delete();
+    let options = ExchangeDeclareOptions::default().auto_delete(true);
     let exchange = channel
         .exchange_declare(&unique("logs"), ExchangeKind::Fanout, options)
         .unwrap();
     let queue = channel
-        .queue_declare("", QueueDeclareOptions::exclusive())
+        .queue_declare("", QueueDeclareOptions::temporary())
         .unwrap();
     queue.bind(&exchange, "").unwrap();
-    let consumer = queue.consume(ConsumeOptions::default().no_ack()).unwrap();
+    let consumer = queue
+        .consume_with(ConsumeOptions::default().no_ack(true))
+        .unwrap();
     exchange.publish("", "to everyone").unwrap();
     let delivery = consumer.recv_timeout(SOON).unwrap().unwrap();
     assert_eq!(
@@ -76,7 +78,7 @@ fn closing_and_waiting_until_closed_with_a_timeout() {
     connection.wait_closed(SOON).unwrap();
     // aioamqp raises an exception type of its own for a closed connection.
     let error = channel
-        .queue_declare("q", QueueDeclareOptions::durable())
+        .queue_declare("q", QueueDeclareOptions::default())
         .unwrap_err();
     assert!(
         matches!(error.kind(), ErrorKind::ConnectionClosed(reason) if reason.by == ClosedBy::Program)

@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 use leveret::broker::{Broker, BrokerOptions};
 use leveret::crossbeam_channel::bounded;
 use leveret::{
-    BindOptions, Channel, Connection, ConnectionEvent, ConnectionOptions, ConsumeOptions,
-    ErrorKind, Message, Queue, QueueDeclareOptions, RecoveryOptions, ReplyCode, StreamOffset,
+    AckMode, Channel, Connection, ConnectionEvent, ConnectionOptions, ConsumeOptions, ErrorKind,
+    FieldTable, Message, Queue, QueueDeclareOptions, RecoveryOptions, ReplyCode, Requeue,
+    StreamOffset,
 };
 
 use crate::recovery::recovered;
@@ -35,7 +36,7 @@ fn impatient(broker: &Broker) -> ConnectionOptions {
 
 fn declare(channel: &Channel) -> Queue {
     channel
-        .queue_declare("q", QueueDeclareOptions::durable())
+        .queue_declare("q", QueueDeclareOptions::default())
         .unwrap()
 }
 
@@ -52,7 +53,7 @@ fn brokers_are_independent_and_stop_when_dropped() {
     for (number, (broker, channel)) in brokers.iter().enumerate() {
         let name = format!("q{number}");
         let queue = channel
-            .queue_declare(&name, QueueDeclareOptions::durable())
+            .queue_declare(&name, QueueDeclareOptions::default())
             .unwrap();
         queue.publish("only here").unwrap();
         assert!(broker.wait_until(SOON, |it| it.queues().len() == 1
@@ -95,7 +96,7 @@ fn inspection_shows_queues_connections_and_published_messages() {
     channel.basic_publish("amq.topic", "a.b", "lost").unwrap();
     queue.publish("second").unwrap();
     channel.basic_qos(1).unwrap();
-    let consumer = queue.consume(ConsumeOptions::default()).unwrap();
+    let consumer = queue.consume().unwrap();
     let delivery = consumer.recv().unwrap().unwrap();
 
     let state = broker.queue("q").unwrap();
@@ -137,7 +138,7 @@ fn only_configured_users_and_vhosts_can_connect() {
     );
     let broker = Broker::start_with(settings.published_limit(1)).unwrap();
     let bob = options(&broker).username("bob").password("secret");
-    let connection = Connection::open_with(&bob.clone().vhost("orders")).unwrap();
+    let connection = Connection::open_with(bob.clone().vhost("orders")).unwrap();
     let channel = connection.open_channel().unwrap();
     declare(&channel);
     for body in ["1", "2"] {
@@ -149,9 +150,9 @@ fn only_configured_users_and_vhosts_can_connect() {
     let published = broker.published();
     assert_eq!((published.len(), &published[0].body[..]), (1, &b"2"[..]));
 
-    let refused = Connection::open_with(&bob.clone().vhost("nope")).unwrap_err();
+    let refused = Connection::open_with(bob.clone().vhost("nope")).unwrap_err();
     assert_eq!(refused.reply_code(), Some(ReplyCode::NOT_ALLOWED));
-    let refused = Connection::open_with(&bob.password("wrong")).unwrap_err();
+    let refused = Connection::open_with(bob.password("wrong")).unwrap_err();
     assert_eq!(refused.reply_code(), Some(ReplyCode::ACCESS_REFUSED));
 }
 
@@ -182,7 +183,7 @@ fn a_broker_that_stopped_answering_answers_pending_calls_later() {
     assert!(Connection::open_with(&hasty).unwrap_err().is_timeout());
     let declares = move || {
         channel
-            .queue_declare("q", QueueDeclareOptions::durable())
+            .queue_declare("q", QueueDeclareOptions::default())
             .map(drop)
     };
     let asked = thread::spawn(declares);
@@ -213,7 +214,7 @@ fn a_client_notices_when_heartbeats_stop() {
 fn a_client_gets_heartbeats_from_a_broker_that_proposes_none() {
     let proposes_none = BrokerOptions::default().heartbeat(Duration::ZERO);
     let broker = Broker::start_with(proposes_none).unwrap();
-    let connection = Connection::open_with(&impatient(&broker)).unwrap();
+    let connection = Connection::open_with(impatient(&broker)).unwrap();
     assert_eq!(connection.server_heartbeat(), Duration::ZERO);
     assert_eq!(connection.heartbeat(), HEARTBEAT);
     // Both sides send heartbeats, so neither takes the other for dead.
@@ -238,7 +239,7 @@ fn a_silent_client_is_dropped_and_its_messages_are_requeued() {
         .unwrap();
     let queue = declare(&channel);
     queue.publish("unacknowledged").unwrap();
-    let consumer = queue.consume(ConsumeOptions::default()).unwrap();
+    let consumer = queue.consume().unwrap();
     let _delivery = consumer.recv().unwrap().unwrap();
     // The client cannot reconnect either.
     proxy.refuse(true);
@@ -343,7 +344,7 @@ fn a_consumer_can_be_timed_out_and_its_messages_are_redelivered() {
     }
     channel.basic_qos(2).unwrap();
     let options = ConsumeOptions::default().consumer_tag("slow");
-    let consumer = queue.consume(options.clone()).unwrap();
+    let consumer = queue.consume_with(options.clone()).unwrap();
     eventually("the consumer has two messages", || consumer.unread() == 2);
     let in_hand = consumer.recv().unwrap().unwrap();
     assert_eq!(broker.time_out_consumers("q"), 1);
@@ -356,7 +357,7 @@ fn a_consumer_can_be_timed_out_and_its_messages_are_redelivered() {
         "consumer \"slow\" was cancelled by the broker"
     );
     in_hand.ack().unwrap();
-    let consumer = queue.consume(options).unwrap();
+    let consumer = queue.consume_with(options).unwrap();
     for body in ["in hand", "unread", "never sent"] {
         let delivery = consumer.recv_timeout(SOON).unwrap().unwrap();
         assert_eq!(delivery.body(), body.as_bytes());
@@ -373,7 +374,7 @@ fn a_consumer_can_be_timed_out_and_its_messages_are_redelivered() {
 fn consumers_can_be_cancelled_by_the_broker() {
     let (broker, channel) = start();
     let queue = declare(&channel);
-    let consumer = queue.consume(ConsumeOptions::default()).unwrap();
+    let consumer = queue.consume().unwrap();
     assert_eq!(broker.cancel_consumers("none"), 0);
     assert_eq!(broker.cancel_consumers("q"), 1);
     let error = consumer.recv().unwrap_err();
@@ -387,10 +388,10 @@ fn consumers_can_be_cancelled_by_the_broker() {
 #[test]
 fn a_restart_keeps_durable_entities_and_persistent_messages() {
     let (broker, channel) = start();
-    let durable = QueueDeclareOptions::durable;
+    let durable = QueueDeclareOptions::default;
     channel.queue_declare("kept", durable()).unwrap();
     channel
-        .queue_declare("gone", QueueDeclareOptions::exclusive())
+        .queue_declare("gone", QueueDeclareOptions::temporary())
         .unwrap();
     channel
         .queue_bind("kept", "amq.direct", "k", Default::default())
@@ -416,9 +417,10 @@ fn a_restart_keeps_durable_entities_and_persistent_messages() {
     channel
         .basic_publish("amq.direct", "k", "still bound")
         .unwrap();
-    let bodies: Vec<_> = std::iter::from_fn(|| channel.basic_get("kept", true).unwrap())
-        .map(|it| String::from_utf8(it.body().to_vec()).unwrap())
-        .collect();
+    let bodies: Vec<_> =
+        std::iter::from_fn(|| channel.basic_get("kept", AckMode::Automatic).unwrap())
+            .map(|it| String::from_utf8(it.delivery.body().to_vec()).unwrap())
+            .collect();
     assert_eq!(bodies, ["persistent", "still bound"]);
 }
 
@@ -437,7 +439,7 @@ fn deliveries_wait_in_the_queue_while_the_client_does_not_read() {
         .unwrap()
         .open_channel()
         .unwrap();
-    let options = ConsumeOptions::default().no_ack();
+    let options = ConsumeOptions::default().no_ack(true);
     let consumer = slow.basic_consume("q", options).unwrap();
     assert!(broker.wait_until(SOON, |it| it.queue("q").is_some_and(|it| it.ready < 64)));
     let comes_to_rest = |it: &Broker| it.queue("q").is_some_and(|it| it.ready < 32);
@@ -502,12 +504,12 @@ fn messages_requeued_by_a_restart_go_to_no_connection_that_is_cut_too() {
     };
     let (first, second) = (connect(), connect());
     let queue = first
-        .queue_declare("q", QueueDeclareOptions::durable())
+        .queue_declare("q", QueueDeclareOptions::default())
         .unwrap();
-    let keeping = queue.consume(ConsumeOptions::default()).unwrap();
+    let keeping = queue.consume().unwrap();
     queue.publish(Message::new("kept").persistent()).unwrap();
     let _delivery = keeping.recv().unwrap().unwrap();
-    let no_ack = ConsumeOptions::default().no_ack();
+    let no_ack = ConsumeOptions::default().no_ack(true);
     let _losing = second.basic_consume("q", no_ack).unwrap();
     broker.restart();
     assert_eq!(broker.queue("q").unwrap().ready, 1);
@@ -517,18 +519,24 @@ fn messages_requeued_by_a_restart_go_to_no_connection_that_is_cut_too() {
 fn a_dead_letter_with_a_routing_key_that_no_frame_can_carry_costs_no_connection() {
     let (_broker, channel) = start();
     let dead = channel
-        .queue_declare("dead", QueueDeclareOptions::durable())
+        .queue_declare("dead", QueueDeclareOptions::default())
         .unwrap();
     channel
-        .queue_bind("dead", "amq.fanout", "", BindOptions::default())
+        .queue_bind("dead", "amq.fanout", "", FieldTable::new())
         .unwrap();
-    let options = QueueDeclareOptions::durable()
+    let options = QueueDeclareOptions::default()
         .dead_letter_exchange("amq.fanout")
         .dead_letter_routing_key(&"k".repeat(256));
     let queue = channel.queue_declare("q", options).unwrap();
     queue.publish("dead letter").unwrap();
-    let consumer = dead.consume(ConsumeOptions::default()).unwrap();
-    queue.get(false).unwrap().unwrap().reject(false).unwrap();
+    let consumer = dead.consume().unwrap();
+    queue
+        .get()
+        .unwrap()
+        .unwrap()
+        .delivery
+        .reject(Requeue::No)
+        .unwrap();
     dead.publish("next").unwrap();
     let next = consumer.recv_timeout(SOON).unwrap().unwrap();
     assert_eq!(next.body(), b"next");
@@ -542,7 +550,7 @@ fn a_stream_consumer_can_be_dropped_unread_while_its_connection_is_recovered() {
     // The options make it a consumer of a stream, which keeps unread messages when the connection
     // is lost.
     let options = ConsumeOptions::default().stream_offset(StreamOffset::First);
-    let consumer = queue.consume(options).unwrap();
+    let consumer = queue.consume_with(options).unwrap();
     queue.publish("unread").unwrap();
     eventually("the message is unread", || consumer.unread() == 1);
     let connection = channel.connection().clone();
@@ -559,5 +567,13 @@ fn a_stream_consumer_can_be_dropped_unread_while_its_connection_is_recovered() {
     dropping.join().unwrap();
     broker.refuse_connections(false);
     recovered(&events);
-    assert_eq!(queue.get(true).unwrap().unwrap().body(), b"unread");
+    assert_eq!(
+        queue
+            .get_with(AckMode::Automatic)
+            .unwrap()
+            .unwrap()
+            .delivery
+            .body(),
+        b"unread"
+    );
 }

@@ -2,9 +2,9 @@
 //! connection.
 
 use leveret::{
-    BindOptions, Channel, Connection, ConsumeOptions, Error, ErrorKind, ExchangeDeclareOptions,
+    AckMode, Channel, Connection, ConsumeOptions, Error, ErrorKind, ExchangeDeclareOptions,
     ExchangeKind, FieldTable, FieldValue, Message, QosOptions, QueueDeclareOptions,
-    QueueDeleteOptions, RecoveryOptions, ReplyCode,
+    QueueDeleteOptions, RecoveryOptions, ReplyCode, Requeue,
 };
 
 use crate::support::{connect, eventually, exclusive_queue, options, unique, version};
@@ -34,7 +34,7 @@ fn not_found_404() {
         channel.basic_consume("nope", ConsumeOptions::default()).unwrap_err()
     });
     refused(ReplyCode::NOT_FOUND, "basic.get \"nope\"", |channel| {
-        channel.basic_get("nope", false).unwrap_err()
+        channel.basic_get("nope", AckMode::Manual).unwrap_err()
     });
     refused(ReplyCode::NOT_FOUND, "queue.bind", |channel| {
         let queue = exclusive_queue(channel);
@@ -58,7 +58,7 @@ fn access_refused_403() {
         "queue.declare \"amq.mine\"",
         |channel| {
             channel
-                .queue_declare("amq.mine", QueueDeclareOptions::durable())
+                .queue_declare("amq.mine", QueueDeclareOptions::default())
                 .unwrap_err()
         },
     );
@@ -78,14 +78,14 @@ fn resource_locked_405() {
     let owner = connect().open_channel().unwrap();
     let name = unique("q");
     let queue = owner
-        .queue_declare(&name, QueueDeclareOptions::exclusive())
+        .queue_declare(&name, QueueDeclareOptions::temporary())
         .unwrap();
     refused(
         ReplyCode::RESOURCE_LOCKED,
         "405 RESOURCE_LOCKED",
         |channel| {
             channel
-                .queue_declare(queue.name(), QueueDeclareOptions::exclusive())
+                .queue_declare(queue.name(), QueueDeclareOptions::temporary())
                 .unwrap_err()
         },
     );
@@ -105,14 +105,14 @@ fn precondition_failed_406() {
     let channel = connect().open_channel().unwrap();
     let name = unique("q");
     channel
-        .queue_declare(&name, QueueDeclareOptions::durable())
+        .queue_declare(&name, QueueDeclareOptions::default())
         .unwrap();
     refused(
         ReplyCode::PRECONDITION_FAILED,
         "inequivalent arg 'auto_delete' for queue",
         |channel| {
             channel
-                .queue_declare(&name, QueueDeclareOptions::durable().auto_delete())
+                .queue_declare(&name, QueueDeclareOptions::default().auto_delete(true))
                 .unwrap_err()
         },
     );
@@ -120,7 +120,7 @@ fn precondition_failed_406() {
         ReplyCode::PRECONDITION_FAILED,
         "inequivalent arg 'x-max-length'",
         |channel| {
-            let options = QueueDeclareOptions::durable().argument("x-max-length", 5);
+            let options = QueueDeclareOptions::default().argument("x-max-length", 5);
             channel.queue_declare(&name, options).unwrap_err()
         },
     );
@@ -128,7 +128,7 @@ fn precondition_failed_406() {
         ReplyCode::PRECONDITION_FAILED,
         "inequivalent arg 'type' for exchange 'amq.fanout'",
         |channel| {
-            let options = ExchangeDeclareOptions::durable();
+            let options = ExchangeDeclareOptions::default();
             channel
                 .exchange_declare("amq.fanout", ExchangeKind::Direct, options)
                 .unwrap_err()
@@ -138,7 +138,7 @@ fn precondition_failed_406() {
         ReplyCode::PRECONDITION_FAILED,
         "invalid arg 'x-message-ttl'",
         |channel| {
-            let options = QueueDeclareOptions::exclusive().argument("x-message-ttl", -1);
+            let options = QueueDeclareOptions::temporary().argument("x-message-ttl", -1);
             channel.queue_declare("", options).unwrap_err()
         },
     );
@@ -166,9 +166,7 @@ fn connection_refused(code: ReplyCode, ask: impl FnOnce(&Channel) -> Error) {
     let options = options().recovery(RecoveryOptions::none());
     let connection = Connection::open_with(&options).unwrap();
     let other = connection.open_channel().unwrap();
-    let consumer = exclusive_queue(&other)
-        .consume(ConsumeOptions::default())
-        .unwrap();
+    let consumer = exclusive_queue(&other).consume().unwrap();
     let error = ask(&connection.open_channel().unwrap());
     assert_eq!(error.reply_code(), Some(code), "{error}");
     assert!(error.is_connection_end());
@@ -182,7 +180,7 @@ fn connection_refused(code: ReplyCode, ask: impl FnOnce(&Channel) -> Error) {
 #[test]
 fn some_errors_close_the_connection() {
     connection_refused(ReplyCode::NOT_IMPLEMENTED, |channel| {
-        channel.basic_recover(false).unwrap_err()
+        channel.basic_recover(Requeue::No).unwrap_err()
     });
     connection_refused(ReplyCode::NOT_IMPLEMENTED, |channel| {
         let limit = QosOptions::default().prefetch_size(1);
@@ -209,7 +207,7 @@ fn an_unknown_exchange_type_closes_the_connection_or_since_rabbitmq_4_the_channe
 #[test]
 fn not_allowed_530() {
     // Other violations, such as a duplicate consumer tag, are refused before they are sent.
-    let error = Connection::open_with(&options().vhost("nope")).unwrap_err();
+    let error = Connection::open_with(options().vhost("nope")).unwrap_err();
     assert_eq!(error.reply_code(), Some(ReplyCode::NOT_ALLOWED));
 }
 
@@ -222,11 +220,11 @@ fn non_finite_floats_are_refused_before_anything_is_sent() {
     let infinite = || FieldTable::new().with("ratio", f64::INFINITY);
     let message = || Message::new("x").header("stats", vec![FieldValue::from(f32::NAN)]);
     let large = Message::new(vec![0; 300_000]).headers(infinite());
-    let declare = QueueDeclareOptions::exclusive().argument("ratio", f64::NAN);
+    let declare = QueueDeclareOptions::temporary().argument("ratio", f64::NAN);
     let properties = options().client_properties(infinite());
     let (kind, name) = (ExchangeKind::Headers, unique("not-finite"));
     let exchange = ExchangeDeclareOptions::default().argument("ratio", -f64::INFINITY);
-    let bind = BindOptions::default().argument("ratio", f64::NAN);
+    let bind = FieldTable::new().with("ratio", f64::NAN);
     let consume = ConsumeOptions::default().argument("ratio", f64::NAN);
     let errors = [
         (
@@ -262,7 +260,7 @@ fn non_finite_floats_are_refused_before_anything_is_sent() {
             "argument \"ratio\" is NaN",
         ),
         (
-            queue.consume(consume).unwrap_err(),
+            queue.consume_with(consume).unwrap_err(),
             "argument \"ratio\" is NaN",
         ),
         (
@@ -280,11 +278,14 @@ fn non_finite_floats_are_refused_before_anything_is_sent() {
     }
     // A refused consume leaves its tag free.
     let tagged = || ConsumeOptions::default().consumer_tag("tag");
-    for options in [tagged(), tagged().no_wait()] {
-        let options = options.argument("ratio", f64::NAN);
-        assert!(!queue.consume(options).unwrap_err().may_have_been_sent());
+    let refused = || tagged().argument("ratio", f64::NAN);
+    for result in [
+        queue.consume_with(refused()),
+        channel.basic_consume_no_wait(queue.name(), refused()),
+    ] {
+        assert!(!result.unwrap_err().may_have_been_sent());
     }
-    queue.consume(tagged()).unwrap().cancel().unwrap();
+    queue.consume_with(tagged()).unwrap().cancel().unwrap();
     // The connection, the channel and the publisher still work.
     assert_eq!(connection.loss_count(), 0);
     let confirm = publisher.publish("", queue.name(), "good").unwrap();
@@ -323,10 +324,15 @@ fn an_error_chain_repeats_nothing() {
             "the port",
         ),
         (
-            channel.basic_get(&"q".repeat(256), true).unwrap_err(),
+            channel
+                .basic_get(&"q".repeat(256), AckMode::Automatic)
+                .unwrap_err(),
             "is longer than 255 bytes",
         ),
-        (channel.basic_get("nope", true).unwrap_err(), "NOT_FOUND"),
+        (
+            channel.basic_get("nope", AckMode::Automatic).unwrap_err(),
+            "NOT_FOUND",
+        ),
         (
             leveret::broker::Broker::start_with(taken).unwrap_err(),
             "cannot listen",
@@ -360,7 +366,7 @@ fn an_error_chain_repeats_nothing() {
 
 #[test]
 fn line_breaks_in_the_brokers_text_are_escaped() {
-    let error = Connection::open_with(&options().vhost("no\npe")).unwrap_err();
+    let error = Connection::open_with(options().vhost("no\npe")).unwrap_err();
     assert!(
         error.reply_code() == Some(ReplyCode::NOT_ALLOWED),
         "{error}"
@@ -377,7 +383,7 @@ fn names_that_are_too_long_are_refused_locally() {
     let long = "q".repeat(256);
     let errors = [
         channel
-            .queue_declare(&long, QueueDeclareOptions::durable())
+            .queue_declare(&long, QueueDeclareOptions::default())
             .unwrap_err(),
         channel
             .exchange_declare(&long, ExchangeKind::Direct, Default::default())
@@ -388,7 +394,7 @@ fn names_that_are_too_long_are_refused_locally() {
         channel
             .basic_consume("q", ConsumeOptions::default().consumer_tag(&long))
             .unwrap_err(),
-        channel.basic_get(&long, true).unwrap_err(),
+        channel.basic_get(&long, AckMode::Automatic).unwrap_err(),
         channel.basic_cancel(&long).unwrap_err(),
     ];
     for error in errors {
@@ -399,7 +405,7 @@ fn names_that_are_too_long_are_refused_locally() {
             "{error}"
         );
     }
-    let huge = QueueDeclareOptions::exclusive().argument("x", "x".repeat(200_000));
+    let huge = QueueDeclareOptions::temporary().argument("x", "x".repeat(200_000));
     let error = channel.queue_declare("", huge).unwrap_err();
     assert!(
         error.to_string().contains("do not fit into one frame"),

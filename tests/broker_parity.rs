@@ -5,11 +5,12 @@
 use std::time::Duration;
 
 use leveret::{
-    BindOptions, Channel, Connection, ConsumeOptions, Consumer, Delivery, ExchangeDeclareOptions,
+    AckMode, Channel, Connection, ConsumeOptions, Consumer, Delivery, ExchangeDeclareOptions,
     ExchangeKind, FieldTable, FieldValue, Message, NackOptions, Overflow, QosOptions, Queue,
-    QueueDeclareOptions, QueueDeleteOptions, RecoveryOptions, ReplyCode,
+    QueueDeclareOptions, QueueDeleteOptions, RecoveryOptions, ReplyCode, Requeue,
 };
 
+use crate::support::interceptor::{Interceptor, Verdict};
 use crate::support::{
     channel, connect, eventually, exclusive_queue, options, ready, unique, version, SOON,
 };
@@ -34,10 +35,10 @@ fn fill(queue: &Queue, bodies: &[&str]) {
 fn next(queue: &Queue) -> Delivery {
     let mut message = None;
     eventually("the queue has a message", || {
-        message = queue.get(false).unwrap();
+        message = queue.get().unwrap();
         message.is_some()
     });
-    message.unwrap().into_delivery()
+    message.unwrap().delivery
 }
 
 fn body(delivery: &Delivery) -> &str {
@@ -45,22 +46,25 @@ fn body(delivery: &Delivery) -> &str {
 }
 
 fn bodies(queue: &Queue) -> Vec<String> {
-    std::iter::from_fn(|| queue.get(true).unwrap())
-        .map(|message| String::from_utf8(message.into_body()).unwrap())
+    std::iter::from_fn(|| queue.get_with(AckMode::Automatic).unwrap())
+        .map(|message| String::from_utf8(message.delivery.into_body()).unwrap())
         .collect()
 }
 
 /// Declares a queue that dead-letters to another queue.
 fn with_dead_letters(dead: &Queue, options: QueueDeclareOptions) -> Queue {
     let options = options
-        .and_exclusive()
+        .exclusive(true)
         .dead_letter_exchange("")
         .dead_letter_routing_key(dead.name());
     dead.channel().queue_declare("", options).unwrap()
 }
 
 fn temporary(channel: &Channel, kind: ExchangeKind) -> String {
-    let (name, options) = (unique("x"), ExchangeDeclareOptions::default().auto_delete());
+    let (name, options) = (
+        unique("x"),
+        ExchangeDeclareOptions::default().auto_delete(true),
+    );
     channel.exchange_declare(&name, kind, options).unwrap();
     name
 }
@@ -70,7 +74,8 @@ fn texts(texts: &[&str]) -> FieldValue {
 }
 
 fn headers(delivery: &Delivery) -> FieldTable {
-    delivery.properties().unwrap().headers.unwrap()
+    let properties = delivery.properties().unwrap();
+    properties.headers.clone().unwrap()
 }
 
 /// The `x-death` header without its times.
@@ -100,11 +105,11 @@ fn death(count: i64, reason: &str, queue: &Queue, exchange: &str, keys: &[&str])
 fn a_dead_letter_lists_every_death_and_counts_repeated_ones() {
     let channel = channel();
     let (last, name) = (exclusive_queue(&channel), unique("first"));
-    let second = QueueDeclareOptions::exclusive()
+    let second = QueueDeclareOptions::temporary()
         .dead_letter_exchange("")
         .dead_letter_routing_key(&name);
     let second = channel.queue_declare("", second).unwrap();
-    let first = QueueDeclareOptions::exclusive()
+    let first = QueueDeclareOptions::temporary()
         .dead_letter_exchange("")
         .dead_letter_routing_key(second.name());
     let first = channel.queue_declare(&name, first).unwrap();
@@ -115,7 +120,7 @@ fn a_dead_letter_lists_every_death_and_counts_repeated_ones() {
     let message = message.header("CC", texts(&["copy", last.name()]));
     let message = message.header("BCC", texts(&["hidden"]));
     put(&channel, &exchange, "k", message.header("mine", 1));
-    next(&first).reject(false).unwrap();
+    next(&first).reject(Requeue::No).unwrap();
     let letter = next(&second);
     let keys = ["k", "copy", last.name()];
     let of_first = |count| {
@@ -134,8 +139,8 @@ fn a_dead_letter_lists_every_death_and_counts_repeated_ones() {
     assert_eq!(letter.redelivered(), version() >= (4, 3));
     let properties = letter.properties().unwrap();
     assert_eq!(
-        (properties.expiration, properties.priority),
-        (None, Some(3))
+        (&properties.expiration, properties.priority),
+        (&None, Some(3))
     );
     let told = |letter: &Delivery| {
         let headers = headers(letter);
@@ -150,11 +155,11 @@ fn a_dead_letter_lists_every_death_and_counts_repeated_ones() {
     let of_the_first = (of_the_first, [keeps_cc, false, true]);
     assert_eq!(told(&letter), of_the_first);
 
-    letter.reject(false).unwrap();
+    letter.reject(Requeue::No).unwrap();
     let letter = next(&first);
     let of_second = death(1, "rejected", &second, "", &[second.name()]);
     assert_eq!(deaths(&letter), [of_second.clone(), of_first(1)]);
-    letter.reject(false).unwrap();
+    letter.reject(Requeue::No).unwrap();
     let letter = next(&second);
     assert_eq!(deaths(&letter), [of_first(2), of_second]);
     assert_eq!(told(&letter), of_the_first);
@@ -164,7 +169,7 @@ fn a_dead_letter_lists_every_death_and_counts_repeated_ones() {
 fn a_dead_letter_without_a_new_key_keeps_all_its_routing_keys() {
     let channel = channel();
     let dlx = temporary(&channel, ExchangeKind::Direct);
-    let options = QueueDeclareOptions::exclusive().dead_letter_exchange(&dlx);
+    let options = QueueDeclareOptions::temporary().dead_letter_exchange(&dlx);
     let queue = channel.queue_declare("", options.max_length(0)).unwrap();
     let keys = [queue.name(), "copy", "hidden"];
     let dead = keys.map(|key| {
@@ -187,12 +192,18 @@ fn a_dead_letter_without_a_new_key_keeps_all_its_routing_keys() {
     }
     // A message that would circle by expiring alone is dropped at once.
     let name = unique("loop");
-    let options = QueueDeclareOptions::exclusive().dead_letter_exchange("");
+    let options = QueueDeclareOptions::temporary().dead_letter_exchange("");
     let queue = channel
         .queue_declare(&name, options.message_ttl(Duration::ZERO))
         .unwrap();
     put(&channel, "", &name, "m");
-    assert_eq!(queue.get(true).unwrap().map(|it| it.into_body()), None);
+    assert_eq!(
+        queue
+            .get_with(AckMode::Automatic)
+            .unwrap()
+            .map(|it| it.delivery.into_body()),
+        None
+    );
 }
 
 #[test]
@@ -229,7 +240,7 @@ fn a_message_expires_after_the_shorter_time_at_the_head_of_its_queue() {
     assert_eq!(body(&next(&queue)), "lasting");
     assert_eq!(body(&next(&dead)), "brief");
     // A consumer that waits gets even a message that expires at once.
-    let consumer = queue.consume(ConsumeOptions::default()).unwrap();
+    let consumer = queue.consume().unwrap();
     put(
         &channel,
         "",
@@ -240,7 +251,7 @@ fn a_message_expires_after_the_shorter_time_at_the_head_of_its_queue() {
     assert_eq!(body(&delivery), "at once");
     // A message that has expired meanwhile does not return to the queue.
     consumer.cancel().unwrap();
-    delivery.reject(true).unwrap();
+    delivery.reject(Requeue::Yes).unwrap();
     assert_eq!(body(&next(&dead)), "at once");
 }
 
@@ -255,7 +266,7 @@ fn a_full_queue_drops_its_head_or_refuses() {
     // An unacknowledged message does not count until it is requeued.
     fill(&queue, &["2"]);
     assert_eq!(ready(&channel, dead.name()), 0);
-    first.reject(true).unwrap();
+    first.reject(Requeue::Yes).unwrap();
     let letter = next(&dead);
     assert_eq!(body(&letter), "1");
     assert_eq!(
@@ -265,7 +276,7 @@ fn a_full_queue_drops_its_head_or_refuses() {
     assert_eq!(bodies(&queue), ["2"]);
 
     // The queue drops the message that it would deliver next.
-    let options = QueueDeclareOptions::exclusive().max_length(2);
+    let options = QueueDeclareOptions::temporary().max_length(2);
     let queue = channel.queue_declare("", options.max_priority(5)).unwrap();
     for priority in [5, 1, 3] {
         let message = Message::new(priority.to_string()).priority(priority);
@@ -274,7 +285,7 @@ fn a_full_queue_drops_its_head_or_refuses() {
     assert_eq!(bodies(&queue), ["3", "1"]);
 
     // The full queue nacks a message that does not fit; the other queues still get the message.
-    let options = QueueDeclareOptions::exclusive().max_length_bytes(10);
+    let options = QueueDeclareOptions::temporary().max_length_bytes(10);
     let options = options.overflow(Overflow::RejectPublish);
     let (full, other) = (
         channel.queue_declare("", options).unwrap(),
@@ -296,7 +307,7 @@ fn a_full_queue_drops_its_head_or_refuses() {
 #[test]
 fn a_requeued_message_keeps_its_place_within_its_priority() {
     let channel = channel();
-    let options = QueueDeclareOptions::exclusive().max_priority(5);
+    let options = QueueDeclareOptions::temporary().max_priority(5);
     let queue = channel.queue_declare("", options).unwrap();
     for (body, priority) in [("a", None), ("b", Some(5)), ("c", Some(5)), ("d", Some(9))] {
         let message = Message::new(body);
@@ -305,7 +316,7 @@ fn a_requeued_message_keeps_its_place_within_its_priority() {
     }
     let (b, c) = (next(&queue), next(&queue));
     c.nack(NackOptions::requeue()).unwrap();
-    b.reject(true).unwrap();
+    b.reject(Requeue::Yes).unwrap();
     eventually("both messages are requeued", || {
         ready(&channel, queue.name()) == 4
     });
@@ -327,12 +338,17 @@ fn a_transaction_commits_publishes_and_acknowledgements_together() {
     }
     channel.tx_select().unwrap();
     let returned = channel.returned_messages();
-    let get = || channel.basic_get(source.name(), false).unwrap().unwrap();
+    let get = || {
+        channel
+            .basic_get(source.name(), AckMode::Manual)
+            .unwrap()
+            .unwrap()
+    };
     let (one, two, _three) = (get(), get(), get());
-    one.reject(false).unwrap();
-    two.reject(true).unwrap();
+    one.delivery.reject(Requeue::No).unwrap();
+    two.delivery.reject(Requeue::Yes).unwrap();
     queue.publish("published").unwrap();
-    let lost = Message::new("lost").mandatory();
+    let lost = Message::new("lost").mandatory(true);
     channel.basic_publish("", "nowhere", lost).unwrap();
     let counts = || [&queue, &source, &dead].map(|it| ready(&other, it.name()));
     // The replies show that the broker has read everything sent so far.
@@ -344,9 +360,9 @@ fn a_transaction_commits_publishes_and_acknowledgements_together() {
 
     // A message acknowledged in a transaction cannot be acknowledged again, even before the commit.
     let again = get();
-    channel.basic_ack(again.delivery_tag()).unwrap();
+    channel.basic_ack(again.delivery.delivery_tag()).unwrap();
     channel.tx_rollback().unwrap();
-    channel.basic_ack(again.delivery_tag()).unwrap();
+    channel.basic_ack(again.delivery.delivery_tag()).unwrap();
     channel.tx_commit().unwrap();
     assert_eq!(counts(), [1, 0, 1]);
 }
@@ -361,7 +377,7 @@ fn a_transaction_for_a_deleted_queue_fails_since_rabbitmq_4() {
     channel.basic_publish("", queue.name(), "m").unwrap();
     // The reply shows that the message is routed.
     channel.basic_qos(1).unwrap();
-    queue.delete(QueueDeleteOptions::default()).unwrap();
+    queue.delete().unwrap();
     let committed = channel.tx_commit();
     let code = committed.map_err(|error| error.reply_code().unwrap()).err();
     let (expected, costs_the_connection) = match version() {
@@ -392,26 +408,26 @@ fn a_quorum_queue_counts_requeues_and_since_rabbitmq_4_3_only_rejects() {
     };
     let delivery = back("the first delivery", 0, 0);
     delivery.nack(NackOptions::requeue()).unwrap();
-    back("a nack", 1, 0).reject(true).unwrap();
+    back("a nack", 1, 0).reject(Requeue::Yes).unwrap();
     drop(back("a rejection", 2, 1));
-    channel.basic_recover(true).unwrap();
+    channel.basic_recover(Requeue::Yes).unwrap();
     drop(back("a recover", 3, 1));
     // Every version counts the end of a channel as a failed delivery.
     let other = channel.connection().open_channel().unwrap();
-    channel.basic_recover(true).unwrap();
+    channel.basic_recover(Requeue::Yes).unwrap();
     eventually("the other channel fetches the message", || {
-        other.basic_get(&name, false).unwrap().is_some()
+        other.basic_get(&name, AckMode::Manual).unwrap().is_some()
     });
     other.close().unwrap();
     drop(back("the end of its channel", 5, 2));
-    queue.delete(QueueDeleteOptions::default()).unwrap();
+    queue.delete().unwrap();
 }
 
 #[test]
 fn the_consumer_with_the_highest_priority_becomes_active_next() {
     let connection = connect();
     let channel = connection.open_channel().unwrap();
-    let options = QueueDeclareOptions::exclusive().single_active_consumer();
+    let options = QueueDeclareOptions::temporary().single_active_consumer(true);
     let queue = channel.queue_declare("", options).unwrap();
     let consume = |priority| {
         let channel = connection.open_channel().unwrap();
@@ -441,7 +457,7 @@ fn consumers_take_turns_within_their_prefetch() {
     let queue = exclusive_queue(&channel);
     let consume = |priority| {
         queue
-            .consume(ConsumeOptions::default().priority(priority))
+            .consume_with(ConsumeOptions::default().priority(priority))
             .unwrap()
     };
     let take = |consumer: &Consumer, count| {
@@ -478,7 +494,7 @@ fn up_to_rabbitmq_4_0_consumers_share_a_global_prefetch() {
     let queue = exclusive_queue(&channel);
     fill(&queue, &["1", "2", "3", "4", "5", "6", "7", "8", "9"]);
     let limit = |count| {
-        let options = QosOptions::default().prefetch_count(count).global();
+        let options = QosOptions::default().prefetch_count(count).global(true);
         channel.basic_qos_with(options).unwrap();
     };
     let left = |count| {
@@ -491,7 +507,7 @@ fn up_to_rabbitmq_4_0_consumers_share_a_global_prefetch() {
             consumer.unread() == count
         });
     };
-    let consume = |options| queue.consume(options).unwrap();
+    let consume = |options| queue.consume_with(options).unwrap();
     limit(2);
     // Fetched messages do not count towards the limit.
     let _fetched = next(&queue);
@@ -506,7 +522,7 @@ fn up_to_rabbitmq_4_0_consumers_share_a_global_prefetch() {
         limit(3);
         left(4);
         // The limit also holds up consumers that acknowledge nothing.
-        let third = consume(ConsumeOptions::default().no_ack());
+        let third = consume(ConsumeOptions::default().no_ack(true));
         assert_eq!((ready(&channel, queue.name()), third.unread()), (4, 0));
         // A prefetch for each consumer removes the limit for the channel.
         channel.basic_qos(1).unwrap();
@@ -522,7 +538,7 @@ fn up_to_rabbitmq_4_0_consumers_share_a_global_prefetch() {
         let third = consume(ConsumeOptions::default());
         left(2);
         has(&third, 1);
-        let fourth = consume(ConsumeOptions::default().no_ack());
+        let fourth = consume(ConsumeOptions::default().no_ack(true));
         left(0);
         has(&fourth, 2);
     }
@@ -535,7 +551,7 @@ fn a_message_reaches_each_queue_once_on_any_number_of_routes() {
     let [a, b, c] = [(); 3].map(|()| temporary(&channel, ExchangeKind::Fanout));
     let queues = [(); 2].map(|()| exclusive_queue(&channel));
     for (destination, source) in [(&b, &a), (&c, &b), (&a, &c), (&a, &a)] {
-        let options = BindOptions::default();
+        let options = FieldTable::new();
         channel
             .exchange_bind(destination, source, "", options)
             .unwrap();
@@ -559,7 +575,7 @@ fn a_message_reaches_each_queue_once_on_any_number_of_routes() {
             "the broker removes BCC"
         );
         assert!(
-            queue.get(true).unwrap().is_none(),
+            queue.get_with(AckMode::Automatic).unwrap().is_none(),
             "each queue gets the message once"
         );
     }
@@ -594,7 +610,7 @@ fn a_message_reaches_each_queue_once_on_any_number_of_routes() {
         "the publisher's confirm has the returned message"
     );
     for exchange in chain {
-        exchange.delete(Default::default()).unwrap();
+        exchange.delete().unwrap();
     }
 }
 
@@ -608,8 +624,7 @@ fn takers(
     let exchange = channel.exchange(&temporary(channel, kind));
     let bind = |(key, arguments): &(&str, FieldTable)| {
         let queue = exclusive_queue(channel);
-        let options = BindOptions::default().arguments(arguments.clone());
-        queue.bind_with(&exchange, key, options).unwrap();
+        queue.bind_with(&exchange, key, arguments.clone()).unwrap();
         queue
     };
     let queues: Vec<_> = bindings.iter().map(bind).collect();
@@ -681,7 +696,7 @@ fn deleting_an_exchange_deletes_auto_delete_exchanges_that_led_only_there() {
     };
     for (destination, source) in [(&second, &first), (&third, &second)] {
         channel
-            .exchange_bind(destination, source, "", BindOptions::default())
+            .exchange_bind(destination, source, "", FieldTable::new())
             .unwrap();
     }
     let queue = exclusive_queue(&channel);
@@ -689,7 +704,7 @@ fn deleting_an_exchange_deletes_auto_delete_exchanges_that_led_only_there() {
     queue.bind(&channel.exchange(&second), "").unwrap();
     queue.unbind(&channel.exchange(&second), "").unwrap();
     assert_eq!(exists(), [true; 3]);
-    queue.delete(QueueDeleteOptions::default()).unwrap();
+    queue.delete().unwrap();
     assert_eq!(exists(), [false; 3]);
 }
 
@@ -699,15 +714,15 @@ fn an_empty_name_means_the_queue_declared_last() {
     let exchange = temporary(&channel, ExchangeKind::Direct);
     let queue = exclusive_queue(&channel);
     channel
-        .queue_bind("", &exchange, "", BindOptions::default())
+        .queue_bind("", &exchange, "", FieldTable::new())
         .unwrap();
     channel
-        .queue_bind("", &exchange, "k", BindOptions::default())
+        .queue_bind("", &exchange, "k", FieldTable::new())
         .unwrap();
     put(&channel, &exchange, queue.name(), "by its name");
     put(&channel, &exchange, "k", "by a key");
-    let message = channel.basic_get("", true).unwrap().unwrap();
-    assert_eq!(message.body(), b"by its name");
+    let message = channel.basic_get("", AckMode::Automatic).unwrap().unwrap();
+    assert_eq!(message.delivery.body(), b"by its name");
     let consumer = channel
         .basic_consume("", ConsumeOptions::default())
         .unwrap();
@@ -729,7 +744,7 @@ fn a_direct_reply_goes_to_the_channel_that_asked() {
     let [asking, answering] = [(); 2].map(|()| connection.open_channel().unwrap());
     let queue = exclusive_queue(&answering);
     let replies = asking
-        .basic_consume(REPLY_TO, ConsumeOptions::default().no_ack())
+        .basic_consume(REPLY_TO, ConsumeOptions::default().no_ack(true))
         .unwrap();
     let mut names = Vec::new();
     for _ in 0..2 {
@@ -739,16 +754,14 @@ fn a_direct_reply_goes_to_the_channel_that_asked() {
             queue.name(),
             Message::new("?").reply_to(REPLY_TO),
         );
-        names.push(next(&queue).properties().unwrap().reply_to.unwrap());
+        names.push(next(&queue).reply_to().unwrap().to_owned());
     }
     let name = &names[0];
     assert_eq!(
         (&names[1], name.starts_with("amq.rabbitmq.reply-to.")),
         (name, true)
     );
-    let declared = answering
-        .queue_declare(name, QueueDeclareOptions::passive())
-        .unwrap();
+    let declared = answering.queue_declare_passive(name).unwrap();
     assert_eq!(
         (declared.message_count(), declared.consumer_count()),
         (Some(0), Some(1))
@@ -773,6 +786,29 @@ fn a_direct_reply_goes_to_the_channel_that_asked() {
     // Since RabbitMQ 4.3, a reply that comes too late is confirmed, too.
     let outcome = publisher.publish("", name, "!").unwrap().wait();
     assert_eq!(outcome.is_ok(), version() >= (4, 3));
+}
+
+/// This crate does not send such an expiration. Another client may.
+#[test]
+fn an_invalid_expiration_of_another_client_costs_the_channel() {
+    for (valid, expiration, wrong) in [
+        ("1000", "soon", "no_integer"),
+        ("100", "10s", "{leftover_string,\"s\"}"),
+        ("10", "-1", "{value_negative,-1}"),
+    ] {
+        let proxy = Interceptor::start(move |_, frame| match frame.kind {
+            2 => Verdict::Alter(valid, expiration),
+            _ => Verdict::Pass,
+        });
+        let channel = Connection::open_with(proxy.options()).unwrap();
+        let channel = channel.open_channel().unwrap();
+        let message = Message::new("m").expiration(valid);
+        channel.basic_publish("", "q", message).unwrap();
+        eventually("the channel is closed", || !channel.is_open());
+        let cause = channel.close_cause().unwrap().to_string();
+        let text = format!("invalid expiration '{expiration}': {wrong}");
+        assert!(cause.contains(&text), "{cause}");
+    }
 }
 
 /// Expects the broker to close the channel with this text.
@@ -822,23 +858,14 @@ fn errors_say_what_is_wrong_with_a_message_or_an_acknowledgement() {
         let channel = channel();
         let queue = exclusive_queue(&channel);
         put(&channel, "", queue.name(), message);
-        let properties = next(&queue).properties().unwrap();
-        assert_eq!(properties.delivery_mode, Some(mode));
-    }
-    for (expiration, wrong) in [
-        ("soon", "no_integer"),
-        ("10s", "{leftover_string,\"s\"}"),
-        ("-1", "{value_negative,-1}"),
-    ] {
-        let text = format!("invalid expiration '{expiration}': {wrong}");
-        let message = m().expiration(expiration);
-        failed(&text, |it| it.basic_publish("", "q", message));
+        let delivery = next(&queue);
+        assert_eq!(delivery.properties().unwrap().delivery_mode, Some(mode));
     }
     for tag in [0, 3] {
         let text = format!("unknown delivery tag {tag}");
         failed(&text, |it| it.basic_ack(tag));
         failed(&text, |it| it.basic_nack(tag, NackOptions::requeue()));
-        failed(&text, |it| it.basic_reject(tag, false));
+        failed(&text, |it| it.basic_reject(tag, Requeue::No));
     }
     failed("cannot switch from tx to confirm mode", |it| {
         it.tx_select().and_then(|()| it.confirm_select())
@@ -848,7 +875,7 @@ fn errors_say_what_is_wrong_with_a_message_or_an_acknowledgement() {
     });
     failed("channel is not transactional", Channel::tx_rollback);
     failed("partial tx completion", |it| {
-        let full = QueueDeclareOptions::exclusive().max_length(0);
+        let full = QueueDeclareOptions::temporary().max_length(0);
         let full = full.overflow(Overflow::RejectPublish);
         let full = it.queue_declare("", full).unwrap();
         it.tx_select().unwrap();
@@ -856,7 +883,7 @@ fn errors_say_what_is_wrong_with_a_message_or_an_acknowledgement() {
         it.tx_commit()
     });
     let none = "NOT_FOUND - no previously declared queue";
-    refused(none, |it| it.basic_get("", true));
+    refused(none, |it| it.basic_get("", AckMode::Automatic));
     failed("reply consumer cannot acknowledge", |it| {
         it.basic_consume(REPLY_TO, ConsumeOptions::default())
     });
@@ -868,7 +895,7 @@ fn errors_name_the_queue_or_the_exchange() {
         channel.exchange_declare(name, ExchangeKind::Topic, options)
     };
     let bind = |channel: &Channel, from: &str, how: FieldValue| {
-        let options = BindOptions::default().argument("x-match", how);
+        let options = FieldTable::new().with("x-match", how);
         exclusive_queue(channel).bind_with(&channel.exchange(from), "", options)
     };
     let default = ExchangeDeclareOptions::default;
@@ -879,7 +906,7 @@ fn errors_name_the_queue_or_the_exchange() {
     let text = "exchange name 'amq.nope' contains reserved prefix 'amq.*'";
     denied(text, |it| topic(it, "amq.nope", default()).map(drop));
     let text = "queue name 'amq.nope' contains reserved prefix 'amq.*'";
-    let options = QueueDeclareOptions::exclusive();
+    let options = QueueDeclareOptions::temporary();
     denied(text, |it| it.queue_declare("amq.nope", options).map(drop));
     let text = "operation not permitted on the default exchange";
     denied(text, |it| bind(it, "", "all".into()));
@@ -899,35 +926,41 @@ fn errors_name_the_queue_or_the_exchange() {
     failed(&text, |it| topic(it, &x, options).map(drop));
     let differs = "for exchange 'amq.topic' in vhost '/': received";
     let text = format!("inequivalent arg 'durable' {differs} 'false' but current is 'true'");
-    failed(&text, |it| topic(it, "amq.topic", default()).map(drop));
+    let transient = default().durable(false);
+    failed(&text, |it| topic(it, "amq.topic", transient).map(drop));
     let text = format!(
         "inequivalent arg 'alternate-exchange' {differs} the value 'x' of type 'longstr' but current is none"
     );
-    let options = ExchangeDeclareOptions::durable().alternate_exchange("x");
+    let options = ExchangeDeclareOptions::default().alternate_exchange("x");
     failed(&text, |it| topic(it, "amq.topic", options).map(drop));
 
     let any = ConsumeOptions::default;
-    for (first, second) in [(any(), any().exclusive()), (any().exclusive(), any())] {
+    for (first, second) in [
+        (any(), any().exclusive(true)),
+        (any().exclusive(true), any()),
+    ] {
         let name = unique("q");
         denied(
             &format!("queue '{name}' in vhost '/' in exclusive use"),
             |it| {
-                let options = QueueDeclareOptions::exclusive();
+                let options = QueueDeclareOptions::temporary();
                 let queue = it.queue_declare(&name, options).unwrap();
-                let _first = queue.consume(first).unwrap();
-                queue.consume(second).map(drop)
+                let _first = queue.consume_with(first).unwrap();
+                queue.consume_with(second).map(drop)
             },
         );
     }
     for (text, messages) in [("in use", &[][..]), ("not empty", &["m"])] {
         let name = unique("q");
         failed(&format!("queue '{name}' in vhost '/' {text}"), |it| {
-            let options = QueueDeclareOptions::exclusive();
+            let options = QueueDeclareOptions::temporary();
             let queue = it.queue_declare(&name, options).unwrap();
             fill(&queue, messages);
-            let _consumer = messages.is_empty().then(|| queue.consume(any()).unwrap());
-            let options = QueueDeleteOptions::default().if_empty().if_unused();
-            queue.delete(options)
+            let _consumer = messages
+                .is_empty()
+                .then(|| queue.consume_with(any()).unwrap());
+            let options = QueueDeleteOptions::default().if_empty(true).if_unused(true);
+            queue.delete_with(options)
         });
     }
 }
@@ -938,8 +971,8 @@ fn declarations_are_compared_by_value() {
     let name = unique("q");
     let with = |arguments: &[(&str, FieldValue)]| {
         let arguments: FieldTable = arguments.iter().cloned().collect();
-        QueueDeclareOptions::durable()
-            .auto_delete()
+        QueueDeclareOptions::default()
+            .auto_delete(true)
             .arguments(arguments)
     };
     let length = |value: FieldValue| ("x-max-length", value);
@@ -971,9 +1004,9 @@ fn declarations_are_compared_by_value() {
     differs(
         "durable",
         "received 'false' but current is 'true'",
-        with(&[]).transient(),
+        with(&[]).durable(false),
     );
-    let lasting = QueueDeclareOptions::durable();
+    let lasting = QueueDeclareOptions::default();
     differs(
         "auto_delete",
         "received 'false' but current is 'true'",
@@ -983,7 +1016,7 @@ fn declarations_are_compared_by_value() {
         .queue_delete(&name, QueueDeleteOptions::default())
         .unwrap();
 
-    let (name, both) = (unique("q"), QueueDeclareOptions::exclusive);
+    let (name, both) = (unique("q"), QueueDeclareOptions::temporary);
     let invalid = |what: &str, options: QueueDeclareOptions| {
         let text = format!(
             "invalid {}",
@@ -1017,15 +1050,15 @@ fn declarations_are_compared_by_value() {
     );
     invalid(
         "property 'auto-delete' for Q",
-        QueueDeclareOptions::quorum().auto_delete(),
+        QueueDeclareOptions::quorum().auto_delete(true),
     );
     invalid(
         "property 'exclusive-owner' for Q",
-        QueueDeclareOptions::quorum().and_exclusive(),
+        QueueDeclareOptions::quorum().exclusive(true),
     );
     invalid(
         "property 'non-durable' for Q",
-        QueueDeclareOptions::quorum().transient(),
+        QueueDeclareOptions::quorum().durable(false),
     );
 }
 
@@ -1038,10 +1071,10 @@ fn a_consumer_that_reuses_a_cancelled_tag_has_its_own_prefetch() {
     for body in ["1", "2", "3"] {
         queue.publish(body).unwrap();
     }
-    let before = queue.consume(options()).unwrap();
+    let before = queue.consume_with(options()).unwrap();
     let first = before.recv().unwrap().unwrap();
     before.cancel().unwrap();
-    let after = queue.consume(options()).unwrap();
+    let after = queue.consume_with(options()).unwrap();
     let second = after.recv().unwrap().unwrap();
     first.ack().unwrap();
     second.ack().unwrap();

@@ -4,7 +4,7 @@
 use std::net::TcpStream;
 
 use leveret::broker::Broker;
-use leveret::{Channel, Connection, Publisher, QueueDeclareOptions, ReplyCode};
+use leveret::{AckMode, Channel, Connection, Publisher, QueueDeclareOptions, ReplyCode, Requeue};
 
 use crate::support::{content_frames, frame, method_frame, short, Script, SOON};
 
@@ -208,7 +208,7 @@ fn start() -> (Broker, Channel, Publisher) {
     let broker = Broker::start().unwrap();
     let connection = Connection::open(&broker.uri()).unwrap();
     let channel = connection.open_channel().unwrap();
-    let options = QueueDeclareOptions::durable();
+    let options = QueueDeclareOptions::default();
     channel.queue_declare("q", options).unwrap();
     let publisher = channel.publisher().unwrap();
     (broker, channel, publisher)
@@ -496,7 +496,7 @@ fn other_consumers_get_the_messages_of_a_timed_out_consumer() {
 fn another_consumer_becomes_active_after_a_timeout() {
     let (broker, channel, publisher) = start();
     channel.queue_delete("q", Default::default()).unwrap();
-    let options = QueueDeclareOptions::durable().single_active_consumer();
+    let options = QueueDeclareOptions::default().single_active_consumer(true);
     channel.queue_declare("q", options).unwrap();
     let mut first = time_out(&broker, &publisher, &["1"]);
     let mut second = connect(&broker);
@@ -534,14 +534,14 @@ fn a_timeout_counts_as_one_requeue() {
     channel.queue_declare("q", options).unwrap();
     let mut client = time_out(&broker, &publisher, &["1"]);
     let get = || {
-        let message = channel.basic_get("q", false).unwrap();
-        message.unwrap().into_delivery()
+        let message = channel.basic_get("q", AckMode::Manual).unwrap();
+        message.unwrap().delivery
     };
     let delivery = get();
     assert_eq!(delivery.delivery_count(), Some(1));
     client.send(&[nack(1, true)]);
     client.expect_nothing();
-    delivery.reject(true).unwrap();
+    delivery.reject(Requeue::Yes).unwrap();
     wait_for(&broker, (1, 0, 1));
     assert_eq!(
         get().delivery_count(),

@@ -6,7 +6,7 @@ use crate::support::{connect, options};
 
 #[test]
 fn channel_numbers_include_channel_max_and_then_opening_fails() {
-    let connection = Connection::open_with(&options().channel_max(3)).unwrap();
+    let connection = Connection::open_with(options().channel_max(3)).unwrap();
     let channels: Vec<_> = (0..3).map(|_| connection.open_channel().unwrap()).collect();
     assert_eq!(
         channels.iter().map(|it| it.number()).collect::<Vec<_>>(),
@@ -23,7 +23,7 @@ fn channel_numbers_include_channel_max_and_then_opening_fails() {
 
 #[test]
 fn many_channels_can_be_opened_and_closed_repeatedly() {
-    let connection = Connection::open_with(&options().channel_max(5)).unwrap();
+    let connection = Connection::open_with(options().channel_max(5)).unwrap();
     for _ in 0..100 {
         let channels: Vec<_> = (0..5).map(|_| connection.open_channel().unwrap()).collect();
         for channel in channels {
@@ -53,7 +53,7 @@ fn a_second_close_says_who_closed_the_channel() {
 
 #[test]
 fn a_dropped_channel_frees_its_number() {
-    let connection = Connection::open_with(&options().channel_max(1)).unwrap();
+    let connection = Connection::open_with(options().channel_max(1)).unwrap();
     for _ in 0..20 {
         // Opening waits until the broker has confirmed the close of the previous channel.
         assert_eq!(connection.open_channel().unwrap().number(), 1);

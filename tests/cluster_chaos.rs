@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
 use leveret::{
-    Channel, Confirm, Connection, ConnectionEvent, ConnectionOptions, Consumer, Entity, Error,
-    ErrorKind, ExchangeDeclareOptions, ExchangeKind, Message, Publisher, PublisherOptions,
+    AckMode, Channel, Confirm, Connection, ConnectionEvent, ConnectionOptions, Consumer, Entity,
+    Error, ErrorKind, ExchangeDeclareOptions, ExchangeKind, Message, Publisher, PublisherOptions,
     QueueDeclareOptions, RecoveryOptions, Result, Settlement, WorkerOptions, Workers,
 };
 
@@ -631,7 +631,7 @@ impl Doer {
         let options = QueueDeclareOptions::quorum()
             // The delivery limit is not under test.
             .argument("x-delivery-limit", -1);
-        let exchange = ExchangeDeclareOptions::durable();
+        let exchange = ExchangeDeclareOptions::default();
         self.insist("exchange.declare", channel, || {
             channel.exchange_declare(EXCHANGE, ExchangeKind::Direct, exchange.clone())
         })?;
@@ -788,7 +788,7 @@ fn work(doer: &Doer, connection: &Connection, number: u64) -> Option<()> {
             let options = WorkerOptions::default().prefetch(200);
             // Up to three calls wait: opening a channel, setting its prefetch, and consuming.
             let consume = || {
-                begun.consume(&queue, options, move |delivery| {
+                begun.consume_with(&queue, options, move |delivery| {
                     let _ = sender.send(delivery.body().to_vec());
                     Settlement::Ack
                 })
@@ -838,9 +838,9 @@ fn call(doer: &Doer, connection: &Connection, _: u64) -> Option<()> {
         });
         let publish = || channel.basic_publish("amq.direct", &key, "a call");
         let _ = doer.call("basic.publish", publish);
-        let _ = doer.call("basic.get", || channel.basic_get(CALLS, true));
+        let _ = doer.call("basic.get", || channel.basic_get(CALLS, AckMode::Automatic));
         let _ = doer.call("queue.declare, passive", || {
-            channel.queue_declare("chaos 0", QueueDeclareOptions::passive())
+            channel.queue_declare_passive("chaos 0")
         });
         let _ = doer.call("queue.unbind", || {
             channel.queue_unbind(CALLS, "amq.direct", &key, Default::default())

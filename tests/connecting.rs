@@ -12,7 +12,7 @@ use crate::support::{at, connect, options, scripted_server, url, SOON};
 #[test]
 fn both_login_methods_work_and_server_properties_are_known() {
     for method in [LoginMethod::Plain, LoginMethod::AmqPlain] {
-        let connection = Connection::open_with(&options().login_method(method)).unwrap();
+        let connection = Connection::open_with(options().login_method(method)).unwrap();
         let properties = connection.server_properties();
         let product = properties.get("product").and_then(|it| it.as_str());
         assert!(
@@ -49,7 +49,7 @@ fn limits_are_the_lower_of_both_sides() {
     assert_eq!(connection.heartbeat(), Duration::from_secs(5));
     assert_eq!(connection.server_heartbeat(), Duration::from_secs(60));
 
-    let off = Connection::open_with(&options().heartbeat(Duration::ZERO)).unwrap();
+    let off = Connection::open_with(options().heartbeat(Duration::ZERO)).unwrap();
     assert_eq!(off.heartbeat(), Duration::ZERO);
     let unlimited = options()
         .channel_max(0)
@@ -130,7 +130,7 @@ fn a_refused_login_names_the_user_but_not_the_password() {
 
 #[test]
 fn the_error_names_a_missing_vhost() {
-    let error = Connection::open_with(&options().vhost("no such vhost")).unwrap_err();
+    let error = Connection::open_with(options().vhost("no such vhost")).unwrap_err();
     let ErrorKind::VhostRefused { vhost, reason } = error.kind() else {
         panic!("{error}");
     };
@@ -144,7 +144,7 @@ fn the_error_names_a_port_without_a_listener() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     drop(listener);
-    let error = Connection::open_with(&at(address)).unwrap_err();
+    let error = Connection::open_with(at(address)).unwrap_err();
     let kind = std::io::ErrorKind::ConnectionRefused;
     let expected = address.to_string();
     assert!(
@@ -226,7 +226,7 @@ fn connecting_to_a_silent_server_times_out_and_names_the_step() {
     let begin = Instant::now();
     // Within this timeout, the client must read what the server sends at first.
     let timeout = Duration::from_secs(2);
-    let error = Connection::open_with(&at(address).connect_timeout(timeout)).unwrap_err();
+    let error = Connection::open_with(at(address).connect_timeout(timeout)).unwrap_err();
     assert!(error.is_timeout(), "{error}");
     // The error says where the handshake stood.
     assert!(
@@ -245,7 +245,7 @@ fn a_server_that_closes_the_socket_after_the_login_has_refused_it() {
         server.send_start();
         server.expect(10, 11);
     });
-    let error = Connection::open_with(&at(address)).unwrap_err();
+    let error = Connection::open_with(at(address)).unwrap_err();
     assert!(
         matches!(error.kind(), ErrorKind::LoginRefused { .. }),
         "{error}"
@@ -254,7 +254,7 @@ fn a_server_that_closes_the_socket_after_the_login_has_refused_it() {
     server.join().unwrap();
 
     let (address, server) = scripted_server(|server| server.expect_header());
-    let error = Connection::open_with(&at(address)).unwrap_err();
+    let error = Connection::open_with(at(address)).unwrap_err();
     assert!(
         matches!(error.kind(), ErrorKind::SocketClosed { .. }),
         "{error}"
@@ -268,7 +268,7 @@ fn the_error_names_the_protocol_version_of_the_server() {
         server.expect_header();
         server.send(b"AMQP\0\x01\0\0");
     });
-    let error = Connection::open_with(&at(address)).unwrap_err();
+    let error = Connection::open_with(at(address)).unwrap_err();
     let expected = ErrorKind::ProtocolVersionMismatch {
         server: "AMQP 1-0-0".to_owned(),
     };
@@ -288,7 +288,7 @@ fn dropping_the_last_handle_closes_channel_and_connection_cleanly() {
         server.send_method(0, 10, 51, b"");
         assert_eq!(server.wait_for_end(), b"");
     });
-    let connection = Connection::open_with(&at(address)).unwrap();
+    let connection = Connection::open_with(at(address)).unwrap();
     let channel = connection.open_channel().unwrap();
     drop(connection);
     assert!(channel.is_open(), "a channel keeps its connection");
@@ -303,9 +303,9 @@ fn a_close_without_an_answer_times_out_and_closes_the_socket() {
         server.expect(10, 50);
         server.wait_for_end();
     });
-    let connection = Connection::open_with(&at(address)).unwrap();
+    let connection = Connection::open_with(at(address)).unwrap();
     let error = connection
-        .close_with(ReplyCode::SUCCESS, "bye", Duration::from_millis(200))
+        .close_timeout(Duration::from_millis(200))
         .unwrap_err();
     assert!(error.is_timeout(), "{error}");
     connection.wait_closed(Duration::ZERO).unwrap();
@@ -325,7 +325,7 @@ fn heartbeats_are_sent_and_missing_ones_end_the_connection() {
         assert!(heartbeats >= 2, "{said:?}");
     });
     let begin = Instant::now();
-    let connection = Connection::open_with(&at(address)).unwrap();
+    let connection = Connection::open_with(at(address)).unwrap();
     connection.wait_closed(SOON).unwrap();
     let interval = Duration::from_secs(2);
     let cause = connection.close_cause().unwrap();
@@ -345,7 +345,7 @@ fn a_protocol_violation_is_reported_to_both_sides() {
         server.expect(10, 50);
         server.wait_for_end();
     });
-    let connection = Connection::open_with(&at(address)).unwrap();
+    let connection = Connection::open_with(at(address)).unwrap();
     let channel = connection.open_channel().unwrap();
     let error = channel.basic_qos(1).unwrap_err();
     assert_eq!(error.reply_code(), Some(ReplyCode::COMMAND_INVALID));
@@ -397,7 +397,7 @@ fn the_io_thread_of_an_idle_connection_sleeps() {
         server.send_method(0, 10, 51, b"");
         server.wait_for_end();
     });
-    let connection = Connection::open_with(&at(address)).unwrap();
+    let connection = Connection::open_with(at(address)).unwrap();
     let channel = connection.open_channel().unwrap();
     let name = format!("leveret:{}", address.port());
     let mut before = sleeps_of_thread(&name);

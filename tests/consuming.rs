@@ -5,8 +5,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use leveret::{
-    ClosedBy, Connection, ConsumeOptions, Delivery, ErrorKind, Message, NackOptions, QosOptions,
-    QueueDeclareOptions, QueueDeleteOptions, ReplyCode, StreamOffset,
+    AckMode, ClosedBy, Connection, ConsumeOptions, DeathReason, Delivery, ErrorKind, Message,
+    NackOptions, QosOptions, QueueDeclareOptions, ReplyCode, Requeue, StreamOffset,
 };
 
 use crate::support::{
@@ -28,7 +28,7 @@ fn deliveries_carry_all_their_fields() {
     let options = ConsumeOptions::default()
         .consumer_tag("mine")
         .argument("x-priority", 5);
-    let consumer = queue.consume(options).unwrap();
+    let consumer = queue.consume_with(options).unwrap();
     let key = format!("{}.key", queue.name());
     channel.basic_publish("amq.topic", &key, "one").unwrap();
     queue.publish("two").unwrap();
@@ -57,11 +57,11 @@ fn deliveries_carry_all_their_fields() {
 fn generated_tags_differ_and_a_tag_in_use_is_refused_locally() {
     let channel = channel();
     let queue = exclusive_queue(&channel);
-    let first = queue.consume(ConsumeOptions::default()).unwrap();
-    let second = queue.consume(ConsumeOptions::default()).unwrap();
+    let first = queue.consume().unwrap();
+    let second = queue.consume().unwrap();
     assert_ne!(first.consumer_tag(), second.consumer_tag());
     let again = ConsumeOptions::default().consumer_tag(first.consumer_tag());
-    let error = queue.consume(again.clone()).unwrap_err();
+    let error = queue.consume_with(again.clone()).unwrap_err();
     assert!(
         matches!(error.kind(), ErrorKind::InvalidArgument(_)),
         "{error}"
@@ -69,7 +69,7 @@ fn generated_tags_differ_and_a_tag_in_use_is_refused_locally() {
     assert!(channel.is_open());
     first.cancel().unwrap();
     // The tag is free after the cancel.
-    queue.consume(again).unwrap();
+    queue.consume_with(again).unwrap();
 }
 
 #[test]
@@ -79,7 +79,7 @@ fn cancelling_keeps_received_messages_and_ends_the_iteration() {
     for body in ["1", "2", "3"] {
         queue.publish(body).unwrap();
     }
-    let consumer = queue.consume(ConsumeOptions::default()).unwrap();
+    let consumer = queue.consume().unwrap();
     eventually("the consumer has all messages", || consumer.unread() == 3);
     channel.basic_cancel(consumer.consumer_tag()).unwrap();
     assert!(!consumer.has_ended(), "three messages are unread");
@@ -109,7 +109,7 @@ fn a_dropped_consumer_requeues_unread_messages() {
     for number in 0..500 {
         queue.publish(number.to_string()).unwrap();
     }
-    let consumer = queue.consume(ConsumeOptions::default()).unwrap();
+    let consumer = queue.consume().unwrap();
     let first = consumer.recv().unwrap().unwrap();
     drop(consumer);
     eventually("all messages but the first are requeued", || {
@@ -117,9 +117,12 @@ fn a_dropped_consumer_requeues_unread_messages() {
     });
     first.ack().unwrap();
     // They are in their old order, since no other consumer has had them.
-    let again = queue.get(true).unwrap().unwrap();
-    assert_eq!((again.body(), again.redelivered()), (&b"1"[..], true));
-    assert_eq!(again.message_count(), 498);
+    let again = queue.get_with(AckMode::Automatic).unwrap().unwrap();
+    assert_eq!(
+        (again.delivery.body(), again.delivery.redelivered()),
+        (&b"1"[..], true)
+    );
+    assert_eq!(again.message_count, 498);
 }
 
 #[test]
@@ -131,7 +134,7 @@ fn a_consumer_dropped_while_messages_arrive_requeues_all_of_them() {
         queue.publish("m").unwrap();
     }
     for round in 0..300 {
-        let consumer = queue.consume(ConsumeOptions::default()).unwrap();
+        let consumer = queue.consume().unwrap();
         if round % 2 == 0 {
             let _ = consumer.receiver();
         }
@@ -151,7 +154,7 @@ fn a_consumer_dropped_while_messages_arrive_requeues_all_of_them() {
 fn a_copied_offset_header_does_not_make_a_queue_a_stream() {
     let channel = channel();
     let dead = exclusive_queue(&channel);
-    let options = QueueDeclareOptions::exclusive()
+    let options = QueueDeclareOptions::temporary()
         .dead_letter_exchange("")
         .dead_letter_routing_key(dead.name());
     let queue = channel.queue_declare("", options).unwrap();
@@ -165,8 +168,8 @@ fn a_copied_offset_header_does_not_make_a_queue_a_stream() {
     let next = || consumer.recv_timeout(SOON).unwrap().unwrap();
     publish("1");
     next().nack(NackOptions::requeue()).unwrap();
-    next().reject(true).unwrap();
-    next().reject(false).unwrap();
+    next().reject(Requeue::Yes).unwrap();
+    next().reject(Requeue::No).unwrap();
     publish("2");
     next().nack(NackOptions::discard()).unwrap();
     eventually("both messages are dead-lettered", || {
@@ -180,8 +183,8 @@ fn a_copied_offset_header_does_not_make_a_queue_a_stream() {
     eventually("all messages are requeued", || {
         ready(&channel, queue.name()) == 3
     });
-    let fetched = queue.get(false).unwrap().unwrap();
-    fetched.reject(false).unwrap();
+    let fetched = queue.get().unwrap().unwrap();
+    fetched.delivery.reject(Requeue::No).unwrap();
     eventually("three messages are dead-lettered", || {
         ready(&channel, dead.name()) == 3
     });
@@ -221,7 +224,7 @@ fn nack_and_reject_are_refused_for_messages_of_a_stream() {
         let delivery = consumer.recv_timeout(SOON).unwrap().unwrap();
         for error in [
             delivery.nack(NackOptions::requeue()).unwrap_err(),
-            delivery.reject(false).unwrap_err(),
+            delivery.reject(Requeue::No).unwrap_err(),
         ] {
             assert!(
                 error.to_string().contains("a stream keeps its messages"),
@@ -239,7 +242,7 @@ fn nack_and_reject_are_refused_for_messages_of_a_stream() {
         channel.basic_qos(1).unwrap();
         assert_eq!(channel.connection().loss_count(), 0);
     }
-    stream.delete(QueueDeleteOptions::default()).unwrap();
+    stream.delete().unwrap();
 }
 
 #[test]
@@ -247,7 +250,7 @@ fn try_recv_returns_the_error_before_has_ended_is_true() {
     let channel = channel();
     for _ in 0..100 {
         let queue = exclusive_queue(&channel);
-        let consumer = queue.consume(ConsumeOptions::default()).unwrap();
+        let consumer = queue.consume().unwrap();
         let looking = thread::spawn(move || loop {
             match consumer.try_recv() {
                 Err(error) => return error,
@@ -257,7 +260,7 @@ fn try_recv_returns_the_error_before_has_ended_is_true() {
                 Ok(_) => {}
             }
         });
-        queue.delete(QueueDeleteOptions::default()).unwrap();
+        queue.delete().unwrap();
         let error = looking.join().unwrap();
         let is_cancelled = matches!(error.kind(), ErrorKind::ConsumerCancelled { .. });
         assert!(is_cancelled, "{error}");
@@ -269,7 +272,9 @@ fn threads_that_share_a_consumer_get_each_message_once() {
     const MESSAGES: usize = 20_000;
     let channel = channel();
     let queue = exclusive_queue(&channel);
-    let consumer = queue.consume(ConsumeOptions::default().no_ack()).unwrap();
+    let consumer = queue
+        .consume_with(ConsumeOptions::default().no_ack(true))
+        .unwrap();
     let read = AtomicUsize::new(0);
     let mut seen: Vec<usize> = thread::scope(|scope| {
         let readers: Vec<_> = (0..4)
@@ -313,7 +318,7 @@ fn a_waiting_recv_survives_a_request_for_the_receiver() {
     for number in 0..4 {
         queue.publish(number.to_string()).unwrap();
     }
-    let consumer = queue.consume(ConsumeOptions::default()).unwrap();
+    let consumer = queue.consume().unwrap();
     let body = |delivery: Delivery| {
         delivery.ack().unwrap();
         String::from_utf8(delivery.into_body()).unwrap()
@@ -331,7 +336,7 @@ fn a_waiting_recv_survives_a_request_for_the_receiver() {
         let waiting = scope.spawn(next);
         queue.publish("4").unwrap();
         assert_eq!(waiting.join().unwrap().unwrap(), "4");
-        let another = queue.consume(ConsumeOptions::default()).unwrap();
+        let another = queue.consume().unwrap();
         consumer.cancel().unwrap();
         assert!(receiver.recv_timeout(SOON).is_err(), "disconnected");
         let waiting = scope.spawn(move || {
@@ -351,7 +356,7 @@ fn a_waiting_recv_survives_a_request_for_the_receiver() {
     });
     // The reader may or may not be waiting when the receiver is requested.
     for _ in 0..20 {
-        let consumer = queue.consume(ConsumeOptions::default()).unwrap();
+        let consumer = queue.consume().unwrap();
         thread::scope(|scope| {
             let waiting = scope.spawn(|| consumer.recv().unwrap().map(body));
             thread::yield_now();
@@ -368,7 +373,7 @@ fn a_consumer_keeps_its_channel_and_connection_open() {
         let channel = channel();
         let queue = exclusive_queue(&channel);
         queue.publish("still here").unwrap();
-        queue.consume(ConsumeOptions::default()).unwrap()
+        queue.consume().unwrap()
     };
     let delivery = consumer.recv_timeout(SOON).unwrap().unwrap();
     drop(consumer);
@@ -382,9 +387,11 @@ fn deleting_a_queue_ends_its_consumers_with_an_error() {
     let channel = channel();
     let queue = exclusive_queue(&channel);
     queue.publish("last words").unwrap();
-    let consumer = queue.consume(ConsumeOptions::default().no_ack()).unwrap();
+    let consumer = queue
+        .consume_with(ConsumeOptions::default().no_ack(true))
+        .unwrap();
     eventually("the consumer has the message", || consumer.unread() == 1);
-    queue.delete(QueueDeleteOptions::default()).unwrap();
+    queue.delete().unwrap();
     let mut deliveries = consumer.iter();
     assert_eq!(deliveries.next().unwrap().unwrap().body(), b"last words");
     let error = deliveries.next().unwrap().unwrap_err();
@@ -405,10 +412,10 @@ fn a_consumer_that_the_broker_cancels_discards_its_unread_messages() {
     for body in ["taken", "unread", "unread, too"] {
         queue.publish(body).unwrap();
     }
-    let consumer = queue.consume(ConsumeOptions::default()).unwrap();
+    let consumer = queue.consume().unwrap();
     eventually("the consumer has all messages", || consumer.unread() == 3);
     let taken = consumer.recv().unwrap().unwrap();
-    queue.delete(QueueDeleteOptions::default()).unwrap();
+    queue.delete().unwrap();
     eventually("only the error is unread", || consumer.unread() == 1);
     // The unread messages are discarded: had the queue not been deleted, the broker would redeliver
     // them.
@@ -423,7 +430,7 @@ fn a_consumer_that_the_broker_cancels_discards_its_unread_messages() {
     let again = ConsumeOptions::default().consumer_tag(consumer.consumer_tag());
     let queue = exclusive_queue(&channel);
     queue.publish("more").unwrap();
-    let consumer = queue.consume(again).unwrap();
+    let consumer = queue.consume_with(again).unwrap();
     let delivery = consumer.recv_timeout(SOON).unwrap().unwrap();
     assert_eq!(delivery.body(), b"more");
     delivery.ack().unwrap();
@@ -434,7 +441,7 @@ fn a_consumer_that_the_broker_cancels_discards_its_unread_messages() {
 fn closing_a_channel_ends_its_consumers_with_the_error() {
     let channel = channel();
     let queue = exclusive_queue(&channel);
-    let consumer = queue.consume(ConsumeOptions::default()).unwrap();
+    let consumer = queue.consume().unwrap();
     channel.basic_ack(7).unwrap();
     let error = consumer.recv().unwrap_err();
     assert_eq!(error.reply_code(), Some(ReplyCode::PRECONDITION_FAILED));
@@ -446,7 +453,9 @@ fn no_ack_messages_cannot_be_acknowledged() {
     let channel = channel();
     let queue = exclusive_queue(&channel);
     queue.publish("take it").unwrap();
-    let consumer = queue.consume(ConsumeOptions::default().no_ack()).unwrap();
+    let consumer = queue
+        .consume_with(ConsumeOptions::default().no_ack(true))
+        .unwrap();
     let delivery = consumer.recv().unwrap().unwrap();
     let error = delivery.ack().unwrap_err();
     assert!(
@@ -462,13 +471,13 @@ fn settling_a_message_twice_is_refused_locally() {
     let channel = channel();
     let queue = exclusive_queue(&channel);
     queue.publish("once").unwrap();
-    let consumer = queue.consume(ConsumeOptions::default()).unwrap();
+    let consumer = queue.consume().unwrap();
     let delivery = consumer.recv().unwrap().unwrap();
     delivery.ack().unwrap();
     for error in [
         delivery.ack().unwrap_err(),
         delivery.nack(NackOptions::requeue()).unwrap_err(),
-        delivery.reject(true).unwrap_err(),
+        delivery.reject(Requeue::Yes).unwrap_err(),
         delivery.ack_multiple().unwrap_err(),
     ] {
         assert_eq!(*error.kind(), ErrorKind::AlreadySettled { delivery_tag: 1 });
@@ -481,9 +490,9 @@ fn an_exclusive_consumer_excludes_others() {
     let channel = channel();
     let queue = exclusive_queue(&channel);
     let _alone = queue
-        .consume(ConsumeOptions::default().exclusive())
+        .consume_with(ConsumeOptions::default().exclusive(true))
         .unwrap();
-    let error = queue.consume(ConsumeOptions::default()).unwrap_err();
+    let error = queue.consume().unwrap_err();
     assert_eq!(error.reply_code(), Some(ReplyCode::ACCESS_REFUSED));
 }
 
@@ -491,11 +500,13 @@ fn an_exclusive_consumer_excludes_others() {
 fn with_no_wait_the_consumer_returns_the_error() {
     let channel = channel();
     let queue = exclusive_queue(&channel);
-    let consumer = queue.consume(ConsumeOptions::default().no_wait()).unwrap();
+    let consumer = channel
+        .basic_consume_no_wait(queue.name(), ConsumeOptions::default())
+        .unwrap();
     queue.publish("at once").unwrap();
     consumer.recv().unwrap().unwrap().ack().unwrap();
     let none = channel
-        .basic_consume("no such queue", ConsumeOptions::default().no_wait())
+        .basic_consume_no_wait("no such queue", ConsumeOptions::default())
         .unwrap();
     let error = none.recv().unwrap_err();
     assert_eq!(error.reply_code(), Some(ReplyCode::NOT_FOUND));
@@ -510,7 +521,7 @@ fn prefetch_limits_unacknowledged_messages() {
         queue.publish(body).unwrap();
     }
     channel.basic_qos(2).unwrap();
-    let consumer = queue.consume(ConsumeOptions::default()).unwrap();
+    let consumer = queue.consume().unwrap();
     eventually("the consumer has two messages", || consumer.unread() == 2);
     assert_eq!(ready(&channel, queue.name()), 3);
     let two = consumer
@@ -527,7 +538,7 @@ fn prefetch_limits_unacknowledged_messages() {
     // A limit for all consumers of a channel together exists for classic queues only.
     let channel = channel.connection().open_channel().unwrap();
     channel
-        .basic_qos_with(QosOptions::default().prefetch_count(1).global())
+        .basic_qos_with(QosOptions::default().prefetch_count(1).global(true))
         .unwrap();
     let error = channel
         .basic_qos_with(QosOptions::default().prefetch_size(1))
@@ -539,45 +550,48 @@ fn prefetch_limits_unacknowledged_messages() {
 fn messages_are_fetched_one_by_one() {
     let channel = channel();
     let queue = exclusive_queue(&channel);
-    assert!(queue.get(false).unwrap().is_none());
+    assert!(queue.get().unwrap().is_none());
     queue.publish("1").unwrap();
     queue.publish("2").unwrap();
     eventually("both messages are in the queue", || {
         ready(&channel, queue.name()) == 2
     });
-    let first = queue.get(false).unwrap().unwrap();
-    assert_eq!((first.body(), first.message_count()), (&b"1"[..], 1));
+    let first = queue.get().unwrap().unwrap();
+    assert_eq!((first.delivery.body(), first.message_count), (&b"1"[..], 1));
     assert_eq!(
-        (first.consumer_tag(), first.routing_key()),
+        (first.delivery.consumer_tag(), first.delivery.routing_key()),
         ("", queue.name())
     );
-    let second = queue.get(true).unwrap().unwrap();
-    assert_eq!((second.body(), second.message_count()), (&b"2"[..], 0));
-    first.ack().unwrap();
-    assert!(queue.get(false).unwrap().is_none());
+    let second = queue.get_with(AckMode::Automatic).unwrap().unwrap();
+    assert_eq!(
+        (second.delivery.body(), second.message_count),
+        (&b"2"[..], 0)
+    );
+    first.delivery.ack().unwrap();
+    assert!(queue.get().unwrap().is_none());
 }
 
 #[test]
 fn messages_can_be_requeued_and_discarded_in_every_way() {
     let channel = channel();
     let dead = exclusive_queue(&channel);
-    let options = QueueDeclareOptions::exclusive()
+    let options = QueueDeclareOptions::temporary()
         .argument("x-dead-letter-exchange", "")
         .argument("x-dead-letter-routing-key", dead.name());
     let queue = channel.queue_declare(&unique("q"), options).unwrap();
-    let consumer = queue.consume(ConsumeOptions::default()).unwrap();
+    let consumer = queue.consume().unwrap();
     let next = || consumer.recv_timeout(SOON).unwrap().unwrap();
 
     queue.publish("m").unwrap();
-    next().reject(true).unwrap();
+    next().reject(Requeue::Yes).unwrap();
     let again = next();
     assert!(again.redelivered());
     again.nack(NackOptions::requeue()).unwrap();
     let _kept = next();
-    channel.basic_recover(true).unwrap();
+    channel.basic_recover(Requeue::Yes).unwrap();
     let _kept = next();
-    channel.basic_recover_async(true).unwrap();
-    next().reject(false).unwrap();
+    channel.basic_recover_async(Requeue::Yes).unwrap();
+    next().reject(Requeue::No).unwrap();
     eventually("the rejected message is dead-lettered", || {
         ready(&channel, dead.name()) == 1
     });
@@ -587,35 +601,29 @@ fn messages_can_be_requeued_and_discarded_in_every_way() {
     eventually("the discarded message is dead-lettered", || {
         ready(&channel, dead.name()) == 2
     });
-    let death = dead
-        .get(true)
-        .unwrap()
-        .unwrap()
-        .properties()
-        .unwrap()
-        .headers
-        .unwrap();
-    assert!(
-        death.get("x-death").and_then(|it| it.as_array()).is_some(),
-        "{death:?}"
-    );
+    let letter = dead.get_with(AckMode::Automatic).unwrap().unwrap().delivery;
+    let [death] = &letter.deaths()[..] else {
+        panic!("{:?}", letter.properties());
+    };
+    assert_eq!((&death.reason, death.count), (&DeathReason::Rejected, 1));
+    assert_eq!(death.queue, queue.name());
 
     for _ in 0..3 {
         queue.publish("m").unwrap();
     }
     let tags: Vec<_> = (0..3).map(|_| next().delivery_tag()).collect();
     channel
-        .basic_nack(tags[1], NackOptions::discard().multiple())
+        .basic_nack(tags[1], NackOptions::discard().multiple(true))
         .unwrap();
     eventually("two more messages are dead-lettered", || {
         ready(&channel, dead.name()) == 3
     });
-    channel.basic_reject(tags[2], false).unwrap();
+    channel.basic_reject(tags[2], Requeue::No).unwrap();
     eventually("the last message is dead-lettered", || {
         ready(&channel, dead.name()) == 4
     });
 
-    let error = channel.basic_recover(false).unwrap_err();
+    let error = channel.basic_recover(Requeue::No).unwrap_err();
     assert_eq!(error.reply_code(), Some(ReplyCode::NOT_IMPLEMENTED));
 }
 
@@ -626,7 +634,7 @@ fn deliveries_can_be_acknowledged_from_any_thread() {
     for _ in 0..100 {
         queue.publish("m").unwrap();
     }
-    let consumer = queue.consume(ConsumeOptions::default()).unwrap();
+    let consumer = queue.consume().unwrap();
     let threads: Vec<_> = (0..4)
         .map(|_| {
             let receiver = consumer.receiver().clone();
@@ -651,7 +659,7 @@ fn a_message_above_max_message_size_closes_only_its_channel() {
     let publishing = channel();
     let name = unique("q");
     let queue = publishing
-        .queue_declare(&name, QueueDeclareOptions::durable())
+        .queue_declare(&name, QueueDeclareOptions::default())
         .unwrap();
     queue.publish(vec![0; 300_000]).unwrap();
     queue.publish("small").unwrap();
@@ -659,7 +667,7 @@ fn a_message_above_max_message_size_closes_only_its_channel() {
         ready(&publishing, &name) == 2
     });
 
-    let connection = Connection::open_with(&options().max_message_size(200_000)).unwrap();
+    let connection = Connection::open_with(options().max_message_size(200_000)).unwrap();
     let other = connection.open_channel().unwrap();
     let consuming = connection.open_channel().unwrap();
     let consumer = consuming
@@ -673,10 +681,10 @@ fn a_message_above_max_message_size_closes_only_its_channel() {
     );
     let fetching = connection.open_channel().unwrap();
     eventually("both messages are requeued", || ready(&other, &name) == 2);
-    let error = fetching.basic_get(&name, false).unwrap_err();
+    let error = fetching.basic_get(&name, AckMode::Manual).unwrap_err();
     assert_eq!(error.reply_code(), Some(ReplyCode::CONTENT_TOO_LARGE));
     other.basic_qos(1).unwrap();
-    queue.delete(QueueDeleteOptions::default()).unwrap();
+    queue.delete().unwrap();
 }
 
 #[test]
@@ -691,10 +699,10 @@ fn dropping_a_consumer_requeues_only_unsettled_messages() {
             |channel, last| channel.basic_ack_multiple(last - 1).unwrap(),
             1,
         ),
-        (|channel, _| channel.basic_recover(true).unwrap(), 3),
+        (|channel, _| channel.basic_recover(Requeue::Yes).unwrap(), 3),
         (
             |channel, last| {
-                let options = NackOptions::requeue().multiple();
+                let options = NackOptions::requeue().multiple(true);
                 channel.basic_nack(last, options).unwrap();
             },
             3,
@@ -730,7 +738,7 @@ fn a_consumer_can_be_cancelled_by_its_tag_at_any_time() {
             let (queue, tag) = (queue.clone(), tag.clone());
             move || {
                 let consume = ConsumeOptions::default().consumer_tag(tag);
-                let consumer = queue.consume(consume).unwrap();
+                let consumer = queue.consume_with(consume).unwrap();
                 consumer.recv_timeout(Duration::from_millis(20)).unwrap();
             }
         });
@@ -745,7 +753,7 @@ fn a_consumer_can_be_cancelled_by_its_tag_at_any_time() {
     for _ in 0..50 {
         channel.basic_cancel_no_wait("w").unwrap();
         let consume = ConsumeOptions::default().consumer_tag("w");
-        let Ok(consumer) = queue.consume(consume) else {
+        let Ok(consumer) = queue.consume_with(consume) else {
             // The cancel of the last consumer is not answered yet.
             channel.basic_qos(0).unwrap();
             continue;
@@ -763,16 +771,16 @@ fn a_consumer_can_be_cancelled_by_its_tag_at_any_time() {
 #[test]
 fn the_broker_counts_only_read_messages_as_unacknowledged() {
     let node = Node::start();
-    let connection = Connection::open_with(&node.options()).unwrap();
+    let connection = Connection::open_with(node.options()).unwrap();
     let channel = connection.open_channel().unwrap();
     let queue = channel
-        .queue_declare("tasks", QueueDeclareOptions::durable())
+        .queue_declare("tasks", QueueDeclareOptions::default())
         .unwrap();
     for number in 0..500 {
         queue.publish(number.to_string()).unwrap();
     }
     channel.basic_qos(100).unwrap();
-    let consumer = queue.consume(ConsumeOptions::default()).unwrap();
+    let consumer = queue.consume().unwrap();
     let read = [(); 3].map(|()| consumer.recv_timeout(SOON).unwrap().unwrap());
     read[0].ack().unwrap();
     eventually("a hundred messages are sent ahead", || {
@@ -807,11 +815,14 @@ fn fetching_counts_down_and_gives_each_message_to_one_thread() {
     };
     fill();
     let mut left = COUNT;
-    while let Some(message) = queue.get(false).unwrap() {
-        assert_eq!(message.body(), (COUNT - left).to_string().as_bytes());
+    while let Some(message) = queue.get().unwrap() {
+        assert_eq!(
+            message.delivery.body(),
+            (COUNT - left).to_string().as_bytes()
+        );
         left -= 1;
-        assert_eq!(message.message_count(), left);
-        message.ack().unwrap();
+        assert_eq!(message.message_count, left);
+        message.delivery.ack().unwrap();
     }
     assert_eq!(left, 0);
     fill();
@@ -826,9 +837,9 @@ fn fetching_counts_down_and_gives_each_message_to_one_thread() {
             let name = queue.name().to_owned();
             thread::spawn(move || {
                 let mut bodies = Vec::new();
-                while let Some(message) = channel.basic_get(&name, false).unwrap() {
-                    message.ack().unwrap();
-                    bodies.push(String::from_utf8(message.into_body()).unwrap());
+                while let Some(message) = channel.basic_get(&name, AckMode::Manual).unwrap() {
+                    message.delivery.ack().unwrap();
+                    bodies.push(String::from_utf8(message.delivery.into_body()).unwrap());
                 }
                 bodies
             })
@@ -846,10 +857,10 @@ fn fetching_counts_down_and_gives_each_message_to_one_thread() {
 #[test]
 fn exceeding_consumer_timeout_ends_the_consumer_with_the_brokers_error() {
     let node = Node::start_impatient();
-    let connection = Connection::open_with(&node.options()).unwrap();
+    let connection = Connection::open_with(node.options()).unwrap();
     let channel = connection.open_channel().unwrap();
     let (queue, cancels) = queue_that_times_out(&channel);
-    let consumer = queue.consume(ConsumeOptions::default()).unwrap();
+    let consumer = queue.consume().unwrap();
     queue.publish("kept").unwrap();
     let kept = consumer.recv_timeout(SOON).unwrap().unwrap();
     let error = consumer.recv_timeout(SOON).unwrap_err();
@@ -866,8 +877,8 @@ fn exceeding_consumer_timeout_ends_the_consumer_with_the_brokers_error() {
         // The message is requeued already, so this ack has no effect.
         kept.ack().unwrap();
         eventually("the message is redelivered", || {
-            let message = queue.get(true).unwrap();
-            message.is_some_and(|it| it.body() == b"kept")
+            let message = queue.get_with(AckMode::Automatic).unwrap();
+            message.is_some_and(|it| it.delivery.body() == b"kept")
         });
         return;
     }
@@ -890,7 +901,7 @@ fn a_consumer_busy_for_several_heartbeats_keeps_its_connection() {
     let channel = connection.open_channel().unwrap();
     let queue = exclusive_queue(&channel);
     queue.publish("hard work").unwrap();
-    let consumer = queue.consume(ConsumeOptions::default()).unwrap();
+    let consumer = queue.consume().unwrap();
     let delivery = consumer.recv_timeout(SOON).unwrap().unwrap();
     thread::sleep(3 * heartbeat);
     delivery.ack().unwrap();
@@ -902,11 +913,11 @@ fn a_consumer_busy_for_several_heartbeats_keeps_its_connection() {
 fn a_transaction_that_acks_a_message_of_a_cancelled_consumer_is_not_committed() {
     let channel = channel();
     let (tasks, results) = (exclusive_queue(&channel), exclusive_queue(&channel));
-    let consumer = tasks.consume(ConsumeOptions::default()).unwrap();
+    let consumer = tasks.consume().unwrap();
     tasks.publish("task").unwrap();
     let task = consumer.recv_timeout(SOON).unwrap().unwrap();
     channel.tx_select().unwrap();
-    tasks.delete(QueueDeleteOptions::default()).unwrap();
+    tasks.delete().unwrap();
     let cancelled = consumer.recv_timeout(SOON).unwrap_err();
     results.publish("result").unwrap();
     task.ack().unwrap();

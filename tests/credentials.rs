@@ -103,7 +103,7 @@ fn opening_fails_at_once_on_a_refused_login_and_otherwise_after_its_time() {
 
     // The server is gone now.
     let begin = Instant::now();
-    let error = Connection::open_with(&options.retry_open_for(SHORT)).unwrap_err();
+    let error = Connection::open_with(options.retry_open_for(SHORT)).unwrap_err();
     assert!(
         matches!(error.kind(), ErrorKind::ConnectFailed { .. }),
         "{error}"

@@ -34,7 +34,7 @@ fn the_first_endpoint_that_works_is_used_and_a_silent_one_costs_its_share() {
     let (silent, server) = scripted_server(|server| {
         server.wait_for_end();
     });
-    let broker = Connection::open_with(&options()).unwrap().peer_addr();
+    let broker = Connection::open_with(options()).unwrap().peer_addr();
     let ip = |address: SocketAddr| address.ip().to_string();
     let several = to(closed())
         .endpoint(ip(silent), silent.port())
@@ -102,7 +102,7 @@ fn endpoints_are_tried_in_order_unless_shuffled() {
     });
     let [first, second] = addresses;
     let in_order = to(first).endpoint(second.ip().to_string(), second.port());
-    let shuffled = in_order.clone().shuffle_endpoints();
+    let shuffled = in_order.clone().shuffle_endpoints(true);
     let first_heard = |options: &ConnectionOptions| {
         let error = Connection::open_with(options).unwrap_err();
         assert!(

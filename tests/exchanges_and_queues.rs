@@ -1,48 +1,39 @@
 //! Declares, binds and deletes exchanges and queues.
 
 use leveret::{
-    BindOptions, Channel, ErrorKind, ExchangeDeclareOptions, ExchangeDeleteOptions, ExchangeKind,
+    AckMode, Channel, ErrorKind, ExchangeDeclareOptions, ExchangeDeleteOptions, ExchangeKind,
     FieldTable, QueueDeclareOptions, QueueDeleteOptions, ReplyCode,
 };
 
 use crate::support::{channel, connect, eventually, exclusive_queue, ready, unique};
 
 fn temporary() -> ExchangeDeclareOptions {
-    ExchangeDeclareOptions::default().auto_delete()
+    ExchangeDeclareOptions::default().auto_delete(true)
 }
 
 /// Fetches all messages of a queue and returns their bodies.
 fn bodies(channel: &Channel, queue: &str) -> Vec<String> {
-    std::iter::from_fn(|| channel.basic_get(queue, true).unwrap())
-        .map(|message| String::from_utf8(message.body().to_vec()).unwrap())
+    std::iter::from_fn(|| channel.basic_get(queue, AckMode::Automatic).unwrap())
+        .map(|message| String::from_utf8(message.delivery.body().to_vec()).unwrap())
         .collect()
 }
 
 #[test]
 fn every_kind_of_exchange_routes_as_specified() {
     let channel = channel();
-    let options = |key: &str, value: i32| {
-        BindOptions::default()
-            .argument("x-match", "all")
-            .argument(key, value)
-    };
+    let options = |key: &str, value: i32| FieldTable::new().with("x-match", "all").with(key, value);
     let table = [
-        (
-            ExchangeKind::Direct,
-            "a.b",
-            BindOptions::default(),
-            vec!["a.b"],
-        ),
+        (ExchangeKind::Direct, "a.b", FieldTable::new(), vec!["a.b"]),
         (
             ExchangeKind::Fanout,
             "",
-            BindOptions::default(),
+            FieldTable::new(),
             vec!["a.b", "a.c", "d"],
         ),
         (
             ExchangeKind::Topic,
             "a.*",
-            BindOptions::default(),
+            FieldTable::new(),
             vec!["a.b", "a.c"],
         ),
         (ExchangeKind::Headers, "", options("n", 3), vec!["d"]),
@@ -66,28 +57,20 @@ fn every_kind_of_exchange_routes_as_specified() {
 fn exchanges_can_be_declared_passively_and_without_waiting_and_deleted() {
     let channel = channel();
     let name = unique("x");
-    let options = ExchangeDeclareOptions::durable().no_wait();
+    let options = ExchangeDeclareOptions::default();
     channel
-        .exchange_declare(&name, ExchangeKind::Topic, options)
+        .exchange_declare_no_wait(&name, ExchangeKind::Topic, options)
         .unwrap();
-    let passive = ExchangeDeclareOptions::passive;
-    channel
-        .exchange_declare(&name, ExchangeKind::Topic, passive())
-        .unwrap();
-    channel
-        .exchange(&name)
-        .delete(ExchangeDeleteOptions::default())
-        .unwrap();
+    channel.exchange_declare_passive(&name).unwrap();
+    channel.exchange(&name).delete().unwrap();
     // Declaring the exchange again is no error.
     channel
         .exchange_delete(&name, ExchangeDeleteOptions::default())
         .unwrap();
     channel
-        .exchange_delete(&name, ExchangeDeleteOptions::default().no_wait())
+        .exchange_delete_no_wait(&name, ExchangeDeleteOptions::default())
         .unwrap();
-    let error = channel
-        .exchange_declare(&name, ExchangeKind::Topic, passive())
-        .unwrap_err();
+    let error = channel.exchange_declare_passive(&name).unwrap_err();
     assert_eq!(error.reply_code(), Some(ReplyCode::NOT_FOUND));
     let text = error.to_string();
     let begin = format!(
@@ -105,7 +88,7 @@ fn if_unused_keeps_an_exchange_that_is_in_use() {
         .unwrap();
     exclusive_queue(&channel).bind(&exchange, "k").unwrap();
     let error = exchange
-        .delete(ExchangeDeleteOptions::default().if_unused())
+        .delete_with(ExchangeDeleteOptions::default().if_unused(true))
         .unwrap_err();
     assert_eq!(error.reply_code(), Some(ReplyCode::PRECONDITION_FAILED));
 }
@@ -116,7 +99,7 @@ fn exchanges_can_be_bound_to_exchanges() {
     let source = channel
         .exchange_declare(&unique("x"), ExchangeKind::Direct, temporary())
         .unwrap();
-    let internal = temporary().internal();
+    let internal = temporary().internal(true);
     let inner = channel
         .exchange_declare(&unique("x"), ExchangeKind::Fanout, internal)
         .unwrap();
@@ -127,12 +110,7 @@ fn exchanges_can_be_bound_to_exchanges() {
         .exchange_declare(&unique("x"), ExchangeKind::Fanout, temporary())
         .unwrap();
     channel
-        .exchange_bind(
-            spare.name(),
-            source.name(),
-            "spare",
-            BindOptions::default().no_wait(),
-        )
+        .exchange_bind_no_wait(spare.name(), source.name(), "spare", FieldTable::new())
         .unwrap();
     source.publish("key", "through two exchanges").unwrap();
     assert_eq!(bodies(&channel, queue.name()), ["through two exchanges"]);
@@ -140,12 +118,7 @@ fn exchanges_can_be_bound_to_exchanges() {
     source.publish("key", "nowhere").unwrap();
     assert_eq!(bodies(&channel, queue.name()), [""; 0]);
     channel
-        .exchange_unbind(
-            spare.name(),
-            source.name(),
-            "spare",
-            BindOptions::default().no_wait(),
-        )
+        .exchange_unbind_no_wait(spare.name(), source.name(), "spare", FieldTable::new())
         .unwrap();
     // Only exchanges can publish to an internal exchange.
     inner.publish("", "no").unwrap();
@@ -170,7 +143,7 @@ fn an_alternate_exchange_gets_unroutable_messages() {
         .unwrap();
     main.publish("unknown", "not lost").unwrap();
     assert_eq!(bodies(&channel, queue.name()), ["not lost"]);
-    main.delete(ExchangeDeleteOptions::default()).unwrap();
+    main.delete().unwrap();
 }
 
 #[test]
@@ -180,7 +153,7 @@ fn queues_can_be_named_by_program_or_broker_and_report_counts() {
     assert!(made_up.name().starts_with("amq.gen-"), "{}", made_up.name());
     let name = unique("q");
     let queue = channel
-        .queue_declare(&name, QueueDeclareOptions::exclusive())
+        .queue_declare(&name, QueueDeclareOptions::temporary())
         .unwrap();
     assert_eq!(
         (queue.name(), queue.message_count(), queue.consumer_count()),
@@ -195,7 +168,7 @@ fn queues_can_be_named_by_program_or_broker_and_report_counts() {
     channel.queue_purge_no_wait(&name).unwrap();
     assert_eq!(ready(&channel, &name), 0);
     queue.publish("five").unwrap();
-    assert_eq!(queue.delete(QueueDeleteOptions::default()).unwrap(), 1);
+    assert_eq!(queue.delete().unwrap(), 1);
     // Declaring the queue again is no error.
     assert_eq!(
         channel
@@ -209,13 +182,10 @@ fn queues_can_be_named_by_program_or_broker_and_report_counts() {
 fn queues_can_be_declared_bound_and_deleted_without_waiting() {
     let channel = channel();
     let name = unique("q");
-    let options = QueueDeclareOptions::durable()
-        .argument("x-expires", 60_000)
-        .no_wait();
-    channel.queue_declare(&name, options).unwrap();
-    let no_wait = BindOptions::default().no_wait();
+    let options = QueueDeclareOptions::default().argument("x-expires", 60_000);
+    channel.queue_declare_no_wait(&name, options).unwrap();
     channel
-        .queue_bind(&name, "amq.direct", &name, no_wait)
+        .queue_bind_no_wait(&name, "amq.direct", &name, FieldTable::new())
         .unwrap();
     channel
         .exchange("amq.direct")
@@ -223,7 +193,7 @@ fn queues_can_be_declared_bound_and_deleted_without_waiting() {
         .unwrap();
     assert_eq!(bodies(&channel, &name), ["routed"]);
     channel
-        .queue_unbind(&name, "amq.direct", &name, BindOptions::default())
+        .queue_unbind(&name, "amq.direct", &name, FieldTable::new())
         .unwrap();
     channel
         .exchange("amq.direct")
@@ -231,19 +201,17 @@ fn queues_can_be_declared_bound_and_deleted_without_waiting() {
         .unwrap();
     assert_eq!(bodies(&channel, &name), [""; 0]);
     channel
-        .queue_delete(&name, QueueDeleteOptions::default().no_wait())
+        .queue_delete_no_wait(&name, QueueDeleteOptions::default())
         .unwrap();
-    let error = channel
-        .queue_declare(&name, QueueDeclareOptions::passive())
-        .unwrap_err();
+    let error = channel.queue_declare_passive(&name).unwrap_err();
     assert_eq!(error.reply_code(), Some(ReplyCode::NOT_FOUND));
 }
 
 #[test]
 fn declaring_an_unnamed_queue_without_waiting_is_refused() {
     let channel = channel();
-    let options = QueueDeclareOptions::exclusive().no_wait();
-    let error = channel.queue_declare("", options).unwrap_err();
+    let options = QueueDeclareOptions::temporary();
+    let error = channel.queue_declare_no_wait("", options).unwrap_err();
     assert!(
         matches!(error.kind(), ErrorKind::InvalidArgument(_)),
         "{error}"
@@ -258,7 +226,7 @@ fn arguments_keep_their_integer_width() {
     let channel = channel();
     for ttl in [128, 40_000, 3_000_000] {
         let arguments = FieldTable::new().with("x-message-ttl", ttl);
-        let options = QueueDeclareOptions::exclusive().arguments(arguments);
+        let options = QueueDeclareOptions::temporary().arguments(arguments);
         let name = unique("q");
         channel.queue_declare(&name, options.clone()).unwrap();
         channel.queue_declare(&name, options).unwrap();
@@ -266,7 +234,7 @@ fn arguments_keep_their_integer_width() {
     let queue = channel
         .queue_declare(
             "",
-            QueueDeclareOptions::exclusive().argument("x-max-length", 2),
+            QueueDeclareOptions::temporary().argument("x-max-length", 2),
         )
         .unwrap();
     for body in ["1", "2", "3"] {
@@ -278,17 +246,17 @@ fn arguments_keep_their_integer_width() {
 #[test]
 fn if_unused_and_if_empty_keep_a_used_or_filled_queue() {
     for (options, consume) in [
-        (QueueDeleteOptions::default().if_unused(), true),
-        (QueueDeleteOptions::default().if_empty(), false),
+        (QueueDeleteOptions::default().if_unused(true), true),
+        (QueueDeleteOptions::default().if_empty(true), false),
     ] {
         let channel = channel();
         let queue = exclusive_queue(&channel);
         queue.publish("here").unwrap();
-        let _consumer = consume.then(|| queue.consume(Default::default()).unwrap());
+        let _consumer = consume.then(|| queue.consume().unwrap());
         eventually("the message is in the queue", || {
             consume || ready(&channel, queue.name()) == 1
         });
-        let error = queue.delete(options).unwrap_err();
+        let error = queue.delete_with(options).unwrap_err();
         assert_eq!(
             error.reply_code(),
             Some(ReplyCode::PRECONDITION_FAILED),
@@ -302,15 +270,13 @@ fn an_auto_delete_queue_is_deleted_with_its_last_consumer() {
     let channel = channel();
     let name = unique("q");
     let queue = channel
-        .queue_declare(&name, QueueDeclareOptions::durable().auto_delete())
+        .queue_declare(&name, QueueDeclareOptions::default().auto_delete(true))
         .unwrap();
-    drop(queue.consume(Default::default()).unwrap());
+    drop(queue.consume().unwrap());
     let probe = crate::support::channel();
     eventually("the queue is gone", || {
         let probe = probe.connection().open_channel().unwrap();
-        probe
-            .queue_declare(&name, QueueDeclareOptions::passive())
-            .is_err()
+        probe.queue_declare_passive(&name).is_err()
     });
 }
 
@@ -324,6 +290,6 @@ fn quorum_queues_and_streams_can_be_declared_and_used() {
             .publish(leveret::Message::new("kept").persistent())
             .unwrap();
         channel.wait_for_confirms().unwrap();
-        queue.delete(QueueDeleteOptions::default()).unwrap();
+        queue.delete().unwrap();
     }
 }

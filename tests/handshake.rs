@@ -166,7 +166,7 @@ fn an_endless_handshake_ends_at_the_connect_timeout() {
     });
     let timeout = Duration::from_millis(500);
     let begin = Instant::now();
-    let error = Connection::open_with(&at(address).connect_timeout(timeout)).unwrap_err();
+    let error = Connection::open_with(at(address).connect_timeout(timeout)).unwrap_err();
     let elapsed = begin.elapsed();
     assert!(error.is_timeout(), "{error}");
     // The whole frame would take minutes.

@@ -3,7 +3,7 @@
 use std::thread;
 
 use crossbeam_channel::bounded;
-use leveret::{Connection, ConsumeOptions, ErrorKind, ReplyCode};
+use leveret::{AckMode, Connection, ConsumeOptions, ErrorKind, ReplyCode};
 
 use crate::support::{at, connect, exclusive_queue, options, scripted_server, SOON};
 
@@ -72,7 +72,9 @@ fn messages_of_all_sizes_keep_their_order_on_a_channel() {
         let channel = connection.open_channel().unwrap();
         let queue = exclusive_queue(&channel);
         thread::spawn(move || {
-            let consumer = queue.consume(ConsumeOptions::default().no_ack()).unwrap();
+            let consumer = queue
+                .consume_with(ConsumeOptions::default().no_ack(true))
+                .unwrap();
             let bodies = SIZES.map(|size| {
                 let body: Vec<u8> = (0..size).map(|at| (at % 251) as u8 ^ seed).collect();
                 queue.publish(&body).unwrap();
@@ -98,7 +100,7 @@ fn messages_of_threads_that_share_a_channel_do_not_mix() {
     let queue = exclusive_queue(&channel);
     let consuming = connection.open_channel().unwrap();
     let consumer = consuming
-        .basic_consume(queue.name(), ConsumeOptions::default().no_ack())
+        .basic_consume(queue.name(), ConsumeOptions::default().no_ack(true))
         .unwrap();
     let threads: Vec<_> = (0..THREADS)
         .map(|thread| {
@@ -133,9 +135,11 @@ fn closing_waits_until_a_large_message_is_sent() {
     let keeper = connect().open_channel().unwrap();
     for whole_connection in [false, true] {
         let name = crate::support::unique("large");
-        let auto_delete = leveret::QueueDeclareOptions::default().auto_delete();
+        let auto_delete = leveret::QueueDeclareOptions::default().auto_delete(true);
         let queue = keeper.queue_declare(&name, auto_delete).unwrap();
-        let consumer = queue.consume(ConsumeOptions::default().no_ack()).unwrap();
+        let consumer = queue
+            .consume_with(ConsumeOptions::default().no_ack(true))
+            .unwrap();
         let connection = connect();
         let channel = connection.open_channel().unwrap();
         channel.basic_publish("", &name, vec![9; 12 * MIB]).unwrap();
@@ -151,7 +155,7 @@ fn closing_waits_until_a_large_message_is_sent() {
 
 #[test]
 fn the_largest_message_arrives_and_a_larger_one_gets_the_brokers_error() {
-    let connection = Connection::open_with(&options().max_message_size(1 << 40)).unwrap();
+    let connection = Connection::open_with(options().max_message_size(1 << 40)).unwrap();
     // RabbitMQ's defaults.
     let properties = connection.server_properties();
     let version = properties.get("version");
@@ -164,8 +168,11 @@ fn the_largest_message_arrives_and_a_larger_one_gets_the_brokers_error() {
     channel.confirm_select().unwrap();
     queue.publish(vec![7; limit]).unwrap();
     channel.wait_for_confirms().unwrap();
-    let message = queue.get(true).unwrap().unwrap();
-    assert!(message.body().len() == limit && message.body().iter().all(|&byte| byte == 7));
+    let message = queue.get_with(AckMode::Automatic).unwrap().unwrap();
+    assert!(
+        message.delivery.body().len() == limit
+            && message.delivery.body().iter().all(|&byte| byte == 7)
+    );
     drop(message);
 
     queue.publish(vec![7; limit + 1]).unwrap();

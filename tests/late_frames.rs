@@ -7,8 +7,8 @@ use std::thread;
 use std::time::Duration;
 
 use leveret::{
-    Channel, Connection, ConsumeOptions, ErrorKind, Metrics, NackOptions, Overflow,
-    PublisherOptions, QosOptions, Queue, QueueDeclareOptions, QueueDeleteOptions, ReplyCode,
+    AckMode, Channel, Connection, ConsumeOptions, ErrorKind, Metrics, NackOptions, Overflow,
+    PublisherOptions, QosOptions, Queue, QueueDeclareOptions, ReplyCode,
 };
 
 use crate::support::{
@@ -131,7 +131,7 @@ fn frames_after_the_brokers_close_are_dropped_and_the_channel_can_be_reopened() 
         expect(server, ACK);
         serve_the_rest(server);
     });
-    let connection = Connection::open_with(&at(address)).unwrap();
+    let connection = Connection::open_with(at(address)).unwrap();
     let channel = connection.open_channel().unwrap();
     let options = ConsumeOptions::default().consumer_tag("worker");
     let consumer = channel.basic_consume("q", options.clone()).unwrap();
@@ -174,7 +174,7 @@ fn no_frame_follows_close_ok_when_two_channels_close_at_once() {
         }
         serve_the_rest(server);
     });
-    let connection = Connection::open_with(&at(address)).unwrap();
+    let connection = Connection::open_with(at(address)).unwrap();
     for _ in 0..ROUNDS {
         let channels = [(); 2].map(|()| connection.open_channel().unwrap());
         thread::scope(|scope| {
@@ -207,7 +207,7 @@ fn no_reply_to_the_broker_follows_our_close() {
     });
     let gate = Arc::new(Gate::default());
     let metrics = Arc::<Gate>::clone(&gate);
-    let connection = Connection::open_with(&at(address).metrics(metrics)).unwrap();
+    let connection = Connection::open_with(at(address).metrics(metrics)).unwrap();
     let channel = connection.open_channel().unwrap();
     let consumer = channel
         .basic_consume("q", ConsumeOptions::default())
@@ -233,7 +233,7 @@ fn no_reply_to_the_broker_follows_our_close() {
 
 /// Makes the broker close the channel.
 fn make_a_mistake(channel: &Channel) {
-    let options = QueueDeclareOptions::passive();
+    let options = QueueDeclareOptions::default().passive(true);
     let error = channel.queue_declare("no such queue", options).unwrap_err();
     assert_eq!(error.reply_code(), Some(ReplyCode::NOT_FOUND), "{error}");
 }
@@ -262,7 +262,11 @@ fn an_error_of_a_consuming_channel_does_not_affect_the_connection() {
     works(&connection);
     // Each channel has acknowledged only its own 20 messages: the rest is still in the queue.
     let mut left = 0;
-    while feeding.basic_get(queue.name(), true).unwrap().is_some() {
+    while feeding
+        .basic_get(queue.name(), AckMode::Automatic)
+        .unwrap()
+        .is_some()
+    {
         left += 1;
     }
     assert_eq!(left, 30 * 280);
@@ -348,7 +352,7 @@ impl Metrics for Gate {
 }
 
 fn full_queue(channel: &Channel) -> Queue {
-    let options = QueueDeclareOptions::exclusive()
+    let options = QueueDeclareOptions::temporary()
         .max_length(1)
         .overflow(Overflow::RejectPublish);
     let queue = channel.queue_declare("", options).unwrap();
@@ -365,10 +369,10 @@ fn an_ack_of_a_former_message_never_fails_as_a_second_ack() {
     queue.publish("former").unwrap();
     let mut got = None;
     eventually("the message arrives", || {
-        got = queue.get(false).unwrap();
+        got = queue.get().unwrap();
         got.is_some()
     });
-    let tag = got.unwrap().delivery_tag();
+    let tag = got.unwrap().delivery.delivery_tag();
     make_a_mistake(&channel);
     channel.reopen().unwrap();
     let is_done = AtomicBool::new(false);
@@ -395,7 +399,7 @@ fn an_ack_of_a_former_message_never_fails_as_a_second_ack() {
 fn a_message_published_during_a_reopen_gets_its_own_confirm() {
     let gate = Arc::new(Gate::default());
     let metrics = Arc::<Gate>::clone(&gate);
-    let connection = Connection::open_with(&options().metrics(metrics)).unwrap();
+    let connection = Connection::open_with(options().metrics(metrics)).unwrap();
     let side = connection.open_channel().unwrap();
     let (good, full) = (exclusive_queue(&side), full_queue(&side));
     let channel = connection.open_channel().unwrap();
@@ -470,7 +474,7 @@ fn repeated_cancels_of_a_consumer_send_one_frame() {
         server.send_method(1, 60, 31, &short(&tag));
         serve_the_rest(server);
     });
-    let connection = Connection::open_with(&at(address)).unwrap();
+    let connection = Connection::open_with(at(address)).unwrap();
     let channel = connection.open_channel().unwrap();
     let consumer = channel
         .basic_consume("q", ConsumeOptions::default())
@@ -504,11 +508,11 @@ fn a_message_after_cancel_ok_is_requeued() {
             server.send(&delivery(1, &tag, 7, &[0; 200_000]));
             serve_the_rest(server)
         });
-        let connection = Connection::open_with(&at(address)).unwrap();
+        let connection = Connection::open_with(at(address)).unwrap();
         let channel = connection.open_channel().unwrap();
         let mut options = ConsumeOptions::default();
         if no_ack {
-            options = options.no_ack();
+            options = options.no_ack(true);
         }
         drop(channel.basic_consume("q", options).unwrap());
         channel.basic_qos(1).unwrap();
@@ -554,7 +558,7 @@ fn late_messages_of_a_consumer_that_the_broker_cancels_are_nacked() {
         assert_eq!(ack.payload[4..], [0, 0, 0, 0, 0, 0, 0, 4, 0]);
         serve_the_rest(server);
     });
-    let connection = Connection::open_with(&at(address)).unwrap();
+    let connection = Connection::open_with(at(address)).unwrap();
     let channel = connection.open_channel().unwrap();
     let options = ConsumeOptions::default().consumer_tag("slow");
     let consumer = channel.basic_consume("q", options.clone()).unwrap();
@@ -584,11 +588,11 @@ fn cancelling_an_ended_consumer_leaves_its_successor_alone() {
     let channel = connection.open_channel().unwrap();
     let options = ConsumeOptions::default().consumer_tag("t");
     let queue = exclusive_queue(&channel);
-    let first = queue.consume(options.clone()).unwrap();
-    queue.delete(QueueDeleteOptions::default()).unwrap();
+    let first = queue.consume_with(options.clone()).unwrap();
+    queue.delete().unwrap();
     first.recv().unwrap_err();
     let queue = exclusive_queue(&channel);
-    let second = queue.consume(options).unwrap();
+    let second = queue.consume_with(options).unwrap();
     first.cancel().unwrap();
     drop(first);
     queue.publish("for the second").unwrap();
@@ -605,12 +609,15 @@ fn a_consume_that_cannot_be_sent_sends_no_cancel() {
         server.send_method(1, 60, 11, b"");
         serve_the_rest(server);
     });
-    let connection = Connection::open_with(&at(address)).unwrap();
+    let connection = Connection::open_with(at(address)).unwrap();
     let channel = connection.open_channel().unwrap();
     let too_large = "x".repeat(200_000);
     let options = ConsumeOptions::default().argument("x-note", too_large);
-    for options in [options.clone(), options.no_wait()] {
-        let error = channel.basic_consume("q", options).unwrap_err();
+    for consumer in [
+        channel.basic_consume("q", options.clone()),
+        channel.basic_consume_no_wait("q", options),
+    ] {
+        let error = consumer.unwrap_err();
         assert!(
             matches!(error.kind(), ErrorKind::InvalidArgument(_)),
             "{error}"
@@ -638,7 +645,7 @@ fn malformed_properties_fail_only_when_read_and_keep_the_body() {
         server.send(&message);
         serve_the_rest(server)
     });
-    let connection = Connection::open_with(&at(address)).unwrap();
+    let connection = Connection::open_with(at(address)).unwrap();
     let channel = connection.open_channel().unwrap();
     let consumer = channel
         .basic_consume("q", ConsumeOptions::default())
@@ -677,7 +684,7 @@ fn a_client_stops_reading_from_a_peer_that_reads_no_replies() {
         go_on.send(()).unwrap();
         reader.join().unwrap();
     });
-    let connection = Connection::open_with(&at(address)).unwrap();
+    let connection = Connection::open_with(at(address)).unwrap();
     let channel = connection.open_channel().unwrap();
     goes_on.recv_timeout(3 * SOON).unwrap();
     channel.basic_qos(1).unwrap();

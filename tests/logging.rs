@@ -68,7 +68,7 @@ fn each_line() {
     let channel = connection.open_channel().unwrap();
     let queue = QueueDeclareOptions::default();
     let queue = channel.queue_declare("tasks", queue).unwrap();
-    let consumer = queue.consume(Default::default()).unwrap();
+    let consumer = queue.consume().unwrap();
     let publisher = channel.publisher().unwrap();
     publisher.publish("", "tasks", "m").unwrap().wait().unwrap();
     let delivery = consumer.recv().unwrap().unwrap();
@@ -82,7 +82,7 @@ fn each_line() {
     });
     let refused = connection.open_channel().unwrap();
     refused
-        .queue_declare("tasks", QueueDeclareOptions::exclusive())
+        .queue_declare("tasks", QueueDeclareOptions::temporary())
         .unwrap_err();
 
     // The connection comes back to a node with another address.
@@ -125,7 +125,7 @@ fn check_lines(name: &str, first: &Broker, second: &Broker) {
 fn asking_for_a_missing_queue_logs_no_warning() {
     logged::begin();
     let name = unique("questions");
-    let connection = Connection::open_with(&options().connection_name(&name)).unwrap();
+    let connection = Connection::open_with(options().connection_name(&name)).unwrap();
     let closed = |level| {
         let lines = logged::lines().into_iter();
         let is_it = |it: &Line| it.text.contains(&name) && it.text.contains("404");
@@ -134,7 +134,7 @@ fn asking_for_a_missing_queue_logs_no_warning() {
     assert!(!connection.queue_exists("no such queue").unwrap());
     assert!(!connection.exchange_exists("no such exchange").unwrap());
     let channel = connection.open_channel().unwrap();
-    let passive = QueueDeclareOptions::passive();
+    let passive = QueueDeclareOptions::default().passive(true);
     channel.queue_declare("no such queue", passive).unwrap_err();
     connection.close().unwrap();
     assert_eq!((closed(Level::Debug), closed(Level::Warn)), (2, 1));
@@ -150,16 +150,16 @@ fn warnings_of_global_qos(name: &str) -> usize {
 fn a_global_prefetch_holds_or_the_log_warns_that_it_does_not() {
     logged::begin();
     let name = unique("shared prefetch");
-    let connection = Connection::open_with(&options().connection_name(&name)).unwrap();
+    let connection = Connection::open_with(options().connection_name(&name)).unwrap();
     let channel = connection.open_channel().unwrap();
     let queue = exclusive_queue(&channel);
     for _ in 0..20 {
         queue.publish("m").unwrap();
     }
-    let together = || QosOptions::default().prefetch_count(5).global();
+    let together = || QosOptions::default().prefetch_count(5).global(true);
     channel.basic_qos_with(together()).unwrap();
     channel.basic_qos_with(together()).unwrap();
-    let consumers = [(); 3].map(|()| queue.consume(Default::default()).unwrap());
+    let consumers = [(); 3].map(|()| queue.consume().unwrap());
     let (unread, warnings) = match version() < (4, 3) {
         true => ([5, 0, 0], 0),
         false => ([5, 5, 5], 1),
@@ -195,7 +195,7 @@ fn a_recovery_warns_if_the_new_version_ignores_a_global_prefetch() {
     let events = connection.events();
     let channel = connection.open_channel().unwrap();
     let ask = || {
-        let together = QosOptions::default().prefetch_count(5).global();
+        let together = QosOptions::default().prefetch_count(5).global(true);
         channel.basic_qos_with(together).unwrap();
     };
     ask();

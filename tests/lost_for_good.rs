@@ -7,8 +7,8 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use leveret::{
-    Connection, ConsumeOptions, Error, ErrorKind, Message, PublisherOptions, QueueDeclareOptions,
-    RecoveryOptions,
+    AckMode, Connection, ConsumeOptions, Error, ErrorKind, Message, PublisherOptions,
+    QueueDeclareOptions, RecoveryOptions,
 };
 
 use crate::support::{eventually, exclusive_queue, Node, SOON};
@@ -50,7 +50,7 @@ fn killing_the_broker_ends_every_wait_with_the_same_cause() {
     let connection = Connection::open_with(&options).unwrap();
     let channels: Vec<_> = (0..5).map(|_| connection.open_channel().unwrap()).collect();
     let queue = exclusive_queue(&channels[0]);
-    let consumer = queue.consume(ConsumeOptions::default()).unwrap();
+    let consumer = queue.consume().unwrap();
     queue.publish("never acknowledged").unwrap();
     let delivery = consumer.recv().unwrap().unwrap();
     channels[1].confirm_select().unwrap();
@@ -70,11 +70,11 @@ fn killing_the_broker_ends_every_wait_with_the_same_cause() {
     let channel = channels[2].clone();
     waiting.wait(move || {
         channel
-            .queue_declare("q", QueueDeclareOptions::durable())
+            .queue_declare("q", QueueDeclareOptions::default())
             .unwrap_err()
     });
     let channel = channels[3].clone();
-    waiting.wait(move || channel.basic_get("q", false).unwrap_err());
+    waiting.wait(move || channel.basic_get("q", AckMode::Manual).unwrap_err());
     let channel = channels[4].clone();
     waiting.wait(move || {
         channel
@@ -157,7 +157,7 @@ fn publish_until_lost(
     let mut number = first;
     loop {
         let body = number.to_be_bytes();
-        let message = Message::new(&body).persistent();
+        let message = Message::new(body).persistent();
         match publisher.publish("", queue, message) {
             Ok(confirm) => open.push_back((number, confirm)),
             Err(error) => {
@@ -194,7 +194,7 @@ fn messages_confirmed_before_a_kill_survive_the_restart() {
     let connection = Connection::open_with(&options).unwrap();
     let channel = connection.open_channel().unwrap();
     let queue = channel
-        .queue_declare("durable", QueueDeclareOptions::durable())
+        .queue_declare("durable", QueueDeclareOptions::default())
         .unwrap();
     // After declare-ok, RabbitMQ can take two more seconds to write the declaration to disk.
     node.ctl(&["eval", "mnesia:sync_log()."]);
@@ -219,10 +219,12 @@ fn messages_confirmed_before_a_kill_survive_the_restart() {
     assert!(lost > 0, "the broker was killed with messages in flight");
 
     node.restart();
-    let connection = Connection::open_with(&node.options()).unwrap();
+    let connection = Connection::open_with(node.options()).unwrap();
     let channel = connection.open_channel().unwrap();
     let queue = channel.queue("durable");
-    let consumer = queue.consume(ConsumeOptions::default().no_ack()).unwrap();
+    let consumer = queue
+        .consume_with(ConsumeOptions::default().no_ack(true))
+        .unwrap();
     let mut found = HashSet::new();
     while !confirmed.is_subset(&found) {
         let delivery = consumer.recv_timeout(SOON).unwrap();

@@ -8,8 +8,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::unbounded;
 use leveret::{
-    Connection, ConnectionOptions, ConsumeOptions, PublisherOptions, QueueDeclareOptions,
-    QueueDeleteOptions,
+    AckMode, Connection, ConnectionOptions, ConsumeOptions, PublisherOptions, QueueDeclareOptions,
 };
 
 use crate::support::{
@@ -35,7 +34,7 @@ fn a_slow_consumer_of_a_gigabyte_takes_little_memory_and_stays_connected() {
     let name = unique("gigabyte");
     // A lazy queue, so that the broker needs no gigabyte of memory.
     let queue = channel
-        .queue_declare(&name, QueueDeclareOptions::durable().lazy())
+        .queue_declare(&name, QueueDeclareOptions::default().lazy())
         .unwrap();
     let publisher = channel.publisher().unwrap();
     for number in 0..COUNT {
@@ -43,7 +42,7 @@ fn a_slow_consumer_of_a_gigabyte_takes_little_memory_and_stays_connected() {
     }
     publisher.wait_for_confirms().unwrap();
     watch_slow_consumer(&url(), &name, COUNT);
-    queue.delete(QueueDeleteOptions::default()).unwrap();
+    queue.delete().unwrap();
 }
 
 #[test]
@@ -152,7 +151,7 @@ fn slow_consumer() {
     let connection = Connection::open_with(&options).unwrap();
     let consuming = connection.open_channel().unwrap();
     let calling = connection.open_channel().unwrap();
-    let options = ConsumeOptions::default().no_ack().consumer_tag("slow");
+    let options = ConsumeOptions::default().no_ack(true).consumer_tag("slow");
     let consumer = consuming.basic_consume(queue, options).unwrap();
     let mut next = 0;
     let mut take = || {
@@ -170,9 +169,7 @@ fn slow_consumer() {
             let mut latencies = Vec::new();
             while begin.elapsed() < CALLING_FOR {
                 let begin = Instant::now();
-                calling
-                    .queue_declare(&queue, QueueDeclareOptions::passive())
-                    .unwrap();
+                calling.queue_declare_passive(&queue).unwrap();
                 latencies.push(begin.elapsed());
                 thread::sleep(Duration::from_millis(100));
             }
@@ -203,7 +200,9 @@ fn calls_are_answered_while_consumers_do_not_read() {
     eventually("all messages are in the queue", || {
         ready(&channel, queue.name()) == COUNT
     });
-    let consumer = queue.consume(ConsumeOptions::default().no_ack()).unwrap();
+    let consumer = queue
+        .consume_with(ConsumeOptions::default().no_ack(true))
+        .unwrap();
     let mut others = connection.open_channel().unwrap();
     let other = exclusive_queue(&others);
     // Waits for a confirm, room in the window, all confirms, a message, and a close.
@@ -219,7 +218,15 @@ fn calls_are_answered_while_consumers_do_not_read() {
     publisher.publish("", other.name(), "3").unwrap();
     publisher.wait_for_confirms().unwrap();
     others.wait_for_confirms().unwrap();
-    assert_eq!(other.get(true).unwrap().unwrap().body(), b"1");
+    assert_eq!(
+        other
+            .get_with(AckMode::Automatic)
+            .unwrap()
+            .unwrap()
+            .delivery
+            .body(),
+        b"1"
+    );
     others.close().unwrap();
     others = connection.open_channel().unwrap();
     assert!(others.is_open());
@@ -269,9 +276,7 @@ fn a_burst() {
         for _ in 0..2_000 {
             // No queue is bound, and the bodies are so large that the outbox fills faster than a
             // socket drains.
-            channel
-                .basic_publish("amq.fanout", "", &[0; 4_000])
-                .unwrap();
+            channel.basic_publish("amq.fanout", "", [0; 4_000]).unwrap();
         }
     }
     let burst = grown_by();

@@ -27,7 +27,7 @@ fn kinds(error: &Error) -> BTreeMap<u64, ErrorKind> {
 fn every_message_has_its_own_outcome() {
     let channel = channel();
     let queue = exclusive_queue(&channel);
-    let full = QueueDeclareOptions::exclusive()
+    let full = QueueDeclareOptions::temporary()
         .argument("x-max-length", 1)
         .argument("x-overflow", "reject-publish");
     let full = channel.queue_declare("", full).unwrap();
@@ -190,7 +190,7 @@ fn threads_that_share_a_publisher_get_the_outcomes_of_their_own_messages() {
         .collect();
     // basic_publish can use the same channel meanwhile.
     let plain = (0..MESSAGES).filter_map(|number| {
-        let message = Message::new(number.to_string()).mandatory();
+        let message = Message::new(number.to_string()).mandatory(true);
         let key = if number % 50 == 0 {
             "nowhere"
         } else {
@@ -222,12 +222,12 @@ fn of_two_equal_messages_only_the_unroutable_one_is_returned() {
     let key = unique("comes and goes");
     for _ in 0..20 {
         let queue = channel
-            .queue_declare(&key, QueueDeclareOptions::durable())
+            .queue_declare(&key, QueueDeclareOptions::default())
             .unwrap();
         let routed = publisher
             .publish("", &key, Message::new("m").persistent())
             .unwrap();
-        queue.delete(Default::default()).unwrap();
+        queue.delete().unwrap();
         let unroutable = publisher
             .publish("", &key, Message::new("m").persistent())
             .unwrap();
@@ -506,7 +506,7 @@ fn messages_reported_as_unsent_are_not_sent_before_connection_close() {
             }
         }
     });
-    let connection = Connection::open_with(&at(address)).unwrap();
+    let connection = Connection::open_with(at(address)).unwrap();
     let publisher = connection.open_channel().unwrap().publisher().unwrap();
     let flooding = connection.open_channel().unwrap();
     flooding.basic_publish("", "q", vec![0; 64 << 20]).unwrap();
@@ -567,7 +567,7 @@ fn mandatory_is_the_default_and_can_be_disabled() {
         .wait()
         .unwrap_err();
     lenient.publish("", "nowhere", "m").unwrap().wait().unwrap();
-    let mandatory = Message::new("m").mandatory();
+    let mandatory = Message::new("m").mandatory(true);
     lenient
         .publish("", "nowhere", mandatory)
         .unwrap()
@@ -657,14 +657,14 @@ fn a_million_messages_are_confirmed_and_consumed() -> Result<()> {
     let connection = connect();
     let channel = connection.open_channel()?;
     // A lazy queue, so that the broker need not keep all messages in memory.
-    let lazy = QueueDeclareOptions::durable().argument("x-queue-mode", "lazy");
+    let lazy = QueueDeclareOptions::default().argument("x-queue-mode", "lazy");
     let queue = channel.queue_declare(&unique("million"), lazy)?;
     let options = PublisherOptions::default().window(1000);
     let publisher = channel.publisher_with(options)?;
     let mut body = [b'.'; 1024];
     for number in 0..COUNT {
         body[..4].copy_from_slice(&number.to_be_bytes());
-        publisher.publish("", queue.name(), Message::new(&body).persistent())?;
+        publisher.publish("", queue.name(), Message::new(body).persistent())?;
     }
     publisher.wait_for_confirms()?;
     assert_eq!(ready(&channel, queue.name()), COUNT);
@@ -680,6 +680,6 @@ fn a_million_messages_are_confirmed_and_consumed() -> Result<()> {
             delivery.ack_multiple()?;
         }
     }
-    queue.delete(Default::default())?;
+    queue.delete()?;
     Ok(())
 }

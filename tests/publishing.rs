@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use leveret::{
-    Connection, ErrorKind, FieldTable, FieldValue, Message, Properties, QueueDeclareOptions,
-    RecoveryOptions, ReplyCode,
+    AckMode, Connection, ErrorKind, FieldTable, FieldValue, Message, Properties,
+    QueueDeclareOptions, RecoveryOptions, ReplyCode,
 };
 
 use crate::support::{
@@ -23,9 +23,12 @@ fn bodies_of_every_size_arrive_whole() {
         channel.confirm_select().unwrap();
         queue.publish(&body).unwrap();
         channel.wait_for_confirms().unwrap();
-        let message = queue.get(true).unwrap().unwrap();
-        assert!(message.body() == body, "a body of {size} bytes has changed");
-        assert_eq!(message.into_delivery().into_body().len(), body.len());
+        let message = queue.get_with(AckMode::Automatic).unwrap().unwrap();
+        assert!(
+            message.delivery.body() == body,
+            "a body of {size} bytes has changed"
+        );
+        assert_eq!(message.delivery.into_body().len(), body.len());
     }
 }
 
@@ -34,7 +37,7 @@ fn small_frames_work() {
     // AMQP's smallest frame_max, and RabbitMQ's since 4.1.
     let smallest = 4096;
     let frame_max = if version() < (4, 1) { smallest } else { 8192 };
-    let connection = Connection::open_with(&options().frame_max(frame_max)).unwrap();
+    let connection = Connection::open_with(options().frame_max(frame_max)).unwrap();
     let channel = connection.open_channel().unwrap();
     let queue = exclusive_queue(&channel);
     let body = vec![7; 100_000];
@@ -42,9 +45,17 @@ fn small_frames_work() {
     eventually("the message is in the queue", || {
         ready(&channel, queue.name()) == 1
     });
-    assert_eq!(queue.get(true).unwrap().unwrap().body(), body);
+    assert_eq!(
+        queue
+            .get_with(AckMode::Automatic)
+            .unwrap()
+            .unwrap()
+            .delivery
+            .body(),
+        body
+    );
     if frame_max > smallest {
-        let error = Connection::open_with(&options().frame_max(smallest)).unwrap_err();
+        let error = Connection::open_with(options().frame_max(smallest)).unwrap_err();
         let text = "RabbitMQ 4.1 and later accept no frame_max below 8192";
         assert!(error.to_string().contains(text), "{error}");
     }
@@ -111,9 +122,9 @@ fn all_properties_and_all_types_of_headers_come_back() {
         ready(&channel, queue.name()) == 2
     });
     for _ in 0..2 {
-        let message = queue.get(true).unwrap().unwrap();
-        assert_eq!(message.properties().unwrap(), properties);
-        assert_eq!(message.body(), b"body");
+        let message = queue.get_with(AckMode::Automatic).unwrap().unwrap();
+        assert_eq!(*message.delivery.properties().unwrap(), properties);
+        assert_eq!(message.delivery.body(), b"body");
     }
 }
 
@@ -134,9 +145,12 @@ fn bodies_can_be_any_type_of_bytes() {
     eventually("all messages are in the queue", || {
         ready(&channel, queue.name()) == 8
     });
-    while let Some(message) = queue.get(true).unwrap() {
-        assert_eq!(message.body(), b"b");
-        assert_eq!(message.properties().unwrap(), Properties::default());
+    while let Some(message) = queue.get_with(AckMode::Automatic).unwrap() {
+        assert_eq!(message.delivery.body(), b"b");
+        assert_eq!(
+            *message.delivery.properties().unwrap(),
+            Properties::default()
+        );
     }
 }
 
@@ -174,7 +188,7 @@ fn sequence_numbers_start_at_one_and_confirms_can_be_waited_for() {
 #[test]
 fn nacks_of_a_full_queue_name_the_sequence_numbers() {
     let channel = channel();
-    let options = QueueDeclareOptions::exclusive()
+    let options = QueueDeclareOptions::temporary()
         .argument("x-max-length", 2)
         .argument("x-overflow", "reject-publish");
     let queue = channel.queue_declare("", options).unwrap();
@@ -222,7 +236,7 @@ fn unroutable_mandatory_messages_are_returned() {
     let returned = channel.returned_messages();
     channel.confirm_select().unwrap();
     let message = Message::new("come back")
-        .mandatory()
+        .mandatory(true)
         .content_type("text/plain");
     channel
         .basic_publish("amq.direct", "nowhere", message)
@@ -240,10 +254,8 @@ fn unroutable_mandatory_messages_are_returned() {
         ("amq.direct", "nowhere")
     );
     assert_eq!(message.body(), b"come back");
-    assert_eq!(
-        message.properties().unwrap().content_type.as_deref(),
-        Some("text/plain")
-    );
+    let properties = message.properties().unwrap();
+    assert_eq!(properties.content_type, Some("text/plain".into()));
     assert!(returned.is_empty());
     channel.close().unwrap();
     assert!(
@@ -263,7 +275,7 @@ fn unread_returned_messages_are_limited_to_the_newest() {
             .basic_publish(
                 "",
                 "no such queue",
-                Message::new(number.to_string()).mandatory(),
+                Message::new(number.to_string()).mandatory(true),
             )
             .unwrap();
     }
@@ -280,7 +292,7 @@ fn the_broker_refuses_immediate_as_not_implemented() {
     let connection = Connection::open_with(&options).unwrap();
     let channel = connection.open_channel().unwrap();
     channel
-        .basic_publish("", "q", Message::new("now").immediate())
+        .basic_publish("", "q", Message::new("now").immediate(true))
         .unwrap();
     connection.wait_closed(SOON).unwrap();
     let cause = connection.close_cause().unwrap();
@@ -302,8 +314,8 @@ fn transactions_commit_or_roll_back() {
     channel.tx_commit().unwrap();
     assert_eq!(ready(&channel, queue.name()), 2);
     // A rolled-back acknowledgement leaves the message unacknowledged.
-    let message = queue.get(false).unwrap().unwrap();
-    message.ack().unwrap();
+    let message = queue.get().unwrap().unwrap();
+    message.delivery.ack().unwrap();
     channel.tx_rollback().unwrap();
     drop(message);
     channel.close().unwrap();
@@ -342,7 +354,7 @@ fn confirms_and_transactions_exclude_each_other() {
 
 #[test]
 fn invalid_messages_are_refused_before_anything_is_sent() {
-    let connection = Connection::open_with(&options().max_message_size(1000)).unwrap();
+    let connection = Connection::open_with(options().max_message_size(1000)).unwrap();
     let channel = connection.open_channel().unwrap();
     let queue = exclusive_queue(&channel);
     channel.confirm_select().unwrap();

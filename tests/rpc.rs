@@ -35,9 +35,7 @@ fn threads_that_share_a_client_get_the_answers_to_their_own_requests() {
                     let answer = client.call("", &queue, &question, SOON).unwrap();
                     let expected: String = question.chars().rev().collect();
                     assert_eq!(answer.body(), expected.as_bytes());
-                    let properties = answer.properties().unwrap();
-                    let content_type = properties.content_type.as_deref();
-                    assert_eq!(content_type, Some("application/reversed"));
+                    assert_eq!(answer.content_type(), Some("application/reversed"));
                 }
             })
         })
@@ -183,7 +181,7 @@ fn handlers_can_make_calls_over_their_own_connection() {
     let (tell, told) = unbounded();
     let name = back.name().to_owned();
     workers
-        .consume(front.name(), WorkerOptions::default(), move |delivery| {
+        .consume_with(front.name(), WorkerOptions::default(), move |delivery| {
             let answer = client.call("", &name, delivery.body(), SOON).unwrap();
             tell.send(answer.into_body()).unwrap();
             Settlement::Ack
@@ -196,7 +194,7 @@ fn handlers_can_make_calls_over_their_own_connection() {
 
 #[test]
 fn requests_use_any_exchange_and_answers_pass_unread_messages() {
-    let connection = leveret::Connection::open_with(&options().max_unread_bytes(1 << 16)).unwrap();
+    let connection = leveret::Connection::open_with(options().max_unread_bytes(1 << 16)).unwrap();
     let channel = connection.open_channel().unwrap();
     // One consumer does not keep up: it takes no messages.
     let lagging = exclusive_queue(&channel);
@@ -207,13 +205,13 @@ fn requests_use_any_exchange_and_answers_pass_unread_messages() {
         ready(&channel, lagging.name()) == 100
     });
     let unread = lagging
-        .consume(leveret::ConsumeOptions::default().no_ack())
+        .consume_with(leveret::ConsumeOptions::default().no_ack(true))
         .unwrap();
     let serving = connect();
     let queue = serving
         .open_channel()
         .unwrap()
-        .queue_declare("", QueueDeclareOptions::exclusive())
+        .queue_declare("", QueueDeclareOptions::temporary())
         .unwrap();
     queue
         .bind(&queue.channel().exchange("amq.topic"), "question.*")

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use leveret::broker::Broker;
 use leveret::{
-    Connection, ConnectionEvent, ConsumeOptions, ErrorKind, Metrics, NackOptions, PublisherOptions,
-    QueueDeclareOptions,
+    AckMode, Connection, ConnectionEvent, ConsumeOptions, ErrorKind, Metrics, NackOptions,
+    PublisherOptions, QueueDeclareOptions, Requeue,
 };
 
 use crate::support::{eventually, exclusive_queue, options, SOON};
@@ -65,7 +65,7 @@ fn stats_and_metrics_count_the_same_events() {
     connection.open_channel().unwrap().close().unwrap();
     let queue = exclusive_queue(&channel);
     // A queue of ten messages that nacks more.
-    let few = QueueDeclareOptions::exclusive()
+    let few = QueueDeclareOptions::temporary()
         .max_length(10)
         .overflow(leveret::Overflow::RejectPublish);
     let few = channel.queue_declare("", few).unwrap();
@@ -86,8 +86,10 @@ fn stats_and_metrics_count_the_same_events() {
         publisher.publish("", few.name(), "").unwrap();
     }
     publisher.wait_for_confirms().unwrap_err();
-    assert!(queue.get(true).unwrap().is_some());
-    let consumer = queue.consume(ConsumeOptions::default().no_ack()).unwrap();
+    assert!(queue.get_with(AckMode::Automatic).unwrap().is_some());
+    let consumer = queue
+        .consume_with(ConsumeOptions::default().no_ack(true))
+        .unwrap();
     for _ in 0..100 {
         assert!(consumer.recv_timeout(SOON).unwrap().is_some());
     }
@@ -164,7 +166,7 @@ fn metrics_that_keep_panicking_close_the_connection() {
         let exchange = channel.exchange("amq.fanout");
         queue.bind(&exchange, "").unwrap();
     }
-    let consumers = [&one, &other].map(|it| it.consume(ConsumeOptions::default()).unwrap());
+    let consumers = [&one, &other].map(|it| it.consume().unwrap());
     let publisher = connection.open_channel().unwrap().publisher().unwrap();
     poisoned.0.store(true, Ordering::SeqCst);
     let confirms: Vec<_> = (0..50)
@@ -189,17 +191,17 @@ fn metrics_that_keep_panicking_close_the_connection() {
 
 #[test]
 fn acknowledgements_redeliveries_and_closed_channels_are_counted() {
-    let connection = Connection::open_with(&options()).unwrap();
+    let connection = Connection::open_with(options()).unwrap();
     let channel = connection.open_channel().unwrap();
     let queue = exclusive_queue(&channel);
     for _ in 0..5 {
         queue.publish("m").unwrap();
     }
-    let consumer = queue.consume(ConsumeOptions::default()).unwrap();
+    let consumer = queue.consume().unwrap();
     let next = || consumer.recv_timeout(SOON).unwrap().unwrap();
     let deliveries: Vec<_> = (0..5).map(|_| next()).collect();
     deliveries[1].ack_multiple().unwrap();
-    deliveries[2].reject(true).unwrap();
+    deliveries[2].reject(Requeue::Yes).unwrap();
     deliveries[3].nack(NackOptions::requeue()).unwrap();
     deliveries[4].ack().unwrap();
     for _ in 0..2 {
@@ -208,8 +210,14 @@ fn acknowledgements_redeliveries_and_closed_channels_are_counted() {
     // The last message is fetched, twice.
     drop(consumer);
     queue.publish("m").unwrap();
-    queue.get(false).unwrap().unwrap().reject(true).unwrap();
-    queue.get(false).unwrap().unwrap().ack().unwrap();
+    queue
+        .get()
+        .unwrap()
+        .unwrap()
+        .delivery
+        .reject(Requeue::Yes)
+        .unwrap();
+    queue.get().unwrap().unwrap().delivery.ack().unwrap();
     let stats = connection.stats();
     assert_eq!((stats.acks, stats.nacks, stats.rejects), (5, 1, 2));
     assert_eq!((stats.messages_delivered, stats.redeliveries), (9, 3));
@@ -217,7 +225,7 @@ fn acknowledgements_redeliveries_and_closed_channels_are_counted() {
 
     assert!(!connection.queue_exists("no such queue").unwrap());
     assert_eq!(connection.stats().channels_closed_by_broker, 0);
-    let passive = QueueDeclareOptions::passive();
+    let passive = QueueDeclareOptions::default().passive(true);
     channel.queue_declare("no such queue", passive).unwrap_err();
     connection.open_channel().unwrap().close().unwrap();
     assert_eq!(connection.stats().channels_closed_by_broker, 1);
@@ -229,7 +237,9 @@ fn unread_unconfirmed_and_unsent_amounts_are_known_at_any_time() {
     let connection = Connection::open(&broker.uri()).unwrap();
     let channel = connection.open_channel().unwrap();
     let (queue, sink) = (exclusive_queue(&channel), exclusive_queue(&channel));
-    let consumer = queue.consume(ConsumeOptions::default().no_ack()).unwrap();
+    let consumer = queue
+        .consume_with(ConsumeOptions::default().no_ack(true))
+        .unwrap();
     let idle = |stats: leveret::ConnectionStats| {
         let unconfirmed = (stats.unconfirmed_messages, stats.unconfirmed_bytes);
         (unconfirmed, stats.unread_bytes, stats.outbox_bytes) == ((0, 0), 0, 0)

@@ -16,10 +16,12 @@ fn publish_and_count(channels: Vec<Channel>) {
     let queue = receiving
         .queue_declare(
             &crate::support::unique("q"),
-            leveret::QueueDeclareOptions::default().auto_delete(),
+            leveret::QueueDeclareOptions::default().auto_delete(true),
         )
         .unwrap();
-    let consumer = queue.consume(ConsumeOptions::default().no_ack()).unwrap();
+    let consumer = queue
+        .consume_with(ConsumeOptions::default().no_ack(true))
+        .unwrap();
     let publishers: Vec<_> = channels
         .into_iter()
         .enumerate()
@@ -30,7 +32,7 @@ fn publish_and_count(channels: Vec<Channel>) {
                     let mut body = [0; 8];
                     body[..4].copy_from_slice(&(thread as u32).to_be_bytes());
                     body[4..].copy_from_slice(&number.to_be_bytes());
-                    channel.basic_publish("", &name, &body).unwrap();
+                    channel.basic_publish("", &name, body).unwrap();
                 }
             })
         })
@@ -97,7 +99,7 @@ fn calls_of_many_threads_on_one_channel_get_their_own_replies() {
             thread::spawn(move || {
                 for round in 0..100 {
                     let name = crate::support::unique(&format!("q{thread}-{round}"));
-                    let options = leveret::QueueDeclareOptions::exclusive();
+                    let options = leveret::QueueDeclareOptions::temporary();
                     assert_eq!(channel.queue_declare(&name, options).unwrap().name(), name);
                 }
             })

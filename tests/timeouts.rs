@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use leveret::{
-    ClosedBy, Connection, ConnectionEvent, ConsumeOptions, ErrorKind, PublisherOptions,
-    QueueDeclareOptions, ReplyCode,
+    AckMode, ClosedBy, Connection, ConnectionEvent, ConsumeOptions, ErrorKind, PublisherOptions,
+    QueueDeclareOptions,
 };
 
 use crate::support::{
@@ -41,7 +41,7 @@ fn a_late_reply_is_dropped_and_the_next_call_gets_its_own() {
     let connection = connect_to(address);
     let channel = connection.open_channel().unwrap();
     let error = channel
-        .queue_declare("first", QueueDeclareOptions::durable())
+        .queue_declare("first", QueueDeclareOptions::default())
         .unwrap_err();
     assert_eq!(*error.kind(), ErrorKind::TimedOut { after: MODERATE });
     assert_eq!(
@@ -49,7 +49,7 @@ fn a_late_reply_is_dropped_and_the_next_call_gets_its_own() {
         "queue.declare \"first\": timed out after 2s"
     );
     let second = channel
-        .queue_declare("second", QueueDeclareOptions::durable())
+        .queue_declare("second", QueueDeclareOptions::default())
         .unwrap();
     assert_eq!(second.name(), "second");
     drop((second, channel, connection));
@@ -183,9 +183,7 @@ fn timeouts_on_a_blocked_connection_say_that_it_is_blocked() {
         publisher.wait_for_confirms_timeout(SHORT).unwrap_err(),
         publisher.publish("", "q", "m").map(drop).unwrap_err(),
         channel.close().unwrap_err(),
-        connection
-            .close_with(ReplyCode::SUCCESS, "", SHORT)
-            .unwrap_err(),
+        connection.close_timeout(SHORT).unwrap_err(),
     ];
     for error in errors {
         assert!(error.is_timeout(), "{error}");
@@ -252,7 +250,10 @@ fn a_message_fetched_too_late_is_requeued() {
     });
     let connection = connect_to(address);
     let channel = connection.open_channel().unwrap();
-    assert!(channel.basic_get("q", false).unwrap_err().is_timeout());
+    assert!(channel
+        .basic_get("q", AckMode::Manual)
+        .unwrap_err()
+        .is_timeout());
     channel.basic_qos(1).unwrap();
     drop((channel, connection));
     server.join().unwrap();
@@ -284,7 +285,10 @@ fn after_a_broker_pause_all_handles_work_again() {
     let timed_out = ErrorKind::TimedOut { after: MODERATE };
     assert_eq!(*channel.basic_qos(5).unwrap_err().kind(), timed_out);
     assert_eq!(
-        *fetcher.basic_get(queue.name(), false).unwrap_err().kind(),
+        *fetcher
+            .basic_get(queue.name(), AckMode::Manual)
+            .unwrap_err()
+            .kind(),
         timed_out
     );
     let refused = consuming.basic_consume(queue.name(), ConsumeOptions::default());
@@ -314,12 +318,12 @@ fn after_a_broker_pause_all_handles_work_again() {
         eventually("the broker is back", || channel.basic_qos(5).is_ok());
     }
     eventually("the message is requeued", || {
-        matches!(channel.queue_declare(queue.name(), QueueDeclareOptions::passive()), Ok(queue)
+        matches!(channel.queue_declare_passive(queue.name()), Ok(queue)
             if queue.message_count() == Some(1) && queue.consumer_count() == Some(0))
     });
-    let message = queue.get(true).unwrap().unwrap();
+    let message = queue.get_with(AckMode::Automatic).unwrap().unwrap();
     assert_eq!(
-        (message.body(), message.redelivered()),
+        (message.delivery.body(), message.delivery.redelivered()),
         (&b"fetched late"[..], true)
     );
     eventually("publishing works again", || {
@@ -343,7 +347,7 @@ fn a_blocked_connection_reports_the_reason_and_continues_when_unblocked() {
     let connection = Connection::open_with(&options).unwrap();
     let channel = connection.open_channel().unwrap();
     let queue = exclusive_queue(&channel);
-    let consumer = queue.consume(ConsumeOptions::default()).unwrap();
+    let consumer = queue.consume().unwrap();
     assert_eq!(connection.blocked_reason(), None);
     let events = connection.events();
     let publisher = channel
@@ -398,7 +402,7 @@ fn a_blocked_connection_reports_the_reason_and_continues_when_unblocked() {
 
     // A publisher with a longer timeout succeeds.
     let waiting = std::thread::spawn({
-        let patient = Connection::open_with(&node.options())
+        let patient = Connection::open_with(node.options())
             .unwrap()
             .open_channel()
             .unwrap();

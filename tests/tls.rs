@@ -8,8 +8,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use leveret::{
-    Connection, ConnectionEvent, ConnectionOptions, ConsumeOptions, Error, ErrorKind, FieldTable,
-    LoginMethod, QueueDeclareOptions, SaslConversation, SaslMechanism, TlsOptions,
+    Connection, ConnectionEvent, ConnectionOptions, Error, ErrorKind, FieldTable, LoginMethod,
+    QueueDeclareOptions, SaslConversation, SaslMechanism, TlsOptions,
 };
 
 use crate::recovery::recovered;
@@ -114,7 +114,7 @@ fn comes_back_when_it_is_lost(broker: &Secured) {
     let events = connection.events();
     let channel = connection.open_channel().unwrap();
     let queue = exclusive_queue(&channel);
-    let consumer = queue.consume(ConsumeOptions::default()).unwrap();
+    let consumer = queue.consume().unwrap();
     let publisher = channel.publisher().unwrap();
     for round in 1..=3 {
         // Also cut the connection in the middle of a handshake.
@@ -170,11 +170,11 @@ fn is_known_to_the_broker_by_its_name(broker: &Secured) {
 
 fn carries_both_ways_under_load(broker: &Secured) {
     const COUNT: usize = 4000;
-    let connection = Connection::open_with(&broker.good()).unwrap();
+    let connection = Connection::open_with(broker.good()).unwrap();
     let channel = connection.open_channel().unwrap();
     let queue = exclusive_queue(&channel);
     let body = |number: usize| vec![number as u8; number * 7919 % 60_000];
-    let consumer = queue.consume(ConsumeOptions::default()).unwrap();
+    let consumer = queue.consume().unwrap();
     let publishing = thread::spawn(move || {
         let publisher = queue.channel().publisher().unwrap();
         for number in 0..COUNT {
@@ -262,8 +262,8 @@ fn each_mistake_has_its_own_error(broker: &Secured) {
     assert_tls_says("hostname mismatch", &options(named.clone()));
     assert_tls_says("certificate required", &options(broker.trusting()));
     // Only the options with "danger" in their names allow these.
-    opens(&options(other.danger_accept_invalid_certs()));
-    opens(&options(named.danger_accept_invalid_hostnames()));
+    opens(&options(other.danger_accept_invalid_certs(true)));
+    opens(&options(named.danger_accept_invalid_hostnames(true)));
 
     // Each protocol on the port of the other.
     let error = refused(&ConnectionOptions::default().port(broker.port));
@@ -321,9 +321,9 @@ fn logs_in_with_a_certificate_and_with_challenges(broker: &Secured) {
         let mechanism = Arc::new(Demo(password));
         node.options().login_method(LoginMethod::Sasl(mechanism))
     };
-    let connection = Connection::open_with(&demo("guest")).unwrap();
+    let connection = Connection::open_with(demo("guest")).unwrap();
     let channel = connection.open_channel().unwrap();
-    let options = QueueDeclareOptions::exclusive();
+    let options = QueueDeclareOptions::temporary();
     channel.queue_declare("", options).unwrap();
     connection.close().unwrap();
     let error = refused(&demo("wr0ng"));
@@ -474,7 +474,7 @@ fn the_error_names_an_unusable_key_and_the_needed_format() {
             ["there is no certificate", "empty.pem"],
         ),
     ] {
-        let error = Connection::open_with(&options(certificate, key)).unwrap_err();
+        let error = Connection::open_with(options(certificate, key)).unwrap_err();
         assert!(
             matches!(error.kind(), ErrorKind::InvalidArgument(_)),
             "{error}"
@@ -490,6 +490,6 @@ fn the_error_names_an_unusable_key_and_the_needed_format() {
         }
         assert!(!error.contains("c2VjcmV0"), "{error}");
     }
-    let error = Connection::open_with(&options("client.pem", "text.key")).unwrap_err();
+    let error = Connection::open_with(options("client.pem", "text.key")).unwrap_err();
     assert!(error.is_timeout(), "{error}");
 }

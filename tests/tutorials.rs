@@ -44,7 +44,7 @@ fn tutorial_2_a_task_of_a_killed_worker_goes_to_another() {
     eventually("the workers' connections are gone", || {
         // If the queue is in use, the broker closes this channel.
         let channel = connection.open_channel().unwrap();
-        let options = QueueDeleteOptions::default().if_unused();
+        let options = QueueDeleteOptions::default().if_unused(true);
         channel.queue_delete("task_queue", options).is_ok()
     });
 }

@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use leveret::{
-    Channel, ConsumeOptions, DelayedRetry, ErrorKind, Exchange, ExchangeDeclareOptions,
+    AckMode, Channel, ConsumeOptions, DelayedRetry, ErrorKind, Exchange, ExchangeDeclareOptions,
     ExchangeKind, HashProperty, LeaderLocator, Message, NackOptions, Overflow, Queue,
-    QueueDeclareOptions, QueueType, StreamOffset,
+    QueueDeclareOptions, QueueType, Requeue, StreamOffset,
 };
 
 use crate::support::version;
@@ -17,8 +17,8 @@ use crate::support::{channel, connect, eventually, exclusive_queue, ready, uniqu
 fn next(queue: &Queue) -> String {
     let mut body = None;
     eventually("the queue has a message", || {
-        let message = queue.get(true).unwrap();
-        body = message.map(|it| String::from_utf8(it.into_body()).unwrap());
+        let message = queue.get_with(AckMode::Automatic).unwrap();
+        body = message.map(|it| String::from_utf8(it.delivery.into_body()).unwrap());
         body.is_some()
     });
     body.unwrap()
@@ -36,7 +36,7 @@ fn publish(channel: &Channel, queue: &Queue, bodies: &[&str]) {
 fn expired_and_excess_messages_are_dead_lettered() {
     let channel = channel();
     let dead = exclusive_queue(&channel);
-    let options = QueueDeclareOptions::exclusive()
+    let options = QueueDeclareOptions::temporary()
         .queue_type(QueueType::Classic)
         .dead_letter_exchange("")
         .dead_letter_routing_key(dead.name());
@@ -78,7 +78,7 @@ fn expired_and_excess_messages_are_dead_lettered() {
 #[test]
 fn an_unused_queue_expires() {
     let channel = channel();
-    let options = QueueDeclareOptions::durable().expires(Duration::from_millis(300));
+    let options = QueueDeclareOptions::default().expires(Duration::from_millis(300));
     let name = unique("expires");
     channel.queue_declare(&name, options).unwrap();
     // Asking whether the queue exists counts as use, so ask at longer intervals.
@@ -91,7 +91,7 @@ fn an_unused_queue_expires() {
 #[test]
 fn messages_with_a_higher_priority_come_first() {
     let channel = channel();
-    let options = QueueDeclareOptions::exclusive().max_priority(5);
+    let options = QueueDeclareOptions::temporary().max_priority(5);
     let queue = channel.queue_declare("", options).unwrap();
     for priority in [1, 5, 3] {
         let message = Message::new(priority.to_string()).priority(priority);
@@ -106,12 +106,12 @@ fn messages_with_a_higher_priority_come_first() {
 #[test]
 fn only_the_single_active_or_highest_priority_consumer_gets_messages() {
     let channel = channel();
-    let options = QueueDeclareOptions::exclusive().single_active_consumer();
+    let options = QueueDeclareOptions::temporary().single_active_consumer(true);
     let queue = channel.queue_declare("", options).unwrap();
-    let consume = || ConsumeOptions::default().no_ack();
+    let consume = || ConsumeOptions::default().no_ack(true);
     let (first, second) = (
-        queue.consume(consume()).unwrap(),
-        queue.consume(consume()).unwrap(),
+        queue.consume_with(consume()).unwrap(),
+        queue.consume_with(consume()).unwrap(),
     );
     publish(&channel, &queue, &["1", "2", "3", "4"]);
     for _ in 0..4 {
@@ -124,8 +124,8 @@ fn only_the_single_active_or_highest_priority_consumer_gets_messages() {
     assert!(delivery.is_some(), "the second consumer is active now");
 
     let queue = exclusive_queue(&channel);
-    let low = queue.consume(consume().priority(-1)).unwrap();
-    let high = queue.consume(consume().priority(10)).unwrap();
+    let low = queue.consume_with(consume().priority(-1)).unwrap();
+    let high = queue.consume_with(consume().priority(10)).unwrap();
     publish(&channel, &queue, &["1", "2", "3", "4"]);
     for _ in 0..4 {
         let delivery = high.recv_timeout(SOON).unwrap();
@@ -147,14 +147,14 @@ fn a_quorum_queue_counts_deliveries_up_to_its_limit() {
         .dead_letter_routing_key(dead.name());
     let queue = channel.queue_declare(&unique("quorum"), options).unwrap();
     publish(&channel, &queue, &["poison"]);
-    let consumer = queue.consume(ConsumeOptions::default()).unwrap();
+    let consumer = queue.consume().unwrap();
     for count in [None, Some(1), Some(2)] {
         let delivery = consumer.recv_timeout(SOON).unwrap().unwrap();
         assert_eq!(delivery.delivery_count().filter(|count| *count > 0), count);
-        delivery.reject(true).unwrap();
+        delivery.reject(Requeue::Yes).unwrap();
     }
     assert_eq!(next(&dead), "poison");
-    queue.delete(Default::default()).unwrap();
+    queue.delete().unwrap();
 }
 
 #[test]
@@ -164,12 +164,12 @@ fn a_message_carries_its_acquired_and_delivery_counts() {
         .queue_declare(&unique("counted"), QueueDeclareOptions::quorum())
         .unwrap();
     publish(&channel, &queue, &["again"]);
-    let consumer = queue.consume(ConsumeOptions::default()).unwrap();
+    let consumer = queue.consume().unwrap();
     let next = || consumer.recv_timeout(SOON).unwrap().unwrap();
     let first = next();
     assert_eq!(first.acquired_count(), None);
     first.nack(NackOptions::requeue()).unwrap();
-    next().reject(true).unwrap();
+    next().reject(Requeue::Yes).unwrap();
     let third = next();
     let counts = (third.acquired_count(), third.delivery_count());
     match version() >= (4, 3) {
@@ -181,14 +181,14 @@ fn a_message_carries_its_acquired_and_delivery_counts() {
         false => assert_eq!(counts, (None, Some(2)), "nack and reject count the same"),
     }
     third.ack().unwrap();
-    queue.delete(Default::default()).unwrap();
+    queue.delete().unwrap();
 }
 
 #[test]
 fn unroutable_messages_go_to_the_alternate_exchange() {
     let channel = channel();
     let names = [unique("alternate"), unique("main")];
-    let temporary = || ExchangeDeclareOptions::default().auto_delete();
+    let temporary = || ExchangeDeclareOptions::default().auto_delete(true);
     let alternate = channel
         .exchange_declare(&names[0], ExchangeKind::Fanout, temporary())
         .unwrap();
@@ -222,7 +222,7 @@ fn declare(options: QueueDeclareOptions) -> Result<(), String> {
     let channel = connection.open_channel().unwrap();
     match channel.queue_declare(&unique("declared"), options) {
         Ok(queue) => {
-            queue.delete(Default::default()).unwrap();
+            queue.delete().unwrap();
             Ok(())
         }
         Err(error) => {
@@ -234,7 +234,7 @@ fn declare(options: QueueDeclareOptions) -> Result<(), String> {
 }
 
 fn classic() -> QueueDeclareOptions {
-    QueueDeclareOptions::durable().queue_type(QueueType::Classic)
+    QueueDeclareOptions::default().queue_type(QueueType::Classic)
 }
 
 /// Whether the tests run with the in-memory broker.
@@ -273,7 +273,7 @@ fn a_quorum_queue_times_out_its_consumers() {
         let channel = channel();
         let queue = channel.queue_declare(&unique("slow"), options).unwrap();
         publish(&channel, &queue, &["slow"]);
-        let consumer = queue.consume(consume).unwrap();
+        let consumer = queue.consume_with(consume).unwrap();
         let delivery = consumer.recv_timeout(SOON).unwrap().unwrap();
         // Before 4.3, nothing happens within the minute after which the broker first looks.
         if version() >= (4, 3) {
@@ -290,7 +290,7 @@ fn a_quorum_queue_times_out_its_consumers() {
             assert!(consumer.try_recv().unwrap().is_none());
         }
         delivery.ack().unwrap();
-        queue.delete(Default::default()).unwrap();
+        queue.delete().unwrap();
     }
 }
 
@@ -299,7 +299,7 @@ fn classic_queues_have_no_consumer_timeout_argument() {
     let channel = channel();
     let queue = exclusive_queue(&channel);
     let consume = ConsumeOptions::default().consumer_timeout(SOON);
-    match queue.consume(consume) {
+    match queue.consume_with(consume) {
         Ok(_) => assert!(version() < (4, 3)),
         Err(error) => {
             assert!(version() >= (4, 3), "{error}");
@@ -320,7 +320,7 @@ fn a_quorum_queue_delays_requeued_messages() {
     let begin = |options| {
         let queue = channel.queue_declare(&unique("retry"), options).unwrap();
         publish(&channel, &queue, &["first", "second"]);
-        let consumer = queue.consume(ConsumeOptions::default()).unwrap();
+        let consumer = queue.consume().unwrap();
         (queue, consumer)
     };
     let has_delay = version() >= (4, 3);
@@ -332,12 +332,12 @@ fn a_quorum_queue_delays_requeued_messages() {
     for (which, at_once) in cases {
         let (queue, consumer) = begin(delayed(which, 100 * SOON));
         let [failed, returned] = [(), ()].map(|()| consumer.recv_timeout(SOON).unwrap().unwrap());
-        failed.reject(true).unwrap();
+        failed.reject(Requeue::Yes).unwrap();
         returned.nack(NackOptions::requeue()).unwrap();
         let delivery = consumer.recv_timeout(SOON).unwrap().unwrap();
         let expected = if has_delay { at_once } else { "first" };
         assert_eq!(delivery.body(), expected.as_bytes(), "{which:?}");
-        queue.delete(Default::default()).unwrap();
+        queue.delete().unwrap();
     }
     // The delay grows with the failures, up to its maximum.
     let min = Duration::from_millis(100);
@@ -351,16 +351,16 @@ fn a_quorum_queue_delays_requeued_messages() {
                 assert!(at.elapsed() >= min * round.min(2), "round {round}");
             }
             *at = Instant::now();
-            delivery.reject(true).unwrap();
+            delivery.reject(Requeue::Yes).unwrap();
         }
     }
-    queue.delete(Default::default()).unwrap();
+    queue.delete().unwrap();
 }
 
 #[test]
 fn at_least_once_dead_letters_are_kept_until_another_queue_has_them() {
     let channel = channel();
-    let temporary = ExchangeDeclareOptions::default().auto_delete();
+    let temporary = ExchangeDeclareOptions::default().auto_delete(true);
     let failed = channel
         .exchange_declare(&unique("failed"), ExchangeKind::Fanout, temporary)
         .unwrap();
@@ -386,24 +386,24 @@ fn at_least_once_dead_letters_are_kept_until_another_queue_has_them() {
         }
         let mut fetched = None;
         eventually("the queue has the message", || {
-            fetched = queue.get(false).unwrap();
+            fetched = queue.get().unwrap();
             fetched.is_some()
         });
-        fetched.unwrap().reject(false).unwrap();
+        fetched.unwrap().delivery.reject(Requeue::No).unwrap();
         false
     });
-    queue.delete(Default::default()).unwrap();
+    queue.delete().unwrap();
 
     let dead = exclusive_queue(&channel);
     dead.bind(&failed, "").unwrap();
     let queue = channel.queue_declare(&unique("kept"), options).unwrap();
     publish(&queue).unwrap();
     eventually("the queue has the message", || {
-        let fetched = queue.get(false).unwrap();
-        fetched.is_some_and(|it| it.reject(false).is_ok())
+        let fetched = queue.get().unwrap();
+        fetched.is_some_and(|it| it.delivery.reject(Requeue::No).is_ok())
     });
     assert_eq!(next(&dead), "dead");
-    queue.delete(Default::default()).unwrap();
+    queue.delete().unwrap();
 
     let error = declare(classic().dead_letter_at_least_once("failed")).unwrap_err();
     assert!(error.contains("x-dead-letter-strategy"), "{error}");
@@ -419,20 +419,20 @@ fn a_quorum_queue_can_deliver_without_a_limit() {
         .dead_letter_routing_key(dead.name());
     let queue = channel.queue_declare(&unique("limit"), options).unwrap();
     publish(&channel, &queue, &["again"]);
-    let consumer = queue.consume(ConsumeOptions::default()).unwrap();
+    let consumer = queue.consume().unwrap();
     if !is_in_the_box() && version() < (4, 0) {
         // RabbitMQ 3 takes the value for a limit that is exceeded at once.
         let delivery = consumer.recv_timeout(SOON).unwrap().unwrap();
-        delivery.reject(true).unwrap();
+        delivery.reject(Requeue::Yes).unwrap();
         assert_eq!(next(&dead), "again");
     } else {
         // More often than the default limit of RabbitMQ 4 allows.
         for _ in 0..25 {
             let delivery = consumer.recv_timeout(SOON).unwrap().unwrap();
-            delivery.reject(true).unwrap();
+            delivery.reject(Requeue::Yes).unwrap();
         }
     }
-    queue.delete(Default::default()).unwrap();
+    queue.delete().unwrap();
 }
 
 #[test]
@@ -480,13 +480,13 @@ fn a_stream_with_small_segments_drops_its_oldest_messages() {
         let delivery = consumer.recv_timeout(Duration::from_secs(1)).unwrap();
         delivery.and_then(|it| it.stream_offset()) > Some(0)
     });
-    queue.delete(Default::default()).unwrap();
+    queue.delete().unwrap();
 }
 
 fn exchange(channel: &Channel, kind: ExchangeKind, options: ExchangeDeclareOptions) -> Exchange {
     let name = unique(kind.as_str());
     channel
-        .exchange_declare(&name, kind, options.auto_delete())
+        .exchange_declare(&name, kind, options.auto_delete(true))
         .unwrap()
 }
 
@@ -509,8 +509,9 @@ fn spread(exchange: &Exchange, queues: &[Queue], messages: &[(&str, Message<'_>)
     // mandatory.
     publisher.wait_for_confirms().unwrap();
     let bodies = |queue: &Queue| {
-        let fetch = || queue.get(true).unwrap();
-        let texts = std::iter::from_fn(fetch).map(|it| String::from_utf8(it.into_body()).unwrap());
+        let fetch = || queue.get_with(AckMode::Automatic).unwrap();
+        let texts =
+            std::iter::from_fn(fetch).map(|it| String::from_utf8(it.delivery.into_body()).unwrap());
         texts.collect::<Bodies>()
     };
     queues.iter().map(bodies).collect()

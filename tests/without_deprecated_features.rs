@@ -3,9 +3,9 @@
 use std::process::Command;
 
 use leveret::{
-    Connection, ConnectionEvent, ConsumeOptions, Delivery, ExchangeDeclareOptions, ExchangeKind,
-    Message, QosOptions, Queue, QueueDeclareOptions, QueueDeleteOptions, QueueType, ReplyCode,
-    RpcClient, RpcServer, Settlement, StreamOffset, WorkerOptions, Workers,
+    AckMode, Connection, ConnectionEvent, ConsumeOptions, Delivery, ExchangeDeclareOptions,
+    ExchangeKind, Message, QosOptions, Queue, QueueDeclareOptions, QueueType, ReplyCode, RpcClient,
+    RpcServer, Settlement, StreamOffset, WorkerOptions, Workers,
 };
 
 use crate::support::proxy::Proxy;
@@ -25,7 +25,7 @@ const DEPRECATED: [&str; 7] = [
 /// Starts a node that denies all deprecated features. The flag is false if the version has none.
 fn strict_node() -> (Node, bool) {
     let plain = Node::start();
-    let connection = Connection::open_with(&plain.options()).unwrap();
+    let connection = Connection::open_with(plain.options()).unwrap();
     if version_of(&connection) < (4, 0) {
         // An older node does not start with settings that it does not know.
         return (plain, false);
@@ -57,7 +57,7 @@ fn asked_for(node: &Node) -> Vec<&'static str> {
 #[test]
 fn the_crate_and_its_examples_use_no_deprecated_feature_by_default() {
     let (node, is_strict) = strict_node();
-    let connection = Connection::open_with(&node.options()).unwrap();
+    let connection = Connection::open_with(node.options()).unwrap();
     every_kind_of_queue_takes_and_gives_messages(&connection);
     every_kind_of_exchange_routes(&connection);
     a_transaction_is_committed(&connection);
@@ -69,9 +69,9 @@ fn the_crate_and_its_examples_use_no_deprecated_feature_by_default() {
 
     // Check that the node does deny, and that its log does show it.
     let channel = connection.open_channel().unwrap();
-    let together = QosOptions::default().prefetch_count(1).global();
+    let together = QosOptions::default().prefetch_count(1).global(true);
     channel.basic_qos_with(together).unwrap();
-    let options = QueueDeclareOptions::durable().transient();
+    let options = QueueDeclareOptions::default().durable(false);
     let transient = channel.queue_declare("transient", options);
     let expected: &[&str] = match is_strict {
         true => {
@@ -98,19 +98,22 @@ fn every_kind_of_queue_takes_and_gives_messages(connection: &Connection) {
     let publisher = channel.publisher().unwrap();
     let queues = [
         ("", QueueDeclareOptions::default()),
-        ("", QueueDeclareOptions::exclusive()),
-        ("durable", QueueDeclareOptions::durable()),
+        ("", QueueDeclareOptions::temporary()),
+        ("durable", QueueDeclareOptions::default()),
         (
             "durable exclusive",
-            QueueDeclareOptions::durable().and_exclusive(),
+            QueueDeclareOptions::default().exclusive(true),
         ),
-        ("exclusive", QueueDeclareOptions::exclusive()),
-        ("auto-delete", QueueDeclareOptions::default().auto_delete()),
+        ("exclusive", QueueDeclareOptions::temporary()),
+        (
+            "auto-delete",
+            QueueDeclareOptions::default().auto_delete(true),
+        ),
         ("priorities", QueueDeclareOptions::default().max_priority(5)),
         ("expires", QueueDeclareOptions::default().expires(SOON)),
         (
             "single",
-            QueueDeclareOptions::default().single_active_consumer(),
+            QueueDeclareOptions::default().single_active_consumer(true),
         ),
         (
             "limited",
@@ -131,13 +134,13 @@ fn every_kind_of_queue_takes_and_gives_messages(connection: &Connection) {
             publisher.publish("", queue.name(), message).unwrap();
         }
         publisher.wait_for_confirms().unwrap();
-        let got = queue.get(false).unwrap().unwrap();
-        got.ack().unwrap();
+        let got = queue.get().unwrap().unwrap();
+        got.delivery.ack().unwrap();
         channel.basic_qos(1).unwrap();
-        let consumer = queue.consume(Default::default()).unwrap();
+        let consumer = queue.consume().unwrap();
         let delivery = consumer.recv_timeout(SOON).unwrap().unwrap();
         assert_eq!(
-            (got.body(), delivery.body()),
+            (got.delivery.body(), delivery.body()),
             (&b"1"[..], &b"2"[..]),
             "{name}"
         );
@@ -154,19 +157,19 @@ fn every_kind_of_queue_takes_and_gives_messages(connection: &Connection) {
         .unwrap();
     channel.basic_qos(10).unwrap();
     let from_first = ConsumeOptions::default().stream_offset(StreamOffset::First);
-    let consumer = stream.consume(from_first).unwrap();
+    let consumer = stream.consume_with(from_first).unwrap();
     consumer.recv_timeout(SOON).unwrap().unwrap().ack().unwrap();
     delete(&stream);
 }
 
 fn delete(queue: &Queue) {
-    queue.delete(QueueDeleteOptions::default()).unwrap();
+    queue.delete().unwrap();
 }
 
 fn every_kind_of_exchange_routes(connection: &Connection) {
     let channel = connection.open_channel().unwrap();
     let publisher = channel.publisher().unwrap();
-    let queue = channel.queue_declare("", QueueDeclareOptions::exclusive());
+    let queue = channel.queue_declare("", QueueDeclareOptions::temporary());
     let queue = queue.unwrap();
     for kind in [
         ExchangeKind::Direct,
@@ -176,8 +179,8 @@ fn every_kind_of_exchange_routes(connection: &Connection) {
     ] {
         for options in [
             ExchangeDeclareOptions::default(),
-            ExchangeDeclareOptions::durable(),
-            ExchangeDeclareOptions::default().auto_delete(),
+            ExchangeDeclareOptions::default(),
+            ExchangeDeclareOptions::default().auto_delete(true),
         ] {
             let name = unique("exchange");
             let exchange = channel.exchange_declare(&name, kind.clone(), options);
@@ -187,19 +190,22 @@ fn every_kind_of_exchange_routes(connection: &Connection) {
                 .unwrap()
                 .wait()
                 .unwrap();
-            assert!(queue.get(true).unwrap().is_some(), "{kind:?}");
+            assert!(
+                queue.get_with(AckMode::Automatic).unwrap().is_some(),
+                "{kind:?}"
+            );
         }
     }
 }
 
 fn a_transaction_is_committed(connection: &Connection) {
     let channel = connection.open_channel().unwrap();
-    let queue = channel.queue_declare("", QueueDeclareOptions::exclusive());
+    let queue = channel.queue_declare("", QueueDeclareOptions::temporary());
     let queue = queue.unwrap();
     channel.tx_select().unwrap();
     queue.publish("m").unwrap();
     channel.tx_commit().unwrap();
-    queue.get(false).unwrap().unwrap().ack().unwrap();
+    queue.get().unwrap().unwrap().delivery.ack().unwrap();
     channel.tx_commit().unwrap();
 }
 
@@ -234,7 +240,7 @@ fn workers_work(connection: &Connection) {
             false => Settlement::Requeue,
         };
         let options = WorkerOptions::default().threads(2);
-        workers.consume(name, options, handle).unwrap();
+        workers.consume_with(name, options, handle).unwrap();
         queue.publish("work").unwrap();
         is_done.recv_timeout(SOON).unwrap();
     }
@@ -243,7 +249,7 @@ fn workers_work(connection: &Connection) {
 
 fn all_comes_back_after_a_loss(node: &Node) {
     let proxy = Proxy::start(&node.uri());
-    let connection = Connection::open_with(&proxy.options()).unwrap();
+    let connection = Connection::open_with(proxy.options()).unwrap();
     let events = connection.events();
     let channel = connection.open_channel().unwrap();
     let publisher = channel.publisher().unwrap();
@@ -252,11 +258,11 @@ fn all_comes_back_after_a_loss(node: &Node) {
     let fanout = channel.exchange_declare("lost and found", ExchangeKind::Fanout, options);
     let fanout = fanout.unwrap();
     let consumers: Vec<_> = [
-        ("", QueueDeclareOptions::exclusive()),
-        ("lost exclusive", QueueDeclareOptions::exclusive()),
+        ("", QueueDeclareOptions::temporary()),
+        ("lost exclusive", QueueDeclareOptions::temporary()),
         (
             "lost auto-delete",
-            QueueDeclareOptions::default().auto_delete(),
+            QueueDeclareOptions::default().auto_delete(true),
         ),
         ("lost durable", QueueDeclareOptions::default()),
         ("lost quorum", QueueDeclareOptions::quorum()),
@@ -265,7 +271,7 @@ fn all_comes_back_after_a_loss(node: &Node) {
     .map(|(name, options)| {
         let queue = channel.queue_declare(name, options).unwrap();
         queue.bind(&fanout, "").unwrap();
-        queue.consume(Default::default()).unwrap()
+        queue.consume().unwrap()
     })
     .collect();
     proxy.cut();

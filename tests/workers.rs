@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{bounded, unbounded, Receiver, RecvTimeoutError, Sender};
 use leveret::broker::Broker;
 use leveret::{
-    Channel, Connection, ConnectionEvent, ConnectionOptions, ConsumeOptions, Error, ErrorKind,
-    Message, Metrics, OnConsumerEnd, Queue, QueueDeclareOptions, QueueDeleteOptions, ReplyCode,
-    Settlement, StreamOffset, WorkerOptions, Workers,
+    AckMode, Channel, Connection, ConnectionEvent, ConnectionOptions, ConsumeOptions, Error,
+    ErrorKind, Message, Metrics, OnConsumerEnd, Queue, QueueDeclareOptions, ReplyCode, Settlement,
+    StreamOffset, WorkerOptions, Workers,
 };
 
 use crate::recovery::{lasting_queue, recovered, Lossy};
@@ -23,7 +23,7 @@ use crate::support::{
 /// Declares a queue and the queue that gets its dead letters.
 fn queue_with_dead_letters(channel: &Channel) -> (Queue, Queue) {
     let dead = exclusive_queue(channel);
-    let options = QueueDeclareOptions::exclusive()
+    let options = QueueDeclareOptions::temporary()
         .dead_letter_exchange("")
         .dead_letter_routing_key(dead.name());
     (channel.queue_declare("", options).unwrap(), dead)
@@ -50,7 +50,7 @@ fn the_handlers_settlement_is_applied() {
         }
     };
     workers
-        .consume(queue.name(), WorkerOptions::default(), handler)
+        .consume_with(queue.name(), WorkerOptions::default(), handler)
         .unwrap();
     let handled: BTreeMap<_, _> = (0..4).map(|_| told.recv_timeout(SOON).unwrap()).collect();
     let expected = [("again", true), ("done", false), ("never", false)];
@@ -60,10 +60,17 @@ fn the_handlers_settlement_is_applied() {
     );
     workers.shutdown(SOON).unwrap();
     workers.join().unwrap();
-    assert_eq!(dead.get(true).unwrap().unwrap().body(), b"never");
-    assert!(dead.get(true).unwrap().is_none());
+    assert_eq!(
+        dead.get_with(AckMode::Automatic)
+            .unwrap()
+            .unwrap()
+            .delivery
+            .body(),
+        b"never"
+    );
+    assert!(dead.get_with(AckMode::Automatic).unwrap().is_none());
     assert!(
-        queue.get(true).unwrap().is_none(),
+        queue.get_with(AckMode::Automatic).unwrap().is_none(),
         "all other messages are acknowledged"
     );
 }
@@ -81,7 +88,7 @@ fn a_message_whose_handler_panics_is_retried_once_and_then_rejected() {
     let (tell, told) = unbounded();
     let workers = Workers::new(channel.connection());
     workers
-        .consume(queue.name(), WorkerOptions::default(), move |delivery| {
+        .consume_with(queue.name(), WorkerOptions::default(), move |delivery| {
             assert_ne!(
                 delivery.body(),
                 b"fatal",
@@ -96,8 +103,8 @@ fn a_message_whose_handler_panics_is_retried_once_and_then_rejected() {
         ready(&channel, dead.name()) == 1
     });
     workers.shutdown(SOON).unwrap();
-    let letter = dead.get(true).unwrap().unwrap();
-    assert_eq!(letter.properties().unwrap().message_id, Some(id.clone()));
+    let letter = dead.get_with(AckMode::Automatic).unwrap().unwrap();
+    assert_eq!(letter.delivery.message_id(), Some(id.as_str()));
     for (end, tag) in [
         ("requeued", "delivery tag 1,"),
         ("rejected", "delivery tag "),
@@ -135,7 +142,7 @@ fn requeues_and_panics_count_as_failed_deliveries() {
     let counted = Arc::clone(&poisoned);
     let (tell, told) = unbounded();
     workers
-        .consume(queue.name(), WorkerOptions::default(), move |delivery| {
+        .consume_with(queue.name(), WorkerOptions::default(), move |delivery| {
             match (delivery.body(), delivery.redelivered()) {
                 (b"panic", false) => panic!("the test panics here"),
                 (b"panic", true) => tell.send(delivery.delivery_count()).unwrap(),
@@ -156,8 +163,15 @@ fn requeues_and_panics_count_as_failed_deliveries() {
     });
     workers.shutdown(SOON).unwrap();
     assert_eq!(poisoned.load(Ordering::SeqCst), LIMIT + 1);
-    assert_eq!(dead.get(true).unwrap().unwrap().body(), b"poison");
-    queue.delete(QueueDeleteOptions::default()).unwrap();
+    assert_eq!(
+        dead.get_with(AckMode::Automatic)
+            .unwrap()
+            .unwrap()
+            .delivery
+            .body(),
+        b"poison"
+    );
+    queue.delete().unwrap();
 }
 
 #[test]
@@ -177,10 +191,12 @@ fn each_thread_has_its_own_channel_and_message() {
             Settlement::Ack
         }
     };
-    workers.consume(first.name(), options, handler).unwrap();
+    workers
+        .consume_with(first.name(), options, handler)
+        .unwrap();
     let (tell, told) = unbounded();
     workers
-        .consume(second.name(), WorkerOptions::default(), move |_| {
+        .consume_with(second.name(), WorkerOptions::default(), move |_| {
             tell.send(()).unwrap();
             Settlement::Ack
         })
@@ -197,7 +213,7 @@ fn each_thread_has_its_own_channel_and_message() {
     channels.sort_unstable();
     channels.dedup();
     assert_eq!(channels.len(), THREADS);
-    let declared = channel.queue_declare(first.name(), QueueDeclareOptions::passive());
+    let declared = channel.queue_declare_passive(first.name());
     assert_eq!(declared.unwrap().consumer_count(), Some(0));
 }
 
@@ -213,7 +229,7 @@ fn shutdown_requeues_waiting_messages_while_handlers_still_run() {
     let workers = Workers::new(channel.connection());
     let options = WorkerOptions::default().threads(2).prefetch(20);
     workers
-        .consume(queue.name(), options, move |_| {
+        .consume_with(queue.name(), options, move |_| {
             begun.send(()).unwrap();
             may_go_on.recv().unwrap();
             Settlement::Ack
@@ -241,7 +257,7 @@ fn shutdown_requeues_waiting_messages_while_handlers_still_run() {
     );
     assert_eq!(ready(&channel, queue.name()), 48);
     let error = workers
-        .consume(queue.name(), WorkerOptions::default(), |_| Settlement::Ack)
+        .consume_with(queue.name(), WorkerOptions::default(), |_| Settlement::Ack)
         .unwrap_err();
     assert!(
         matches!(error.kind(), ErrorKind::InvalidArgument(_)),
@@ -264,10 +280,10 @@ fn with_stop_all_the_end_of_one_consumer_stops_all_workers() {
     for queue in [&first, &second] {
         let options = WorkerOptions::default().on_consumer_end(OnConsumerEnd::StopAll);
         workers
-            .consume(queue.name(), options, |_| Settlement::Ack)
+            .consume_with(queue.name(), options, |_| Settlement::Ack)
             .unwrap();
     }
-    first.delete(QueueDeleteOptions::default()).unwrap();
+    first.delete().unwrap();
     let error = stopped(&workers).unwrap_err();
     assert!(
         matches!(error.kind(), ErrorKind::ConsumerCancelled { .. }),
@@ -284,7 +300,7 @@ fn workers_stop_with_the_error_when_the_connection_ends() {
     let queue = exclusive_queue(&channel);
     let workers = Workers::new(channel.connection());
     workers
-        .consume(queue.name(), WorkerOptions::default(), |_| Settlement::Ack)
+        .consume_with(queue.name(), WorkerOptions::default(), |_| Settlement::Ack)
         .unwrap();
     channel.connection().close().unwrap();
     assert!(stopped(&workers).unwrap_err().is_connection_end());
@@ -295,14 +311,14 @@ fn invalid_options_are_refused_before_a_thread_starts() {
     let channel = channel();
     let queue = exclusive_queue(&channel);
     let workers = Workers::new(channel.connection());
-    let no_ack = WorkerOptions::default().consume(ConsumeOptions::default().no_ack());
+    let no_ack = WorkerOptions::default().consume(ConsumeOptions::default().no_ack(true));
     for options in [
         WorkerOptions::default().threads(0),
         WorkerOptions::default().prefetch(0),
         no_ack,
     ] {
         let error = workers
-            .consume(queue.name(), options, |_| Settlement::Ack)
+            .consume_with(queue.name(), options, |_| Settlement::Ack)
             .unwrap_err();
         assert!(
             matches!(error.kind(), ErrorKind::InvalidArgument(_)),
@@ -310,7 +326,7 @@ fn invalid_options_are_refused_before_a_thread_starts() {
         );
     }
     let error = workers
-        .consume("no such queue", WorkerOptions::default(), |_| {
+        .consume_with("no such queue", WorkerOptions::default(), |_| {
             Settlement::Ack
         })
         .unwrap_err();
@@ -328,7 +344,7 @@ fn dropping_the_last_handle_stops_the_threads_and_logs_it() {
         let queue = exclusive_queue(&channel);
         let workers = Workers::new(channel.connection());
         workers
-            .consume(queue.name(), WorkerOptions::default().threads(3), |_| {
+            .consume_with(queue.name(), WorkerOptions::default().threads(3), |_| {
                 Settlement::Ack
             })
             .unwrap();
@@ -342,7 +358,7 @@ fn dropping_the_last_handle_stops_the_threads_and_logs_it() {
         drop(other);
         assert_eq!(logged::has(says_so), !is_shut_down);
         eventually("the queue has no consumer", || {
-            let declared = channel.queue_declare(queue.name(), QueueDeclareOptions::passive());
+            let declared = channel.queue_declare_passive(queue.name());
             declared.unwrap().consumer_count() == Some(0)
         });
     }
@@ -359,7 +375,7 @@ fn a_copied_offset_header_does_not_change_settlements() {
     let workers = Workers::new(channel.connection());
     let (tell, told) = unbounded();
     workers
-        .consume(queue.name(), WorkerOptions::default(), move |delivery| {
+        .consume_with(queue.name(), WorkerOptions::default(), move |delivery| {
             let body = String::from_utf8_lossy(delivery.body()).into_owned();
             tell.send(body).unwrap();
             match delivery.body() {
@@ -399,7 +415,7 @@ fn workers_acknowledge_every_message_of_a_stream() {
     let workers = Workers::new(channel.connection());
     let handled = Arc::clone(&count);
     workers
-        .consume(&name, options, move |delivery| {
+        .consume_with(&name, options, move |delivery| {
             handled.fetch_add(1, Ordering::SeqCst);
             assert_ne!(delivery.body(), b"panic", "the handler panics here");
             assert!(delivery.nack(leveret::NackOptions::requeue()).is_err());
@@ -422,7 +438,7 @@ fn workers_acknowledge_every_message_of_a_stream() {
         && line.contains("the handler panics here")
         && line
             .ends_with("acknowledged, since a stream cannot requeue")));
-    stream.delete(QueueDeleteOptions::default()).unwrap();
+    stream.delete().unwrap();
 }
 
 #[test]
@@ -454,12 +470,12 @@ fn shutdown_waits_until_the_broker_has_read_the_last_acknowledgement() {
         server.send_method(1, 20, 41, b"");
         returned.recv_timeout(SOON).unwrap();
     });
-    let connection = Connection::open_with(&at(address)).unwrap();
+    let connection = Connection::open_with(at(address)).unwrap();
     let workers = Workers::new(&connection);
     let (handled, was_handled) = bounded(1);
     let options = WorkerOptions::default().consume(ConsumeOptions::default().consumer_tag("w"));
     workers
-        .consume("tasks", options, move |_| {
+        .consume_with("tasks", options, move |_| {
             handled.send(()).unwrap();
             Settlement::Ack
         })
@@ -491,7 +507,7 @@ impl Held {
         let (begun, has_begun) = unbounded();
         let (go_on, may_go_on) = bounded(0);
         workers
-            .consume(queue, options, move |delivery| {
+            .consume_with(queue, options, move |delivery| {
                 if acks_itself {
                     delivery.ack().unwrap();
                 }
@@ -580,13 +596,13 @@ fn shutdown_reports_acknowledgements_that_may_be_unread() {
         // The server closes the socket without a reply once the client closes the channel.
         while server.next_method() != (20, 40) {}
     });
-    let connection = Connection::open_with(&at(address).recovery(quick())).unwrap();
+    let connection = Connection::open_with(at(address).recovery(quick())).unwrap();
     let events = connection.events();
     let workers = Workers::new(&connection);
     let (handled, was_handled) = bounded(1);
     let options = WorkerOptions::default().consume(ConsumeOptions::default().consumer_tag("w"));
     workers
-        .consume("tasks", options, move |_| {
+        .consume_with("tasks", options, move |_| {
             handled.send(()).unwrap();
             Settlement::Ack
         })
@@ -607,9 +623,9 @@ fn shutdown_reports_acknowledgements_that_may_be_unread() {
 fn shutdown_ignores_losses_of_messages_handled_again() {
     let broker = Broker::start().unwrap();
     let options = ConnectionOptions::from_uri(&broker.uri()).unwrap();
-    let connection = Connection::open_with(&options.recovery(quick())).unwrap();
+    let connection = Connection::open_with(options.recovery(quick())).unwrap();
     let channel = connection.open_channel().unwrap();
-    let durable = QueueDeclareOptions::durable();
+    let durable = QueueDeclareOptions::default();
     let queue = channel.queue_declare("tasks", durable).unwrap();
     let workers = Workers::new(&connection);
     let held = Held::start(&workers, queue.name(), false);
@@ -636,10 +652,10 @@ fn shutdown_ignores_losses_of_messages_handled_again() {
 fn a_worker_process_stops_at_signals_without_losing_or_repeating_messages() {
     const MESSAGES: usize = 10;
     let node = Node::start();
-    let connection = Connection::open_with(&node.options()).unwrap();
+    let connection = Connection::open_with(node.options()).unwrap();
     let channel = connection.open_channel().unwrap();
     channel
-        .queue_declare("tasks", QueueDeclareOptions::durable())
+        .queue_declare("tasks", QueueDeclareOptions::default())
         .unwrap();
     for number in 0..MESSAGES {
         let text = format!("task {number}.");
@@ -695,7 +711,7 @@ fn a_panic_whose_payload_panics_stops_no_worker() {
     let workers = Workers::new(&connection);
     let (handled, is_handled) = unbounded();
     workers
-        .consume(queue.name(), WorkerOptions::default(), move |delivery| {
+        .consume_with(queue.name(), WorkerOptions::default(), move |delivery| {
             match delivery.body() {
                 b"grenade" => std::panic::panic_any(Grenade),
                 body => handled.send(body.to_vec()).unwrap(),
@@ -718,7 +734,7 @@ fn a_handler_cannot_wait_for_its_own_workers() {
     let (told, is_told) = unbounded();
     let own = workers.clone();
     workers
-        .consume(queue.name(), WorkerOptions::default(), move |_| {
+        .consume_with(queue.name(), WorkerOptions::default(), move |_| {
             told.send([own.join(), own.shutdown(10 * SOON)]).unwrap();
             Settlement::Ack
         })
@@ -777,7 +793,7 @@ fn resumed(events: &Receiver<ConnectionEvent>, of: &str) {
 }
 
 fn declare(channel: &Channel, name: &str) -> Queue {
-    let options = QueueDeclareOptions::durable().expires(Duration::from_secs(60));
+    let options = QueueDeclareOptions::default().expires(Duration::from_secs(60));
     channel.queue_declare(name, options).unwrap()
 }
 
@@ -797,13 +813,13 @@ fn workers_consume_again_from_a_redeclared_queue() {
     let workers = Workers::new(channel.connection());
     let (handled, is_handled) = unbounded();
     workers
-        .consume(queue.name(), soon_again().threads(2), move |delivery| {
+        .consume_with(queue.name(), soon_again().threads(2), move |delivery| {
             handled.send(delivery.channel().number()).unwrap();
             Settlement::Ack
         })
         .unwrap();
     for round in 0..2 {
-        queue.delete(QueueDeleteOptions::default()).unwrap();
+        queue.delete().unwrap();
         // One of the two threads has already made another attempt.
         let mut cancelled = 0;
         loop {
@@ -831,7 +847,7 @@ fn workers_consume_again_from_a_redeclared_queue() {
     assert!(logged::count(warned) >= 6);
     let consumes = |line: &str| line.contains(queue.name()) && line.contains("again after");
     assert_eq!(logged::count(consumes), 4);
-    queue.delete(QueueDeleteOptions::default()).unwrap();
+    queue.delete().unwrap();
 }
 
 #[test]
@@ -846,7 +862,7 @@ fn a_channel_closed_by_the_broker_loses_no_message_and_no_worker() {
     let workers = Workers::new(channel.connection());
     let (handled, is_handled) = unbounded();
     workers
-        .consume(queue.name(), soon_again().prefetch(10), move |delivery| {
+        .consume_with(queue.name(), soon_again().prefetch(10), move |delivery| {
             handled.send(delivery.body().to_vec()).unwrap();
             if delivery.body() == b"5" && !delivery.redelivered() {
                 cost_the_channel(delivery);
@@ -879,7 +895,7 @@ fn a_worker_consumes_again_after_a_late_acknowledgement() {
     let channel = connection.open_channel().unwrap();
     let events = connection.events();
     let queue = channel
-        .queue_declare("tasks", QueueDeclareOptions::durable())
+        .queue_declare("tasks", QueueDeclareOptions::default())
         .unwrap();
     let workers = Workers::new(&connection);
     let held = Held::start_with(&workers, queue.name(), soon_again(), false);
@@ -910,7 +926,7 @@ fn a_worker_consumes_again_after_a_late_acknowledgement() {
 #[test]
 fn a_worker_consumes_again_after_rabbitmqs_consumer_timeout() {
     let node = Node::start_impatient();
-    let connection = Connection::open_with(&node.options()).unwrap();
+    let connection = Connection::open_with(node.options()).unwrap();
     let channel = connection.open_channel().unwrap();
     let events = connection.events();
     let (queue, cancels) = queue_that_times_out(&channel);
@@ -949,19 +965,19 @@ fn an_error_of_one_queue_does_not_stop_the_workers_of_another() {
         // The handler is dropped with the queue's last thread.
         let (alive, has_stopped) = bounded::<()>(0);
         workers
-            .consume(gone.name(), options, move |_| {
+            .consume_with(gone.name(), options, move |_| {
                 let _ = &alive;
                 Settlement::Ack
             })
             .unwrap();
         let (handled, is_handled) = unbounded();
         workers
-            .consume(good.name(), WorkerOptions::default(), move |_| {
+            .consume_with(good.name(), WorkerOptions::default(), move |_| {
                 handled.send(()).unwrap();
                 Settlement::Ack
             })
             .unwrap();
-        gone.delete(QueueDeleteOptions::default()).unwrap();
+        gone.delete().unwrap();
         if on_end == OnConsumerEnd::Restart {
             interrupted(&events, gone.name());
         } else {
@@ -992,9 +1008,9 @@ fn a_worker_waiting_to_consume_again_stops_at_once() {
         let queue = exclusive_queue(&channel);
         let workers = Workers::new(channel.connection());
         workers
-            .consume(queue.name(), not_again(), |_| Settlement::Ack)
+            .consume_with(queue.name(), not_again(), |_| Settlement::Ack)
             .unwrap();
-        queue.delete(QueueDeleteOptions::default()).unwrap();
+        queue.delete().unwrap();
         let (_, next) = interrupted(&events, queue.name());
         assert!(next >= 50 * SOON, "{next:?}");
         let begin = Instant::now();
@@ -1018,7 +1034,7 @@ fn a_message_that_keeps_closing_the_channel_is_retried_with_growing_delays() {
     let workers = Workers::new(channel.connection());
     let options = WorkerOptions::default().restart_delay(Duration::from_millis(8));
     workers
-        .consume(queue.name(), options, |delivery| {
+        .consume_with(queue.name(), options, |delivery| {
             cost_the_channel(delivery);
             Settlement::Ack
         })
@@ -1046,12 +1062,12 @@ fn the_restart_delay_starts_over_after_a_consumer_has_lasted() {
     let workers = Workers::new(channel.connection());
     let options = WorkerOptions::default().restart_delay(FIRST);
     workers
-        .consume(queue.name(), options.max_restart_delay(LONG), |_| {
+        .consume_with(queue.name(), options.max_restart_delay(LONG), |_| {
             Settlement::Ack
         })
         .unwrap();
     for _ in 0..2 {
-        queue.delete(QueueDeleteOptions::default()).unwrap();
+        queue.delete().unwrap();
         let (_, next) = interrupted(&events, queue.name());
         assert!(next < FIRST, "{next:?}");
         let grows = (0..10).any(|_| interrupted(&events, queue.name()).1 >= 4 * FIRST);
@@ -1062,19 +1078,19 @@ fn the_restart_delay_starts_over_after_a_consumer_has_lasted() {
         std::thread::sleep(LONG);
     }
     workers.shutdown(SOON).unwrap();
-    queue.delete(QueueDeleteOptions::default()).unwrap();
+    queue.delete().unwrap();
 }
 
 #[test]
 fn a_worker_consumes_again_if_recovery_restores_no_consumers() {
     let broker = Broker::start().unwrap();
     let options = ConnectionOptions::from_uri(&broker.uri()).unwrap();
-    let options = options.recovery(quick().without_consumers());
+    let options = options.recovery(quick().consumers(false));
     let connection = Connection::open_with(&options).unwrap();
     let events = connection.events();
     let channel = connection.open_channel().unwrap();
     let queue = channel
-        .queue_declare("tasks", QueueDeclareOptions::durable())
+        .queue_declare("tasks", QueueDeclareOptions::default())
         .unwrap();
     let workers = Workers::new(&connection);
     let held = Held::start_with(&workers, queue.name(), soon_again(), false);
@@ -1097,7 +1113,7 @@ fn shutdown_reports_acknowledgements_lost_with_a_channel() {
         let events = connection.events();
         let channel = connection.open_channel().unwrap();
         let queue = channel
-            .queue_declare("tasks", QueueDeclareOptions::durable())
+            .queue_declare("tasks", QueueDeclareOptions::default())
             .unwrap();
         let workers = Workers::new(&connection);
         let held = Held::start_with(&workers, queue.name(), not_again(), false);
@@ -1131,7 +1147,7 @@ fn no_message_is_lost_when_channels_are_closed_repeatedly() {
     let connection = Connection::open(&broker.uri()).unwrap();
     let channel = connection.open_channel().unwrap();
     let queue = channel
-        .queue_declare("tasks", QueueDeclareOptions::durable())
+        .queue_declare("tasks", QueueDeclareOptions::default())
         .unwrap();
     for number in 0..MESSAGES {
         queue.publish(number.to_string()).unwrap();
@@ -1149,7 +1165,7 @@ fn no_message_is_lost_when_channels_are_closed_repeatedly() {
         }
     };
     workers
-        .consume("tasks", options.threads(3).prefetch(5), handler)
+        .consume_with("tasks", options.threads(3).prefetch(5), handler)
         .unwrap();
     let is_done = |broker: &Broker| {
         let state = broker.queue("tasks").unwrap();
@@ -1193,7 +1209,7 @@ fn a_worker_resumes_a_stream_where_its_channel_was_closed() {
     let (handled, is_handled) = unbounded();
     let options = soon_again().prefetch(5).consume(consume);
     workers
-        .consume(&name, options, move |delivery| {
+        .consume_with(&name, options, move |delivery| {
             handled.send(delivery.body().to_vec()).unwrap();
             if delivery.body() == b"3" {
                 cost_the_channel(delivery);
@@ -1208,7 +1224,7 @@ fn a_worker_resumes_a_stream_where_its_channel_was_closed() {
     assert_eq!(handled, expected.collect::<Vec<_>>());
     resumed(&events, &name);
     workers.shutdown(SOON).unwrap();
-    stream.delete(QueueDeleteOptions::default()).unwrap();
+    stream.delete().unwrap();
 }
 
 // ---- status ----
@@ -1236,7 +1252,7 @@ fn the_status_shows_what_the_threads_of_each_queue_do() {
     let options = soon_again().threads(2);
     let held = Held::start_with(&workers, first.name(), options, false);
     workers
-        .consume(second.name(), not_again().threads(3), |_| Settlement::Ack)
+        .consume_with(second.name(), not_again().threads(3), |_| Settlement::Ack)
         .unwrap();
     first.publish("work").unwrap();
     held.wait();
@@ -1246,7 +1262,7 @@ fn the_status_shows_what_the_threads_of_each_queue_do() {
     assert_eq!(status.queues[0].queue, first.name());
     assert_eq!(status.queues[1].threads, 3);
     assert!(status.queues[0].last_error.is_none());
-    second.delete(QueueDeleteOptions::default()).unwrap();
+    second.delete().unwrap();
     eventually("all threads of the second queue are interrupted", || {
         counts(&workers) == [(2, 0, 1), (0, 3, 0)]
     });
@@ -1258,7 +1274,7 @@ fn the_status_shows_what_the_threads_of_each_queue_do() {
         matches!(last.error.kind(), ErrorKind::ConsumerCancelled { .. }),
         "{last:?}"
     );
-    first.delete(QueueDeleteOptions::default()).unwrap();
+    first.delete().unwrap();
     // The busy thread has not noticed yet.
     eventually("the idle thread waits to consume again", || {
         counts(&workers)[0] == (1, 1, 1)
@@ -1271,20 +1287,20 @@ fn the_status_shows_what_the_threads_of_each_queue_do() {
     workers.shutdown(SOON).unwrap();
     assert_eq!(counts(&workers), [(0, 0, 0), (0, 0, 0)]);
     assert!(workers.status().stopped && !workers.status().is_healthy());
-    first.delete(QueueDeleteOptions::default()).unwrap();
+    first.delete().unwrap();
 }
 
 #[test]
 fn the_status_is_unhealthy_while_the_connection_is_lost() {
     let broker = Broker::start().unwrap();
     let options = ConnectionOptions::from_uri(&broker.uri()).unwrap();
-    let connection = Connection::open_with(&options.recovery(quick())).unwrap();
+    let connection = Connection::open_with(options.recovery(quick())).unwrap();
     let channel = connection.open_channel().unwrap();
-    let durable = QueueDeclareOptions::durable();
+    let durable = QueueDeclareOptions::default();
     channel.queue_declare("tasks", durable).unwrap();
     let workers = Workers::new(&connection);
     workers
-        .consume("tasks", WorkerOptions::default(), |_| Settlement::Ack)
+        .consume_with("tasks", WorkerOptions::default(), |_| Settlement::Ack)
         .unwrap();
     assert_eq!(counts(&workers), [(1, 0, 0)]);
     broker.refuse_connections(true);
@@ -1304,9 +1320,9 @@ fn the_status_shows_why_the_threads_of_a_queue_have_stopped() {
     let workers = Workers::new(channel.connection());
     let options = WorkerOptions::default().on_consumer_end(OnConsumerEnd::StopQueue);
     workers
-        .consume(queue.name(), options, |_| Settlement::Ack)
+        .consume_with(queue.name(), options, |_| Settlement::Ack)
         .unwrap();
-    queue.delete(QueueDeleteOptions::default()).unwrap();
+    queue.delete().unwrap();
     workers.join().unwrap_err();
     let status = workers.status();
     assert_eq!(counts(&workers), [(0, 0, 0)]);
@@ -1325,7 +1341,7 @@ fn a_logger_that_panics_on_a_handlers_panic_stops_no_worker() {
     let workers = Workers::new(channel.connection());
     let (handled, is_handled) = unbounded();
     workers
-        .consume(queue.name(), WorkerOptions::default(), move |delivery| {
+        .consume_with(queue.name(), WorkerOptions::default(), move |delivery| {
             assert_ne!(delivery.body(), b"poison", "{}", logged::PANIC);
             handled.send(()).unwrap();
             Settlement::Ack
@@ -1350,7 +1366,7 @@ fn a_logger_that_panics_on_an_interruption_stops_no_worker() {
     let events = connection.events();
     let channel = connection.open_channel().unwrap();
     let queue = channel
-        .queue_declare(logged::PANIC, QueueDeclareOptions::durable())
+        .queue_declare(logged::PANIC, QueueDeclareOptions::default())
         .unwrap();
     let workers = Workers::new(&connection);
     let held = Held::start_with(&workers, queue.name(), soon_again(), false);
@@ -1379,11 +1395,11 @@ impl Metrics for Fragile {
 fn metrics_that_panic_cost_a_worker_only_its_channel() {
     let broker = Broker::start().unwrap();
     let options = ConnectionOptions::from_uri(&broker.uri()).unwrap();
-    let connection = Connection::open_with(&options.metrics(Arc::new(Fragile))).unwrap();
+    let connection = Connection::open_with(options.metrics(Arc::new(Fragile))).unwrap();
     let events = connection.events();
     let channel = connection.open_channel().unwrap();
     let queue = channel
-        .queue_declare("tasks", QueueDeclareOptions::durable())
+        .queue_declare("tasks", QueueDeclareOptions::default())
         .unwrap();
     let workers = Workers::new(&connection);
     let held = Held::start_with(&workers, queue.name(), soon_again(), false);

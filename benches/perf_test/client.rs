@@ -3,8 +3,7 @@
 use std::thread;
 
 use leveret::{
-    Channel, Connection, ConnectionOptions, ConsumeOptions, PublisherOptions, QueueDeclareOptions,
-    Result, TlsOptions,
+    Channel, Connection, ConnectionOptions, ConsumeOptions, PublisherOptions, Result, TlsOptions,
 };
 
 use crate::bench::{Latencies, Mode, Run};
@@ -70,7 +69,7 @@ fn open(uri: &str) -> Result<Connection> {
         return Connection::open(uri);
     };
     let trusted = TlsOptions::default().ca_certificate_file(authority);
-    Connection::open_with(&ConnectionOptions::from_uri(uri)?.tls(trusted))
+    Connection::open_with(ConnectionOptions::from_uri(uri)?.tls(trusted))
 }
 
 pub(crate) fn in_threads(connection: &Connection, run: &Run) -> Result<()> {
@@ -98,9 +97,7 @@ fn one_thread(channel: &Channel, run: &Run) -> Result<()> {
 }
 
 pub(crate) fn declare_passively(channel: &Channel) -> Result<()> {
-    channel
-        .queue_declare(ROUTING_KEY, QueueDeclareOptions::passive())
-        .map(drop)
+    channel.queue_declare_passive(ROUTING_KEY).map(drop)
 }
 
 fn call(channel: &Channel, run: &Run, latencies: &mut Latencies) -> Result<()> {
@@ -162,7 +159,7 @@ fn consume(channel: &Channel, run: &Run) -> Result<()> {
     let acknowledges = run.mode != Mode::Consume;
     let options = match acknowledges {
         true => ConsumeOptions::default(),
-        false => ConsumeOptions::default().no_ack(),
+        false => ConsumeOptions::default().no_ack(true),
     };
     if acknowledges {
         channel.basic_qos(PREFETCH)?;

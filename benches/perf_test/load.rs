@@ -36,7 +36,7 @@ struct Load<'a> {
 pub(crate) fn run(options: &Options) -> std::result::Result<(), Box<dyn Error>> {
     let connect = |name: &str| {
         let uri = ConnectionOptions::from_uri(&options.uri)?;
-        Connection::open_with(&uri.connection_name(format!("perf_test {name}")))
+        Connection::open_with(uri.connection_name(format!("perf_test {name}")))
     };
     let first = connect("queue")?;
     let declaring = first.open_channel()?;
@@ -87,10 +87,10 @@ pub(crate) fn run(options: &Options) -> std::result::Result<(), Box<dyn Error>> 
 fn declare(channel: &Channel, options: &Options) -> Result<String> {
     let (name, declare) = match &options.queue {
         Some(name) if channel.connection().queue_exists(name)? => {
-            (name.as_str(), QueueDeclareOptions::passive())
+            (name.as_str(), QueueDeclareOptions::default().passive(true))
         }
-        Some(name) => (name.as_str(), QueueDeclareOptions::durable()),
-        None => ("", QueueDeclareOptions::durable().auto_delete()),
+        Some(name) => (name.as_str(), QueueDeclareOptions::default()),
+        None => ("", QueueDeclareOptions::default().auto_delete(true)),
     };
     let queue = channel.queue_declare(name, declare)?;
     Ok(queue.name().to_owned())
@@ -196,7 +196,7 @@ impl Load<'_> {
             }
             let mut message = Message::new(&body).with_properties(properties.clone());
             if self.options.has(Flag::Mandatory) {
-                message = message.mandatory();
+                message = message.mandatory(true);
             }
             count(&self.tally.published);
             match &publisher {
@@ -238,7 +238,7 @@ impl Load<'_> {
 
     fn consume(&self, channel: &Channel) -> Result<()> {
         let options = match self.options.autoack {
-            true => ConsumeOptions::default().no_ack(),
+            true => ConsumeOptions::default().no_ack(true),
             false => ConsumeOptions::default(),
         };
         if self.options.qos > 0 {

@@ -279,7 +279,7 @@ pub(super) fn type_name(value: &FieldValue) -> &'static str {
         FieldValue::U16(_) => "unsignedshort",
         FieldValue::I32(_) => "signedint",
         FieldValue::U32(_) => "unsignedint",
-        FieldValue::I64(_) => "long",
+        FieldValue::I64(_) | FieldValue::U64(_) => "long",
         FieldValue::F32(_) => "float",
         FieldValue::F64(_) => "double",
         FieldValue::Decimal { .. } => "decimal",

@@ -1,6 +1,7 @@
 //! Exchanges, and how they choose the bindings for a message.
 
 use crate::wire::properties::Properties;
+use crate::wire::short_string::ShortString;
 use crate::wire::value::{FieldTable, FieldValue};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -117,8 +118,8 @@ fn matches_headers(wanted: &FieldTable, headers: Option<&FieldTable>) -> bool {
     let with_x = how.is_some_and(|how| how.ends_with("-with-x"));
     let mut asked = wanted
         .iter()
-        .filter(|(name, _)| *name != "x-match" && (with_x || !name.starts_with("x-")));
-    let fits = |(name, wanted): (&str, &FieldValue)| {
+        .filter(|(name, _)| *name != "x-match" && (with_x || !name.as_bytes().starts_with(b"x-")));
+    let fits = |(name, wanted): (&ShortString, &FieldValue)| {
         let found = headers.and_then(|headers| headers.get(name));
         // A void argument matches any value of the header.
         found.is_some_and(|found| *wanted == FieldValue::Void || is_equal(wanted, found))

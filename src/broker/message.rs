@@ -51,10 +51,7 @@ impl Message {
 
     /// The property `expiration`, which was checked when the message was published.
     pub(super) fn ttl(&self) -> Option<Duration> {
-        let text = self.properties.expiration.as_ref()?;
-        // The text can have a sign.
-        let milliseconds = text.parse::<i128>().ok()?;
-        u64::try_from(milliseconds).ok().map(Duration::from_millis)
+        self.properties.expiration.as_ref()?.as_duration()
     }
 }
 
@@ -151,7 +148,7 @@ fn death(message: &Message, queue: &str, reason: Reason) -> FieldTable {
         .with("exchange", message.exchange.as_str())
         .with("routing-keys", FieldValue::Array(keys));
     if let Some(expiration) = &message.properties.expiration {
-        death.insert("original-expiration", expiration.as_str());
+        death.insert("original-expiration", expiration.to_string());
     }
     death
 }

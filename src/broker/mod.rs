@@ -22,7 +22,7 @@
 //!
 //! let broker = Broker::start()?;
 //! let channel = Connection::open(&broker.uri())?.open_channel()?;
-//! channel.queue_declare("tasks", QueueDeclareOptions::durable())?;
+//! channel.queue_declare("tasks", QueueDeclareOptions::default())?;
 //! channel.publisher()?.publish("", "tasks", "work")?.wait()?;
 //! assert_eq!(broker.queue("tasks").unwrap().ready, 1);
 //! assert_eq!(broker.published()[0].body, b"work");
@@ -56,9 +56,9 @@
 //!
 //! fn start_worker(uri: &str, charges: Charges) -> Result<Workers> {
 //!     let connection = Connection::open(uri)?;
-//!     connection.open_channel()?.queue_declare("charges", QueueDeclareOptions::durable())?;
+//!     connection.open_channel()?.queue_declare("charges", QueueDeclareOptions::default())?;
 //!     let workers = Workers::new(&connection);
-//!     workers.consume("charges", WorkerOptions::default().threads(2), move |delivery| {
+//!     workers.consume_with("charges", WorkerOptions::default().threads(2), move |delivery| {
 //!         let customer = String::from_utf8_lossy(delivery.body()).into_owned();
 //!         let mut charges = charges.lock().unwrap();
 //!         if !delivery.redelivered() || !charges.contains_key(&customer) {

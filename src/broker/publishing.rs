@@ -153,10 +153,14 @@ impl Asked<'_> {
     /// `reply_to`, and takes out the header BCC.
     fn assert_acceptable(&mut self, message: &mut Message) -> Result<(), Refusal> {
         let properties = &mut message.properties;
-        if properties.reply_to.as_deref() == Some(REPLY_TO) {
+        if properties
+            .reply_to
+            .as_ref()
+            .is_some_and(|it| it == REPLY_TO)
+        {
             let reply_key = self.channel()?.reply_to.clone().map(|(_, key)| key);
             let gone = || Refusal::failed("fast reply consumer does not exist");
-            properties.reply_to = Some(reply_key.ok_or_else(gone)?);
+            properties.reply_to = Some(reply_key.ok_or_else(gone)?.into());
         }
         let user = &self.session.user;
         if let Some(other) = properties.user_id.as_ref().filter(|it| *it != user) {
@@ -165,7 +169,7 @@ impl Asked<'_> {
             return Err(Refusal::failed(text));
         }
         if let Some(expiration) = &properties.expiration {
-            assert_expiration(expiration)?;
+            assert_expiration(&expiration.to_string())?;
         }
         if let Some(mode) = properties.delivery_mode.filter(|it| !(1..=2).contains(it)) {
             let text = format!("invalid message: {{delivery_mode_unknown,{mode}}}");

@@ -3,7 +3,7 @@
 use super::Channel;
 use crate::error::{Error, ErrorKind, Result};
 use crate::log_line::log_line;
-use crate::options::NackOptions;
+use crate::options::{NackOptions, Requeue};
 use crate::session::call::Operation;
 use crate::wire::method::{
     BasicAck, BasicNack, BasicRecover, BasicRecoverAsync, BasicReject, Encode,
@@ -123,36 +123,36 @@ impl Channel {
         self.answer(delivery_tag, options.multiple, |delivery_tag| BasicNack {
             delivery_tag,
             multiple: options.multiple,
-            requeue: options.requeue,
+            requeue: options.requeue.is_yes(),
         })
     }
 
-    /// Rejects one message: the broker requeues it if `requeue` is true, otherwise drops or
-    /// dead-letters it.
+    /// Rejects one message: the broker requeues it, drops it or dead-letters it.
     ///
-    /// With `requeue`, the reject counts as a failed delivery towards the delivery limit of a
-    /// quorum queue.
+    /// With [`Requeue::Yes`], the reject counts as a failed delivery towards the delivery limit of
+    /// a quorum queue.
     ///
     /// # Errors
     /// Same as [`basic_ack`](Self::basic_ack).
-    pub fn basic_reject(&self, delivery_tag: u64, requeue: bool) -> Result<()> {
+    pub fn basic_reject(&self, delivery_tag: u64, requeue: Requeue) -> Result<()> {
         self.reject(delivery_tag, requeue).map(drop)
     }
 
-    pub(crate) fn reject(&self, delivery_tag: u64, requeue: bool) -> Result<Answered> {
+    pub(crate) fn reject(&self, delivery_tag: u64, requeue: Requeue) -> Result<Answered> {
         self.answer(delivery_tag, false, |delivery_tag| BasicReject {
             delivery_tag,
-            requeue,
+            requeue: requeue.is_yes(),
         })
     }
 
     /// Requeues all unacknowledged messages of the channel, and waits until the broker has done so.
-    /// Like [`basic_nack`](Self::basic_nack), this does not count towards the delivery limit since
-    /// RabbitMQ 4.3.
+    /// RabbitMQ implements only [`Requeue::Yes`]. Like [`basic_nack`](Self::basic_nack), this does
+    /// not count towards the delivery limit since RabbitMQ 4.3.
     ///
     /// # Errors
-    /// Without `requeue`, RabbitMQ closes the connection (540): it does not implement that.
-    pub fn basic_recover(&self, requeue: bool) -> Result<()> {
+    /// With [`Requeue::No`], RabbitMQ closes the connection (540).
+    pub fn basic_recover(&self, requeue: Requeue) -> Result<()> {
+        let requeue = requeue.is_yes();
         self.call_with(Operation::about(BasicRecover::ID, ""), |frames, call| {
             let last_call = frames.last_call();
             frames.call(&BasicRecover { requeue }, call)?;
@@ -165,9 +165,10 @@ impl Channel {
     /// [`basic_recover`](Self::basic_recover) without a reply. Deprecated in AMQP.
     ///
     /// # Errors
-    /// Same as [`basic_ack_multiple`](Self::basic_ack_multiple) with tag 0. Without `requeue`,
-    /// RabbitMQ closes the connection (540).
-    pub fn basic_recover_async(&self, requeue: bool) -> Result<()> {
+    /// Same as [`basic_ack_multiple`](Self::basic_ack_multiple) with tag 0. With
+    /// [`Requeue::No`], RabbitMQ closes the connection (540).
+    pub fn basic_recover_async(&self, requeue: Requeue) -> Result<()> {
+        let requeue = requeue.is_yes();
         let answered = self.answer(0, true, |_| BasicRecoverAsync { requeue });
         answered.map(drop)
     }

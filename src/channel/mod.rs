@@ -241,9 +241,9 @@ impl Channel {
     /// use leveret::{Connection, QueueDeclareOptions};
     ///
     /// let channel = Connection::open_default()?.open_channel()?;
-    /// if channel.queue_declare("tasks", QueueDeclareOptions::passive()).is_err() {
+    /// if channel.queue_declare_passive("tasks").is_err() {
     ///     channel.reopen()?;
-    ///     channel.queue_declare("tasks", QueueDeclareOptions::durable())?;
+    ///     channel.queue_declare("tasks", QueueDeclareOptions::default())?;
     /// }
     /// # Ok::<(), leveret::Error>(())
     /// ```

@@ -234,7 +234,7 @@ impl Channel {
     ///
     /// let channel = Connection::open_default()?.open_channel()?;
     /// let returned = channel.returned_messages();
-    /// channel.basic_publish("", "no such queue", Message::new("lost?").mandatory())?;
+    /// channel.basic_publish("", "no such queue", Message::new("lost?").mandatory(true))?;
     /// if let Ok(message) = returned.recv_timeout(Duration::from_secs(1)) {
     ///     println!("{}: {}", message.reply_code(), message.reply_text());
     /// }

@@ -55,16 +55,27 @@ impl Channel {
     /// [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument) if the consumer tag is in
     /// use on this channel, because the broker would close the whole connection.
     pub fn basic_consume(&self, queue: &str, options: ConsumeOptions) -> Result<Consumer> {
-        self.consume_queue(queue.into(), options)
+        self.consume_queue(queue.into(), options, false)
+    }
+
+    /// [`basic_consume`](Self::basic_consume) without waiting for the broker. If the broker
+    /// refuses, the consumer yields the channel's error.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument) if the consumer tag is in
+    /// use on this channel.
+    pub fn basic_consume_no_wait(&self, queue: &str, options: ConsumeOptions) -> Result<Consumer> {
+        self.consume_queue(queue.into(), options, true)
     }
 
     pub(crate) fn consume_queue(
         &self,
         queue: QueueName<'_>,
         options: ConsumeOptions,
+        no_wait: bool,
     ) -> Result<Consumer> {
         let reads_from = self.reads_from(queue, &options);
-        self.consume(queue, &options, |consumer_tag| {
+        self.consume(queue, &options, no_wait, |consumer_tag| {
             let (consumer, mailbox) =
                 Consumer::new(self.clone(), consumer_tag, &options, reads_from);
             (consumer, Arc::new(mailbox))
@@ -91,6 +102,7 @@ impl Channel {
         &self,
         queue: QueueName<'_>,
         options: &ConsumeOptions,
+        no_wait: bool,
         begin: impl FnOnce(Arc<str>) -> (C, Arc<dyn ConsumerMailbox>),
     ) -> Result<C> {
         let asked = Operation::about(BasicConsume::ID, queue.shown());
@@ -107,7 +119,7 @@ impl Channel {
             no_local: options.no_local,
             no_ack: options.no_ack,
             exclusive: options.exclusive,
-            no_wait: options.no_wait,
+            no_wait,
             arguments: Cow::Borrowed(&options.arguments),
         };
         let mut sent = false;
@@ -116,9 +128,9 @@ impl Channel {
             frames.method(&consume)?;
             let subscription = state.consumers.lock().subscription(&consumer_tag);
             if let Some(subscription) = subscription {
-                subscription.asked(options.no_wait);
+                subscription.asked(no_wait);
             }
-            if self.connection().options().recovery.is_on {
+            if self.connection().options().recovery.enabled {
                 let again = BasicConsume {
                     no_wait: false,
                     ..consume.into_owned()
@@ -137,7 +149,7 @@ impl Channel {
             sent = true;
             Ok(())
         };
-        let asked_for = if options.no_wait {
+        let asked_for = if no_wait {
             self.write(asked, |frames| append(frames, None))
         } else {
             self.call_with(asked, |frames, call| append(frames, Some(call)))
@@ -145,7 +157,7 @@ impl Channel {
         };
         if !sent {
             state.consumers.lock().remove(&consumer_tag);
-        } else if options.no_wait {
+        } else if no_wait {
             state.consumer_started(&consumer_tag);
         }
         // On an error, the consumer is dropped here. That cancels it, if the broker agrees to it

@@ -252,8 +252,8 @@ impl Consumer {
     /// use leveret::crossbeam_channel::{select, tick};
     ///
     /// # let channel = leveret::Connection::open_default()?.open_channel()?;
-    /// let first = channel.queue("first").consume(Default::default())?;
-    /// let second = channel.queue("second").consume(Default::default())?;
+    /// let first = channel.queue("first").consume()?;
+    /// let second = channel.queue("second").consume()?;
     /// let ticks = tick(std::time::Duration::from_secs(1));
     /// loop {
     ///     let delivery = select! {

@@ -18,9 +18,9 @@
 //!
 //! - [`Channel::queue`] and [`Channel::exchange`] return a handle without asking the broker. In
 //!   aioamqp they are aliases of `queue_declare` and `exchange_declare`.
-//! - [`QueueDeclareOptions::default`] is durable. Use
-//!   [`transient`](QueueDeclareOptions::transient) for a queue that is not.
-//! - [`NackOptions::default`] does not requeue. Use [`NackOptions::requeue`].
+//! - [`QueueDeclareOptions::default`] and [`ExchangeDeclareOptions::default`] are durable. Use
+//!   [`durable(false)`](QueueDeclareOptions::durable) for a queue that is not.
+//! - [`NackOptions::requeue`] and [`NackOptions::discard`] say what happens to a nacked message.
 //! - A URI is percent-decoded. `amqp://host` and `amqp://host/%2f` name the virtual host `/`, and
 //!   `amqp://host/` names the virtual host with the empty name.
 //! - [`ConnectionOptions::heartbeat`], [`channel_max`](ConnectionOptions::channel_max) and
@@ -56,17 +56,17 @@
 //! In Rust:
 //!
 //! ```no_run
-//! use leveret::{Connection, ConnectionOptions, ConsumeOptions, QueueDeclareOptions, Result};
+//! use leveret::{Connection, ConnectionOptions, QueueDeclareOptions, Result};
 //!
 //! fn main() -> Result<()> {
 //!     let options = ConnectionOptions::default().host("rabbit-1");
 //!     let options = options.username("me").password("secret");
 //!     let connection = Connection::open_with(&options)?;
 //!     let channel = connection.open_channel()?;
-//!     let queue = channel.queue_declare("tasks", QueueDeclareOptions::durable())?;
+//!     let queue = channel.queue_declare("tasks", QueueDeclareOptions::default())?;
 //!     channel.publisher()?.publish("", "tasks", b"work")?.wait()?;
 //!     channel.basic_qos(10)?;
-//!     for delivery in queue.consume(ConsumeOptions::default())? {
+//!     for delivery in queue.consume()? {
 //!         let delivery = delivery?;
 //!         println!("{} {:?}", delivery.routing_key(), delivery.body());
 //!         delivery.ack()?;
@@ -81,7 +81,7 @@
 //! use leveret::{Connection, Settlement, WorkerOptions, Workers};
 //!
 //! let workers = Workers::new(&Connection::open_default()?);
-//! workers.consume("tasks", WorkerOptions::default().prefetch(10), |delivery| {
+//! workers.consume_with("tasks", WorkerOptions::default().prefetch(10), |delivery| {
 //!     println!("{} {:?}", delivery.routing_key(), delivery.body());
 //!     Settlement::Ack
 //! })?;
@@ -118,7 +118,7 @@
 //! | `channel()` | [`Connection::open_channel`] |
 //! | `channel(return_callback=…)` | [`Channel::returned_messages`] |
 //! | `close()` | [`Connection::close`] |
-//! | `close(timeout=…)` | [`Connection::close_with`] |
+//! | `close(timeout=…)` | [`Connection::close_timeout`] |
 //! | `close(no_wait=True)` | none: closing waits up to its timeout |
 //! | `wait_closed(timeout)` | [`Connection::wait_closed`] |
 //! | `ensure_open()` | [`Connection::is_open`]; each call fails if the connection has ended |
@@ -164,10 +164,10 @@
 //! | --- | --- |
 //! | `exchange_declare`, `exchange` | [`Channel::exchange_declare`] |
 //! | `type_name` | [`ExchangeKind`] |
-//! | `passive` | [`ExchangeDeclareOptions::passive`]; also [`Connection::exchange_exists`] |
+//! | `passive` | [`Channel::exchange_declare_passive`]; also [`Connection::exchange_exists`] |
 //! | `durable` | [`ExchangeDeclareOptions::durable`] |
 //! | `auto_delete` | [`ExchangeDeclareOptions::auto_delete`] |
-//! | `no_wait` | [`ExchangeDeclareOptions::no_wait`] |
+//! | `no_wait` | [`Channel::exchange_declare_no_wait`], and so on |
 //! | `arguments` | [`ExchangeDeclareOptions::argument`] and typed setters |
 //! | `exchange_delete` | [`Channel::exchange_delete`], [`Exchange::delete`] |
 //! | `if_unused` | [`ExchangeDeleteOptions::if_unused`] |
@@ -180,11 +180,11 @@
 //! | --- | --- |
 //! | `queue_declare`, `queue` | [`Channel::queue_declare`] |
 //! | an empty `queue_name` | the broker chooses a name: [`Queue::name`] |
-//! | `passive` | [`QueueDeclareOptions::passive`]; also [`Connection::queue_exists`] |
+//! | `passive` | [`Channel::queue_declare_passive`]; also [`Connection::queue_exists`] |
 //! | `durable` | [`QueueDeclareOptions::durable`] |
 //! | `exclusive` | [`QueueDeclareOptions::exclusive`] |
 //! | `auto_delete` | [`QueueDeclareOptions::auto_delete`] |
-//! | `no_wait` | [`QueueDeclareOptions::no_wait`] |
+//! | `no_wait` | [`Channel::queue_declare_no_wait`], and so on |
 //! | `arguments` | [`QueueDeclareOptions::argument`] and typed setters |
 //! | `['queue']` | [`Queue::name`] |
 //! | `['message_count']` | [`Queue::message_count`] |
@@ -192,7 +192,7 @@
 //! | `queue_delete` | [`Channel::queue_delete`], [`Queue::delete`] |
 //! | `if_unused`, `if_empty` | [`QueueDeleteOptions`] |
 //! | `queue_bind` | [`Channel::queue_bind`], [`Queue::bind`] |
-//! | `queue_bind(arguments=…)` | [`BindOptions`] |
+//! | `queue_bind(arguments=…)` | a [`FieldTable`] |
 //! | `queue_unbind` | [`Channel::queue_unbind`], [`Queue::unbind`] |
 //! | `queue_purge` | [`Channel::queue_purge`], [`Queue::purge`] |
 //! | `queue_purge(no_wait=True)` | [`Channel::queue_purge_no_wait`] |
@@ -221,7 +221,8 @@
 //! | `callback` | [`Consumer`] is an iterator; [`Workers`] take a function |
 //! | `consumer_tag` | [`ConsumeOptions::consumer_tag`] |
 //! | `no_local`, `no_ack` | [`ConsumeOptions::no_local`], [`no_ack`](ConsumeOptions::no_ack) |
-//! | `exclusive`, `no_wait` | [`ConsumeOptions::exclusive`], [`no_wait`](ConsumeOptions::no_wait) |
+//! | `exclusive` | [`ConsumeOptions::exclusive`] |
+//! | `no_wait` | [`Channel::basic_consume_no_wait`] |
 //! | `arguments` | [`ConsumeOptions::argument`] and typed setters |
 //! | `['consumer_tag']` | [`Consumer::consumer_tag`] |
 //! | `basic_cancel` | [`Consumer::cancel`], [`Channel::basic_cancel`] |
@@ -243,7 +244,7 @@
 //! | `exchange_name`, `routing_key` | [`Delivery::exchange`], [`Delivery::routing_key`] |
 //! | `is_redeliver` | [`Delivery::redelivered`] |
 //! | `body`, `properties` | [`Delivery::body`], [`Delivery::properties`] |
-//! | the result of `basic_get` | [`GetResponse`], which has all methods of [`Delivery`] |
+//! | the result of `basic_get` | [`GetResponse`], which contains a [`Delivery`] |
 //! | `['message_count']` | [`GetResponse::message_count`] |
 //! | `ReturnEnvelope` | [`ReturnedMessage`] |
 //! | `reply_code` | [`ReturnedMessage::reply_code`] |
@@ -285,9 +286,9 @@
 
 #[cfg(doc)]
 use crate::{
-    BindOptions, Channel, Confirm, Connection, ConnectionEvent, ConnectionOptions, ConnectionStats,
+    Channel, Confirm, Connection, ConnectionEvent, ConnectionOptions, ConnectionStats,
     ConsumeOptions, Consumer, Delivery, Error, ErrorKind, Exchange, ExchangeDeclareOptions,
-    ExchangeDeleteOptions, ExchangeKind, GetResponse, LoginMethod, Message, NackOptions,
-    Properties, Publisher, QosOptions, Queue, QueueDeclareOptions, QueueDeleteOptions, ReplyCode,
-    ReturnedMessage, SaslMechanism, TlsOptions, Workers,
+    ExchangeDeleteOptions, ExchangeKind, FieldTable, GetResponse, LoginMethod, Message,
+    NackOptions, Properties, Publisher, QosOptions, Queue, QueueDeclareOptions, QueueDeleteOptions,
+    ReplyCode, ReturnedMessage, SaslMechanism, TlsOptions, Workers,
 };

@@ -63,7 +63,7 @@
 //!
 //! | | `NAME` | 4.0.5 | 4.3.6 | if denied |
 //! | --- | --- | --- | --- | --- |
-//! | [`transient`], not exclusive | `transient_nonexcl_queues` | permitted | permitted | 541 |
+//! | [transient][`durable`], not exclusive | `transient_nonexcl_queues` | permitted | permitted | 541 |
 //! | Channel-wide prefetch ([`global`]) | `global_qos` | permitted | denied | `Ok`, see above |
 //! | Argument `x-queue-master-locator` | `queue_master_locator` | permitted | denied | 541 |
 //! | Argument `x-queue-version: 1` | | accepted | 406 | |
@@ -160,7 +160,7 @@
 //! [`redelivered`]: crate::Delivery::redelivered
 //! [`reject`]: crate::Delivery::reject
 //! [`stream_filter`]: crate::ConsumeOptions::stream_filter
-//! [`transient`]: crate::QueueDeclareOptions::transient
+//! [`durable`]: crate::QueueDeclareOptions::durable
 //! [Passive declaration]: crate::Connection::queue_exists
 //! [Priorities]: crate::Message::priority
 //! [Unread message of a dropped consumer]: crate::Consumer#unread-messages-and-the-delivery-limit

@@ -111,7 +111,7 @@
 //!
 //! let recovery = RecoveryOptions::default()
 //!     .max_time(Duration::from_secs(30))
-//!     .give_up_on_refused_login();
+//!     .give_up_on_refused_login(true);
 //! let options = ConnectionOptions::default()
 //!     .connect_timeout(Duration::from_secs(5))
 //!     .recovery(recovery);
@@ -129,7 +129,7 @@
 //! let options = ConnectionOptions::default()
 //!     .request_timeout(Duration::from_secs(2))
 //!     .publish_timeout(Duration::from_secs(2))
-//!     .recovery(RecoveryOptions::default().fail_fast());
+//!     .recovery(RecoveryOptions::default().fail_fast(true));
 //! let connection = Connection::open_with(&options)?;
 //! # Ok::<(), leveret::Error>(())
 //! ```

@@ -43,7 +43,7 @@ struct Inner {
 /// use leveret::{Connection, QueueDeclareOptions, ReplyCode};
 ///
 /// let channel = Connection::open_default()?.open_channel()?;
-/// match channel.queue_declare("tasks", QueueDeclareOptions::passive()) {
+/// match channel.queue_declare_passive("tasks") {
 ///     Ok(queue) => println!("{:?} messages", queue.message_count()),
 ///     Err(error) if error.reply_code() == Some(ReplyCode::NOT_FOUND) => println!("no such queue"),
 ///     Err(error) => return Err(error),

@@ -65,7 +65,7 @@ impl Shared {
             events: Notifier::new(EVENTS_LIMIT),
             waiters: Waiters::default(),
             buffer_pool: BufferPool::default(),
-            counters: Counters::new(options.metrics.clone()),
+            counters: Counters::new(options.get_metrics().cloned()),
             to_replay: Mutex::default(),
             next,
         });

@@ -2,9 +2,12 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::iter;
+use std::mem::discriminant;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::by_identity::{is_same, ByIdentity};
 use super::credentials::{Credentials, Provider};
 use super::tls;
 use super::{RecoveryOptions, TlsOptions};
@@ -21,6 +24,23 @@ const MAX_TCP_KEEPALIVE: Duration = Duration::from_secs(32_767);
 /// The system takes the milliseconds as a signed 32-bit number.
 const MAX_TCP_USER_TIMEOUT: Duration = Duration::from_millis(i32::MAX as u64);
 
+/// Getters of what the setters of the same name have set.
+macro_rules! getters {
+    ($($(#[$doc:meta])* $name:ident($setter:ident) -> $type:ty: |$it:ident| $value:expr;)*) => {
+        impl ConnectionOptions {
+            $(
+                #[doc = concat!("Returns what [`", stringify!($setter), "`](Self::", stringify!($setter), ")")]
+                #[doc = "has set, or the default."]
+                $(#[$doc])*
+                pub fn $name(&self) -> $type {
+                    let $it = self;
+                    $value
+                }
+            )*
+        }
+    };
+}
+
 fn check_at_most(most: Duration, option: &str, value: Duration) -> Result<()> {
     if value <= most {
         return Ok(());
@@ -30,6 +50,8 @@ fn check_at_most(most: Duration, option: &str, value: Duration) -> Result<()> {
 }
 
 /// How to log in: the SASL mechanism.
+///
+/// Two custom mechanisms are equal only if they are clones of one `Arc`.
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub enum LoginMethod {
@@ -44,6 +66,15 @@ pub enum LoginMethod {
     External,
     /// A mechanism that the program implements.
     Sasl(Arc<dyn SaslMechanism>),
+}
+
+impl PartialEq for LoginMethod {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Sasl(one), Self::Sasl(other)) => is_same(one, other),
+            _ => discriminant(self) == discriminant(other),
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,7 +109,10 @@ impl fmt::Display for Endpoint {
 /// let connection = Connection::open_with(&options)?;
 /// # Ok::<(), leveret::Error>(())
 /// ```
-#[derive(Clone)]
+///
+/// Two options with functions of the program ([`credentials`](Self::credentials), metrics, a
+/// recovery filter) are equal only if one is a clone of the other.
+#[derive(Clone, PartialEq)]
 #[non_exhaustive]
 pub struct ConnectionOptions {
     pub(crate) host: String,
@@ -102,7 +136,7 @@ pub struct ConnectionOptions {
     pub(crate) frame_max: u32,
     pub(crate) max_message_size: u64,
     pub(crate) max_unread_bytes: u64,
-    pub(crate) metrics: Option<Arc<dyn Metrics>>,
+    pub(crate) metrics: Option<ByIdentity<dyn Metrics>>,
     pub(crate) recovery: RecoveryOptions,
     pub(crate) connection_name: String,
     pub(crate) client_properties: FieldTable,
@@ -137,6 +171,44 @@ impl Default for ConnectionOptions {
             connection_name: default_name(),
             client_properties: FieldTable::new(),
         }
+    }
+}
+
+getters! {
+    get_host(host) -> &str: |it| &it.host;
+    /// The default port if none is set.
+    get_port(port) -> u16: |it| it.port.unwrap_or_else(|| it.default_port());
+    get_shuffle_endpoints(shuffle_endpoints) -> bool: |it| it.shuffle_endpoints;
+    get_tls(tls) -> Option<&TlsOptions>: |it| it.tls.as_ref();
+    get_tcp_keepalive(tcp_keepalive) -> Duration: |it| it.tcp_keepalive;
+    get_tcp_user_timeout(tcp_user_timeout) -> Duration: |it| it.tcp_user_timeout;
+    get_vhost(vhost) -> &str: |it| &it.vhost;
+    get_username(username) -> &str: |it| &it.username;
+    /// Do not show or log this.
+    get_password(password) -> &str: |it| &it.password;
+    get_login_method(login_method) -> &LoginMethod: |it| &it.login_method;
+    get_connect_timeout(connect_timeout) -> Duration: |it| it.connect_timeout;
+    get_retry_open_for(retry_open_for) -> Duration: |it| it.retry_open_for;
+    get_request_timeout(request_timeout) -> Duration: |it| it.request_timeout;
+    get_publish_timeout(publish_timeout) -> Duration: |it| it.publish_timeout;
+    get_heartbeat(heartbeat) -> Duration: |it| it.heartbeat;
+    get_channel_max(channel_max) -> u16: |it| it.channel_max;
+    get_frame_max(frame_max) -> u32: |it| it.frame_max;
+    get_max_message_size(max_message_size) -> u64: |it| it.max_message_size;
+    get_max_unread_bytes(max_unread_bytes) -> u64: |it| it.max_unread_bytes;
+    get_metrics(metrics) -> Option<&Arc<dyn Metrics>>: |it| it.metrics.as_ref().map(|it| &it.0);
+    get_recovery(recovery) -> &RecoveryOptions: |it| &it.recovery;
+    get_connection_name(connection_name) -> &str: |it| &it.connection_name;
+    get_client_properties(client_properties) -> &FieldTable: |it| &it.client_properties;
+}
+
+impl ConnectionOptions {
+    /// Returns all endpoints, host and port, in the order in which they were set: first
+    /// [`host`](Self::host) and [`port`](Self::port), then each [`endpoint`](Self::endpoint).
+    pub fn get_endpoints(&self) -> impl Iterator<Item = (&str, u16)> {
+        let others = self.more_endpoints.iter();
+        let others = others.map(|it| (it.host.as_str(), it.port));
+        iter::once((self.get_host(), self.get_port())).chain(others)
     }
 }
 
@@ -266,8 +338,6 @@ impl ConnectionOptions {
         /// a thread: about 3 MB a second. In the meantime, the connection sends heartbeats and
         /// tolerates missing heartbeats from the broker.
         max_unread_bytes: u64;
-        /// Receives metrics as they happen. Default: none.
-        metrics: Arc<dyn Metrics>;
         /// Whether and how a lost connection recovers. Default: it recovers.
         recovery: RecoveryOptions;
         /// Connection name, shown in RabbitMQ's management UI and `rabbitmqctl list_connections`.
@@ -275,14 +345,18 @@ impl ConnectionOptions {
         connection_name: impl Into<String>;
         /// Client properties to send to the broker at login. They override the properties that this
         /// crate sends (product, version, capabilities, …).
-        client_properties: FieldTable;
+        client_properties: impl Into<FieldTable>;
+        /// Whether to try the endpoints in random order, so that many programs do not all connect
+        /// to the same endpoint. Recovery shuffles the endpoints again, but begins with the one
+        /// that worked last: see [`endpoint`](Self::endpoint). Default: false.
+        shuffle_endpoints: bool;
     }
 
-    flags! {
-        /// Tries the endpoints in random order, so that many programs do not all connect to the
-        /// same endpoint. Recovery shuffles the endpoints again, but begins with the one that
-        /// worked last: see [`endpoint`](Self::endpoint).
-        shuffle_endpoints;
+    /// Receives metrics as they happen. Default: none.
+    #[must_use]
+    pub fn metrics(mut self, metrics: Arc<dyn Metrics>) -> Self {
+        self.metrics = Some(ByIdentity(metrics));
+        self
     }
 
     /// Calls `ask` at every connect to get the user name, the secret and how long the secret is
@@ -354,7 +428,7 @@ impl ConnectionOptions {
     /// let options = ConnectionOptions::default()
     ///     .host("rabbit-1.example.com")
     ///     .endpoint("rabbit-2.example.com", 5672)
-    ///     .shuffle_endpoints();
+    ///     .shuffle_endpoints(true);
     /// let uri = "amqp://guest@rabbit-1.example.com:5672,rabbit-2.example.com:5672/%2F";
     /// assert_eq!(options.to_string(), uri);
     /// ```
@@ -368,7 +442,7 @@ impl ConnectionOptions {
     pub(crate) fn endpoints(&self) -> Vec<Endpoint> {
         let first = Endpoint {
             host: self.host.clone(),
-            port: self.port.unwrap_or_else(|| self.default_port()),
+            port: self.get_port(),
         };
         let mut endpoints = vec![first];
         endpoints.extend(self.more_endpoints.iter().cloned());

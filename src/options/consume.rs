@@ -3,6 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use super::{milliseconds, number, seconds};
+use crate::wire::short_string::ShortString;
 use crate::wire::value::{FieldTable, FieldValue};
 
 /// Where to begin reading a stream.
@@ -86,37 +87,30 @@ fn from_interval(text: &str) -> Option<Duration> {
 /// consumer tag.
 ///
 /// See <https://www.rabbitmq.com/docs/consumers>.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 #[non_exhaustive]
 pub struct ConsumeOptions {
     pub(crate) consumer_tag: String,
     pub(crate) no_local: bool,
     pub(crate) no_ack: bool,
     pub(crate) exclusive: bool,
-    pub(crate) no_wait: bool,
     pub(crate) arguments: FieldTable,
 }
 
 impl ConsumeOptions {
-    flags! {
-        /// Excludes messages that were published on the same connection. RabbitMQ ignores this
-        /// option.
-        no_local;
-        /// Consumes without acknowledgements: the broker forgets a message as soon as it has sent
-        /// it.
+    setters! {
+        /// Whether to exclude messages that were published on the same connection. RabbitMQ ignores
+        /// this option. Default: false.
+        no_local: bool;
+        /// Whether to consume without acknowledgements: the broker forgets a message as soon as it
+        /// has sent it ([`AckMode::Automatic`]). Default: false.
         ///
         /// If the program dies, messages that it has not handled are lost. The broker sends as fast
         /// as it can; [`max_unread_bytes`](crate::ConnectionOptions::max_unread_bytes) limits what
         /// waits in the program.
-        no_ack;
-        /// Makes this the only consumer of the queue.
-        exclusive;
-        /// Returns without waiting for the broker's reply. If the broker refuses, the consumer
-        /// yields the channel's error.
-        no_wait;
-    }
-
-    setters! {
+        no_ack: bool;
+        /// Whether this is the only consumer of the queue. Default: false.
+        exclusive: bool;
         /// The consumer's name on its channel. Default: chosen by this crate.
         consumer_tag: impl Into<String>;
     }
@@ -172,7 +166,7 @@ impl ConsumeOptions {
     /// let options = ConsumeOptions::default()
     ///     .stream_offset(StreamOffset::First)
     ///     .stream_filter(["fr", "be"]);
-    /// for delivery in orders.consume(options)? {
+    /// for delivery in orders.consume_with(options)? {
     ///     let delivery = delivery?;
     ///     if let Some("fr" | "be") = delivery.stream_filter_value().as_deref() {
     ///         println!("{:?}", delivery.body());
@@ -195,11 +189,11 @@ impl ConsumeOptions {
         self.argument("x-stream-filter", FieldValue::Array(values))
     }
 
-    /// Also reads chunks that have a message without a filter value (`x-stream-match-unfiltered`).
-    /// No effect without a [`stream_filter`](Self::stream_filter).
-    #[must_use]
-    pub fn stream_match_unfiltered(self) -> Self {
-        self.argument("x-stream-match-unfiltered", true)
+    argument_switches! {
+        /// Whether to also read chunks that have a message without a filter value
+        /// (`x-stream-match-unfiltered`). No effect without a
+        /// [`stream_filter`](Self::stream_filter). Default: false.
+        stream_match_unfiltered => "x-stream-match-unfiltered";
     }
 
     arguments! {
@@ -210,7 +204,7 @@ impl ConsumeOptions {
 /// The prefetch: how many unacknowledged messages the broker may send ahead.
 ///
 /// See <https://www.rabbitmq.com/docs/consumer-prefetch>.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct QosOptions {
     pub(crate) prefetch_count: u16,
@@ -219,9 +213,9 @@ pub struct QosOptions {
 }
 
 impl QosOptions {
-    flags! {
-        /// Applies the prefetch to all consumers of the channel together, instead of to each
-        /// consumer that starts from now on.
+    setters! {
+        /// Whether the prefetch applies to all consumers of the channel together, instead of to
+        /// each consumer that starts from now on. Default: false.
         ///
         /// This option is deprecated in RabbitMQ. Instead, divide the prefetch among the consumers,
         /// or let several threads read from one consumer.
@@ -241,10 +235,7 @@ impl QosOptions {
         /// and streams (540, which closes the connection, or 406). A later prefetch for each
         /// consumer ends the channel-wide prefetch. A consumer of a quorum queue or stream that
         /// started before the channel-wide prefetch does not recover: use another channel for it.
-        global;
-    }
-
-    setters! {
+        global: bool;
         /// Prefetch in messages. Zero: no limit.
         prefetch_count: u16;
         /// Prefetch in bytes. RabbitMQ refuses any value but zero (540).
@@ -255,31 +246,70 @@ impl QosOptions {
 /// How to nack messages (`basic.nack`).
 ///
 /// See <https://www.rabbitmq.com/docs/nack>.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct NackOptions {
     pub(crate) multiple: bool,
-    pub(crate) requeue: bool,
+    pub(crate) requeue: Requeue,
 }
 
 impl NackOptions {
     /// Requeues the message. Since RabbitMQ 4.3, this does not count towards the delivery limit of
     /// a quorum queue: see [`Delivery::nack`](crate::Delivery::nack).
     pub fn requeue() -> Self {
-        Self {
-            requeue: true,
-            ..Self::default()
-        }
+        Requeue::Yes.into()
     }
 
     /// Drops the message, or dead-letters it if its queue has a dead-letter exchange.
     pub fn discard() -> Self {
-        Self::default()
+        Requeue::No.into()
     }
 
-    flags! {
-        /// Includes all earlier unacknowledged messages of the channel.
-        multiple;
+    setters! {
+        /// Whether to include all earlier unacknowledged messages of the channel. Default: false.
+        multiple: bool;
+    }
+}
+
+impl From<Requeue> for NackOptions {
+    fn from(requeue: Requeue) -> Self {
+        Self {
+            multiple: false,
+            requeue,
+        }
+    }
+}
+
+/// What the broker does with a message that the program did not handle.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Requeue {
+    /// The broker requeues the message and redelivers it, to any consumer.
+    Yes,
+    /// The broker drops the message, or dead-letters it if its queue has a dead-letter exchange.
+    No,
+}
+
+impl Requeue {
+    pub(crate) fn is_yes(self) -> bool {
+        self == Self::Yes
+    }
+}
+
+/// Who acknowledges a message.
+///
+/// See <https://www.rabbitmq.com/docs/confirms#acknowledgement-modes>.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum AckMode {
+    /// The program acknowledges each message. Otherwise the broker redelivers the message.
+    Manual,
+    /// The broker forgets a message as soon as it has sent it (`no_ack`), and the program must not
+    /// acknowledge it. If the program dies, messages that it has not handled are lost.
+    Automatic,
+}
+
+impl AckMode {
+    pub(crate) fn is_no_ack(self) -> bool {
+        self == Self::Automatic
     }
 }
 

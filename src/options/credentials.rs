@@ -5,11 +5,12 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::by_identity::ByIdentity;
 use crate::error::{Error, ErrorKind};
 
 /// A user name and a secret, such as an OAuth 2 token, returned by the function of
 /// [`ConnectionOptions::credentials`](super::ConnectionOptions::credentials).
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Credentials {
     pub(crate) username: String,
     pub(crate) secret: String,
@@ -50,26 +51,20 @@ impl fmt::Debug for Credentials {
 
 type Ask = dyn Fn() -> Result<Credentials, Box<dyn StdError + Send + Sync>> + Send + Sync;
 
-#[derive(Clone)]
-pub(crate) struct Provider(Arc<Ask>);
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Provider(ByIdentity<Ask>);
 
 impl Provider {
     pub(super) fn new(
         ask: impl Fn() -> Result<Credentials, Box<dyn StdError + Send + Sync>> + Send + Sync + 'static,
     ) -> Self {
-        Self(Arc::new(ask))
+        Self(ByIdentity(Arc::new(ask)))
     }
 
     pub(crate) fn ask(&self) -> crate::error::Result<Credentials> {
-        (self.0)().map_err(|error| {
+        (self.0 .0)().map_err(|error| {
             let text = error.to_string();
             Error::new(ErrorKind::CredentialsUnavailable { text })
         })
-    }
-}
-
-impl fmt::Debug for Provider {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("…")
     }
 }

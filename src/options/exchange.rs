@@ -1,5 +1,6 @@
 //! Options for declaring and deleting exchanges.
 
+use crate::wire::short_string::ShortString;
 use crate::wire::value::{FieldTable, FieldValue};
 
 /// The message property that a consistent-hash exchange hashes.
@@ -28,46 +29,51 @@ impl From<HashProperty> for FieldValue {
 
 /// How to declare an exchange.
 ///
-/// The default is a transient exchange, which does not survive a restart of the broker.
+/// The default is a durable exchange, which survives a restart of the broker.
+///
+/// ```
+/// use leveret::ExchangeDeclareOptions;
+///
+/// let options = ExchangeDeclareOptions::default().durable(false).auto_delete(true);
+/// ```
 ///
 /// See <https://www.rabbitmq.com/docs/exchanges>.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct ExchangeDeclareOptions {
     pub(crate) passive: bool,
     pub(crate) durable: bool,
     pub(crate) auto_delete: bool,
     pub(crate) internal: bool,
-    pub(crate) no_wait: bool,
     pub(crate) arguments: FieldTable,
 }
 
-impl ExchangeDeclareOptions {
-    /// Declares an exchange that survives a restart of the broker.
-    pub fn durable() -> Self {
+impl Default for ExchangeDeclareOptions {
+    fn default() -> Self {
         Self {
+            passive: false,
             durable: true,
-            ..Self::default()
+            auto_delete: false,
+            internal: false,
+            arguments: FieldTable::new(),
         }
     }
+}
 
-    /// Checks that an exchange exists, and declares nothing. If the exchange does not exist, the
-    /// call fails, and the broker closes the channel (404).
-    pub fn passive() -> Self {
-        Self {
-            passive: true,
-            ..Self::default()
-        }
-    }
-
-    flags! {
-        /// Lets the broker delete the exchange after its last binding is removed.
-        auto_delete;
-        /// Accepts messages only from exchanges that it is bound to, not from publishers.
-        internal;
-        /// Returns without waiting for the broker's reply. If the broker refuses, it closes the
-        /// channel, and the next call on the channel fails.
-        no_wait;
+impl ExchangeDeclareOptions {
+    setters! {
+        /// Whether to check that the exchange exists, and declare nothing. The broker ignores the
+        /// other options. If the exchange does not exist, the call fails, and the broker closes the
+        /// channel (404). Default: false.
+        passive: bool;
+        /// Whether the exchange survives a restart of the broker. Default: true.
+        durable: bool;
+        /// Whether the broker deletes the exchange after its last binding is removed. Default:
+        /// false.
+        auto_delete: bool;
+        /// Whether to accept messages only from exchanges that it is bound to, and not from
+        /// publishers. Default: false.
+        internal: bool;
     }
 
     typed_arguments! {
@@ -95,18 +101,16 @@ impl ExchangeDeclareOptions {
 }
 
 /// How to delete an exchange. By default, all its bindings are deleted with it.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ExchangeDeleteOptions {
     pub(crate) if_unused: bool,
-    pub(crate) no_wait: bool,
 }
 
 impl ExchangeDeleteOptions {
-    flags! {
-        /// Deletes the exchange only if nothing is bound to it; otherwise the broker refuses (406).
-        if_unused;
-        /// Returns without waiting for the broker's reply.
-        no_wait;
+    setters! {
+        /// Whether to delete the exchange only if nothing is bound to it; otherwise the broker
+        /// refuses (406). Default: false.
+        if_unused: bool;
     }
 }

@@ -19,14 +19,18 @@ macro_rules! arguments {
     ($(#[$doc:meta])*) => {
         $(#[$doc])*
         #[must_use]
-        pub fn arguments(mut self, arguments: FieldTable) -> Self {
-            self.arguments = arguments;
+        pub fn arguments(mut self, arguments: impl Into<FieldTable>) -> Self {
+            self.arguments = arguments.into();
             self
         }
 
         /// Adds one argument.
         #[must_use]
-        pub fn argument(mut self, name: impl Into<String>, value: impl Into<FieldValue>) -> Self {
+        pub fn argument(
+            mut self,
+            name: impl Into<ShortString>,
+            value: impl Into<FieldValue>,
+        ) -> Self {
             self.arguments.insert(name, value);
             self
         }
@@ -42,6 +46,24 @@ macro_rules! typed_arguments {
             #[must_use]
             pub fn $name(self, $value: $type) -> Self {
                 self.argument($argument, $sent)
+            }
+        )*
+    };
+}
+
+/// Typed setters for arguments that are either `true` or not set.
+macro_rules! argument_switches {
+    ($($(#[$doc:meta])* $name:ident => $argument:literal;)*) => {
+        $(
+            $(#[$doc])*
+            #[must_use]
+            pub fn $name(mut self, $name: bool) -> Self {
+                if $name {
+                    return self.argument($argument, true);
+                }
+                // The broker can refuse an argument that another declaration leaves out (406).
+                self.arguments.remove($argument);
+                self
             }
         )*
     };
@@ -63,21 +85,8 @@ fn seconds(duration: Duration) -> u64 {
     duration.as_secs().saturating_add(part)
 }
 
-macro_rules! flags {
-    ($($(#[$doc:meta])* $name:ident;)*) => {
-        $(
-            $(#[$doc])*
-            #[must_use]
-            pub fn $name(mut self) -> Self {
-                self.$name = true;
-                self
-            }
-        )*
-    };
-}
-
 pub(crate) mod backoff;
-mod bind;
+mod by_identity;
 mod connection;
 mod consume;
 mod credentials;
@@ -89,11 +98,10 @@ mod tls;
 mod uri;
 mod worker;
 
-pub use bind::BindOptions;
 pub(crate) use connection::Endpoint;
 pub use connection::{ConnectionOptions, LoginMethod};
 pub(crate) use consume::before_now;
-pub use consume::{ConsumeOptions, NackOptions, QosOptions, StreamOffset};
+pub use consume::{AckMode, ConsumeOptions, NackOptions, QosOptions, Requeue, StreamOffset};
 pub use credentials::Credentials;
 pub use exchange::{ExchangeDeclareOptions, ExchangeDeleteOptions, HashProperty};
 pub use publisher::PublisherOptions;

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::{milliseconds, number, seconds};
+use crate::wire::short_string::ShortString;
 use crate::wire::value::{FieldTable, FieldValue};
 
 /// The type of a queue.
@@ -12,8 +13,9 @@ use crate::wire::value::{FieldTable, FieldValue};
 #[non_exhaustive]
 pub enum QueueType {
     /// A queue on one node. The only type that can be
-    /// [`exclusive`](QueueDeclareOptions::exclusive), [`transient`](QueueDeclareOptions::transient)
-    /// or [`auto_delete`](QueueDeclareOptions::auto_delete), and the only type with
+    /// [`exclusive`](QueueDeclareOptions::exclusive), transient
+    /// ([`durable`](QueueDeclareOptions::durable)) or
+    /// [`auto_delete`](QueueDeclareOptions::auto_delete), and the only type with
     /// [`max_priority`](QueueDeclareOptions::max_priority).
     Classic,
     /// A replicated queue, for data that must not be lost. The only type with
@@ -144,8 +146,8 @@ impl From<LeaderLocator> for FieldValue {
 
 /// How to declare a queue.
 ///
-/// The default is [`durable`](Self::durable): a queue that survives a restart of the broker. See
-/// [`quorum`](Self::quorum) and [`exclusive`](Self::exclusive) for the other common choices.
+/// The default is a durable queue, which survives a restart of the broker. See
+/// [`quorum`](Self::quorum) and [`temporary`](Self::temporary) for the other common choices.
 ///
 /// ```
 /// use leveret::QueueDeclareOptions;
@@ -158,87 +160,64 @@ impl From<LeaderLocator> for FieldValue {
 /// broker instead.
 ///
 /// See <https://www.rabbitmq.com/docs/queues#properties>.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct QueueDeclareOptions {
     pub(crate) passive: bool,
     pub(crate) durable: bool,
     pub(crate) exclusive: bool,
     pub(crate) auto_delete: bool,
-    pub(crate) no_wait: bool,
     pub(crate) arguments: FieldTable,
 }
 
 impl Default for QueueDeclareOptions {
     fn default() -> Self {
-        Self::durable()
-    }
-}
-
-impl QueueDeclareOptions {
-    /// Declares a queue that survives a restart of the broker.
-    pub fn durable() -> Self {
         Self {
             passive: false,
             durable: true,
             exclusive: false,
             auto_delete: false,
-            no_wait: false,
             arguments: FieldTable::new(),
         }
     }
+}
 
+impl QueueDeclareOptions {
     /// Declares a replicated, durable queue (`x-queue-type: quorum`).
     pub fn quorum() -> Self {
-        Self::durable().queue_type(QueueType::Quorum)
+        Self::default().queue_type(QueueType::Quorum)
     }
 
     /// Declares a replicated, durable log that can be read many times (`x-queue-type: stream`).
     pub fn stream() -> Self {
-        Self::durable().queue_type(QueueType::Stream)
+        Self::default().queue_type(QueueType::Stream)
     }
 
-    /// Declares a queue that only this connection can use. The broker deletes it with the
-    /// connection.
-    pub fn exclusive() -> Self {
-        Self::durable().transient().and_exclusive()
+    /// Declares a queue that only this connection can use: exclusive and not durable. The broker
+    /// deletes the queue with the connection.
+    pub fn temporary() -> Self {
+        Self::default().durable(false).exclusive(true)
     }
 
-    /// Checks that a queue exists and returns its counts, and declares nothing. If the queue does
-    /// not exist, the call fails, and the broker closes the channel (404).
-    pub fn passive() -> Self {
-        Self {
-            passive: true,
-            ..Self::default()
-        }
-    }
-
-    /// Makes the queue transient: it does not survive a restart of the broker. For classic queues.
-    ///
-    /// Transient queues that are not exclusive are deprecated. A broker that denies them
-    /// (`deprecated_features.permit.transient_nonexcl_queues = false`) closes the connection (541).
-    /// The release notes of RabbitMQ 4.3 make that the default; RabbitMQ 4.3.6 still permits such
-    /// queues. Use [`exclusive`](Self::exclusive), which is never refused, or a durable queue that
-    /// [`expires`](Self::expires).
-    #[must_use]
-    pub fn transient(mut self) -> Self {
-        self.durable = false;
-        self
-    }
-
-    /// Makes the queue exclusive to this connection, and keeps all other options.
-    #[must_use]
-    pub fn and_exclusive(mut self) -> Self {
-        self.exclusive = true;
-        self
-    }
-
-    flags! {
-        /// Lets the broker delete the queue after its last consumer ends.
-        auto_delete;
-        /// Returns without waiting for the broker's reply, and without the queue's counts. If the
-        /// broker refuses, it closes the channel, and the next call on the channel fails.
-        no_wait;
+    setters! {
+        /// Whether to check that the queue exists and return its counts, and declare nothing. The
+        /// broker ignores the other options. If the queue does not exist, the call fails, and the
+        /// broker closes the channel (404). Default: false.
+        passive: bool;
+        /// Whether the queue survives a restart of the broker. Only classic queues can be
+        /// transient. Default: true.
+        ///
+        /// Transient queues that are not exclusive are deprecated. A broker that denies them
+        /// (`deprecated_features.permit.transient_nonexcl_queues = false`) closes the connection
+        /// (541). The release notes of RabbitMQ 4.3 make that the default; RabbitMQ 4.3.6 still
+        /// permits such queues. Use [`temporary`](Self::temporary), which is never refused, or a
+        /// durable queue that [`expires`](Self::expires).
+        durable: bool;
+        /// Whether only this connection can use the queue. The broker deletes an exclusive queue
+        /// with its connection. Default: false.
+        exclusive: bool;
+        /// Whether the broker deletes the queue after its last consumer ends. Default: false.
+        auto_delete: bool;
     }
 
     typed_arguments! {
@@ -420,11 +399,10 @@ impl QueueDeclareOptions {
             .argument("x-delayed-retry-max", milliseconds(max))
     }
 
-    /// Delivers to one consumer at a time. When that consumer ends, the next one takes over
-    /// (`x-single-active-consumer`).
-    #[must_use]
-    pub fn single_active_consumer(self) -> Self {
-        self.argument("x-single-active-consumer", true)
+    argument_switches! {
+        /// Whether to deliver to one consumer at a time. When that consumer ends, the next one
+        /// takes over (`x-single-active-consumer`). Default: false.
+        single_active_consumer => "x-single-active-consumer";
     }
 
     /// Keeps most messages on disk instead of in memory (`x-queue-mode`). For classic queues before
@@ -444,21 +422,20 @@ impl QueueDeclareOptions {
 }
 
 /// How to delete a queue. By default, its messages and consumers are deleted with it.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct QueueDeleteOptions {
     pub(crate) if_unused: bool,
     pub(crate) if_empty: bool,
-    pub(crate) no_wait: bool,
 }
 
 impl QueueDeleteOptions {
-    flags! {
-        /// Deletes the queue only if it has no consumers; otherwise the broker refuses (406).
-        if_unused;
-        /// Deletes the queue only if it has no messages; otherwise the broker refuses (406).
-        if_empty;
-        /// Returns without waiting for the broker's reply. The returned message count is then 0.
-        no_wait;
+    setters! {
+        /// Whether to delete the queue only if it has no consumers; otherwise the broker refuses
+        /// (406). Default: false.
+        if_unused: bool;
+        /// Whether to delete the queue only if it has no messages; otherwise the broker refuses
+        /// (406). Default: false.
+        if_empty: bool;
     }
 }

@@ -1,13 +1,13 @@
 //! Options for recovery.
 
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::backoff;
+use super::by_identity::ByIdentity;
 use crate::events::Entity;
 
-type Filter = Arc<dyn Fn(&Entity) -> bool + Send + Sync>;
+type Filter = ByIdentity<dyn Fn(&Entity) -> bool + Send + Sync>;
 
 /// How a lost connection recovers.
 ///
@@ -42,10 +42,10 @@ type Filter = Arc<dyn Fn(&Entity) -> bool + Send + Sync>;
 /// and which options to set.
 ///
 /// See <https://www.rabbitmq.com/docs/api-guide#recovery>.
-#[derive(Clone)]
+#[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct RecoveryOptions {
-    pub(crate) is_on: bool,
+    pub(crate) enabled: bool,
     pub(crate) max_attempts: u32,
     pub(crate) max_time: Duration,
     pub(crate) first_delay: Duration,
@@ -53,17 +53,17 @@ pub struct RecoveryOptions {
     pub(crate) entity_timeout: Duration,
     pub(crate) fail_fast: bool,
     pub(crate) give_up_on_refused_login: bool,
-    pub(crate) without_exchanges: bool,
-    pub(crate) without_queues: bool,
-    pub(crate) without_bindings: bool,
-    pub(crate) without_consumers: bool,
+    pub(crate) exchanges: bool,
+    pub(crate) queues: bool,
+    pub(crate) bindings: bool,
+    pub(crate) consumers: bool,
     filter: Option<Filter>,
 }
 
 impl Default for RecoveryOptions {
     fn default() -> Self {
         Self {
-            is_on: true,
+            enabled: true,
             max_attempts: u32::MAX,
             max_time: Duration::MAX,
             first_delay: Duration::from_millis(200),
@@ -71,10 +71,10 @@ impl Default for RecoveryOptions {
             entity_timeout: Duration::from_secs(5),
             fail_fast: false,
             give_up_on_refused_login: false,
-            without_exchanges: false,
-            without_queues: false,
-            without_bindings: false,
-            without_consumers: false,
+            exchanges: true,
+            queues: true,
+            bindings: true,
+            consumers: true,
             filter: None,
         }
     }
@@ -83,13 +83,13 @@ impl Default for RecoveryOptions {
 impl RecoveryOptions {
     /// Turns recovery off: a lost connection is closed, and calls on all its handles fail.
     pub fn none() -> Self {
-        Self {
-            is_on: false,
-            ..Self::default()
-        }
+        Self::default().enabled(false)
     }
 
     setters! {
+        /// Whether a lost connection recovers. If not, it is closed, and calls on all its handles
+        /// fail. Default: true.
+        enabled: bool;
         /// Maximum number of failed attempts in a row, after which the connection closes. Default:
         /// no limit.
         max_attempts: u32;
@@ -111,74 +111,56 @@ impl RecoveryOptions {
         /// does not reply for a queue on a node that is down, and since 4.3 it ends the connection
         /// after 30 seconds without a majority of nodes.
         entity_timeout: Duration;
-    }
-
-    flags! {
-        /// Fails calls and publishes at once during recovery, with
-        /// [`ErrorKind::Recovering`](crate::ErrorKind::Recovering). By default, they wait for
-        /// recovery, up to their timeouts.
-        fail_fast;
-        /// Ends recovery when the broker refuses the login. By default, a refused login is just
-        /// another failed attempt, since brokers refuse every login while their LDAP, HTTP or OAuth
-        /// 2 server is down.
-        give_up_on_refused_login;
-        /// Does not declare exchanges again.
-        without_exchanges;
-        /// Does not declare queues again.
-        without_queues;
-        /// Does not make bindings again.
-        without_bindings;
-        /// Does not resume consumers: they end when the connection is lost.
-        /// [`Workers`](crate::Workers) start new ones.
-        without_consumers;
+        /// Whether calls and publishes fail at once during recovery, with
+        /// [`ErrorKind::Recovering`](crate::ErrorKind::Recovering). Otherwise they wait for
+        /// recovery, up to their timeouts. Default: false.
+        fail_fast: bool;
+        /// Whether recovery ends when the broker refuses the login. Otherwise a refused login is
+        /// just another failed attempt, since brokers refuse every login while their LDAP, HTTP or
+        /// OAuth 2 server is down. Default: false.
+        give_up_on_refused_login: bool;
+        /// Whether to declare exchanges again. Default: true.
+        exchanges: bool;
+        /// Whether to declare queues again. Default: true.
+        queues: bool;
+        /// Whether to make bindings again. Default: true.
+        bindings: bool;
+        /// Whether to resume consumers. Otherwise they end when the connection is lost, and
+        /// [`Workers`](crate::Workers) start new ones. Default: true.
+        consumers: bool;
     }
 
     /// Recovers only the entities for which `filter` returns true. The filter runs on a thread of
-    /// this crate and may block.
+    /// this crate and may block. Two options with a filter are equal only if one is a clone of the
+    /// other.
     #[must_use]
     pub fn filter(mut self, filter: impl Fn(&Entity) -> bool + Send + Sync + 'static) -> Self {
-        self.filter = Some(Arc::new(filter));
+        self.filter = Some(ByIdentity(Arc::new(filter)));
         self
     }
 
     pub(crate) fn recovers_consumers(&self) -> bool {
-        self.is_on && !self.without_consumers
+        self.enabled && self.consumers
     }
 
     /// Whether recovery declares this entity again.
     pub(crate) fn wants(&self, entity: &Entity) -> bool {
-        let left_out = match entity {
-            Entity::Exchange { .. } => self.without_exchanges,
-            Entity::Queue { .. } => self.without_queues,
-            Entity::Binding { .. } => self.without_bindings,
-            Entity::Consumer { .. } => self.without_consumers,
+        let is_wanted = match entity {
+            Entity::Exchange { .. } => self.exchanges,
+            Entity::Queue { .. } => self.queues,
+            Entity::Binding { .. } => self.bindings,
+            Entity::Consumer { .. } => self.consumers,
         };
-        !left_out && self.filter.as_ref().map_or(true, |filter| filter(entity))
+        is_wanted
+            && self
+                .filter
+                .as_ref()
+                .map_or(true, |filter| (filter.0)(entity))
     }
 
     /// The delay before this attempt, counted from 1. `random` is any number.
     pub(crate) fn delay(&self, attempt: u32, random: u64) -> Duration {
         backoff::delay(self.first_delay, self.max_delay, attempt, random)
-    }
-}
-
-impl fmt::Debug for RecoveryOptions {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RecoveryOptions")
-            .field("is_on", &self.is_on)
-            .field("max_attempts", &self.max_attempts)
-            .field("max_time", &self.max_time)
-            .field("first_delay", &self.first_delay)
-            .field("max_delay", &self.max_delay)
-            .field("entity_timeout", &self.entity_timeout)
-            .field("fail_fast", &self.fail_fast)
-            .field("give_up_on_refused_login", &self.give_up_on_refused_login)
-            .field("without_exchanges", &self.without_exchanges)
-            .field("without_queues", &self.without_queues)
-            .field("without_bindings", &self.without_bindings)
-            .field("without_consumers", &self.without_consumers)
-            .field("filter", &self.filter.as_ref().map(|_| "…"))
-            .finish()
     }
 }
 

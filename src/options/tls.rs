@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 
 /// Source of a certificate or a key. Files are read at each connect, so that renewed files take
 /// effect.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub(crate) enum Source {
     Bytes(Vec<u8>),
     File(PathBuf),
@@ -23,7 +23,7 @@ impl fmt::Debug for Source {
 }
 
 /// The client's certificate and key.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 #[cfg_attr(not(feature = "native-tls"), allow(dead_code))]
 pub(crate) enum Identity {
     Pkcs12 { archive: Source, password: String },
@@ -61,7 +61,7 @@ impl fmt::Debug for Identity {
 /// on Linux, SChannel on Windows, Secure Transport on macOS.
 ///
 /// See <https://www.rabbitmq.com/docs/ssl>.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TlsOptions {
     pub(crate) ca_certificates: Vec<Source>,
@@ -72,20 +72,22 @@ pub struct TlsOptions {
 }
 
 impl TlsOptions {
-    setters! {
-        /// Name that is sent to the broker (SNI) and that the broker's certificate must match.
-        /// Default: the host.
-        server_name: impl Into<Option<String>>;
+    /// Sets the name that is sent to the broker (SNI) and that the broker's certificate must match.
+    /// Default: the host.
+    #[must_use]
+    pub fn server_name(mut self, server_name: impl Into<String>) -> Self {
+        self.server_name = Some(server_name.into());
+        self
     }
 
-    flags! {
-        /// Accepts any certificate, even if it is expired, from an unknown authority, or for
-        /// another host. An attacker on the network can then read and change everything, including
-        /// passwords.
-        danger_accept_invalid_certs;
-        /// Accepts a certificate for any host. An attacker with a valid certificate for any host
-        /// can then pose as the broker.
-        danger_accept_invalid_hostnames;
+    setters! {
+        /// Whether to accept any certificate, even if it is expired, from an unknown authority, or
+        /// for another host. An attacker on the network can then read and change everything,
+        /// including passwords. Default: false.
+        danger_accept_invalid_certs: bool;
+        /// Whether to accept a certificate for any host. An attacker with a valid certificate for
+        /// any host can then pose as the broker. Default: false.
+        danger_accept_invalid_hostnames: bool;
     }
 
     /// Trusts these PEM certificates of authorities, in addition to those that the system trusts.

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use percent_encoding::{percent_decode_str, utf8_percent_encode, AsciiSet, NON_ALPHANUMERIC};
@@ -44,6 +45,24 @@ impl ConnectionOptions {
     /// See <https://www.rabbitmq.com/docs/uri-spec> and
     /// <https://www.rabbitmq.com/docs/uri-query-parameters>.
     pub fn from_uri(uri: &str) -> Result<Self> {
+        parse(uri)
+    }
+}
+
+/// Reads options from a URI: see [`from_uri`](ConnectionOptions::from_uri).
+impl FromStr for ConnectionOptions {
+    type Err = Error;
+
+    fn from_str(uri: &str) -> Result<Self> {
+        parse(uri)
+    }
+}
+
+/// Reads options from a URI: see [`from_uri`](ConnectionOptions::from_uri).
+impl TryFrom<&str> for ConnectionOptions {
+    type Error = Error;
+
+    fn try_from(uri: &str) -> Result<Self> {
         parse(uri)
     }
 }
@@ -270,7 +289,9 @@ fn read_parameter(
         "server_name_indication" => change_tls(name, options, |tls| tls.server_name(value))?,
         "verify" => match value.as_str() {
             "verify_peer" => change_tls(name, options, |tls| tls)?,
-            "verify_none" => change_tls(name, options, TlsOptions::danger_accept_invalid_certs)?,
+            "verify_none" => {
+                change_tls(name, options, |tls| tls.danger_accept_invalid_certs(true))?;
+            }
             _ => return Err(invalid("verify must be verify_peer or verify_none")),
         },
         // RabbitMQ's own clients accept and ignore these settings of servers.
@@ -280,7 +301,7 @@ fn read_parameter(
     Ok(())
 }
 
-fn number<N: std::str::FromStr>(name: &str, value: &str) -> Result<N> {
+fn number<N: FromStr>(name: &str, value: &str) -> Result<N> {
     let parsed = value.parse();
     parsed.map_err(|_| invalid(format!("{name} must be a number in the valid range")))
 }

@@ -29,7 +29,7 @@ pub enum OnConsumerEnd {
 }
 
 /// How [`Workers`](crate::Workers) consume from one queue.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct WorkerOptions {
     pub(crate) threads: usize,

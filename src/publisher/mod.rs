@@ -104,7 +104,7 @@ impl Publisher {
             window: Window::new(options.window, options.window_bytes),
             failures: Mutex::new(UnreportedFailures::new(options.window_bytes)),
             confirm_timeout: options.confirm_timeout,
-            recovers: channel.connection().options().recovery.is_on,
+            recovers: channel.connection().options().recovery.enabled,
         };
         let unconfirmed = Arc::new(unconfirmed);
         channel.connection().add_gauge(&unconfirmed);

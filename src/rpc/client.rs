@@ -68,8 +68,8 @@ impl RpcClient {
         let channel = connection.open_channel()?;
         channel.confirm_select()?;
         let calls = Arc::new(Calls::default());
-        let options = ConsumeOptions::default().no_ack();
-        let origin = channel.consume(DIRECT_REPLY_TO.into(), &options, |consumer_tag| {
+        let options = ConsumeOptions::default().no_ack(true);
+        let origin = channel.consume(DIRECT_REPLY_TO.into(), &options, false, |consumer_tag| {
             let origin = Arc::new(DeliverySource {
                 channel: channel.clone(),
                 consumer_tag: Arc::clone(&consumer_tag),
@@ -267,12 +267,9 @@ struct Replies {
 
 impl Replies {
     fn answer(&self, delivery: Delivery) {
-        let properties = delivery.properties().unwrap_or_default();
-        let correlation_id = properties.correlation_id.unwrap_or_default();
-        let call = correlation_id
-            .parse()
-            .ok()
-            .and_then(|id| self.calls.take(id));
+        let correlation_id = delivery.correlation_id().unwrap_or_default();
+        let id = correlation_id.parse().ok();
+        let call = id.and_then(|id| self.calls.take(id));
         match call {
             Some(call) => drop(call.send(Ok(delivery))),
             None => log_line!(

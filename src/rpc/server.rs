@@ -49,7 +49,7 @@ impl RpcServer {
     /// A request without `reply_to` is handled, and its reply is dropped.
     ///
     /// # Errors
-    /// Same as [`Workers::consume`].
+    /// Same as [`Workers::consume_with`].
     pub fn serve<A: Into<Message<'static>>>(
         &self,
         queue: &str,
@@ -61,14 +61,14 @@ impl RpcServer {
     /// Serves a queue with other [`WorkerOptions`], such as more threads or a larger prefetch.
     ///
     /// # Errors
-    /// Same as [`Workers::consume`].
+    /// Same as [`Workers::consume_with`].
     pub fn serve_with<A: Into<Message<'static>>>(
         &self,
         queue: &str,
         options: WorkerOptions,
         handler: impl Fn(&Delivery) -> A + Send + Sync + 'static,
     ) -> Result<()> {
-        self.workers.consume(queue, options, move |request| {
+        self.workers.consume_with(queue, options, move |request| {
             answer(request, handler(request).into())
         })
     }
@@ -96,8 +96,7 @@ impl RpcServer {
 }
 
 fn answer(request: &Delivery, mut answer: Message<'_>) -> Settlement {
-    let properties = request.properties().unwrap_or_default();
-    let Some(reply_to) = properties.reply_to else {
+    let Some(reply_to) = request.reply_to() else {
         let label = request.channel().connection().shared().label();
         log_line!(
             Debug,
@@ -106,10 +105,12 @@ fn answer(request: &Delivery, mut answer: Message<'_>) -> Settlement {
         );
         return Settlement::Ack;
     };
-    if let Some(correlation_id) = properties.correlation_id {
+    // Kept as it is, even if it is no text.
+    let properties = request.properties().ok();
+    if let Some(correlation_id) = properties.and_then(|it| it.correlation_id.as_ref()) {
         answer = answer.correlation_id(correlation_id);
     }
-    let Err(error) = request.channel().basic_publish("", &reply_to, answer) else {
+    let Err(error) = request.channel().basic_publish("", reply_to, answer) else {
         return Settlement::Ack;
     };
     let label = request.channel().connection().shared().label();

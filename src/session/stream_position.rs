@@ -9,6 +9,9 @@ use crate::options::{before_now, StreamOffset};
 use crate::wire::content::Content;
 use crate::wire::value::FieldTable;
 
+/// The argument of a consumer, and the header of a message.
+pub(crate) const STREAM_OFFSET: &str = "x-stream-offset";
+
 /// The offset at which a consumer of a stream continues on the next connection.
 pub(crate) struct StreamPosition(AtomicI64);
 
@@ -36,9 +39,9 @@ impl StreamPosition {
     pub(crate) fn write_to(&self, arguments: &mut FieldTable, start: Option<&StreamStart>) {
         let next = self.0.load(Ordering::Relaxed);
         if next >= 0 {
-            arguments.insert("x-stream-offset", next);
+            arguments.insert(STREAM_OFFSET, next);
         } else if let Some(start) = start {
-            arguments.insert("x-stream-offset", start.offset());
+            arguments.insert(STREAM_OFFSET, start.offset());
         }
     }
 }
@@ -90,5 +93,5 @@ impl StreamStart {
 /// The offset of a message in its stream, from the header that the broker adds.
 pub(crate) fn stream_offset(content: &Content) -> Option<i64> {
     let headers = content.properties().ok()?.headers?;
-    headers.get("x-stream-offset")?.as_i64()
+    headers.get(STREAM_OFFSET)?.as_i64()
 }

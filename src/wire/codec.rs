@@ -34,8 +34,32 @@ pub(crate) enum WireError {
     ShortStringTooLong { field: &'static str, length: usize },
     /// A value with more bytes than a 32-bit length can express.
     TooLong { field: &'static str },
-    /// A float that is NaN or infinite, which no broker reads. `at` says where it is.
-    NotFinite { at: String, value: f64 },
+    /// A number that no broker reads. `at` says where it is.
+    BadNumber { at: String, number: BadNumber },
+    /// An expiration that is not a number of milliseconds.
+    BadExpiration { value: String },
+}
+
+/// A number that cannot be sent.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum BadNumber {
+    /// NaN or infinity. RabbitMQ closes the whole connection because of them.
+    NotFinite(f64),
+    /// An integer that does not fit into a signed 64-bit integer.
+    TooLarge(u64),
+}
+
+impl fmt::Display for BadNumber {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotFinite(number) => {
+                write!(f, "{number}: AMQP brokers accept only finite numbers")
+            }
+            Self::TooLarge(number) => {
+                write!(f, "{number}: AMQP has no integer above {}", i64::MAX)
+            }
+        }
+    }
 }
 
 impl fmt::Display for WireError {
@@ -66,9 +90,11 @@ impl fmt::Display for WireError {
                 write!(f, "{field} is longer than 255 bytes ({length} bytes)")
             }
             Self::TooLong { field } => write!(f, "{field} is longer than 4 GiB"),
-            Self::NotFinite { at, value } => write!(
+            Self::BadNumber { at, number } => write!(f, "{at} is {number}"),
+            Self::BadExpiration { value } => write!(
                 f,
-                "{at} is {value}: AMQP brokers accept only finite numbers"
+                "expiration {value:?} is not a number of milliseconds from 0 to {}",
+                u32::MAX
             ),
         }
     }

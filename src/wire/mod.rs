@@ -9,11 +9,13 @@
 
 pub(crate) mod codec;
 pub(crate) mod content;
+pub(crate) mod expiration;
 pub(crate) mod fast_deliver;
 pub(crate) mod fast_publish;
 pub(crate) mod frame;
 pub(crate) mod method;
 pub(crate) mod properties;
+pub(crate) mod short_string;
 pub(crate) mod value;
 
 #[cfg(test)]

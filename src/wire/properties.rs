@@ -4,6 +4,8 @@ use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::codec::{Reader, WireError, WireResult, Writer};
+use super::expiration::Expiration;
+use super::short_string::ShortString;
 use super::value::{self, FieldTable, FieldValue};
 
 /// A type of property: how it is read and written.
@@ -12,12 +14,27 @@ trait Property: Sized {
     fn write(&self, writer: &mut Writer<'_>, name: &'static str) -> WireResult<()>;
 }
 
-impl Property for String {
+impl Property for ShortString {
     fn read(reader: &mut Reader<'_>, name: &'static str) -> WireResult<Self> {
-        Ok(Self::from_utf8_lossy(reader.short_bytes(name)?).into_owned())
+        Ok(reader.short_bytes(name)?.into())
     }
     fn write(&self, writer: &mut Writer<'_>, name: &'static str) -> WireResult<()> {
         writer.short_bytes(self.as_bytes(), name)
+    }
+}
+
+impl Property for Expiration {
+    fn read(reader: &mut Reader<'_>, name: &'static str) -> WireResult<Self> {
+        ShortString::read(reader, name).map(Self::from)
+    }
+    fn write(&self, writer: &mut Writer<'_>, name: &'static str) -> WireResult<()> {
+        match self.as_duration() {
+            Some(_) => self.text().write(writer, name),
+            // RabbitMQ would close the channel, after the publish has returned.
+            None => Err(WireError::BadExpiration {
+                value: self.to_string(),
+            }),
+        }
     }
 }
 
@@ -124,13 +141,13 @@ macro_rules! properties {
 
 properties! {
     /// MIME type of the body, such as `application/json`.
-    content_type: String, impl Into<String>, 15,
+    content_type: ShortString, impl Into<ShortString>, 15,
         "Sets the MIME type of the body, such as `application/json`.";
     /// Encoding of the body, such as `gzip`.
-    content_encoding: String, impl Into<String>, 14,
+    content_encoding: ShortString, impl Into<ShortString>, 14,
         "Sets the encoding of the body, such as `gzip`.";
     /// Headers: named values. Headers exchanges route by them.
-    headers: FieldTable, FieldTable, 13,
+    headers: FieldTable, impl Into<FieldTable>, 13,
         "Sets all headers. Replaces headers that were set before.";
     /// Delivery mode. 1: kept in memory. 2: written to disk if the queue is durable.
     delivery_mode: u8, u8, 12,
@@ -140,32 +157,32 @@ properties! {
         "Sets the message's priority in its queue: see \
          [`Message::priority`](crate::Message::priority).";
     /// Identifier that links a reply to its request.
-    correlation_id: String, impl Into<String>, 10,
+    correlation_id: ShortString, impl Into<ShortString>, 10,
         "Sets the identifier that links a reply to its request.";
     /// Queue for replies to the message.
-    reply_to: String, impl Into<String>, 9,
+    reply_to: ShortString, impl Into<ShortString>, 9,
         "Sets the queue for replies to the message.";
-    /// How many milliseconds the message may stay in a queue before it expires, as decimal digits.
-    expiration: String, impl Into<String>, 8,
-        "Sets how many milliseconds the message may stay in a queue before it expires, as decimal \
-         digits.";
+    /// How long the message may stay in a queue before it expires.
+    expiration: Expiration, impl Into<Expiration>, 8,
+        "Sets how long the message may stay in a queue before it expires: a [`Duration`], or a \
+         number of milliseconds.";
     /// Identifier that the program gives the message.
-    message_id: String, impl Into<String>, 7,
+    message_id: ShortString, impl Into<ShortString>, 7,
         "Sets an identifier that the program gives the message.";
     /// Timestamp, in seconds since 1970-01-01 00:00 UTC.
     timestamp: u64, u64, 6,
         "Sets the timestamp, in seconds since 1970-01-01 00:00 UTC.";
     /// Kind of message, for the programs at both ends (the property `type`).
-    message_type: String, impl Into<String>, 5,
+    message_type: ShortString, impl Into<ShortString>, 5,
         "Sets the kind of message, for the programs at both ends (the property `type`).";
     /// Publishing user. RabbitMQ refuses any name but that of the connection's user.
-    user_id: String, impl Into<String>, 4,
+    user_id: ShortString, impl Into<ShortString>, 4,
         "Sets the publishing user. RabbitMQ refuses any name but that of the connection's user.";
     /// Name of the publishing program.
-    app_id: String, impl Into<String>, 3,
+    app_id: ShortString, impl Into<ShortString>, 3,
         "Sets the name of the publishing program.";
     /// Unused. RabbitMQ ignores this property.
-    cluster_id: String, impl Into<String>, 2,
+    cluster_id: ShortString, impl Into<ShortString>, 2,
         "Sets a property that is unused and that RabbitMQ ignores.";
 }
 
@@ -179,11 +196,18 @@ impl Properties {
 
     /// Adds a header. Replaces an earlier header of the same name.
     #[must_use]
-    pub fn header(mut self, name: impl Into<String>, value: impl Into<FieldValue>) -> Self {
+    pub fn header(mut self, name: impl Into<ShortString>, value: impl Into<FieldValue>) -> Self {
         self.headers
             .get_or_insert_with(FieldTable::new)
             .insert(name, value);
         self
+    }
+
+    /// Sets how long the message may stay in a queue before it expires, in whole milliseconds,
+    /// rounded up (the property `expiration`). A call that would send more than 49 days fails.
+    #[must_use]
+    pub fn expires_after(self, after: Duration) -> Self {
+        self.expiration(after)
     }
 
     /// Sets the timestamp from a `SystemTime`, in whole seconds.

@@ -1,16 +1,27 @@
 //! Field tables: the typed arguments and headers of AMQP.
 
+use std::borrow::Cow;
 use std::collections::{btree_map, BTreeMap};
 use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::codec::{Reader, WireError, WireResult, Writer, MAX_DEPTH};
+use super::codec::{BadNumber, Reader, WireError, WireResult, Writer, MAX_DEPTH};
+use super::short_string::ShortString;
 
 /// A value in a [`FieldTable`], of any type that RabbitMQ reads or writes.
 ///
-/// An integer keeps its width: RabbitMQ compares arguments by value, but some plugins and clients
-/// compare them by type. `From` picks the type that fits the Rust value: `i32` becomes a signed
-/// 32-bit integer, `&str` a long string. AMQP has no unsigned 64-bit integer.
+/// `From` picks the type that fits the Rust value: `i32` becomes a signed 32-bit integer, `&str` a
+/// long string, `Vec<u8>` binary data, and an array or `Vec` of other values an array. An integer
+/// keeps its width: RabbitMQ compares arguments by value, but some plugins and clients compare them
+/// by type.
+///
+/// ```
+/// use leveret::FieldValue;
+///
+/// assert_eq!(FieldValue::from("text").as_str(), Some("text"));
+/// assert_eq!(FieldValue::from(vec![1, 2, 3].len()), FieldValue::I64(3));
+/// assert_eq!(FieldValue::from(["a", "b"]).as_array().map(<[_]>::len), Some(2));
+/// ```
 ///
 /// See the [errata](https://www.rabbitmq.com/amqp-0-9-1-errata#section_3) for the type table.
 #[derive(Clone, PartialEq)]
@@ -32,6 +43,10 @@ pub enum FieldValue {
     U32(u32),
     /// A signed 64-bit integer (`l`; this crate also reads `L` as one, as RabbitMQ does).
     I64(i64),
+    /// An unsigned 64-bit integer, which AMQP does not have: it is sent as a signed 64-bit integer.
+    /// A call that would send a number above [`i64::MAX`] fails. `From` makes this only of such
+    /// numbers.
+    U64(u64),
     /// A 32-bit float (`f`). A call that would send NaN or infinity fails, because RabbitMQ would
     /// close the connection.
     F32(f32),
@@ -76,7 +91,7 @@ impl FieldValue {
         }
     }
 
-    /// Returns the value of an integer of any width.
+    /// Returns the value of an integer of any width. `None` above [`i64::MAX`].
     pub fn as_i64(&self) -> Option<i64> {
         Some(match *self {
             Self::I8(value) => value.into(),
@@ -86,8 +101,17 @@ impl FieldValue {
             Self::I32(value) => value.into(),
             Self::U32(value) => value.into(),
             Self::I64(value) => value,
+            Self::U64(value) => return i64::try_from(value).ok(),
             _ => return None,
         })
+    }
+
+    /// Returns the value of an integer of any width. `None` below zero.
+    pub fn as_u64(&self) -> Option<u64> {
+        match *self {
+            Self::U64(value) => Some(value),
+            _ => u64::try_from(self.as_i64()?).ok(),
+        }
     }
 
     /// Returns the value of a [`FieldValue::Bool`].
@@ -144,6 +168,7 @@ impl fmt::Debug for FieldValue {
             Self::I32(value) => value.fmt(f),
             Self::U32(value) => value.fmt(f),
             Self::I64(value) => value.fmt(f),
+            Self::U64(value) => value.fmt(f),
             Self::F32(value) => value.fmt(f),
             Self::F64(value) => value.fmt(f),
             Self::Decimal { scale, value } => write!(f, "{value}e-{scale}"),
@@ -179,23 +204,66 @@ from! {
     i32 => |value| Self::I32(value);
     u32 => |value| Self::U32(value);
     i64 => |value| Self::I64(value);
+    u64 => |value| i64::try_from(value).map_or(Self::U64(value), Self::I64);
+    isize => |value| Self::I64(value as i64);
+    usize => |value| Self::from(value as u64);
     f32 => |value| Self::F32(value);
     f64 => |value| Self::F64(value);
     &str => |value| Self::LongString(value.as_bytes().to_vec());
+    &String => |value| Self::from(value.as_str());
     String => |value| Self::LongString(value.into_bytes());
+    Cow<'_, str> => |value| Self::from(value.into_owned());
+    &ShortString => |value| Self::LongString(value.as_bytes().to_vec());
+    ShortString => |value| Self::LongString(value.into_bytes());
     Vec<u8> => |value| Self::ByteArray(value);
     &[u8] => |value| Self::ByteArray(value.to_vec());
     FieldTable => |value| Self::Table(value);
-    Vec<Self> => |value| Self::Array(value);
     SystemTime => |value| Self::Timestamp(
         value.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs()
     );
+    &Self => |value| value.clone();
 }
 
 impl<const N: usize> From<&[u8; N]> for FieldValue {
     fn from(value: &[u8; N]) -> Self {
         Self::ByteArray(value.to_vec())
     }
+}
+
+impl<const N: usize> From<[u8; N]> for FieldValue {
+    fn from(value: [u8; N]) -> Self {
+        Self::ByteArray(value.to_vec())
+    }
+}
+
+/// Bytes become binary data (above); everything else becomes an array.
+macro_rules! from_several {
+    ($($type:ty),*) => {
+        $(
+            impl From<Vec<$type>> for FieldValue {
+                fn from(values: Vec<$type>) -> Self {
+                    values.into_iter().collect()
+                }
+            }
+
+            impl From<&[$type]> for FieldValue {
+                fn from(values: &[$type]) -> Self {
+                    values.iter().cloned().collect()
+                }
+            }
+
+            impl<const N: usize> From<[$type; N]> for FieldValue {
+                fn from(values: [$type; N]) -> Self {
+                    values.into_iter().collect()
+                }
+            }
+        )*
+    };
+}
+
+from_several! {
+    bool, i8, i16, u16, i32, u32, i64, u64, isize, usize, f32, f64, &str, String, FieldTable,
+    SystemTime, FieldValue
 }
 
 /// Collects values into an array.
@@ -219,7 +287,7 @@ impl<V: Into<Self>> FromIterator<V> for FieldValue {
 /// ```
 #[derive(Clone, Default, PartialEq)]
 pub struct FieldTable {
-    values: BTreeMap<String, FieldValue>,
+    values: BTreeMap<ShortString, FieldValue>,
 }
 
 impl FieldTable {
@@ -230,7 +298,7 @@ impl FieldTable {
 
     /// Adds a value, and returns the table. Replaces an earlier value of the same name.
     #[must_use]
-    pub fn with(mut self, name: impl Into<String>, value: impl Into<FieldValue>) -> Self {
+    pub fn with(mut self, name: impl Into<ShortString>, value: impl Into<FieldValue>) -> Self {
         self.insert(name, value);
         self
     }
@@ -238,20 +306,30 @@ impl FieldTable {
     /// Adds a value, and returns the value that it replaces.
     pub fn insert(
         &mut self,
-        name: impl Into<String>,
+        name: impl Into<ShortString>,
         value: impl Into<FieldValue>,
     ) -> Option<FieldValue> {
         self.values.insert(name.into(), value.into())
     }
 
     /// Returns the value with this name.
-    pub fn get(&self, name: &str) -> Option<&FieldValue> {
-        self.values.get(name)
+    pub fn get(&self, name: impl AsRef<[u8]>) -> Option<&FieldValue> {
+        self.values.get(name.as_ref())
+    }
+
+    /// Returns the value with this name, to change it.
+    pub fn get_mut(&mut self, name: impl AsRef<[u8]>) -> Option<&mut FieldValue> {
+        self.values.get_mut(name.as_ref())
+    }
+
+    /// Returns true if the table has a value with this name.
+    pub fn contains_key(&self, name: impl AsRef<[u8]>) -> bool {
+        self.values.contains_key(name.as_ref())
     }
 
     /// Removes and returns the value with this name.
-    pub fn remove(&mut self, name: &str) -> Option<FieldValue> {
-        self.values.remove(name)
+    pub fn remove(&mut self, name: impl AsRef<[u8]>) -> Option<FieldValue> {
+        self.values.remove(name.as_ref())
     }
 
     /// Returns the number of values.
@@ -265,10 +343,8 @@ impl FieldTable {
     }
 
     /// Iterates over all names and values, sorted by name.
-    pub fn iter(&self) -> impl Iterator<Item = (&str, &FieldValue)> {
-        self.values
-            .iter()
-            .map(|(name, value)| (name.as_str(), value))
+    pub fn iter(&self) -> btree_map::Iter<'_, ShortString, FieldValue> {
+        self.values.iter()
     }
 }
 
@@ -278,35 +354,40 @@ impl fmt::Debug for FieldTable {
     }
 }
 
-impl<N: Into<String>, V: Into<FieldValue>> FromIterator<(N, V)> for FieldTable {
+impl<N: Into<ShortString>, V: Into<FieldValue>> FromIterator<(N, V)> for FieldTable {
     fn from_iter<I: IntoIterator<Item = (N, V)>>(values: I) -> Self {
-        let values = values
-            .into_iter()
-            .map(|(name, value)| (name.into(), value.into()));
-        Self {
-            values: values.collect(),
-        }
+        let mut table = Self::new();
+        table.extend(values);
+        table
     }
 }
 
-impl<N: Into<String>, V: Into<FieldValue>, const L: usize> From<[(N, V); L]> for FieldTable {
+impl<N: Into<ShortString>, V: Into<FieldValue>> Extend<(N, V)> for FieldTable {
+    fn extend<I: IntoIterator<Item = (N, V)>>(&mut self, values: I) {
+        let values = values.into_iter();
+        self.values
+            .extend(values.map(|(name, value)| (name.into(), value.into())));
+    }
+}
+
+impl<N: Into<ShortString>, V: Into<FieldValue>, const L: usize> From<[(N, V); L]> for FieldTable {
     fn from(values: [(N, V); L]) -> Self {
         values.into_iter().collect()
     }
 }
 
 impl<'a> IntoIterator for &'a FieldTable {
-    type Item = (&'a String, &'a FieldValue);
-    type IntoIter = btree_map::Iter<'a, String, FieldValue>;
+    type Item = (&'a ShortString, &'a FieldValue);
+    type IntoIter = btree_map::Iter<'a, ShortString, FieldValue>;
 
     fn into_iter(self) -> Self::IntoIter {
-        self.values.iter()
+        self.iter()
     }
 }
 
 impl IntoIterator for FieldTable {
-    type Item = (String, FieldValue);
-    type IntoIter = btree_map::IntoIter<String, FieldValue>;
+    type Item = (ShortString, FieldValue);
+    type IntoIter = btree_map::IntoIter<ShortString, FieldValue>;
 
     fn into_iter(self) -> Self::IntoIter {
         self.values.into_iter()
@@ -324,9 +405,9 @@ pub(crate) fn read_table(reader: &mut Reader<'_>, depth: usize) -> WireResult<Fi
     let mut inner = Reader::new(reader.long_bytes(TABLE)?);
     let mut table = FieldTable::new();
     while !inner.is_empty() {
-        let name = String::from_utf8_lossy(inner.short_bytes(TABLE)?).into_owned();
+        let name = inner.short_bytes(TABLE)?;
         let value = read_value(&mut inner, depth)?;
-        table.values.insert(name, value);
+        table.insert(name, value);
     }
     Ok(table)
 }
@@ -438,6 +519,11 @@ fn write_value(
             tag(b'l');
             writer.u64(*value as u64);
         }
+        FieldValue::U64(value) => {
+            check_fits(*value)?;
+            writer.u8(b'l');
+            writer.u64(*value);
+        }
         FieldValue::F32(value) => {
             check_finite((*value).into())?;
             writer.u8(b'f');
@@ -484,8 +570,20 @@ fn check_finite(value: f64) -> WireResult<()> {
     if value.is_finite() {
         return Ok(());
     }
+    Err(bad_number(BadNumber::NotFinite(value)))
+}
+
+fn check_fits(value: u64) -> WireResult<()> {
+    match i64::try_from(value) {
+        Ok(_) => Ok(()),
+        Err(_) => Err(bad_number(BadNumber::TooLarge(value))),
+    }
+}
+
+/// The tables and arrays around the number say where it is.
+fn bad_number(number: BadNumber) -> WireError {
     let at = String::new();
-    Err(WireError::NotFinite { at, value })
+    WireError::BadNumber { at, number }
 }
 
 /// How errors name an entry of the table in this field of a method.
@@ -502,9 +600,9 @@ impl WireError {
     /// Prepends the table or array that contains the value.
     fn inside(self, container: fmt::Arguments<'_>) -> Self {
         match self {
-            Self::NotFinite { at, value } => Self::NotFinite {
+            Self::BadNumber { at, number } => Self::BadNumber {
                 at: format!("{container}{at}"),
-                value,
+                number,
             },
             other => other,
         }

@@ -28,6 +28,7 @@ use worker::{Progress, Shift, Worker};
 /// For a message from a stream (see [`Delivery`]), each variant acknowledges the message, because a
 /// stream cannot requeue it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 #[must_use]
 pub enum Settlement {
     /// Acknowledges the message: the broker removes it from the queue.
@@ -71,15 +72,14 @@ type Handler = dyn Fn(&Delivery) -> Settlement + Send + Sync;
 ///
 /// let connection = Connection::open_default()?;
 /// let workers = Workers::new(&connection);
-/// workers.consume("mails", WorkerOptions::default().threads(4), |delivery| {
+/// workers.consume("mails", |delivery| {
 ///     println!("sending {} bytes", delivery.body().len());
 ///     Settlement::Ack
 /// })?;
-/// workers.consume("thumbnails", WorkerOptions::default().prefetch(10), |delivery| {
-///     match delivery.body() {
-///         b"" => Settlement::Reject,
-///         _ => Settlement::Ack,
-///     }
+/// let options = WorkerOptions::default().threads(4).prefetch(10);
+/// workers.consume_with("thumbnails", options, |delivery| match delivery.body() {
+///     b"" => Settlement::Reject,
+///     _ => Settlement::Ack,
 /// })?;
 /// // Returns after another thread calls `shutdown`, as the example `worker` does on SIGTERM.
 /// workers.join()?;
@@ -136,8 +136,21 @@ impl Workers {
         }
     }
 
-    /// Starts the threads of one queue: each thread consumes from the queue and calls `handler` for
-    /// each message. Call this once for each queue. The options set the number of threads.
+    /// Starts a thread that consumes from a queue and calls `handler` for each message. Call this
+    /// once for each queue.
+    ///
+    /// # Errors
+    /// Same as [`consume_with`](Self::consume_with).
+    pub fn consume(
+        &self,
+        queue: &str,
+        handler: impl Fn(&Delivery) -> Settlement + Send + Sync + 'static,
+    ) -> Result<()> {
+        self.consume_with(queue, WorkerOptions::default(), handler)
+    }
+
+    /// [`consume`](Self::consume) with other [`WorkerOptions`], such as more threads or a larger
+    /// prefetch. All threads of the queue call the same handler.
     ///
     /// # Errors
     /// - [`ErrorKind::InvalidArgument`] for invalid options, such as no threads or `no_ack`, and
@@ -148,7 +161,7 @@ impl Workers {
     ///   workers then stop.
     ///
     /// After the first two errors, no thread was started, and nothing is retried.
-    pub fn consume(
+    pub fn consume_with(
         &self,
         queue: &str,
         options: WorkerOptions,

@@ -27,9 +27,9 @@ impl WorkersStatus {
     /// # let broker = Broker::start()?;
     /// # let connection = Connection::open(&broker.uri())?;
     /// # let channel = connection.open_channel()?;
-    /// # channel.queue_declare("mails", QueueDeclareOptions::durable())?;
+    /// # channel.queue_declare("mails", QueueDeclareOptions::default())?;
     /// let workers = Workers::new(&connection);
-    /// workers.consume("mails", WorkerOptions::default().threads(2), |_| Settlement::Ack)?;
+    /// workers.consume("mails", |_| Settlement::Ack)?;
     ///
     /// let status = workers.status();
     /// for queue in &status.queues {

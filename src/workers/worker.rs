@@ -18,9 +18,9 @@ use crate::io_thread::deadline::Deadline;
 use crate::io_thread::panics;
 use crate::log_line::log_line;
 use crate::options::backoff;
-use crate::options::{ConsumeOptions, OnConsumerEnd, WorkerOptions};
+use crate::options::{ConsumeOptions, OnConsumerEnd, Requeue, WorkerOptions};
 use crate::session::queue_names::QueueName;
-use crate::session::stream_position::{stream_offset, StreamStart};
+use crate::session::stream_position::StreamStart;
 
 /// How often a thread checks whether a lost connection has recovered.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
@@ -34,7 +34,7 @@ pub(super) fn begin(
 ) -> Result<Consumer> {
     let channel = connection.open_channel()?;
     channel.basic_qos(prefetch)?;
-    channel.consume_queue(queue, options)
+    channel.consume_queue(queue, options, false)
 }
 
 /// The work of one thread.
@@ -53,7 +53,7 @@ pub(super) struct Progress {
     /// Number of consumers in a row that ended early or could not begin.
     failures: u32,
     /// The stream offset at which the next consumer begins.
-    next_offset: Option<i64>,
+    next_offset: Option<u64>,
     /// The time from which the consumer reads its stream, until a message was handled.
     since: Option<StreamStart>,
     /// Whether the log has the warning that this stream cannot requeue.
@@ -173,7 +173,7 @@ impl Worker {
         });
         answered?;
         if delivery.is_from_stream() {
-            let next = stream_offset(delivery.content()).map(|it| it.saturating_add(1));
+            let next = delivery.stream_offset().map(|it| it.saturating_add(1));
             self.progress.next_offset = next.or(self.progress.next_offset);
         }
         Ok(())
@@ -185,14 +185,13 @@ impl Worker {
             Settlement::Requeue => "requeued",
             Settlement::Reject => "rejected",
         };
-        let properties = delivery.properties().unwrap_or_default();
         log_line!(Error, self.connection.shared().label(),
             "the handler of queue {:?} panicked: {}; delivery tag {}, message id {:?}, correlation id {:?}: {}",
             self.post.queue(),
             OneLine(message),
             delivery.delivery_tag(),
-            properties.message_id.unwrap_or_default(),
-            properties.correlation_id.unwrap_or_default(),
+            delivery.message_id().unwrap_or_default(),
+            delivery.correlation_id().unwrap_or_default(),
             outcome
         );
     }
@@ -208,8 +207,8 @@ impl Worker {
             Settlement::Ack => delivery.answer_ack(),
             Settlement::Requeue | Settlement::Reject if is_from_stream => delivery.answer_ack(),
             // Since RabbitMQ 4.3 a nack does not count towards the queue's delivery limit.
-            Settlement::Requeue => delivery.answer_reject(true),
-            Settlement::Reject => delivery.answer_reject(false),
+            Settlement::Requeue => delivery.answer_reject(Requeue::Yes),
+            Settlement::Reject => delivery.answer_reject(Requeue::No),
         };
         if is_from_stream && settlement == Settlement::Requeue {
             self.warn_of_stream();
@@ -376,8 +375,6 @@ impl Worker {
 
     fn try_again(&mut self) -> Result<Consumer> {
         let mut options = self.options.consume.clone();
-        // The thread must see a refusal of the broker here.
-        options.no_wait = false;
         if let Some(next) = self.progress.next_offset {
             options.arguments.insert("x-stream-offset", next);
         } else if let Some(since) = &self.progress.since {

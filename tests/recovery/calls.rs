@@ -6,9 +6,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use leveret::{
-    Connection, ConnectionEvent, ConsumeOptions, ErrorKind, ExchangeDeclareOptions, ExchangeKind,
-    LoginMethod, QueueDeclareOptions, RecoveryOptions, ReplyCode, RpcClient, RpcServer,
-    SaslConversation, SaslMechanism, Settlement, WorkerOptions, Workers,
+    Connection, ConnectionEvent, ErrorKind, ExchangeDeclareOptions, ExchangeKind, LoginMethod,
+    QueueDeclareOptions, RecoveryOptions, ReplyCode, RpcClient, RpcServer, SaslConversation,
+    SaslMechanism, Settlement, WorkerOptions, Workers,
 };
 
 use super::{lost, recovered, Lossy};
@@ -24,9 +24,9 @@ fn channels_queues_and_exchanges_survive_losses() {
     );
     first.confirm_select().unwrap();
     second.basic_qos(3).unwrap();
-    let options = QueueDeclareOptions::exclusive();
+    let options = QueueDeclareOptions::temporary();
     let queue = first.queue_declare(&unique("q"), options).unwrap();
-    let options = ExchangeDeclareOptions::default().auto_delete();
+    let options = ExchangeDeclareOptions::default().auto_delete(true);
     let exchange = first
         .exchange_declare(&unique("x"), ExchangeKind::Fanout, options)
         .unwrap();
@@ -85,7 +85,7 @@ fn workers_and_rpc_survive_losses() {
     let (sender, worked) = crossbeam_channel::unbounded();
     let options = WorkerOptions::default().threads(2);
     workers
-        .consume(tasks.name(), options, move |task| {
+        .consume_with(tasks.name(), options, move |task| {
             sender.send(task.body().to_vec()).unwrap();
             Settlement::Ack
         })
@@ -125,7 +125,7 @@ fn a_call_cut_by_a_loss_may_have_been_sent_and_later_calls_wait() {
     let sent = lossy.connection.stats().bytes_sent;
     let asking = thread::spawn({
         let channel = channel.clone();
-        move || channel.queue_declare("", QueueDeclareOptions::exclusive())
+        move || channel.queue_declare("", QueueDeclareOptions::temporary())
     });
     eventually("the declare is sent", || {
         lossy.connection.stats().bytes_sent > sent
@@ -142,7 +142,7 @@ fn a_call_cut_by_a_loss_may_have_been_sent_and_later_calls_wait() {
     lost(&lossy.events);
     let asking = thread::spawn({
         let channel = channel.clone();
-        move || channel.queue_declare("", QueueDeclareOptions::exclusive())
+        move || channel.queue_declare("", QueueDeclareOptions::temporary())
     });
     let publishing = thread::spawn(move || channel.basic_publish("", "nowhere", "m"));
     thread::sleep(Duration::from_millis(100));
@@ -161,7 +161,7 @@ fn calls_wait_up_to_their_timeout_or_fail_at_once() {
     for fails_fast in [false, true] {
         let lossy = Lossy::with(|options| {
             let recovery = match fails_fast {
-                true => quick().fail_fast(),
+                true => quick().fail_fast(true),
                 false => quick(),
             };
             let options = options.request_timeout(short).publish_timeout(short);
@@ -268,7 +268,7 @@ fn recovery_ends_after_max_attempts_or_max_time() {
         let lossy = Lossy::with(|options| options.recovery(recovery));
         let channel = lossy.connection.open_channel().unwrap();
         let queue = exclusive_queue(&channel);
-        let consumer = queue.consume(Default::default()).unwrap();
+        let consumer = queue.consume().unwrap();
         let confirm = channel.publisher().unwrap();
         lossy.proxy.drop_all(Direction::ToClient);
         let sent = lossy.connection.stats().bytes_sent;
@@ -314,7 +314,7 @@ fn without_recovery_a_loss_closes_the_connection_and_open_does_not_retry() {
     assert_eq!(lossy.proxy.accepted(), 1);
 
     lossy.proxy.refuse(true);
-    let error = Connection::open_with(&lossy.proxy.options()).unwrap_err();
+    let error = Connection::open_with(lossy.proxy.options()).unwrap_err();
     assert!(matches!(error.kind(), ErrorKind::SocketClosed { .. }));
     assert_eq!(lossy.proxy.accepted(), 2);
 }
@@ -324,9 +324,7 @@ fn a_lost_connection_can_be_closed_and_dropped() {
     for way in 0..3 {
         let lossy = Lossy::with(|options| options.recovery(RecoveryOptions::default()));
         let channel = lossy.connection.open_channel().unwrap();
-        let consumer = exclusive_queue(&channel)
-            .consume(Default::default())
-            .unwrap();
+        let consumer = exclusive_queue(&channel).consume().unwrap();
         lossy.proxy.refuse(true);
         lossy.proxy.cut();
         lost(&lossy.events);
@@ -369,7 +367,10 @@ fn closed_channels_are_not_restored() {
     let connection = &lossy.connection;
     let channels: Vec<_> = (0..4).map(|_| connection.open_channel().unwrap()).collect();
     channels[1].close().unwrap();
-    let refused = channels[2].queue_declare(&unique("none"), QueueDeclareOptions::passive());
+    let refused = channels[2].queue_declare(
+        &unique("none"),
+        QueueDeclareOptions::default().passive(true),
+    );
     refused.unwrap_err();
     // Close the last channel while the connection is lost.
     lossy.proxy.refuse(true);
@@ -414,8 +415,8 @@ fn a_channel_closed_by_the_broker_can_be_reopened() {
         .unwrap();
     let returned = channel.returned_messages();
     for _ in 0..2 {
-        let consumer = queue.consume(Default::default()).unwrap();
-        let passive = QueueDeclareOptions::passive();
+        let consumer = queue.consume().unwrap();
+        let passive = QueueDeclareOptions::default().passive(true);
         let error = channel.queue_declare(&unique("none"), passive).unwrap_err();
         assert_eq!(error.reply_code(), Some(ReplyCode::NOT_FOUND));
         assert!(publisher.publish("", queue.name(), "lost").is_err());
@@ -439,7 +440,7 @@ fn a_channel_closed_by_the_broker_can_be_reopened() {
         assert!(returned.recv().is_err());
         let end = consumer.iter().find_map(Result::err).unwrap();
         assert_eq!(end.reply_code(), Some(ReplyCode::NOT_FOUND));
-        let consumer = queue.consume(Default::default()).unwrap();
+        let consumer = queue.consume().unwrap();
         let taken: Vec<_> = (0..2)
             .map(|_| consumer.recv_timeout(SOON).unwrap().unwrap())
             .collect();
@@ -498,9 +499,9 @@ fn a_transaction_that_acks_a_message_of_a_lost_connection_is_not_committed() {
     let (tasks, results) = (exclusive_queue(&channel), exclusive_queue(&channel));
     tasks.publish("task").unwrap();
     channel.tx_select().unwrap();
-    let task = tasks.get(false).unwrap().unwrap();
+    let task = tasks.get().unwrap().unwrap();
     lossy.lose();
-    task.ack().unwrap();
+    task.delivery.ack().unwrap();
     results.publish("result").unwrap();
     let error = channel.tx_commit().unwrap_err();
     assert!(
@@ -513,9 +514,9 @@ fn a_transaction_that_acks_a_message_of_a_lost_connection_is_not_committed() {
     // A rollback clears the failure, too.
     tasks.publish("task").unwrap();
     channel.tx_commit().unwrap();
-    let task = tasks.get(false).unwrap().unwrap();
+    let task = tasks.get().unwrap().unwrap();
     lossy.lose();
-    task.ack().unwrap();
+    task.delivery.ack().unwrap();
     channel.tx_rollback().unwrap();
     channel.tx_commit().unwrap();
 }
@@ -527,15 +528,17 @@ fn a_transaction_with_a_multiple_ack_across_a_loss_is_not_committed() {
     let queue = exclusive_queue(&channel);
     queue.publish("lost").unwrap();
     channel.tx_select().unwrap();
-    let lost = queue.get(false).unwrap().unwrap();
+    let lost = queue.get().unwrap().unwrap();
     lossy.lose();
     queue.publish("task").unwrap();
     channel.tx_commit().unwrap();
-    let task = queue.get(false).unwrap().unwrap();
-    task.ack_multiple().unwrap();
+    let task = queue.get().unwrap().unwrap();
+    task.delivery.ack_multiple().unwrap();
     let error = channel.tx_commit().unwrap_err();
     assert!(error.is_connection_end(), "{error}");
-    channel.basic_ack_multiple(task.delivery_tag()).unwrap();
+    channel
+        .basic_ack_multiple(task.delivery.delivery_tag())
+        .unwrap();
     channel.tx_commit().unwrap();
     // All messages were acknowledged before the next loss.
     lossy.lose();
@@ -605,7 +608,7 @@ fn a_panic_of_a_callback_during_recovery_is_reported_as_a_panic() {
         let connection = &lossy.connection;
         let channel = connection.open_channel().unwrap();
         let queue = exclusive_queue(&channel);
-        let consumer = queue.consume(ConsumeOptions::default()).unwrap();
+        let consumer = queue.consume().unwrap();
         lossy.proxy.cut();
         let told = [
             consumer.recv().unwrap_err(),

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use leveret::{
     Consumer, Delivery, Message, Metrics, NackOptions, QosOptions, QueueDeclareOptions, QueueType,
-    StreamOffset,
+    Requeue, StreamOffset,
 };
 
 use super::{lasting_queue, recovered, Lossy};
@@ -30,7 +30,7 @@ fn iteration_continues_and_unacknowledged_messages_are_redelivered() {
     let lossy = Lossy::new();
     let channel = lossy.connection.open_channel().unwrap();
     let queue = lasting_queue(&channel);
-    let consumer = queue.consume(Default::default()).unwrap();
+    let consumer = queue.consume().unwrap();
     let (tell, told) = mpsc::channel();
     let iterating = thread::spawn(move || {
         let mut seen = Vec::new();
@@ -90,16 +90,16 @@ fn acknowledgements_for_a_lost_connection_are_dropped_without_an_error() {
     for number in 1..=6 {
         queue.publish(number.to_string()).unwrap();
     }
-    let consumer = queue.consume(Default::default()).unwrap();
+    let consumer = queue.consume().unwrap();
     let old: Vec<_> = (0..4).map(|_| next(&consumer)).collect();
     let fetched_unread = 2;
     lossy.lose();
     old[0].ack().unwrap();
-    old[1].nack(NackOptions::default()).unwrap();
-    old[2].reject(true).unwrap();
+    old[1].nack(NackOptions::discard()).unwrap();
+    old[2].reject(Requeue::Yes).unwrap();
     old[3].ack_multiple().unwrap();
     channel
-        .basic_nack(old[0].delivery_tag(), NackOptions::default())
+        .basic_nack(old[0].delivery_tag(), NackOptions::discard())
         .unwrap();
     let quietly = |line: &str| line.contains("is not sent: the message was requeued");
     assert!(logged::has(quietly));
@@ -135,19 +135,19 @@ fn fetched_messages_and_multiple_acks_work_after_a_loss() {
     queue.publish("1").unwrap();
     let old = eventually_get(&queue);
     lossy.lose();
-    old.ack().unwrap();
+    old.delivery.ack().unwrap();
     let again = eventually_get(&queue);
-    assert!(again.redelivered());
+    assert!(again.delivery.redelivered());
     // "All" means all messages of this connection.
     channel.basic_ack_multiple(0).unwrap();
-    channel.basic_recover(true).unwrap();
+    channel.basic_recover(Requeue::Yes).unwrap();
     assert_eq!(ready(&channel, queue.name()), 0);
 }
 
 fn eventually_get(queue: &leveret::Queue) -> leveret::GetResponse {
     let mut got = None;
     eventually("the queue has a message", || {
-        got = queue.get(false).unwrap();
+        got = queue.get().unwrap();
         got.is_some()
     });
     got.unwrap()
@@ -159,12 +159,12 @@ fn consumers_are_restored_with_their_prefetch_and_cancelled_ones_are_not() {
     let channel = lossy.connection.open_channel().unwrap();
     let (one, three) = (lasting_queue(&channel), lasting_queue(&channel));
     channel.basic_qos(1).unwrap();
-    let by_one = one.consume(Default::default()).unwrap();
+    let by_one = one.consume().unwrap();
     channel.basic_qos(3).unwrap();
-    let by_three = three.consume(Default::default()).unwrap();
-    let cancelled = one.consume(Default::default()).unwrap();
+    let by_three = three.consume().unwrap();
+    let cancelled = one.consume().unwrap();
     cancelled.cancel().unwrap();
-    drop(three.consume(Default::default()).unwrap());
+    drop(three.consume().unwrap());
     for _ in 0..10 {
         one.publish("1").unwrap();
         three.publish("3").unwrap();
@@ -182,7 +182,7 @@ fn consumers_are_restored_with_their_prefetch_and_cancelled_ones_are_not() {
         });
     }
     // A new consumer gets the latest prefetch.
-    let late = one.consume(Default::default()).unwrap();
+    let late = one.consume().unwrap();
     eventually("the new consumer has three messages", || taken().0 == 6);
     drop(late);
     by_one.cancel().unwrap();
@@ -198,9 +198,9 @@ fn a_global_prefetch_is_restored() {
     for _ in 0..10 {
         queue.publish("m").unwrap();
     }
-    let together = QosOptions::default().prefetch_count(3).global();
+    let together = QosOptions::default().prefetch_count(3).global(true);
     channel.basic_qos_with(together).unwrap();
-    let _consumer = queue.consume(Default::default()).unwrap();
+    let _consumer = queue.consume().unwrap();
     let watching = self::channel();
     for _ in 0..3 {
         eventually("the consumer has three messages", || {
@@ -219,12 +219,12 @@ fn restoring_an_older_consumer_keeps_the_global_prefetch() {
         queue.publish("m").unwrap();
     }
     channel.basic_qos(1).unwrap();
-    let one = queue.consume(Default::default()).unwrap();
+    let one = queue.consume().unwrap();
     eventually("the first consumer has its message", || one.unread() == 1);
     channel.basic_qos(9).unwrap();
-    let together = QosOptions::default().prefetch_count(3).global();
+    let together = QosOptions::default().prefetch_count(3).global(true);
     channel.basic_qos_with(together).unwrap();
-    let _two = queue.consume(Default::default()).unwrap();
+    let _two = queue.consume().unwrap();
     // RabbitMQ 4.3 has no limit for a channel: the second consumer gets its own limit of 3.
     let taken = match version() < (4, 3) {
         true => 3,
@@ -255,10 +255,10 @@ fn a_replaced_global_prefetch_is_not_restored() {
     for _ in 0..10 {
         queue.publish("m").unwrap();
     }
-    let together = QosOptions::default().prefetch_count(2).global();
+    let together = QosOptions::default().prefetch_count(2).global(true);
     channel.basic_qos_with(together).unwrap();
     channel.basic_qos(4).unwrap();
-    let _consumer = queue.consume(Default::default()).unwrap();
+    let _consumer = queue.consume().unwrap();
     let watching = self::channel();
     for _ in 0..3 {
         eventually("the consumer has four messages", || {
@@ -273,9 +273,9 @@ fn a_consumer_can_be_cancelled_and_dropped_while_the_connection_is_lost() {
     let lossy = Lossy::new();
     let channel = lossy.connection.open_channel().unwrap();
     let queue = lasting_queue(&channel);
-    let cancelled = queue.consume(Default::default()).unwrap();
-    let dropped = queue.consume(Default::default()).unwrap();
-    let kept = queue.consume(Default::default()).unwrap();
+    let cancelled = queue.consume().unwrap();
+    let dropped = queue.consume().unwrap();
+    let kept = queue.consume().unwrap();
     lossy.proxy.refuse(true);
     lossy.proxy.cut();
     super::lost(&lossy.events);
@@ -284,7 +284,7 @@ fn a_consumer_can_be_cancelled_and_dropped_while_the_connection_is_lost() {
     lossy.proxy.refuse(false);
     recovered(&lossy.events);
     assert!(cancelled.recv().unwrap().is_none());
-    let passive = QueueDeclareOptions::passive();
+    let passive = QueueDeclareOptions::default().passive(true);
     let queue = channel.queue_declare(queue.name(), passive).unwrap();
     assert_eq!(queue.consumer_count(), Some(1));
     queue.publish("1").unwrap();
@@ -296,7 +296,7 @@ fn a_copied_offset_header_does_not_affect_the_recovery_of_a_consumer() {
     let lossy = Lossy::new();
     let channel = lossy.connection.open_channel().unwrap();
     let queue = lasting_queue(&channel);
-    let consumer = queue.consume(Default::default()).unwrap();
+    let consumer = queue.consume().unwrap();
     for number in 1..=2 {
         let message = Message::new(number.to_string()).header("x-stream-offset", 7_i64);
         queue.publish(message).unwrap();
@@ -319,7 +319,7 @@ fn a_declared_stream_is_resumed_although_its_consumer_has_no_offset() {
     let options = QueueDeclareOptions::stream();
     let queue = channel.queue_declare(&unique("stream"), options).unwrap();
     channel.basic_qos(100).unwrap();
-    let consumer = queue.consume(Default::default()).unwrap();
+    let consumer = queue.consume().unwrap();
     let publisher = channel.publisher().unwrap();
     for number in 1..=2 {
         let number = number.to_string();
@@ -334,14 +334,14 @@ fn a_declared_stream_is_resumed_although_its_consumer_has_no_offset() {
     });
     lossy.lose();
     assert_eq!(body(&next(&consumer)), 2);
-    queue.delete(Default::default()).unwrap();
+    queue.delete().unwrap();
 }
 
 #[test]
 fn a_stream_is_resumed_after_the_last_message_read() {
     let lossy = Lossy::new();
     let channel = lossy.connection.open_channel().unwrap();
-    let options = QueueDeclareOptions::durable().queue_type(QueueType::Stream);
+    let options = QueueDeclareOptions::default().queue_type(QueueType::Stream);
     let queue = channel.queue_declare(&unique("stream"), options).unwrap();
     let publisher = channel.publisher().unwrap();
     let publish = |from: u32, to: u32| {
@@ -355,7 +355,7 @@ fn a_stream_is_resumed_after_the_last_message_read() {
     publish(1, 6);
     channel.basic_qos(100).unwrap();
     let options = leveret::ConsumeOptions::default().stream_offset(StreamOffset::First);
-    let consumer = queue.consume(options).unwrap();
+    let consumer = queue.consume_with(options).unwrap();
     for number in 1..=4 {
         let delivery = next(&consumer);
         assert_eq!(body(&delivery), number);
@@ -374,5 +374,5 @@ fn a_stream_is_resumed_after_the_last_message_read() {
     let delivery = next(&consumer);
     assert_eq!(body(&delivery), 7);
     assert_eq!(consumer.recovery_count(), 2);
-    queue.delete(Default::default()).unwrap();
+    queue.delete().unwrap();
 }

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
 use leveret::{
-    BindOptions, Channel, Connection, ConnectionEvent, Entity, ErrorKind, ExchangeDeclareOptions,
-    ExchangeKind, Message, PublisherOptions, QueueDeclareOptions, ReplyCode,
+    Channel, Connection, ConnectionEvent, Entity, ErrorKind, ExchangeDeclareOptions, ExchangeKind,
+    FieldTable, Message, PublisherOptions, QueueDeclareOptions, ReplyCode,
 };
 
 use super::{lasting_queue, lost, recovered};
@@ -72,14 +72,14 @@ fn a_declare_without_an_answer_does_not_delay_other_queues() {
     let interceptor = Interceptor::start(judge);
     let timeout = Duration::from_secs(6);
     let recovery = quick().entity_timeout(timeout);
-    let connection = Connection::open_with(&interceptor.options().recovery(recovery)).unwrap();
+    let connection = Connection::open_with(interceptor.options().recovery(recovery)).unwrap();
     let events = connection.events();
     let declaring = connection.open_channel().unwrap();
     let options = QueueDeclareOptions::default().expires(Duration::from_secs(60));
     let hung = declaring.queue_declare(&name, options).unwrap();
-    let waiting = hung.consume(Default::default()).unwrap();
+    let waiting = hung.consume().unwrap();
     let well = lasting_queue(&connection.open_channel().unwrap());
-    let consumer = well.consume(Default::default()).unwrap();
+    let consumer = well.consume().unwrap();
     armed.store(true, Ordering::SeqCst);
     interceptor.cut(AT_ONCE);
     lost(&events);
@@ -128,7 +128,7 @@ fn bindings_without_an_answer_come_last_and_are_left_out_the_next_time() {
     });
     // Within this timeout, everything else must be answered.
     let recovery = quick().entity_timeout(Duration::from_secs(2));
-    let connection = Connection::open_with(&interceptor.options().recovery(recovery)).unwrap();
+    let connection = Connection::open_with(interceptor.options().recovery(recovery)).unwrap();
     let events = connection.events();
     let channel = connection.open_channel().unwrap();
     let queue = lasting_queue(&channel);
@@ -137,7 +137,7 @@ fn bindings_without_an_answer_come_last_and_are_left_out_the_next_time() {
         queue.bind(&channel.exchange("amq.topic"), &key).unwrap();
     }
     queue.bind(&channel.exchange("amq.direct"), "well").unwrap();
-    let consumer = queue.consume(Default::default()).unwrap();
+    let consumer = queue.consume().unwrap();
     armed.store(true, Ordering::SeqCst);
     interceptor.cut(AT_ONCE);
     lost(&events);
@@ -188,7 +188,7 @@ fn a_queue_that_closes_the_connection_is_found_and_left_out_while_it_does() {
     let name = unique("poison");
     let (armed, judge) = judge(QUEUE_DECLARE, &name, Verdict::Close(541));
     let interceptor = Interceptor::start(judge);
-    let connection = Connection::open_with(&interceptor.options()).unwrap();
+    let connection = Connection::open_with(interceptor.options()).unwrap();
     let events = connection.events();
     let channel = connection.open_channel().unwrap();
     let expires = QueueDeclareOptions::default().expires(Duration::from_secs(60));
@@ -199,7 +199,7 @@ fn a_queue_that_closes_the_connection_is_found_and_left_out_while_it_does() {
             _ => unique("q"),
         };
         let queue = channel.queue_declare(&name, expires.clone()).unwrap();
-        let consumer = queue.consume(Default::default()).unwrap();
+        let consumer = queue.consume().unwrap();
         consumers.push((queue, consumer));
     }
     armed.store(true, Ordering::SeqCst);
@@ -233,7 +233,7 @@ fn a_consumer_that_closes_the_connection_is_found_and_restored_later() {
     let tag = unique("poison");
     let (armed, judge) = judge(BASIC_CONSUME, &tag, Verdict::Close(541));
     let interceptor = Interceptor::start(judge);
-    let connection = Connection::open_with(&interceptor.options()).unwrap();
+    let connection = Connection::open_with(interceptor.options()).unwrap();
     let events = connection.events();
     let channels = [(); 5].map(|()| connection.open_channel().unwrap());
     let queue = lasting_queue(&channels[0]);
@@ -257,7 +257,7 @@ fn a_consumer_that_closes_the_connection_is_found_and_restored_later() {
     armed.store(false, Ordering::SeqCst);
     recovered_later(&events, &poison);
     let watching = channel();
-    let passive = QueueDeclareOptions::passive();
+    let passive = QueueDeclareOptions::default().passive(true);
     let asked = watching.queue_declare(queue.name(), passive).unwrap();
     assert_eq!(asked.consumer_count(), Some(5));
 }
@@ -270,7 +270,7 @@ fn messages_that_close_the_connection_are_found_in_a_full_window() {
         3 if is_bad(&frame.payload) => Verdict::Close(541),
         _ => Verdict::Pass,
     });
-    let connection = Connection::open_with(&interceptor.options()).unwrap();
+    let connection = Connection::open_with(interceptor.options()).unwrap();
     let channel = connection.open_channel().unwrap();
     let queue = lasting_queue(&channel);
     let window = PublisherOptions::default().window(WINDOW as u32);
@@ -300,7 +300,7 @@ fn messages_that_close_the_connection_are_found_in_a_full_window() {
     }
     assert!(begin.elapsed() < SOON, "{:?}", begin.elapsed());
     // All good messages are there in order, each at most three times.
-    let consumer = queue.consume(Default::default()).unwrap();
+    let consumer = queue.consume().unwrap();
     let mut counts = vec![0; WINDOW];
     let mut last_new = None;
     while counts.iter().filter(|it| **it > 0).count() < WINDOW - 2 {
@@ -322,15 +322,15 @@ fn messages_that_close_the_connection_are_found_in_a_full_window() {
 #[test]
 fn an_exclusive_queue_still_held_by_the_broker_is_back_before_publishing() {
     let interceptor = Interceptor::start(|_, _| Verdict::Pass);
-    let connection = Connection::open_with(&interceptor.options()).unwrap();
+    let connection = Connection::open_with(interceptor.options()).unwrap();
     let events = connection.events();
     let channel = connection.open_channel().unwrap();
-    let exclusive = QueueDeclareOptions::exclusive();
+    let exclusive = QueueDeclareOptions::temporary();
     let queue = channel.queue_declare(&unique("own"), exclusive).unwrap();
     queue
         .bind(&channel.exchange("amq.topic"), queue.name())
         .unwrap();
-    let consumer = queue.consume(Default::default()).unwrap();
+    let consumer = queue.consume().unwrap();
     let publisher = channel.publisher().unwrap();
     interceptor.cut(Duration::from_millis(400));
     let told = recovered(&events);
@@ -353,12 +353,12 @@ fn close_with_ends_at_its_timeout_when_the_broker_hangs() {
         }
         false => Verdict::Pass,
     });
-    let connection = Connection::open_with(&interceptor.options()).unwrap();
+    let connection = Connection::open_with(interceptor.options()).unwrap();
     let channel = connection.open_channel().unwrap();
     let hung = thread::spawn(move || channel.queue_declare("hung", Default::default()));
     asked.recv_timeout(SOON).unwrap();
     let begin = Instant::now();
-    let closed = connection.close_with(ReplyCode::SUCCESS, "", TIMEOUT);
+    let closed = connection.close_timeout(TIMEOUT);
     let error = closed.unwrap_err();
     assert!(error.is_timeout() && !connection.is_open(), "{error}");
     // The close did not wait for a request timeout.
@@ -370,7 +370,7 @@ fn close_with_ends_at_its_timeout_when_the_broker_hangs() {
 #[test]
 fn a_refused_binding_does_not_affect_others() {
     let interceptor = Interceptor::start(|_, _| Verdict::Pass);
-    let connection = Connection::open_with(&interceptor.options()).unwrap();
+    let connection = Connection::open_with(interceptor.options()).unwrap();
     let events = connection.events();
     let channel = connection.open_channel().unwrap();
     let queue = lasting_queue(&channel);
@@ -415,14 +415,14 @@ fn bindings_that_differ_only_in_their_arguments_are_distinguished() {
     let interceptor = Interceptor::start(judge);
     // Within this timeout, everything else must be answered.
     let recovery = quick().entity_timeout(Duration::from_secs(2));
-    let connection = Connection::open_with(&interceptor.options().recovery(recovery)).unwrap();
+    let connection = Connection::open_with(interceptor.options().recovery(recovery)).unwrap();
     let events = connection.events();
     let channel = connection.open_channel().unwrap();
     let queue = lasting_queue(&channel);
     // One binding is restored before it, and one after it.
     let colours = ["blue", &colour, "a colour whose name is longer"];
     let bind = |channel: &Channel, colour: &str| {
-        let options = BindOptions::default().argument("colour", colour);
+        let options = FieldTable::new().with("colour", colour);
         channel.queue_bind(queue.name(), "amq.headers", "", options)
     };
     for colour in colours {
@@ -436,7 +436,7 @@ fn bindings_that_differ_only_in_their_arguments_are_distinguished() {
     let hung = hung[0].clone();
     // The binding is missing, although similar ones exist.
     let other = self::channel();
-    let options = BindOptions::default().argument("colour", &*colour);
+    let options = FieldTable::new().with("colour", &*colour);
     other
         .queue_unbind(queue.name(), "amq.headers", "", options)
         .unwrap();
@@ -490,7 +490,7 @@ fn a_late_confirm_ends_every_wait() {
     });
     // Within this timeout, the broker must open the channels.
     let recovery = quick().entity_timeout(Duration::from_secs(2));
-    let connection = Connection::open_with(&at(address).recovery(recovery)).unwrap();
+    let connection = Connection::open_with(at(address).recovery(recovery)).unwrap();
     let channel = connection.open_channel().unwrap();
     let publisher = channel.publisher().unwrap();
     let confirms = ["1", "2"].map(|body| publisher.publish("", "q", body).unwrap());

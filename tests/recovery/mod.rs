@@ -40,7 +40,7 @@ impl Lossy {
 
     fn with(options: impl FnOnce(ConnectionOptions) -> ConnectionOptions) -> Self {
         let proxy = Proxy::start(&url());
-        let connection = Connection::open_with(&options(proxy.options())).unwrap();
+        let connection = Connection::open_with(options(proxy.options())).unwrap();
         let events = connection.events();
         Self {
             proxy,

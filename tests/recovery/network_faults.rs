@@ -5,7 +5,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use leveret::{
-    Connection, ConnectionEvent, ConsumeOptions, ErrorKind, PublisherOptions, QueueDeclareOptions,
+    AckMode, Connection, ConnectionEvent, ConsumeOptions, ErrorKind, PublisherOptions,
+    QueueDeclareOptions,
 };
 
 use crate::support::proxy::{Direction, Fault, Plan, Proxy};
@@ -170,9 +171,12 @@ fn break_connection(seed: u64) {
     let watching = channel();
     missing.retain(|it| number_of(it) < Some(confirmed));
     eventually(&told, || {
-        while let Some(message) = watching.basic_get(queue.name(), true).unwrap() {
-            changed += usize::from(number_of(message.body()).is_none());
-            missing.retain(|it| it != message.body());
+        while let Some(message) = watching
+            .basic_get(queue.name(), AckMode::Automatic)
+            .unwrap()
+        {
+            changed += usize::from(number_of(message.delivery.body()).is_none());
+            missing.retain(|it| it != message.delivery.body());
         }
         missing.len() <= changed.max(may_lack)
     });

@@ -28,7 +28,7 @@ fn publish_all(publisher: &Publisher, queue: &str, published: &AtomicU32) {
     let mut confirms = Vec::new();
     for number in 0..MESSAGES {
         let body = number.to_be_bytes();
-        let message = Message::new(&body).persistent();
+        let message = Message::new(body).persistent();
         confirms.push(publisher.publish("", queue, message).unwrap());
         published.fetch_add(1, Ordering::Relaxed);
     }
@@ -72,7 +72,7 @@ fn no_message_is_lost_when_the_broker_is_killed_repeatedly_under_load() {
         .map(|number| format!("load {number}"))
         .collect();
     for queue in &queues {
-        let durable = QueueDeclareOptions::durable();
+        let durable = QueueDeclareOptions::default();
         channel.queue_declare(queue, durable).unwrap();
     }
     // After declare-ok, RabbitMQ can take two more seconds to write the declaration to disk.
@@ -145,10 +145,10 @@ fn the_next_node_of_a_list_takes_over() {
     let events = connection.events();
     let channel = connection.open_channel().unwrap();
     let queue = channel
-        .queue_declare("failover", QueueDeclareOptions::durable())
+        .queue_declare("failover", QueueDeclareOptions::default())
         .unwrap();
     queue.bind(&channel.exchange("amq.topic"), "to.#").unwrap();
-    let consumer = queue.consume(Default::default()).unwrap();
+    let consumer = queue.consume().unwrap();
     let publisher = connection.open_channel().unwrap().publisher().unwrap();
     // The first node is back when the last one is killed.
     for (round, at) in [0, 1, 2, 0].into_iter().enumerate() {
@@ -173,13 +173,15 @@ fn the_next_node_of_a_list_takes_over() {
 fn a_connection_closed_by_an_operator_recovers_until_its_login_is_refused() {
     logged::begin();
     let node = Node::start();
-    let connection =
-        Connection::open_with(&node.options().recovery(quick().give_up_on_refused_login()))
-            .unwrap();
+    let connection = Connection::open_with(
+        node.options()
+            .recovery(quick().give_up_on_refused_login(true)),
+    )
+    .unwrap();
     let events = connection.events();
     let channel = connection.open_channel().unwrap();
     let queue = exclusive_queue(&channel);
-    let consumer = queue.consume(Default::default()).unwrap();
+    let consumer = queue.consume().unwrap();
     node.ctl(&["close_all_connections", "maintenance"]);
     let told = recovered(&events);
     let Some(ConnectionEvent::Lost { cause }) = told.first() else {
@@ -221,7 +223,7 @@ fn recovery_waits_for_a_node_with_growing_delays() {
     let events = connection.events();
     let channel = connection.open_channel().unwrap();
     let queue = channel
-        .queue_declare("away", QueueDeclareOptions::durable())
+        .queue_declare("away", QueueDeclareOptions::default())
         .unwrap();
     node.ctl(&["eval", "mnesia:sync_log()."]);
     let publisher = channel.publisher().unwrap();
@@ -313,7 +315,7 @@ fn a_thousand_recoveries() {
         .publisher()
         .unwrap();
     let queue = exclusive_queue(&channel);
-    let consumer = queue.consume(Default::default()).unwrap();
+    let consumer = queue.consume().unwrap();
     let recover = |times| {
         for _ in 0..times {
             let confirm = publisher.publish("", queue.name(), "m").unwrap();

@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::Duration;
 
-use leveret::{ConnectionEvent, ErrorKind, Message, PublisherOptions, ReplyCode};
+use leveret::{AckMode, ConnectionEvent, ErrorKind, Message, PublisherOptions, ReplyCode};
 
 use super::{lasting_queue, recovered, Lossy};
 use crate::support::proxy::Direction;
@@ -15,11 +15,12 @@ fn drain(queue: &leveret::Queue) -> Vec<String> {
 }
 
 fn drain_with_ids(queue: &leveret::Queue) -> Vec<(String, Option<String>)> {
-    let fetch = || queue.get(true).unwrap();
+    let fetch = || queue.get_with(AckMode::Automatic).unwrap();
     std::iter::from_fn(fetch)
         .map(|message| {
-            let body = String::from_utf8(message.body().to_vec()).unwrap();
-            (body, message.properties().unwrap().message_id)
+            let body = String::from_utf8(message.delivery.body().to_vec()).unwrap();
+            let id = message.delivery.message_id().map(str::to_owned);
+            (body, id)
         })
         .collect()
 }
@@ -158,7 +159,7 @@ fn a_message_that_closes_the_connection_is_not_republished() {
     let lossy = Lossy::new();
     let channel = lossy.connection.open_channel().unwrap();
     let publisher = channel.publisher().unwrap();
-    let immediate = Message::new("m").immediate();
+    let immediate = Message::new("m").immediate(true);
     let confirm = publisher.publish("", "q", immediate).unwrap();
     let error = confirm.wait_timeout(SOON).unwrap_err();
     assert_eq!(

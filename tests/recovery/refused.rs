@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use leveret::{
-    Channel, Connection, ConnectionEvent, ConsumeOptions, Consumer, Entity, ErrorKind,
+    AckMode, Channel, Connection, ConnectionEvent, ConsumeOptions, Consumer, Entity, ErrorKind,
     ExchangeDeclareOptions, ExchangeKind, Message, PublisherOptions, Queue, QueueDeclareOptions,
     ReplyCode, RpcClient, RpcServer,
 };
@@ -22,7 +22,7 @@ const MILLISECOND: Duration = Duration::from_millis(1);
 fn take_away(queue: &Queue) -> Consumer {
     let begin = Instant::now();
     loop {
-        let exclusive = ConsumeOptions::default().exclusive();
+        let exclusive = ConsumeOptions::default().exclusive(true);
         match channel().basic_consume(queue.name(), exclusive) {
             Ok(consumer) => return consumer,
             Err(error) => assert!(begin.elapsed() < SOON, "{error}"),
@@ -31,7 +31,7 @@ fn take_away(queue: &Queue) -> Consumer {
 }
 
 fn consumer_count(channel: &Channel, queue: &Queue) -> Option<u32> {
-    let passive = QueueDeclareOptions::passive();
+    let passive = QueueDeclareOptions::default().passive(true);
     let queue = channel.queue_declare(queue.name(), passive).unwrap();
     queue.consumer_count()
 }
@@ -42,11 +42,11 @@ fn a_consumer_that_lost_its_permission_ends_and_everything_else_is_restored() {
     node.ctl(&["add_user", "worker", "secret"]);
     node.ctl(&["set_permissions", "worker", ".*", ".*", ".*"]);
     let options = node.options().username("worker").password("secret");
-    let connection = Connection::open_with(&options.recovery(quick())).unwrap();
+    let connection = Connection::open_with(options.recovery(quick())).unwrap();
     let events = connection.events();
     let channel = connection.open_channel().unwrap();
     let queue = lasting_queue(&channel);
-    let consumer = queue.consume(Default::default()).unwrap();
+    let consumer = queue.consume().unwrap();
     node.ctl(&["set_permissions", "worker", ".*", ".*", "^$"]);
     node.ctl(&["close_all_connections", "other permissions"]);
     let told = recovered(&events);
@@ -71,11 +71,9 @@ fn a_refused_consumer_does_not_affect_other_consumers() {
     let lossy = Lossy::new();
     let channel = lossy.connection.open_channel().unwrap();
     let (taken, mine) = (lasting_queue(&channel), lasting_queue(&channel));
-    let exclusive = ConsumeOptions::default().exclusive();
-    let _first = taken.consume(exclusive).unwrap();
-    let _others: Vec<_> = (0..CONSUMERS)
-        .map(|_| mine.consume(Default::default()).unwrap())
-        .collect();
+    let exclusive = ConsumeOptions::default().exclusive(true);
+    let _first = taken.consume_with(exclusive).unwrap();
+    let _others: Vec<_> = (0..CONSUMERS).map(|_| mine.consume().unwrap()).collect();
     let watching = self::channel();
     for _ in 0..30 {
         lossy.proxy.refuse(true);
@@ -99,8 +97,8 @@ fn the_search_for_missing_entities_notices_a_loss_at_once() {
     });
     let channel = lossy.connection.open_channel().unwrap();
     let taken = lasting_queue(&channel);
-    let exclusive = ConsumeOptions::default().exclusive();
-    let _consumer = taken.consume(exclusive).unwrap();
+    let exclusive = ConsumeOptions::default().exclusive(true);
+    let _consumer = taken.consume_with(exclusive).unwrap();
     lossy.proxy.refuse(true);
     lossy.proxy.cut();
     lost(&lossy.events);
@@ -127,7 +125,7 @@ fn an_ack_that_closes_a_channel_during_recovery_is_reported() {
         for _ in 0..20 {
             queue.publish("m").unwrap();
         }
-        let consumer = queue.consume(Default::default()).unwrap();
+        let consumer = queue.consume().unwrap();
         drop(consumer.recv_timeout(SOON).unwrap());
         // More channels make the recovery take longer.
         let _others: Vec<_> = (0..20)
@@ -157,7 +155,7 @@ fn an_ack_that_closes_a_channel_during_recovery_is_reported() {
             caught += 1;
         }
         assert_eq!(lossy.connection.loss_count(), epoch + 1);
-        queue.delete(Default::default()).unwrap_or_default();
+        queue.delete().unwrap_or_default();
     }
     assert!(caught > 0);
 }
@@ -187,9 +185,9 @@ fn a_connection_without_a_free_channel_number_recovers() {
     let lossy = Lossy::with(|options| options.channel_max(1));
     let channel = lossy.connection.open_channel().unwrap();
     let queue = channel
-        .queue_declare(&unique("q"), QueueDeclareOptions::exclusive())
+        .queue_declare(&unique("q"), QueueDeclareOptions::temporary())
         .unwrap();
-    let passive = QueueDeclareOptions::passive();
+    let passive = QueueDeclareOptions::default().passive(true);
     channel.queue_declare(&unique("none"), passive).unwrap_err();
     let told = lossy.lose();
     let name = queue.name().to_owned();
@@ -208,13 +206,13 @@ fn a_connection_without_a_free_channel_number_recovers() {
 #[test]
 fn a_queue_declared_late_gets_its_bindings_and_consumers() {
     let node = Node::start();
-    let connection = Connection::open_with(&node.options().recovery(quick())).unwrap();
+    let connection = Connection::open_with(node.options().recovery(quick())).unwrap();
     let events = connection.events();
     let channel = connection.open_channel().unwrap();
     let queue = exclusive_queue(&channel);
     let topics = channel.exchange("amq.topic");
     queue.bind(&topics, "bound").unwrap();
-    let consumer = queue.consume(Default::default()).unwrap();
+    let consumer = queue.consume().unwrap();
     node.ctl(&["set_vhost_limits", r#"{"max-queues": 0}"#]);
     node.ctl(&["close_all_connections", "no queues"]);
     recovered(&events);
@@ -251,10 +249,10 @@ fn a_queue_deleted_before_its_consumer_is_restored_is_redeclared() {
         }))
     });
     let channel = lossy.connection.open_channel().unwrap();
-    let short_lived = QueueDeclareOptions::default().auto_delete();
+    let short_lived = QueueDeclareOptions::default().auto_delete(true);
     let queue = channel.queue_declare(&unique("q"), short_lived).unwrap();
     queue.bind(&channel.exchange("amq.topic"), "bound").unwrap();
-    let consumer = queue.consume(Default::default()).unwrap();
+    let consumer = queue.consume().unwrap();
     let tagged = ConsumeOptions::default().consumer_tag(queue.name());
     let other = self::channel().basic_consume(queue.name(), tagged);
     *theirs.lock() = Some(other.unwrap());
@@ -282,7 +280,7 @@ fn calls_that_wait_for_the_connection_use_a_queues_new_name() {
     lossy.proxy.cut();
     lost(&lossy.events);
     let (consuming, publishing) = thread::scope(|scope| {
-        let consuming = scope.spawn(|| queue.consume(Default::default()));
+        let consuming = scope.spawn(|| queue.consume());
         let publishing = scope.spawn(|| queue.publish("m"));
         thread::sleep(100 * MILLISECOND);
         lossy.proxy.refuse(false);
@@ -300,8 +298,8 @@ fn unread_no_ack_messages_are_kept() {
     let lossy = Lossy::new();
     let channel = lossy.connection.open_channel().unwrap();
     let queue = lasting_queue(&channel);
-    let no_ack = ConsumeOptions::default().no_ack();
-    let consumer = queue.consume(no_ack).unwrap();
+    let no_ack = ConsumeOptions::default().no_ack(true);
+    let consumer = queue.consume_with(no_ack).unwrap();
     for number in 0..10 {
         queue.publish(number.to_string()).unwrap();
     }
@@ -316,7 +314,7 @@ fn unread_no_ack_messages_are_kept() {
 
 #[test]
 fn with_fail_fast_a_publish_into_a_full_window_fails_at_once() {
-    let lossy = Lossy::with(|options| options.recovery(quick().fail_fast()));
+    let lossy = Lossy::with(|options| options.recovery(quick().fail_fast(true)));
     let channel = lossy.connection.open_channel().unwrap();
     let options = PublisherOptions::default()
         .window(1)
@@ -382,7 +380,7 @@ fn a_silent_peer_does_not_delay_the_end_of_a_recovery() {
         true
     });
     let options = proxy.options().request_timeout(2 * SOON);
-    let connection = Connection::open_with(&options.recovery(recovery)).unwrap();
+    let connection = Connection::open_with(options.recovery(recovery)).unwrap();
     let _queue = exclusive_queue(&connection.open_channel().unwrap());
     proxy.cut();
     connection.wait_closed(SOON).unwrap();
@@ -457,7 +455,7 @@ fn a_message_that_closes_the_connection_loses_no_other_message() {
     publish();
     // Each bad message but the first comes right after the republished ones.
     for _ in 0..4 {
-        let immediate = Message::new("m").immediate();
+        let immediate = Message::new("m").immediate(true);
         let refused = bad.publish("", queue.name(), immediate).unwrap();
         publish();
         let error = refused.wait_timeout(SOON).unwrap_err();
@@ -474,7 +472,7 @@ fn a_message_that_closes_the_connection_loses_no_other_message() {
 fn recovery_logs_in_with_the_updated_secret() {
     let node = Node::start();
     let proxy = Proxy::start(&node.uri());
-    let options = proxy.options().recovery(quick().fail_fast());
+    let options = proxy.options().recovery(quick().fail_fast(true));
     let connection = Connection::open_with(&options).unwrap();
     let events = connection.events();
     node.ctl(&["change_password", "guest", "another"]);
@@ -514,7 +512,7 @@ fn an_exchange_deleted_before_its_bindings_are_restored_is_redeclared() {
         }))
     });
     let channel = lossy.connection.open_channel().unwrap();
-    let short_lived = ExchangeDeclareOptions::default().auto_delete();
+    let short_lived = ExchangeDeclareOptions::default().auto_delete(true);
     let exchange = channel
         .exchange_declare(&unique("x"), ExchangeKind::Direct, short_lived)
         .unwrap();
@@ -529,6 +527,14 @@ fn an_exchange_deleted_before_its_bindings_are_restored_is_redeclared() {
     assert_eq!(told.len(), 3, "{told:?}");
     for key in ["one", "two"] {
         exchange.publish(key, key).unwrap();
-        assert_eq!(queue.get(true).unwrap().unwrap().body(), key.as_bytes());
+        assert_eq!(
+            queue
+                .get_with(AckMode::Automatic)
+                .unwrap()
+                .unwrap()
+                .delivery
+                .body(),
+            key.as_bytes()
+        );
     }
 }

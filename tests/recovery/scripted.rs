@@ -72,7 +72,7 @@ fn channels_above_the_next_brokers_channel_max_end() {
         }
         is_cut.recv().unwrap();
     });
-    let connection = Connection::open_with(&once(address)).unwrap();
+    let connection = Connection::open_with(once(address)).unwrap();
     let events = connection.events();
     let channels = [(); 2].map(|()| connection.open_channel().unwrap());
     let consume = ConsumeOptions::default().consumer_tag("c");
@@ -110,7 +110,7 @@ fn channel_numbers_stay_unique_when_channel_max_drops_for_a_while() {
         assert_eq!(open, [&[1, 2][..], &[1], &[1, 2]][connection]);
         is_cut.recv().unwrap();
     });
-    let connection = Connection::open_with(&once(address)).unwrap();
+    let connection = Connection::open_with(once(address)).unwrap();
     let events = connection.events();
     let _first = connection.open_channel().unwrap();
     let second = connection.open_channel().unwrap();
@@ -145,7 +145,7 @@ fn a_login_refused_by_all_reachable_endpoints_ends_the_recovery() {
     });
     let options = at(address)
         .endpoint(hangs_up.ip().to_string(), hangs_up.port())
-        .recovery(quick().give_up_on_refused_login());
+        .recovery(quick().give_up_on_refused_login(true));
     let connection = Connection::open_with(&options).unwrap();
     connection.wait_closed(SOON).unwrap();
     let cause = connection.close_cause().unwrap();
@@ -182,7 +182,7 @@ fn a_refused_login_counts_as_an_attempt_and_each_outage_is_one_loss() {
             server.refuse_login("LDAP is down");
         }
     });
-    let connection = Connection::open_with(&at(address).recovery(quick())).unwrap();
+    let connection = Connection::open_with(at(address).recovery(quick())).unwrap();
     let events = connection.events();
     let _channel = connection.open_channel().unwrap();
     cut.send(()).unwrap();
@@ -241,7 +241,7 @@ fn a_message_sent_once_is_never_reported_as_unsent() {
         // The server reads no more, so most of the republished bytes stay with the client.
         is_cut.recv().unwrap();
     });
-    let connection = Connection::open_with(&once(address)).unwrap();
+    let connection = Connection::open_with(once(address)).unwrap();
     let events = connection.events();
     let publishers = [(); CHANNELS].map(|()| {
         let channel = connection.open_channel().unwrap();
@@ -283,7 +283,7 @@ fn wait_for_confirms_covers_republished_messages() {
             confirms.recv().unwrap();
         }
     });
-    let connection = Connection::open_with(&once(address)).unwrap();
+    let connection = Connection::open_with(once(address)).unwrap();
     let events = connection.events();
     let channel = connection.open_channel().unwrap();
     let publisher = channel.publisher().unwrap();
@@ -335,15 +335,15 @@ fn calls_that_wait_for_the_outbox_use_a_queues_new_name() {
             }
         }
     });
-    let connection = Connection::open_with(&once(address)).unwrap();
+    let connection = Connection::open_with(once(address)).unwrap();
     let channel = connection.open_channel().unwrap();
     let queue = channel
-        .queue_declare("", QueueDeclareOptions::exclusive())
+        .queue_declare("", QueueDeclareOptions::temporary())
         .unwrap();
     // Publish until the socket takes no more, either.
     let mut refused = 0;
     while refused < 20 {
-        match channel.try_basic_publish("", "flood", &[0; 60_000]) {
+        match channel.try_basic_publish("", "flood", [0; 60_000]) {
             Ok(_) => refused = 0,
             Err(_) => {
                 refused += 1;
@@ -399,7 +399,7 @@ fn a_channel_closed_in_a_failed_attempt_can_be_reopened_and_closed_again() {
     recovered(&events);
     assert!(!channels[0].is_open() && channels[1].is_open());
     channels[0].reopen().unwrap();
-    let options = QueueDeclareOptions::passive();
+    let options = QueueDeclareOptions::default().passive(true);
     let error = channels[0].queue_declare("q", options).unwrap_err();
     assert_eq!(error.reply_code(), Some(ReplyCode::NOT_FOUND), "{error}");
     assert!(!channels[0].is_open());
@@ -474,7 +474,7 @@ fn a_stream_consumer_waits_until_its_replica_runs() {
             });
         }
     });
-    let connection = Connection::open_with(&at(address).recovery(quick())).unwrap();
+    let connection = Connection::open_with(at(address).recovery(quick())).unwrap();
     let events = connection.events();
     let channel = connection.open_channel().unwrap();
     let options = ConsumeOptions::default()

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use leveret::{
-    BindOptions, Channel, ConnectionEvent, ConsumeOptions, Entity, ErrorKind, Exchange,
-    ExchangeDeclareOptions, ExchangeKind, QueueDeclareOptions, QueueDeleteOptions, RecoveryOptions,
-    ReplyCode,
+    AckMode, Channel, ConnectionEvent, ConsumeOptions, Entity, ErrorKind, Exchange,
+    ExchangeDeclareOptions, ExchangeKind, FieldTable, QueueDeclareOptions, QueueDeleteOptions,
+    RecoveryOptions, ReplyCode,
 };
 
 use super::{recovered, Lossy};
@@ -13,7 +13,7 @@ use crate::support::proxy::quick;
 use crate::support::{channel, connect, eventually, exclusive_queue, ready, unique, version, SOON};
 
 fn auto_delete_exchange(channel: &Channel, kind: ExchangeKind) -> Exchange {
-    let options = ExchangeDeclareOptions::default().auto_delete();
+    let options = ExchangeDeclareOptions::default().auto_delete(true);
     channel
         .exchange_declare(&unique("x"), kind, options)
         .unwrap()
@@ -31,18 +31,19 @@ fn exchanges_queues_and_bindings_are_restored() {
     let channel = lossy.connection.open_channel().unwrap();
     let source = auto_delete_exchange(&channel, ExchangeKind::Topic);
     let headers = auto_delete_exchange(&channel, ExchangeKind::Headers);
-    let options = QueueDeclareOptions::exclusive().max_length(2);
+    let options = QueueDeclareOptions::temporary().max_length(2);
     let named = channel.queue_declare(&unique("q"), options).unwrap();
     let unnamed = exclusive_queue(&channel);
     headers.bind(&source, "to.headers").unwrap();
     named.bind(&source, "one.*").unwrap();
     named.bind(&source, "two.*").unwrap();
-    let matching = BindOptions::default()
-        .argument("x-match", "all")
-        .argument("colour", "red");
+    let matching = FieldTable::new()
+        .with("x-match", "all")
+        .with("colour", "red");
     unnamed.bind_with(&headers, "", matching).unwrap();
-    let no_wait = BindOptions::default().no_wait();
-    unnamed.bind_with(&source, "no.wait", no_wait).unwrap();
+    channel
+        .queue_bind_no_wait(unnamed.name(), source.name(), "no.wait", FieldTable::new())
+        .unwrap();
 
     let old = unnamed.name().to_owned();
     for _ in 0..2 {
@@ -71,7 +72,7 @@ fn a_consumer_follows_a_queue_to_its_new_name() {
     let channel = lossy.connection.open_channel().unwrap();
     let queue = exclusive_queue(&channel);
     let same = channel.queue(queue.name());
-    let consumer = queue.consume(Default::default()).unwrap();
+    let consumer = queue.consume().unwrap();
     // The empty name stands for the queue declared last.
     let second = lossy.connection.open_channel().unwrap();
     let last = exclusive_queue(&second);
@@ -87,8 +88,8 @@ fn a_consumer_follows_a_queue_to_its_new_name() {
             .queue_bind("", "amq.fanout", "", Default::default())
             .unwrap();
         last.publish("m").unwrap();
-        let fetched = second.basic_get("", true).unwrap();
-        assert_eq!(fetched.unwrap().body(), b"m");
+        let fetched = second.basic_get("", AckMode::Automatic).unwrap();
+        assert_eq!(fetched.unwrap().delivery.body(), b"m");
     }
 }
 
@@ -96,7 +97,7 @@ fn a_consumer_follows_a_queue_to_its_new_name() {
 fn a_server_named_queue_that_survived_keeps_its_name() {
     let lossy = Lossy::new();
     let channel = lossy.connection.open_channel().unwrap();
-    let options = QueueDeclareOptions::durable().expires(Duration::from_secs(60));
+    let options = QueueDeclareOptions::default().expires(Duration::from_secs(60));
     let queue = channel.queue_declare("", options).unwrap();
     queue.publish("m").unwrap();
     arrives(&channel, queue.name(), 1);
@@ -115,7 +116,7 @@ fn a_server_named_queue_that_survived_keeps_its_name() {
     recovered(&lossy.events);
     assert_ne!(queue.name(), before);
     assert_eq!(ready(&channel, queue.name()), 0);
-    queue.delete(Default::default()).unwrap();
+    queue.delete().unwrap();
 }
 
 #[test]
@@ -124,12 +125,12 @@ fn deleted_and_unbound_entities_are_not_restored() {
     let connection = &lossy.connection;
     let channel = connection.open_channel().unwrap();
     let deleted = channel
-        .queue_declare(&unique("deleted"), QueueDeclareOptions::exclusive())
+        .queue_declare(&unique("deleted"), QueueDeclareOptions::temporary())
         .unwrap();
     let auto_deleted = channel
         .queue_declare(
             &unique("auto"),
-            QueueDeclareOptions::default().auto_delete(),
+            QueueDeclareOptions::default().auto_delete(true),
         )
         .unwrap();
     let kept = exclusive_queue(&channel);
@@ -145,10 +146,10 @@ fn deleted_and_unbound_entities_are_not_restored() {
     // Unbind the key that leads on to the queue.
     exchange.unbind(&source, "bound").unwrap();
     deleted.bind(&gone, "").unwrap();
-    deleted.delete(Default::default()).unwrap();
-    let consumer = auto_deleted.consume(Default::default()).unwrap();
+    deleted.delete().unwrap();
+    let consumer = auto_deleted.consume().unwrap();
     consumer.cancel().unwrap();
-    let cancelled = kept.consume(Default::default()).unwrap();
+    let cancelled = kept.consume().unwrap();
     cancelled.cancel().unwrap();
     assert!(!connection.queue_exists(auto_deleted.name()).unwrap());
 
@@ -171,7 +172,7 @@ fn deleted_and_unbound_entities_are_not_restored() {
 fn entities_that_cannot_be_declared_are_reported_and_retried() {
     let lossy = Lossy::new();
     let channel = lossy.connection.open_channel().unwrap();
-    let short_lived = QueueDeclareOptions::default().auto_delete();
+    let short_lived = QueueDeclareOptions::default().auto_delete(true);
     let changed = channel
         .queue_declare(&unique("changed"), short_lived)
         .unwrap();
@@ -200,7 +201,7 @@ fn entities_that_cannot_be_declared_are_reported_and_retried() {
     theirs
         .queue_declare(
             changed.name(),
-            QueueDeclareOptions::exclusive().max_length(1),
+            QueueDeclareOptions::temporary().max_length(1),
         )
         .unwrap();
     lossy.proxy.refuse(false);
@@ -263,7 +264,7 @@ fn a_queue_redeclared_with_other_arguments_is_reported_and_used() {
     let channel = lossy.connection.open_channel().unwrap();
     let options = QueueDeclareOptions::default().expires(Duration::from_secs(60));
     let queue = channel.queue_declare(&unique("q"), options).unwrap();
-    let consumer = queue.consume(Default::default()).unwrap();
+    let consumer = queue.consume().unwrap();
     lossy.proxy.refuse(true);
     lossy.proxy.cut();
     super::lost(&lossy.events);
@@ -294,7 +295,7 @@ fn a_queue_redeclared_with_other_arguments_is_reported_and_used() {
         matches!(&later, ConnectionEvent::RecoveredLater { entity: it } if *it == entity),
         "{later:?}"
     );
-    queue.delete(Default::default()).unwrap();
+    queue.delete().unwrap();
 }
 
 #[test]
@@ -303,18 +304,16 @@ fn a_consumer_of_a_taken_queue_waits_until_the_other_one_ends() {
     let channel = lossy.connection.open_channel().unwrap();
     let options = QueueDeclareOptions::default().expires(Duration::from_secs(60));
     let queue = channel.queue_declare(&unique("q"), options).unwrap();
-    let exclusive = ConsumeOptions::default().exclusive();
-    let consumer = queue.consume(exclusive).unwrap();
-    let on_other = exclusive_queue(&channel)
-        .consume(Default::default())
-        .unwrap();
+    let exclusive = ConsumeOptions::default().exclusive(true);
+    let consumer = queue.consume_with(exclusive).unwrap();
+    let on_other = exclusive_queue(&channel).consume().unwrap();
     // Another program takes the queue meanwhile.
     lossy.proxy.refuse(true);
     lossy.proxy.cut();
     super::lost(&lossy.events);
     let intruder = self::channel();
     eventually("the queue has no consumer", || {
-        let passive = QueueDeclareOptions::passive();
+        let passive = QueueDeclareOptions::default().passive(true);
         let queue = intruder.queue_declare(queue.name(), passive).unwrap();
         queue.consumer_count() == Some(0)
     });
@@ -336,7 +335,7 @@ fn a_consumer_of_a_taken_queue_waits_until_the_other_one_ends() {
     queue.publish("m").unwrap();
     let delivery = consumer.recv_timeout(SOON).unwrap().unwrap();
     assert_eq!(delivery.body(), b"m");
-    queue.delete(Default::default()).unwrap();
+    queue.delete().unwrap();
 }
 
 #[test]
@@ -344,10 +343,10 @@ fn filter_and_switches_select_what_is_restored() {
     type Limit = fn(RecoveryOptions) -> RecoveryOptions;
     let cases: [(&str, Limit); 6] = [
         ("nothing", |it| it),
-        ("exchange", RecoveryOptions::without_exchanges),
-        ("queue", RecoveryOptions::without_queues),
-        ("binding", RecoveryOptions::without_bindings),
-        ("consumer", RecoveryOptions::without_consumers),
+        ("exchange", |it| it.exchanges(false)),
+        ("queue", |it| it.queues(false)),
+        ("binding", |it| it.bindings(false)),
+        ("consumer", |it| it.consumers(false)),
         ("filtered", |it| {
             it.filter(|entity| !matches!(entity, Entity::Consumer { .. }))
         }),
@@ -357,7 +356,7 @@ fn filter_and_switches_select_what_is_restored() {
         let channel = lossy.connection.open_channel().unwrap();
         let exchange = auto_delete_exchange(&channel, ExchangeKind::Fanout);
         let queue = channel
-            .queue_declare(&unique("q"), QueueDeclareOptions::exclusive())
+            .queue_declare(&unique("q"), QueueDeclareOptions::temporary())
             .unwrap();
         queue.bind(&exchange, "").unwrap();
         let consuming = lossy.connection.open_channel().unwrap();
@@ -410,9 +409,11 @@ fn an_entity_that_closes_the_connection_each_time_is_left_out() {
     let mut consuming = None;
     let entity = if version() < (4, 0) {
         // An exchange type of a missing plugin: 503.
-        let options = ExchangeDeclareOptions::default().auto_delete().no_wait();
+        let options = ExchangeDeclareOptions::default().auto_delete(true);
         let kind = ExchangeKind::Other("x-no-such".into());
-        channel.exchange_declare(&name, kind, options).unwrap();
+        channel
+            .exchange_declare_no_wait(&name, kind, options)
+            .unwrap();
         Entity::Exchange { name }
     } else {
         // A consumer with an offset of the wrong type: 541.
@@ -421,7 +422,7 @@ fn an_entity_that_closes_the_connection_each_time_is_left_out() {
         let channel = lossy.connection.open_channel().unwrap();
         channel.basic_qos(1).unwrap();
         let options = ConsumeOptions::default().argument("x-stream-offset", true);
-        let consumer = channel.basic_consume(&name, options.no_wait()).unwrap();
+        let consumer = channel.basic_consume_no_wait(&name, options).unwrap();
         let consumer_tag = consumer.consumer_tag().to_owned();
         consuming = Some((stream, consumer));
         Entity::Consumer {
@@ -437,7 +438,7 @@ fn an_entity_that_closes_the_connection_each_time_is_left_out() {
     queue.publish("m").unwrap();
     arrives(&channel, queue.name(), 1);
     if let Some((stream, _consumer)) = consuming {
-        stream.delete(Default::default()).unwrap();
+        stream.delete().unwrap();
     }
 }
 
@@ -445,12 +446,12 @@ fn an_entity_that_closes_the_connection_each_time_is_left_out() {
 fn a_refused_no_wait_consumer_does_not_forget_its_auto_delete_queue() {
     let lossy = Lossy::new();
     let channel = lossy.connection.open_channel().unwrap();
-    let options = QueueDeclareOptions::durable().auto_delete();
+    let options = QueueDeclareOptions::default().auto_delete(true);
     let queue = channel.queue_declare(&unique("auto"), options).unwrap();
     let refused = lossy.connection.open_channel().unwrap();
     // The priority must be a number.
     let options = ConsumeOptions::default().argument("x-priority", "high");
-    let consumer = refused.basic_consume(queue.name(), options.no_wait());
+    let consumer = refused.basic_consume_no_wait(queue.name(), options);
     let error = consumer.unwrap().recv().unwrap_err();
     assert_eq!(error.close_reason().unwrap().method, Some("basic.consume"));
     // The recovery declares the queue only if the client still knows of it.
@@ -461,5 +462,5 @@ fn a_refused_no_wait_consumer_does_not_forget_its_auto_delete_queue() {
         .unwrap();
     lossy.lose();
     assert!(lossy.connection.queue_exists(queue.name()).unwrap());
-    queue.delete(QueueDeleteOptions::default()).unwrap();
+    queue.delete().unwrap();
 }

@@ -97,9 +97,9 @@ impl Queues {
             busy: [(); BUSY].map(|()| unique("stress-busy")),
         };
         let declare = |name: &str, options| queues.observer.queue_declare(name, options).unwrap();
-        let exclusive = QueueDeclareOptions::exclusive;
-        declare(&queues.open, exclusive());
-        let full = exclusive().max_length(1).overflow(Overflow::RejectPublish);
+        let temporary = QueueDeclareOptions::temporary;
+        declare(&queues.open, temporary());
+        let full = temporary().max_length(1).overflow(Overflow::RejectPublish);
         declare(&queues.full, full);
         for busy in &queues.busy {
             let options = QueueDeclareOptions::default().max_length(2000);
@@ -123,9 +123,11 @@ impl Queues {
 
     /// Takes all messages of a queue without consumers.
     fn take_all(&self, queue: &str) -> Vec<Option<Id>> {
-        let passive = QueueDeclareOptions::passive();
+        let passive = QueueDeclareOptions::default().passive(true);
         let queue = self.observer.queue_declare(queue, passive).unwrap();
-        let consumer = queue.consume(ConsumeOptions::default().no_ack()).unwrap();
+        let consumer = queue
+            .consume_with(ConsumeOptions::default().no_ack(true))
+            .unwrap();
         let take = |_| {
             let delivery = consumer.recv_timeout(SOON).unwrap();
             Id::read(delivery.expect("the broker counted this message").body())

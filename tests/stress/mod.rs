@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use leveret::{
-    Channel, ClosedBy, Connection, ConnectionEvent, Error, ErrorKind, Publisher,
+    AckMode, Channel, ClosedBy, Connection, ConnectionEvent, Error, ErrorKind, Publisher,
     QueueDeclareOptions, ReplyCode, Result,
 };
 
@@ -290,10 +290,10 @@ impl Stress {
 
     fn check_fresh_channel(&self) -> Result<()> {
         let channel = self.connection.open_channel()?;
-        let queue = channel.queue_declare("", QueueDeclareOptions::exclusive())?;
+        let queue = channel.queue_declare("", QueueDeclareOptions::temporary())?;
         let publisher = channel.publisher()?;
         publisher.publish("", queue.name(), "last")?.wait()?;
-        if queue.get(true)?.is_none() {
+        if queue.get_with(AckMode::Automatic)?.is_none() {
             self.fault("a fresh channel at the end: the message is not in its queue");
         }
         Ok(())

@@ -6,8 +6,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use leveret::{
-    Channel, Confirm, ConsumeOptions, Consumer, Delivery, Error, ErrorKind, NackOptions,
-    PublisherOptions, QueueDeclareOptions, Result,
+    AckMode, Channel, Confirm, ConsumeOptions, Consumer, Delivery, Error, ErrorKind, NackOptions,
+    PublisherOptions, QueueDeclareOptions, Requeue, Result,
 };
 
 use super::accounts::{Destination, Id, Outcome, Sent, BUSY, MISSING_QUEUE};
@@ -89,6 +89,13 @@ const SIZES: [(usize, usize); 3] = [(980, 0), (19, 10_000), (1, 300_000)];
 const CONSUMERS: usize = 5;
 const DELIVERIES: usize = 40;
 const UNCONFIRMED: usize = 200;
+
+/// Whether a call waits for the broker's reply.
+#[derive(Clone, Copy)]
+enum Wait {
+    Yes,
+    No,
+}
 
 struct Consuming<'a> {
     consumer: Consumer,
@@ -183,7 +190,7 @@ impl<'a> Worker<'a> {
             Operation::Close => self.close(&at),
             Operation::Leave => self.leave(&at),
             Operation::DeclareMissing => self.refused("a passive queue.declare", || {
-                channel.queue_declare(MISSING_QUEUE, QueueDeclareOptions::passive())
+                channel.queue_declare_passive(MISSING_QUEUE)
             }),
             Operation::DeclareOtherwise => {
                 let options = QueueDeclareOptions::default().max_length(1);
@@ -194,11 +201,12 @@ impl<'a> Worker<'a> {
                 channel.basic_consume(MISSING_QUEUE, ConsumeOptions::default())
             }),
             Operation::ConsumeMissingNoWait => {
-                let options = ConsumeOptions::default().no_wait();
-                self.consume_from(&at, MISSING_QUEUE, options, false);
+                self.consume_from(&at, MISSING_QUEUE, ConsumeOptions::default(), Wait::No);
             }
             Operation::GetMissing => {
-                self.refused("basic.get", || channel.basic_get(MISSING_QUEUE, true));
+                self.refused("basic.get", || {
+                    channel.basic_get(MISSING_QUEUE, AckMode::Automatic)
+                });
             }
             Operation::PublishMissing => self.publish_to(&at, Destination::Nowhere),
             Operation::SettleUnknown => self.settle_unknown(channel),
@@ -514,16 +522,16 @@ impl<'a> Worker<'a> {
         // Threads use the same tags, even on shared channels.
         let tags = ["", "tag-a", "tag-b", "tag-c"];
         let tag = tags[self.random.below(tags.len())];
-        let mut options = ConsumeOptions::default().consumer_tag(tag);
         let no_ack = self.random.one_in(4);
-        if no_ack {
-            options = options.no_ack();
-        }
-        if self.random.one_in(5) {
-            options = options.no_wait();
-        }
+        let options = ConsumeOptions::default().consumer_tag(tag).no_ack(no_ack);
+        let wait = match self.random.one_in(5) {
+            true => Wait::No,
+            false => Wait::Yes,
+        };
         let queue = self.busy();
-        self.consume_from(at, queue, options, no_ack);
+        if let Some(consuming) = self.consume_from(at, queue, options, wait) {
+            consuming.no_ack = no_ack;
+        }
     }
 
     fn consume_from(
@@ -531,21 +539,23 @@ impl<'a> Worker<'a> {
         at: &Arc<Tracked>,
         queue: &'a str,
         options: ConsumeOptions,
-        no_ack: bool,
-    ) {
+        wait: Wait,
+    ) -> Option<&mut Consuming<'a>> {
         if self.consumers.len() >= CONSUMERS {
             self.drop_consumer();
         }
-        let consume = || at.channel.basic_consume(queue, options);
-        if let Ok(consumer) = self.call("basic.consume", consume) {
-            let on = Arc::clone(at);
-            self.consumers.push(Consuming {
-                consumer,
-                on,
-                queue,
-                no_ack,
-            });
-        }
+        let consume = || match wait {
+            Wait::Yes => at.channel.basic_consume(queue, options),
+            Wait::No => at.channel.basic_consume_no_wait(queue, options),
+        };
+        let consumer = self.call("basic.consume", consume).ok()?;
+        self.consumers.push(Consuming {
+            consumer,
+            on: Arc::clone(at),
+            queue,
+            no_ack: false,
+        });
+        self.consumers.last_mut()
     }
 
     fn take_consumer(&mut self) -> Option<Consuming<'a>> {
@@ -659,14 +669,17 @@ impl<'a> Worker<'a> {
 
     fn get(&mut self, at: &Arc<Tracked>) {
         let queue = self.busy();
-        let no_ack = self.random.one_in(3);
-        let got = self.call("basic.get", || at.channel.basic_get(queue, no_ack));
+        let ack_mode = match self.random.one_in(3) {
+            true => AckMode::Automatic,
+            false => AckMode::Manual,
+        };
+        let got = self.call("basic.get", || at.channel.basic_get(queue, ack_mode));
         let Ok(Some(got)) = got else { return };
-        if got.routing_key() != queue {
+        if got.delivery.routing_key() != queue {
             self.stress
                 .fault("basic.get got a message of another queue");
         }
-        self.received(at, got.into_delivery(), no_ack);
+        self.received(at, got.delivery, ack_mode == AckMode::Automatic);
     }
 
     fn settle_some(&mut self) {
@@ -689,8 +702,8 @@ impl<'a> Worker<'a> {
         let settled = match self.random.below(8) {
             0 => self.call("basic.nack", || delivery.nack(NackOptions::requeue())),
             1 => self.call("basic.nack", || delivery.nack(NackOptions::discard())),
-            2 => self.call("basic.reject", || delivery.reject(true)),
-            3 => self.call("basic.reject", || delivery.reject(false)),
+            2 => self.call("basic.reject", || delivery.reject(Requeue::Yes)),
+            3 => self.call("basic.reject", || delivery.reject(Requeue::No)),
             // On a shared channel, other threads would acknowledge the same messages again.
             4 if !on.is_shared => {
                 on.settled_to.store(tag, Ordering::Relaxed);
@@ -708,12 +721,14 @@ impl<'a> Worker<'a> {
     }
 
     fn settle_unknown(&mut self, channel: &Channel) {
-        let options = NackOptions::requeue().multiple();
+        let options = NackOptions::requeue().multiple(true);
         // A later call on the channel gets the error.
         let sent = match self.random.below(3) {
             0 => self.call("basic.ack", || channel.basic_ack(UNKNOWN_TAG)),
             1 => self.call("basic.nack", || channel.basic_nack(UNKNOWN_TAG, options)),
-            _ => self.call("basic.reject", || channel.basic_reject(UNKNOWN_TAG, true)),
+            _ => self.call("basic.reject", || {
+                channel.basic_reject(UNKNOWN_TAG, Requeue::Yes)
+            }),
         };
         sent.ok();
     }

@@ -17,6 +17,8 @@ use crate::support::proxy::quick;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Verdict {
     Pass,
+    /// The broker gets the frame with the second text instead of the first, which is as long.
+    Alter(&'static str, &'static str),
     /// The broker gets nothing more on this channel.
     Hang,
     /// The client gets a connection.close with this code, which names no method.
@@ -106,7 +108,7 @@ fn intercept(
         let size = u32::from_be_bytes([head[3], head[4], head[5], head[6]]) as usize;
         let mut payload = vec![0; size + 1];
         client.read_exact(&mut payload)?;
-        let bytes = [&head[..], &payload].concat();
+        let mut bytes = [&head[..], &payload].concat();
         payload.pop();
         let frame = Frame {
             kind: head[0],
@@ -115,6 +117,13 @@ fn intercept(
         };
         match judge(number, &frame) {
             Verdict::Pass => {}
+            Verdict::Alter(from, to) => {
+                assert_eq!(from.len(), to.len());
+                let mut windows = bytes.windows(from.len());
+                if let Some(at) = windows.position(|it| it == from.as_bytes()) {
+                    bytes[at..at + to.len()].copy_from_slice(to.as_bytes());
+                }
+            }
             Verdict::Hang => drop(stuck.insert(frame.channel)),
             Verdict::Close(code) => {
                 let reason = [&code.to_be_bytes()[..], &short("INTERNAL_ERROR"), &[0; 4]];

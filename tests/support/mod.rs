@@ -69,13 +69,13 @@ pub(crate) fn unique(name: &str) -> String {
 /// Declares a queue that is deleted with its connection.
 pub(crate) fn exclusive_queue(channel: &Channel) -> Queue {
     channel
-        .queue_declare("", QueueDeclareOptions::exclusive())
+        .queue_declare("", QueueDeclareOptions::temporary())
         .unwrap()
 }
 
 /// How many messages are ready in a queue, as the broker counts them.
 pub(crate) fn ready(channel: &Channel, queue: &str) -> u32 {
-    let options = QueueDeclareOptions::passive();
+    let options = QueueDeclareOptions::default().passive(true);
     channel
         .queue_declare(queue, options)
         .unwrap()

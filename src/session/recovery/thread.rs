@@ -36,7 +36,7 @@ enum Task {
 
 impl Recover for Recovery {
     fn is_on(&self) -> bool {
-        self.options.recovery.is_on
+        self.options.recovery.enabled
     }
 
     fn lost(self: Arc<Self>, shared: &Arc<Shared>, cause: &Error) -> bool {

@@ -82,7 +82,7 @@ impl Drop for Connected {
 impl TrialConnection {
     pub(super) fn new(mut options: ConnectionOptions, broker: Last) -> Self {
         options.connection_name.push_str(" (recovery)");
-        options.recovery.is_on = false;
+        options.recovery.enabled = false;
         options.metrics = None;
         Self {
             options,

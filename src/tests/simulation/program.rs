@@ -617,7 +617,6 @@ impl Program {
         let Some(consumer_tag) = taken else { return };
         let options = ConsumeOptions {
             no_ack,
-            no_wait,
             ..ConsumeOptions::default()
         };
         let subscription = Arc::new(Subscription::new(

@@ -1,25 +1,29 @@
-//! Received messages, and their acknowledgement.
+//! Received messages.
+//!
+//! - this file: `Delivery` and its acknowledgement; `GetResponse` and `basic.get`
+//! - `properties`: what a message says about itself; `deaths`: why it was dead-lettered
+
+mod deaths;
+mod properties;
 
 use std::fmt;
-use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use crate::channel::{Answered, Channel};
 use crate::error::{ClosedBy, Error, ErrorKind, Result};
 use crate::io_thread::mailbox::Reply;
 use crate::log_line::log_line;
-use crate::message::STREAM_FILTER_VALUE;
-use crate::options::NackOptions;
+use crate::options::{AckMode, NackOptions, Requeue};
 use crate::proto::Expected;
 use crate::proto::{Delivered, Fetched};
 use crate::session::call::Operation;
 use crate::session::queue_names::QueueName;
-use crate::session::stream_position::stream_offset;
 use crate::session::subscription::{ReadsFrom, Subscription};
 use crate::wire::content::Content;
 use crate::wire::method::{BasicGet, Encode};
 use crate::wire::properties::Properties;
+pub use deaths::{Death, DeathReason};
 
 /// A received message, which the program must acknowledge.
 ///
@@ -48,6 +52,8 @@ pub struct Delivery {
     redelivered: bool,
     settled: AtomicBool,
     content: Content,
+    /// Set when the program first asks for the properties.
+    properties: OnceLock<Result<Box<Properties>>>,
 }
 
 /// What the messages of one consumer share. Keeps their channel open.
@@ -78,6 +84,7 @@ impl Delivery {
             redelivered: delivered.redelivered,
             settled: AtomicBool::new(false),
             content: delivered.content,
+            properties: OnceLock::new(),
         }
     }
 
@@ -109,66 +116,6 @@ impl Delivery {
     /// Returns the routing key that the message was published with.
     pub fn routing_key(&self) -> &str {
         self.content.routing_key()
-    }
-
-    /// Decodes the message's properties.
-    ///
-    /// # Errors
-    /// [`ErrorKind::MalformedProperties`]. The body can still be read.
-    pub fn properties(&self) -> Result<Properties> {
-        let properties = self.content.properties();
-        properties.map_err(|error| Error::malformed_properties(&error))
-    }
-
-    /// Returns the message's count towards the delivery limit of a quorum queue
-    /// (`x-delivery-count`): the number of earlier deliveries, or since RabbitMQ 4.3 the number of
-    /// failed deliveries.
-    ///
-    /// `None` if nothing was counted yet (`Some(0)` before RabbitMQ 4.0). Since 4.3, a message that
-    /// is dead-lettered into another quorum queue keeps its count. Other types of queue do not
-    /// count, and leave this header as the publisher set it.
-    ///
-    /// [`docs::rabbitmq`](crate::docs::rabbitmq#what-counts-towards-the-delivery-limit) says what
-    /// counts as a failure. See also
-    /// <https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling>.
-    pub fn delivery_count(&self) -> Option<u64> {
-        self.count("x-delivery-count")
-    }
-
-    /// Returns how often a quorum queue has delivered the message before, whatever the outcome
-    /// (`x-acquired-count`).
-    ///
-    /// Only RabbitMQ 4.3 and later send this count, from the second delivery on. It includes what
-    /// [`delivery_count`](Self::delivery_count) leaves out: a [`nack`](Self::nack), a late
-    /// acknowledgement, and messages that a consumer requeued unread. A program that requeues
-    /// messages with `nack` can base its own limit on this count. Other types of queue leave this
-    /// header as the publisher set it.
-    pub fn acquired_count(&self) -> Option<u64> {
-        self.count("x-acquired-count")
-    }
-
-    fn count(&self, header: &str) -> Option<u64> {
-        let properties = self.properties().ok()?;
-        let count = properties.headers?.get(header)?.as_i64()?;
-        u64::try_from(count).ok()
-    }
-
-    /// Returns the message's offset in its stream, or `None` if the message is not from a stream
-    /// (see [`Delivery`]). Offsets start at 0 and increase, with gaps.
-    ///
-    /// To resume after this message, consume from
-    /// [`StreamOffset::Offset`](crate::StreamOffset::Offset) with this number plus one.
-    pub fn stream_offset(&self) -> Option<u64> {
-        let offset = self.is_from_stream().then(|| stream_offset(&self.content));
-        u64::try_from(offset??).ok()
-    }
-
-    /// Returns the message's filter value, if it has one: see
-    /// [`ConsumeOptions::stream_filter`](crate::ConsumeOptions::stream_filter).
-    pub fn stream_filter_value(&self) -> Option<String> {
-        let headers = self.properties().ok()?.headers?;
-        let value = headers.get(STREAM_FILTER_VALUE)?;
-        value.as_str().map(str::to_owned)
     }
 
     /// Returns the message's body.
@@ -221,19 +168,18 @@ impl Delivery {
         answered.map(drop)
     }
 
-    /// Rejects the message as failed: the broker requeues it if `requeue` is true, otherwise drops
-    /// or dead-letters it.
+    /// Rejects the message as failed: the broker requeues it, drops it or dead-letters it.
     ///
-    /// Use this for a message that could not be handled. With `requeue`, the reject counts towards
-    /// the delivery limit of a quorum queue, on every version of RabbitMQ.
+    /// Use this for a message that could not be handled. With [`Requeue::Yes`], the reject counts
+    /// towards the delivery limit of a quorum queue, on every version of RabbitMQ.
     ///
     /// # Errors
     /// Same as [`nack`](Self::nack).
-    pub fn reject(&self, requeue: bool) -> Result<()> {
+    pub fn reject(&self, requeue: Requeue) -> Result<()> {
         self.answer_reject(requeue).map(drop)
     }
 
-    pub(crate) fn answer_reject(&self, requeue: bool) -> Result<Answered> {
+    pub(crate) fn answer_reject(&self, requeue: Requeue) -> Result<Answered> {
         self.check_can_be_given_back("basic.reject")?;
         self.settle("basic.reject", false, || {
             self.channel().reject(self.delivery_tag, requeue)
@@ -294,10 +240,6 @@ impl Delivery {
         self.origin.reads_from == ReadsFrom::Stream
     }
 
-    pub(crate) fn content(&self) -> &Content {
-        &self.content
-    }
-
     /// Converts the message into its body, without a new allocation.
     pub fn into_body(mut self) -> Vec<u8> {
         std::mem::take(&mut self.content).into_body()
@@ -329,14 +271,17 @@ impl fmt::Debug for Delivery {
 /// A message fetched by [`basic_get`](Channel::basic_get), and the number of messages left in the
 /// queue.
 #[derive(Debug)]
+#[non_exhaustive]
 #[must_use = "a delivery that is not acknowledged stays unacknowledged until the channel closes"]
 pub struct GetResponse {
-    delivery: Delivery,
-    message_count: u32,
+    /// The message.
+    pub delivery: Delivery,
+    /// Number of messages left in the queue.
+    pub message_count: u32,
 }
 
 impl GetResponse {
-    pub(crate) fn new(channel: Channel, no_ack: bool, fetched: Fetched) -> Self {
+    fn new(channel: Channel, ack_mode: AckMode, fetched: Fetched) -> Self {
         let message_count = fetched.message_count;
         let delivered = Delivered {
             delivery_tag: fetched.delivery_tag,
@@ -346,7 +291,7 @@ impl GetResponse {
         let origin = DeliverySource {
             channel,
             consumer_tag: Arc::from(""),
-            no_ack,
+            no_ack: ack_mode.is_no_ack(),
             subscription: None,
             // The broker refuses `basic.get` for a stream.
             reads_from: ReadsFrom::Queue,
@@ -357,42 +302,19 @@ impl GetResponse {
             message_count,
         }
     }
-
-    /// Returns the number of messages left in the queue.
-    pub fn message_count(&self) -> u32 {
-        self.message_count
-    }
-
-    /// Converts the response into the message.
-    pub fn into_delivery(self) -> Delivery {
-        self.delivery
-    }
-
-    /// Converts the message into its body, without a new allocation.
-    pub fn into_body(self) -> Vec<u8> {
-        self.delivery.into_body()
-    }
-}
-
-impl Deref for GetResponse {
-    type Target = Delivery;
-
-    fn deref(&self) -> &Delivery {
-        &self.delivery
-    }
 }
 
 impl Channel {
-    /// Fetches one message, or returns `None` if the queue is empty.
-    ///
-    /// With `no_ack`, the broker forgets the message as soon as it has sent it, and the program
-    /// must not acknowledge it. To receive many messages, use a [`Consumer`](crate::Consumer).
+    /// Fetches one message, or returns `None` if the queue is empty. To receive many messages, use
+    /// a [`Consumer`](crate::Consumer).
     ///
     /// ```no_run
-    /// # let channel = leveret::Connection::open_default()?.open_channel()?;
-    /// while let Some(message) = channel.basic_get("tasks", false)? {
-    ///     println!("{:?}, {} left", message.body(), message.message_count());
-    ///     message.ack()?;
+    /// use leveret::{AckMode, Connection};
+    ///
+    /// let channel = Connection::open_default()?.open_channel()?;
+    /// while let Some(got) = channel.basic_get("tasks", AckMode::Manual)? {
+    ///     println!("{:?}, {} left", got.delivery.body(), got.message_count);
+    ///     got.delivery.ack()?;
     /// }
     /// # Ok::<(), leveret::Error>(())
     /// ```
@@ -400,12 +322,17 @@ impl Channel {
     /// # Errors
     /// 404 if the queue does not exist; 403 without permission. For a stream, RabbitMQ closes the
     /// connection (540).
-    pub fn basic_get(&self, queue: &str, no_ack: bool) -> Result<Option<GetResponse>> {
-        self.get(queue.into(), no_ack)
+    pub fn basic_get(&self, queue: &str, ack_mode: AckMode) -> Result<Option<GetResponse>> {
+        self.get(queue.into(), ack_mode)
     }
 
-    pub(crate) fn get(&self, queue: QueueName<'_>, no_ack: bool) -> Result<Option<GetResponse>> {
+    pub(crate) fn get(
+        &self,
+        queue: QueueName<'_>,
+        ack_mode: AckMode,
+    ) -> Result<Option<GetResponse>> {
         let asked = Operation::about(BasicGet::ID, queue.shown());
+        let no_ack = ack_mode.is_no_ack();
         let reply = self.call_with(asked, |frames, call| {
             frames.method(&BasicGet {
                 ticket: 0,
@@ -419,6 +346,6 @@ impl Channel {
             Reply::Message(message) => message.claim(),
             Reply::Method(_) => None,
         };
-        Ok(fetched.map(|fetched| GetResponse::new(self.clone(), no_ack, fetched)))
+        Ok(fetched.map(|fetched| GetResponse::new(self.clone(), ack_mode, fetched)))
     }
 }
