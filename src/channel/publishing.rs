@@ -99,6 +99,26 @@ impl Channel {
         published.map_err(|error| Operation::about(BasicPublish::ID, exchange).failed(error))
     }
 
+    /// Waits up to `timeout` until everything that was sent on this channel so far, including
+    /// acknowledgements, is written to the socket. On a channel in confirm mode, waits until the
+    /// broker has confirmed or nacked all messages; [`wait_for_confirms`](Self::wait_for_confirms)
+    /// and the [`Confirm`](crate::Confirm)s report the outcomes.
+    ///
+    /// [`Connection::flush`](crate::Connection::flush) does this for all channels, and says what a
+    /// program loses that ends without it.
+    ///
+    /// # Errors
+    /// - A timeout. The program can wait again.
+    /// - The end of the channel or the connection.
+    /// - The cause of a loss, once, if messages were published without confirms, and the connection
+    ///   was lost before they were flushed. The broker may or may not have them.
+    pub fn flush(&self, timeout: Duration) -> Result<()> {
+        let shared = self.connection().shared();
+        let _waits = shared.waiters.begin();
+        let flushed = self.state().flush(Deadline::after(timeout));
+        flushed.map_err(|error| shared.outbox.explained(error).doing("flush"))
+    }
+
     /// Publishes through the default exchange to a queue that the broker named. Uses the name that
     /// the queue has when the message is admitted.
     pub(crate) fn publish_to_queue(

@@ -14,6 +14,7 @@
 //! - `admission`: when a caller may append; `back_pressure`: where it waits until then;
 //! - `frames`: what a caller can append; `state`: what the lock guards;
 //! - `channel`: the state of one channel; `channels` finds it; `channel_numbers` allocates numbers;
+//! - `flush`: where it waits until the socket has what it appended;
 //! - `phase`: whether the connection is open, lost or ended;
 //! - `send_queue`: what waits to be taken; `write_buffer`: what the IO thread is writing.
 
@@ -22,6 +23,7 @@ mod back_pressure;
 pub(crate) mod channel;
 mod channel_numbers;
 pub(crate) mod channels;
+mod flush;
 mod frames;
 mod phase;
 pub(crate) mod send_queue;
@@ -88,6 +90,7 @@ impl Outbox {
                 phase: Phase::Open,
                 has_not_ended: Some(has_not_ended),
                 epoch: 0,
+                last_loss: None,
                 payload_limit: peer.tuning.payload_limit(),
                 channels: Channels::new(),
                 channel_numbers: ChannelNumbers::new(peer.tuning.highest_channel()),

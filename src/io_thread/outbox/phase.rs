@@ -151,6 +151,7 @@ impl Outbox {
                 Phase::Lost { since, .. } => (*since, false),
                 Phase::Open | Phase::Ended(_) => (now(), true),
             };
+            state.last_loss = Some(error.clone());
             state.phase = Phase::Lost {
                 cause: error,
                 connected: false,

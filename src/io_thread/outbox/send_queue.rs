@@ -17,6 +17,23 @@ struct Lane {
     end: Vec<u8>,
     /// Bytes that the IO thread has taken but not written, as of its last take.
     writing: usize,
+    /// All bytes that the IO thread has taken.
+    taken: u64,
+    /// The number of takes before this lane began: tells two lanes of one channel apart.
+    since: u64,
+}
+
+/// What was in the queue at some time, to see later whether it is written.
+pub(crate) struct Mark {
+    takes: u64,
+    lanes: Vec<LaneMark>,
+}
+
+struct LaneMark {
+    channel: u16,
+    since: u64,
+    /// The number of bytes of the lane so far.
+    end: u64,
 }
 
 impl Lane {
@@ -50,6 +67,9 @@ pub(crate) struct SendQueue {
     last: Vec<u8>,
     /// An empty buffer for the next large message: fresh memory costs more than copying into it.
     spare: Vec<u8>,
+    /// How often the IO thread has taken frames. At each take, it has written all frames outside of
+    /// lanes that it took before.
+    takes: u64,
 }
 
 impl SendQueue {
@@ -90,8 +110,38 @@ impl SendQueue {
                 pieces: vec![frames],
                 end: Vec::new(),
                 writing: 0,
+                taken: 0,
+                since: self.takes,
             }),
         }
+    }
+
+    /// Marks all frames of one channel, or of all channels, that are in the queue now or being
+    /// written.
+    pub(crate) fn mark(&self, only: Option<u16>) -> Mark {
+        let is_meant = |lane: &&Lane| only.map_or(true, |channel| channel == lane.channel);
+        let lanes = self.lanes.iter().filter(is_meant).map(|lane| LaneMark {
+            channel: lane.channel,
+            since: lane.since,
+            end: lane.taken + lane.untaken() as u64,
+        });
+        Mark {
+            takes: self.takes,
+            lanes: lanes.collect(),
+        }
+    }
+
+    /// Whether the socket has all frames of the mark.
+    pub(crate) fn has_written(&self, mark: &Mark) -> bool {
+        // The next take takes the frames, and the one after it finds them written.
+        self.takes >= mark.takes + 2 && mark.lanes.iter().all(|it| self.has_written_lane(it))
+    }
+
+    fn has_written_lane(&self, mark: &LaneMark) -> bool {
+        let is_it = |lane: &&Lane| lane.channel == mark.channel && lane.since == mark.since;
+        // A lane ends when all of it is written.
+        let lane = self.lanes.iter().find(is_it);
+        lane.map_or(true, |lane| lane.taken - lane.writing as u64 >= mark.end)
     }
 
     /// The number of bytes that the IO thread has not taken.
@@ -123,9 +173,11 @@ impl SendQueue {
 
     /// Moves to the IO thread's buffer all that it can take.
     pub(crate) fn move_to(&mut self, write_buffer: &mut WriteBuffer) {
+        self.takes += 1;
         write_buffer.take_in_order(&mut self.in_order);
         self.lanes.retain_mut(|lane| {
             lane.finish_piece();
+            lane.taken += lane.untaken() as u64;
             lane.writing = write_buffer.take_lane(lane.channel, &mut lane.pieces);
             lane.writing > 0
         });

@@ -75,7 +75,7 @@ impl ChannelState {
             call,
         });
         match frames.channel().mode() {
-            Mode::Plain => {}
+            Mode::Plain(_) => {}
             Mode::Confirm => frames.method(&ConfirmSelect { no_wait: true })?,
             Mode::Transaction(_) => frames.call(&TxSelect {}, Call::unawaited())?,
         }

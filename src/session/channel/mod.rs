@@ -122,8 +122,17 @@ impl ChannelState {
     pub(crate) fn last_published(&self) -> Option<u64> {
         self.look(|channel| match channel.mode() {
             Mode::Confirm => Some(channel.sequence_numbers.last()),
-            Mode::Plain | Mode::Transaction(_) => None,
+            Mode::Plain(_) | Mode::Transaction(_) => None,
         })
+    }
+
+    /// Waits until the deadline until the broker has answered all messages of a channel in confirm
+    /// mode, or until all frames of another channel are written to the socket.
+    pub(crate) fn flush(&self, deadline: Deadline) -> Result<()> {
+        match self.last_published() {
+            Some(published) => self.confirms.wait(published, deadline),
+            None => self.shared.outbox.flush(self.id(), deadline),
+        }
     }
 
     /// Continues after a loss. `republished` holds the first and the last message that are

@@ -81,7 +81,7 @@ impl Recovery {
     }
 
     /// The channels that have not ended.
-    pub(super) fn channels(&self) -> Vec<Arc<ChannelState>> {
+    pub(crate) fn channels(&self) -> Vec<Arc<ChannelState>> {
         let state = self.state.lock();
         let mut channels: Vec<_> = state.channels.values().filter_map(Weak::upgrade).collect();
         // `enlist` takes these two locks in the other order.

@@ -300,7 +300,7 @@ impl Channel {
         if let Mode::Confirm = self.mode {
             return Some(self.sequence_numbers.next(has_confirm));
         }
-        self.mode.used();
+        self.mode.published();
         None
     }
 
@@ -308,7 +308,7 @@ impl Channel {
     /// it, if it settles all earlier messages, too.
     #[inline]
     pub(crate) fn answered(&mut self, multiple: Option<(u64, u64)>) {
-        self.mode.used();
+        self.mode.acknowledged();
         let Some((delivery_tag, last_call)) = multiple else {
             return;
         };
@@ -323,6 +323,12 @@ impl Channel {
         if let Some(reason) = reason.or(self.last_loss.as_ref()) {
             self.mode.tear(reason);
         }
+    }
+
+    /// A flush begins. If messages that were published without confirms since the last flush may be
+    /// lost, returns the cause, once.
+    pub(super) fn take_unflushed(&mut self) -> Option<Error> {
+        self.mode.take_unflushed()
     }
 
     /// Ends the transaction. If a part of it was lost, returns the cause.
