@@ -55,6 +55,11 @@ const DROP_PATIENCE: Duration = Duration::from_secs(5);
 /// # Ok::<(), leveret::Error>(())
 /// ```
 ///
+/// A `fork` of the process must open its own connection. The IO thread exists only in the parent, so
+/// the child's calls fail with [`ErrorKind::Forked`]. A publish fails, too, except that a child
+/// forked while the parent was sending can put up to 512 KiB into an outbox that is never sent.
+/// Consumers of the child receive nothing.
+///
 /// See <https://www.rabbitmq.com/docs/connections>.
 #[derive(Clone)]
 pub struct Connection {
@@ -419,6 +424,9 @@ fn words(text: &str) -> Vec<String> {
 
 impl Drop for Inner {
     fn drop(&mut self) {
+        if self.shared.outbox.check_process().is_err() {
+            return;
+        }
         let code = ReplyCode::SUCCESS;
         let text = "its last handle was dropped";
         // An unread delivery can be the last handle and be dropped with its consumer on the IO

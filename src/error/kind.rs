@@ -229,6 +229,9 @@ pub enum ErrorKind {
         /// The panic message.
         message: String,
     },
+    /// This process is a fork of the process that opened the connection. The IO thread runs only in
+    /// that process, so each process must open its own connection after the fork.
+    Forked,
     /// The system cannot start another thread.
     ThreadNotStarted {
         /// The system's error kind.
@@ -379,6 +382,10 @@ impl ErrorKind {
                 write!(f, "no credentials to log in with: {text}")
             }
             Self::WorkerPanicked { message } => write!(f, "the worker thread panicked: {message}"),
+            Self::Forked => f.write_str(
+                "this process is a fork of the process that opened the connection: open a \
+                 connection after the fork",
+            ),
             Self::ThreadNotStarted { kind } => write!(f, "cannot start a thread: {kind}"),
             Self::AlreadySettled { delivery_tag } => {
                 write!(

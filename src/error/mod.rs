@@ -177,6 +177,7 @@ impl Error {
                 | ErrorKind::ProtocolViolation { .. }
                 | ErrorKind::RecoveryGivenUp { .. }
                 | ErrorKind::Panicked { .. }
+                | ErrorKind::Forked
         )
     }
 

@@ -65,6 +65,7 @@ pub(super) fn send(
     deadline: Deadline,
     append: impl FnOnce(&mut Frames<'_>, Call) -> Result<()>,
 ) -> Result<Reply> {
+    shared.outbox.check_process().map_err(Error::unsent)?;
     let (call, reply) = Call::new();
     let written = shared
         .outbox

@@ -18,6 +18,7 @@ impl Outbox {
     /// socket; for [`CONNECTION`], on all channels. Fails with the cause if it may be lost.
     pub(crate) fn flush(&self, id: ChannelId, deadline: Deadline) -> Result<()> {
         let mut state = self.state.lock();
+        self.check_process_of(&mut state)?;
         let channel = state.channels.get_mut(id);
         if let Some(cause) = channel.take_unflushed() {
             return Err(cause);

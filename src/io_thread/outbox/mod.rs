@@ -31,6 +31,7 @@ mod state;
 pub(crate) mod write_buffer;
 
 use std::convert::Infallible;
+use std::process;
 use std::sync::Arc;
 
 use bytes::BytesMut;
@@ -78,6 +79,8 @@ pub(crate) struct Outbox {
     aborted: AtomicBool,
     /// The epoch of the connection that the recovery gives up, so that it can make a new attempt.
     abandoned: AtomicU64,
+    /// The process whose IO thread takes the frames.
+    process: u32,
     /// Callers fail at once during a recovery rather than wait for its end.
     fails_fast: bool,
 }
@@ -113,6 +116,7 @@ impl Outbox {
             waker,
             aborted: AtomicBool::new(false),
             abandoned: AtomicU64::new(NONE),
+            process: process::id(),
             fails_fast,
         }
     }
@@ -171,6 +175,7 @@ impl Outbox {
         let wake = std::mem::take(&mut state.asleep);
         drop(state);
         if wake {
+            self.check_process().map_err(Error::unsent)?;
             self.wake();
         }
         if wake_all {
@@ -194,6 +199,21 @@ impl Outbox {
             let peer = self.peer();
             log_line!(Error, peer.label, "cannot wake the IO thread: {error}");
         }
+    }
+
+    /// Fails in a fork of the process, which has no IO thread: all its callers fail from then on.
+    /// Costs a system call, so it is called only where a caller waits anyway.
+    pub(crate) fn check_process(&self) -> Result<()> {
+        self.check_process_of(&mut self.state.lock())
+    }
+
+    fn check_process_of(&self, state: &mut State) -> Result<()> {
+        if self.process == process::id() {
+            return Ok(());
+        }
+        let forked = Error::new(ErrorKind::Forked);
+        state.end(forked.clone());
+        Err(forked)
     }
 
     /// Adds the numbers that the outbox counts.
@@ -396,6 +416,22 @@ mod tests {
         let torn_by = outbox.channel(owned.id, Channel::end_transaction);
         let lost = Error::invalid("lost").to_string();
         assert_eq!(torn_by.map(|it| it.to_string()), Some(lost));
+    }
+
+    #[test]
+    fn a_fork_of_the_process_gets_an_error() {
+        let mut outbox = outbox();
+        outbox.process = 0;
+        let (mut write_buffer, mut commands) = (WriteBuffer::default(), Vec::new());
+        // The IO thread of the parent is asleep.
+        outbox.take(&mut write_buffer, &mut commands);
+        let patience = Duration::from_secs(20);
+        for _ in 0..2 {
+            let written = outbox.write(CONNECTION, Admission::Room, patience, append_call);
+            let error = written.unwrap_err();
+            assert!(matches!(error.kind(), ErrorKind::Forked), "{error}");
+            assert!(!error.may_have_been_sent() && error.is_connection_end());
+        }
     }
 
     #[test]
