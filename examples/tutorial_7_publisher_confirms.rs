@@ -78,7 +78,7 @@ fn publish_with_a_window(publisher: &Publisher, queue: &str, count: u32) -> Resu
     for number in 0..count {
         let body = number.to_string();
         open.push_back((publisher.publish("", queue, &body)?, body));
-        while let Some(outcome) = open.front().and_then(|(confirm, _)| confirm.try_wait()) {
+        while let Some(outcome) = open.front().and_then(|it| it.0.try_wait().transpose()) {
             let answered = open.pop_front();
             open.extend(again(publisher, queue, outcome, answered)?);
         }

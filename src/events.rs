@@ -76,6 +76,13 @@ pub enum ConnectionEvent {
         /// How long the thread had no consumer.
         after: Duration,
     },
+    /// The broker closed a channel because of an error. The connection stays open.
+    ChannelClosed {
+        /// The channel's number: see [`Channel::number`](crate::Channel::number).
+        channel: u16,
+        /// Why. Every waiting call of the channel gets this error.
+        cause: Error,
+    },
     /// The connection is closed for good. This is the last event.
     Closed {
         /// Why, and by which side. Every waiting call gets this error.
@@ -158,7 +165,7 @@ impl fmt::Display for Entity {
 /// For programs that track unconfirmed messages themselves.
 ///
 /// See <https://www.rabbitmq.com/docs/confirms#publisher-confirms>.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Confirmation {
     /// Sequence number of the message. Sequence numbers start at 1 and keep increasing across

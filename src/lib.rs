@@ -126,7 +126,7 @@ pub use options::{
     QueueDeleteOptions, QueueType, RecoveryOptions, Requeue, StreamOffset, TlsOptions,
     WorkerOptions,
 };
-pub use publisher::confirm::Confirm;
+pub use publisher::confirm::{Confirm, PublishOutcome};
 pub use publisher::Publisher;
 pub use queue::Queue;
 pub use rpc::{RpcClient, RpcServer};

@@ -18,13 +18,16 @@ use std::fmt;
 ///
 ///     fn begin(&self) -> SaslConversation {
 ///         let mut answers = [b"guest".to_vec(), b"My password is guest".to_vec()].into_iter();
-///         Box::new(move |_challenge| answers.next().ok_or("no more answers".to_owned()))
+///         SaslConversation::new(move |_challenge| {
+///             answers.next().ok_or("no more answers".to_owned())
+///         })
 ///     }
 /// }
 ///
 /// let mut conversation = Demo.begin();
-/// assert_eq!(conversation(b"").unwrap(), b"guest");
-/// assert_eq!(conversation(b"Please tell me your password").unwrap(), b"My password is guest");
+/// assert_eq!(conversation.respond(b"").unwrap(), b"guest");
+/// let challenge = b"Please tell me your password";
+/// assert_eq!(conversation.respond(challenge).unwrap(), b"My password is guest");
 /// ```
 ///
 /// See <https://www.rabbitmq.com/docs/access-control#mechanisms>.
@@ -42,10 +45,38 @@ impl fmt::Debug for dyn SaslMechanism {
     }
 }
 
-/// The client's side of one login.
+/// The client's side of one login: answers the broker's challenges.
 ///
-/// The first call gets an empty challenge and returns the initial response. Each later call gets a
-/// challenge from the broker (`connection.secure`). The login error shows the text of an `Err`, so
-/// the text must not contain a secret. The conversation runs on the thread that connects, within
-/// `connect_timeout`.
-pub type SaslConversation = Box<dyn FnMut(&[u8]) -> Result<Vec<u8>, String> + Send>;
+/// The conversation runs on the thread that connects, within `connect_timeout`.
+pub struct SaslConversation {
+    respond: Box<Respond>,
+}
+
+type Respond = dyn FnMut(&[u8]) -> Result<Vec<u8>, String> + Send;
+
+impl SaslConversation {
+    /// Creates a conversation that calls `respond` with each challenge: first with an empty one,
+    /// for the initial response, then with each challenge of the broker (`connection.secure`).
+    ///
+    /// If `respond` returns an error, the login fails. The login's error shows the text, so the
+    /// text must not contain a secret.
+    pub fn new(respond: impl FnMut(&[u8]) -> Result<Vec<u8>, String> + Send + 'static) -> Self {
+        let respond = Box::new(respond);
+        Self { respond }
+    }
+
+    /// Returns the response to a challenge.
+    ///
+    /// # Errors
+    /// Why the mechanism has no response.
+    pub fn respond(&mut self, challenge: &[u8]) -> Result<Vec<u8>, String> {
+        (self.respond)(challenge)
+    }
+}
+
+/// Shows nothing of the login.
+impl fmt::Debug for SaslConversation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SaslConversation").finish_non_exhaustive()
+    }
+}

@@ -701,7 +701,7 @@ impl Publishing<'_> {
 
     fn is_answered(&self) -> bool {
         let first = self.pending.front();
-        first.is_some_and(|(_, _, confirm)| confirm.try_wait().is_some())
+        first.is_some_and(|(_, _, confirm)| !matches!(confirm.try_wait(), Ok(None)))
     }
 
     fn publish(&mut self, id: u64) {

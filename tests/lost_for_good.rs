@@ -167,7 +167,7 @@ fn publish_until_lost(
             }
         }
         number += 1;
-        while let Some(Ok(())) = open.front().and_then(|(_, confirm)| confirm.try_wait()) {
+        while let Some(Ok(Some(()))) = open.front().map(|(_, confirm)| confirm.try_wait()) {
             answered.push(open.pop_front().unwrap().0);
             confirmed.fetch_add(1, Ordering::Relaxed);
         }

@@ -39,7 +39,7 @@ fn every_message_has_its_own_outcome() {
     assert_eq!(ready(&channel, queue.name()), 1);
     // Every later wait returns the same outcome.
     confirmed.wait_timeout(Duration::ZERO).unwrap();
-    confirmed.try_wait().unwrap().unwrap();
+    assert_eq!(confirmed.try_wait().unwrap(), Some(()));
 
     publisher
         .publish("", full.name(), "fits")
@@ -74,10 +74,7 @@ fn every_message_has_its_own_outcome() {
     assert_eq!(back.body(), b"back");
     assert_eq!(back.sequence_number(), Some(4));
     assert_eq!(back.properties().unwrap(), *message.properties().unwrap());
-    assert_eq!(
-        returned.try_wait().unwrap().unwrap_err().kind(),
-        error.kind()
-    );
+    assert_eq!(returned.try_wait().unwrap_err().kind(), error.kind());
 
     // A missing queue only returns the message; a missing exchange closes the channel.
     let lost = publisher
@@ -282,7 +279,7 @@ fn publishing_blocks_only_while_the_window_is_full() {
         .map(|_| publisher.publish("", "q", "m").unwrap())
         .collect();
     assert_eq!(publisher.unconfirmed(), 3);
-    assert!(confirms[0].try_wait().is_none());
+    assert_eq!(confirms[0].try_wait().unwrap(), None);
     let error = confirms[0].wait().unwrap_err();
     assert_eq!(*error.kind(), ErrorKind::TimedOut { after: SHORT });
     assert_eq!(
@@ -313,7 +310,7 @@ fn publishing_blocks_only_while_the_window_is_full() {
     let fourth = blocked.join().unwrap();
     assert_eq!(fourth.sequence_number(), 4);
     confirms[1].wait().unwrap();
-    assert!(confirms[0].try_wait().is_none());
+    assert_eq!(confirms[0].try_wait().unwrap(), None);
     go.send(()).unwrap();
     fourth.wait_timeout(SOON).unwrap();
     publisher.wait_for_confirms().unwrap();
@@ -461,7 +458,9 @@ fn messages_that_never_reach_the_socket_fail_as_unsent() {
         assert_eq!(error.reply_code(), Some(ReplyCode::NOT_FOUND), "{error}");
     }
     assert_eq!(on_closed.unconfirmed(), 0);
-    assert!(second.iter().all(|confirm| confirm.try_wait().is_none()));
+    assert!(second
+        .iter()
+        .all(|confirm| matches!(confirm.try_wait(), Ok(None))));
     go.send(()).unwrap();
     let errors = second
         .iter()

@@ -299,7 +299,7 @@ impl SaslMechanism for Demo {
 
     fn begin(&self) -> SaslConversation {
         let password = self.0;
-        Box::new(move |challenge| match challenge {
+        SaslConversation::new(move |challenge| match challenge {
             b"" => Ok(b"guest".to_vec()),
             b"Please tell me your password" => Ok(format!("My password is {password}").into()),
             other => Err(format!("unexpected: {}", String::from_utf8_lossy(other))),

@@ -217,9 +217,9 @@ impl Load<'_> {
         let most = most.unwrap_or_default() as usize;
         while let Some(oldest) = confirms.front() {
             let answered = match oldest.try_wait() {
-                Some(answered) => answered,
-                None if confirms.len() > most => oldest.wait(),
-                None => return Ok(()),
+                Ok(None) if confirms.len() > most => oldest.wait(),
+                Ok(None) => return Ok(()),
+                answered => answered.map(drop),
             };
             confirms.pop_front();
             match answered {

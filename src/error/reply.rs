@@ -78,6 +78,18 @@ reply_codes! {
     INTERNAL_ERROR = 541;
 }
 
+impl From<u16> for ReplyCode {
+    fn from(code: u16) -> Self {
+        Self(code)
+    }
+}
+
+impl From<ReplyCode> for u16 {
+    fn from(code: ReplyCode) -> Self {
+        code.0
+    }
+}
+
 impl fmt::Display for ReplyCode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.name() {

@@ -1,6 +1,6 @@
 //! The IO thread answers a message while threads wait for its outcome, or no longer do.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use loom::thread;
@@ -22,6 +22,7 @@ fn published() -> (Arc<PublisherState>, Arc<ConfirmSlot>) {
         label: Box::new(|| Label::new("model", "nowhere")),
         window: Window::new(1, 100),
         failures: Mutex::new(UnreportedFailures::new(100)),
+        outcomes: OnceLock::new(),
         confirm_timeout: Duration::MAX,
         recovers: true,
     });

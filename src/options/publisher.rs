@@ -11,6 +11,7 @@ pub struct PublisherOptions {
     pub(crate) window: u32,
     pub(crate) window_bytes: u64,
     pub(crate) mandatory: bool,
+    pub(crate) message_ids: bool,
     pub(crate) confirm_timeout: Duration,
 }
 
@@ -20,6 +21,7 @@ impl Default for PublisherOptions {
             window: 1000,
             window_bytes: 64 << 20,
             mandatory: true,
+            message_ids: false,
             confirm_timeout: Duration::from_secs(30),
         }
     }
@@ -41,6 +43,11 @@ impl PublisherOptions {
         /// confirms such a message, unless [`Message::mandatory`](crate::Message::mandatory) is set
         /// on it. Default: true.
         mandatory: bool;
+        /// Whether to give each message a unique [`message_id`](crate::Message::message_id), unless
+        /// it has one. If recovery publishes a message again, the copy has the same id, so that
+        /// consumers can recognize duplicates. If the program publishes a message again, it must
+        /// set the id itself. Default: false.
+        message_ids: bool;
         /// How long to wait for the broker's confirm and for room in the window. Default: 30
         /// seconds.
         confirm_timeout: Duration;

@@ -1,8 +1,10 @@
 //! The outcome of each published message.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
+
+use crossbeam_channel::Receiver;
 
 use super::window::{Weight, Window};
 use crate::channel::Channel;
@@ -10,6 +12,7 @@ use crate::error::{Error, ErrorKind, FailedPublish, Result, ReturnedMessage};
 use crate::io_thread::counters::Gauge;
 use crate::io_thread::deadline::Deadline;
 use crate::io_thread::mailbox::ConfirmMailbox;
+use crate::io_thread::notifier::Notifier;
 use crate::log_line::{log_line, Label};
 use crate::proto::{Outcome, Returned};
 use crate::session::failures::{Failures, Waiter};
@@ -18,6 +21,8 @@ use crate::sync::{Condvar, Mutex};
 
 /// Number of failures kept for a publisher's report.
 const FAILURES_LIMIT: usize = 65_536;
+/// Number of outcomes kept for a receiver.
+const OUTCOMES_LIMIT: usize = 65_536;
 
 /// The outcome of one message that a [`Publisher`](crate::Publisher) has published.
 ///
@@ -89,14 +94,14 @@ impl Confirm {
     /// # Errors
     /// Same as [`wait`](Self::wait).
     pub fn wait_timeout(&self, timeout: Duration) -> Result<()> {
-        let outcome = self.try_wait();
-        if let Some(outcome) = outcome {
+        if let Some(outcome) = self.awaited.read(self.sequence_number) {
             return outcome;
         }
         let deadline = Deadline::after(timeout);
         let _waits = self.channel.connection().shared().waiters.begin();
         self.awaited.wait(deadline);
-        self.try_wait().unwrap_or_else(|| {
+        let outcome = self.awaited.read(self.sequence_number);
+        outcome.unwrap_or_else(|| {
             let number = self.sequence_number;
             let doing = format!("waiting for the confirm of message {number}");
             let outbox = &self.channel.connection().shared().outbox;
@@ -104,9 +109,13 @@ impl Confirm {
         })
     }
 
-    /// Returns the outcome if it is known, in the same way as [`wait`](Self::wait), or `None`.
-    pub fn try_wait(&self) -> Option<Result<()>> {
-        self.awaited.read(self.sequence_number)
+    /// Returns `Some` if the broker has confirmed the message, or `None` if its outcome is not known
+    /// yet. Does not wait.
+    ///
+    /// # Errors
+    /// Same as [`wait`](Self::wait), but without a timeout.
+    pub fn try_wait(&self) -> Result<Option<()>> {
+        self.awaited.read(self.sequence_number).transpose()
     }
 }
 
@@ -117,6 +126,18 @@ impl fmt::Debug for Confirm {
             .field("outcome", &*self.awaited.outcome.lock())
             .finish_non_exhaustive()
     }
+}
+
+/// The outcome of one message, received from
+/// [`Publisher::outcomes`](crate::Publisher::outcomes).
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct PublishOutcome {
+    /// The message's sequence number on its channel: see [`Confirm::sequence_number`].
+    pub sequence_number: u64,
+    /// `Ok` if the broker has confirmed the message. Otherwise the same error as from
+    /// [`Confirm::wait`].
+    pub result: Result<()>,
 }
 
 /// A message that waits for its outcome. The IO thread holds it until then.
@@ -166,12 +187,21 @@ impl ConfirmMailbox for ConfirmSlot {
             let mut failures = self.publisher.failures.lock();
             failures.push(sequence_number, error.clone(), &self.publisher.label);
         }
+        let outcomes = self.publisher.outcomes.get();
+        let read = outcomes.map(|it| (it, outcome.clone()));
         // Both under the lock: a reader of the outcome finds the room given back, and the other way
         // round.
         let mut slot = self.outcome.lock();
         *slot = Some(outcome);
         self.publisher.window.give_back(self.weight);
         drop(slot);
+        if let Some((outcomes, result)) = read {
+            let outcome = PublishOutcome {
+                sequence_number,
+                result,
+            };
+            outcomes.send(outcome, drop);
+        }
         self.answered.notify_all();
     }
 
@@ -216,9 +246,18 @@ pub(crate) struct PublisherState {
     pub(crate) label: Box<dyn Fn() -> Label + Send + Sync>,
     pub(crate) window: Window,
     pub(crate) failures: Mutex<UnreportedFailures>,
+    /// Set when the program first asks for them.
+    pub(crate) outcomes: OnceLock<Notifier<PublishOutcome>>,
     pub(crate) confirm_timeout: Duration,
     /// Whether recovery republishes unconfirmed messages.
     pub(crate) recovers: bool,
+}
+
+impl PublisherState {
+    pub(super) fn outcomes(&self) -> Receiver<PublishOutcome> {
+        let outcomes = || Notifier::new(OUTCOMES_LIMIT);
+        self.outcomes.get_or_init(outcomes).receiver()
+    }
 }
 
 /// The failed messages that the program has not been told about.

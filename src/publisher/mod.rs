@@ -1,11 +1,14 @@
 //! Publishing with a confirm for each message.
 
 pub(crate) mod confirm;
+mod message_ids;
 pub(crate) mod window;
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
+
+use crossbeam_channel::Receiver;
 
 use crate::channel::Channel;
 use crate::error::{Error, ErrorKind, Result};
@@ -16,7 +19,8 @@ use crate::options::PublisherOptions;
 use crate::session::call::Operation;
 use crate::sync::Mutex;
 use crate::wire::method::{BasicPublish, Encode};
-use confirm::{Confirm, ConfirmSlot, PublisherState, UnreportedFailures};
+use confirm::{Confirm, ConfirmSlot, PublishOutcome, PublisherState, UnreportedFailures};
+use message_ids::MessageIds;
 use window::{NoRoom, Weight, Window};
 
 /// Publishes messages and reports the outcome of each one.
@@ -29,8 +33,8 @@ use window::{NoRoom, Weight, Window};
 /// The publisher keeps a copy of each message until the broker has confirmed or nacked it. If the
 /// connection is lost before that, recovery republishes the message, in order and before newer
 /// messages. The broker gets each message at least once, and its [`Confirm`] stays valid. Consumers
-/// can see such a message twice. Give messages a [`message_id`](Message::message_id), so that
-/// consumers can recognize duplicates.
+/// can see such a message twice. Give messages an id
+/// ([`PublisherOptions::message_ids`]), so that consumers can recognize duplicates.
 ///
 /// A republished message goes to its original exchange and routing key. If the key is the name that
 /// the broker gave to an exclusive queue, the message reaches no queue: that queue was lost with
@@ -93,6 +97,7 @@ pub struct Publisher {
 struct Inner {
     channel: Channel,
     options: PublisherOptions,
+    message_ids: Option<MessageIds>,
     unconfirmed: Arc<PublisherState>,
 }
 
@@ -103,6 +108,7 @@ impl Publisher {
             label: Box::new(move || shared.label()),
             window: Window::new(options.window, options.window_bytes),
             failures: Mutex::new(UnreportedFailures::new(options.window_bytes)),
+            outcomes: OnceLock::new(),
             confirm_timeout: options.confirm_timeout,
             recovers: channel.connection().options().recovery.enabled,
         };
@@ -111,6 +117,7 @@ impl Publisher {
         Self {
             inner: Arc::new(Inner {
                 channel,
+                message_ids: options.message_ids.then(MessageIds::new),
                 options,
                 unconfirmed,
             }),
@@ -127,6 +134,45 @@ impl Publisher {
         usize::try_from(self.inner.unconfirmed.window.len()).unwrap_or(usize::MAX)
     }
 
+    /// Returns a receiver of the outcomes of this publisher's messages, from the first call on. For
+    /// [`select!`](crossbeam_channel::select) over outcomes, consumers and other receivers, and for
+    /// programs that read the outcomes on a thread of their own.
+    ///
+    /// The receiver keeps the newest 65,536 outcomes. All receivers of a publisher share them: each
+    /// outcome goes to one receiver. The receiver is disconnected when the last clone of the
+    /// publisher is dropped and all its messages have their outcomes. [`Confirm`] and
+    /// [`wait_for_confirms`](Self::wait_for_confirms) report the outcomes, too.
+    ///
+    /// ```no_run
+    /// use leveret::crossbeam_channel::select;
+    ///
+    /// # let channel = leveret::Connection::open_default()?.open_channel()?;
+    /// let requests = channel.queue("requests").consume()?;
+    /// let publisher = channel.publisher()?;
+    /// let outcomes = publisher.outcomes();
+    /// loop {
+    ///     select! {
+    ///         recv(requests.receiver()) -> request => {
+    ///             let Ok(request) = request else { break };
+    ///             let request = request?;
+    ///             publisher.publish("results", "", request.body())?;
+    ///             request.ack()?;
+    ///         }
+    ///         recv(outcomes) -> outcome => {
+    ///             let Ok(outcome) = outcome else { break };
+    ///             if let Err(error) = outcome.result {
+    ///                 println!("message {} failed: {error}", outcome.sequence_number);
+    ///             }
+    ///         }
+    ///     }
+    /// }
+    /// # Ok::<(), leveret::Error>(())
+    /// ```
+    #[must_use]
+    pub fn outcomes(&self) -> Receiver<PublishOutcome> {
+        self.inner.unconfirmed.outcomes()
+    }
+
     /// Publishes a message and returns a [`Confirm`] for it. Waits up to `confirm_timeout` while
     /// the window is full, then for room in the outbox as [`Channel::basic_publish`] does.
     ///
@@ -141,7 +187,7 @@ impl Publisher {
     ) -> Result<Confirm> {
         let confirm_timeout = self.inner.options.confirm_timeout;
         let publish_timeout = self.channel().connection().publish_timeout();
-        let message = message.into();
+        let message = self.identified(message.into());
         let published = self.hand_over(
             exchange,
             routing_key,
@@ -163,7 +209,7 @@ impl Publisher {
         routing_key: &str,
         message: impl Into<Message<'m>>,
     ) -> Result<Confirm> {
-        let message = message.into();
+        let message = self.identified(message.into());
         let published = self.hand_over(
             exchange,
             routing_key,
@@ -172,6 +218,14 @@ impl Publisher {
             Duration::ZERO,
         );
         published.map_err(|error| Operation::about(BasicPublish::ID, exchange).failed(error))
+    }
+
+    #[inline]
+    fn identified<'m>(&self, message: Message<'m>) -> Message<'m> {
+        match &self.inner.message_ids {
+            Some(ids) => ids.identify(message),
+            None => message,
+        }
     }
 
     fn hand_over(
@@ -186,6 +240,7 @@ impl Publisher {
             channel,
             options,
             unconfirmed,
+            ..
         } = &*self.inner;
         let weight = Weight::of(message.body().len());
         if !unconfirmed.window.try_take(weight) {

@@ -61,7 +61,9 @@ fn unconfirmed_messages_are_republished_in_order_before_newer_ones() {
     lossy.proxy.refuse(true);
     lossy.proxy.cut();
     super::lost(&lossy.events);
-    assert!(confirms.iter().all(|confirm| confirm.try_wait().is_none()));
+    assert!(confirms
+        .iter()
+        .all(|confirm| matches!(confirm.try_wait(), Ok(None))));
     assert_eq!(publisher.unconfirmed(), 9);
     // Published while the connection is lost.
     let later = thread::spawn({

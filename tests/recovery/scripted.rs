@@ -290,7 +290,7 @@ fn wait_for_confirms_covers_republished_messages() {
     let published = publisher.publish("", "q", "m").unwrap();
     recovered(&events);
     let error = publisher.wait_for_confirms_timeout(SHORT).unwrap_err();
-    assert!(error.is_timeout() && published.try_wait().is_none());
+    assert!(error.is_timeout() && matches!(published.try_wait(), Ok(None)));
     confirm.send(()).unwrap();
     publisher.wait_for_confirms_timeout(SOON).unwrap();
     published.wait_timeout(SOON).unwrap();

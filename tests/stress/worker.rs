@@ -483,8 +483,9 @@ impl<'a> Worker<'a> {
             // Failed messages are checked where their `Confirm` is waited for.
             _ => {
                 let mut theirs = self.unconfirmed.iter();
-                let lacks_answer =
-                    |it: &Unconfirmed| Arc::ptr_eq(&it.on, at) && it.confirm.try_wait().is_none();
+                let lacks_answer = |it: &Unconfirmed| {
+                    Arc::ptr_eq(&it.on, at) && matches!(it.confirm.try_wait(), Ok(None))
+                };
                 if theirs.any(lacks_answer) {
                     let text = "Publisher::wait_for_confirms ended before the answers came";
                     self.stress.fault(text);

@@ -10,7 +10,9 @@ pub(crate) fn config_of(options: &ConnectionOptions) -> Config {
         LoginMethod::AmqPlain => Login::amqplain(&options.username, &options.password),
         LoginMethod::External => Login::external(&options.username),
         LoginMethod::Sasl(mechanism) => {
-            Login::new(mechanism.name(), &options.username, mechanism.begin())
+            let mut conversation = mechanism.begin();
+            let respond = Box::new(move |challenge: &[u8]| conversation.respond(challenge));
+            Login::new(mechanism.name(), &options.username, respond)
         }
     };
     // Round up to whole seconds: rounding down could turn a short interval into no heartbeats.

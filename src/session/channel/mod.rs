@@ -25,7 +25,7 @@ use parking_lot::Mutex;
 use crate::error::{
     CloseReason, ClosedBy, Error, ErrorKind, OneLine, ReplyCode, Result, ReturnedMessage,
 };
-use crate::events::Confirmation;
+use crate::events::{Confirmation, ConnectionEvent};
 use crate::io_thread::deadline::Deadline;
 use crate::io_thread::mailbox::{Call, ChannelMailbox, Reply};
 use crate::io_thread::notifier::Notifier;
@@ -233,8 +233,14 @@ impl ChannelState {
         for consumer in left {
             consumer.mailbox.ended(Some(cause.clone()));
         }
+        let channel = self.number;
+        if is_fault {
+            let cause = cause.clone();
+            self.shared
+                .tell(ConnectionEvent::ChannelClosed { channel, cause });
+        }
         // This comes last, since the program's logger can panic.
-        let (label, channel) = (self.shared.label(), self.number);
+        let label = self.shared.label();
         match is_fault {
             true => log_line!(Warn, label, "{cause}"),
             false => log_line!(Debug, label, "channel {channel} ended: {cause}"),
