@@ -55,8 +55,8 @@ const DROP_PATIENCE: Duration = Duration::from_secs(5);
 /// # Ok::<(), leveret::Error>(())
 /// ```
 ///
-/// A `fork` of the process must open its own connection. The IO thread exists only in the parent, so
-/// the child's calls fail with [`ErrorKind::Forked`]. A publish fails, too, except that a child
+/// A `fork` of the process must open its own connection. The IO thread exists only in the parent,
+/// so the child's calls fail with [`ErrorKind::Forked`]. A publish fails, too, except that a child
 /// forked while the parent was sending can put up to 512 KiB into an outbox that is never sent.
 /// Consumers of the child receive nothing.
 ///
@@ -176,8 +176,8 @@ impl Connection {
     ///
     /// [`close`](Self::close) and dropping the last handle send everything first. A program needs
     /// this method if it ends without either, because its handles are in a `static`, or because it
-    /// calls `std::process::exit`: what still waits in the outbox then is lost. In a test with 1,000
-    /// small messages, 298 to 996 arrived. For messages that must not be lost, use a
+    /// calls `std::process::exit`: what still waits in the outbox then is lost. In a test with
+    /// 1,000 small messages, 298 to 996 arrived. For messages that must not be lost, use a
     /// [`Publisher`](crate::Publisher): what the socket has taken, the broker does not have yet.
     ///
     /// ```no_run
@@ -235,22 +235,26 @@ impl Connection {
 
     /// Returns true unless the connection is closed or lost for good. Also returns true during
     /// recovery, when calls wait: see [`loss_cause`](Self::loss_cause).
+    #[must_use]
     pub fn is_open(&self) -> bool {
         self.close_cause().is_none()
     }
 
     /// Returns why the connection was lost, or `None` unless it is recovering now.
+    #[must_use]
     pub fn loss_cause(&self) -> Option<Error> {
         self.inner.shared.outbox.loss_cause()
     }
 
     /// Returns how many times the connection has been lost so far.
+    #[must_use]
     pub fn loss_count(&self) -> u64 {
         self.inner.shared.outbox.epoch()
     }
 
     /// Returns why the connection is closed, or `None` if it is open or recovering. Every call of
     /// every handle fails with this first cause.
+    #[must_use]
     pub fn close_cause(&self) -> Option<Error> {
         self.inner.shared.outbox.end_cause()
     }
@@ -259,6 +263,7 @@ impl Connection {
     /// now, or `None` if the connection is not blocked.
     ///
     /// See <https://www.rabbitmq.com/docs/connection-blocked>.
+    #[must_use]
     pub fn blocked_reason(&self) -> Option<String> {
         self.inner.shared.outbox.blocked_reason()
     }
@@ -289,12 +294,14 @@ impl Connection {
     /// });
     /// # Ok::<(), leveret::Error>(())
     /// ```
+    #[must_use]
     pub fn events(&self) -> Receiver<ConnectionEvent> {
         self.inner.shared.events.receiver()
     }
 
     /// Returns statistics of the connection: bytes, messages, confirms, calls, what is waiting to
     /// be sent, confirmed or read, and how long the connection has been blocked or lost.
+    #[must_use]
     pub fn stats(&self) -> ConnectionStats {
         let shared = &self.inner.shared;
         let mut stats = shared.counters.snapshot();
@@ -303,47 +310,56 @@ impl Connection {
     }
 
     /// Returns the broker's properties: product, version, capabilities, …
+    #[must_use]
     pub fn server_properties(&self) -> FieldTable {
         self.peer().server.properties.clone()
     }
 
     /// Returns the login mechanisms that the broker offers.
+    #[must_use]
     pub fn server_mechanisms(&self) -> Vec<String> {
         words(&self.peer().server.mechanisms)
     }
 
     /// Returns the locales that the broker offers for its texts.
+    #[must_use]
     pub fn server_locales(&self) -> Vec<String> {
         words(&self.peer().server.locales)
     }
 
     /// Returns how many channels can be open at once: the lower of the two sides' limits.
+    #[must_use]
     pub fn channel_max(&self) -> u16 {
         self.peer().tuning.highest_channel()
     }
 
     /// Returns the maximum frame size in bytes: the lower of the two sides' limits, or 0 if neither
     /// side has one.
+    #[must_use]
     pub fn frame_max(&self) -> u32 {
         self.peer().tuning.frame_max
     }
 
     /// Returns the agreed heartbeat interval. Zero means no heartbeats.
+    #[must_use]
     pub fn heartbeat(&self) -> Duration {
         self.peer().tuning.heartbeat
     }
 
     /// Returns the heartbeat interval that the broker proposed.
+    #[must_use]
     pub fn server_heartbeat(&self) -> Duration {
         Duration::from_secs(self.peer().server.tune.heartbeat.into())
     }
 
     /// Returns the options that the connection was opened with.
+    #[must_use]
     pub fn options(&self) -> &ConnectionOptions {
         &self.inner.options
     }
 
     /// Returns the broker's address. It can change in a recovery.
+    #[must_use]
     pub fn peer_addr(&self) -> SocketAddr {
         self.peer().address
     }

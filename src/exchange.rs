@@ -81,6 +81,7 @@ pub enum ExchangeKind {
 
 impl ExchangeKind {
     /// Returns the AMQP name of the type.
+    #[must_use]
     pub fn as_str(&self) -> &str {
         match self {
             Self::Direct => "direct",
@@ -147,11 +148,13 @@ impl Exchange {
     }
 
     /// Returns the exchange's name; empty for the default exchange.
+    #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
     /// Returns this handle's channel.
+    #[must_use]
     pub fn channel(&self) -> &Channel {
         &self.channel
     }
@@ -300,6 +303,7 @@ impl Channel {
 
     /// Returns a handle for an existing exchange without asking the broker. The default exchange
     /// has the name `""`.
+    #[must_use]
     pub fn exchange(&self, name: &str) -> Exchange {
         Exchange::new(self.clone(), name)
     }

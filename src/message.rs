@@ -123,11 +123,13 @@ impl<'a> Message<'a> {
     }
 
     /// Returns the body.
+    #[must_use]
     pub fn body(&self) -> &[u8] {
         &self.body
     }
 
     /// Returns the properties, if any are set.
+    #[must_use]
     pub fn properties(&self) -> Option<&Properties> {
         match &self.properties {
             MessageProperties::None => None,
@@ -173,6 +175,7 @@ impl<'a> Message<'a> {
     }
 
     /// Copies the body and properties, so that the message can be kept or sent to another thread.
+    #[must_use]
     pub fn into_owned(self) -> Message<'static> {
         Message {
             properties: match self.properties() {

@@ -58,6 +58,7 @@ impl Queue {
     /// declared with the old name changes to the new name automatically, and
     /// [`ConnectionEvent::QueueRenamed`](crate::ConnectionEvent::QueueRenamed) reports the new
     /// name.
+    #[must_use]
     pub fn name(&self) -> &str {
         self.name.current()
     }
@@ -67,18 +68,21 @@ impl Queue {
     }
 
     /// Returns this handle's channel.
+    #[must_use]
     pub fn channel(&self) -> &Channel {
         &self.channel
     }
 
     /// Returns the number of ready messages at the time of the declaration. `None` if the broker
     /// was not asked: [`Channel::queue`] made the handle, or the declaration did not wait.
+    #[must_use]
     pub fn message_count(&self) -> Option<u32> {
         self.counts.map(|(messages, _)| messages)
     }
 
     /// Returns the number of consumers at the time of the declaration. `None` in the same cases as
     /// [`message_count`](Self::message_count).
+    #[must_use]
     pub fn consumer_count(&self) -> Option<u32> {
         self.counts.map(|(_, consumers)| consumers)
     }
@@ -280,6 +284,7 @@ impl Channel {
     }
 
     /// Returns a handle for an existing queue without asking the broker. Its counts are unknown.
+    #[must_use]
     pub fn queue(&self, name: &str) -> Queue {
         Queue::new(self.clone(), name, None)
     }

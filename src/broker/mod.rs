@@ -230,11 +230,13 @@ impl Broker {
     }
 
     /// Returns the URI with which clients connect as `guest` to the virtual host `/`.
+    #[must_use]
     pub fn uri(&self) -> String {
         format!("amqp://guest:guest@{}/%2f", self.address)
     }
 
     /// Returns the address on which the broker listens.
+    #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
     }
@@ -259,11 +261,13 @@ impl Broker {
 /// # Inspecting the broker
 impl Broker {
     /// Returns the state of a queue in the virtual host `/`, or `None` if the queue does not exist.
+    #[must_use]
     pub fn queue(&self, name: &str) -> Option<QueueState> {
         self.queue_in("/", name)
     }
 
     /// Returns the state of a queue, or `None` if the queue does not exist.
+    #[must_use]
     pub fn queue_in(&self, vhost: &str, name: &str) -> Option<QueueState> {
         self.look(|core| {
             let (_, queue) = core.vhosts.get(vhost)?.find_queue(name)?;
@@ -272,6 +276,7 @@ impl Broker {
     }
 
     /// Returns the states of all queues in the virtual host `/`, in order of declaration.
+    #[must_use]
     pub fn queues(&self) -> Vec<QueueState> {
         self.look(|core| {
             let vhost = core.vhosts.get("/");
@@ -281,6 +286,7 @@ impl Broker {
     }
 
     /// Returns the states of all connections, oldest first.
+    #[must_use]
     pub fn connections(&self) -> Vec<ConnectionState> {
         let state = |session: &session::Session| {
             let slots = session.channels.values();
@@ -301,6 +307,7 @@ impl Broker {
     ///
     /// Returns at most [`published_limit`](BrokerOptions::published_limit) messages. Dead letters
     /// are not included.
+    #[must_use]
     pub fn published(&self) -> Vec<PublishedMessage> {
         self.look(|core| core.published.iter().map(|it| it.state()).collect())
     }
@@ -413,6 +420,7 @@ impl Broker {
     /// consumers.
     ///
     /// RabbitMQ does this when the queue moves to another node.
+    #[must_use]
     pub fn cancel_consumers(&self, queue: &str) -> usize {
         self.change(|control| control.core.cancel_consumers("/", queue))
     }
@@ -432,6 +440,7 @@ impl Broker {
     ///   nothing until the client cancels it.
     /// - The client has not declared the capability `consumer_cancel_notify`: instead of
     ///   `basic.cancel`, the broker sends `channel.close` with 406 `PRECONDITION_FAILED`.
+    #[must_use]
     pub fn time_out_consumers(&self, queue: &str) -> usize {
         self.change(|control| control.core.time_out_consumers("/", queue))
     }

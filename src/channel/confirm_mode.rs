@@ -134,6 +134,7 @@ impl Channel {
     /// }
     /// # Ok::<(), leveret::Error>(())
     /// ```
+    #[must_use]
     pub fn confirmations(&self) -> Receiver<Confirmation> {
         self.state().confirmations.receiver()
     }

@@ -104,23 +104,27 @@ impl Channel {
     }
 
     /// Returns the channel's connection.
+    #[must_use]
     pub fn connection(&self) -> &Connection {
         &self.inner.connection
     }
 
     /// Returns the channel's number, from 1 to `channel_max`. A later channel can get the same
     /// number after the program has closed this one or dropped its last handle.
+    #[must_use]
     pub fn number(&self) -> u16 {
         self.inner.state.number
     }
 
     /// Returns true unless one side has closed the channel or the connection has ended.
+    #[must_use]
     pub fn is_open(&self) -> bool {
         self.close_cause().is_none()
     }
 
     /// Returns why the channel is closed, or `None` if it is open. Every later call fails with this
     /// first cause.
+    #[must_use]
     pub fn close_cause(&self) -> Option<Error> {
         let ended = self.inner.state.end_cause();
         ended.or_else(|| self.inner.state.shared.outbox.end_cause())
@@ -275,6 +279,9 @@ impl Channel {
     }
 
     /// Requests an access ticket. AMQP 0-9-1 does not use tickets; RabbitMQ always grants ticket 1.
+    ///
+    /// # Errors
+    /// A timeout, or the end of the channel or the connection.
     pub fn access_request(&self, realm: &str) -> Result<u16> {
         let request = AccessRequest {
             realm: realm.into(),

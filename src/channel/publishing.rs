@@ -260,6 +260,7 @@ impl Channel {
     /// }
     /// # Ok::<(), leveret::Error>(())
     /// ```
+    #[must_use]
     pub fn returned_messages(&self) -> Receiver<ReturnedMessage> {
         self.state().returned.receiver()
     }

@@ -23,6 +23,9 @@ impl Channel {
     /// Unread messages of a quorum queue can count
     /// [towards the delivery limit](Consumer#unread-messages-and-the-delivery-limit): use a
     /// prefetch no larger than needed.
+    ///
+    /// # Errors
+    /// A timeout, or the end of the channel or the connection.
     pub fn basic_qos(&self, prefetch_count: u16) -> Result<()> {
         self.basic_qos_with(QosOptions::default().prefetch_count(prefetch_count))
     }
@@ -179,6 +182,9 @@ impl Channel {
 
     /// Cancels a consumer by its tag and waits until the broker has agreed. Messages that arrived
     /// before can still be read. An unknown tag is not an error.
+    ///
+    /// # Errors
+    /// A timeout, or the end of the channel or the connection.
     pub fn basic_cancel(&self, consumer_tag: &str) -> Result<()> {
         self.cancel(&consumer_tag.into(), None)
     }
@@ -204,6 +210,10 @@ impl Channel {
 
     /// [`basic_cancel`](Self::basic_cancel) without waiting for the broker. The broker still
     /// replies: the reply tells the IO thread that the last message has arrived.
+    ///
+    /// # Errors
+    /// The end of the channel or the connection; [`ErrorKind::OutboxFull`](crate::ErrorKind) if the
+    /// outbox stays full.
     pub fn basic_cancel_no_wait(&self, consumer_tag: &str) -> Result<()> {
         let asked = Operation::about(BasicCancel::ID, consumer_tag);
         let consumer_tag = consumer_tag.into();

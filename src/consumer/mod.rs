@@ -160,12 +160,14 @@ impl Consumer {
     }
 
     /// Returns the consumer's tag, which is unique on its channel.
+    #[must_use]
     pub fn consumer_tag(&self) -> &str {
         &self.subscription.consumer_tag
     }
 
     /// Returns how many times the consumer was restarted on a new connection. If the count has
     /// grown, unacknowledged messages are redelivered, to this consumer or another one.
+    #[must_use]
     pub fn recovery_count(&self) -> u64 {
         self.subscription.recovery_count()
     }
@@ -181,6 +183,7 @@ impl Consumer {
     }
 
     /// Returns the consumer's channel.
+    #[must_use]
     pub fn channel(&self) -> &Channel {
         &self.origin.channel
     }
@@ -232,12 +235,14 @@ impl Consumer {
     }
 
     /// Returns the number of messages received but not yet read, counting the final error.
+    #[must_use]
     pub fn unread(&self) -> usize {
         self.deliveries.len()
     }
 
     /// Returns true if the consumer has ended: no more messages will arrive, and no message or
     /// error is left to read.
+    #[must_use]
     pub fn has_ended(&self) -> bool {
         self.deliveries.is_over()
     }
@@ -269,11 +274,13 @@ impl Consumer {
     /// }
     /// # Ok::<(), leveret::Error>(())
     /// ```
+    #[must_use]
     pub fn receiver(&self) -> &Receiver<Result<Delivery>> {
         self.deliveries.receiver(&self.origin)
     }
 
     /// Iterates over the messages until the consumer ends; the same as `for delivery in &consumer`.
+    #[must_use]
     pub fn iter(&self) -> Iter<'_> {
         Iter { consumer: self }
     }

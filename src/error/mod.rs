@@ -124,12 +124,14 @@ impl Error {
     }
 
     /// Returns the kind of failure.
+    #[must_use]
     pub fn kind(&self) -> &ErrorKind {
         &self.0.kind
     }
 
     /// Returns the reply code that the broker sent, or that this crate sent after a protocol
     /// violation.
+    #[must_use]
     pub fn reply_code(&self) -> Option<ReplyCode> {
         match self.kind() {
             ErrorKind::ProtocolViolation { code, .. } => Some(*code),
@@ -151,6 +153,7 @@ impl Error {
     }
 
     /// Returns the reason for the close, if a channel or connection was closed with a reason.
+    #[must_use]
     pub fn close_reason(&self) -> Option<&CloseReason> {
         match self.kind() {
             ErrorKind::ConnectionClosed(reason)
@@ -161,6 +164,7 @@ impl Error {
     }
 
     /// Returns which side closed the channel or the connection, if it was closed with a reason.
+    #[must_use]
     pub fn closed_by(&self) -> Option<ClosedBy> {
         self.close_reason().map(|reason| reason.by)
     }
@@ -168,6 +172,7 @@ impl Error {
     /// Returns true if the whole connection was lost or closed. If
     /// [`Connection::is_open`](crate::Connection::is_open) is still true, the connection is
     /// recovering, and a retry can succeed. Otherwise every later call fails with this cause.
+    #[must_use]
     pub fn is_connection_end(&self) -> bool {
         matches!(
             self.kind(),
@@ -196,6 +201,7 @@ impl Error {
     /// }
     /// # Ok::<(), leveret::Error>(())
     /// ```
+    #[must_use]
     pub fn may_have_been_sent(&self) -> bool {
         let never = matches!(
             self.kind(),
@@ -215,6 +221,7 @@ impl Error {
     }
 
     /// Returns the message of [`ErrorKind::Returned`].
+    #[must_use]
     pub fn returned_message(&self) -> Option<&ReturnedMessage> {
         match self.kind() {
             ErrorKind::Returned(message) => Some(message),
@@ -223,6 +230,7 @@ impl Error {
     }
 
     /// Returns the failed messages of [`ErrorKind::PublishesFailed`]; empty for other kinds.
+    #[must_use]
     pub fn failed_publishes(&self) -> &[FailedPublish] {
         match self.kind() {
             ErrorKind::PublishesFailed { failed, .. } => failed,
@@ -231,6 +239,7 @@ impl Error {
     }
 
     /// Returns true if the call reached its timeout.
+    #[must_use]
     pub fn is_timeout(&self) -> bool {
         matches!(
             self.kind(),

@@ -40,26 +40,31 @@ impl ReturnedMessage {
     /// Two messages with the same bytes, exchange and routing key can be mistaken for each other if
     /// the broker routes only one of them and confirms both at once. A
     /// [`message_id`](crate::Message::message_id) tells them apart.
+    #[must_use]
     pub fn sequence_number(&self) -> Option<u64> {
         self.sequence_number
     }
 
     /// Returns the reply code: [`ReplyCode::NO_ROUTE`] for a mandatory message.
+    #[must_use]
     pub fn reply_code(&self) -> ReplyCode {
         self.code
     }
 
     /// Returns the broker's reply text.
+    #[must_use]
     pub fn reply_text(&self) -> &str {
         &self.text
     }
 
     /// Returns the exchange that the message was published to.
+    #[must_use]
     pub fn exchange(&self) -> &str {
         self.content.exchange()
     }
 
     /// Returns the routing key of the message.
+    #[must_use]
     pub fn routing_key(&self) -> &str {
         self.content.routing_key()
     }
@@ -74,11 +79,13 @@ impl ReturnedMessage {
     }
 
     /// Returns the body, as it was published.
+    #[must_use]
     pub fn body(&self) -> &[u8] {
         self.content.body()
     }
 
     /// Converts the message into its body, without a new allocation.
+    #[must_use]
     pub fn into_body(self) -> Vec<u8> {
         self.content.into_body()
     }

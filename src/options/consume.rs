@@ -256,11 +256,13 @@ pub struct NackOptions {
 impl NackOptions {
     /// Requeues the message. Since RabbitMQ 4.3, this does not count towards the delivery limit of
     /// a quorum queue: see [`Delivery::nack`](crate::Delivery::nack).
+    #[must_use]
     pub fn requeue() -> Self {
         Requeue::Yes.into()
     }
 
     /// Drops the message, or dead-letters it if its queue has a dead-letter exchange.
+    #[must_use]
     pub fn discard() -> Self {
         Requeue::No.into()
     }

@@ -184,17 +184,20 @@ impl Default for QueueDeclareOptions {
 
 impl QueueDeclareOptions {
     /// Declares a replicated, durable queue (`x-queue-type: quorum`).
+    #[must_use]
     pub fn quorum() -> Self {
         Self::default().queue_type(QueueType::Quorum)
     }
 
     /// Declares a replicated, durable log that can be read many times (`x-queue-type: stream`).
+    #[must_use]
     pub fn stream() -> Self {
         Self::default().queue_type(QueueType::Stream)
     }
 
     /// Declares a queue that only this connection can use: exclusive and not durable. The broker
     /// deletes the queue with the connection.
+    #[must_use]
     pub fn temporary() -> Self {
         Self::default().durable(false).exclusive(true)
     }

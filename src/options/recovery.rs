@@ -82,6 +82,7 @@ impl Default for RecoveryOptions {
 
 impl RecoveryOptions {
     /// Turns recovery off: a lost connection is closed, and calls on all its handles fail.
+    #[must_use]
     pub fn none() -> Self {
         Self::default().enabled(false)
     }

@@ -62,11 +62,13 @@ impl Confirm {
     }
 
     /// Returns the message's sequence number on its channel, counted from 1.
+    #[must_use]
     pub fn sequence_number(&self) -> u64 {
         self.sequence_number
     }
 
     /// Returns the channel that the message was published on.
+    #[must_use]
     pub fn channel(&self) -> &Channel {
         &self.channel
     }
@@ -109,8 +111,8 @@ impl Confirm {
         })
     }
 
-    /// Returns `Some` if the broker has confirmed the message, or `None` if its outcome is not known
-    /// yet. Does not wait.
+    /// Returns `Some` if the broker has confirmed the message, or `None` if its outcome is not
+    /// known yet. Does not wait.
     ///
     /// # Errors
     /// Same as [`wait`](Self::wait), but without a timeout.

@@ -125,11 +125,13 @@ impl Publisher {
     }
 
     /// Returns the channel that the publisher uses.
+    #[must_use]
     pub fn channel(&self) -> &Channel {
         &self.inner.channel
     }
 
     /// Returns the number of messages that the broker has neither confirmed nor nacked yet.
+    #[must_use]
     pub fn unconfirmed(&self) -> usize {
         usize::try_from(self.inner.unconfirmed.window.len()).unwrap_or(usize::MAX)
     }

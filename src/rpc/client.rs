@@ -89,6 +89,7 @@ impl RpcClient {
     }
 
     /// Returns the channel for requests and replies.
+    #[must_use]
     pub fn channel(&self) -> &Channel {
         &self.origin.channel
     }

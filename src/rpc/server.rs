@@ -74,6 +74,7 @@ impl RpcServer {
     }
 
     /// Returns the current state of the threads: see [`Workers::status`].
+    #[must_use]
     pub fn status(&self) -> WorkersStatus {
         self.workers.status()
     }

@@ -76,6 +76,7 @@ pub enum FieldValue {
 
 impl FieldValue {
     /// Returns the text of a [`FieldValue::LongString`], if it is valid UTF-8.
+    #[must_use]
     pub fn as_str(&self) -> Option<&str> {
         match self {
             Self::LongString(bytes) => std::str::from_utf8(bytes).ok(),
@@ -84,6 +85,7 @@ impl FieldValue {
     }
 
     /// Returns the bytes of a [`FieldValue::LongString`] or [`FieldValue::ByteArray`].
+    #[must_use]
     pub fn as_bytes(&self) -> Option<&[u8]> {
         match self {
             Self::LongString(bytes) | Self::ByteArray(bytes) => Some(bytes),
@@ -92,6 +94,7 @@ impl FieldValue {
     }
 
     /// Returns the value of an integer of any width. `None` above [`i64::MAX`].
+    #[must_use]
     pub fn as_i64(&self) -> Option<i64> {
         Some(match *self {
             Self::I8(value) => value.into(),
@@ -107,6 +110,7 @@ impl FieldValue {
     }
 
     /// Returns the value of an integer of any width. `None` below zero.
+    #[must_use]
     pub fn as_u64(&self) -> Option<u64> {
         match *self {
             Self::U64(value) => Some(value),
@@ -115,6 +119,7 @@ impl FieldValue {
     }
 
     /// Returns the value of a [`FieldValue::Bool`].
+    #[must_use]
     pub fn as_bool(&self) -> Option<bool> {
         match *self {
             Self::Bool(value) => Some(value),
@@ -123,6 +128,7 @@ impl FieldValue {
     }
 
     /// Returns the value of a float of any width.
+    #[must_use]
     pub fn as_f64(&self) -> Option<f64> {
         match *self {
             Self::F32(value) => Some(value.into()),
@@ -132,6 +138,7 @@ impl FieldValue {
     }
 
     /// Returns the seconds of a [`FieldValue::Timestamp`].
+    #[must_use]
     pub fn as_timestamp(&self) -> Option<u64> {
         match *self {
             Self::Timestamp(seconds) => Some(seconds),
@@ -140,6 +147,7 @@ impl FieldValue {
     }
 
     /// Returns the table of a [`FieldValue::Table`].
+    #[must_use]
     pub fn as_table(&self) -> Option<&FieldTable> {
         match self {
             Self::Table(table) => Some(table),
@@ -148,6 +156,7 @@ impl FieldValue {
     }
 
     /// Returns the values of a [`FieldValue::Array`].
+    #[must_use]
     pub fn as_array(&self) -> Option<&[Self]> {
         match self {
             Self::Array(values) => Some(values),
@@ -292,6 +301,7 @@ pub struct FieldTable {
 
 impl FieldTable {
     /// Creates an empty table.
+    #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
@@ -333,11 +343,13 @@ impl FieldTable {
     }
 
     /// Returns the number of values.
+    #[must_use]
     pub fn len(&self) -> usize {
         self.values.len()
     }
 
     /// Returns true if the table is empty.
+    #[must_use]
     pub fn is_empty(&self) -> bool {
         self.values.is_empty()
     }

@@ -210,6 +210,7 @@ impl Workers {
 
     /// Returns the current state of the threads: which queues run, how many handlers are busy, and
     /// the last errors. Does not wait for the broker or for a handler.
+    #[must_use]
     pub fn status(&self) -> WorkersStatus {
         self.handle.crew.status()
     }

@@ -42,6 +42,7 @@ impl WorkersStatus {
     /// # workers.shutdown(std::time::Duration::from_secs(10))?;
     /// # Ok::<(), leveret::Error>(())
     /// ```
+    #[must_use]
     pub fn is_healthy(&self) -> bool {
         let all_consume = |it: &QueueWorkers| it.consuming == it.threads;
         !self.stopped && self.queues.iter().all(all_consume)
