@@ -29,7 +29,7 @@ static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 const COUNT: usize = 200_000;
 /// The connection frees its buffers after half of this without traffic.
 const HEARTBEAT: Duration = Duration::from_secs(2);
-const BODY: [u8; 16] = [b'x'; 16];
+const BODY: &[u8] = &[b'x'; 16];
 
 fn main() {
     // The server runs in another process, so that its allocations are not counted.

@@ -22,7 +22,7 @@ use leveret::{Channel, Connection, ConsumeOptions, PublisherOptions, QueueDeclar
 
 use sink::Sink;
 
-const BODY: [u8; 16] = [b'x'; 16];
+const BODY: &[u8] = &[b'x'; 16];
 
 fn channel() -> Channel {
     let sink = Sink::start().unwrap();

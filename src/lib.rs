@@ -137,3 +137,31 @@ pub use wire::properties::Properties;
 pub use wire::short_string::ShortString;
 pub use wire::value::{FieldTable, FieldValue};
 pub use workers::{LastError, QueueWorkers, Settlement, Workers, WorkersStatus};
+
+/// A panic of the program leaves no handle half-changed: this crate calls the program's functions
+/// (metrics, filters, credentials, the logger) only where its own state is complete.
+macro_rules! survive_panics {
+    ($($type:ty),*) => {
+        $(
+            impl std::panic::UnwindSafe for $type {}
+            impl std::panic::RefUnwindSafe for $type {}
+        )*
+    };
+}
+
+survive_panics!(
+    Channel,
+    Confirm,
+    Connection,
+    ConnectionOptions,
+    Consumer,
+    Delivery,
+    Error,
+    Publisher,
+    Queue,
+    RecoveryOptions,
+    RpcClient,
+    Workers
+);
+#[cfg(feature = "broker")]
+survive_panics!(broker::Broker);

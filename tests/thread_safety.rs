@@ -1,5 +1,6 @@
 //! Many threads on one connection and on one channel.
 
+use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::thread;
 
 use leveret::{Channel, ConsumeOptions};
@@ -111,13 +112,31 @@ fn calls_of_many_threads_on_one_channel_get_their_own_replies() {
 }
 
 #[test]
-fn handles_are_send_and_sync() {
-    fn shared<T: Send + Sync + 'static>() {}
-    shared::<leveret::Connection>();
-    shared::<Channel>();
-    shared::<leveret::Exchange>();
-    shared::<leveret::Queue>();
-    shared::<leveret::Consumer>();
-    shared::<leveret::Delivery>();
-    shared::<leveret::Error>();
+fn handles_can_be_shared_and_outlive_a_panic() {
+    fn check<T: Send + Sync + UnwindSafe + RefUnwindSafe + 'static>() {}
+    check::<leveret::Connection>();
+    check::<Channel>();
+    check::<leveret::Exchange>();
+    check::<leveret::Queue>();
+    check::<leveret::Consumer>();
+    check::<leveret::consumer::IntoIter>();
+    check::<leveret::Delivery>();
+    check::<leveret::GetResponse>();
+    check::<leveret::Publisher>();
+    check::<leveret::Confirm>();
+    check::<leveret::Workers>();
+    check::<leveret::RpcClient>();
+    check::<leveret::RpcServer>();
+    check::<leveret::broker::Broker>();
+    // Data.
+    check::<leveret::Error>();
+    check::<leveret::ReturnedMessage>();
+    check::<leveret::ConnectionEvent>();
+    check::<leveret::PublishOutcome>();
+    check::<leveret::WorkersStatus>();
+    check::<leveret::Message>();
+    check::<leveret::ConnectionOptions>();
+    check::<leveret::RecoveryOptions>();
+    check::<leveret::TlsOptions>();
+    check::<leveret::WorkerOptions>();
 }
