@@ -6,6 +6,8 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 
+#[cfg(feature = "json")]
+use crate::error::{Error, Result};
 use crate::wire::expiration::Expiration;
 use crate::wire::properties::Properties;
 use crate::wire::short_string::ShortString;
@@ -79,6 +81,37 @@ setters! {
     app_id(value: impl Into<ShortString>);
     /// Sets a property that is unused and that RabbitMQ ignores.
     cluster_id(value: impl Into<ShortString>);
+}
+
+#[cfg(feature = "json")]
+impl Message<'static> {
+    /// Creates a message with this value as its body, in JSON. Sets the content type
+    /// `application/json`.
+    ///
+    /// Needs this crate's feature `json`.
+    ///
+    /// ```
+    /// use leveret::Message;
+    /// use serde::Serialize;
+    ///
+    /// #[derive(Serialize)]
+    /// struct Order {
+    ///     id: u64,
+    /// }
+    ///
+    /// let message = Message::json(&Order { id: 7 })?;
+    /// assert_eq!(message.body(), br#"{"id":7}"#);
+    /// # Ok::<(), leveret::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidJson`](crate::ErrorKind::InvalidJson) if JSON cannot express the value,
+    /// such as a map whose keys are no strings.
+    pub fn json<T: serde::Serialize + ?Sized>(value: &T) -> Result<Self> {
+        let body = serde_json::to_vec(value);
+        let body = body.map_err(|error| Error::invalid_json(error).doing("writing a message"))?;
+        Ok(Self::new(body).content_type("application/json"))
+    }
 }
 
 #[derive(Clone)]

@@ -179,6 +179,42 @@ impl Delivery {
         self.header(STREAM_FILTER_VALUE)?.as_str()
     }
 
+    /// Reads the body as JSON, whatever its content type.
+    ///
+    /// Needs this crate's feature `json`.
+    ///
+    /// ```no_run
+    /// use leveret::Connection;
+    /// use serde::Deserialize;
+    ///
+    /// #[derive(Deserialize)]
+    /// struct Order<'a> {
+    ///     id: u64,
+    ///     #[serde(borrow)]
+    ///     customer: &'a str,
+    /// }
+    ///
+    /// let channel = Connection::open_default()?.open_channel()?;
+    /// for delivery in channel.queue("orders").consume()? {
+    ///     let delivery = delivery?;
+    ///     let order: Order = delivery.json()?;
+    ///     println!("{} by {}", order.id, order.customer);
+    ///     delivery.ack()?;
+    /// }
+    /// # Ok::<(), leveret::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidJson`](crate::ErrorKind::InvalidJson) if the body is no JSON, or not
+    /// that of a `T`.
+    #[cfg(feature = "json")]
+    pub fn json<'a, T: serde::Deserialize<'a>>(&'a self) -> Result<T> {
+        serde_json::from_slice(self.body()).map_err(|error| {
+            let doing = format!("reading the body of delivery {}", self.delivery_tag);
+            Error::invalid_json(error).doing(doing)
+        })
+    }
+
     /// Returns a message with this body and these properties, to publish it again. Nothing is
     /// copied.
     ///

@@ -229,6 +229,12 @@ pub enum ErrorKind {
         /// The panic message.
         message: String,
     },
+    /// A body is not the JSON that the program expects, or JSON cannot express a value.
+    InvalidJson {
+        /// The kind of error, and where it is. The error's source says more, and can show a part of
+        /// the body.
+        text: String,
+    },
     /// This process is a fork of the process that opened the connection. The IO thread runs only in
     /// that process, so each process must open its own connection after the fork.
     Forked,
@@ -382,6 +388,7 @@ impl ErrorKind {
                 write!(f, "no credentials to log in with: {text}")
             }
             Self::WorkerPanicked { message } => write!(f, "the worker thread panicked: {message}"),
+            Self::InvalidJson { text } => write!(f, "invalid JSON: {text}"),
             Self::Forked => f.write_str(
                 "this process is a fork of the process that opened the connection: open a \
                  connection after the fork",

@@ -84,6 +84,22 @@ impl Error {
         Self::new(ErrorKind::MalformedProperties { text })
     }
 
+    /// Only the source shows what the JSON contains.
+    #[cfg(feature = "json")]
+    pub(crate) fn invalid_json(error: serde_json::Error) -> Self {
+        let what = match error.classify() {
+            serde_json::error::Category::Io => "it cannot be written",
+            serde_json::error::Category::Syntax => "a syntax error",
+            serde_json::error::Category::Data => "a value that does not fit the type",
+            serde_json::error::Category::Eof => "an unexpected end",
+        };
+        let text = match error.line() {
+            0 => what.to_owned(),
+            line => format!("{what} at line {line}, column {}", error.column()),
+        };
+        Self::new(ErrorKind::InvalidJson { text }).caused_by(error)
+    }
+
     pub(crate) fn timed_out(after: Duration) -> Self {
         Self::new(ErrorKind::TimedOut { after })
     }

@@ -131,7 +131,7 @@ mod tests {
         let dropped = [2, 3, 4].map(|it| send(&notifier, it));
         assert_eq!(dropped, [vec![], vec![], vec![2]]);
         assert_eq!([one.try_recv(), other.try_recv()], [Ok(3), Ok(4)]);
-        assert_eq!(send(&notifier, 5), []);
+        assert_eq!(send(&notifier, 5), [0; 0]);
         notifier.end();
         assert_eq!(send(&notifier, 6), [6]);
         assert_eq!(one.iter().collect::<Vec<_>>(), [5]);
@@ -146,7 +146,7 @@ mod tests {
         assert_eq!(dropped, [vec![], vec![], vec![40], vec![50]]);
         // What the program has read makes room.
         assert_eq!(receiver.try_recv(), Ok(30));
-        assert_eq!(send(&notifier, 70), []);
+        assert_eq!(send(&notifier, 70), [0; 0]);
         assert_eq!(send(&notifier, 1000), [25, 70]);
         assert_eq!(send(&notifier, 1), [1000]);
         assert_eq!(receiver.try_iter().collect::<Vec<_>>(), [1]);

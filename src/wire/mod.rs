@@ -15,6 +15,8 @@ pub(crate) mod fast_publish;
 pub(crate) mod frame;
 pub(crate) mod method;
 pub(crate) mod properties;
+#[cfg(feature = "serde")]
+mod serde;
 pub(crate) mod short_string;
 pub(crate) mod value;
 

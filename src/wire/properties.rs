@@ -84,8 +84,16 @@ macro_rules! properties {
         ///
         /// See <https://www.rabbitmq.com/docs/publishers#message-properties>.
         #[derive(Clone, Default, PartialEq)]
+        #[cfg_attr(feature = "serde", derive(serde::Deserialize, serde::Serialize))]
+        #[cfg_attr(feature = "serde", serde(default))]
         #[non_exhaustive]
-        pub struct Properties { $($(#[$doc])* pub $field: Option<$type>,)* }
+        pub struct Properties {
+            $(
+                $(#[$doc])*
+                #[cfg_attr(feature = "serde", serde(skip_serializing_if = "Option::is_none"))]
+                pub $field: Option<$type>,
+            )*
+        }
 
         impl Properties {
             $(
@@ -173,6 +181,7 @@ properties! {
     timestamp: u64, u64, 6,
         "Sets the timestamp, in seconds since 1970-01-01 00:00 UTC.";
     /// Kind of message, for the programs at both ends (the property `type`).
+    #[cfg_attr(feature = "serde", serde(rename = "type"))]
     message_type: ShortString, impl Into<ShortString>, 5,
         "Sets the kind of message, for the programs at both ends (the property `type`).";
     /// Publishing user. RabbitMQ refuses any name but that of the connection's user.
