@@ -22,6 +22,8 @@ mod consuming;
 mod credentials;
 mod endpoints;
 mod exchanges_and_queues;
+mod flush;
+mod guesses;
 mod handshake;
 mod large_messages;
 mod late_frames;

@@ -1,5 +1,6 @@
 //! Waiting until what was appended is written to the socket.
 
+use super::channel::Plain;
 use super::channels::{ChannelId, CONNECTION};
 use super::send_queue::Mark;
 use super::state::{Phase, State};
@@ -20,18 +21,20 @@ impl Outbox {
         let mut state = self.state.lock();
         self.check_process_of(&mut state)?;
         let channel = state.channels.get_mut(id);
-        if let Some(cause) = channel.take_unflushed() {
-            return Err(cause);
-        }
+        let unflushed = channel.take_unflushed();
         if let Some(cause) = channel
             .end_cause()
             .filter(|it| it.closed_by() != Some(ClosedBy::Program))
         {
             return Err(cause.clone());
         }
-        // What is appended while the connection is lost is no message.
-        if let Phase::Lost { .. } = state.phase {
-            return Ok(());
+        match (unflushed, &state.phase) {
+            (Plain::Lost(cause), _) => return Err(cause),
+            // The channel hears of the loss a little later.
+            (Plain::Unflushed, Phase::Lost { cause, .. }) => return Err(cause.clone()),
+            // What is appended while the connection is lost is no message.
+            (Plain::Nothing, Phase::Lost { .. }) => return Ok(()),
+            (_, Phase::Open | Phase::Ended(_)) => {}
         }
         let only = (id != CONNECTION).then_some(id.number);
         let appended = Appended {
@@ -41,6 +44,7 @@ impl Outbox {
         while !is_written(&state, &appended)? {
             let waited = self.changed.wait_until(&mut state, deadline.at());
             if waited.timed_out() && !is_written(&state, &appended)? {
+                state.channels.get_mut(id).flush_timed_out();
                 return Err(Error::timed_out(deadline.duration()));
             }
         }

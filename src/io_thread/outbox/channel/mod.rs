@@ -18,6 +18,7 @@ use crate::proto::Leftover;
 use crate::wire::method::{ConfirmSelect, Encode, Method};
 use delivery_tags::DeliveryTags;
 pub(crate) use mode::Mode;
+pub(super) use mode::Plain;
 pub(crate) use qos::Qos;
 use sequence_numbers::SequenceNumbers;
 
@@ -325,10 +326,13 @@ impl Channel {
         }
     }
 
-    /// A flush begins. If messages that were published without confirms since the last flush may be
-    /// lost, returns the cause, once.
-    pub(super) fn take_unflushed(&mut self) -> Option<Error> {
+    /// A flush begins. Returns what was published without confirms since the last one.
+    pub(super) fn take_unflushed(&mut self) -> Plain {
         self.mode.take_unflushed()
+    }
+
+    pub(super) fn flush_timed_out(&mut self) {
+        self.mode.flush_timed_out();
     }
 
     /// Ends the transaction. If a part of it was lost, returns the cause.

@@ -85,14 +85,18 @@ impl Mode {
         }
     }
 
-    /// A flush begins. If messages since the last flush may be lost, returns the cause, once.
-    pub(super) fn take_unflushed(&mut self) -> Option<Error> {
-        let Self::Plain(plain) = self else {
-            return None;
-        };
-        match std::mem::replace(plain, Plain::Nothing) {
-            Plain::Lost(cause) => Some(cause),
-            Plain::Nothing | Plain::Unflushed => None,
+    /// A flush has timed out, so a later one is for the same messages.
+    pub(super) fn flush_timed_out(&mut self) {
+        if let Self::Plain(plain @ Plain::Nothing) = self {
+            *plain = Plain::Unflushed;
+        }
+    }
+
+    /// A flush begins. Returns what it is for.
+    pub(super) fn take_unflushed(&mut self) -> Plain {
+        match self {
+            Self::Plain(plain) => std::mem::replace(plain, Plain::Nothing),
+            Self::Confirm | Self::Transaction(_) => Plain::Nothing,
         }
     }
 
@@ -161,17 +165,19 @@ mod tests {
         let mut mode = Mode::default();
         mode.acknowledged();
         mode.lost(&Error::invalid("nothing was published"));
-        assert!(mode.take_unflushed().is_none());
+        assert!(matches!(mode.take_unflushed(), Plain::Nothing));
         mode.published();
-        assert!(mode.take_unflushed().is_none());
+        assert!(matches!(mode.take_unflushed(), Plain::Unflushed));
         mode.lost(&Error::invalid("it was flushed"));
-        assert!(mode.take_unflushed().is_none());
+        assert!(matches!(mode.take_unflushed(), Plain::Nothing));
         mode.published();
         mode.lost(&Error::invalid("first"));
         mode.published();
         mode.lost(&Error::invalid("second"));
-        let cause = mode.take_unflushed().map(|it| it.to_string());
-        assert!(cause.is_some_and(|it| it.contains("first")));
-        assert!(mode.take_unflushed().is_none());
+        let Plain::Lost(cause) = mode.take_unflushed() else {
+            panic!("{mode:?}");
+        };
+        assert!(cause.to_string().contains("first"), "{cause}");
+        assert!(matches!(mode.take_unflushed(), Plain::Nothing));
     }
 }
