@@ -82,8 +82,8 @@ impl Connection {
     /// # Errors
     /// [`ErrorKind::InvalidUri`], [`ErrorKind::ConnectFailed`], [`ErrorKind::LoginRefused`],
     /// [`ErrorKind::VhostRefused`] and the other failures of a handshake; a timeout.
-    pub fn open(uri: &str) -> Result<Self> {
-        Self::open_with(ConnectionOptions::from_uri(uri)?)
+    pub fn open(uri: impl AsRef<str>) -> Result<Self> {
+        Self::open_with(ConnectionOptions::from_uri(uri.as_ref())?)
     }
 
     /// Connects to RabbitMQ on this machine with RabbitMQ's defaults:

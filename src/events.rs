@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::error::Error;
 
 /// An event of a connection, received from [`Connection::events`](crate::Connection::events).
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ConnectionEvent {
     /// The broker blocks the connection (`connection.blocked`) because it is low on memory or disk.

@@ -1,7 +1,10 @@
 //! Exchanges: names and kinds, and a handle for one exchange.
 
 use std::borrow::Cow;
+use std::convert::Infallible;
 use std::fmt;
+use std::hash::{Hash, Hasher};
+use std::str::FromStr;
 use std::sync::Arc;
 
 use crate::channel::{existence, Channel};
@@ -15,7 +18,7 @@ use crate::wire::value::FieldTable;
 /// How an exchange routes messages.
 ///
 /// See <https://www.rabbitmq.com/docs/exchanges#types>.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum ExchangeKind {
     /// Routes to queues bound with exactly the message's routing key.
@@ -98,6 +101,45 @@ impl ExchangeKind {
     }
 }
 
+/// Compares the AMQP names.
+impl PartialEq for ExchangeKind {
+    fn eq(&self, other: &Self) -> bool {
+        self.as_str() == other.as_str()
+    }
+}
+
+impl Eq for ExchangeKind {}
+
+impl Hash for ExchangeKind {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.as_str().hash(state);
+    }
+}
+
+/// Converts an AMQP name, for example from a configuration file.
+impl From<String> for ExchangeKind {
+    fn from(name: String) -> Self {
+        name.as_str().into()
+    }
+}
+
+/// Converts an AMQP name, for example from a configuration file.
+impl From<&String> for ExchangeKind {
+    fn from(name: &String) -> Self {
+        name.as_str().into()
+    }
+}
+
+/// Converts an AMQP name, for example from a configuration file. Never fails: another name can be
+/// that of a plugin.
+impl FromStr for ExchangeKind {
+    type Err = Infallible;
+
+    fn from_str(name: &str) -> Result<Self, Infallible> {
+        Ok(name.into())
+    }
+}
+
 /// Converts an AMQP name, for example from a configuration file.
 impl From<&str> for ExchangeKind {
     fn from(name: &str) -> Self {
@@ -141,6 +183,13 @@ pub struct Exchange {
     name: Arc<str>,
 }
 
+/// The exchange's name.
+impl AsRef<str> for Exchange {
+    fn as_ref(&self) -> &str {
+        &self.name
+    }
+}
+
 impl Exchange {
     pub(crate) fn new(channel: Channel, name: &str) -> Self {
         let name = name.into();
@@ -171,12 +220,12 @@ impl Exchange {
         self.channel.basic_publish(&self.name, routing_key, message)
     }
 
-    /// Binds this exchange to `source`: it gets the messages that `source` routes with this routing
-    /// key. See [`Channel::exchange_bind`].
+    /// Binds this exchange to `source`, an exchange or its name: it gets the messages that `source`
+    /// routes with this routing key. See [`Channel::exchange_bind`].
     ///
     /// # Errors
     /// Same as [`Channel::exchange_bind`].
-    pub fn bind(&self, source: &Self, routing_key: &str) -> Result<()> {
+    pub fn bind(&self, source: impl AsRef<str>, routing_key: &str) -> Result<()> {
         self.bind_with(source, routing_key, FieldTable::new())
     }
 
@@ -184,16 +233,22 @@ impl Exchange {
     ///
     /// # Errors
     /// Same as [`Channel::exchange_bind`].
-    pub fn bind_with(&self, source: &Self, routing_key: &str, arguments: FieldTable) -> Result<()> {
+    pub fn bind_with(
+        &self,
+        source: impl AsRef<str>,
+        routing_key: &str,
+        arguments: impl Into<FieldTable>,
+    ) -> Result<()> {
+        let source = source.as_ref();
         self.channel
-            .exchange_bind(&self.name, &source.name, routing_key, arguments)
+            .exchange_bind(&self.name, source, routing_key, arguments.into())
     }
 
     /// Removes a binding made by [`bind`](Self::bind).
     ///
     /// # Errors
     /// Same as [`Channel::exchange_unbind`].
-    pub fn unbind(&self, source: &Self, routing_key: &str) -> Result<()> {
+    pub fn unbind(&self, source: impl AsRef<str>, routing_key: &str) -> Result<()> {
         self.unbind_with(source, routing_key, FieldTable::new())
     }
 
@@ -203,12 +258,13 @@ impl Exchange {
     /// Same as [`Channel::exchange_unbind`].
     pub fn unbind_with(
         &self,
-        source: &Self,
+        source: impl AsRef<str>,
         routing_key: &str,
-        arguments: FieldTable,
+        arguments: impl Into<FieldTable>,
     ) -> Result<()> {
+        let source = source.as_ref();
         self.channel
-            .exchange_unbind(&self.name, &source.name, routing_key, arguments)
+            .exchange_unbind(&self.name, source, routing_key, arguments.into())
     }
 
     /// Deletes the exchange: see [`Channel::exchange_delete`].

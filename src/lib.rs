@@ -157,6 +157,7 @@ survive_panics!(
     Consumer,
     Delivery,
     Error,
+    LoginMethod,
     Publisher,
     Queue,
     RecoveryOptions,

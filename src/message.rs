@@ -125,7 +125,8 @@ enum MessageProperties<'a> {
 ///
 /// Bytes and strings convert to a message, so `channel.basic_publish("", "tasks", "text")` works.
 /// The message borrows the body if possible; publishing copies it once, into the connection's
-/// outbox. To publish a message several times, pass a reference.
+/// outbox. To publish a message several times, pass a reference. A function of the program can
+/// accept the same: `fn send<'m>(message: impl Into<Message<'m>>)`.
 ///
 /// ```
 /// use leveret::Message;

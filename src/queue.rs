@@ -8,7 +8,6 @@ use crate::connection::Connection;
 use crate::consumer::Consumer;
 use crate::delivery::GetResponse;
 use crate::error::{Error, Result};
-use crate::exchange::Exchange;
 use crate::message::Message;
 use crate::options::{AckMode, ConsumeOptions, QueueDeclareOptions, QueueDeleteOptions};
 use crate::session::call::Operation;
@@ -87,11 +86,12 @@ impl Queue {
         self.counts.map(|(_, consumers)| consumers)
     }
 
-    /// Binds the queue to an exchange: see [`Channel::queue_bind`].
+    /// Binds the queue to an exchange, given as its handle or its name: see
+    /// [`Channel::queue_bind`].
     ///
     /// # Errors
     /// Same as [`Channel::queue_bind`].
-    pub fn bind(&self, exchange: &Exchange, routing_key: &str) -> Result<()> {
+    pub fn bind(&self, exchange: impl AsRef<str>, routing_key: &str) -> Result<()> {
         self.bind_with(exchange, routing_key, FieldTable::new())
     }
 
@@ -101,20 +101,25 @@ impl Queue {
     /// Same as [`Channel::queue_bind`].
     pub fn bind_with(
         &self,
-        exchange: &Exchange,
+        exchange: impl AsRef<str>,
         routing_key: &str,
-        arguments: FieldTable,
+        arguments: impl Into<FieldTable>,
     ) -> Result<()> {
         let name = self.name.as_ref().into();
-        self.channel
-            .bind_queue(name, exchange.name(), routing_key, &arguments, false)
+        self.channel.bind_queue(
+            name,
+            exchange.as_ref(),
+            routing_key,
+            &arguments.into(),
+            false,
+        )
     }
 
     /// Removes a binding made by [`bind`](Self::bind).
     ///
     /// # Errors
     /// Same as [`Channel::queue_unbind`].
-    pub fn unbind(&self, exchange: &Exchange, routing_key: &str) -> Result<()> {
+    pub fn unbind(&self, exchange: impl AsRef<str>, routing_key: &str) -> Result<()> {
         self.unbind_with(exchange, routing_key, FieldTable::new())
     }
 
@@ -124,13 +129,13 @@ impl Queue {
     /// Same as [`Channel::queue_unbind`].
     pub fn unbind_with(
         &self,
-        exchange: &Exchange,
+        exchange: impl AsRef<str>,
         routing_key: &str,
-        arguments: FieldTable,
+        arguments: impl Into<FieldTable>,
     ) -> Result<()> {
         let name = self.name.as_ref().into();
         self.channel
-            .unbind_queue(name, exchange.name(), routing_key, &arguments)
+            .unbind_queue(name, exchange.as_ref(), routing_key, &arguments.into())
     }
 
     /// Publishes a message directly to this queue, through the default exchange: see

@@ -1,5 +1,6 @@
 //! SASL mechanisms that the program implements.
 
+use std::error::Error;
 use std::fmt;
 
 /// A SASL mechanism that the program implements, for
@@ -19,7 +20,7 @@ use std::fmt;
 ///     fn begin(&self) -> SaslConversation {
 ///         let mut answers = [b"guest".to_vec(), b"My password is guest".to_vec()].into_iter();
 ///         SaslConversation::new(move |_challenge| {
-///             answers.next().ok_or("no more answers".to_owned())
+///             answers.next().ok_or("no more answers".into())
 ///         })
 ///     }
 /// }
@@ -52,7 +53,8 @@ pub struct SaslConversation {
     respond: Box<Respond>,
 }
 
-type Respond = dyn FnMut(&[u8]) -> Result<Vec<u8>, String> + Send;
+type Response = Result<Vec<u8>, Box<dyn Error + Send + Sync>>;
+type Respond = dyn FnMut(&[u8]) -> Response + Send;
 
 impl SaslConversation {
     /// Creates a conversation that calls `respond` with each challenge: first with an empty one,
@@ -60,7 +62,10 @@ impl SaslConversation {
     ///
     /// If `respond` returns an error, the login fails. The login's error shows the text, so the
     /// text must not contain a secret.
-    pub fn new(respond: impl FnMut(&[u8]) -> Result<Vec<u8>, String> + Send + 'static) -> Self {
+    pub fn new<R>(respond: R) -> Self
+    where
+        R: FnMut(&[u8]) -> Result<Vec<u8>, Box<dyn Error + Send + Sync>> + Send + 'static,
+    {
         let respond = Box::new(respond);
         Self { respond }
     }
@@ -69,7 +74,7 @@ impl SaslConversation {
     ///
     /// # Errors
     /// Why the mechanism has no response.
-    pub fn respond(&mut self, challenge: &[u8]) -> Result<Vec<u8>, String> {
+    pub fn respond(&mut self, challenge: &[u8]) -> Result<Vec<u8>, Box<dyn Error + Send + Sync>> {
         (self.respond)(challenge)
     }
 }

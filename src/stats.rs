@@ -10,9 +10,9 @@ use std::time::Duration;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct ConnectionStats {
-    /// Bytes received from the broker since the connection opened, without TLS's overhead.
+    /// Bytes received from the broker after the login, without TLS's overhead.
     pub bytes_received: u64,
-    /// Bytes sent to the broker, without TLS's overhead.
+    /// Bytes sent to the broker after the login, without TLS's overhead.
     pub bytes_sent: u64,
     /// Messages delivered to consumers or fetched with `basic.get`.
     pub messages_delivered: u64,

@@ -1,8 +1,10 @@
 //! Opens and closes channels.
 
+use std::time::Duration;
+
 use leveret::{ClosedBy, Connection, ErrorKind, ReplyCode};
 
-use crate::support::{connect, options};
+use crate::support::{connect, options, SOON};
 
 #[test]
 fn channel_numbers_include_channel_max_and_then_opening_fails() {
@@ -29,6 +31,29 @@ fn many_channels_can_be_opened_and_closed_repeatedly() {
         for channel in channels {
             channel.close().unwrap();
         }
+    }
+}
+
+#[test]
+fn the_end_of_a_channel_can_be_waited_for() {
+    let connection = connect();
+    let [closed, broken, open] = [(); 3].map(|()| connection.open_channel().unwrap());
+    let waiting = {
+        let broken = broken.clone();
+        std::thread::spawn(move || broken.wait_closed(SOON).map(|()| broken.close_cause()))
+    };
+    let error = broken.queue_declare_passive("missing").unwrap_err();
+    let cause = waiting.join().unwrap().unwrap().unwrap();
+    assert_eq!(cause, error);
+    closed.close().unwrap();
+    closed.wait_closed(Duration::ZERO).unwrap();
+    let error = open.wait_closed(Duration::from_millis(10)).unwrap_err();
+    assert!(error.is_timeout(), "{error}");
+    broken.reopen().unwrap();
+    assert!(broken.wait_closed(Duration::ZERO).is_err());
+    connection.close().unwrap();
+    for channel in [broken, open] {
+        channel.wait_closed(SOON).unwrap();
     }
 }
 
@@ -96,7 +121,7 @@ fn crossing_closes_do_not_affect_the_connection() {
         channel.basic_publish("no such exchange", "", "m").unwrap();
         // Close the channel at about the time when the broker closes it.
         let begin = std::time::Instant::now();
-        let pause = std::time::Duration::from_micros(u64::from(round * 7 % 600));
+        let pause = Duration::from_micros(u64::from(round * 7 % 600));
         while begin.elapsed() < pause {
             std::hint::spin_loop();
         }

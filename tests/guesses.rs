@@ -11,9 +11,10 @@ use leveret::crossbeam_channel::{after, select, unbounded};
 use leveret::{
     AckMode, Channel, Connection, ConnectionEvent, ConnectionOptions, ConsumeOptions, DeathReason,
     Delivery, ErrorKind, ExchangeDeclareOptions, ExchangeDeleteOptions, ExchangeKind, Expiration,
-    FieldTable, FieldValue, LoginMethod, Message, NackOptions, Properties, PublisherOptions,
-    QosOptions, Queue, QueueDeclareOptions, QueueDeleteOptions, RecoveryOptions, ReplyCode,
-    Requeue, Settlement, ShortString, StreamOffset, TlsOptions, WorkerOptions, Workers,
+    FieldTable, FieldValue, LoginMethod, Message, NackOptions, Overflow, Properties,
+    PublisherOptions, QosOptions, Queue, QueueDeclareOptions, QueueDeleteOptions, QueueType,
+    RecoveryOptions, ReplyCode, Requeue, Settlement, ShortString, StreamOffset, TlsOptions,
+    WorkerOptions, Workers,
 };
 use serde::{Deserialize, Serialize};
 
@@ -301,6 +302,14 @@ fn headers_come_from_any_map() {
     let queue = exclusive_queue(&channel);
     let map = HashMap::from([("a", 1), ("b", 2)]);
     let sorted: BTreeMap<String, String> = [("c".to_owned(), "3".to_owned())].into();
+    assert_eq!(
+        FieldTable::from(sorted.clone()),
+        sorted.clone().into_iter().collect()
+    );
+    assert_eq!(
+        FieldTable::from(map.clone()),
+        FieldTable::from(vec![("a", 1), ("b", 2)])
+    );
     let mut headers: FieldTable = map.into_iter().collect();
     headers.extend(sorted);
     headers.extend([("d", true)]);
@@ -650,7 +659,7 @@ fn several_things_are_waited_for_at_once() {
     let error = answered[1].result.as_ref().unwrap_err();
     assert!(matches!(error.kind(), ErrorKind::Returned(_)), "{error}");
     assert_eq!(confirm.try_wait().unwrap(), Some(()));
-    drop((publisher, consumer));
+    drop((publisher, confirm, consumer));
     assert!(outcomes.recv().is_err(), "the last clone is gone");
     // A question is no fault.
     assert!(!connection.queue_exists("missing").unwrap());
@@ -700,7 +709,97 @@ fn values_convert_and_can_be_keys() {
     assert!(nested.as_array().unwrap()[0].as_table().is_some());
 }
 
-fn publish_text(channel: &Channel, text: impl Into<Message<'static>>) {
+#[test]
+fn words_of_a_configuration_can_be_read() {
+    assert_eq!("quorum".parse::<QueueType>().unwrap(), QueueType::Quorum);
+    assert_eq!(QueueType::Stream.to_string(), "stream");
+    assert_eq!(
+        "reject-publish".parse::<Overflow>().unwrap(),
+        Overflow::RejectPublish
+    );
+    let error = "quorom".parse::<QueueType>().unwrap_err().to_string();
+    assert!(
+        error.contains(r#""quorom" is not a type of queue"#),
+        "{error}"
+    );
+    assert!(
+        error.contains(r#"["classic", "quorum", "stream"]"#),
+        "{error}"
+    );
+    assert_eq!(
+        "topic".parse::<ExchangeKind>().unwrap(),
+        ExchangeKind::Topic
+    );
+    assert_eq!(
+        ExchangeKind::from(String::from("topic")),
+        ExchangeKind::Topic
+    );
+    assert_eq!(ExchangeKind::Other("topic".into()), ExchangeKind::Topic);
+    assert_eq!(
+        DeathReason::Other("expired".into()),
+        DeathReason::from("expired")
+    );
+}
+
+#[test]
+fn owned_values_of_a_configuration_can_be_passed() {
+    let connection = Connection::open(url()).unwrap();
+    let channel = connection.open_channel().unwrap();
+    let (dead, kind) = (unique("dlx"), String::from("fanout"));
+    channel
+        .exchange_declare(&dead, &kind, Default::default())
+        .unwrap();
+    let options = QueueDeclareOptions::temporary()
+        .dead_letter_exchange(dead.clone())
+        .dead_letter_routing_key(String::from("key"));
+    let queue = channel.queue_declare("", options).unwrap();
+    let letters = exclusive_queue(&channel);
+    letters.bind(&dead, "").unwrap();
+    letters
+        .bind_with("amq.headers", "", [("colour", "red")])
+        .unwrap();
+    queue.publish("m").unwrap();
+    let requeue = false;
+    let mut got = None;
+    eventually("the message arrives", || {
+        got = queue.get().unwrap();
+        got.is_some()
+    });
+    got.unwrap().delivery.nack(Requeue::from(requeue)).unwrap();
+    let letter = next(&letters);
+    assert_eq!(letter.routing_key(), "key");
+    assert!(letter.headers().unwrap().keys().any(|it| it == "x-death"));
+    let red = Message::new("m").header("colour", "red");
+    channel.basic_publish("amq.headers", "", red).unwrap();
+    assert_eq!(
+        next(&letters).header("colour").unwrap().as_str(),
+        Some("red")
+    );
+    channel.exchange_delete(&dead, Default::default()).unwrap();
+    let options = ConnectionOptions::try_from(url()).unwrap();
+    let options = options.client_property("team", "billing");
+    assert!(options.get_client_properties().contains_key("team"));
+    Connection::open_with(options).unwrap();
+}
+
+#[test]
+fn outcomes_and_events_can_be_compared() {
+    let channel = channel();
+    let queue = exclusive_queue(&channel);
+    let publisher = channel.publisher().unwrap();
+    let outcomes = publisher.outcomes();
+    let confirm = publisher.publish("", queue.name(), "m").unwrap();
+    assert_eq!(confirm.wait(), Ok(()));
+    assert_eq!(outcomes.recv_timeout(SOON).unwrap().result, Ok(()));
+    assert_ne!(
+        ConnectionEvent::Unblocked,
+        ConnectionEvent::Blocked {
+            reason: String::new()
+        }
+    );
+}
+
+fn publish_text<'m>(channel: &Channel, text: impl Into<Message<'m>>) {
     channel.basic_publish("", "nowhere", text).unwrap();
 }
 

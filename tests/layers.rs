@@ -19,7 +19,7 @@ const MAY_USE: &[(&str, &str)] = &[
     ("error", "wire"),
     ("log_line", "error"),
     ("events", "error"),
-    ("message", "wire"),
+    ("message", "wire error"),
     ("sasl", ""),
     ("stats", ""),
     ("options", "wire error events sasl stats"),
@@ -59,7 +59,7 @@ const MAY_USE: &[(&str, &str)] = &[
     ),
     (
         "queue",
-        "wire error message options session connection channel exchange delivery consumer",
+        "wire error message options session connection channel delivery consumer",
     ),
     (
         "workers",

@@ -302,7 +302,7 @@ impl SaslMechanism for Demo {
         SaslConversation::new(move |challenge| match challenge {
             b"" => Ok(b"guest".to_vec()),
             b"Please tell me your password" => Ok(format!("My password is {password}").into()),
-            other => Err(format!("unexpected: {}", String::from_utf8_lossy(other))),
+            other => Err(format!("unexpected: {}", String::from_utf8_lossy(other)).into()),
         })
     }
 }

@@ -115,8 +115,8 @@ impl Channel {
     ///
     /// # Errors
     /// Same as [`basic_ack`](Self::basic_ack).
-    pub fn basic_nack(&self, delivery_tag: u64, options: NackOptions) -> Result<()> {
-        self.nack(delivery_tag, options).map(drop)
+    pub fn basic_nack(&self, delivery_tag: u64, options: impl Into<NackOptions>) -> Result<()> {
+        self.nack(delivery_tag, options.into()).map(drop)
     }
 
     pub(crate) fn nack(&self, delivery_tag: u64, options: NackOptions) -> Result<Answered> {

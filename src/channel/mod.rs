@@ -7,6 +7,7 @@ mod transactions;
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 pub(crate) use acks::Answered;
 
@@ -128,6 +129,20 @@ impl Channel {
     pub fn close_cause(&self) -> Option<Error> {
         let ended = self.inner.state.end_cause();
         ended.or_else(|| self.inner.state.shared.outbox.end_cause())
+    }
+
+    /// Waits up to `timeout` until the channel has ended for any reason.
+    /// [`close_cause`](Self::close_cause) tells why.
+    /// [`ConnectionEvent::ChannelClosed`](crate::ConnectionEvent::ChannelClosed) reports the ends
+    /// of all channels that the broker closes.
+    ///
+    /// # Errors
+    /// A timeout.
+    pub fn wait_closed(&self, timeout: Duration) -> Result<()> {
+        if self.state().confirms.wait_end(Deadline::after(timeout)) {
+            return Ok(());
+        }
+        Err(Error::timed_out(timeout).doing("waiting until the channel is closed"))
     }
 
     // ---- how calls are sent ----

@@ -1,6 +1,7 @@
 //! Why a message was dead-lettered.
 
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::wire::value::{FieldTable, FieldValue};
@@ -32,7 +33,7 @@ pub struct Death {
 }
 
 /// Why a message was dead-lettered.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum DeathReason {
     /// A consumer rejected it without requeueing it.
@@ -67,14 +68,29 @@ impl fmt::Display for DeathReason {
     }
 }
 
-impl From<String> for DeathReason {
-    fn from(reason: String) -> Self {
-        match &*reason {
+/// Compares the broker's words.
+impl PartialEq for DeathReason {
+    fn eq(&self, other: &Self) -> bool {
+        self.as_str() == other.as_str()
+    }
+}
+
+impl Eq for DeathReason {}
+
+impl Hash for DeathReason {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.as_str().hash(state);
+    }
+}
+
+impl From<&str> for DeathReason {
+    fn from(reason: &str) -> Self {
+        match reason {
             "rejected" => Self::Rejected,
             "expired" => Self::Expired,
             "maxlen" => Self::MaxLen,
             "delivery_limit" => Self::DeliveryLimit,
-            _ => Self::Other(reason),
+            other => Self::Other(other.to_owned()),
         }
     }
 }
@@ -88,7 +104,7 @@ impl Death {
         let keys = entry.get("routing-keys").and_then(|it| it.as_array());
         Some(Self {
             queue: text(entry, "queue")?,
-            reason: text(entry, "reason")?.into(),
+            reason: text(entry, "reason")?.as_str().into(),
             count: entry.get("count").and_then(|it| it.as_u64()).unwrap_or(1),
             exchange: text(entry, "exchange").unwrap_or_default(),
             routing_keys: keys

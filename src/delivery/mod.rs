@@ -160,7 +160,8 @@ impl Delivery {
     /// # Errors
     /// Same as [`ack`](Self::ack). [`ErrorKind::InvalidArgument`] for a message from a stream (see
     /// [`Delivery`]).
-    pub fn nack(&self, options: NackOptions) -> Result<()> {
+    pub fn nack(&self, options: impl Into<NackOptions>) -> Result<()> {
+        let options = options.into();
         self.check_can_be_given_back("basic.nack")?;
         let answered = self.settle("basic.nack", options.multiple, || {
             self.channel().nack(self.delivery_tag, options)

@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::message::{Message, STREAM_FILTER_VALUE};
 use crate::session::stream_position::STREAM_OFFSET;
 use crate::wire::properties::Properties;
-use crate::wire::value::FieldValue;
+use crate::wire::value::{FieldTable, FieldValue};
 
 macro_rules! texts {
     ($($(#[$doc:meta])* $name:ident;)*) => {
@@ -61,7 +61,13 @@ impl Delivery {
     /// ```
     #[must_use]
     pub fn header(&self, name: impl AsRef<[u8]>) -> Option<&FieldValue> {
-        self.known_properties()?.headers.as_ref()?.get(name)
+        self.headers()?.get(name)
+    }
+
+    /// Returns all headers, if there are any.
+    #[must_use]
+    pub fn headers(&self) -> Option<&FieldTable> {
+        self.known_properties()?.headers.as_ref()
     }
 
     texts! {

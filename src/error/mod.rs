@@ -53,6 +53,15 @@ struct Inner {
 #[derive(Clone)]
 pub struct Error(Arc<Inner>);
 
+/// Compares the [`kind`](Error::kind)s.
+impl PartialEq for Error {
+    fn eq(&self, other: &Self) -> bool {
+        self.kind() == other.kind()
+    }
+}
+
+impl Eq for Error {}
+
 impl Error {
     pub(crate) fn new(kind: ErrorKind) -> Self {
         Self(Arc::new(Inner {

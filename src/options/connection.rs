@@ -16,7 +16,8 @@ use crate::sasl::SaslMechanism;
 use crate::stats::Metrics;
 use crate::wire::codec::Writer;
 use crate::wire::frame::MIN_SIZE;
-use crate::wire::value::FieldTable;
+use crate::wire::short_string::ShortString;
+use crate::wire::value::{FieldTable, FieldValue};
 
 /// Linux accepts at most this many seconds (`TCP_KEEPIDLE`).
 const MAX_TCP_KEEPALIVE: Duration = Duration::from_secs(32_767);
@@ -350,6 +351,17 @@ impl ConnectionOptions {
         /// to the same endpoint. Recovery shuffles the endpoints again, but begins with the one
         /// that worked last: see [`endpoint`](Self::endpoint). Default: false.
         shuffle_endpoints: bool;
+    }
+
+    /// Adds one of the [`client_properties`](Self::client_properties).
+    #[must_use]
+    pub fn client_property(
+        mut self,
+        name: impl Into<ShortString>,
+        value: impl Into<FieldValue>,
+    ) -> Self {
+        self.client_properties.insert(name, value);
+        self
     }
 
     /// Receives metrics as they happen. Default: none.

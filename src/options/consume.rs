@@ -291,6 +291,16 @@ pub enum Requeue {
     No,
 }
 
+/// `true` means [`Requeue::Yes`].
+impl From<bool> for Requeue {
+    fn from(requeue: bool) -> Self {
+        match requeue {
+            true => Self::Yes,
+            false => Self::No,
+        }
+    }
+}
+
 impl Requeue {
     pub(crate) fn is_yes(self) -> bool {
         self == Self::Yes

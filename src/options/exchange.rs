@@ -1,5 +1,10 @@
 //! Options for declaring and deleting exchanges.
 
+use std::fmt;
+use std::str::FromStr;
+
+use super::unknown_word;
+use crate::error::{Error, Result};
 use crate::wire::short_string::ShortString;
 use crate::wire::value::{FieldTable, FieldValue};
 
@@ -17,14 +22,11 @@ pub enum HashProperty {
     Timestamp,
 }
 
-impl From<HashProperty> for FieldValue {
-    fn from(property: HashProperty) -> Self {
-        Self::from(match property {
-            HashProperty::MessageId => "message_id",
-            HashProperty::CorrelationId => "correlation_id",
-            HashProperty::Timestamp => "timestamp",
-        })
-    }
+words! {
+    HashProperty, "a hash property";
+    MessageId => "message_id";
+    CorrelationId => "correlation_id";
+    Timestamp => "timestamp";
 }
 
 /// How to declare an exchange.
@@ -78,11 +80,11 @@ impl ExchangeDeclareOptions {
 
     typed_arguments! {
         /// Exchange for messages that this exchange cannot route (`alternate-exchange`).
-        alternate_exchange(exchange: &str) => "alternate-exchange": exchange;
+        alternate_exchange(exchange: impl Into<String>) => "alternate-exchange": exchange.into();
         /// Message header to hash instead of the routing key (`hash-header`). For
         /// [`ExchangeKind::ConsistentHash`](crate::ExchangeKind::ConsistentHash); other kinds
         /// ignore it.
-        hash_header(header: &str) => "hash-header": header;
+        hash_header(header: impl Into<String>) => "hash-header": header.into();
         /// Message property to hash instead of the routing key (`hash-property`). The broker
         /// refuses this together with [`hash_header`](Self::hash_header) (406). For
         /// [`ExchangeKind::ConsistentHash`](crate::ExchangeKind::ConsistentHash); other kinds

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::error::Error;
+
 macro_rules! setters {
     ($($(#[$doc:meta])* $name:ident: $type:ty;)*) => {
         $(
@@ -49,6 +51,49 @@ macro_rules! typed_arguments {
             }
         )*
     };
+}
+
+/// RabbitMQ's words for the values of an argument.
+macro_rules! words {
+    ($type:ident, $what:literal; $($variant:ident => $word:literal;)*) => {
+        impl $type {
+            /// Returns RabbitMQ's word for this value, as in an argument or a policy.
+            #[must_use]
+            pub fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $word,)*
+                }
+            }
+        }
+
+        impl fmt::Display for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(self.as_str())
+            }
+        }
+
+        /// Reads RabbitMQ's word, for example from a configuration file.
+        impl FromStr for $type {
+            type Err = Error;
+
+            fn from_str(word: &str) -> Result<Self> {
+                match word {
+                    $($word => Ok(Self::$variant),)*
+                    _ => Err(unknown_word($what, word, &[$($word),*])),
+                }
+            }
+        }
+
+        impl From<$type> for FieldValue {
+            fn from(value: $type) -> Self {
+                Self::from(value.as_str())
+            }
+        }
+    };
+}
+
+fn unknown_word(what: &str, word: &str, words: &[&str]) -> Error {
+    Error::invalid(format!("{word:?} is not {what}: use one of {words:?}"))
 }
 
 /// Typed setters for arguments that are either `true` or not set.

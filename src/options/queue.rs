@@ -1,8 +1,11 @@
 //! Options for declaring and deleting queues.
 
+use std::fmt;
+use std::str::FromStr;
 use std::time::Duration;
 
-use super::{milliseconds, number, seconds};
+use super::{milliseconds, number, seconds, unknown_word};
+use crate::error::{Error, Result};
 use crate::wire::short_string::ShortString;
 use crate::wire::value::{FieldTable, FieldValue};
 
@@ -32,14 +35,11 @@ pub enum QueueType {
     Stream,
 }
 
-impl From<QueueType> for FieldValue {
-    fn from(queue_type: QueueType) -> Self {
-        Self::from(match queue_type {
-            QueueType::Classic => "classic",
-            QueueType::Quorum => "quorum",
-            QueueType::Stream => "stream",
-        })
-    }
+words! {
+    QueueType, "a type of queue";
+    Classic => "classic";
+    Quorum => "quorum";
+    Stream => "stream";
 }
 
 /// What happens to messages when a queue is full.
@@ -57,14 +57,11 @@ pub enum Overflow {
     RejectPublishDlx,
 }
 
-impl From<Overflow> for FieldValue {
-    fn from(overflow: Overflow) -> Self {
-        Self::from(match overflow {
-            Overflow::DropHead => "drop-head",
-            Overflow::RejectPublish => "reject-publish",
-            Overflow::RejectPublishDlx => "reject-publish-dlx",
-        })
-    }
+words! {
+    Overflow, "an overflow behaviour";
+    DropHead => "drop-head";
+    RejectPublish => "reject-publish";
+    RejectPublishDlx => "reject-publish-dlx";
 }
 
 /// How a quorum queue forwards dead-lettered messages.
@@ -84,13 +81,10 @@ pub enum DeadLetterStrategy {
     AtLeastOnce,
 }
 
-impl From<DeadLetterStrategy> for FieldValue {
-    fn from(strategy: DeadLetterStrategy) -> Self {
-        Self::from(match strategy {
-            DeadLetterStrategy::AtMostOnce => "at-most-once",
-            DeadLetterStrategy::AtLeastOnce => "at-least-once",
-        })
-    }
+words! {
+    DeadLetterStrategy, "a dead-letter strategy";
+    AtMostOnce => "at-most-once";
+    AtLeastOnce => "at-least-once";
 }
 
 /// Which requeued messages a quorum queue delays before it redelivers them.
@@ -113,14 +107,11 @@ pub enum DelayedRetry {
     Returned,
 }
 
-impl From<DelayedRetry> for FieldValue {
-    fn from(retry: DelayedRetry) -> Self {
-        Self::from(match retry {
-            DelayedRetry::All => "all",
-            DelayedRetry::Failed => "failed",
-            DelayedRetry::Returned => "returned",
-        })
-    }
+words! {
+    DelayedRetry, "a type of delayed retry";
+    All => "all";
+    Failed => "failed";
+    Returned => "returned";
 }
 
 /// The node of a cluster on which the leader of a new queue is placed.
@@ -135,13 +126,10 @@ pub enum LeaderLocator {
     Balanced,
 }
 
-impl From<LeaderLocator> for FieldValue {
-    fn from(locator: LeaderLocator) -> Self {
-        Self::from(match locator {
-            LeaderLocator::ClientLocal => "client-local",
-            LeaderLocator::Balanced => "balanced",
-        })
-    }
+words! {
+    LeaderLocator, "a leader locator";
+    ClientLocal => "client-local";
+    Balanced => "balanced";
 }
 
 /// How to declare a queue.
@@ -242,10 +230,12 @@ impl QueueDeclareOptions {
         overflow(overflow: Overflow) => "x-overflow": overflow;
         /// Exchange for messages that expire, overflow or are rejected (`x-dead-letter-exchange`).
         /// Empty: the default exchange.
-        dead_letter_exchange(exchange: &str) => "x-dead-letter-exchange": exchange;
+        dead_letter_exchange(exchange: impl Into<String>)
+            => "x-dead-letter-exchange": exchange.into();
         /// Routing key of dead-lettered messages (`x-dead-letter-routing-key`). Default: the
         /// routing key that they were published with.
-        dead_letter_routing_key(routing_key: &str) => "x-dead-letter-routing-key": routing_key;
+        dead_letter_routing_key(routing_key: impl Into<String>)
+            => "x-dead-letter-routing-key": routing_key.into();
         /// Highest priority that a classic queue distinguishes, up to 255 (`x-max-priority`). Use
         /// at most 10. A message with a higher [`priority`](crate::Message::priority) gets this
         /// priority. Quorum queues and streams refuse this argument (406); quorum queues support
@@ -369,7 +359,7 @@ impl QueueDeclareOptions {
     ///
     /// See <https://www.rabbitmq.com/docs/quorum-queues#activating-at-least-once-dead-lettering>.
     #[must_use]
-    pub fn dead_letter_at_least_once(self, exchange: &str) -> Self {
+    pub fn dead_letter_at_least_once(self, exchange: impl Into<String>) -> Self {
         self.dead_letter_exchange(exchange)
             .dead_letter_strategy(DeadLetterStrategy::AtLeastOnce)
             .overflow(Overflow::RejectPublish)
@@ -408,8 +398,8 @@ impl QueueDeclareOptions {
         single_active_consumer => "x-single-active-consumer";
     }
 
-    /// Keeps most messages on disk instead of in memory (`x-queue-mode`). For classic queues before
-    /// RabbitMQ 3.12; since then, all classic queues do so.
+    /// Keeps most messages on disk instead of in memory (`x-queue-mode: lazy`). For classic queues
+    /// before RabbitMQ 3.12; since then, all classic queues do so.
     ///
     /// The argument has no effect on later versions, and the release notes of RabbitMQ 4.3 say that
     /// such a declaration fails. RabbitMQ 4.3.6 still accepts it. Quorum queues and streams refuse

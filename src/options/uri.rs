@@ -67,6 +67,15 @@ impl TryFrom<&str> for ConnectionOptions {
     }
 }
 
+/// Reads options from a URI: see [`from_uri`](ConnectionOptions::from_uri).
+impl TryFrom<String> for ConnectionOptions {
+    type Error = Error;
+
+    fn try_from(uri: String) -> Result<Self> {
+        parse(&uri)
+    }
+}
+
 /// Formats the options as a URI without the password.
 impl fmt::Display for ConnectionOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

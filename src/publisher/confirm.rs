@@ -132,7 +132,7 @@ impl fmt::Debug for Confirm {
 
 /// The outcome of one message, received from
 /// [`Publisher::outcomes`](crate::Publisher::outcomes).
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PublishOutcome {
     /// The message's sequence number on its channel: see [`Confirm::sequence_number`].

@@ -142,8 +142,8 @@ impl Publisher {
     ///
     /// The receiver keeps the newest 65,536 outcomes. All receivers of a publisher share them: each
     /// outcome goes to one receiver. The receiver is disconnected when the last clone of the
-    /// publisher is dropped and all its messages have their outcomes. [`Confirm`] and
-    /// [`wait_for_confirms`](Self::wait_for_confirms) report the outcomes, too.
+    /// publisher and its last [`Confirm`] are dropped, and all messages have their outcomes.
+    /// [`Confirm`] and [`wait_for_confirms`](Self::wait_for_confirms) report the outcomes, too.
     ///
     /// ```no_run
     /// use leveret::crossbeam_channel::select;

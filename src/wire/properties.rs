@@ -85,7 +85,7 @@ macro_rules! properties {
         /// See <https://www.rabbitmq.com/docs/publishers#message-properties>.
         #[derive(Clone, Default, PartialEq)]
         #[cfg_attr(feature = "serde", derive(serde::Deserialize, serde::Serialize))]
-        #[cfg_attr(feature = "serde", serde(default))]
+        #[cfg_attr(feature = "serde", serde(default, deny_unknown_fields))]
         #[non_exhaustive]
         pub struct Properties {
             $(

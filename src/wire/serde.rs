@@ -227,7 +227,16 @@ impl Serialize for Expiration {
 
 impl<'de> Deserialize<'de> for Expiration {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        ShortString::deserialize(deserializer).map(Self::from)
+        #[derive(serde::Deserialize)]
+        #[serde(untagged)]
+        enum Milliseconds {
+            Number(u64),
+            Text(ShortString),
+        }
+        Ok(match Milliseconds::deserialize(deserializer)? {
+            Milliseconds::Number(number) => number.into(),
+            Milliseconds::Text(text) => text.into(),
+        })
     }
 }
 
@@ -306,6 +315,9 @@ mod tests {
             serde_json::from_str::<Properties>(&json).unwrap(),
             properties
         );
+        let number: Properties = serde_json::from_str(r#"{"expiration":5}"#).unwrap();
+        assert_eq!(number, Properties::default().expiration("5"));
+        serde_json::from_str::<Properties>(r#"{"mesage_id":"1"}"#).unwrap_err();
         assert_eq!(
             serde_json::from_str::<Properties>("{}").unwrap(),
             Properties::default()

@@ -1,7 +1,7 @@
 //! Field tables: the typed arguments and headers of AMQP.
 
 use std::borrow::Cow;
-use std::collections::{btree_map, BTreeMap};
+use std::collections::{btree_map, BTreeMap, HashMap};
 use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -165,20 +165,20 @@ impl FieldValue {
     }
 }
 
-/// Shows long strings as text if they are UTF-8.
+/// Shows long strings as text if they are UTF-8, and numbers as Rust literals of their type.
 impl fmt::Debug for FieldValue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Bool(value) => value.fmt(f),
-            Self::I8(value) => value.fmt(f),
-            Self::U8(value) => value.fmt(f),
-            Self::I16(value) => value.fmt(f),
-            Self::U16(value) => value.fmt(f),
+            Self::I8(value) => write!(f, "{value}_i8"),
+            Self::U8(value) => write!(f, "{value}_u8"),
+            Self::I16(value) => write!(f, "{value}_i16"),
+            Self::U16(value) => write!(f, "{value}_u16"),
             Self::I32(value) => value.fmt(f),
-            Self::U32(value) => value.fmt(f),
-            Self::I64(value) => value.fmt(f),
-            Self::U64(value) => value.fmt(f),
-            Self::F32(value) => value.fmt(f),
+            Self::U32(value) => write!(f, "{value}_u32"),
+            Self::I64(value) => write!(f, "{value}_i64"),
+            Self::U64(value) => write!(f, "{value}_u64"),
+            Self::F32(value) => write!(f, "{value:?}_f32"),
             Self::F64(value) => value.fmt(f),
             Self::Decimal { scale, value } => write!(f, "{value}e-{scale}"),
             Self::LongString(bytes) => match std::str::from_utf8(bytes) {
@@ -258,6 +258,12 @@ macro_rules! from_several {
             impl From<&[$type]> for FieldValue {
                 fn from(values: &[$type]) -> Self {
                     values.iter().cloned().collect()
+                }
+            }
+
+            impl<const N: usize> From<&[$type; N]> for FieldValue {
+                fn from(values: &[$type; N]) -> Self {
+                    values.as_slice().into()
                 }
             }
 
@@ -354,6 +360,16 @@ impl FieldTable {
         self.values.is_empty()
     }
 
+    /// Iterates over all names, sorted.
+    pub fn keys(&self) -> btree_map::Keys<'_, ShortString, FieldValue> {
+        self.values.keys()
+    }
+
+    /// Iterates over all values, sorted by name.
+    pub fn values(&self) -> btree_map::Values<'_, ShortString, FieldValue> {
+        self.values.values()
+    }
+
     /// Iterates over all names and values, sorted by name.
     pub fn iter(&self) -> btree_map::Iter<'_, ShortString, FieldValue> {
         self.values.iter()
@@ -384,6 +400,24 @@ impl<N: Into<ShortString>, V: Into<FieldValue>> Extend<(N, V)> for FieldTable {
 
 impl<N: Into<ShortString>, V: Into<FieldValue>, const L: usize> From<[(N, V); L]> for FieldTable {
     fn from(values: [(N, V); L]) -> Self {
+        values.into_iter().collect()
+    }
+}
+
+macro_rules! from_maps {
+    ($($map:ident),*) => {
+        $(impl<N: Into<ShortString>, V: Into<FieldValue>> From<$map<N, V>> for FieldTable {
+            fn from(values: $map<N, V>) -> Self {
+                values.into_iter().collect()
+            }
+        })*
+    };
+}
+
+from_maps!(BTreeMap, HashMap);
+
+impl<N: Into<ShortString>, V: Into<FieldValue>> From<Vec<(N, V)>> for FieldTable {
+    fn from(values: Vec<(N, V)>) -> Self {
         values.into_iter().collect()
     }
 }

@@ -11,7 +11,10 @@ pub(crate) fn config_of(options: &ConnectionOptions) -> Config {
         LoginMethod::External => Login::external(&options.username),
         LoginMethod::Sasl(mechanism) => {
             let mut conversation = mechanism.begin();
-            let respond = Box::new(move |challenge: &[u8]| conversation.respond(challenge));
+            let respond = Box::new(move |challenge: &[u8]| {
+                let response = conversation.respond(challenge);
+                response.map_err(|error| error.to_string())
+            });
             Login::new(mechanism.name(), &options.username, respond)
         }
     };

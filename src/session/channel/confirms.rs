@@ -139,6 +139,19 @@ impl Confirms {
         Ok(())
     }
 
+    /// Waits until the deadline until no more answers arrive, because the channel has ended.
+    /// Returns false on timeout.
+    pub(crate) fn wait_end(&self, deadline: Deadline) -> bool {
+        let mut answers = self.answers.lock();
+        while answers.end.is_none() {
+            let waited = self.changed.wait_until(&mut answers, deadline.at());
+            if waited.timed_out() {
+                return answers.end.is_some();
+            }
+        }
+        true
+    }
+
     /// Waits like [`wait`](Self::wait), then reports nacked and lost messages as an error.
     pub(crate) fn wait_and_report(&self, published: u64, deadline: Deadline) -> Result<()> {
         let waiter = self.answers.lock().failed.wait();
