@@ -26,7 +26,7 @@ const BODY: &[u8] = &[b'x'; 16];
 
 fn channel() -> Channel {
     let sink = Sink::start().unwrap();
-    let connection = Connection::open(&sink.uri()).unwrap();
+    let connection = Connection::open(sink.uri()).unwrap();
     connection.open_channel().unwrap()
 }
 
@@ -100,7 +100,7 @@ fn broker(criterion: &mut Criterion) {
         |bencher| {
             bencher.iter(|| {
                 let broker = Broker::start().unwrap();
-                let connection = Connection::open(&broker.uri()).unwrap();
+                let connection = Connection::open(broker.uri()).unwrap();
                 let channel = connection.open_channel().unwrap();
                 let queue = channel
                     .queue_declare("q", QueueDeclareOptions::temporary())

@@ -42,7 +42,7 @@ fn declare(channel: &Channel) -> Queue {
 
 fn start() -> (Broker, Channel) {
     let broker = Broker::start().unwrap();
-    let connection = Connection::open(&broker.uri()).unwrap();
+    let connection = Connection::open(broker.uri()).unwrap();
     let channel = connection.open_channel().unwrap();
     (broker, channel)
 }
@@ -262,7 +262,7 @@ fn publishers_can_be_blocked_with_a_reason_and_unblocked() {
         "{event:?}"
     );
     // A connection that opens now learns the reason, too.
-    let late = Connection::open(&broker.uri()).unwrap();
+    let late = Connection::open(broker.uri()).unwrap();
     eventually("the new connection is blocked", || {
         late.blocked_reason().is_some()
     });
@@ -410,7 +410,7 @@ fn a_restart_keeps_durable_entities_and_persistent_messages() {
     assert_eq!(broker.address(), address);
     let names: Vec<_> = broker.queues().into_iter().map(|it| it.name).collect();
     assert_eq!(names, ["kept"]);
-    let channel = Connection::open(&broker.uri())
+    let channel = Connection::open(broker.uri())
         .unwrap()
         .open_channel()
         .unwrap();
@@ -526,7 +526,7 @@ fn a_dead_letter_with_a_routing_key_that_no_frame_can_carry_costs_no_connection(
         .unwrap();
     let options = QueueDeclareOptions::default()
         .dead_letter_exchange("amq.fanout")
-        .dead_letter_routing_key(&"k".repeat(256));
+        .dead_letter_routing_key("k".repeat(256));
     let queue = channel.queue_declare("q", options).unwrap();
     queue.publish("dead letter").unwrap();
     let consumer = dead.consume().unwrap();

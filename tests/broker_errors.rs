@@ -38,12 +38,12 @@ fn not_found_404() {
     });
     refused(ReplyCode::NOT_FOUND, "queue.bind", |channel| {
         let queue = exclusive_queue(channel);
-        queue.bind(&channel.exchange("nope"), "k").unwrap_err()
+        queue.bind(channel.exchange("nope"), "k").unwrap_err()
     });
     refused(ReplyCode::NOT_FOUND, "exchange.bind", |channel| {
         channel
             .exchange("nope")
-            .bind(&channel.exchange("amq.direct"), "k")
+            .bind(channel.exchange("amq.direct"), "k")
             .unwrap_err()
     });
     refused(ReplyCode::NOT_FOUND, "queue.purge \"nope\"", |channel| {
@@ -316,7 +316,7 @@ fn an_error_chain_repeats_nothing() {
     let taken = leveret::broker::BrokerOptions::default().port(port);
     let errors = [
         (
-            Connection::open(&format!("amqp://{address}")).unwrap_err(),
+            Connection::open(format!("amqp://{address}")).unwrap_err(),
             "onnection refused",
         ),
         (

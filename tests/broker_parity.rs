@@ -114,7 +114,7 @@ fn a_dead_letter_lists_every_death_and_counts_repeated_ones() {
         .dead_letter_routing_key(second.name());
     let first = channel.queue_declare(&name, first).unwrap();
     let exchange = temporary(&channel, ExchangeKind::Direct);
-    first.bind(&channel.exchange(&exchange), "k").unwrap();
+    first.bind(channel.exchange(&exchange), "k").unwrap();
 
     let message = Message::new("m").expiration("600000").priority(3);
     let message = message.header("CC", texts(&["copy", last.name()]));
@@ -174,7 +174,7 @@ fn a_dead_letter_without_a_new_key_keeps_all_its_routing_keys() {
     let keys = [queue.name(), "copy", "hidden"];
     let dead = keys.map(|key| {
         let dead = exclusive_queue(&channel);
-        dead.bind(&channel.exchange(&dlx), key).unwrap();
+        dead.bind(channel.exchange(&dlx), key).unwrap();
         dead
     });
     let message = Message::new("m").header("CC", texts(&["copy"]));
@@ -293,7 +293,7 @@ fn a_full_queue_drops_its_head_or_refuses() {
     );
     let exchange = temporary(&channel, ExchangeKind::Fanout);
     for queue in [&full, &other] {
-        queue.bind(&channel.exchange(&exchange), "").unwrap();
+        queue.bind(channel.exchange(&exchange), "").unwrap();
     }
     let publisher = channel.publisher().unwrap();
     let publish = |body: &str| publisher.publish(&exchange, "", body).unwrap().wait();
@@ -557,7 +557,7 @@ fn a_message_reaches_each_queue_once_on_any_number_of_routes() {
             .unwrap();
     }
     for (queue, exchange) in [(0, &a), (0, &b), (0, &c), (1, &c)] {
-        queues[queue].bind(&channel.exchange(exchange), "").unwrap();
+        queues[queue].bind(channel.exchange(exchange), "").unwrap();
     }
     put(&channel, &a, "", "round");
     // Three routing keys: one of them hidden, two of them equal.
@@ -700,9 +700,9 @@ fn deleting_an_exchange_deletes_auto_delete_exchanges_that_led_only_there() {
             .unwrap();
     }
     let queue = exclusive_queue(&channel);
-    queue.bind(&channel.exchange(&third), "").unwrap();
-    queue.bind(&channel.exchange(&second), "").unwrap();
-    queue.unbind(&channel.exchange(&second), "").unwrap();
+    queue.bind(channel.exchange(&third), "").unwrap();
+    queue.bind(channel.exchange(&second), "").unwrap();
+    queue.unbind(channel.exchange(&second), "").unwrap();
     assert_eq!(exists(), [true; 3]);
     queue.delete().unwrap();
     assert_eq!(exists(), [false; 3]);
@@ -896,7 +896,7 @@ fn errors_name_the_queue_or_the_exchange() {
     };
     let bind = |channel: &Channel, from: &str, how: FieldValue| {
         let options = FieldTable::new().with("x-match", how);
-        exclusive_queue(channel).bind_with(&channel.exchange(from), "", options)
+        exclusive_queue(channel).bind_with(channel.exchange(from), "", options)
     };
     let default = ExchangeDeclareOptions::default;
     let text = "deletion of system exchange 'amq.nope' in vhost '/' not allowed";

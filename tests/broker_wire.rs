@@ -206,7 +206,7 @@ impl Client {
 /// A broker with the queue `q`, and a channel and a publisher for that queue.
 fn start() -> (Broker, Channel, Publisher) {
     let broker = Broker::start().unwrap();
-    let connection = Connection::open(&broker.uri()).unwrap();
+    let connection = Connection::open(broker.uri()).unwrap();
     let channel = connection.open_channel().unwrap();
     let options = QueueDeclareOptions::default();
     channel.queue_declare("q", options).unwrap();

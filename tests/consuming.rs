@@ -20,7 +20,7 @@ fn deliveries_carry_all_their_fields() {
     let queue = exclusive_queue(&channel);
     queue
         .bind(
-            &channel.exchange("amq.topic"),
+            channel.exchange("amq.topic"),
             &format!("{}.*", queue.name()),
         )
         .unwrap();

@@ -214,7 +214,7 @@ fn requests_use_any_exchange_and_answers_pass_unread_messages() {
         .queue_declare("", QueueDeclareOptions::temporary())
         .unwrap();
     queue
-        .bind(&queue.channel().exchange("amq.topic"), "question.*")
+        .bind(queue.channel().exchange("amq.topic"), "question.*")
         .unwrap();
     let server = RpcServer::new(&serving);
     server

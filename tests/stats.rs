@@ -234,7 +234,7 @@ fn acknowledgements_redeliveries_and_closed_channels_are_counted() {
 #[test]
 fn unread_unconfirmed_and_unsent_amounts_are_known_at_any_time() {
     let broker = Broker::start().unwrap();
-    let connection = Connection::open(&broker.uri()).unwrap();
+    let connection = Connection::open(broker.uri()).unwrap();
     let channel = connection.open_channel().unwrap();
     let (queue, sink) = (exclusive_queue(&channel), exclusive_queue(&channel));
     let consumer = queue
@@ -287,7 +287,7 @@ fn unread_unconfirmed_and_unsent_amounts_are_known_at_any_time() {
 #[test]
 fn the_time_for_which_a_connection_is_blocked_or_lost_is_known() {
     let broker = Broker::start().unwrap();
-    let connection = Connection::open(&broker.uri()).unwrap();
+    let connection = Connection::open(broker.uri()).unwrap();
     let since = || (connection.stats().blocked_for, connection.stats().lost_for);
     assert_eq!(since(), (None, None));
     broker.block("a test");

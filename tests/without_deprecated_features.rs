@@ -184,7 +184,7 @@ fn every_kind_of_exchange_routes(connection: &Connection) {
         ] {
             let name = unique("exchange");
             let exchange = channel.exchange_declare(&name, kind.clone(), options);
-            queue.bind(&exchange.unwrap(), "key").unwrap();
+            queue.bind(exchange.unwrap(), "key").unwrap();
             publisher
                 .publish(&name, "key", "m")
                 .unwrap()

@@ -891,7 +891,7 @@ fn a_channel_closed_by_the_broker_loses_no_message_and_no_worker() {
 #[test]
 fn a_worker_consumes_again_after_a_late_acknowledgement() {
     let broker = Broker::start().unwrap();
-    let connection = Connection::open(&broker.uri()).unwrap();
+    let connection = Connection::open(broker.uri()).unwrap();
     let channel = connection.open_channel().unwrap();
     let events = connection.events();
     let queue = channel
@@ -1109,7 +1109,7 @@ fn a_worker_consumes_again_if_recovery_restores_no_consumers() {
 fn shutdown_reports_acknowledgements_lost_with_a_channel() {
     for is_waiting in [false, true] {
         let broker = Broker::start().unwrap();
-        let connection = Connection::open(&broker.uri()).unwrap();
+        let connection = Connection::open(broker.uri()).unwrap();
         let events = connection.events();
         let channel = connection.open_channel().unwrap();
         let queue = channel
@@ -1144,7 +1144,7 @@ fn shutdown_reports_acknowledgements_lost_with_a_channel() {
 fn no_message_is_lost_when_channels_are_closed_repeatedly() {
     const MESSAGES: usize = 500;
     let broker = Broker::start().unwrap();
-    let connection = Connection::open(&broker.uri()).unwrap();
+    let connection = Connection::open(broker.uri()).unwrap();
     let channel = connection.open_channel().unwrap();
     let queue = channel
         .queue_declare("tasks", QueueDeclareOptions::default())
@@ -1362,7 +1362,7 @@ fn a_logger_that_panics_on_a_handlers_panic_stops_no_worker() {
 fn a_logger_that_panics_on_an_interruption_stops_no_worker() {
     logged::begin();
     let broker = Broker::start().unwrap();
-    let connection = Connection::open(&broker.uri()).unwrap();
+    let connection = Connection::open(broker.uri()).unwrap();
     let events = connection.events();
     let channel = connection.open_channel().unwrap();
     let queue = channel

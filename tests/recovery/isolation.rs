@@ -134,9 +134,9 @@ fn bindings_without_an_answer_come_last_and_are_left_out_the_next_time() {
     let queue = lasting_queue(&channel);
     for number in 0..30 {
         let key = format!("{key}-{number}");
-        queue.bind(&channel.exchange("amq.topic"), &key).unwrap();
+        queue.bind(channel.exchange("amq.topic"), &key).unwrap();
     }
-    queue.bind(&channel.exchange("amq.direct"), "well").unwrap();
+    queue.bind(channel.exchange("amq.direct"), "well").unwrap();
     let consumer = queue.consume().unwrap();
     armed.store(true, Ordering::SeqCst);
     interceptor.cut(AT_ONCE);
@@ -328,7 +328,7 @@ fn an_exclusive_queue_still_held_by_the_broker_is_back_before_publishing() {
     let exclusive = QueueDeclareOptions::temporary();
     let queue = channel.queue_declare(&unique("own"), exclusive).unwrap();
     queue
-        .bind(&channel.exchange("amq.topic"), queue.name())
+        .bind(channel.exchange("amq.topic"), queue.name())
         .unwrap();
     let consumer = queue.consume().unwrap();
     let publisher = channel.publisher().unwrap();
@@ -380,10 +380,10 @@ fn a_refused_binding_does_not_affect_others() {
     other
         .exchange_declare(&gone, ExchangeKind::Direct, options)
         .unwrap();
-    queue.bind(&channel.exchange(&gone), "k").unwrap();
+    queue.bind(channel.exchange(&gone), "k").unwrap();
     let keys = [(); 5].map(|()| unique("key"));
     for key in &keys {
-        queue.bind(&channel.exchange("amq.direct"), key).unwrap();
+        queue.bind(channel.exchange("amq.direct"), key).unwrap();
     }
     other.exchange_delete(&gone, Default::default()).unwrap();
     // Another program removes the bindings.

@@ -147,7 +147,7 @@ fn the_next_node_of_a_list_takes_over() {
     let queue = channel
         .queue_declare("failover", QueueDeclareOptions::default())
         .unwrap();
-    queue.bind(&channel.exchange("amq.topic"), "to.#").unwrap();
+    queue.bind(channel.exchange("amq.topic"), "to.#").unwrap();
     let consumer = queue.consume().unwrap();
     let publisher = connection.open_channel().unwrap().publisher().unwrap();
     // The first node is back when the last one is killed.

@@ -251,7 +251,7 @@ fn a_queue_deleted_before_its_consumer_is_restored_is_redeclared() {
     let channel = lossy.connection.open_channel().unwrap();
     let short_lived = QueueDeclareOptions::default().auto_delete(true);
     let queue = channel.queue_declare(&unique("q"), short_lived).unwrap();
-    queue.bind(&channel.exchange("amq.topic"), "bound").unwrap();
+    queue.bind(channel.exchange("amq.topic"), "bound").unwrap();
     let consumer = queue.consume().unwrap();
     let tagged = ConsumeOptions::default().consumer_tag(queue.name());
     let other = self::channel().basic_consume(queue.name(), tagged);

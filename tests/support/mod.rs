@@ -52,7 +52,7 @@ pub(crate) fn options() -> ConnectionOptions {
 }
 
 pub(crate) fn connect() -> Connection {
-    Connection::open(&url()).unwrap()
+    Connection::open(url()).unwrap()
 }
 
 pub(crate) fn channel() -> Channel {
