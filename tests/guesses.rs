@@ -479,7 +479,10 @@ fn what_is_not_utf_8_is_kept_and_published_again_unchanged() {
         assert!(shown.contains(r#"b"\xff""#), "{shown}");
     }
     let id = ShortString::from("id");
-    assert!(id == "id" && "id" == id && id == "id" && id != "other");
+    assert_eq!(id, "id");
+    assert_eq!("id", id);
+    assert_eq!(id, String::from("id"));
+    assert_ne!(id, "other");
 }
 
 // ---- deliveries ----
