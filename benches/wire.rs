@@ -36,7 +36,7 @@ fn publish() -> BasicPublish<'static> {
 
 fn properties() -> Properties {
     Properties::default()
-        .persistent()
+        .persistent(true)
         .content_type("application/json")
         .message_id("0f8fad5b-d9cb-469f-a165-70867728950e")
 }

@@ -21,7 +21,7 @@ fn main() -> Result<()> {
     let publisher = channel.publisher()?;
     let mut confirms = Vec::new();
     for number in 0..COUNT {
-        let task = Message::new(format!("task {number}")).persistent();
+        let task = Message::new(format!("task {number}")).persistent(true);
         confirms.push(publisher.publish("", queue.name(), task)?);
     }
     let published = confirms.len();

@@ -21,7 +21,7 @@ fn main() -> Result<()> {
     let channel = connection.open_channel()?;
     let queue = channel.queue_declare("task_queue", QueueDeclareOptions::default())?;
     let publisher = channel.publisher()?;
-    let task = Message::new(&text).persistent();
+    let task = Message::new(&text).persistent(true);
     // Only the confirm says that the broker has the task on disk.
     publisher.publish("", queue.name(), task)?.wait()?;
     println!(" [x] Sent '{text}'");

@@ -161,7 +161,8 @@ impl Connection {
     ///
     /// # Errors
     /// Same as [`close`](Self::close).
-    pub fn close_with(&self, code: ReplyCode, text: &str) -> Result<()> {
+    pub fn close_with(&self, code: impl Into<ReplyCode>, text: &str) -> Result<()> {
+        let code = code.into();
         self.close_within(code, text, self.request_timeout())
     }
 

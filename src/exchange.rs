@@ -241,7 +241,7 @@ impl Exchange {
     ) -> Result<()> {
         let source = source.as_ref();
         self.channel
-            .exchange_bind(&self.name, source, routing_key, arguments.into())
+            .exchange_bind(&self.name, source, routing_key, arguments)
     }
 
     /// Removes a binding made by [`bind`](Self::bind).
@@ -264,7 +264,7 @@ impl Exchange {
     ) -> Result<()> {
         let source = source.as_ref();
         self.channel
-            .exchange_unbind(&self.name, source, routing_key, arguments.into())
+            .exchange_unbind(&self.name, source, routing_key, arguments)
     }
 
     /// Deletes the exchange: see [`Channel::exchange_delete`].
@@ -413,9 +413,9 @@ impl Channel {
         destination: &str,
         source: &str,
         routing_key: &str,
-        arguments: FieldTable,
+        arguments: impl Into<FieldTable>,
     ) -> Result<()> {
-        self.bind_exchange(destination, source, routing_key, &arguments, false)
+        self.bind_exchange(destination, source, routing_key, &arguments.into(), false)
     }
 
     /// [`exchange_bind`](Self::exchange_bind) without waiting for the broker.
@@ -427,9 +427,9 @@ impl Channel {
         destination: &str,
         source: &str,
         routing_key: &str,
-        arguments: FieldTable,
+        arguments: impl Into<FieldTable>,
     ) -> Result<()> {
-        self.bind_exchange(destination, source, routing_key, &arguments, true)
+        self.bind_exchange(destination, source, routing_key, &arguments.into(), true)
     }
 
     fn bind_exchange(
@@ -462,9 +462,9 @@ impl Channel {
         destination: &str,
         source: &str,
         routing_key: &str,
-        arguments: FieldTable,
+        arguments: impl Into<FieldTable>,
     ) -> Result<()> {
-        self.unbind_exchange(destination, source, routing_key, &arguments, false)
+        self.unbind_exchange(destination, source, routing_key, &arguments.into(), false)
     }
 
     /// [`exchange_unbind`](Self::exchange_unbind) without waiting for the broker.
@@ -476,9 +476,9 @@ impl Channel {
         destination: &str,
         source: &str,
         routing_key: &str,
-        arguments: FieldTable,
+        arguments: impl Into<FieldTable>,
     ) -> Result<()> {
-        self.unbind_exchange(destination, source, routing_key, &arguments, true)
+        self.unbind_exchange(destination, source, routing_key, &arguments.into(), true)
     }
 
     fn unbind_exchange(

@@ -21,7 +21,7 @@
 //!     queue.bind(&logs, "")?;
 //!
 //!     queue.publish("through the default exchange, routed by the queue's name")?;
-//!     logs.publish("", Message::new(b"bytes").persistent().content_type("text/plain"))?;
+//!     logs.publish("", Message::new(b"bytes").persistent(true).content_type("text/plain"))?;
 //!
 //!     let publisher = channel.publisher()?; // confirm mode, with a window of unconfirmed messages
 //!     let confirm = publisher.publish("logs", "", "tracked")?; // waits only if the window is full
@@ -111,7 +111,7 @@ pub use connection::Connection;
 #[doc(inline)]
 pub use consumer::Consumer;
 pub use crossbeam_channel;
-pub use delivery::{Death, DeathReason, Delivery, GetResponse};
+pub use delivery::{Death, DeathReason, Delivery};
 pub use error::{
     CloseReason, ClosedBy, Error, ErrorKind, FailedEndpoint, FailedPublish, ReplyCode, Result,
     ReturnedMessage,

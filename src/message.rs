@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 
 #[cfg(feature = "json")]
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::wire::expiration::Expiration;
 use crate::wire::properties::Properties;
 use crate::wire::short_string::ShortString;
@@ -32,9 +32,9 @@ macro_rules! setters {
 }
 
 setters! {
-    /// Sets delivery mode 2: a durable queue writes the message to disk before the broker confirms
-    /// it.
-    persistent();
+    /// Sets whether a durable queue writes the message to disk before the broker confirms it
+    /// (delivery mode 2) or may keep it in memory only (delivery mode 1).
+    persistent(persistent: bool);
     /// Adds a header. Replaces an earlier header of the same name.
     header(name: impl Into<ShortString>, value: impl Into<FieldValue>);
     /// Sets all headers. Replaces headers that were set before.
@@ -105,11 +105,13 @@ impl Message<'static> {
     /// ```
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidJson`](crate::ErrorKind::InvalidJson) if JSON cannot express the value,
+    /// [`ErrorKind::InvalidJson`] if JSON cannot express the value,
     /// such as a map whose keys are no strings.
-    pub fn json<T: serde::Serialize + ?Sized>(value: &T) -> Result<Self> {
-        let body = serde_json::to_vec(value);
-        let body = body.map_err(|error| Error::invalid_json(error).doing("writing a message"))?;
+    pub fn json(value: impl serde::Serialize) -> Result<Self> {
+        let body = serde_json::to_vec(&value).map_err(|error| {
+            let text = "it cannot express the value".to_owned();
+            Error::new(ErrorKind::InvalidJson { text }).caused_by(error)
+        })?;
         Ok(Self::new(body).content_type("application/json"))
     }
 }
@@ -132,7 +134,7 @@ enum MessageProperties<'a> {
 /// use leveret::Message;
 ///
 /// let message = Message::new(b"{}")
-///     .persistent()
+///     .persistent(true)
 ///     .content_type("application/json")
 ///     .header("attempt", 1);
 /// assert_eq!(message.body(), b"{}");
@@ -141,7 +143,8 @@ enum MessageProperties<'a> {
 pub struct Message<'a> {
     body: Cow<'a, [u8]>,
     properties: MessageProperties<'a>,
-    mandatory: bool,
+    /// `None`: as its publisher says.
+    mandatory: Option<bool>,
     immediate: bool,
 }
 
@@ -151,7 +154,7 @@ impl<'a> Message<'a> {
         Self {
             body: body.into().0,
             properties: MessageProperties::None,
-            mandatory: false,
+            mandatory: None,
             immediate: false,
         }
     }
@@ -222,25 +225,28 @@ impl<'a> Message<'a> {
         }
     }
 
-    /// Asks the broker to return the message if it reaches no queue: see
-    /// [`Channel::returned_messages`](crate::Channel::returned_messages). By default, the broker
-    /// drops such a message silently.
+    /// Sets whether the broker returns the message if it reaches no queue: see
+    /// [`Channel::returned_messages`](crate::Channel::returned_messages). Otherwise the broker
+    /// drops such a message silently. Default: false, but for a
+    /// [`Publisher`](crate::Publisher) what
+    /// [`PublisherOptions::mandatory`](crate::PublisherOptions::mandatory) says.
     #[must_use]
     pub fn mandatory(mut self, mandatory: bool) -> Self {
-        self.mandatory = mandatory;
+        self.mandatory = Some(mandatory);
         self
     }
 
-    /// Asks the broker to return the message if no consumer can take it at once. RabbitMQ does not
-    /// support this since 3.0 and closes the connection (540).
+    /// Sets whether the broker returns the message if no consumer can take it at once. RabbitMQ
+    /// does not support this since 3.0 and closes the connection (540).
     #[must_use]
     pub fn immediate(mut self, immediate: bool) -> Self {
         self.immediate = immediate;
         self
     }
 
-    pub(crate) fn is_mandatory(&self) -> bool {
-        self.mandatory
+    /// Whether the message is published as mandatory, if it does not say so itself.
+    pub(crate) fn is_mandatory_or(&self, default: bool) -> bool {
+        self.mandatory.unwrap_or(default)
     }
 
     pub(crate) fn is_immediate(&self) -> bool {
@@ -254,6 +260,7 @@ impl fmt::Debug for Message<'_> {
         f.debug_struct("Message")
             .field("body", &format_args!("{} bytes", self.body.len()))
             .field("properties", &self.properties())
+            .field("mandatory", &self.mandatory)
             .finish_non_exhaustive()
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::channel::{existence, Channel};
 use crate::connection::Connection;
 use crate::consumer::Consumer;
-use crate::delivery::GetResponse;
+use crate::delivery::Delivery;
 use crate::error::{Error, Result};
 use crate::message::Message;
 use crate::options::{AckMode, ConsumeOptions, QueueDeclareOptions, QueueDeleteOptions};
@@ -172,7 +172,7 @@ impl Queue {
     ///
     /// # Errors
     /// Same as [`Channel::basic_get`].
-    pub fn get(&self) -> Result<Option<GetResponse>> {
+    pub fn get(&self) -> Result<Option<Delivery>> {
         self.get_with(AckMode::Manual)
     }
 
@@ -180,7 +180,7 @@ impl Queue {
     ///
     /// # Errors
     /// Same as [`Channel::basic_get`].
-    pub fn get_with(&self, ack_mode: AckMode) -> Result<Option<GetResponse>> {
+    pub fn get_with(&self, ack_mode: AckMode) -> Result<Option<Delivery>> {
         self.channel.get(self.name.as_ref().into(), ack_mode)
     }
 
@@ -313,9 +313,15 @@ impl Channel {
         queue: &str,
         exchange: &str,
         routing_key: &str,
-        arguments: FieldTable,
+        arguments: impl Into<FieldTable>,
     ) -> Result<()> {
-        self.bind_queue(queue.into(), exchange, routing_key, &arguments, false)
+        self.bind_queue(
+            queue.into(),
+            exchange,
+            routing_key,
+            &arguments.into(),
+            false,
+        )
     }
 
     /// [`queue_bind`](Self::queue_bind) without waiting for the broker.
@@ -327,9 +333,9 @@ impl Channel {
         queue: &str,
         exchange: &str,
         routing_key: &str,
-        arguments: FieldTable,
+        arguments: impl Into<FieldTable>,
     ) -> Result<()> {
-        self.bind_queue(queue.into(), exchange, routing_key, &arguments, true)
+        self.bind_queue(queue.into(), exchange, routing_key, &arguments.into(), true)
     }
 
     fn bind_queue(
@@ -364,9 +370,9 @@ impl Channel {
         queue: &str,
         exchange: &str,
         routing_key: &str,
-        arguments: FieldTable,
+        arguments: impl Into<FieldTable>,
     ) -> Result<()> {
-        self.unbind_queue(queue.into(), exchange, routing_key, &arguments)
+        self.unbind_queue(queue.into(), exchange, routing_key, &arguments.into())
     }
 
     fn unbind_queue(

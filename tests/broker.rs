@@ -394,10 +394,13 @@ fn a_restart_keeps_durable_entities_and_persistent_messages() {
         .queue_declare("gone", QueueDeclareOptions::temporary())
         .unwrap();
     channel
-        .queue_bind("kept", "amq.direct", "k", Default::default())
+        .queue_bind("kept", "amq.direct", "k", FieldTable::new())
         .unwrap();
     let publisher = channel.publisher().unwrap();
-    for message in [Message::new("persistent").persistent(), Message::new("not")] {
+    for message in [
+        Message::new("persistent").persistent(true),
+        Message::new("not"),
+    ] {
         publisher
             .publish("amq.direct", "k", message)
             .unwrap()
@@ -419,7 +422,7 @@ fn a_restart_keeps_durable_entities_and_persistent_messages() {
         .unwrap();
     let bodies: Vec<_> =
         std::iter::from_fn(|| channel.basic_get("kept", AckMode::Automatic).unwrap())
-            .map(|it| String::from_utf8(it.delivery.body().to_vec()).unwrap())
+            .map(|it| String::from_utf8(it.body().to_vec()).unwrap())
             .collect();
     assert_eq!(bodies, ["persistent", "still bound"]);
 }
@@ -507,7 +510,9 @@ fn messages_requeued_by_a_restart_go_to_no_connection_that_is_cut_too() {
         .queue_declare("q", QueueDeclareOptions::default())
         .unwrap();
     let keeping = queue.consume().unwrap();
-    queue.publish(Message::new("kept").persistent()).unwrap();
+    queue
+        .publish(Message::new("kept").persistent(true))
+        .unwrap();
     let _delivery = keeping.recv().unwrap().unwrap();
     let no_ack = ConsumeOptions::default().no_ack(true);
     let _losing = second.basic_consume("q", no_ack).unwrap();
@@ -530,13 +535,7 @@ fn a_dead_letter_with_a_routing_key_that_no_frame_can_carry_costs_no_connection(
     let queue = channel.queue_declare("q", options).unwrap();
     queue.publish("dead letter").unwrap();
     let consumer = dead.consume().unwrap();
-    queue
-        .get()
-        .unwrap()
-        .unwrap()
-        .delivery
-        .reject(Requeue::No)
-        .unwrap();
+    queue.get().unwrap().unwrap().reject(Requeue::No).unwrap();
     dead.publish("next").unwrap();
     let next = consumer.recv_timeout(SOON).unwrap().unwrap();
     assert_eq!(next.body(), b"next");
@@ -568,12 +567,7 @@ fn a_stream_consumer_can_be_dropped_unread_while_its_connection_is_recovered() {
     broker.refuse_connections(false);
     recovered(&events);
     assert_eq!(
-        queue
-            .get_with(AckMode::Automatic)
-            .unwrap()
-            .unwrap()
-            .delivery
-            .body(),
+        queue.get_with(AckMode::Automatic).unwrap().unwrap().body(),
         b"unread"
     );
 }

@@ -38,7 +38,7 @@ fn next(queue: &Queue) -> Delivery {
         message = queue.get().unwrap();
         message.is_some()
     });
-    message.unwrap().delivery
+    message.unwrap()
 }
 
 fn body(delivery: &Delivery) -> &str {
@@ -47,7 +47,7 @@ fn body(delivery: &Delivery) -> &str {
 
 fn bodies(queue: &Queue) -> Vec<String> {
     std::iter::from_fn(|| queue.get_with(AckMode::Automatic).unwrap())
-        .map(|message| String::from_utf8(message.delivery.into_body()).unwrap())
+        .map(|message| String::from_utf8(message.into_body()).unwrap())
         .collect()
 }
 
@@ -201,7 +201,7 @@ fn a_dead_letter_without_a_new_key_keeps_all_its_routing_keys() {
         queue
             .get_with(AckMode::Automatic)
             .unwrap()
-            .map(|it| it.delivery.into_body()),
+            .map(|it| it.into_body()),
         None
     );
 }
@@ -345,8 +345,8 @@ fn a_transaction_commits_publishes_and_acknowledgements_together() {
             .unwrap()
     };
     let (one, two, _three) = (get(), get(), get());
-    one.delivery.reject(Requeue::No).unwrap();
-    two.delivery.reject(Requeue::Yes).unwrap();
+    one.reject(Requeue::No).unwrap();
+    two.reject(Requeue::Yes).unwrap();
     queue.publish("published").unwrap();
     let lost = Message::new("lost").mandatory(true);
     channel.basic_publish("", "nowhere", lost).unwrap();
@@ -360,9 +360,9 @@ fn a_transaction_commits_publishes_and_acknowledgements_together() {
 
     // A message acknowledged in a transaction cannot be acknowledged again, even before the commit.
     let again = get();
-    channel.basic_ack(again.delivery.delivery_tag()).unwrap();
+    channel.basic_ack(again.delivery_tag()).unwrap();
     channel.tx_rollback().unwrap();
-    channel.basic_ack(again.delivery.delivery_tag()).unwrap();
+    channel.basic_ack(again.delivery_tag()).unwrap();
     channel.tx_commit().unwrap();
     assert_eq!(counts(), [1, 0, 1]);
 }
@@ -722,7 +722,7 @@ fn an_empty_name_means_the_queue_declared_last() {
     put(&channel, &exchange, queue.name(), "by its name");
     put(&channel, &exchange, "k", "by a key");
     let message = channel.basic_get("", AckMode::Automatic).unwrap().unwrap();
-    assert_eq!(message.delivery.body(), b"by its name");
+    assert_eq!(message.body(), b"by its name");
     let consumer = channel
         .basic_consume("", ConsumeOptions::default())
         .unwrap();
@@ -999,7 +999,7 @@ fn declarations_are_compared_by_value() {
     let none = "received none but current is the value '100' of type 'signedint'";
     differs("x-max-length", none, with(&[]));
     let more = "received the value 'lazy' of type 'longstr' but current is none";
-    let lazy = with(&[length(100.into())]).lazy();
+    let lazy = with(&[length(100.into())]).lazy(true);
     differs("x-queue-mode", more, lazy);
     differs(
         "durable",

@@ -535,7 +535,7 @@ fn a_timeout_counts_as_one_requeue() {
     let mut client = time_out(&broker, &publisher, &["1"]);
     let get = || {
         let message = channel.basic_get("q", AckMode::Manual).unwrap();
-        message.unwrap().delivery
+        message.unwrap()
     };
     let delivery = get();
     assert_eq!(delivery.delivery_count(), Some(1));

@@ -13,8 +13,9 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Receiver;
 use leveret::{
     AckMode, Channel, Confirm, Connection, ConnectionEvent, ConnectionOptions, Consumer, Entity,
-    Error, ErrorKind, ExchangeDeclareOptions, ExchangeKind, Message, Publisher, PublisherOptions,
-    QueueDeclareOptions, RecoveryOptions, Result, Settlement, WorkerOptions, Workers,
+    Error, ErrorKind, ExchangeDeclareOptions, ExchangeKind, FieldTable, Message, Publisher,
+    PublisherOptions, QueueDeclareOptions, RecoveryOptions, Result, Settlement, WorkerOptions,
+    Workers,
 };
 
 use crate::stress::{variable, Random};
@@ -639,7 +640,7 @@ impl Doer {
             channel.queue_declare(&queue, options.clone())
         })?;
         self.insist("queue.bind", channel, || {
-            channel.queue_bind(&queue, EXCHANGE, &queue, Default::default())
+            channel.queue_bind(&queue, EXCHANGE, &queue, FieldTable::new())
         })?;
         Some(queue)
     }
@@ -710,7 +711,7 @@ impl Publishing<'_> {
         body.resize(if id % 500 == 0 { 200_000 } else { 100 }, 0);
         let (publisher, queue) = (&self.publisher, &self.queue);
         let channel = publisher.channel();
-        let publish = || publisher.publish(EXCHANGE, queue, Message::new(&body).persistent());
+        let publish = || publisher.publish(EXCHANGE, queue, Message::new(&body).persistent(true));
         // A publish may wait for the window, and then for the outbox.
         let published = self.doer.call_within(2 * TIMEOUT, "basic.publish", publish);
         match published {
@@ -834,7 +835,7 @@ fn call(doer: &Doer, connection: &Connection, _: u64) -> Option<()> {
             channel.queue_declare(CALLS, quorum.clone())
         });
         let _ = doer.call("queue.bind", || {
-            channel.queue_bind(CALLS, "amq.direct", &key, Default::default())
+            channel.queue_bind(CALLS, "amq.direct", &key, FieldTable::new())
         });
         let publish = || channel.basic_publish("amq.direct", &key, "a call");
         let _ = doer.call("basic.publish", publish);
@@ -843,7 +844,7 @@ fn call(doer: &Doer, connection: &Connection, _: u64) -> Option<()> {
             channel.queue_declare_passive("chaos 0")
         });
         let _ = doer.call("queue.unbind", || {
-            channel.queue_unbind(CALLS, "amq.direct", &key, Default::default())
+            channel.queue_unbind(CALLS, "amq.direct", &key, FieldTable::new())
         });
         let _ = doer.call("queue.purge", || channel.queue_purge(CALLS));
         let other = doer.call("channel.open", || connection.open_channel());

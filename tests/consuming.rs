@@ -118,11 +118,8 @@ fn a_dropped_consumer_requeues_unread_messages() {
     first.ack().unwrap();
     // They are in their old order, since no other consumer has had them.
     let again = queue.get_with(AckMode::Automatic).unwrap().unwrap();
-    assert_eq!(
-        (again.delivery.body(), again.delivery.redelivered()),
-        (&b"1"[..], true)
-    );
-    assert_eq!(again.message_count, 498);
+    assert_eq!((again.body(), again.redelivered()), (&b"1"[..], true));
+    assert_eq!(again.message_count(), Some(498));
 }
 
 #[test]
@@ -184,7 +181,7 @@ fn a_copied_offset_header_does_not_make_a_queue_a_stream() {
         ready(&channel, queue.name()) == 3
     });
     let fetched = queue.get().unwrap().unwrap();
-    fetched.delivery.reject(Requeue::No).unwrap();
+    fetched.reject(Requeue::No).unwrap();
     eventually("three messages are dead-lettered", || {
         ready(&channel, dead.name()) == 3
     });
@@ -557,17 +554,17 @@ fn messages_are_fetched_one_by_one() {
         ready(&channel, queue.name()) == 2
     });
     let first = queue.get().unwrap().unwrap();
-    assert_eq!((first.delivery.body(), first.message_count), (&b"1"[..], 1));
+    assert_eq!((first.body(), first.message_count()), (&b"1"[..], Some(1)));
     assert_eq!(
-        (first.delivery.consumer_tag(), first.delivery.routing_key()),
+        (first.consumer_tag(), first.routing_key()),
         ("", queue.name())
     );
     let second = queue.get_with(AckMode::Automatic).unwrap().unwrap();
     assert_eq!(
-        (second.delivery.body(), second.message_count),
-        (&b"2"[..], 0)
+        (second.body(), second.message_count()),
+        (&b"2"[..], Some(0))
     );
-    first.delivery.ack().unwrap();
+    first.ack().unwrap();
     assert!(queue.get().unwrap().is_none());
 }
 
@@ -601,7 +598,7 @@ fn messages_can_be_requeued_and_discarded_in_every_way() {
     eventually("the discarded message is dead-lettered", || {
         ready(&channel, dead.name()) == 2
     });
-    let letter = dead.get_with(AckMode::Automatic).unwrap().unwrap().delivery;
+    let letter = dead.get_with(AckMode::Automatic).unwrap().unwrap();
     let [death] = &letter.deaths()[..] else {
         panic!("{:?}", letter.properties());
     };
@@ -816,13 +813,10 @@ fn fetching_counts_down_and_gives_each_message_to_one_thread() {
     fill();
     let mut left = COUNT;
     while let Some(message) = queue.get().unwrap() {
-        assert_eq!(
-            message.delivery.body(),
-            (COUNT - left).to_string().as_bytes()
-        );
+        assert_eq!(message.body(), (COUNT - left).to_string().as_bytes());
         left -= 1;
-        assert_eq!(message.message_count, left);
-        message.delivery.ack().unwrap();
+        assert_eq!(message.message_count(), Some(left));
+        message.ack().unwrap();
     }
     assert_eq!(left, 0);
     fill();
@@ -838,8 +832,8 @@ fn fetching_counts_down_and_gives_each_message_to_one_thread() {
             thread::spawn(move || {
                 let mut bodies = Vec::new();
                 while let Some(message) = channel.basic_get(&name, AckMode::Manual).unwrap() {
-                    message.delivery.ack().unwrap();
-                    bodies.push(String::from_utf8(message.delivery.into_body()).unwrap());
+                    message.ack().unwrap();
+                    bodies.push(String::from_utf8(message.into_body()).unwrap());
                 }
                 bodies
             })
@@ -878,7 +872,7 @@ fn exceeding_consumer_timeout_ends_the_consumer_with_the_brokers_error() {
         kept.ack().unwrap();
         eventually("the message is redelivered", || {
             let message = queue.get_with(AckMode::Automatic).unwrap();
-            message.is_some_and(|it| it.delivery.body() == b"kept")
+            message.is_some_and(|it| it.body() == b"kept")
         });
         return;
     }

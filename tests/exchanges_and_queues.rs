@@ -14,7 +14,7 @@ fn temporary() -> ExchangeDeclareOptions {
 /// Fetches all messages of a queue and returns their bodies.
 fn bodies(channel: &Channel, queue: &str) -> Vec<String> {
     std::iter::from_fn(|| channel.basic_get(queue, AckMode::Automatic).unwrap())
-        .map(|message| String::from_utf8(message.delivery.body().to_vec()).unwrap())
+        .map(|message| String::from_utf8(message.body().to_vec()).unwrap())
         .collect()
 }
 
@@ -287,7 +287,7 @@ fn quorum_queues_and_streams_can_be_declared_and_used() {
         let queue = channel.queue_declare(&unique("q"), options).unwrap();
         channel.confirm_select().unwrap();
         queue
-            .publish(leveret::Message::new("kept").persistent())
+            .publish(leveret::Message::new("kept").persistent(true))
             .unwrap();
         channel.wait_for_confirms().unwrap();
         queue.delete().unwrap();

@@ -35,7 +35,7 @@ fn next(queue: &Queue) -> Delivery {
         got = queue.get_with(AckMode::Automatic).unwrap();
         got.is_some()
     });
-    got.unwrap().delivery
+    got.unwrap()
 }
 
 // ---- options ----
@@ -61,6 +61,13 @@ fn switches_take_a_variable() {
         let back = returned.recv_timeout(SOON.mul_f64(f64::from(flag) * 0.95 + 0.02));
         assert_eq!(back.is_ok(), flag);
     }
+    let publisher = channel.publisher().unwrap();
+    for flag in [true, false] {
+        let message = Message::new("m").mandatory(flag).persistent(flag);
+        let published = publisher.publish("amq.direct", "nowhere", message);
+        assert_eq!(published.unwrap().wait().is_err(), flag);
+    }
+    channel.close_with(320, "bye").unwrap();
 }
 
 #[test]
@@ -156,6 +163,12 @@ fn options_can_be_compared() {
     let options = ConnectionOptions::default();
     assert_eq!(options, options.clone());
     assert_ne!(options, options.clone().password("other"));
+    let uri = "amqp://guest:guest@localhost:5672/%2f";
+    assert_eq!(ConnectionOptions::from_uri(uri).unwrap(), options);
+    assert_ne!(
+        ConnectionOptions::from_uri("amqp://localhost:5673").unwrap(),
+        options
+    );
     let filtered = || RecoveryOptions::default().filter(|_| true);
     let recovery = filtered();
     assert_eq!(recovery, recovery.clone());
@@ -387,7 +400,7 @@ fn every_property_has_a_setter_and_comes_back() {
     let message = Message::new("m")
         .content_type("text/plain")
         .content_encoding("gzip")
-        .persistent()
+        .persistent(true)
         .priority(3)
         .correlation_id(String::from("correlation"))
         .reply_to("replies")
@@ -445,7 +458,7 @@ fn a_publisher_gives_each_message_an_id_of_its_own() {
     }
     let mut ids = HashSet::new();
     while let Some(got) = queue.get_with(AckMode::Automatic).unwrap() {
-        ids.insert(got.delivery.message_id().unwrap().to_owned());
+        ids.insert(got.message_id().unwrap().to_owned());
     }
     assert_eq!(ids.len(), 101);
     assert!(ids.contains("my own"));
@@ -504,7 +517,7 @@ fn a_dead_letter_says_why_and_how_often() {
             got = queue.get().unwrap();
             got.is_some()
         });
-        let delivery = got.unwrap().delivery;
+        let delivery = got.unwrap();
         assert_eq!(delivery.attempts(), attempts);
         delivery.reject(requeue).unwrap();
     }
@@ -532,23 +545,21 @@ fn a_dead_letter_says_why_and_how_often() {
 }
 
 #[test]
-fn a_fetched_message_has_two_parts() {
+fn a_fetched_message_is_a_delivery() {
     let channel = channel();
     let queue = exclusive_queue(&channel);
     queue.publish("first").unwrap();
     queue.publish("second").unwrap();
     eventually("both arrive", || ready(&channel, queue.name()) == 2);
     let got = queue.get().unwrap().unwrap();
-    assert_eq!((got.delivery.body(), got.message_count), (&b"first"[..], 1));
-    got.delivery.ack().unwrap();
+    assert_eq!((got.body(), got.message_count()), (&b"first"[..], Some(1)));
+    got.ack().unwrap();
     let got = channel
         .basic_get(queue.name(), AckMode::Automatic)
         .unwrap()
         .unwrap();
-    assert_eq!(
-        (got.delivery.into_body(), got.message_count),
-        (b"second".to_vec(), 0)
-    );
+    assert_eq!(got.message_count(), Some(0));
+    assert_eq!(got.into_body(), b"second");
     assert!(queue.get().unwrap().is_none());
 }
 
@@ -582,7 +593,9 @@ fn json_is_written_and_read() {
         id: 7,
         customer: "Zoë".into(),
     };
-    let message = Message::json(&order).unwrap().persistent();
+    let message = Message::json(&order).unwrap().persistent(true);
+    let owned = Message::json(serde_json::json!({"id": 7})).unwrap();
+    assert_eq!(owned.body(), br#"{"id":7}"#);
     let delivery = arrived(&queue, message);
     assert_eq!(delivery.content_type(), Some("application/json"));
     assert_eq!(delivery.json::<Order<'_>>().unwrap(), order);
@@ -661,6 +674,7 @@ fn several_things_are_waited_for_at_once() {
     assert!(answered[0].result.is_ok());
     let error = answered[1].result.as_ref().unwrap_err();
     assert!(matches!(error.kind(), ErrorKind::Returned(_)), "{error}");
+    assert_eq!(error.reply_code(), Some(ReplyCode::NO_ROUTE));
     assert_eq!(confirm.try_wait().unwrap(), Some(()));
     drop((publisher, confirm, consumer));
     assert!(outcomes.recv().is_err(), "the last clone is gone");
@@ -701,6 +715,7 @@ fn values_convert_and_can_be_keys() {
     assert_eq!(kinds[&ExchangeKind::Random], 1);
     assert_eq!(ReplyCode::from(406), ReplyCode::PRECONDITION_FAILED);
     assert_eq!(u16::from(ReplyCode::NOT_FOUND), 404);
+    assert!(ReplyCode::NOT_FOUND == 404);
     assert_eq!(FieldValue::from(["a", "b"]), vec!["a", "b"].into());
     assert_eq!(FieldValue::from(u64::MAX), FieldValue::U64(u64::MAX));
     assert_eq!(FieldValue::from([1_u8, 2]).as_bytes(), Some(&[1, 2][..]));
@@ -768,7 +783,7 @@ fn owned_values_of_a_configuration_can_be_passed() {
         got = queue.get().unwrap();
         got.is_some()
     });
-    got.unwrap().delivery.nack(Requeue::from(requeue)).unwrap();
+    got.unwrap().nack(Requeue::from(requeue)).unwrap();
     let letter = next(&letters);
     assert_eq!(letter.routing_key(), "key");
     assert!(letter.headers().unwrap().keys().any(|it| it == "x-death"));
@@ -811,6 +826,6 @@ fn functions_of_the_program_can_be_as_generous() {
     let channel = channel();
     publish_text(&channel, "text");
     publish_text(&channel, String::from("text"));
-    publish_text(&channel, Message::new(vec![0]).persistent());
+    publish_text(&channel, Message::new(vec![0]).persistent(true));
     channel.flush(SOON).unwrap();
 }

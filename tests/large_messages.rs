@@ -169,10 +169,7 @@ fn the_largest_message_arrives_and_a_larger_one_gets_the_brokers_error() {
     queue.publish(vec![7; limit]).unwrap();
     channel.wait_for_confirms().unwrap();
     let message = queue.get_with(AckMode::Automatic).unwrap().unwrap();
-    assert!(
-        message.delivery.body().len() == limit
-            && message.delivery.body().iter().all(|&byte| byte == 7)
-    );
+    assert!(message.body().len() == limit && message.body().iter().all(|&byte| byte == 7));
     drop(message);
 
     queue.publish(vec![7; limit + 1]).unwrap();

@@ -372,7 +372,7 @@ fn an_ack_of_a_former_message_never_fails_as_a_second_ack() {
         got = queue.get().unwrap();
         got.is_some()
     });
-    let tag = got.unwrap().delivery.delivery_tag();
+    let tag = got.unwrap().delivery_tag();
     make_a_mistake(&channel);
     channel.reopen().unwrap();
     let is_done = AtomicBool::new(false);

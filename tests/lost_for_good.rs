@@ -157,7 +157,7 @@ fn publish_until_lost(
     let mut number = first;
     loop {
         let body = number.to_be_bytes();
-        let message = Message::new(body).persistent();
+        let message = Message::new(body).persistent(true);
         match publisher.publish("", queue, message) {
             Ok(confirm) => open.push_back((number, confirm)),
             Err(error) => {

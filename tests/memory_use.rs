@@ -34,7 +34,7 @@ fn a_slow_consumer_of_a_gigabyte_takes_little_memory_and_stays_connected() {
     let name = unique("gigabyte");
     // A lazy queue, so that the broker needs no gigabyte of memory.
     let queue = channel
-        .queue_declare(&name, QueueDeclareOptions::default().lazy())
+        .queue_declare(&name, QueueDeclareOptions::default().lazy(true))
         .unwrap();
     let publisher = channel.publisher().unwrap();
     for number in 0..COUNT {
@@ -219,12 +219,7 @@ fn calls_are_answered_while_consumers_do_not_read() {
     publisher.wait_for_confirms().unwrap();
     others.wait_for_confirms().unwrap();
     assert_eq!(
-        other
-            .get_with(AckMode::Automatic)
-            .unwrap()
-            .unwrap()
-            .delivery
-            .body(),
+        other.get_with(AckMode::Automatic).unwrap().unwrap().body(),
         b"1"
     );
     others.close().unwrap();

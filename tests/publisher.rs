@@ -222,11 +222,11 @@ fn of_two_equal_messages_only_the_unroutable_one_is_returned() {
             .queue_declare(&key, QueueDeclareOptions::default())
             .unwrap();
         let routed = publisher
-            .publish("", &key, Message::new("m").persistent())
+            .publish("", &key, Message::new("m").persistent(true))
             .unwrap();
         queue.delete().unwrap();
         let unroutable = publisher
-            .publish("", &key, Message::new("m").persistent())
+            .publish("", &key, Message::new("m").persistent(true))
             .unwrap();
         assert!(unroutable.wait().unwrap_err().returned_message().is_some());
         routed.wait().unwrap();
@@ -663,7 +663,7 @@ fn a_million_messages_are_confirmed_and_consumed() -> Result<()> {
     let mut body = [b'.'; 1024];
     for number in 0..COUNT {
         body[..4].copy_from_slice(&number.to_be_bytes());
-        publisher.publish("", queue.name(), Message::new(body).persistent())?;
+        publisher.publish("", queue.name(), Message::new(body).persistent(true))?;
     }
     publisher.wait_for_confirms()?;
     assert_eq!(ready(&channel, queue.name()), COUNT);

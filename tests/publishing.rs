@@ -24,11 +24,8 @@ fn bodies_of_every_size_arrive_whole() {
         queue.publish(&body).unwrap();
         channel.wait_for_confirms().unwrap();
         let message = queue.get_with(AckMode::Automatic).unwrap().unwrap();
-        assert!(
-            message.delivery.body() == body,
-            "a body of {size} bytes has changed"
-        );
-        assert_eq!(message.delivery.into_body().len(), body.len());
+        assert!(message.body() == body, "a body of {size} bytes has changed");
+        assert_eq!(message.into_body().len(), body.len());
     }
 }
 
@@ -46,12 +43,7 @@ fn small_frames_work() {
         ready(&channel, queue.name()) == 1
     });
     assert_eq!(
-        queue
-            .get_with(AckMode::Automatic)
-            .unwrap()
-            .unwrap()
-            .delivery
-            .body(),
+        queue.get_with(AckMode::Automatic).unwrap().unwrap().body(),
         body
     );
     if frame_max > smallest {
@@ -103,7 +95,7 @@ fn all_properties_and_all_types_of_headers_come_back() {
         .content_type("text/plain")
         .content_encoding("identity")
         .headers(headers)
-        .persistent()
+        .persistent(true)
         .priority(9)
         .correlation_id("correlation")
         .reply_to("reply")
@@ -123,8 +115,8 @@ fn all_properties_and_all_types_of_headers_come_back() {
     });
     for _ in 0..2 {
         let message = queue.get_with(AckMode::Automatic).unwrap().unwrap();
-        assert_eq!(*message.delivery.properties().unwrap(), properties);
-        assert_eq!(message.delivery.body(), b"body");
+        assert_eq!(*message.properties().unwrap(), properties);
+        assert_eq!(message.body(), b"body");
     }
 }
 
@@ -146,11 +138,8 @@ fn bodies_can_be_any_type_of_bytes() {
         ready(&channel, queue.name()) == 8
     });
     while let Some(message) = queue.get_with(AckMode::Automatic).unwrap() {
-        assert_eq!(message.delivery.body(), b"b");
-        assert_eq!(
-            *message.delivery.properties().unwrap(),
-            Properties::default()
-        );
+        assert_eq!(message.body(), b"b");
+        assert_eq!(*message.properties().unwrap(), Properties::default());
     }
 }
 
@@ -315,7 +304,7 @@ fn transactions_commit_or_roll_back() {
     assert_eq!(ready(&channel, queue.name()), 2);
     // A rolled-back acknowledgement leaves the message unacknowledged.
     let message = queue.get().unwrap().unwrap();
-    message.delivery.ack().unwrap();
+    message.ack().unwrap();
     channel.tx_rollback().unwrap();
     drop(message);
     channel.close().unwrap();

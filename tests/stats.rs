@@ -210,14 +210,8 @@ fn acknowledgements_redeliveries_and_closed_channels_are_counted() {
     // The last message is fetched, twice.
     drop(consumer);
     queue.publish("m").unwrap();
-    queue
-        .get()
-        .unwrap()
-        .unwrap()
-        .delivery
-        .reject(Requeue::Yes)
-        .unwrap();
-    queue.get().unwrap().unwrap().delivery.ack().unwrap();
+    queue.get().unwrap().unwrap().reject(Requeue::Yes).unwrap();
+    queue.get().unwrap().unwrap().ack().unwrap();
     let stats = connection.stats();
     assert_eq!((stats.acks, stats.nacks, stats.rejects), (5, 1, 2));
     assert_eq!((stats.messages_delivered, stats.redeliveries), (9, 3));

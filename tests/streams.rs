@@ -327,7 +327,7 @@ fn a_node_restart_repeats_no_message_of_a_stream() {
         .unwrap();
     let publisher = channel.publisher().unwrap();
     let publish = |number: u64| {
-        let message = Message::new(number.to_string()).persistent();
+        let message = Message::new(number.to_string()).persistent(true);
         let confirm = publisher.publish("", stream.name(), message).unwrap();
         confirm.wait_timeout(SOON).unwrap();
     };

@@ -121,7 +121,6 @@ fn handles_can_be_shared_and_outlive_a_panic() {
     check::<leveret::Consumer>();
     check::<leveret::consumer::IntoIter>();
     check::<leveret::Delivery>();
-    check::<leveret::GetResponse>();
     check::<leveret::Publisher>();
     check::<leveret::Confirm>();
     check::<leveret::Workers>();

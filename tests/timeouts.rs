@@ -323,7 +323,7 @@ fn after_a_broker_pause_all_handles_work_again() {
     });
     let message = queue.get_with(AckMode::Automatic).unwrap().unwrap();
     assert_eq!(
-        (message.delivery.body(), message.delivery.redelivered()),
+        (message.body(), message.redelivered()),
         (&b"fetched late"[..], true)
     );
     eventually("publishing works again", || {

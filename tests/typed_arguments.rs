@@ -18,7 +18,7 @@ fn next(queue: &Queue) -> String {
     let mut body = None;
     eventually("the queue has a message", || {
         let message = queue.get_with(AckMode::Automatic).unwrap();
-        body = message.map(|it| String::from_utf8(it.delivery.into_body()).unwrap());
+        body = message.map(|it| String::from_utf8(it.into_body()).unwrap());
         body.is_some()
     });
     body.unwrap()
@@ -389,7 +389,7 @@ fn at_least_once_dead_letters_are_kept_until_another_queue_has_them() {
             fetched = queue.get().unwrap();
             fetched.is_some()
         });
-        fetched.unwrap().delivery.reject(Requeue::No).unwrap();
+        fetched.unwrap().reject(Requeue::No).unwrap();
         false
     });
     queue.delete().unwrap();
@@ -400,7 +400,7 @@ fn at_least_once_dead_letters_are_kept_until_another_queue_has_them() {
     publish(&queue).unwrap();
     eventually("the queue has the message", || {
         let fetched = queue.get().unwrap();
-        fetched.is_some_and(|it| it.delivery.reject(Requeue::No).is_ok())
+        fetched.is_some_and(|it| it.reject(Requeue::No).is_ok())
     });
     assert_eq!(next(&dead), "dead");
     queue.delete().unwrap();
@@ -510,8 +510,7 @@ fn spread(exchange: &Exchange, queues: &[Queue], messages: &[(&str, Message<'_>)
     publisher.wait_for_confirms().unwrap();
     let bodies = |queue: &Queue| {
         let fetch = || queue.get_with(AckMode::Automatic).unwrap();
-        let texts =
-            std::iter::from_fn(fetch).map(|it| String::from_utf8(it.delivery.into_body()).unwrap());
+        let texts = std::iter::from_fn(fetch).map(|it| String::from_utf8(it.into_body()).unwrap());
         texts.collect::<Bodies>()
     };
     queues.iter().map(bodies).collect()

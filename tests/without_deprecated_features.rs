@@ -130,17 +130,17 @@ fn every_kind_of_queue_takes_and_gives_messages(connection: &Connection) {
     for (name, options) in queues {
         let queue = channel.queue_declare(name, options).unwrap();
         for body in ["1", "2"] {
-            let message = Message::new(body).persistent();
+            let message = Message::new(body).persistent(true);
             publisher.publish("", queue.name(), message).unwrap();
         }
         publisher.wait_for_confirms().unwrap();
         let got = queue.get().unwrap().unwrap();
-        got.delivery.ack().unwrap();
+        got.ack().unwrap();
         channel.basic_qos(1).unwrap();
         let consumer = queue.consume().unwrap();
         let delivery = consumer.recv_timeout(SOON).unwrap().unwrap();
         assert_eq!(
-            (got.delivery.body(), delivery.body()),
+            (got.body(), delivery.body()),
             (&b"1"[..], &b"2"[..]),
             "{name}"
         );
@@ -205,7 +205,7 @@ fn a_transaction_is_committed(connection: &Connection) {
     channel.tx_select().unwrap();
     queue.publish("m").unwrap();
     channel.tx_commit().unwrap();
-    queue.get().unwrap().unwrap().delivery.ack().unwrap();
+    queue.get().unwrap().unwrap().ack().unwrap();
     channel.tx_commit().unwrap();
 }
 

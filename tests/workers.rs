@@ -61,11 +61,7 @@ fn the_handlers_settlement_is_applied() {
     workers.shutdown(SOON).unwrap();
     workers.join().unwrap();
     assert_eq!(
-        dead.get_with(AckMode::Automatic)
-            .unwrap()
-            .unwrap()
-            .delivery
-            .body(),
+        dead.get_with(AckMode::Automatic).unwrap().unwrap().body(),
         b"never"
     );
     assert!(dead.get_with(AckMode::Automatic).unwrap().is_none());
@@ -104,7 +100,7 @@ fn a_message_whose_handler_panics_is_retried_once_and_then_rejected() {
     });
     workers.shutdown(SOON).unwrap();
     let letter = dead.get_with(AckMode::Automatic).unwrap().unwrap();
-    assert_eq!(letter.delivery.message_id(), Some(id.as_str()));
+    assert_eq!(letter.message_id(), Some(id.as_str()));
     for (end, tag) in [
         ("requeued", "delivery tag 1,"),
         ("rejected", "delivery tag "),
@@ -164,11 +160,7 @@ fn requeues_and_panics_count_as_failed_deliveries() {
     workers.shutdown(SOON).unwrap();
     assert_eq!(poisoned.load(Ordering::SeqCst), LIMIT + 1);
     assert_eq!(
-        dead.get_with(AckMode::Automatic)
-            .unwrap()
-            .unwrap()
-            .delivery
-            .body(),
+        dead.get_with(AckMode::Automatic).unwrap().unwrap().body(),
         b"poison"
     );
     queue.delete().unwrap();
@@ -660,7 +652,7 @@ fn a_worker_process_stops_at_signals_without_losing_or_repeating_messages() {
     for number in 0..MESSAGES {
         let text = format!("task {number}.");
         channel
-            .basic_publish("", "tasks", Message::new(text).persistent())
+            .basic_publish("", "tasks", Message::new(text).persistent(true))
             .unwrap();
     }
     let start = || Program::start("worker", &["tasks"], &node.uri());

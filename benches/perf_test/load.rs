@@ -173,7 +173,7 @@ impl Load<'_> {
         let mut body = vec![0; self.options.size];
         let mut properties = Properties::default();
         if self.options.has(Flag::Persistent) {
-            properties = properties.persistent();
+            properties = properties.persistent(true);
         }
         let window = self.options.confirm.map(|it| it.max(1));
         let publisher = window

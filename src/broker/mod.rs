@@ -76,7 +76,7 @@
 //! let workers = start_worker(&broker.uri(), Arc::clone(&charges))?;
 //! let publisher = Connection::open(&broker.uri())?.open_channel()?.publisher()?;
 //! for number in 0..100 {
-//!     let message = Message::new(format!("customer {number}")).persistent();
+//!     let message = Message::new(format!("customer {number}")).persistent(true);
 //!     publisher.publish("", "charges", message)?.wait()?;
 //!     if number == 50 {
 //!         broker.restart();

@@ -226,7 +226,8 @@ impl Channel {
     ///
     /// # Errors
     /// Same as [`close`](Self::close).
-    pub fn close_with(&self, code: ReplyCode, text: &str) -> Result<()> {
+    pub fn close_with(&self, code: impl Into<ReplyCode>, text: &str) -> Result<()> {
+        let code = code.into();
         self.close_confirmed(code, text).map(drop)
     }
 

@@ -30,7 +30,7 @@ impl Channel {
     ///
     /// let channel = Connection::open_default()?.open_channel()?;
     /// channel.basic_publish("amq.direct", "key", b"the plain AMQP call")?;
-    /// channel.basic_publish("", "tasks", Message::new("by the queue's name").persistent())?;
+    /// channel.basic_publish("", "tasks", Message::new("by the queue's name").persistent(true))?;
     /// # Ok::<(), leveret::Error>(())
     /// ```
     ///
@@ -87,7 +87,7 @@ impl Channel {
         message: &Message<'_>,
         timeout: Duration,
     ) -> Result<Option<u64>> {
-        let mandatory = message.is_mandatory();
+        let mandatory = message.is_mandatory_or(false);
         let published = self.publish(
             exchange,
             routing_key,
@@ -134,7 +134,7 @@ impl Channel {
                 // The connection was lost and recovered while this call waited.
                 false => Err(Error::invalid("the queue has another name")),
             };
-            let method = publish_method("", current, message, message.is_mandatory());
+            let method = publish_method("", current, message, message.is_mandatory_or(false));
             let confirm = None::<&Arc<Unwatched>>;
             let published = self.publish_through(check, &method, message, confirm, deadline.into());
             if published.is_ok() || name.current() == current {

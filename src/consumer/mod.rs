@@ -141,6 +141,7 @@ impl Consumer {
             no_ack: options.no_ack,
             subscription: Some(Arc::clone(&subscription)),
             reads_from,
+            message_count: None,
         });
         let deliveries = Arc::new(Deliveries::new(Arc::downgrade(&origin)));
         origin.channel.connection().add_gauge(&deliveries);

@@ -1,6 +1,6 @@
 //! Received messages.
 //!
-//! - this file: `Delivery` and its acknowledgement; `GetResponse` and `basic.get`
+//! - this file: `Delivery` and its acknowledgement; `basic.get`
 //! - `properties`: what a message says about itself; `deaths`: why it was dead-lettered
 
 mod deaths;
@@ -64,6 +64,8 @@ pub(crate) struct DeliverySource {
     /// None for fetched messages, and for replies to an `RpcClient`.
     pub(crate) subscription: Option<Arc<Subscription>>,
     pub(crate) reads_from: ReadsFrom,
+    /// Only for a fetched message.
+    pub(crate) message_count: Option<u32>,
 }
 
 impl DeliverySource {
@@ -88,6 +90,24 @@ impl Delivery {
         }
     }
 
+    fn fetched(channel: Channel, no_ack: bool, fetched: Fetched) -> Self {
+        let origin = DeliverySource {
+            channel,
+            consumer_tag: Arc::from(""),
+            no_ack,
+            subscription: None,
+            // The broker refuses `basic.get` for a stream.
+            reads_from: ReadsFrom::Queue,
+            message_count: Some(fetched.message_count),
+        };
+        let delivered = Delivered {
+            delivery_tag: fetched.delivery_tag,
+            redelivered: fetched.redelivered,
+            content: fetched.content,
+        };
+        Self::new(&Arc::new(origin), delivered)
+    }
+
     /// Returns the channel that delivered the message.
     pub fn channel(&self) -> &Channel {
         &self.origin.channel
@@ -101,6 +121,12 @@ impl Delivery {
     /// Returns the number that identifies the message on its channel in an acknowledgement.
     pub fn delivery_tag(&self) -> u64 {
         self.delivery_tag
+    }
+
+    /// Returns the number of messages left in the queue, if the message was fetched with
+    /// [`basic_get`](Channel::basic_get).
+    pub fn message_count(&self) -> Option<u32> {
+        self.origin.message_count
     }
 
     /// Returns true if the broker may have delivered the message before, to any consumer.
@@ -126,8 +152,10 @@ impl Delivery {
     /// Acknowledges the message: the broker removes it from its queue.
     ///
     /// # Errors
-    /// [`ErrorKind::AlreadySettled`] if the message was already acknowledged or rejected. If the
-    /// channel or the connection has ended: the cause; the broker redelivers the message.
+    /// [`ErrorKind::AlreadySettled`] if this delivery was already acknowledged or rejected. If it
+    /// was acknowledged together with a later one ([`ack_multiple`](Self::ack_multiple)), the
+    /// broker closes the channel instead (406). If the channel or the connection has ended: the
+    /// cause; the broker redelivers the message.
     pub fn ack(&self) -> Result<()> {
         self.answer_ack().map(drop)
     }
@@ -269,42 +297,6 @@ impl fmt::Debug for Delivery {
     }
 }
 
-/// A message fetched by [`basic_get`](Channel::basic_get), and the number of messages left in the
-/// queue.
-#[derive(Debug)]
-#[non_exhaustive]
-#[must_use = "a delivery that is not acknowledged stays unacknowledged until the channel closes"]
-pub struct GetResponse {
-    /// The message.
-    pub delivery: Delivery,
-    /// Number of messages left in the queue.
-    pub message_count: u32,
-}
-
-impl GetResponse {
-    fn new(channel: Channel, ack_mode: AckMode, fetched: Fetched) -> Self {
-        let message_count = fetched.message_count;
-        let delivered = Delivered {
-            delivery_tag: fetched.delivery_tag,
-            redelivered: fetched.redelivered,
-            content: fetched.content,
-        };
-        let origin = DeliverySource {
-            channel,
-            consumer_tag: Arc::from(""),
-            no_ack: ack_mode.is_no_ack(),
-            subscription: None,
-            // The broker refuses `basic.get` for a stream.
-            reads_from: ReadsFrom::Queue,
-        };
-        let delivery = Delivery::new(&Arc::new(origin), delivered);
-        Self {
-            delivery,
-            message_count,
-        }
-    }
-}
-
 impl Channel {
     /// Fetches one message, or returns `None` if the queue is empty. To receive many messages, use
     /// a [`Consumer`](crate::Consumer).
@@ -313,9 +305,9 @@ impl Channel {
     /// use leveret::{AckMode, Connection};
     ///
     /// let channel = Connection::open_default()?.open_channel()?;
-    /// while let Some(got) = channel.basic_get("tasks", AckMode::Manual)? {
-    ///     println!("{:?}, {} left", got.delivery.body(), got.message_count);
-    ///     got.delivery.ack()?;
+    /// while let Some(delivery) = channel.basic_get("tasks", AckMode::Manual)? {
+    ///     println!("{:?}, {:?} left", delivery.body(), delivery.message_count());
+    ///     delivery.ack()?;
     /// }
     /// # Ok::<(), leveret::Error>(())
     /// ```
@@ -323,15 +315,11 @@ impl Channel {
     /// # Errors
     /// 404 if the queue does not exist; 403 without permission. For a stream, RabbitMQ closes the
     /// connection (540).
-    pub fn basic_get(&self, queue: &str, ack_mode: AckMode) -> Result<Option<GetResponse>> {
+    pub fn basic_get(&self, queue: &str, ack_mode: AckMode) -> Result<Option<Delivery>> {
         self.get(queue.into(), ack_mode)
     }
 
-    pub(crate) fn get(
-        &self,
-        queue: QueueName<'_>,
-        ack_mode: AckMode,
-    ) -> Result<Option<GetResponse>> {
+    pub(crate) fn get(&self, queue: QueueName<'_>, ack_mode: AckMode) -> Result<Option<Delivery>> {
         let asked = Operation::about(BasicGet::ID, queue.shown());
         let no_ack = ack_mode.is_no_ack();
         let reply = self.call_with(asked, |frames, call| {
@@ -347,6 +335,6 @@ impl Channel {
             Reply::Message(message) => message.claim(),
             Reply::Method(_) => None,
         };
-        Ok(fetched.map(|fetched| GetResponse::new(self.clone(), ack_mode, fetched)))
+        Ok(fetched.map(|fetched| Delivery::fetched(self.clone(), no_ack, fetched)))
     }
 }

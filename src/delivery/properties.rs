@@ -95,6 +95,18 @@ impl Delivery {
         self.known_properties()?.priority
     }
 
+    /// Returns the delivery mode. 1: kept in memory. 2: written to disk if the queue is durable.
+    #[must_use]
+    pub fn delivery_mode(&self) -> Option<u8> {
+        self.known_properties()?.delivery_mode
+    }
+
+    /// Returns how long the message could stay in its queue, if its publisher has set that.
+    #[must_use]
+    pub fn expiration(&self) -> Option<Duration> {
+        self.known_properties()?.expiration.as_ref()?.as_duration()
+    }
+
     /// Returns the time at which the publisher says that it sent the message (the property
     /// `timestamp`), in whole seconds.
     #[must_use]

@@ -227,7 +227,7 @@
 //! | `['consumer_tag']` | [`Consumer::consumer_tag`] |
 //! | `basic_cancel` | [`Consumer::cancel`], [`Channel::basic_cancel`] |
 //! | `basic_cancel(no_wait=True)` | [`Channel::basic_cancel_no_wait`] |
-//! | `basic_get` | [`Channel::basic_get`], [`Queue::get`]; the result is [`GetResponse`] |
+//! | `basic_get` | [`Channel::basic_get`], [`Queue::get`] |
 //! | `basic_client_ack` | [`Delivery::ack`], [`Channel::basic_ack`] |
 //! | `basic_client_ack(…, True)` | [`Delivery::ack_multiple`], [`Channel::basic_ack_multiple`] |
 //! | `basic_client_nack` | [`Delivery::nack`], [`Channel::basic_nack`] |
@@ -244,8 +244,8 @@
 //! | `exchange_name`, `routing_key` | [`Delivery::exchange`], [`Delivery::routing_key`] |
 //! | `is_redeliver` | [`Delivery::redelivered`] |
 //! | `body`, `properties` | [`Delivery::body`], [`Delivery::properties`] |
-//! | the result of `basic_get` | [`GetResponse`], which contains a [`Delivery`] |
-//! | `['message_count']` | [`GetResponse::message_count`] |
+//! | the result of `basic_get` | [`Delivery`] |
+//! | `['message_count']` | [`Delivery::message_count`] |
 //! | `ReturnEnvelope` | [`ReturnedMessage`] |
 //! | `reply_code` | [`ReturnedMessage::reply_code`] |
 //! | `reply_text` | [`ReturnedMessage::reply_text`] |
@@ -288,7 +288,7 @@
 use crate::{
     Channel, Confirm, Connection, ConnectionEvent, ConnectionOptions, ConnectionStats,
     ConsumeOptions, Consumer, Delivery, Error, ErrorKind, Exchange, ExchangeDeclareOptions,
-    ExchangeDeleteOptions, ExchangeKind, FieldTable, GetResponse, LoginMethod, Message,
-    NackOptions, Properties, Publisher, QosOptions, Queue, QueueDeclareOptions, QueueDeleteOptions,
-    ReplyCode, ReturnedMessage, SaslMechanism, TlsOptions, Workers,
+    ExchangeDeleteOptions, ExchangeKind, FieldTable, LoginMethod, Message, NackOptions, Properties,
+    Publisher, QosOptions, Queue, QueueDeclareOptions, QueueDeleteOptions, ReplyCode,
+    ReturnedMessage, SaslMechanism, TlsOptions, Workers,
 };

@@ -9,6 +9,9 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+#[cfg(feature = "json")]
+use serde_json::error::Category;
+
 use crate::wire::codec::WireError;
 
 pub(crate) use kind::blocked;
@@ -93,19 +96,15 @@ impl Error {
         Self::new(ErrorKind::MalformedProperties { text })
     }
 
-    /// Only the source shows what the JSON contains.
+    /// For JSON that was received. Only the source shows what it contains.
     #[cfg(feature = "json")]
     pub(crate) fn invalid_json(error: serde_json::Error) -> Self {
         let what = match error.classify() {
-            serde_json::error::Category::Io => "it cannot be written",
-            serde_json::error::Category::Syntax => "a syntax error",
-            serde_json::error::Category::Data => "a value that does not fit the type",
-            serde_json::error::Category::Eof => "an unexpected end",
+            Category::Io | Category::Syntax => "a syntax error",
+            Category::Data => "a value that does not fit the type",
+            Category::Eof => "an unexpected end",
         };
-        let text = match error.line() {
-            0 => what.to_owned(),
-            line => format!("{what} at line {line}, column {}", error.column()),
-        };
+        let text = format!("{what} at line {}, column {}", error.line(), error.column());
         Self::new(ErrorKind::InvalidJson { text }).caused_by(error)
     }
 
@@ -154,12 +153,13 @@ impl Error {
         &self.0.kind
     }
 
-    /// Returns the reply code that the broker sent, or that this crate sent after a protocol
-    /// violation.
+    /// Returns the reply code that the broker sent, with a close or a returned message, or that
+    /// this crate sent after a protocol violation.
     #[must_use]
     pub fn reply_code(&self) -> Option<ReplyCode> {
         match self.kind() {
             ErrorKind::ProtocolViolation { code, .. } => Some(*code),
+            ErrorKind::Returned(message) => Some(message.reply_code()),
             ErrorKind::LoginRefused { text, .. } if text.is_empty() => None,
             ErrorKind::LoginRefused { .. } => Some(ReplyCode::ACCESS_REFUSED),
             _ => self.close_reason().map(|reason| reason.code),

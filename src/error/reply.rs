@@ -84,6 +84,12 @@ impl From<u16> for ReplyCode {
     }
 }
 
+impl PartialEq<u16> for ReplyCode {
+    fn eq(&self, code: &u16) -> bool {
+        self.0 == *code
+    }
+}
+
 impl From<ReplyCode> for u16 {
     fn from(code: ReplyCode) -> Self {
         code.0

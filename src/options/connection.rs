@@ -25,6 +25,27 @@ const MAX_TCP_KEEPALIVE: Duration = Duration::from_secs(32_767);
 /// The system takes the milliseconds as a signed 32-bit number.
 const MAX_TCP_USER_TIMEOUT: Duration = Duration::from_millis(i32::MAX as u64);
 
+/// Compares these fields, which must be all others.
+macro_rules! compare {
+    ($one:ident, $other:ident, ignoring $ignored:ident, $($field:ident),*) => {{
+        let ConnectionOptions { $ignored: _, $($field),* } = $one;
+        true $(&& *$field == $other.$field)*
+    }};
+}
+
+impl PartialEq for ConnectionOptions {
+    fn eq(&self, other: &Self) -> bool {
+        // The default port can be set or left out.
+        self.get_port() == other.get_port()
+            && compare!(
+                self,
+                other,
+                ignoring port,
+                host, more_endpoints, shuffle_endpoints, tls, tcp_keepalive, tcp_user_timeout, vhost, username, password, credentials, login_method, connect_timeout, retry_open_for, request_timeout, publish_timeout, heartbeat, channel_max, frame_max, max_message_size, max_unread_bytes, metrics, recovery, connection_name, client_properties
+            )
+    }
+}
+
 /// Getters of what the setters of the same name have set.
 macro_rules! getters {
     ($($(#[$doc:meta])* $name:ident($setter:ident) -> $type:ty: |$it:ident| $value:expr;)*) => {
@@ -111,9 +132,10 @@ impl fmt::Display for Endpoint {
 /// # Ok::<(), leveret::Error>(())
 /// ```
 ///
-/// Two options with functions of the program ([`credentials`](Self::credentials), metrics, a
-/// recovery filter) are equal only if one is a clone of the other.
-#[derive(Clone, PartialEq)]
+/// Two options are equal if they mean the same. With functions of the program
+/// ([`credentials`](Self::credentials), metrics, a recovery filter), they are equal only if one is
+/// a clone of the other.
+#[derive(Clone)]
 #[non_exhaustive]
 pub struct ConnectionOptions {
     pub(crate) host: String,

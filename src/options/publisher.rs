@@ -40,8 +40,8 @@ impl PublisherOptions {
         window_bytes: u64;
         /// Publishes every message as mandatory: the broker returns a message that reaches no
         /// queue, and its [`Confirm`](crate::Confirm) fails. With `false`, the broker drops and
-        /// confirms such a message, unless [`Message::mandatory`](crate::Message::mandatory) is set
-        /// on it. Default: true.
+        /// confirms such a message. [`Message::mandatory`](crate::Message::mandatory) decides for
+        /// one message. Default: true.
         mandatory: bool;
         /// Whether to give each message a unique [`message_id`](crate::Message::message_id), unless
         /// it has one. If recovery publishes a message again, the copy has the same id, so that

@@ -398,19 +398,24 @@ impl QueueDeclareOptions {
         single_active_consumer => "x-single-active-consumer";
     }
 
-    /// Keeps most messages on disk instead of in memory (`x-queue-mode: lazy`). For classic queues
-    /// before RabbitMQ 3.12; since then, all classic queues do so.
+    /// Sets whether to keep most messages on disk instead of in memory (`x-queue-mode: lazy`). For
+    /// classic queues before RabbitMQ 3.12; since then, all classic queues do so.
     ///
     /// The argument has no effect on later versions, and the release notes of RabbitMQ 4.3 say that
     /// such a declaration fails. RabbitMQ 4.3.6 still accepts it. Quorum queues and streams refuse
     /// it (406).
     #[must_use]
-    pub fn lazy(self) -> Self {
-        self.argument("x-queue-mode", "lazy")
+    pub fn lazy(mut self, lazy: bool) -> Self {
+        if lazy {
+            return self.argument("x-queue-mode", "lazy");
+        }
+        self.arguments.remove("x-queue-mode");
+        self
     }
 
     arguments! {
-        /// Sets all arguments. Replaces arguments that were set before.
+        /// Sets all arguments. Replaces arguments that were set before, including the type that
+        /// [`quorum`](Self::quorum) and [`stream`](Self::stream) set.
     }
 }
 

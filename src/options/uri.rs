@@ -95,6 +95,11 @@ fn parse(uri: &str) -> Result<ConnectionOptions> {
         // The error does not repeat the text, which may be a password.
         _ => return Err(invalid("it must begin with amqp:// or amqps://")),
     };
+    if rest.contains(char::is_control) {
+        return Err(invalid(
+            "it must have no control character, such as a line break at the end",
+        ));
+    }
     if rest.contains('#') {
         return Err(invalid("it must have no fragment (#)"));
     }
@@ -482,6 +487,7 @@ mod tests {
                 "unknown query parameter \"heartbeet\"",
             ),
             ("amqp://u:secret@h#f", "it must have no fragment"),
+            ("amqp://u:secret@h/v\n", "it must have no control character"),
             (
                 "amqp://u:secret@h?cacertfile=x",
                 "cacertfile is for amqps:// only",

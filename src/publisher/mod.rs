@@ -46,7 +46,7 @@ use window::{NoRoom, Weight, Window};
 /// let channel = Connection::open_default()?.open_channel()?;
 /// let publisher = channel.publisher_with(PublisherOptions::default().window(500))?;
 /// for number in 0..10_000 {
-///     publisher.publish("", "tasks", Message::new(format!("task {number}")).persistent())?;
+///     publisher.publish("", "tasks", Message::new(format!("task {number}")).persistent(true))?;
 /// }
 /// publisher.wait_for_confirms()?;
 /// # Ok::<(), leveret::Error>(())
@@ -249,7 +249,7 @@ impl Publisher {
             self.wait_for_room(weight, window_patience)?;
         }
         let awaited = Arc::new(ConfirmSlot::new(Arc::clone(unconfirmed), weight));
-        let mandatory = options.mandatory || message.is_mandatory();
+        let mandatory = message.is_mandatory_or(options.mandatory);
         let published = channel.publish(
             exchange,
             routing_key,

@@ -76,6 +76,7 @@ impl RpcClient {
                 no_ack: true,
                 subscription: None,
                 reads_from: ReadsFrom::Queue,
+                message_count: None,
             });
             let replies = Replies {
                 origin: Arc::downgrade(&origin),

@@ -21,7 +21,7 @@ use super::short_string::ShortString;
 /// ```
 ///
 /// See <https://www.rabbitmq.com/docs/ttl#per-message-ttl-in-publishers>.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Expiration {
     text: ShortString,
 }
@@ -42,9 +42,16 @@ impl Expiration {
 }
 
 /// Shows the property's text.
+impl fmt::Debug for Expiration {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.text, f)
+    }
+}
+
+/// Shows the property's text.
 impl fmt::Display for Expiration {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.text.fmt(f)
+        fmt::Display::fmt(&self.text, f)
     }
 }
 

@@ -78,7 +78,8 @@ macro_rules! properties {
         /// ```
         /// use leveret::Properties;
         ///
-        /// let properties = Properties::default().content_type("application/json").persistent();
+        /// let properties =
+        /// Properties::default().content_type("application/json").persistent(true);
         /// assert_eq!(properties.delivery_mode, Some(2));
         /// ```
         ///
@@ -181,7 +182,7 @@ properties! {
     timestamp: u64, u64, 6,
         "Sets the timestamp, in seconds since 1970-01-01 00:00 UTC.";
     /// Kind of message, for the programs at both ends (the property `type`).
-    #[cfg_attr(feature = "serde", serde(rename = "type"))]
+    #[cfg_attr(feature = "serde", serde(rename = "type", alias = "message_type"))]
     message_type: ShortString, impl Into<ShortString>, 5,
         "Sets the kind of message, for the programs at both ends (the property `type`).";
     /// Publishing user. RabbitMQ refuses any name but that of the connection's user.
@@ -196,11 +197,11 @@ properties! {
 }
 
 impl Properties {
-    /// Sets delivery mode 2: a durable queue writes the message to disk before the broker confirms
-    /// it.
+    /// Sets whether a durable queue writes the message to disk before the broker confirms it
+    /// (delivery mode 2) or may keep it in memory only (delivery mode 1).
     #[must_use]
-    pub fn persistent(self) -> Self {
-        self.delivery_mode(2)
+    pub fn persistent(self, persistent: bool) -> Self {
+        self.delivery_mode(if persistent { 2 } else { 1 })
     }
 
     /// Adds a header. Replaces an earlier header of the same name.

@@ -19,6 +19,8 @@ const TIMESTAMP: &str = "!timestamp";
 const DECIMAL: &str = "!decimal";
 const BYTES: &str = "!bytes";
 const LONG_STRING: &str = "!longstr";
+/// How `serde_json` shows numbers, if its feature `arbitrary_precision` is on.
+const NUMBER: &str = "$serde_json::private::Number";
 /// A table with a name that looks like one of these tags.
 const TABLE: &str = "!table";
 
@@ -131,7 +133,9 @@ impl<'de> Visitor<'de> for ValueVisitor {
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<FieldValue, A::Error> {
         let mut table = FieldTable::new();
         while let Some(name) = entries.next_key::<ShortString>()? {
-            let tag = name.as_str().filter(|it| it.starts_with(TAG));
+            let tag = name
+                .as_str()
+                .filter(|it| it.starts_with(TAG) || *it == NUMBER);
             let value = match tag.filter(|_| table.is_empty()) {
                 Some(tag) => {
                     let value = read_tagged(tag, &mut entries)?;
@@ -150,6 +154,7 @@ impl<'de> Visitor<'de> for ValueVisitor {
 
 fn read_tagged<'de, A: MapAccess<'de>>(tag: &str, entries: &mut A) -> Result<FieldValue, A::Error> {
     Ok(match tag {
+        NUMBER => number(&entries.next_value::<String>()?)?,
         TIMESTAMP => FieldValue::Timestamp(entries.next_value()?),
         DECIMAL => {
             let (scale, value) = entries.next_value()?;
@@ -160,6 +165,17 @@ fn read_tagged<'de, A: MapAccess<'de>>(tag: &str, entries: &mut A) -> Result<Fie
         TABLE => FieldValue::Table(entries.next_value()?),
         unknown => return Err(de::Error::custom(format!("unknown tag {unknown:?}"))),
     })
+}
+
+fn number<E: de::Error>(text: &str) -> Result<FieldValue, E> {
+    if let Ok(integer) = text.parse() {
+        return ValueVisitor.visit_i64(integer);
+    }
+    if let Ok(integer) = text.parse() {
+        return ValueVisitor.visit_u64(integer);
+    }
+    let float: f64 = text.parse().map_err(E::custom)?;
+    ValueVisitor.visit_f64(float)
 }
 
 /// A map. A name that is not UTF-8 is bytes, which some formats such as JSON refuse as a name.
@@ -285,6 +301,20 @@ mod tests {
         // The width is not kept.
         assert_eq!(round_trip(&7_u8.into()), ("7".to_owned(), 7.into()));
         assert_eq!(round_trip(&7_i64.into()).1, FieldValue::I32(7));
+    }
+
+    #[test]
+    fn numbers_of_arbitrary_precision_are_numbers() {
+        for (text, value) in [
+            ("0.1", 0.1.into()),
+            ("-7", (-7).into()),
+            ("1099511627776", FieldValue::I64(1 << 40)),
+            ("18446744073709551615", u64::MAX.into()),
+            ("1e3", 1000.0.into()),
+        ] {
+            let json = format!(r#"{{"$serde_json::private::Number":"{text}"}}"#);
+            assert_eq!(serde_json::from_str::<FieldValue>(&json).unwrap(), value);
+        }
     }
 
     #[test]

@@ -13,7 +13,8 @@ use super::short_string::ShortString;
 /// `From` picks the type that fits the Rust value: `i32` becomes a signed 32-bit integer, `&str` a
 /// long string, `Vec<u8>` binary data, and an array or `Vec` of other values an array. An integer
 /// keeps its width: RabbitMQ compares arguments by value, but some plugins and clients compare them
-/// by type.
+/// by type. So do not compare a received integer with `==`, since its width is the sender's choice:
+/// use [`as_i64`](Self::as_i64).
 ///
 /// ```
 /// use leveret::FieldValue;
@@ -127,13 +128,14 @@ impl FieldValue {
         }
     }
 
-    /// Returns the value of a float of any width.
+    /// Returns the value of a float of any width, or of an integer, which a peer may send instead.
     #[must_use]
     pub fn as_f64(&self) -> Option<f64> {
         match *self {
             Self::F32(value) => Some(value.into()),
             Self::F64(value) => Some(value),
-            _ => None,
+            Self::U64(value) => Some(value as f64),
+            _ => Some(self.as_i64()? as f64),
         }
     }
 

@@ -501,7 +501,7 @@ fn a_transaction_that_acks_a_message_of_a_lost_connection_is_not_committed() {
     channel.tx_select().unwrap();
     let task = tasks.get().unwrap().unwrap();
     lossy.lose();
-    task.delivery.ack().unwrap();
+    task.ack().unwrap();
     results.publish("result").unwrap();
     let error = channel.tx_commit().unwrap_err();
     assert!(
@@ -516,7 +516,7 @@ fn a_transaction_that_acks_a_message_of_a_lost_connection_is_not_committed() {
     channel.tx_commit().unwrap();
     let task = tasks.get().unwrap().unwrap();
     lossy.lose();
-    task.delivery.ack().unwrap();
+    task.ack().unwrap();
     channel.tx_rollback().unwrap();
     channel.tx_commit().unwrap();
 }
@@ -533,12 +533,10 @@ fn a_transaction_with_a_multiple_ack_across_a_loss_is_not_committed() {
     queue.publish("task").unwrap();
     channel.tx_commit().unwrap();
     let task = queue.get().unwrap().unwrap();
-    task.delivery.ack_multiple().unwrap();
+    task.ack_multiple().unwrap();
     let error = channel.tx_commit().unwrap_err();
     assert!(error.is_connection_end(), "{error}");
-    channel
-        .basic_ack_multiple(task.delivery.delivery_tag())
-        .unwrap();
+    channel.basic_ack_multiple(task.delivery_tag()).unwrap();
     channel.tx_commit().unwrap();
     // All messages were acknowledged before the next loss.
     lossy.lose();

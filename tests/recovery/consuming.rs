@@ -135,16 +135,16 @@ fn fetched_messages_and_multiple_acks_work_after_a_loss() {
     queue.publish("1").unwrap();
     let old = eventually_get(&queue);
     lossy.lose();
-    old.delivery.ack().unwrap();
+    old.ack().unwrap();
     let again = eventually_get(&queue);
-    assert!(again.delivery.redelivered());
+    assert!(again.redelivered());
     // "All" means all messages of this connection.
     channel.basic_ack_multiple(0).unwrap();
     channel.basic_recover(Requeue::Yes).unwrap();
     assert_eq!(ready(&channel, queue.name()), 0);
 }
 
-fn eventually_get(queue: &leveret::Queue) -> leveret::GetResponse {
+fn eventually_get(queue: &leveret::Queue) -> Delivery {
     let mut got = None;
     eventually("the queue has a message", || {
         got = queue.get().unwrap();

@@ -389,7 +389,7 @@ fn a_refused_binding_does_not_affect_others() {
     // Another program removes the bindings.
     for key in &keys {
         other
-            .queue_unbind(queue.name(), "amq.direct", key, Default::default())
+            .queue_unbind(queue.name(), "amq.direct", key, FieldTable::new())
             .unwrap();
     }
     interceptor.cut(AT_ONCE);

@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use leveret::{
-    AckMode, Connection, ConnectionEvent, ConsumeOptions, ErrorKind, PublisherOptions,
+    AckMode, Connection, ConnectionEvent, ConsumeOptions, ErrorKind, FieldTable, PublisherOptions,
     QueueDeclareOptions,
 };
 
@@ -85,7 +85,7 @@ fn break_connection(seed: u64) {
     let declaring = connection.open_channel().unwrap();
     let queue = declaring.queue_declare(&unique("q"), options).unwrap();
     declaring
-        .queue_bind(queue.name(), "amq.direct", queue.name(), Default::default())
+        .queue_bind(queue.name(), "amq.direct", queue.name(), FieldTable::new())
         .unwrap();
     let consuming = connection.open_channel().unwrap();
     consuming.basic_qos(5).unwrap();
@@ -175,8 +175,8 @@ fn break_connection(seed: u64) {
             .basic_get(queue.name(), AckMode::Automatic)
             .unwrap()
         {
-            changed += usize::from(number_of(message.delivery.body()).is_none());
-            missing.retain(|it| it != message.delivery.body());
+            changed += usize::from(number_of(message.body()).is_none());
+            missing.retain(|it| it != message.body());
         }
         missing.len() <= changed.max(may_lack)
     });

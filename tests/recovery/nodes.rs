@@ -28,7 +28,7 @@ fn publish_all(publisher: &Publisher, queue: &str, published: &AtomicU32) {
     let mut confirms = Vec::new();
     for number in 0..MESSAGES {
         let body = number.to_be_bytes();
-        let message = Message::new(body).persistent();
+        let message = Message::new(body).persistent(true);
         confirms.push(publisher.publish("", queue, message).unwrap());
         published.fetch_add(1, Ordering::Relaxed);
     }

@@ -18,8 +18,8 @@ fn drain_with_ids(queue: &leveret::Queue) -> Vec<(String, Option<String>)> {
     let fetch = || queue.get_with(AckMode::Automatic).unwrap();
     std::iter::from_fn(fetch)
         .map(|message| {
-            let body = String::from_utf8(message.delivery.body().to_vec()).unwrap();
-            let id = message.delivery.message_id().map(str::to_owned);
+            let body = String::from_utf8(message.body().to_vec()).unwrap();
+            let id = message.message_id().map(str::to_owned);
             (body, id)
         })
         .collect()

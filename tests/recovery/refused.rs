@@ -448,7 +448,7 @@ fn a_message_that_closes_the_connection_loses_no_other_message() {
     let mut confirms = Vec::new();
     let mut publish = || {
         for number in 0..250 {
-            let message = Message::new(number.to_string()).persistent();
+            let message = Message::new(number.to_string()).persistent(true);
             confirms.push(good.publish("", queue.name(), message).unwrap());
         }
     };
@@ -528,12 +528,7 @@ fn an_exchange_deleted_before_its_bindings_are_restored_is_redeclared() {
     for key in ["one", "two"] {
         exchange.publish(key, key).unwrap();
         assert_eq!(
-            queue
-                .get_with(AckMode::Automatic)
-                .unwrap()
-                .unwrap()
-                .delivery
-                .body(),
+            queue.get_with(AckMode::Automatic).unwrap().unwrap().body(),
             key.as_bytes()
         );
     }

@@ -85,11 +85,11 @@ fn a_consumer_follows_a_queue_to_its_new_name() {
         let delivery = consumer.recv_timeout(SOON).unwrap().unwrap();
         delivery.ack().unwrap();
         second
-            .queue_bind("", "amq.fanout", "", Default::default())
+            .queue_bind("", "amq.fanout", "", FieldTable::new())
             .unwrap();
         last.publish("m").unwrap();
         let fetched = second.basic_get("", AckMode::Automatic).unwrap();
-        assert_eq!(fetched.unwrap().delivery.body(), b"m");
+        assert_eq!(fetched.unwrap().body(), b"m");
     }
 }
 

@@ -676,11 +676,11 @@ impl<'a> Worker<'a> {
         };
         let got = self.call("basic.get", || at.channel.basic_get(queue, ack_mode));
         let Ok(Some(got)) = got else { return };
-        if got.delivery.routing_key() != queue {
+        if got.routing_key() != queue {
             self.stress
                 .fault("basic.get got a message of another queue");
         }
-        self.received(at, got.delivery, ack_mode == AckMode::Automatic);
+        self.received(at, got, ack_mode == AckMode::Automatic);
     }
 
     fn settle_some(&mut self) {

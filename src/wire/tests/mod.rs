@@ -431,7 +431,7 @@ fn golden_properties() {
     let properties = Properties::default()
         .content_type("text/plain")
         .header("n", 1)
-        .persistent()
+        .persistent(true)
         .priority(5)
         .timestamp(1);
     let mut bytes = Vec::new();
