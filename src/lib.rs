@@ -7,7 +7,7 @@
 //! have no lifetimes. A lost connection recovers automatically, and all handles stay valid.
 //!
 //! ```no_run
-//! use leveret::{Connection, ConsumeOptions, ExchangeDeclareOptions, ExchangeKind, Message};
+//! use leveret::{Connection, ExchangeDeclareOptions, ExchangeKind, Message};
 //! use leveret::{QueueDeclareOptions, Result};
 //! use std::time::Duration;
 //!

@@ -136,6 +136,11 @@ pub(super) fn integer(value: &FieldValue) -> Option<i128> {
     time.or_else(|| value.as_i64().map(i128::from))
 }
 
+fn float(value: &FieldValue) -> Option<f64> {
+    let is_integer = integer(value).is_some();
+    value.as_f64().filter(|_| !is_integer)
+}
+
 /// Compares integers and floats regardless of their width, and long strings with byte arrays.
 pub(super) fn is_same(one: &FieldValue, other: &FieldValue) -> bool {
     fn is_both<'a, T: PartialEq>(
@@ -147,7 +152,7 @@ pub(super) fn is_same(one: &FieldValue, other: &FieldValue) -> bool {
     let both = [one, other];
     one == other
         || is_both(both, integer)
-        || is_both(both, FieldValue::as_f64)
+        || is_both(both, float)
         || is_both(both, FieldValue::as_bytes)
 }
 

@@ -240,7 +240,7 @@ impl Delivery {
     ///
     /// ```no_run
     /// # let channel = leveret::Connection::open_default()?.open_channel()?;
-    /// # let delivery = channel.queue("tasks").get()?.unwrap().delivery;
+    /// # let delivery = channel.queue("tasks").get()?.unwrap();
     /// let publisher = channel.publisher()?;
     /// let copy = delivery.to_message()?.header("copied", true);
     /// publisher.publish("archive", delivery.routing_key(), copy)?.wait()?;
