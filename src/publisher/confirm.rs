@@ -181,6 +181,19 @@ impl ConfirmSlot {
     }
 }
 
+impl ConfirmSlot {
+    #[cold] // Inlined, this costs 1 % of a publish for programs that do not ask.
+    fn tell(&self, sequence_number: u64, outcomes: &Notifier<PublishOutcome>) {
+        if let Some(result) = self.outcome.lock().clone() {
+            let outcome = PublishOutcome {
+                sequence_number,
+                result,
+            };
+            outcomes.send(outcome, drop);
+        }
+    }
+}
+
 impl ConfirmMailbox for ConfirmSlot {
     fn answered(&self, sequence_number: u64, outcome: Outcome) {
         let outcome = result_of(sequence_number, outcome);
@@ -189,22 +202,16 @@ impl ConfirmMailbox for ConfirmSlot {
             let mut failures = self.publisher.failures.lock();
             failures.push(sequence_number, error.clone(), &self.publisher.label);
         }
-        let outcomes = self.publisher.outcomes.get();
-        let read = outcomes.map(|it| (it, outcome.clone()));
         // Both under the lock: a reader of the outcome finds the room given back, and the other way
         // round.
         let mut slot = self.outcome.lock();
         *slot = Some(outcome);
         self.publisher.window.give_back(self.weight);
         drop(slot);
-        if let Some((outcomes, result)) = read {
-            let outcome = PublishOutcome {
-                sequence_number,
-                result,
-            };
-            outcomes.send(outcome, drop);
-        }
         self.answered.notify_all();
+        if let Some(outcomes) = self.publisher.outcomes.get() {
+            self.tell(sequence_number, outcomes);
+        }
     }
 
     fn is_published_again(&self) -> bool {

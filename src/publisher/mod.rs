@@ -189,7 +189,10 @@ impl Publisher {
     ) -> Result<Confirm> {
         let confirm_timeout = self.inner.options.confirm_timeout;
         let publish_timeout = self.channel().connection().publish_timeout();
-        let message = self.identified(message.into());
+        let mut message = message.into();
+        if let Some(ids) = &self.inner.message_ids {
+            message = ids.identify(message);
+        }
         let published = self.hand_over(
             exchange,
             routing_key,
@@ -211,7 +214,10 @@ impl Publisher {
         routing_key: &str,
         message: impl Into<Message<'m>>,
     ) -> Result<Confirm> {
-        let message = self.identified(message.into());
+        let mut message = message.into();
+        if let Some(ids) = &self.inner.message_ids {
+            message = ids.identify(message);
+        }
         let published = self.hand_over(
             exchange,
             routing_key,
@@ -220,14 +226,6 @@ impl Publisher {
             Duration::ZERO,
         );
         published.map_err(|error| Operation::about(BasicPublish::ID, exchange).failed(error))
-    }
-
-    #[inline]
-    fn identified<'m>(&self, message: Message<'m>) -> Message<'m> {
-        match &self.inner.message_ids {
-            Some(ids) => ids.identify(message),
-            None => message,
-        }
     }
 
     fn hand_over(
