@@ -59,8 +59,8 @@
 //! - A method with an AMQP name, such as [`Channel::queue_declare`], takes all that AMQP's method
 //!   takes. Options are structs with defaults and chained setters; every switch takes a `bool`.
 //! - `x_with` is `x` with options or arguments instead of the defaults: [`Queue::consume_with`].
-//! - `x_no_wait` is `x` without waiting for the broker's reply. If the broker refuses, it closes the
-//!   channel.
+//! - `x_no_wait` is `x` without waiting for the broker's reply. If the broker refuses, it closes
+//!   the channel.
 //! - `x_timeout` is `x` with another timeout. `try_x` never waits.
 //! - Setters of [`ConnectionOptions`] have getters with `get_`, such as
 //!   [`get_host`](ConnectionOptions::get_host).

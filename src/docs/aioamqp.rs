@@ -148,7 +148,7 @@
 //! | `close()` | [`Channel::close`] |
 //! | `close(reply_code, reply_text)` | [`Channel::close_with`] |
 //! | `is_open` | [`Channel::is_open`], [`Channel::close_cause`] |
-//! | `close_event` | none: the channel's consumers and receivers end |
+//! | `close_event` | [`Channel::wait_closed`], [`ConnectionEvent::ChannelClosed`] |
 //! | `connection_closed(…)` | none: each waiting call gets the error |
 //! | `channel_id` | [`Channel::number`] |
 //! | `flow(active)` | [`Channel::channel_flow`] |
