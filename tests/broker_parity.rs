@@ -70,12 +70,11 @@ fn temporary(channel: &Channel, kind: ExchangeKind) -> String {
 }
 
 fn texts(texts: &[&str]) -> FieldValue {
-    FieldValue::Array(texts.iter().map(|it| FieldValue::from(*it)).collect())
+    texts.into()
 }
 
 fn headers(delivery: &Delivery) -> FieldTable {
-    let properties = delivery.properties().unwrap();
-    properties.headers.clone().unwrap()
+    delivery.headers().unwrap().clone()
 }
 
 /// The `x-death` header without its times.
@@ -137,11 +136,7 @@ fn a_dead_letter_lists_every_death_and_counts_repeated_ones() {
     assert_eq!(origin(&letter), (String::new(), second.name().to_owned()));
     // Since RabbitMQ 4.3, a dead letter keeps the `redelivered` flag of the rejected message.
     assert_eq!(letter.redelivered(), version() >= (4, 3));
-    let properties = letter.properties().unwrap();
-    assert_eq!(
-        (&properties.expiration, properties.priority),
-        (&None, Some(3))
-    );
+    assert_eq!((letter.expiration(), letter.priority()), (None, Some(3)));
     let told = |letter: &Delivery| {
         let headers = headers(letter);
         let text = |name: &str| Some(headers.get(name)?.as_str()?.to_owned());
@@ -323,7 +318,7 @@ fn a_requeued_message_keeps_its_place_within_its_priority() {
     let all = [(); 4].map(|()| next(&queue));
     let seen = all.each_ref().map(|it| (body(it), it.redelivered()));
     assert_eq!(seen, [("b", true), ("c", true), ("d", false), ("a", false)]);
-    let priority = all[2].properties().unwrap().priority;
+    let priority = all[2].priority();
     assert_eq!(priority, Some(9), "the priority property is unchanged");
 }
 
@@ -859,7 +854,7 @@ fn errors_say_what_is_wrong_with_a_message_or_an_acknowledgement() {
         let queue = exclusive_queue(&channel);
         put(&channel, "", queue.name(), message);
         let delivery = next(&queue);
-        assert_eq!(delivery.properties().unwrap().delivery_mode, Some(mode));
+        assert_eq!(delivery.delivery_mode(), Some(mode));
     }
     for tag in [0, 3] {
         let text = format!("unknown delivery tag {tag}");

@@ -233,8 +233,7 @@ fn no_reply_to_the_broker_follows_our_close() {
 
 /// Makes the broker close the channel.
 fn make_a_mistake(channel: &Channel) {
-    let options = QueueDeclareOptions::default().passive(true);
-    let error = channel.queue_declare("no such queue", options).unwrap_err();
+    let error = channel.queue_declare_passive("no such queue").unwrap_err();
     assert_eq!(error.reply_code(), Some(ReplyCode::NOT_FOUND), "{error}");
 }
 

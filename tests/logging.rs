@@ -134,8 +134,7 @@ fn asking_for_a_missing_queue_logs_no_warning() {
     assert!(!connection.queue_exists("no such queue").unwrap());
     assert!(!connection.exchange_exists("no such exchange").unwrap());
     let channel = connection.open_channel().unwrap();
-    let passive = QueueDeclareOptions::default().passive(true);
-    channel.queue_declare("no such queue", passive).unwrap_err();
+    channel.queue_declare_passive("no such queue").unwrap_err();
     connection.close().unwrap();
     assert_eq!((closed(Level::Debug), closed(Level::Warn)), (2, 1));
 }

@@ -219,8 +219,7 @@ fn acknowledgements_redeliveries_and_closed_channels_are_counted() {
 
     assert!(!connection.queue_exists("no such queue").unwrap());
     assert_eq!(connection.stats().channels_closed_by_broker, 0);
-    let passive = QueueDeclareOptions::default().passive(true);
-    channel.queue_declare("no such queue", passive).unwrap_err();
+    channel.queue_declare_passive("no such queue").unwrap_err();
     connection.open_channel().unwrap().close().unwrap();
     assert_eq!(connection.stats().channels_closed_by_broker, 1);
 }

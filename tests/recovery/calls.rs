@@ -367,10 +367,7 @@ fn closed_channels_are_not_restored() {
     let connection = &lossy.connection;
     let channels: Vec<_> = (0..4).map(|_| connection.open_channel().unwrap()).collect();
     channels[1].close().unwrap();
-    let refused = channels[2].queue_declare(
-        &unique("none"),
-        QueueDeclareOptions::default().passive(true),
-    );
+    let refused = channels[2].queue_declare_passive(&unique("none"));
     refused.unwrap_err();
     // Close the last channel while the connection is lost.
     lossy.proxy.refuse(true);
@@ -416,8 +413,7 @@ fn a_channel_closed_by_the_broker_can_be_reopened() {
     let returned = channel.returned_messages();
     for _ in 0..2 {
         let consumer = queue.consume().unwrap();
-        let passive = QueueDeclareOptions::default().passive(true);
-        let error = channel.queue_declare(&unique("none"), passive).unwrap_err();
+        let error = channel.queue_declare_passive(&unique("none")).unwrap_err();
         assert_eq!(error.reply_code(), Some(ReplyCode::NOT_FOUND));
         assert!(publisher.publish("", queue.name(), "lost").is_err());
         let threads: Vec<_> = (0..3)

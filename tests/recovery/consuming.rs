@@ -284,8 +284,7 @@ fn a_consumer_can_be_cancelled_and_dropped_while_the_connection_is_lost() {
     lossy.proxy.refuse(false);
     recovered(&lossy.events);
     assert!(cancelled.recv().unwrap().is_none());
-    let passive = QueueDeclareOptions::default().passive(true);
-    let queue = channel.queue_declare(queue.name(), passive).unwrap();
+    let queue = channel.queue_declare_passive(queue.name()).unwrap();
     assert_eq!(queue.consumer_count(), Some(1));
     queue.publish("1").unwrap();
     assert_eq!(body(&next(&kept)), 1);

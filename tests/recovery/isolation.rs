@@ -257,8 +257,7 @@ fn a_consumer_that_closes_the_connection_is_found_and_restored_later() {
     armed.store(false, Ordering::SeqCst);
     recovered_later(&events, &poison);
     let watching = channel();
-    let passive = QueueDeclareOptions::default().passive(true);
-    let asked = watching.queue_declare(queue.name(), passive).unwrap();
+    let asked = watching.queue_declare_passive(queue.name()).unwrap();
     assert_eq!(asked.consumer_count(), Some(5));
 }
 

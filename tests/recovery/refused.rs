@@ -31,8 +31,7 @@ fn take_away(queue: &Queue) -> Consumer {
 }
 
 fn consumer_count(channel: &Channel, queue: &Queue) -> Option<u32> {
-    let passive = QueueDeclareOptions::default().passive(true);
-    let queue = channel.queue_declare(queue.name(), passive).unwrap();
+    let queue = channel.queue_declare_passive(queue.name()).unwrap();
     queue.consumer_count()
 }
 
@@ -187,8 +186,7 @@ fn a_connection_without_a_free_channel_number_recovers() {
     let queue = channel
         .queue_declare(&unique("q"), QueueDeclareOptions::temporary())
         .unwrap();
-    let passive = QueueDeclareOptions::default().passive(true);
-    channel.queue_declare(&unique("none"), passive).unwrap_err();
+    channel.queue_declare_passive(&unique("none")).unwrap_err();
     let told = lossy.lose();
     let name = queue.name().to_owned();
     let missing = Entity::Queue { name };

@@ -399,8 +399,7 @@ fn a_channel_closed_in_a_failed_attempt_can_be_reopened_and_closed_again() {
     recovered(&events);
     assert!(!channels[0].is_open() && channels[1].is_open());
     channels[0].reopen().unwrap();
-    let options = QueueDeclareOptions::default().passive(true);
-    let error = channels[0].queue_declare("q", options).unwrap_err();
+    let error = channels[0].queue_declare_passive("q").unwrap_err();
     assert_eq!(error.reply_code(), Some(ReplyCode::NOT_FOUND), "{error}");
     assert!(!channels[0].is_open());
     channels[0].basic_publish("", "q", "m").unwrap_err();

@@ -313,8 +313,7 @@ fn a_consumer_of_a_taken_queue_waits_until_the_other_one_ends() {
     super::lost(&lossy.events);
     let intruder = self::channel();
     eventually("the queue has no consumer", || {
-        let passive = QueueDeclareOptions::default().passive(true);
-        let queue = intruder.queue_declare(queue.name(), passive).unwrap();
+        let queue = intruder.queue_declare_passive(queue.name()).unwrap();
         queue.consumer_count() == Some(0)
     });
     let theirs = intruder

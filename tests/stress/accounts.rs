@@ -123,8 +123,7 @@ impl Queues {
 
     /// Takes all messages of a queue without consumers.
     fn take_all(&self, queue: &str) -> Vec<Option<Id>> {
-        let passive = QueueDeclareOptions::default().passive(true);
-        let queue = self.observer.queue_declare(queue, passive).unwrap();
+        let queue = self.observer.queue_declare_passive(queue).unwrap();
         let consumer = queue
             .consume_with(ConsumeOptions::default().no_ack(true))
             .unwrap();

@@ -75,9 +75,8 @@ pub(crate) fn exclusive_queue(channel: &Channel) -> Queue {
 
 /// How many messages are ready in a queue, as the broker counts them.
 pub(crate) fn ready(channel: &Channel, queue: &str) -> u32 {
-    let options = QueueDeclareOptions::default().passive(true);
     channel
-        .queue_declare(queue, options)
+        .queue_declare_passive(queue)
         .unwrap()
         .message_count()
         .unwrap()
