@@ -265,8 +265,17 @@ impl fmt::Debug for Message<'_> {
     }
 }
 
+impl PartialEq for Message<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        self.body == other.body
+            && self.properties() == other.properties()
+            && self.mandatory == other.mandatory
+            && self.immediate == other.immediate
+    }
+}
+
 /// The body of a message. Bytes and strings convert to it.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Body<'a>(Cow<'a, [u8]>);
 
 impl fmt::Debug for Body<'_> {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use leveret::{
     AckMode, Channel, ConsumeOptions, DelayedRetry, ErrorKind, Exchange, ExchangeDeclareOptions,
     ExchangeKind, HashProperty, LeaderLocator, Message, NackOptions, Overflow, Queue,
-    QueueDeclareOptions, QueueType, Requeue, StreamOffset,
+    QueueDeclareOptions, QueueType, ReplyCode, Requeue, StreamOffset,
 };
 
 use crate::support::version;
@@ -227,7 +227,7 @@ fn declare(options: QueueDeclareOptions) -> Result<(), String> {
         }
         Err(error) => {
             let code = error.reply_code();
-            assert_eq!(code.map(|it| it.0), Some(406), "{error}");
+            assert_eq!(code, Some(ReplyCode::PRECONDITION_FAILED), "{error}");
             Err(error.to_string())
         }
     }
@@ -303,7 +303,7 @@ fn classic_queues_have_no_consumer_timeout_argument() {
         Ok(_) => assert!(version() < (4, 3)),
         Err(error) => {
             assert!(version() >= (4, 3), "{error}");
-            assert_eq!(error.reply_code().map(|it| it.0), Some(406));
+            assert_eq!(error.reply_code(), Some(ReplyCode::PRECONDITION_FAILED));
         }
     }
 }
@@ -565,7 +565,11 @@ fn exchange_kinds_depend_on_the_brokers_version() {
         assert_spread(&spread(&exchange, &queues, &keyed(&messages, None)));
         if kind == ExchangeKind::LocalRandom {
             let error = queues[0].bind(&exchange, "key").unwrap_err();
-            assert_eq!(error.reply_code().map(|it| it.0), Some(406), "{error}");
+            assert_eq!(
+                error.reply_code(),
+                Some(ReplyCode::PRECONDITION_FAILED),
+                "{error}"
+            );
         }
     }
 }
@@ -671,6 +675,10 @@ mod nodes {
         let exchange = exchange(&channel, ExchangeKind::ConsistentHash, none());
         let refused = exclusive_queue(&channel).bind(&exchange, "key");
         let error = refused.unwrap_err();
-        assert_eq!(error.reply_code().map(|it| it.0), Some(406), "{error}");
+        assert_eq!(
+            error.reply_code(),
+            Some(ReplyCode::PRECONDITION_FAILED),
+            "{error}"
+        );
     }
 }

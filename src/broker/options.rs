@@ -11,26 +11,16 @@ use std::time::Duration;
 /// leveret::Connection::open(&uri)?.close()
 /// # ; Ok::<(), leveret::Error>(())
 /// ```
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct BrokerOptions {
-    /// The port on the loopback interface. Default: zero, which means any free port.
-    pub port: u16,
-    /// User names and passwords. Every user may do everything in every virtual host. Default:
-    /// `guest` with the password `guest`.
-    pub users: Vec<(String, String)>,
-    /// The virtual hosts. Default: `/`.
-    pub vhosts: Vec<String>,
-    /// The heartbeat interval that the broker proposes to clients, in whole seconds. Zero proposes
-    /// no heartbeats, but a client that asks for heartbeats still gets them. Default: 60 seconds.
-    pub heartbeat: Duration,
-    /// Maximum number of channels of a connection. Default: 2047.
-    pub channel_max: u16,
-    /// Maximum size of a frame in bytes. Default: 131,072.
-    pub frame_max: u32,
-    /// How many of the newest messages [`Broker::published`](super::Broker::published) returns. The
-    /// broker forgets older messages. Default: 10,000.
-    pub published_limit: usize,
+    pub(super) port: u16,
+    pub(super) users: Vec<(String, String)>,
+    pub(super) vhosts: Vec<String>,
+    pub(super) heartbeat: Duration,
+    pub(super) channel_max: u16,
+    pub(super) frame_max: u32,
+    pub(super) published_limit: usize,
 }
 
 impl Default for BrokerOptions {
@@ -48,42 +38,44 @@ impl Default for BrokerOptions {
 }
 
 impl BrokerOptions {
-    /// Sets [`port`](Self::port).
+    /// The port on the loopback interface. Default: zero, which means any free port.
     #[must_use]
     pub fn port(mut self, port: u16) -> Self {
         self.port = port;
         self
     }
 
-    /// Adds a user.
+    /// Adds a user. Every user may do everything in every virtual host. Default: `guest` with the
+    /// password `guest`.
     #[must_use]
     pub fn user(mut self, name: impl Into<String>, password: impl Into<String>) -> Self {
         self.users.push((name.into(), password.into()));
         self
     }
 
-    /// Adds a virtual host.
+    /// Adds a virtual host. Default: `/`.
     #[must_use]
     pub fn vhost(mut self, name: impl Into<String>) -> Self {
         self.vhosts.push(name.into());
         self
     }
 
-    /// Sets [`heartbeat`](Self::heartbeat).
+    /// The heartbeat interval that the broker proposes to clients, in whole seconds. Zero proposes
+    /// no heartbeats, but a client that asks for heartbeats still gets them. Default: 60 seconds.
     #[must_use]
     pub fn heartbeat(mut self, heartbeat: Duration) -> Self {
         self.heartbeat = heartbeat;
         self
     }
 
-    /// Sets [`channel_max`](Self::channel_max).
+    /// Maximum number of channels of a connection. Default: 2047.
     #[must_use]
     pub fn channel_max(mut self, channel_max: u16) -> Self {
         self.channel_max = channel_max;
         self
     }
 
-    /// Sets [`frame_max`](Self::frame_max). A value below 4096 counts as 4096.
+    /// Maximum size of a frame in bytes. A value below 4096 counts as 4096. Default: 131,072.
     #[must_use]
     pub fn frame_max(mut self, frame_max: u32) -> Self {
         self.frame_max = frame_max;
@@ -97,7 +89,8 @@ impl BrokerOptions {
         self
     }
 
-    /// Sets [`published_limit`](Self::published_limit).
+    /// How many of the newest messages [`Broker::published`](super::Broker::published) returns. The
+    /// broker forgets older messages. Default: 10,000.
     #[must_use]
     pub fn published_limit(mut self, published_limit: usize) -> Self {
         self.published_limit = published_limit;

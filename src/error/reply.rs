@@ -18,7 +18,7 @@ use crate::wire::method::MethodId;
 /// See [the specification](https://www.rabbitmq.com/resources/specs/amqp-xml-doc0-9-1.pdf), section
 /// 1.2.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ReplyCode(pub u16);
+pub struct ReplyCode(pub(crate) u16);
 
 macro_rules! reply_codes {
     ($($(#[$doc:meta])* $name:ident = $code:literal;)*) => {
