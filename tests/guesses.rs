@@ -58,7 +58,9 @@ fn switches_take_a_variable() {
         channel
             .basic_publish("amq.direct", "nowhere", message)
             .unwrap();
-        let back = returned.recv_timeout(SOON.mul_f64(f64::from(flag) * 0.95 + 0.02));
+        // The broker returns a message before it answers a later call.
+        channel.basic_qos(1).unwrap();
+        let back = returned.try_recv();
         assert_eq!(back.is_ok(), flag);
     }
     let publisher = channel.publisher().unwrap();
