@@ -139,7 +139,8 @@ impl Delivery {
         self.content.exchange()
     }
 
-    /// Returns the routing key that the message was published with.
+    /// Returns the routing key that the message was published with. Bytes that are not UTF-8, which
+    /// AMQP forbids here and RabbitMQ passes on, are replaced by `�`.
     pub fn routing_key(&self) -> &str {
         self.content.routing_key()
     }
