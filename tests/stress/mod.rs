@@ -380,6 +380,7 @@ impl Watch<'_> {
             // The consumer was started without waiting, and now waits for its missing queue.
             ConnectionEvent::NotRecovered { entity, .. } => entity.to_string().contains(MISSING),
             ConnectionEvent::Recovered { .. } => true,
+            ConnectionEvent::ChannelClosed { cause, .. } => self.stress.is_expected(cause),
             ConnectionEvent::Closed { cause } => cause.closed_by() == Some(ClosedBy::Program),
             _ => false,
         };
