@@ -107,6 +107,8 @@ fn a_flush_waits_for_a_peer_that_does_not_read() {
     eventually("the outbox is empty", || {
         connection.stats().outbox_bytes == 0
     });
+    // The script does not answer a close.
+    let _ = connection.close_timeout(SHORT);
 }
 
 #[test]
@@ -121,6 +123,8 @@ fn a_flush_waits_for_large_messages_of_its_channel() {
     eventually("the outbox is empty", || {
         connection.stats().outbox_bytes == 0
     });
+    // The script does not answer a close.
+    let _ = connection.close_timeout(SHORT);
 }
 
 /// Otherwise a program would wait as long as another of its threads publishes.
@@ -177,6 +181,7 @@ fn in_confirm_mode_a_flush_waits_for_the_answers() {
     channel.flush(Duration::ZERO).unwrap();
     // The flush does not say how it was answered.
     let error = outcome.try_wait().unwrap_err();
+    let _ = connection.close_timeout(SHORT);
     assert!(matches!(error.kind(), ErrorKind::Nacked { .. }), "{error}");
 }
 

@@ -26,7 +26,7 @@ use crate::sync::Waker;
 use crate::wire::method::ConnectionClose;
 
 /// How many unread events are kept for the program.
-const EVENTS_LIMIT: usize = 64;
+const EVENTS_LIMIT: usize = 256;
 
 /// How long `close` waits, after its timeout, for the IO thread to cut the socket.
 const ABORT_TIMEOUT: Duration = Duration::from_secs(5);
