@@ -56,9 +56,9 @@ const DROP_PATIENCE: Duration = Duration::from_secs(5);
 /// ```
 ///
 /// A `fork` of the process must open its own connection. The IO thread exists only in the parent,
-/// so the child's calls fail with [`ErrorKind::Forked`]. A publish fails, too, except that a child
-/// forked while the parent was sending can put up to 512 KiB into an outbox that is never sent.
-/// Consumers of the child receive nothing.
+/// so the child's calls fail with [`ErrorKind::Forked`]. A publish fails, too, but not always: if
+/// the parent was sending when it forked, the child's publishes can go into an outbox that is never
+/// sent, or wait forever for a lock. Consumers of the child receive nothing.
 ///
 /// See <https://www.rabbitmq.com/docs/connections>.
 #[derive(Clone)]
@@ -210,23 +210,24 @@ impl Connection {
         let deadline = Deadline::after(timeout);
         let shared = &self.inner.shared;
         let _waits = shared.waiters.begin();
-        let flushed = self.flush_channels(deadline);
-        // Also frames of channels whose handles were dropped.
-        let flushed = flushed.and_then(|()| shared.outbox.flush(CONNECTION, deadline));
+        let flushed = self.flush_until(deadline);
         flushed.map_err(|error| shared.outbox.explained(error).doing("flush"))
     }
 
-    fn flush_channels(&self, deadline: Deadline) -> Result<()> {
-        for channel in self.inner.recovery.channels() {
-            match channel.flush(deadline) {
-                Err(error) if channel.end_cause().is_none() || error.is_timeout() => {
-                    return Err(error);
-                }
-                // The channel's own calls report its end.
+    fn flush_until(&self, deadline: Deadline) -> Result<()> {
+        let outbox = &self.inner.shared.outbox;
+        let channels = self.inner.recovery.channels().into_iter();
+        let published = channels.filter_map(|it| Some((it.last_published()?, it)));
+        let published: Vec<_> = published.collect();
+        let flush = outbox.begin_flush(CONNECTION)?;
+        for (published, channel) in published {
+            match channel.confirms.wait(published, deadline) {
+                Err(error) if error.is_timeout() => return Err(error),
+                // The channel has ended, which its own calls report.
                 _ => {}
             }
         }
-        Ok(())
+        outbox.flush(&flush, deadline)
     }
 
     /// Waits up to `timeout` until the connection has ended for any reason: the socket is closed,
@@ -277,7 +278,8 @@ impl Connection {
     }
 
     /// Returns a receiver of the connection's events from now on: blocked, unblocked, lost,
-    /// recovered, closed, and the interruptions of its [`Workers`](crate::Workers).
+    /// recovered, closed, the channels that the broker closes, and the interruptions of its
+    /// [`Workers`](crate::Workers).
     ///
     /// The receiver keeps the newest 256 events. All receivers of a connection share them: each
     /// event goes to one receiver. The receiver is disconnected when the connection has ended.

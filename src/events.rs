@@ -76,7 +76,7 @@ pub enum ConnectionEvent {
         /// How long the thread had no consumer.
         after: Duration,
     },
-    /// The broker closed a channel because of an error. The connection stays open.
+    /// The broker closed a channel, usually because of an error. The connection stays open.
     ChannelClosed {
         /// The channel's number: see [`Channel::number`](crate::Channel::number).
         channel: u16,

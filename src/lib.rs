@@ -62,7 +62,7 @@
 //! - `x_no_wait` is `x` without waiting for the broker's reply. If the broker refuses, it closes
 //!   the channel.
 //! - `x_timeout` is `x` with another timeout. `try_x` never waits.
-//! - Setters of [`ConnectionOptions`] have getters with `get_`, such as
+//! - Values that [`ConnectionOptions`] sets are read with `get_`, such as
 //!   [`get_host`](ConnectionOptions::get_host).
 //!
 //! # Features

@@ -5,9 +5,9 @@ use std::sync::{mpsc, OnceLock};
 use std::time::Duration;
 
 use leveret::crossbeam_channel::bounded;
-use leveret::{Channel, Connection, ErrorKind, Message, RecoveryOptions};
+use leveret::{Channel, Connection, ErrorKind, RecoveryOptions};
 
-use crate::support::proxy::Proxy;
+use crate::support::proxy::{Direction, Proxy};
 use crate::support::{
     at, connect, eventually, exclusive_queue, method_frame, scripted_server, url, SOON,
 };
@@ -56,19 +56,24 @@ fn a_program_that_ends_after_a_flush_has_sent_all_messages() {
     assert_eq!(server.join().unwrap(), MESSAGES);
 }
 
-/// A server that reads nothing more until it is told to, and then everything.
-fn server_that_pauses() -> (Connection, Channel, mpsc::Sender<()>) {
+/// A server that lets the client open two channels, the second in confirm mode. Then it reads
+/// nothing more until it is told to, and then everything.
+fn server_that_pauses() -> (Connection, [Channel; 2], mpsc::Sender<()>) {
     let (go_on, paused) = mpsc::channel::<()>();
     let (address, _server) = scripted_server(move |server| {
         server.handshake(0);
         server.open_channel();
+        let confirming = server.open_channel();
+        server.expect(85, 10);
+        server.send_method(confirming, 85, 11, b"");
         paused.recv_timeout(SOON).unwrap();
         server.wait_for_end();
     });
     let options = at(address).recovery(RecoveryOptions::none());
     let connection = Connection::open_with(options).unwrap();
-    let channel = connection.open_channel().unwrap();
-    (connection, channel, go_on)
+    let channels = [(); 2].map(|()| connection.open_channel().unwrap());
+    channels[1].confirm_select().unwrap();
+    (connection, channels, go_on)
 }
 
 /// Publishes until the socket and the outbox are full.
@@ -91,9 +96,10 @@ fn fill(channel: &Channel) {
 
 #[test]
 fn a_flush_waits_for_a_peer_that_does_not_read() {
-    let (connection, channel, go_on) = server_that_pauses();
+    let (connection, [channel, confirming], go_on) = server_that_pauses();
     channel.flush(SHORT).unwrap();
     fill(&channel);
+    drop(confirming);
     for error in [
         channel.flush(SHORT).unwrap_err(),
         connection.flush(SHORT).unwrap_err(),
@@ -113,12 +119,17 @@ fn a_flush_waits_for_a_peer_that_does_not_read() {
 
 #[test]
 fn a_flush_waits_for_large_messages_of_its_channel() {
-    let (connection, channel, go_on) = server_that_pauses();
+    let (connection, [channel, confirming], go_on) = server_that_pauses();
     let body = vec![0; 8 << 20];
     channel.basic_publish("", "q", &body).unwrap();
-    assert!(channel.flush(SHORT).unwrap_err().is_timeout());
+    // Acknowledgements wait, too, also where no message waits for a confirm.
+    confirming.basic_ack(1).unwrap();
+    for channel in [&channel, &confirming] {
+        assert!(channel.flush(SHORT).unwrap_err().is_timeout());
+    }
     go_on.send(()).unwrap();
     channel.flush(SOON).unwrap();
+    confirming.flush(SOON).unwrap();
     // The counter follows a little later.
     eventually("the outbox is empty", || {
         connection.stats().outbox_bytes == 0
@@ -185,37 +196,105 @@ fn in_confirm_mode_a_flush_waits_for_the_answers() {
     assert!(matches!(error.kind(), ErrorKind::Nacked { .. }), "{error}");
 }
 
+/// A connection through a proxy that can cut it.
+struct Lossy {
+    proxy: Proxy,
+    connection: Connection,
+}
+
+impl Lossy {
+    fn new() -> Self {
+        let proxy = Proxy::start(&url());
+        let connection = Connection::open_with(proxy.options()).unwrap();
+        Self { proxy, connection }
+    }
+
+    fn channel(&self) -> Channel {
+        self.connection.open_channel().unwrap()
+    }
+
+    fn publish(&self, channel: &Channel) {
+        channel.basic_publish("amq.direct", "nowhere", "m").unwrap();
+    }
+
+    fn lose(&self) {
+        let losses = self.connection.loss_count();
+        self.proxy.cut();
+        eventually("the connection is lost", || {
+            self.connection.loss_count() > losses
+        });
+    }
+
+    fn recover(&self) {
+        eventually("the connection is back", || {
+            self.connection.loss_cause().is_none()
+        });
+    }
+
+    /// The next flush reports the loss, and the one after it does not.
+    #[track_caller]
+    fn expect_one_report(&self) {
+        let error = self.connection.flush(SOON).unwrap_err();
+        assert!(error.is_connection_end(), "{error}");
+        self.connection.flush(SOON).unwrap();
+    }
+}
+
 #[test]
 fn a_flush_reports_once_that_messages_before_it_may_be_lost() {
-    let proxy = Proxy::start(&url());
-    let connection = Connection::open_with(proxy.options()).unwrap();
-    let channel = connection.open_channel().unwrap();
-    let queue = exclusive_queue(&channel);
-    let lose = || {
-        let losses = connection.loss_count();
-        proxy.cut();
-        eventually("the connection is lost", || {
-            connection.loss_count() > losses
-        });
-    };
-    queue.publish("flushed").unwrap();
-    connection.flush(SOON).unwrap();
-    lose();
-    connection.flush(SOON).unwrap();
-    eventually("the connection is back", || {
-        connection.loss_cause().is_none()
-    });
-    queue.publish(Message::new("perhaps lost")).unwrap();
-    lose();
-    let error = connection.flush(SOON).unwrap_err();
-    assert!(error.is_connection_end(), "{error}");
-    connection.flush(SOON).unwrap();
+    let lossy = Lossy::new();
+    let channels = [(); 3].map(|()| lossy.channel());
+    channels.iter().for_each(|it| lossy.publish(it));
+    lossy.connection.flush(SOON).unwrap();
+    lossy.lose();
+    lossy.connection.flush(SOON).unwrap();
+    lossy.recover();
+    channels.iter().for_each(|it| lossy.publish(it));
+    lossy.lose();
+    lossy.expect_one_report();
+    lossy.recover();
 
-    // A publisher's messages are published again.
+    let [channel, other, _] = &channels;
+    lossy.publish(channel);
+    lossy.lose();
+    other.flush(SOON).unwrap();
+    let error = channel.flush(SOON).unwrap_err();
+    assert!(error.is_connection_end(), "{error}");
+    channel.flush(SOON).unwrap();
+    lossy.recover();
+
+    // The mode changes after the loss.
+    lossy.publish(channel);
+    lossy.lose();
+    channel.confirm_select().unwrap();
+    lossy.expect_one_report();
+
+    // The handles are gone.
+    let dropped = lossy.channel();
+    lossy.publish(&dropped);
+    lossy.lose();
+    drop(dropped);
+    lossy.recover();
+    let _in_its_place = [(); 3].map(|()| lossy.channel());
+    lossy.expect_one_report();
+}
+
+#[test]
+fn in_confirm_mode_a_flush_reports_what_no_recovery_publishes_again() {
+    let lossy = Lossy::new();
+    let channel = lossy.channel();
+    channel.confirm_select().unwrap();
+    lossy.proxy.drop_all(Direction::ToBroker);
+    lossy.publish(&channel);
+    lossy.lose();
+    lossy.expect_one_report();
+    channel.wait_for_confirms().unwrap_err();
+
     let publisher = channel.publisher().unwrap();
-    let published = publisher.publish("", queue.name(), "m").unwrap();
-    lose();
-    connection.flush(SOON).unwrap();
+    lossy.proxy.drop_all(Direction::ToBroker);
+    let published = publisher.publish("amq.direct", "nowhere", "m").unwrap();
+    lossy.lose();
+    lossy.connection.flush(SOON).unwrap();
     assert!(!matches!(published.try_wait(), Ok(None)));
 }
 
@@ -228,7 +307,14 @@ fn a_flush_reports_the_end_of_its_channel_and_of_the_connection() {
     let error = channel.flush(SOON).unwrap_err();
     assert_eq!(error.reply_code(), Some(leveret::ReplyCode::NOT_FOUND));
     connection.flush(SOON).unwrap();
+    // The broker has read everything before it agrees to a close.
+    let [closed, open] = [(); 2].map(|()| connection.open_channel().unwrap());
+    closed.basic_publish("amq.direct", "nowhere", "m").unwrap();
+    closed.close().unwrap();
+    closed.flush(SOON).unwrap();
     connection.close().unwrap();
-    let error = connection.flush(SOON).unwrap_err();
-    assert!(error.is_connection_end(), "{error}");
+    for error in [connection.flush(SOON), open.flush(SOON)] {
+        let error = error.unwrap_err();
+        assert!(error.is_connection_end(), "{error}");
+    }
 }

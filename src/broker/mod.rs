@@ -420,7 +420,7 @@ impl Broker {
     /// consumers.
     ///
     /// RabbitMQ does this when the queue moves to another node.
-    #[must_use]
+    #[allow(clippy::must_use_candidate)] // It acts, whatever its count is for.
     pub fn cancel_consumers(&self, queue: &str) -> usize {
         self.change(|control| control.core.cancel_consumers("/", queue))
     }
@@ -440,7 +440,7 @@ impl Broker {
     ///   nothing until the client cancels it.
     /// - The client has not declared the capability `consumer_cancel_notify`: instead of
     ///   `basic.cancel`, the broker sends `channel.close` with 406 `PRECONDITION_FAILED`.
-    #[must_use]
+    #[allow(clippy::must_use_candidate)] // It acts, whatever its count is for.
     pub fn time_out_consumers(&self, queue: &str) -> usize {
         self.change(|control| control.core.time_out_consumers("/", queue))
     }

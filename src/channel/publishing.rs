@@ -100,18 +100,20 @@ impl Channel {
     }
 
     /// Waits up to `timeout` until everything that was sent on this channel so far, including
-    /// acknowledgements, is written to the socket. On a channel in confirm mode, waits until the
-    /// broker has confirmed or nacked all messages; [`wait_for_confirms`](Self::wait_for_confirms)
-    /// and the [`Confirm`](crate::Confirm)s report the outcomes.
+    /// acknowledgements, is written to the socket. On a channel in confirm mode, also waits until
+    /// the broker has confirmed or nacked all messages;
+    /// [`wait_for_confirms`](Self::wait_for_confirms) and the [`Confirm`](crate::Confirm)s report
+    /// the outcomes. In a transaction, [`tx_commit`](Self::tx_commit) reports what was lost.
     ///
     /// [`Connection::flush`](crate::Connection::flush) does this for all channels, and says what a
     /// program loses that ends without it.
     ///
     /// # Errors
     /// - A timeout. The program can wait again.
-    /// - The end of the channel or the connection.
-    /// - The cause of a loss, once, if messages were published without confirms, and the connection
-    ///   was lost before they were flushed. The broker may or may not have them.
+    /// - The end of the connection, or of the channel if the broker closed it.
+    /// - The cause of a loss, once, if the connection was lost while this call waited, or before
+    ///   messages were flushed that no recovery publishes again. The broker may or may not have
+    ///   them.
     pub fn flush(&self, timeout: Duration) -> Result<()> {
         let shared = self.connection().shared();
         let _waits = shared.waiters.begin();

@@ -129,15 +129,15 @@ impl Delivery {
     /// Returns how many times programs have received the message, at least: this delivery, and the
     /// earlier ones that the broker reports.
     ///
-    /// The broker reports earlier deliveries of this queue with
-    /// [`acquired_count`](Self::acquired_count) or [`delivery_count`](Self::delivery_count), or
-    /// only with [`redelivered`](Self::redelivered), and earlier rejections before a dead-lettering
-    /// with [`deaths`](Self::deaths). The higher number counts, since the two can report the same
-    /// delivery. So a program that rejects failed messages into a queue from which they come back
-    /// later can use this count to give up.
+    /// The broker reports earlier deliveries with [`acquired_count`](Self::acquired_count) and
+    /// [`delivery_count`](Self::delivery_count), or only with [`redelivered`](Self::redelivered),
+    /// and earlier rejections before a dead-lettering with [`deaths`](Self::deaths). The highest
+    /// number counts, since they can report the same delivery. So a program that rejects failed
+    /// messages into a queue from which they come back later can use this count to give up. A
+    /// message that a program publishes again begins anew since RabbitMQ 4.0.
     #[must_use]
     pub fn attempts(&self) -> u64 {
-        let counted = self.acquired_count().or_else(|| self.delivery_count());
+        let counted = self.acquired_count().max(self.delivery_count());
         let here = counted.unwrap_or(0).max(self.redelivered.into());
         let ended_a_delivery = |it: &Death| {
             matches!(
@@ -155,7 +155,7 @@ impl Delivery {
     /// failed deliveries.
     ///
     /// `None` if nothing was counted yet (`Some(0)` before RabbitMQ 4.0). Since 4.3, a message that
-    /// is dead-lettered into another quorum queue keeps its count. Other types of queue do not
+    /// is dead-lettered keeps its count in the next quorum queue. Other types of queue do not
     /// count, and leave this header as the publisher set it.
     ///
     /// [`docs::rabbitmq`](crate::docs::rabbitmq#what-counts-towards-the-delivery-limit) says what
@@ -169,9 +169,10 @@ impl Delivery {
     /// Returns how often a quorum queue has delivered the message before, whatever the outcome
     /// (`x-acquired-count`).
     ///
-    /// Only RabbitMQ 4.3 and later send this count, from the second delivery on. It includes what
-    /// [`delivery_count`](Self::delivery_count) leaves out: a [`nack`](Self::nack), a late
-    /// acknowledgement, and messages that a consumer requeued unread. A program that requeues
+    /// Only RabbitMQ 4.3 and later send this count, from the second delivery on. It begins anew
+    /// when the message is dead-lettered, and is then sent with the first delivery, too. It
+    /// includes what [`delivery_count`](Self::delivery_count) leaves out: a [`nack`](Self::nack), a
+    /// late acknowledgement, and messages that a consumer requeued unread. A program that requeues
     /// messages with `nack` can base its own limit on this count. Other types of queue leave this
     /// header as the publisher set it.
     #[must_use]
@@ -233,8 +234,8 @@ impl Delivery {
         })
     }
 
-    /// Returns a message with this body and these properties, to publish it again. Nothing is
-    /// copied.
+    /// Returns a message with this body and these properties, including the headers that the broker
+    /// has added, to publish it again. Nothing is copied.
     ///
     /// A `user_id` must be the connection's own user, or RabbitMQ closes the channel (406).
     ///

@@ -102,7 +102,7 @@ fn answer(request: &Delivery, mut answer: Message<'_>) -> Settlement {
         log_line!(
             Debug,
             label,
-            "the reply to a request without reply_to is dropped: {request:?}"
+            "the reply to a request without a reply_to that is text is dropped: {request:?}"
         );
         return Settlement::Ack;
     };

@@ -35,8 +35,11 @@ fn tagged<S: Serializer>(
 }
 
 fn looks_tagged(table: &FieldTable) -> bool {
-    let mut names = table.iter().map(|(name, _)| name.as_bytes());
-    names.any(|name| name.starts_with(TAG.as_bytes()))
+    table.keys().any(is_tag)
+}
+
+fn is_tag(name: &ShortString) -> bool {
+    name.as_bytes().starts_with(TAG.as_bytes()) || *name == NUMBER
 }
 
 /// Integers keep their value, and get the width `i32` or `i64` when they are read. Floats become
@@ -133,27 +136,25 @@ impl<'de> Visitor<'de> for ValueVisitor {
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<FieldValue, A::Error> {
         let mut table = FieldTable::new();
         while let Some(name) = entries.next_key::<ShortString>()? {
-            let tag = name
-                .as_str()
-                .filter(|it| it.starts_with(TAG) || *it == NUMBER);
-            let value = match tag.filter(|_| table.is_empty()) {
-                Some(tag) => {
-                    let value = read_tagged(tag, &mut entries)?;
-                    return match entries.next_key::<ShortString>()? {
-                        None => Ok(value),
-                        Some(_) => Err(de::Error::custom("a value with a tag has only one entry")),
-                    };
-                }
-                None => entries.next_value::<FieldValue>()?,
-            };
-            table.insert(name, value);
+            if !is_tag(&name) {
+                table.insert(name, entries.next_value::<FieldValue>()?);
+                continue;
+            }
+            let value = read_tagged(&name, &mut entries)?;
+            if !table.is_empty() || entries.next_key::<ShortString>()?.is_some() {
+                return Err(de::Error::custom("a value with a tag has only one entry"));
+            }
+            return Ok(value);
         }
         Ok(FieldValue::Table(table))
     }
 }
 
-fn read_tagged<'de, A: MapAccess<'de>>(tag: &str, entries: &mut A) -> Result<FieldValue, A::Error> {
-    Ok(match tag {
+fn read_tagged<'de, A: MapAccess<'de>>(
+    tag: &ShortString,
+    entries: &mut A,
+) -> Result<FieldValue, A::Error> {
+    Ok(match tag.as_str().unwrap_or_default() {
         NUMBER => number(&entries.next_value::<String>()?)?,
         TIMESTAMP => FieldValue::Timestamp(entries.next_value()?),
         DECIMAL => {
@@ -163,7 +164,7 @@ fn read_tagged<'de, A: MapAccess<'de>>(tag: &str, entries: &mut A) -> Result<Fie
         BYTES => FieldValue::ByteArray(entries.next_value()?),
         LONG_STRING => FieldValue::LongString(entries.next_value()?),
         TABLE => FieldValue::Table(entries.next_value()?),
-        unknown => return Err(de::Error::custom(format!("unknown tag {unknown:?}"))),
+        _ => return Err(de::Error::custom(format!("unknown tag {tag:?}"))),
     })
 }
 
@@ -174,8 +175,10 @@ fn number<E: de::Error>(text: &str) -> Result<FieldValue, E> {
     if let Ok(integer) = text.parse() {
         return ValueVisitor.visit_u64(integer);
     }
-    let float: f64 = text.parse().map_err(E::custom)?;
-    ValueVisitor.visit_f64(float)
+    match text.parse() {
+        Ok(float) if f64::is_finite(float) => ValueVisitor.visit_f64(float),
+        _ => Err(E::custom("a number that does not fit")),
+    }
 }
 
 /// A map. A name that is not UTF-8 is bytes, which some formats such as JSON refuse as a name.
@@ -294,6 +297,10 @@ mod tests {
             (FieldValue::from(b"\x00\xff"), r#"{"!bytes":[0,255]}"#),
             (FieldValue::LongString(vec![0xff]), r#"{"!longstr":[255]}"#),
             (table("!timestamp"), r#"{"!table":{"!timestamp":1}}"#),
+            (
+                table(NUMBER),
+                r#"{"!table":{"$serde_json::private::Number":1}}"#,
+            ),
         ];
         for (value, json) in cases {
             assert_eq!(round_trip(&value), (json.to_owned(), value));
@@ -323,6 +330,8 @@ mod tests {
             r#"{"!unknown":1}"#,
             r#"{"!bytes":"x"}"#,
             r#"{"!timestamp":1,"more":2}"#,
+            r#"{"more":2,"!timestamp":1}"#,
+            r#"{"$serde_json::private::Number":"inf"}"#,
         ] {
             serde_json::from_str::<FieldValue>(json).unwrap_err();
         }

@@ -98,7 +98,7 @@ impl Outbox {
         admission: Admission,
         deadline: Deadline,
     ) -> Result<()> {
-        self.check_process_of(state)?;
+        self.check_process()?;
         while !self.admits(state, channel, admission)? {
             let is_stopped = !is_ready(state, channel, admission)? || state.blocked.is_some();
             let _waits = is_stopped.then(|| self.stopped.begin());

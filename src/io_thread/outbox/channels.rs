@@ -6,6 +6,7 @@
 use crossbeam_channel::{Receiver, Sender};
 
 use super::channel::Channel;
+use crate::error::Error;
 
 /// A channel: where its state is, and its number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,7 +61,10 @@ impl Channels {
         let channel = Channel::new(number);
         let place = self.free.pop().unwrap_or(self.places.len());
         match self.places.get_mut(place) {
-            Some(unused) => *unused = channel,
+            Some(unused) => {
+                let former = std::mem::replace(unused, channel);
+                self.connection.unflushed.inherit(former.unflushed);
+            }
             None => self.places.push(channel),
         }
         OwnedChannel {
@@ -68,6 +72,23 @@ impl Channels {
             life,
             dropped: self.dropped.0.clone(),
         }
+    }
+
+    /// The connection is lost.
+    pub(super) fn lose_unflushed(&mut self, cause: &Error) {
+        for channel in self.all() {
+            channel.unflushed.lost(cause);
+        }
+    }
+
+    /// All messages up to this one are flushed. If others may be lost, returns the first cause.
+    pub(super) fn flushed(&mut self, number: u64) -> Option<Error> {
+        let causes = self.all().map(|it| it.unflushed.flushed(number));
+        causes.fold(None, Option::or)
+    }
+
+    fn all(&mut self) -> impl Iterator<Item = &mut Channel> {
+        self.places.iter_mut().chain([&mut self.connection])
     }
 
     #[inline]

@@ -1,6 +1,5 @@
 //! Waiting until what was appended is written to the socket.
 
-use super::channel::Plain;
 use super::channels::{ChannelId, CONNECTION};
 use super::send_queue::Mark;
 use super::state::{Phase, State};
@@ -8,59 +7,71 @@ use super::Outbox;
 use crate::error::{ClosedBy, Error, Result};
 use crate::io_thread::deadline::Deadline;
 
-/// What was appended until a flush began.
-struct Appended {
+/// What was appended on one channel, or on all, until a flush began.
+pub(crate) struct Flush {
+    id: ChannelId,
     epoch: u64,
     mark: Mark,
+    /// The number of messages of the connection.
+    messages: u64,
 }
 
 impl Outbox {
-    /// Waits until the deadline until all that was appended on a channel so far is written to the
-    /// socket; for [`CONNECTION`], on all channels. Fails with the cause if it may be lost.
-    pub(crate) fn flush(&self, id: ChannelId, deadline: Deadline) -> Result<()> {
+    /// Begins to flush a channel; for [`CONNECTION`], all channels. Fails if the broker has closed
+    /// the channel.
+    pub(crate) fn begin_flush(&self, id: ChannelId) -> Result<Flush> {
+        self.check_process()?;
+        let state = self.state.lock();
+        match state.channels.get(id).end_cause() {
+            // What was sent before a close of the program is read before the close.
+            Some(cause) if cause.closed_by() != Some(ClosedBy::Program) => Err(cause.clone()),
+            _ => Ok(Flush {
+                id,
+                epoch: state.epoch,
+                mark: state
+                    .send_queue
+                    .mark((id != CONNECTION).then_some(id.number)),
+                messages: state.messages,
+            }),
+        }
+    }
+
+    /// Waits until the deadline until all of it is written to the socket. Fails with the cause,
+    /// once, if messages without confirms may be lost that no flush has waited for.
+    pub(crate) fn flush(&self, flush: &Flush, deadline: Deadline) -> Result<()> {
         let mut state = self.state.lock();
-        self.check_process_of(&mut state)?;
-        let channel = state.channels.get_mut(id);
-        let unflushed = channel.take_unflushed();
-        if let Some(cause) = channel
-            .end_cause()
-            .filter(|it| it.closed_by() != Some(ClosedBy::Program))
-        {
-            return Err(cause.clone());
-        }
-        match (unflushed, &state.phase) {
-            (Plain::Lost(cause), _) => return Err(cause),
-            // The channel hears of the loss a little later.
-            (Plain::Unflushed, Phase::Lost { cause, .. }) => return Err(cause.clone()),
-            // What is appended while the connection is lost is no message.
-            (Plain::Nothing, Phase::Lost { .. }) => return Ok(()),
-            (_, Phase::Open | Phase::Ended(_)) => {}
-        }
-        let only = (id != CONNECTION).then_some(id.number);
-        let appended = Appended {
-            epoch: state.epoch,
-            mark: state.send_queue.mark(only),
-        };
-        while !is_written(&state, &appended)? {
+        while !is_over(&state, flush)? {
             let waited = self.changed.wait_until(&mut state, deadline.at());
-            if waited.timed_out() && !is_written(&state, &appended)? {
-                state.channels.get_mut(id).flush_timed_out();
+            if waited.timed_out() && !is_over(&state, flush)? {
                 return Err(Error::timed_out(deadline.duration()));
             }
         }
-        Ok(())
+        let lost_with = match flush.id {
+            CONNECTION => state.channels.flushed(flush.messages),
+            id => state.channels.get_mut(id).unflushed.flushed(flush.messages),
+        };
+        let lost_meanwhile = || {
+            state
+                .last_loss
+                .clone()
+                .filter(|_| state.epoch != flush.epoch)
+        };
+        match lost_with.or_else(lost_meanwhile) {
+            Some(cause) => Err(cause),
+            None => Ok(()),
+        }
     }
 }
 
-fn is_written(state: &State, appended: &Appended) -> Result<bool> {
-    if let Phase::Ended(cause) = &state.phase {
-        return Err(cause.clone());
-    }
-    match &state.last_loss {
-        Some(cause) if state.epoch != appended.epoch => Err(cause.clone()),
-        _ => {
+/// Whether there is nothing more to wait for: all is written, or discarded with a lost connection.
+fn is_over(state: &State, flush: &Flush) -> Result<bool> {
+    match &state.phase {
+        Phase::Ended(cause) => Err(cause.clone()),
+        Phase::Lost { .. } => Ok(true),
+        Phase::Open => {
             let is_idle = state.asleep && state.send_queue.len() == 0;
-            Ok(is_idle || state.send_queue.has_written(&appended.mark))
+            let is_lost = state.epoch != flush.epoch;
+            Ok(is_idle || is_lost || state.send_queue.has_written(&flush.mark))
         }
     }
 }

@@ -96,6 +96,13 @@ impl Frames<'_> {
         Ok(target.get(properties).unwrap_or_default())
     }
 
+    /// Notes that a message was appended: see [`Channel::published`].
+    #[inline]
+    pub(crate) fn published(&mut self, has_confirm: bool) -> Option<u64> {
+        let number = self.state.messages;
+        self.channel().published(has_confirm, number)
+    }
+
     /// Copies the message that was appended last.
     pub(crate) fn keep(&mut self) -> Bytes {
         let State {

@@ -175,7 +175,11 @@ impl Outbox {
         let wake = std::mem::take(&mut state.asleep);
         drop(state);
         if wake {
-            self.check_process().map_err(Error::unsent)?;
+            if let Err(forked) = self.check_process() {
+                // Later callers would not wake the IO thread, and so not notice.
+                self.set_end(forked.clone());
+                return Err(forked.unsent());
+            }
             self.wake();
         }
         if wake_all {
@@ -201,19 +205,14 @@ impl Outbox {
         }
     }
 
-    /// Fails in a fork of the process, which has no IO thread: all its callers fail from then on.
-    /// Costs a system call, so it is called only where a caller waits anyway.
+    /// Fails in a fork of the process, which has no IO thread. Costs a system call, so it is called
+    /// only where a caller waits anyway. Takes no lock: a thread that exists only in the parent can
+    /// hold it forever.
     pub(crate) fn check_process(&self) -> Result<()> {
-        self.check_process_of(&mut self.state.lock())
-    }
-
-    fn check_process_of(&self, state: &mut State) -> Result<()> {
-        if self.process == process::id() {
-            return Ok(());
+        match self.process == process::id() {
+            true => Ok(()),
+            false => Err(Error::new(ErrorKind::Forked)),
         }
-        let forked = Error::new(ErrorKind::Forked);
-        state.end(forked.clone());
-        Err(forked)
     }
 
     /// Adds the numbers that the outbox counts.

@@ -151,6 +151,7 @@ impl Outbox {
                 Phase::Lost { since, .. } => (*since, false),
                 Phase::Open | Phase::Ended(_) => (now(), true),
             };
+            state.channels.lose_unflushed(&error);
             state.last_loss = Some(error.clone());
             state.phase = Phase::Lost {
                 cause: error,

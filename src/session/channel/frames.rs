@@ -43,7 +43,7 @@ impl ChannelState {
         confirm: Option<&Arc<C>>,
         keep: impl FnOnce(&mut Frames<'_>) -> Bytes,
     ) -> Option<u64> {
-        let sequence_number = frames.channel().published(confirm.is_some())?;
+        let sequence_number = frames.published(confirm.is_some())?;
         let kept = is_kept(confirm).then(|| keep(frames));
         frames.command(Command::Publish(Published {
             channel: self.number,
@@ -75,7 +75,7 @@ impl ChannelState {
             call,
         });
         match frames.channel().mode() {
-            Mode::Plain(_) => {}
+            Mode::Plain => {}
             Mode::Confirm => frames.method(&ConfirmSelect { no_wait: true })?,
             Mode::Transaction(_) => frames.call(&TxSelect {}, Call::unawaited())?,
         }

@@ -62,6 +62,7 @@ impl ChannelMailbox for ChannelState {
             let sequence_numbers = &mut frames.channel().sequence_numbers;
             if let Some(unawaited) = sequence_numbers.take_unawaited(leftover) {
                 self.lose_unawaited(unawaited, error);
+                frames.channel().unflushed.lose(error);
             }
             let closed = frames.channel().interrupt(error, leftover);
             frames.broker_is_done();

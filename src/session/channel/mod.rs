@@ -122,17 +122,20 @@ impl ChannelState {
     pub(crate) fn last_published(&self) -> Option<u64> {
         self.look(|channel| match channel.mode() {
             Mode::Confirm => Some(channel.sequence_numbers.last()),
-            Mode::Plain(_) | Mode::Transaction(_) => None,
+            Mode::Plain | Mode::Transaction(_) => None,
         })
     }
 
-    /// Waits until the deadline until the broker has answered all messages of a channel in confirm
-    /// mode, or until all frames of another channel are written to the socket.
+    /// Waits until the deadline until all frames of the channel are written to the socket, and
+    /// until the broker has answered all messages in confirm mode.
     pub(crate) fn flush(&self, deadline: Deadline) -> Result<()> {
-        match self.last_published() {
-            Some(published) => self.confirms.wait(published, deadline),
-            None => self.shared.outbox.flush(self.id(), deadline),
+        let published = self.last_published();
+        let outbox = &self.shared.outbox;
+        let flush = outbox.begin_flush(self.id())?;
+        if let Some(published) = published {
+            self.confirms.wait(published, deadline)?;
         }
+        outbox.flush(&flush, deadline)
     }
 
     /// Continues after a loss. `republished` holds the first and the last message that are
@@ -234,7 +237,7 @@ impl ChannelState {
             consumer.mailbox.ended(Some(cause.clone()));
         }
         let channel = self.number;
-        if is_fault {
+        if is_fault && self.purpose == Purpose::Any {
             let cause = cause.clone();
             self.shared
                 .tell(ConnectionEvent::ChannelClosed { channel, cause });

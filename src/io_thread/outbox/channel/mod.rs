@@ -2,7 +2,8 @@
 //! guards, so only a holder of the lock can see or change it.
 //!
 //! - this file: `Channel`: its phase, who needs its number, and when a caller may append
-//! - `mode`: confirms and transactions; `sequence_numbers`: the messages it publishes
+//! - `mode`: confirms and transactions; `sequence_numbers`: the messages it publishes; `unflushed`:
+//!   those without confirms
 //! - `delivery_tags`: the messages it gets; `qos`: its prefetch
 
 pub(crate) mod delivery_tags;
@@ -11,6 +12,7 @@ mod qos;
 mod sequence_numbers;
 #[cfg(test)]
 mod tests;
+mod unflushed;
 
 use super::admission::Admission;
 use crate::error::{CloseReason, Error, ErrorKind, Result};
@@ -18,9 +20,9 @@ use crate::proto::Leftover;
 use crate::wire::method::{ConfirmSelect, Encode, Method};
 use delivery_tags::DeliveryTags;
 pub(crate) use mode::Mode;
-pub(super) use mode::Plain;
 pub(crate) use qos::Qos;
 use sequence_numbers::SequenceNumbers;
+use unflushed::Unflushed;
 
 /// Whether the broker has the channel open.
 #[derive(Debug)]
@@ -75,6 +77,7 @@ pub(crate) struct Channel {
     pub(crate) is_flow_stopped: bool,
     mode: Mode,
     pub(crate) sequence_numbers: SequenceNumbers,
+    pub(crate) unflushed: Unflushed,
     pub(crate) delivery_tags: DeliveryTags,
     qos: Qos,
     /// The warning about a prefetch for the whole channel was logged.
@@ -96,6 +99,7 @@ impl Channel {
             is_flow_stopped: false,
             mode: Mode::default(),
             sequence_numbers: SequenceNumbers::default(),
+            unflushed: Unflushed::default(),
             delivery_tags: DeliveryTags::default(),
             qos: Qos::default(),
             has_warned: false,
@@ -220,6 +224,7 @@ impl Channel {
             self.mode.confirms_refused();
         }
         self.forget_connection(cause, leftover);
+        self.unflushed.ended();
         self.phase = Phase::Ended {
             cause: cause.clone(),
             opened_in: self.opened_in(),
@@ -294,22 +299,28 @@ impl Channel {
         }
     }
 
-    /// A message was appended. Returns its sequence number in confirm mode. `has_confirm` tells
-    /// whether it has a `Confirm`.
+    /// A message was appended, the connection's message of this number. Returns its sequence number
+    /// in confirm mode. `has_confirm` tells whether it has a `Confirm`.
     #[inline]
-    pub(crate) fn published(&mut self, has_confirm: bool) -> Option<u64> {
-        if let Mode::Confirm = self.mode {
-            return Some(self.sequence_numbers.next(has_confirm));
+    pub(crate) fn published(&mut self, has_confirm: bool, number: u64) -> Option<u64> {
+        match self.mode {
+            Mode::Confirm => Some(self.sequence_numbers.next(has_confirm)),
+            Mode::Plain => {
+                self.unflushed.published(number);
+                None
+            }
+            Mode::Transaction(_) => {
+                self.mode.used();
+                None
+            }
         }
-        self.mode.published();
-        None
     }
 
     /// An acknowledgement was appended. `multiple` holds its delivery tag, and the last call before
     /// it, if it settles all earlier messages, too.
     #[inline]
     pub(crate) fn answered(&mut self, multiple: Option<(u64, u64)>) {
-        self.mode.acknowledged();
+        self.mode.used();
         let Some((delivery_tag, last_call)) = multiple else {
             return;
         };
@@ -324,15 +335,6 @@ impl Channel {
         if let Some(reason) = reason.or(self.last_loss.as_ref()) {
             self.mode.tear(reason);
         }
-    }
-
-    /// A flush begins. Returns what was published without confirms since the last one.
-    pub(super) fn take_unflushed(&mut self) -> Plain {
-        self.mode.take_unflushed()
-    }
-
-    pub(super) fn flush_timed_out(&mut self) {
-        self.mode.flush_timed_out();
     }
 
     /// Ends the transaction. If a part of it was lost, returns the cause.

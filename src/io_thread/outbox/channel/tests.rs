@@ -169,22 +169,22 @@ fn a_channel_that_has_ended_is_not_recovered() {
 #[test]
 fn messages_get_numbers_in_confirm_mode_only() {
     let mut channel = open();
-    assert_eq!(channel.published(false), None);
+    assert_eq!(channel.published(false, 1), None);
     channel.select_confirms();
     assert_eq!(
-        [channel.published(true), channel.published(false)],
+        [channel.published(true, 1), channel.published(false, 1)],
         [Some(1), Some(2)]
     );
     channel.end(&by_program(), last_tag(0));
     channel.opened(1);
     assert_eq!(
-        channel.published(true),
+        channel.published(true, 1),
         Some(3),
         "another end keeps the mode"
     );
     channel.end(&confirms_refused(), last_tag(0));
     channel.opened(1);
-    assert_eq!(channel.published(true), None);
+    assert_eq!(channel.published(true, 1), None);
 }
 
 #[test]
@@ -192,7 +192,7 @@ fn an_ack_of_all_after_a_loss_tears_the_transaction() {
     let begin = || {
         let mut channel = open();
         channel.done(&Method::TxSelect(TxSelect {}));
-        channel.published(false);
+        channel.published(false, 1);
         channel
     };
     let torn_by = |channel: &mut Channel| channel.end_transaction().map(|it| it.to_string());
@@ -200,7 +200,7 @@ fn an_ack_of_all_after_a_loss_tears_the_transaction() {
     channel.answered(Some((0, 0)));
     assert_eq!(torn_by(&mut channel), None);
     // What was published is lost.
-    channel.published(false);
+    channel.published(false, 1);
     channel.interrupt(&lost(), last_tag(3));
     channel.opened(2);
     assert_eq!(torn_by(&mut channel), Some(lost().to_string()));
