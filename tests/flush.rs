@@ -293,8 +293,12 @@ fn in_confirm_mode_a_flush_reports_what_no_recovery_publishes_again() {
     let publisher = channel.publisher().unwrap();
     lossy.proxy.drop_all(Direction::ToBroker);
     let published = publisher.publish("amq.direct", "nowhere", "m").unwrap();
-    lossy.lose();
-    lossy.connection.flush(SOON).unwrap();
+    std::thread::scope(|scope| {
+        // It waits through the loss.
+        let flush = scope.spawn(|| lossy.connection.flush(SOON));
+        lossy.lose();
+        flush.join().unwrap().unwrap();
+    });
     assert!(!matches!(published.try_wait(), Ok(None)));
 }
 

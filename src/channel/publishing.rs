@@ -111,9 +111,9 @@ impl Channel {
     /// # Errors
     /// - A timeout. The program can wait again.
     /// - The end of the connection, or of the channel if the broker closed it.
-    /// - The cause of a loss, once, if the connection was lost while this call waited, or before
-    ///   messages were flushed that no recovery publishes again. The broker may or may not have
-    ///   them.
+    /// - The cause of a loss, once, if the connection was lost before messages were flushed that no
+    ///   recovery publishes again. The broker may or may not have them. Acknowledgements that were
+    ///   not sent are no error, as for [`Delivery::ack`](crate::Delivery::ack).
     pub fn flush(&self, timeout: Duration) -> Result<()> {
         let shared = self.connection().shared();
         let _waits = shared.waiters.begin();

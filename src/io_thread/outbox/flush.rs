@@ -50,16 +50,7 @@ impl Outbox {
             CONNECTION => state.channels.flushed(flush.messages),
             id => state.channels.get_mut(id).unflushed.flushed(flush.messages),
         };
-        let lost_meanwhile = || {
-            state
-                .last_loss
-                .clone()
-                .filter(|_| state.epoch != flush.epoch)
-        };
-        match lost_with.or_else(lost_meanwhile) {
-            Some(cause) => Err(cause),
-            None => Ok(()),
-        }
+        lost_with.map_or(Ok(()), Err)
     }
 }
 

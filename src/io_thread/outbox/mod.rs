@@ -93,7 +93,6 @@ impl Outbox {
                 phase: Phase::Open,
                 has_not_ended: Some(has_not_ended),
                 epoch: 0,
-                last_loss: None,
                 payload_limit: peer.tuning.payload_limit(),
                 channels: Channels::new(),
                 channel_numbers: ChannelNumbers::new(peer.tuning.highest_channel()),

@@ -152,7 +152,6 @@ impl Outbox {
                 Phase::Open | Phase::Ended(_) => (now(), true),
             };
             state.channels.lose_unflushed(&error);
-            state.last_loss = Some(error.clone());
             state.phase = Phase::Lost {
                 cause: error,
                 connected: false,

@@ -38,8 +38,6 @@ pub(super) struct State {
     pub(super) has_not_ended: Option<Sender<Infallible>>,
     /// How many times the connection was lost.
     pub(super) epoch: u64,
-    /// Why it was lost the last time.
-    pub(super) last_loss: Option<Error>,
     pub(super) peer: Arc<Peer>,
     /// The largest payload of a frame on this connection, in bytes.
     pub(super) payload_limit: usize,
