@@ -6,17 +6,16 @@
 //! Consumes from `task_queue` by default, which the example `tutorial_2_new_task` fills. Uses the
 //! broker at `AMQP_URL`, or RabbitMQ on this machine with its defaults.
 
+use std::str::{self, Utf8Error};
 use std::thread;
 use std::time::Duration;
 
-use leveret::{
-    Connection, Delivery, QueueDeclareOptions, Result, Settlement, WorkerOptions, Workers,
-};
+use leveret::{Connection, Delivery, OnFailure, QueueDeclareOptions, WorkerOptions, Workers};
 
 /// How long running handlers have to finish.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-fn main() -> Result<()> {
+fn main() -> leveret::Result<()> {
     env_logger::init();
     let mut queues: Vec<String> = std::env::args().skip(1).collect();
     if queues.is_empty() {
@@ -40,24 +39,25 @@ fn main() -> Result<()> {
         eprintln!("cannot handle signals: {error}");
         std::process::exit(1);
     }
+    let options = WorkerOptions::default()
+        .threads(2)
+        .on_error(OnFailure::Reject);
     for name in &queues {
         channel.queue_declare(name, QueueDeclareOptions::default())?;
-        workers.consume_with(name, WorkerOptions::default().threads(2), handle)?;
+        workers.consume_with(name, options.clone(), handle)?;
     }
     println!("waiting for messages; to exit press Ctrl+C");
     workers.join()?;
     connection.close()
 }
 
-fn handle(delivery: &Delivery) -> Settlement {
-    let Ok(text) = std::str::from_utf8(delivery.body()) else {
-        eprintln!("the body is not UTF-8: {delivery:?}");
-        return Settlement::Reject;
-    };
+/// A message that is not text is logged and rejected, a handled message is acknowledged.
+fn handle(delivery: &Delivery) -> Result<(), Utf8Error> {
+    let text = str::from_utf8(delivery.body())?;
     println!("received {text:?}");
     work(Duration::from_secs(text.matches('.').count() as u64));
     println!("done {text:?}");
-    Settlement::Ack
+    Ok(())
 }
 
 #[allow(clippy::disallowed_methods)] // The sleep stands for work.

@@ -24,6 +24,7 @@ mod endpoints;
 mod exchanges_and_queues;
 mod flush;
 mod guesses;
+mod handlers;
 mod handshake;
 mod large_messages;
 mod late_frames;

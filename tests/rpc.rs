@@ -181,7 +181,7 @@ fn handlers_can_make_calls_over_their_own_connection() {
     let (tell, told) = unbounded();
     let name = back.name().to_owned();
     workers
-        .consume_with(front.name(), WorkerOptions::default(), move |delivery| {
+        .consume(front.name(), move |delivery| {
             let answer = client.call("", &name, delivery.body(), SOON).unwrap();
             tell.send(answer.into_body()).unwrap();
             Settlement::Ack

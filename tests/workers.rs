@@ -49,9 +49,7 @@ fn the_handlers_settlement_is_applied() {
             _ => Settlement::Ack,
         }
     };
-    workers
-        .consume_with(queue.name(), WorkerOptions::default(), handler)
-        .unwrap();
+    workers.consume(queue.name(), handler).unwrap();
     let handled: BTreeMap<_, _> = (0..4).map(|_| told.recv_timeout(SOON).unwrap()).collect();
     let expected = [("again", true), ("done", false), ("never", false)];
     assert_eq!(
@@ -84,7 +82,7 @@ fn a_message_whose_handler_panics_is_retried_once_and_then_rejected() {
     let (tell, told) = unbounded();
     let workers = Workers::new(channel.connection());
     workers
-        .consume_with(queue.name(), WorkerOptions::default(), move |delivery| {
+        .consume(queue.name(), move |delivery| {
             assert_ne!(
                 delivery.body(),
                 b"fatal",
@@ -138,7 +136,7 @@ fn requeues_and_panics_count_as_failed_deliveries() {
     let counted = Arc::clone(&poisoned);
     let (tell, told) = unbounded();
     workers
-        .consume_with(queue.name(), WorkerOptions::default(), move |delivery| {
+        .consume(queue.name(), move |delivery| {
             match (delivery.body(), delivery.redelivered()) {
                 (b"panic", false) => panic!("the test panics here"),
                 (b"panic", true) => tell.send(delivery.delivery_count()).unwrap(),
@@ -188,7 +186,7 @@ fn each_thread_has_its_own_channel_and_message() {
         .unwrap();
     let (tell, told) = unbounded();
     workers
-        .consume_with(second.name(), WorkerOptions::default(), move |_| {
+        .consume(second.name(), move |_| {
             tell.send(()).unwrap();
             Settlement::Ack
         })
@@ -249,7 +247,7 @@ fn shutdown_requeues_waiting_messages_while_handlers_still_run() {
     );
     assert_eq!(ready(&channel, queue.name()), 48);
     let error = workers
-        .consume_with(queue.name(), WorkerOptions::default(), |_| Settlement::Ack)
+        .consume(queue.name(), |_| Settlement::Ack)
         .unwrap_err();
     assert!(
         matches!(error.kind(), ErrorKind::InvalidArgument(_)),
@@ -291,9 +289,7 @@ fn workers_stop_with_the_error_when_the_connection_ends() {
     let channel = channel();
     let queue = exclusive_queue(&channel);
     let workers = Workers::new(channel.connection());
-    workers
-        .consume_with(queue.name(), WorkerOptions::default(), |_| Settlement::Ack)
-        .unwrap();
+    workers.consume(queue.name(), |_| Settlement::Ack).unwrap();
     channel.connection().close().unwrap();
     assert!(stopped(&workers).unwrap_err().is_connection_end());
 }
@@ -318,9 +314,7 @@ fn invalid_options_are_refused_before_a_thread_starts() {
         );
     }
     let error = workers
-        .consume_with("no such queue", WorkerOptions::default(), |_| {
-            Settlement::Ack
-        })
+        .consume("no such queue", |_| Settlement::Ack)
         .unwrap_err();
     assert_eq!(error.reply_code(), Some(ReplyCode::NOT_FOUND));
     // No thread runs.
@@ -367,7 +361,7 @@ fn a_copied_offset_header_does_not_change_settlements() {
     let workers = Workers::new(channel.connection());
     let (tell, told) = unbounded();
     workers
-        .consume_with(queue.name(), WorkerOptions::default(), move |delivery| {
+        .consume(queue.name(), move |delivery| {
             let body = String::from_utf8_lossy(delivery.body()).into_owned();
             tell.send(body).unwrap();
             match delivery.body() {
@@ -703,7 +697,7 @@ fn a_panic_whose_payload_panics_stops_no_worker() {
     let workers = Workers::new(&connection);
     let (handled, is_handled) = unbounded();
     workers
-        .consume_with(queue.name(), WorkerOptions::default(), move |delivery| {
+        .consume(queue.name(), move |delivery| {
             match delivery.body() {
                 b"grenade" => std::panic::panic_any(Grenade),
                 body => handled.send(body.to_vec()).unwrap(),
@@ -726,7 +720,7 @@ fn a_handler_cannot_wait_for_its_own_workers() {
     let (told, is_told) = unbounded();
     let own = workers.clone();
     workers
-        .consume_with(queue.name(), WorkerOptions::default(), move |_| {
+        .consume(queue.name(), move |_| {
             told.send([own.join(), own.shutdown(10 * SOON)]).unwrap();
             Settlement::Ack
         })
@@ -964,7 +958,7 @@ fn an_error_of_one_queue_does_not_stop_the_workers_of_another() {
             .unwrap();
         let (handled, is_handled) = unbounded();
         workers
-            .consume_with(good.name(), WorkerOptions::default(), move |_| {
+            .consume(good.name(), move |_| {
                 handled.send(()).unwrap();
                 Settlement::Ack
             })
@@ -1291,9 +1285,7 @@ fn the_status_is_unhealthy_while_the_connection_is_lost() {
     let durable = QueueDeclareOptions::default();
     channel.queue_declare("tasks", durable).unwrap();
     let workers = Workers::new(&connection);
-    workers
-        .consume_with("tasks", WorkerOptions::default(), |_| Settlement::Ack)
-        .unwrap();
+    workers.consume("tasks", |_| Settlement::Ack).unwrap();
     assert_eq!(counts(&workers), [(1, 0, 0)]);
     broker.refuse_connections(true);
     broker.drop_connections();
@@ -1333,7 +1325,7 @@ fn a_logger_that_panics_on_a_handlers_panic_stops_no_worker() {
     let workers = Workers::new(channel.connection());
     let (handled, is_handled) = unbounded();
     workers
-        .consume_with(queue.name(), WorkerOptions::default(), move |delivery| {
+        .consume(queue.name(), move |delivery| {
             assert_ne!(delivery.body(), b"poison", "{}", logged::PANIC);
             handled.send(()).unwrap();
             Settlement::Ack

@@ -238,6 +238,12 @@ pub enum ErrorKind {
     /// This process is a fork of the process that opened the connection. The IO thread runs only in
     /// that process, so each process must open its own connection after the fork.
     Forked,
+    /// The program's function failed to create the handler of a worker thread:
+    /// [`Workers::consume_per_thread`](crate::Workers::consume_per_thread).
+    HandlerNotCreated {
+        /// The function's error, with its sources.
+        text: String,
+    },
     /// The system cannot start another thread.
     ThreadNotStarted {
         /// The system's error kind.
@@ -388,6 +394,9 @@ impl ErrorKind {
                 write!(f, "no credentials to log in with: {text}")
             }
             Self::WorkerPanicked { message } => write!(f, "the worker thread panicked: {message}"),
+            Self::HandlerNotCreated { text } => {
+                write!(f, "the handler could not be created: {text}")
+            }
             Self::InvalidJson { text } => write!(f, "invalid JSON: {text}"),
             Self::Forked => f.write_str(
                 "this process is a fork of the process that opened the connection: open a \

@@ -160,4 +160,4 @@ pub(crate) use tls::check_tls;
 pub use tls::TlsOptions;
 #[cfg(feature = "native-tls")]
 pub(crate) use tls::{Identity, Source};
-pub use worker::{OnConsumerEnd, WorkerOptions};
+pub use worker::{OnConsumerEnd, OnFailure, WorkerOptions};

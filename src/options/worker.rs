@@ -28,6 +28,25 @@ pub enum OnConsumerEnd {
     StopAll,
 }
 
+/// What [`Workers`](crate::Workers) do with a message whose handler has failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum OnFailure {
+    /// Requeues the message, as with [`Settlement::Requeue`](crate::Settlement::Requeue). If it was
+    /// already redelivered, rejects it instead, so that a poison message is dead-lettered and not
+    /// redelivered forever.
+    #[default]
+    RequeueOnce,
+    /// Requeues the message, however often. A quorum queue has a delivery limit; other queues
+    /// redeliver the message forever.
+    Requeue,
+    /// Rejects the message: the broker dead-letters it if its queue has a dead-letter exchange,
+    /// otherwise drops it.
+    Reject,
+    /// Acknowledges the message, although it was not handled.
+    Ack,
+}
+
 /// How [`Workers`](crate::Workers) consume from one queue.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
@@ -35,6 +54,8 @@ pub struct WorkerOptions {
     pub(crate) threads: usize,
     pub(crate) prefetch: u16,
     pub(crate) consume: ConsumeOptions,
+    pub(crate) on_error: OnFailure,
+    pub(crate) on_panic: OnFailure,
     pub(crate) on_consumer_end: OnConsumerEnd,
     pub(crate) restart_delay: Duration,
     pub(crate) max_restart_delay: Duration,
@@ -46,6 +67,8 @@ impl Default for WorkerOptions {
             threads: 1,
             prefetch: 1,
             consume: ConsumeOptions::default(),
+            on_error: OnFailure::default(),
+            on_panic: OnFailure::default(),
             on_consumer_end: OnConsumerEnd::default(),
             restart_delay: Duration::from_millis(500),
             max_restart_delay: Duration::from_secs(30),
@@ -69,6 +92,11 @@ impl WorkerOptions {
         /// How to consume: priority, exclusive, other arguments. Default:
         /// [`ConsumeOptions::default`].
         consume: ConsumeOptions;
+        /// What to do with a message whose handler returns an error. The error is logged at `error`
+        /// with its sources and the message's ids. Default: [`OnFailure::RequeueOnce`].
+        on_error: OnFailure;
+        /// What to do with a message whose handler panics. Default: [`OnFailure::RequeueOnce`].
+        on_panic: OnFailure;
         /// What to do when the broker ends the consumer of a thread. Default:
         /// [`OnConsumerEnd::Restart`].
         ///

@@ -2,14 +2,16 @@
 
 mod answers;
 mod crew;
+mod handler;
 mod status;
 mod worker;
 
 use std::fmt;
-use std::io;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
+
+use crossbeam_channel::{bounded, Receiver, Sender};
 
 use crate::connection::Connection;
 use crate::delivery::Delivery;
@@ -20,6 +22,8 @@ use crate::log_line::log_line;
 use crate::options::WorkerOptions;
 
 use crew::Crew;
+use handler::Factory;
+pub use handler::HandlerOutput;
 pub use status::{LastError, QueueWorkers, WorkersStatus};
 use worker::{Progress, Shift, Worker};
 
@@ -42,18 +46,17 @@ pub enum Settlement {
     Reject,
 }
 
-type Handler = dyn Fn(&Delivery) -> Settlement + Send + Sync;
-
 /// Threads that consume from queues and call a handler for each message.
 ///
-/// Each thread has its own channel on the same connection and handles one message at a time. The
-/// handler's return value says whether to acknowledge, requeue or reject the message. A handler
-/// that has already done so itself may return any value.
+/// Each thread has its own channel on the same connection and handles one message at a time. A
+/// handler returns nothing, which acknowledges the message, or a [`Settlement`], or a `Result` of
+/// either ([`HandlerOutput`]). A handler that has already settled the message itself may return any
+/// value.
 ///
-/// A panic of a handler does not end its thread. The panic is logged at `error` with the message's
-/// ids, and the message is requeued as with [`Settlement::Requeue`]. If the message was already
-/// redelivered, it is rejected instead, so that a poison message is dead-lettered and not
-/// redelivered forever. A message from a stream is acknowledged.
+/// An error or a panic of a handler does not end its thread. It is logged at `error` with the
+/// message's ids, and [`WorkerOptions::on_error`] and [`on_panic`](WorkerOptions::on_panic) say
+/// what happens to the message. By default, it is requeued once, then rejected. A message from a
+/// stream is acknowledged.
 ///
 /// When the broker cancels the consumer of a thread (for example, the queue was deleted) or closes
 /// its channel (for example, an acknowledgement was late), the thread consumes again on a new
@@ -73,8 +76,9 @@ type Handler = dyn Fn(&Delivery) -> Settlement + Send + Sync;
 /// let connection = Connection::open_default()?;
 /// let workers = Workers::new(&connection);
 /// workers.consume("mails", |delivery| {
-///     println!("sending {} bytes", delivery.body().len());
-///     Settlement::Ack
+///     let text = std::str::from_utf8(delivery.body())?;
+///     println!("sending {text}");
+///     Ok::<_, std::str::Utf8Error>(())
 /// })?;
 /// let options = WorkerOptions::default().threads(4).prefetch(10);
 /// workers.consume_with("thumbnails", options, |delivery| match delivery.body() {
@@ -141,10 +145,10 @@ impl Workers {
     ///
     /// # Errors
     /// Same as [`consume_with`](Self::consume_with).
-    pub fn consume(
+    pub fn consume<R: HandlerOutput<E>, E>(
         &self,
         queue: &str,
-        handler: impl Fn(&Delivery) -> Settlement + Send + Sync + 'static,
+        handler: impl Fn(&Delivery) -> R + Send + Sync + 'static,
     ) -> Result<()> {
         self.consume_with(queue, WorkerOptions::default(), handler)
     }
@@ -157,53 +161,85 @@ impl Workers {
     ///   after [`shutdown`](Self::shutdown).
     /// - Same as [`Channel::basic_consume`](crate::Channel::basic_consume), such as 404 if the
     ///   queue does not exist.
-    /// - [`ErrorKind::ThreadNotStarted`] if the system cannot start a thread. All threads of these
-    ///   workers then stop.
+    /// - [`ErrorKind::ThreadNotStarted`] if the system cannot start a thread.
     ///
-    /// After the first two errors, no thread was started, and nothing is retried.
-    pub fn consume_with(
+    /// After an error, none of these threads runs, and nothing is retried.
+    pub fn consume_with<R: HandlerOutput<E>, E>(
         &self,
         queue: &str,
         options: WorkerOptions,
-        handler: impl Fn(&Delivery) -> Settlement + Send + Sync + 'static,
+        handler: impl Fn(&Delivery) -> R + Send + Sync + 'static,
     ) -> Result<()> {
-        self.start(queue, options, Arc::new(handler))
+        self.start(queue, options, &handler::shared(handler))
     }
 
-    fn start(&self, queue: &str, options: WorkerOptions, handler: Arc<Handler>) -> Result<()> {
+    /// [`consume_with`](Self::consume_with), but each thread makes its own handler, which can have
+    /// state such as a database client or a buffer. The handler stays on its thread, so it needs
+    /// neither `Send` nor `Sync`.
+    ///
+    /// `make` runs on each thread before the thread consumes. After a panic of its handler, the
+    /// thread makes a new one before the next message. If `make` fails then, the thread tries again
+    /// with the delays of [`WorkerOptions::restart_delay`].
+    ///
+    /// ```no_run
+    /// use leveret::{Connection, WorkerOptions, Workers};
+    /// use std::fs::File;
+    /// use std::io::{self, Write};
+    ///
+    /// let workers = Workers::new(&Connection::open_default()?);
+    /// let options = WorkerOptions::default().threads(4);
+    /// workers.consume_per_thread("audit", options, || {
+    ///     let mut log = File::options().create(true).append(true).open("audit.log")?;
+    ///     Ok::<_, io::Error>(move |delivery: &leveret::Delivery| log.write_all(delivery.body()))
+    /// })?;
+    /// workers.join()?;
+    /// # Ok::<(), leveret::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// Same as [`consume_with`](Self::consume_with); [`ErrorKind::HandlerNotCreated`] if `make`
+    /// fails on a thread.
+    pub fn consume_per_thread<H, R, E, F>(
+        &self,
+        queue: &str,
+        options: WorkerOptions,
+        make: impl Fn() -> std::result::Result<H, F> + Send + Sync + 'static,
+    ) -> Result<()>
+    where
+        H: FnMut(&Delivery) -> R + 'static,
+        R: HandlerOutput<E>,
+        F: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        self.start(queue, options, &handler::per_thread(make))
+    }
+
+    fn start(&self, queue: &str, options: WorkerOptions, factory: &Arc<Factory>) -> Result<()> {
         options.check()?;
         let Handle { connection, crew } = &*self.handle;
         let queue = connection.recovery().queue_names.name(queue);
+        let recruits = (0..options.threads).map(|_| Recruit::spawn(queue.current(), factory));
+        let recruits: Vec<_> = recruits.collect::<Result<_>>()?;
+        recruits.iter().try_for_each(Recruit::wait_ready)?;
         let begin = |_| {
-            let options = &options;
-            worker::begin(
-                connection,
-                queue.as_ref().into(),
-                options.prefetch,
-                options.consume.clone(),
-            )
+            let queue = queue.as_ref().into();
+            worker::begin(connection, queue, options.prefetch, options.consume.clone())
         };
-        let consumers = (0..options.threads)
-            .map(begin)
-            .collect::<Result<Vec<_>>>()?;
+        let consumers = (0..options.threads).map(begin);
+        let consumers: Vec<_> = consumers.collect::<Result<_>>()?;
         let shifts = consumers.iter().map(|it| Shift::new(it, options.prefetch));
         let shifts: Vec<_> = shifts.collect();
         let posts = crew.enlist(&queue, consumers)?;
         let options = Arc::new(options);
-        let worker = |post| Worker {
+        let workers = posts.into_iter().map(|post| Worker {
             connection: connection.clone(),
             options: Arc::clone(&options),
-            handler: Arc::clone(&handler),
+            factory: Arc::clone(factory),
             progress: Progress::default(),
             post,
-        };
-        let workers: Vec<_> = posts.into_iter().map(worker).collect();
-        for (worker, shift) in workers.into_iter().zip(shifts) {
-            spawn(worker, shift).map_err(|error| {
-                crew.stop();
-                let kind = error.kind();
-                Error::new(ErrorKind::ThreadNotStarted { kind }).caused_by(error)
-            })?;
+        });
+        for (recruit, task) in recruits.into_iter().zip(workers.zip(shifts)) {
+            // The thread waits for it.
+            let _ = recruit.begin.send(task);
         }
         Ok(())
     }
@@ -255,11 +291,40 @@ impl Workers {
     }
 }
 
-fn spawn(worker: Worker, shift: Shift) -> io::Result<()> {
-    // Linux shows the first 15 bytes. A thread name cannot contain a NUL.
-    let name = worker.post.queue().current().replace('\0', "");
-    let thread = thread::Builder::new().name(name);
-    thread.spawn(move || worker.run(shift)).map(drop)
+/// A thread that makes its handler and then waits for its task. Without one, it ends.
+struct Recruit {
+    ready: Receiver<Result<()>>,
+    begin: Sender<(Worker, Shift)>,
+}
+
+impl Recruit {
+    fn spawn(queue: &str, factory: &Arc<Factory>) -> Result<Self> {
+        let ((is_ready, ready), (begin, begun)) = (bounded(1), bounded::<(Worker, Shift)>(1));
+        let factory = Arc::clone(factory);
+        // Linux shows the first 15 bytes. A thread name cannot contain a NUL.
+        let thread = thread::Builder::new().name(queue.replace('\0', ""));
+        let spawned = thread.spawn(move || {
+            let (handler, made) = match worker::make(&factory) {
+                Ok(handler) => (Some(handler), Ok(())),
+                Err(error) => (None, Err(error)),
+            };
+            let _ = is_ready.send(made);
+            if let (Some(handler), Ok((worker, shift))) = (handler, begun.recv()) {
+                worker.run(handler, shift);
+            }
+        });
+        spawned.map_err(|error| {
+            let kind = error.kind();
+            Error::new(ErrorKind::ThreadNotStarted { kind }).caused_by(error)
+        })?;
+        Ok(Self { ready, begin })
+    }
+
+    fn wait_ready(&self) -> Result<()> {
+        let made = self.ready.recv();
+        // The thread always sends before it ends.
+        made.unwrap_or(Ok(()))
+    }
 }
 
 impl fmt::Debug for Workers {

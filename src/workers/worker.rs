@@ -7,7 +7,8 @@ use crossbeam_channel::{select, Receiver};
 
 use super::answers::{Answers, LostAnswers};
 use super::crew::{Post, Scope};
-use super::{say, Handler, Settlement};
+use super::handler::{chain, Factory, Handler};
+use super::{say, Settlement};
 use crate::channel::{Answered, Channel};
 use crate::connection::Connection;
 use crate::consumer::Consumer;
@@ -18,7 +19,7 @@ use crate::io_thread::deadline::Deadline;
 use crate::io_thread::panics;
 use crate::log_line::log_line;
 use crate::options::backoff;
-use crate::options::{ConsumeOptions, OnConsumerEnd, Requeue, WorkerOptions};
+use crate::options::{ConsumeOptions, OnConsumerEnd, OnFailure, Requeue, WorkerOptions};
 use crate::session::queue_names::QueueName;
 use crate::session::stream_position::StreamStart;
 
@@ -41,7 +42,7 @@ pub(super) fn begin(
 pub(super) struct Worker {
     pub(super) connection: Connection,
     pub(super) options: Arc<WorkerOptions>,
-    pub(super) handler: Arc<Handler>,
+    pub(super) factory: Arc<Factory>,
     pub(super) progress: Progress,
     /// Dropped last, since dropping it reports the end of the thread.
     pub(super) post: Post,
@@ -95,18 +96,19 @@ impl Shift {
 }
 
 impl Worker {
-    pub(super) fn run(mut self, shift: Shift) {
+    pub(super) fn run(mut self, handler: Box<Handler>, shift: Shift) {
         self.post.begin();
-        if let Err(message) = panics::catch(|| self.work(shift)) {
+        if let Err(message) = panics::catch(|| self.work(handler, shift)) {
             // A bug of this crate, or a panic of the program's metrics. `join` returns the error.
             self.fail(panicked(message), Scope::All);
         }
     }
 
-    fn work(&mut self, mut shift: Shift) {
+    fn work(&mut self, handler: Box<Handler>, mut shift: Shift) {
         self.progress.since = shift.reads_since.take();
+        let mut handler = Some(handler);
         loop {
-            let handled = panics::catch(|| self.handle_all(&mut shift));
+            let handled = panics::catch(|| self.handle_all(&mut handler, &mut shift));
             let handled = handled.unwrap_or_else(|message| {
                 self.post.set_busy(false);
                 shift.answers.note(Answered::NotSent);
@@ -116,7 +118,7 @@ impl Worker {
                 Err(error) if !self.post.is_stopped() => error,
                 _ => return self.finish(&shift),
             };
-            match self.begin_again(shift, error) {
+            match self.begin_again(&mut handler, shift, error) {
                 Some(next) => shift = next,
                 None => return,
             }
@@ -124,7 +126,7 @@ impl Worker {
     }
 
     /// Handles messages until the thread is told to stop, or the consumer ends.
-    fn handle_all(&mut self, shift: &mut Shift) -> Result<()> {
+    fn handle_all(&mut self, handler: &mut Option<Box<Handler>>, shift: &mut Shift) -> Result<()> {
         while !self.post.is_stopped() {
             let Some(delivery) = self.next(shift)? else {
                 let open_in = shift.channel.state().look(|channel| channel.opened_in());
@@ -134,7 +136,7 @@ impl Worker {
                 return Ok(());
             };
             self.post.set_busy(true);
-            let handled = self.handle(shift, &delivery);
+            let handled = self.handle(handler, shift, &delivery);
             self.post.set_busy(false);
             handled?;
         }
@@ -157,15 +159,37 @@ impl Worker {
         }
     }
 
-    fn handle(&mut self, shift: &mut Shift, delivery: &Delivery) -> Result<()> {
-        let handled = panics::catch(|| (self.handler)(delivery));
-        let settlement = match &handled {
-            Ok(settlement) => *settlement,
-            Err(_) => after_panic(delivery),
+    /// Takes the handler if it panics: its state may be broken.
+    fn handle(
+        &mut self,
+        handler: &mut Option<Box<Handler>>,
+        shift: &mut Shift,
+        delivery: &Delivery,
+    ) -> Result<()> {
+        let mut current = match handler.take() {
+            Some(handler) => handler,
+            None => make(&self.factory)?,
+        };
+        let handled = panics::catch(|| current(delivery));
+        let (settlement, failure) = match handled {
+            Ok(output) => {
+                *handler = Some(current);
+                match output {
+                    Ok(settlement) => (settlement, None),
+                    Err(error) => {
+                        let settlement = after_failure(self.options.on_error, delivery);
+                        (settlement, Some(format!("failed: {}", chain(&*error))))
+                    }
+                }
+            }
+            Err(message) => {
+                let settlement = after_failure(self.options.on_panic, delivery);
+                (settlement, Some(format!("panicked: {message}")))
+            }
         };
         let answered = self.settle(shift, delivery, settlement);
-        if let Err(message) = handled {
-            say(|| self.log_panic(delivery, &message));
+        if let Some(failure) = failure {
+            say(|| self.log_failure(delivery, &failure, settlement));
         }
         shift.answers.note(match &answered {
             Ok(answered) => *answered,
@@ -179,16 +203,17 @@ impl Worker {
         Ok(())
     }
 
-    fn log_panic(&self, delivery: &Delivery, message: &str) {
-        let outcome = match after_panic(delivery) {
-            Settlement::Ack => "acknowledged, since a stream cannot requeue",
+    fn log_failure(&self, delivery: &Delivery, failure: &str, settlement: Settlement) {
+        let outcome = match settlement {
+            _ if delivery.is_from_stream() => "acknowledged, since a stream cannot requeue",
+            Settlement::Ack => "acknowledged",
             Settlement::Requeue => "requeued",
             Settlement::Reject => "rejected",
         };
         log_line!(Error, self.connection.shared().label(),
-            "the handler of queue {:?} panicked: {}; delivery tag {}, message id {:?}, correlation id {:?}: {}",
+            "the handler of queue {:?} {}; delivery tag {}, message id {:?}, correlation id {:?}: {}",
             self.post.queue(),
-            OneLine(message),
+            OneLine(failure),
             delivery.delivery_tag(),
             delivery.message_id().unwrap_or_default(),
             delivery.correlation_id().unwrap_or_default(),
@@ -285,7 +310,12 @@ impl Worker {
     }
 
     /// Consumes again as soon as possible. `None` if the thread is to end.
-    fn begin_again(&mut self, shift: Shift, error: Error) -> Option<Shift> {
+    fn begin_again(
+        &mut self,
+        handler: &mut Option<Box<Handler>>,
+        shift: Shift,
+        error: Error,
+    ) -> Option<Shift> {
         let outage = Deadline::after(Duration::MAX);
         if shift.since.elapsed() >= self.options.max_restart_delay {
             self.progress.failures = 0;
@@ -297,7 +327,12 @@ impl Worker {
                 self.lose(lost);
                 return None;
             }
-            let begun = panics::catch(|| self.try_again());
+            let begun = panics::catch(|| {
+                if handler.is_none() {
+                    *handler = Some(make(&self.factory)?);
+                }
+                self.try_again()
+            });
             match begun.unwrap_or_else(|message| Err(panicked(message))) {
                 Ok(consumer) => {
                     let shift = Shift::new(&consumer, self.options.prefetch);
@@ -412,11 +447,19 @@ fn panicked(message: String) -> Error {
     Error::new(ErrorKind::WorkerPanicked { message })
 }
 
-/// The outcome of a message whose handler panicked.
-fn after_panic(delivery: &Delivery) -> Settlement {
-    match delivery.redelivered() {
+/// Makes a handler. A panic of the program's function is an error.
+pub(super) fn make(factory: &Arc<Factory>) -> Result<Box<Handler>> {
+    let made = panics::catch(|| factory());
+    made.unwrap_or_else(|text| Err(Error::new(ErrorKind::HandlerNotCreated { text })))
+}
+
+/// The settlement of a message whose handler has failed.
+fn after_failure(on_failure: OnFailure, delivery: &Delivery) -> Settlement {
+    match on_failure {
         _ if delivery.is_from_stream() => Settlement::Ack,
-        true => Settlement::Reject,
-        false => Settlement::Requeue,
+        OnFailure::RequeueOnce if delivery.redelivered() => Settlement::Reject,
+        OnFailure::RequeueOnce | OnFailure::Requeue => Settlement::Requeue,
+        OnFailure::Reject => Settlement::Reject,
+        OnFailure::Ack => Settlement::Ack,
     }
 }
