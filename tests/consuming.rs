@@ -923,3 +923,44 @@ fn a_transaction_that_acks_a_message_of_a_cancelled_consumer_is_not_committed() 
     channel.tx_commit().unwrap();
     assert_eq!(ready(&channel, results.name()), 1);
 }
+
+#[test]
+fn a_batch_is_full_or_what_came_in_time_and_an_error_follows_its_messages() {
+    const SHORT: Duration = Duration::from_millis(50);
+    let channel = channel();
+    let queue = exclusive_queue(&channel);
+    let consumer = queue.consume().unwrap();
+    assert!(consumer.recv_batch(3, SHORT).unwrap().is_empty());
+    for number in 0..5 {
+        queue.publish(number.to_string()).unwrap();
+    }
+    let full = consumer.recv_batch(3, SOON).unwrap();
+    let bodies: Vec<_> = full.iter().map(Delivery::body).collect();
+    assert_eq!(bodies, [b"0", b"1", b"2"]);
+    full[2].ack_multiple().unwrap();
+    let mut rest = Vec::new();
+    while rest.len() < 2 {
+        rest.extend(consumer.recv_batch(3, SHORT).unwrap());
+    }
+    rest[1].ack_multiple().unwrap();
+    assert!(consumer.recv_batch(0, SOON).unwrap().is_empty());
+
+    let last = thread::scope(|scope| {
+        let waiting = scope.spawn(|| consumer.recv_batch(3, SOON));
+        queue.publish("last").unwrap();
+        let read =
+            || channel.connection().stats().messages_delivered == 6 && consumer.unread() == 0;
+        eventually("the message is read", read);
+        queue.delete().unwrap();
+        waiting.join().unwrap().unwrap()
+    });
+    assert_eq!(last.len(), 1);
+    assert!(!consumer.has_ended());
+    let error = consumer.recv_batch(3, SOON).unwrap_err();
+    assert!(
+        matches!(error.kind(), ErrorKind::ConsumerCancelled { .. }),
+        "{error}"
+    );
+    assert!(consumer.has_ended());
+    assert!(consumer.recv_batch(3, SOON).unwrap().is_empty());
+}

@@ -243,6 +243,11 @@ impl<S: Source> Deliveries<S> {
         }
     }
 
+    /// Makes the error that ended the consumer the next entry again.
+    pub(crate) fn put_back(&self, error: Error) {
+        self.taken.lock().queue.push_front(Err(error));
+    }
+
     #[inline]
     fn take(&self, origin: &Arc<S>) -> Take<'_, S::Delivery> {
         let mut taken = self.taken.lock();

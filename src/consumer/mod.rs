@@ -226,6 +226,50 @@ impl Consumer {
         received.transpose()
     }
 
+    /// Waits up to `timeout` until `max` messages have arrived, and returns those that have: for
+    /// programs that handle many messages at once, such as with one insert into a database.
+    ///
+    /// Returns an empty batch on timeout, or at once if the consumer has ended as in
+    /// [`recv`](Self::recv). The broker sends at most the prefetch
+    /// ([`basic_qos`](Channel::basic_qos)) ahead, so a prefetch below `max` makes each call wait
+    /// for the timeout. [`Delivery::ack_multiple`] acknowledges a whole batch, if no other thread
+    /// reads from the channel.
+    ///
+    /// ```no_run
+    /// # let channel = leveret::Connection::open_default()?.open_channel()?;
+    /// # let insert = |_: &[leveret::Delivery]| ();
+    /// channel.basic_qos(200)?;
+    /// let consumer = channel.queue("measurements").consume()?;
+    /// while !consumer.has_ended() {
+    ///     let batch = consumer.recv_batch(100, std::time::Duration::from_secs(1))?;
+    ///     insert(&batch);
+    ///     if let Some(last) = batch.last() {
+    ///         last.ack_multiple()?;
+    ///     }
+    /// }
+    /// # Ok::<(), leveret::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// Same as [`recv`](Self::recv). If messages arrived before the error, this call returns them,
+    /// and the next call returns the error.
+    pub fn recv_batch(&self, max: usize, timeout: Duration) -> Result<Vec<Delivery>> {
+        let deadline = Deadline::after(timeout);
+        let mut batch = Vec::new();
+        while batch.len() < max {
+            match self.deliveries.recv(&self.origin, Some(&deadline)) {
+                Some(Ok(delivery)) => batch.push(delivery),
+                Some(Err(error)) if batch.is_empty() => return Err(error),
+                Some(Err(error)) => {
+                    self.deliveries.put_back(error);
+                    break;
+                }
+                None => break,
+            }
+        }
+        Ok(batch)
+    }
+
     /// Returns the next message if one has already arrived. Returns `None` if none has, or if the
     /// consumer has ended as in [`recv`](Self::recv); see [`has_ended`](Self::has_ended).
     ///
