@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use leveret::broker::Broker;
 use leveret::{
     AckMode, ClosedBy, Connection, ConsumeOptions, DeathReason, Delivery, ErrorKind, Message,
     NackOptions, QosOptions, QueueDeclareOptions, ReplyCode, Requeue, StreamOffset,
@@ -963,4 +964,35 @@ fn a_batch_is_full_or_what_came_in_time_and_an_error_follows_its_messages() {
     );
     assert!(consumer.has_ended());
     assert!(consumer.recv_batch(3, SOON).unwrap().is_empty());
+}
+
+#[test]
+fn a_batch_has_no_message_of_a_lost_connection() {
+    let broker = Broker::start().unwrap();
+    let connection = Connection::open(broker.uri()).unwrap();
+    let channel = connection.open_channel().unwrap();
+    let queue = channel.queue_declare("q", Default::default()).unwrap();
+    let consumer = queue.consume().unwrap();
+    for number in 0..5 {
+        queue.publish(number.to_string()).unwrap();
+    }
+    let batch = thread::scope(|scope| {
+        let waiting = scope.spawn(|| consumer.recv_batch(10, SOON));
+        let stats = || connection.stats();
+        eventually("five messages are read", || {
+            stats().messages_delivered == 5 && consumer.unread() == 0
+        });
+        broker.drop_connections();
+        eventually("the connection is back", || consumer.recovery_count() == 1);
+        for number in 5..10 {
+            channel.basic_publish("", "q", number.to_string()).unwrap();
+        }
+        waiting.join().unwrap().unwrap()
+    });
+    let mut bodies: Vec<_> = batch.iter().map(|it| it.body()[0]).collect();
+    bodies.sort_unstable();
+    bodies.dedup();
+    assert_eq!(bodies.len(), batch.len(), "each message once: {batch:?}");
+    assert!(batch.iter().all(|it| it.ack().is_ok()));
+    assert_eq!(connection.stats().acks_not_sent, 0);
 }

@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use crossbeam_channel::unbounded;
 use leveret::{
-    AckMode, Channel, ConnectionEvent, Delivery, ErrorKind, OnFailure, Queue, QueueDeclareOptions,
-    Settlement, WorkerOptions, Workers,
+    AckMode, Channel, ConnectionEvent, Delivery, ErrorKind, OnConsumerEnd, OnFailure, Queue,
+    QueueDeclareOptions, Settlement, WorkerOptions, Workers,
 };
 
 use crate::support::{channel, eventually, exclusive_queue, logged, ready, unique, SOON};
@@ -209,6 +209,85 @@ fn a_panic_is_settled_as_the_options_say() {
     assert_eq!(queues.settled(&workers), Some("rejected"));
 }
 
+/// An error whose text panics.
+struct Unreadable;
+
+impl fmt::Display for Unreadable {
+    fn fmt(&self, _: &mut fmt::Formatter<'_>) -> fmt::Result {
+        panic!("the text panics")
+    }
+}
+
+impl fmt::Debug for Unreadable {
+    fn fmt(&self, _: &mut fmt::Formatter<'_>) -> fmt::Result {
+        panic!("the text panics")
+    }
+}
+
+impl StdError for Unreadable {}
+
+/// State whose destructor panics.
+struct Undroppable;
+
+impl Drop for Undroppable {
+    fn drop(&mut self) {
+        panic!("the destructor panics");
+    }
+}
+
+#[test]
+fn panics_of_an_error_or_a_destructor_end_no_thread() {
+    let queues = Queues::declare();
+    let workers = queues.workers();
+    let (tell, told) = unbounded();
+    let options = WorkerOptions::default()
+        .on_panic(OnFailure::Reject)
+        .on_consumer_end(OnConsumerEnd::StopAll);
+    workers
+        .consume_per_thread(queues.queue.name(), options, move || {
+            let (state, tell) = (Undroppable, tell.clone());
+            Ok::<_, fmt::Error>(move |delivery: &Delivery| {
+                let _state = &state;
+                assert_ne!(delivery.body(), b"panic");
+                if delivery.body() == b"error" {
+                    return Err(Unreadable);
+                }
+                tell.send(()).unwrap();
+                Ok(())
+            })
+        })
+        .unwrap();
+    for body in ["panic", "error", "fine"] {
+        queues.queue.publish(body).unwrap();
+    }
+    told.recv_timeout(SOON).unwrap();
+    eventually("both messages are dead-lettered", || {
+        ready(&queues.channel, queues.dead.name()) == 2
+    });
+    workers.shutdown(SOON).unwrap();
+}
+
+#[test]
+fn a_failed_handler_that_has_settled_its_message_is_not_contradicted() {
+    logged::begin();
+    let queues = Queues::declare();
+    let workers = queues.workers();
+    let handler = |delivery: &Delivery| {
+        delivery.ack().unwrap();
+        Err::<(), _>("too late")
+    };
+    workers.consume(queues.queue.name(), handler).unwrap();
+    queues.queue.publish("m").unwrap();
+    let name = queues.queue.name().to_owned();
+    let says = |line: &str| {
+        line.contains(&name)
+            && line.ends_with("settled by the handler")
+            && line.contains("too late")
+    };
+    eventually("the failure is logged", || logged::has(says));
+    assert_eq!(queues.settled(&workers), None);
+}
+
 #[test]
 fn each_thread_has_a_handler_with_its_own_state() {
     let queues = Queues::declare();
@@ -322,7 +401,10 @@ fn a_handler_that_cannot_be_made_after_a_panic_is_made_later() {
     let (tell, told) = unbounded();
     let made = Arc::new(AtomicU32::new(0));
     let makes = Arc::clone(&made);
-    let options = WorkerOptions::default().restart_delay(Duration::from_millis(1));
+    let options = WorkerOptions::default()
+        .restart_delay(Duration::from_millis(1))
+        // Its consumer has not ended.
+        .on_consumer_end(OnConsumerEnd::StopAll);
     workers
         .consume_per_thread(queue.name(), options, move || {
             let tell = tell.clone();

@@ -227,13 +227,16 @@ impl Consumer {
     }
 
     /// Waits up to `timeout` until `max` messages have arrived, and returns those that have: for
-    /// programs that handle many messages at once, such as with one insert into a database.
+    /// programs that handle many messages at once, such as with one insert into a database. Returns
+    /// at once what has arrived if the consumer has ended as in [`recv`](Self::recv).
     ///
-    /// Returns an empty batch on timeout, or at once if the consumer has ended as in
-    /// [`recv`](Self::recv). The broker sends at most the prefetch
-    /// ([`basic_qos`](Channel::basic_qos)) ahead, so a prefetch below `max` makes each call wait
-    /// for the timeout. [`Delivery::ack_multiple`] acknowledges a whole batch, if no other thread
-    /// reads from the channel.
+    /// The broker sends at most the prefetch ([`basic_qos`](Channel::basic_qos)) ahead, so a
+    /// prefetch below `max` makes each call wait for the timeout. If no other thread reads from the
+    /// channel, [`Delivery::ack_multiple`] acknowledges a whole batch.
+    ///
+    /// If the connection is lost meanwhile, the batch has only what the broker does not redeliver.
+    /// Do not use this together with [`receiver`](Self::receiver), which would miss the error that
+    /// ends the consumer.
     ///
     /// ```no_run
     /// # let channel = leveret::Connection::open_default()?.open_channel()?;
@@ -266,6 +269,11 @@ impl Consumer {
                 }
                 None => break,
             }
+        }
+        if !self.origin.no_ack && self.origin.reads_from == ReadsFrom::Queue {
+            let state = self.channel().state();
+            let stale_to = state.look(|channel| channel.delivery_tags.stale_to());
+            batch.retain(|it| it.delivery_tag() > stale_to);
         }
         Ok(batch)
     }

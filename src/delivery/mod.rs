@@ -266,6 +266,11 @@ impl Delivery {
         answered
     }
 
+    /// Whether the program has acknowledged or rejected the message.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.settled.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn is_from_stream(&self) -> bool {
         self.origin.reads_from == ReadsFrom::Stream
     }

@@ -114,6 +114,13 @@ impl State {
         members.any(|it| it.thread == Some(thread))
     }
 
+    fn check_open(&self) -> Result<()> {
+        match self.is_stopped {
+            true => Err(Error::invalid("the workers are shut down")),
+            false => Ok(()),
+        }
+    }
+
     /// Drop the result after the lock is free: dropping a consumer sends.
     #[must_use]
     fn stop(&mut self) -> Vec<Consumer> {
@@ -198,6 +205,11 @@ impl Crew {
         }
     }
 
+    /// Fails after a shutdown.
+    pub(super) fn check_open(&self) -> Result<()> {
+        self.state.lock().check_open()
+    }
+
     /// Makes room for one thread for each consumer.
     pub(super) fn enlist(
         self: &Arc<Self>,
@@ -205,9 +217,7 @@ impl Crew {
         consumers: Vec<Consumer>,
     ) -> Result<Vec<Post>> {
         let mut state = self.state.lock();
-        if state.is_stopped {
-            return Err(Error::invalid("the workers are shut down"));
-        }
+        state.check_open()?;
         let (go_on, stopped) = bounded(0);
         let squad = state.squads.len();
         let mut posts = Vec::new();

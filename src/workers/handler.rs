@@ -13,12 +13,16 @@ use crate::error::{Error, ErrorKind};
 ///
 /// - `()`: the message is acknowledged;
 /// - a [`Settlement`];
-/// - a `Result` of either, with any error that converts into a boxed `Error`: those of this crate
-///   and of the standard library, `Box<dyn Error>`, text, and the errors of crates such as
-///   `anyhow`. So a handler can use `?`. For an error,
+/// - a `Result` of either, with a `Box<dyn Error>` or any error that converts into a
+///   `Box<dyn Error + Send + Sync>`: those of this crate and of the standard library, text, and the
+///   errors of crates such as `anyhow`. So a handler can use `?`. For an error,
 ///   [`WorkerOptions::on_error`](crate::WorkerOptions::on_error) decides.
 ///
 /// `E` is the error that the value is converted into. A program never names it.
+#[diagnostic::on_unimplemented(
+    message = "a handler cannot return `{Self}`",
+    label = "this handler must return `()`, `Settlement`, or a `Result` of either"
+)]
 pub trait HandlerOutput<E> {
     /// Converts the value into the settlement of the message, or the error.
     ///
@@ -101,10 +105,12 @@ where
     })
 }
 
-/// An error with all its sources.
+/// An error with all its sources, except those that show a part of a message's body.
 pub(super) fn chain(error: &(dyn StdError + 'static)) -> String {
     let mut text = error.to_string();
-    let mut source = error.source();
+    let own = error.downcast_ref::<Error>().map(Error::kind);
+    let shows_body = matches!(own, Some(ErrorKind::InvalidJson { .. }));
+    let mut source = error.source().filter(|_| !shows_body);
     while let Some(error) = source {
         text.push_str(": ");
         text.push_str(&error.to_string());

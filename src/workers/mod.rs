@@ -163,7 +163,7 @@ impl Workers {
     ///   queue does not exist.
     /// - [`ErrorKind::ThreadNotStarted`] if the system cannot start a thread.
     ///
-    /// After an error, none of these threads runs, and nothing is retried.
+    /// After an error, nothing is consumed, and nothing is retried.
     pub fn consume_with<R: HandlerOutput<E>, E>(
         &self,
         queue: &str,
@@ -178,8 +178,9 @@ impl Workers {
     /// neither `Send` nor `Sync`.
     ///
     /// `make` runs on each thread before the thread consumes. After a panic of its handler, the
-    /// thread makes a new one before the next message. If `make` fails then, the thread tries again
-    /// with the delays of [`WorkerOptions::restart_delay`].
+    /// thread makes a new one before the next message. If `make` fails then, the thread gives its
+    /// messages back, and tries again with the delays of [`WorkerOptions::restart_delay`], whatever
+    /// [`WorkerOptions::on_consumer_end`] says.
     ///
     /// ```no_run
     /// use leveret::{Connection, WorkerOptions, Workers};
@@ -198,7 +199,7 @@ impl Workers {
     ///
     /// # Errors
     /// Same as [`consume_with`](Self::consume_with); [`ErrorKind::HandlerNotCreated`] if `make`
-    /// fails on a thread.
+    /// fails on a thread. The call then does not wait for the other threads' `make`.
     pub fn consume_per_thread<H, R, E, F>(
         &self,
         queue: &str,
@@ -220,6 +221,7 @@ impl Workers {
         let recruits = (0..options.threads).map(|_| Recruit::spawn(queue.current(), factory));
         let recruits: Vec<_> = recruits.collect::<Result<_>>()?;
         recruits.iter().try_for_each(Recruit::wait_ready)?;
+        crew.check_open()?;
         let begin = |_| {
             let queue = queue.as_ref().into();
             worker::begin(connection, queue, options.prefetch, options.consume.clone())

@@ -107,8 +107,13 @@ impl Worker {
     fn work(&mut self, handler: Box<Handler>, mut shift: Shift) {
         self.progress.since = shift.reads_since.take();
         let mut handler = Some(handler);
+        self.work_with(&mut handler, shift);
+        discard(handler);
+    }
+
+    fn work_with(&mut self, handler: &mut Option<Box<Handler>>, mut shift: Shift) {
         loop {
-            let handled = panics::catch(|| self.handle_all(&mut handler, &mut shift));
+            let handled = panics::catch(|| self.handle_all(handler, &mut shift));
             let handled = handled.unwrap_or_else(|message| {
                 self.post.set_busy(false);
                 shift.answers.note(Answered::NotSent);
@@ -118,7 +123,7 @@ impl Worker {
                 Err(error) if !self.post.is_stopped() => error,
                 _ => return self.finish(&shift),
             };
-            match self.begin_again(&mut handler, shift, error) {
+            match self.begin_again(handler, shift, error) {
                 Some(next) => shift = next,
                 None => return,
             }
@@ -128,6 +133,11 @@ impl Worker {
     /// Handles messages until the thread is told to stop, or the consumer ends.
     fn handle_all(&mut self, handler: &mut Option<Box<Handler>>, shift: &mut Shift) -> Result<()> {
         while !self.post.is_stopped() {
+            let Some(current) = handler else {
+                // Before the next message, which another thread may handle meanwhile.
+                *handler = Some(make(&self.factory)?);
+                continue;
+            };
             let Some(delivery) = self.next(shift)? else {
                 let open_in = shift.channel.state().look(|channel| channel.opened_in());
                 if open_in.is_some_and(|epoch| epoch != shift.answers.epoch) {
@@ -136,9 +146,14 @@ impl Worker {
                 return Ok(());
             };
             self.post.set_busy(true);
-            let handled = self.handle(handler, shift, &delivery);
+            let handled = panics::catch(|| current(&delivery).map_err(|error| chain(&*error)));
+            if handled.is_err() {
+                // Its state may be broken.
+                discard(handler.take());
+            }
+            let settled = self.settle_handled(shift, &delivery, handled);
             self.post.set_busy(false);
-            handled?;
+            settled?;
         }
         Ok(())
     }
@@ -159,37 +174,32 @@ impl Worker {
         }
     }
 
-    /// Takes the handler if it panics: its state may be broken.
-    fn handle(
+    /// Settles a message. `handled` is what its handler has returned, or the panic's message.
+    fn settle_handled(
         &mut self,
-        handler: &mut Option<Box<Handler>>,
         shift: &mut Shift,
         delivery: &Delivery,
+        handled: std::result::Result<std::result::Result<Settlement, String>, String>,
     ) -> Result<()> {
-        let mut current = match handler.take() {
-            Some(handler) => handler,
-            None => make(&self.factory)?,
-        };
-        let handled = panics::catch(|| current(delivery));
+        let after = |on_failure| after_failure(on_failure, delivery);
         let (settlement, failure) = match handled {
-            Ok(output) => {
-                *handler = Some(current);
-                match output {
-                    Ok(settlement) => (settlement, None),
-                    Err(error) => {
-                        let settlement = after_failure(self.options.on_error, delivery);
-                        (settlement, Some(format!("failed: {}", chain(&*error))))
-                    }
-                }
-            }
-            Err(message) => {
-                let settlement = after_failure(self.options.on_panic, delivery);
-                (settlement, Some(format!("panicked: {message}")))
-            }
+            Ok(Ok(settlement)) => (settlement, None),
+            Ok(Err(error)) => (
+                after(self.options.on_error),
+                Some(format!("failed: {error}")),
+            ),
+            Err(panic) => (
+                after(self.options.on_panic),
+                Some(format!("panicked: {panic}")),
+            ),
+        };
+        let outcome = match delivery.is_settled() {
+            true => "settled by the handler",
+            false => outcome_of(settlement, delivery),
         };
         let answered = self.settle(shift, delivery, settlement);
         if let Some(failure) = failure {
-            say(|| self.log_failure(delivery, &failure, settlement));
+            say(|| self.log_failure(delivery, &failure, outcome));
         }
         shift.answers.note(match &answered {
             Ok(answered) => *answered,
@@ -203,13 +213,7 @@ impl Worker {
         Ok(())
     }
 
-    fn log_failure(&self, delivery: &Delivery, failure: &str, settlement: Settlement) {
-        let outcome = match settlement {
-            _ if delivery.is_from_stream() => "acknowledged, since a stream cannot requeue",
-            Settlement::Ack => "acknowledged",
-            Settlement::Requeue => "requeued",
-            Settlement::Reject => "rejected",
-        };
+    fn log_failure(&self, delivery: &Delivery, failure: &str, outcome: &str) {
         log_line!(Error, self.connection.shared().label(),
             "the handler of queue {:?} {}; delivery tag {}, message id {:?}, correlation id {:?}: {}",
             self.post.queue(),
@@ -327,12 +331,20 @@ impl Worker {
                 self.lose(lost);
                 return None;
             }
-            let begun = panics::catch(|| {
-                if handler.is_none() {
-                    *handler = Some(make(&self.factory)?);
+            if handler.is_none() {
+                match make(&self.factory) {
+                    Ok(made) => *handler = Some(made),
+                    Err(error) => {
+                        next = self.interrupted(error)?;
+                        continue;
+                    }
                 }
-                self.try_again()
-            });
+                if self.post.is_stopped() {
+                    self.lose(lost);
+                    return None;
+                }
+            }
+            let begun = panics::catch(|| self.try_again());
             match begun.unwrap_or_else(|message| Err(panicked(message))) {
                 Ok(consumer) => {
                     let shift = Shift::new(&consumer, self.options.prefetch);
@@ -351,7 +363,7 @@ impl Worker {
     /// Reports the error, and returns when the next attempt is due. `None` if the thread is to end.
     fn interrupted(&mut self, error: Error) -> Option<Deadline> {
         let error = self.connection.close_cause().unwrap_or(error);
-        if let Some(scope) = self.ends() {
+        if let Some(scope) = self.ends(&error) {
             self.fail(error, scope);
             return None;
         }
@@ -380,10 +392,12 @@ impl Worker {
         Some(Deadline::after(next))
     }
 
-    /// Which threads stop because this consumer has ended. `None` if the thread tries again.
-    fn ends(&self) -> Option<Scope> {
+    /// Which threads stop because this consumer has ended, or has no handler. `None` if the thread
+    /// tries again.
+    fn ends(&self, error: &Error) -> Option<Scope> {
         match self.options.on_consumer_end {
             _ if !self.connection.is_open() => Some(Scope::All),
+            _ if matches!(error.kind(), ErrorKind::HandlerNotCreated { .. }) => None,
             OnConsumerEnd::Restart => None,
             OnConsumerEnd::StopQueue => Some(Scope::Queue),
             OnConsumerEnd::StopAll => Some(Scope::All),
@@ -451,6 +465,20 @@ fn panicked(message: String) -> Error {
 pub(super) fn make(factory: &Arc<Factory>) -> Result<Box<Handler>> {
     let made = panics::catch(|| factory());
     made.unwrap_or_else(|text| Err(Error::new(ErrorKind::HandlerNotCreated { text })))
+}
+
+/// Drops a handler. The panic hook reports a panic of its destructor.
+fn discard(handler: Option<Box<Handler>>) {
+    let _ = panics::catch(|| drop(handler));
+}
+
+fn outcome_of(settlement: Settlement, delivery: &Delivery) -> &'static str {
+    match settlement {
+        _ if delivery.is_from_stream() => "acknowledged, since a stream cannot requeue",
+        Settlement::Ack => "acknowledged",
+        Settlement::Requeue => "requeued",
+        Settlement::Reject => "rejected",
+    }
 }
 
 /// The settlement of a message whose handler has failed.
