@@ -174,12 +174,7 @@ impl Outbox {
         let wake = std::mem::take(&mut state.asleep);
         drop(state);
         if wake {
-            if let Err(forked) = self.check_process() {
-                // Later callers would not wake the IO thread, and so not notice.
-                self.set_end(forked.clone());
-                return Err(forked.unsent());
-            }
-            self.wake();
+            self.wake_for_caller()?;
         }
         if wake_all {
             self.changed.notify_all();
@@ -195,6 +190,17 @@ impl Outbox {
         // Not under the lock: dropping a mailbox can drop its channel, which then sends its close.
         drop(state);
         drop(commands);
+    }
+
+    #[cold] // Inlined, this costs 2 % of a publish.
+    fn wake_for_caller(&self) -> Result<()> {
+        if let Err(forked) = self.check_process() {
+            // Later callers would not wake the IO thread, and so not notice.
+            self.set_end(forked.clone());
+            return Err(forked.unsent());
+        }
+        self.wake();
+        Ok(())
     }
 
     fn wake(&self) {
