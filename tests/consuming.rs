@@ -11,8 +11,8 @@ use leveret::{
 };
 
 use crate::support::{
-    channel, connect, eventually, exclusive_queue, options, queue_that_times_out, ready, unique,
-    Node, SOON,
+    channel, connect, eventually, exclusive_queue, options, queue_that_times_out,
+    queue_with_dead_letters, ready, unique, Node, SOON,
 };
 
 #[test]
@@ -151,11 +151,8 @@ fn a_consumer_dropped_while_messages_arrive_requeues_all_of_them() {
 #[test]
 fn a_copied_offset_header_does_not_make_a_queue_a_stream() {
     let channel = channel();
-    let dead = exclusive_queue(&channel);
-    let options = QueueDeclareOptions::temporary()
-        .dead_letter_exchange("")
-        .dead_letter_routing_key(dead.name());
-    let queue = channel.queue_declare("", options).unwrap();
+    let options = QueueDeclareOptions::temporary();
+    let (queue, dead) = queue_with_dead_letters(&channel, "", options);
     let publish = |body: &str| {
         let message = Message::new(body).header("x-stream-offset", i64::MAX);
         queue.publish(message).unwrap();

@@ -15,7 +15,7 @@ use leveret::{
     QueueDeclareOptions, Settlement, WorkerOptions, Workers,
 };
 
-use crate::support::{channel, eventually, exclusive_queue, logged, ready, unique, SOON};
+use crate::support::{channel, eventually, logged, queue_with_dead_letters, ready, unique, SOON};
 
 /// A queue, and the queue that gets its dead letters.
 struct Queues {
@@ -27,11 +27,8 @@ struct Queues {
 impl Queues {
     fn declare() -> Self {
         let channel = channel();
-        let dead = exclusive_queue(&channel);
-        let options = QueueDeclareOptions::temporary()
-            .dead_letter_exchange("")
-            .dead_letter_routing_key(dead.name());
-        let queue = channel.queue_declare("", options).unwrap();
+        let options = QueueDeclareOptions::temporary();
+        let (queue, dead) = queue_with_dead_letters(&channel, "", options);
         Self {
             channel,
             queue,

@@ -10,7 +10,10 @@ use leveret::{
 };
 
 use crate::support::version;
-use crate::support::{channel, connect, eventually, exclusive_queue, ready, unique, Node, SOON};
+use crate::support::{
+    channel, connect, eventually, exclusive_queue, queue_with_dead_letters, ready, unique, Node,
+    SOON,
+};
 
 /// Fetches the next message of the queue, acknowledges it, and returns its body.
 #[track_caller]
@@ -140,12 +143,8 @@ fn only_the_single_active_or_highest_priority_consumer_gets_messages() {
 #[test]
 fn a_quorum_queue_counts_deliveries_up_to_its_limit() {
     let channel = channel();
-    let dead = exclusive_queue(&channel);
-    let options = QueueDeclareOptions::quorum()
-        .delivery_limit(2)
-        .dead_letter_exchange("")
-        .dead_letter_routing_key(dead.name());
-    let queue = channel.queue_declare(&unique("quorum"), options).unwrap();
+    let options = QueueDeclareOptions::quorum().delivery_limit(2);
+    let (queue, dead) = queue_with_dead_letters(&channel, &unique("quorum"), options);
     publish(&channel, &queue, &["poison"]);
     let consumer = queue.consume().unwrap();
     for count in [None, Some(1), Some(2)] {
@@ -412,12 +411,8 @@ fn at_least_once_dead_letters_are_kept_until_another_queue_has_them() {
 #[test]
 fn a_quorum_queue_can_deliver_without_a_limit() {
     let channel = channel();
-    let dead = exclusive_queue(&channel);
-    let options = QueueDeclareOptions::quorum()
-        .no_delivery_limit()
-        .dead_letter_exchange("")
-        .dead_letter_routing_key(dead.name());
-    let queue = channel.queue_declare(&unique("limit"), options).unwrap();
+    let options = QueueDeclareOptions::quorum().no_delivery_limit();
+    let (queue, dead) = queue_with_dead_letters(&channel, &unique("limit"), options);
     publish(&channel, &queue, &["again"]);
     let consumer = queue.consume().unwrap();
     if !is_in_the_box() && version() < (4, 0) {

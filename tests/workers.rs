@@ -16,23 +16,16 @@ use leveret::{
 use crate::recovery::{lasting_queue, recovered, Lossy};
 use crate::support::proxy::quick;
 use crate::support::{
-    at, channel, connect, eventually, exclusive_queue, logged, queue_that_times_out, ready,
-    scripted_connections, scripted_server, short, unique, Node, Program, Script, SOON,
+    at, channel, connect, eventually, exclusive_queue, logged, queue_that_times_out,
+    queue_with_dead_letters, ready, scripted_connections, scripted_server, short, unique, Node,
+    Program, Script, SOON,
 };
-
-/// Declares a queue and the queue that gets its dead letters.
-fn queue_with_dead_letters(channel: &Channel) -> (Queue, Queue) {
-    let dead = exclusive_queue(channel);
-    let options = QueueDeclareOptions::temporary()
-        .dead_letter_exchange("")
-        .dead_letter_routing_key(dead.name());
-    (channel.queue_declare("", options).unwrap(), dead)
-}
 
 #[test]
 fn the_handlers_settlement_is_applied() {
     let channel = channel();
-    let (queue, dead) = queue_with_dead_letters(&channel);
+    let options = QueueDeclareOptions::temporary();
+    let (queue, dead) = queue_with_dead_letters(&channel, "", options);
     for body in ["done", "again", "never"] {
         queue.publish(body).unwrap();
     }
@@ -73,7 +66,8 @@ fn the_handlers_settlement_is_applied() {
 fn a_message_whose_handler_panics_is_retried_once_and_then_rejected() {
     logged::begin();
     let channel = channel();
-    let (queue, dead) = queue_with_dead_letters(&channel);
+    let options = QueueDeclareOptions::temporary();
+    let (queue, dead) = queue_with_dead_letters(&channel, "", options);
     let id = unique("id");
     queue
         .publish(Message::new("fatal").message_id(&id).correlation_id("c"))
@@ -125,12 +119,8 @@ fn requeues_and_panics_count_as_failed_deliveries() {
     const LIMIT: u32 = 5;
     const TOO_MANY: u32 = 50;
     let channel = channel();
-    let dead = exclusive_queue(&channel);
-    let options = QueueDeclareOptions::quorum()
-        .delivery_limit(LIMIT)
-        .dead_letter_exchange("")
-        .dead_letter_routing_key(dead.name());
-    let queue = channel.queue_declare(&unique("quorum"), options).unwrap();
+    let options = QueueDeclareOptions::quorum().delivery_limit(LIMIT);
+    let (queue, dead) = queue_with_dead_letters(&channel, &unique("quorum"), options);
     let workers = Workers::new(channel.connection());
     let poisoned = Arc::new(AtomicU32::new(0));
     let counted = Arc::clone(&poisoned);
@@ -353,7 +343,8 @@ fn dropping_the_last_handle_stops_the_threads_and_logs_it() {
 #[test]
 fn a_copied_offset_header_does_not_change_settlements() {
     let channel = channel();
-    let (queue, dead) = queue_with_dead_letters(&channel);
+    let options = QueueDeclareOptions::temporary();
+    let (queue, dead) = queue_with_dead_letters(&channel, "", options);
     for body in ["panic", "again", "never"] {
         let message = Message::new(body).header("x-stream-offset", 7_i64);
         queue.publish(message).unwrap();
@@ -1321,7 +1312,8 @@ fn the_status_shows_why_the_threads_of_a_queue_have_stopped() {
 fn a_logger_that_panics_on_a_handlers_panic_stops_no_worker() {
     logged::begin();
     let channel = channel();
-    let (queue, dead) = queue_with_dead_letters(&channel);
+    let options = QueueDeclareOptions::temporary();
+    let (queue, dead) = queue_with_dead_letters(&channel, "", options);
     let workers = Workers::new(channel.connection());
     let (handled, is_handled) = unbounded();
     workers

@@ -1,6 +1,5 @@
 //! What a message says about itself: its properties and headers.
 
-use std::borrow::Cow;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::deaths::{self, Death, DeathReason};
@@ -252,7 +251,6 @@ impl Delivery {
     /// # Errors
     /// Same as [`properties`](Self::properties).
     pub fn to_message(&self) -> Result<Message<'_>> {
-        let properties = Cow::Borrowed(self.properties()?);
-        Ok(Message::new(self.body()).with_properties(properties))
+        Ok(Message::new(self.body()).with_properties(self.properties()?))
     }
 }

@@ -73,6 +73,19 @@ pub(crate) fn exclusive_queue(channel: &Channel) -> Queue {
         .unwrap()
 }
 
+/// Declares a queue, and the queue that gets its dead letters.
+pub(crate) fn queue_with_dead_letters(
+    channel: &Channel,
+    name: &str,
+    options: QueueDeclareOptions,
+) -> (Queue, Queue) {
+    let dead = exclusive_queue(channel);
+    let options = options
+        .dead_letter_exchange("")
+        .dead_letter_routing_key(dead.name());
+    (channel.queue_declare(name, options).unwrap(), dead)
+}
+
 /// How many messages are ready in a queue, as the broker counts them.
 pub(crate) fn ready(channel: &Channel, queue: &str) -> u32 {
     channel
