@@ -141,8 +141,8 @@ pub use options::{
     AckMode, ConnectionOptions, ConsumeOptions, Credentials, DeadLetterStrategy, DelayedRetry,
     ExchangeDeclareOptions, ExchangeDeleteOptions, HashProperty, LeaderLocator, LoginMethod,
     NackOptions, OnConsumerEnd, OnFailure, Overflow, PublisherOptions, QosOptions,
-    QueueDeclareOptions, QueueDeleteOptions, QueueType, RecoveryOptions, Requeue, StreamOffset,
-    TlsOptions, WorkerOptions,
+    QueueDeclareOptions, QueueDeleteOptions, QueueType, RecoveryOptions, Requeue, Retry,
+    StreamOffset, TlsOptions, WorkerOptions,
 };
 pub use publisher::confirm::{Confirm, PublishOutcome};
 pub use publisher::Publisher;
@@ -154,7 +154,10 @@ pub use wire::expiration::Expiration;
 pub use wire::properties::Properties;
 pub use wire::short_string::ShortString;
 pub use wire::value::{FieldTable, FieldValue};
-pub use workers::{HandlerOutput, LastError, QueueWorkers, Settlement, Workers, WorkersStatus};
+pub use workers::{
+    BatchOutput, HandlerOutput, LastError, LateHandler, Pause, QueueWorkers, Settlement,
+    Settlements, Workers, WorkersStatus,
+};
 
 /// A panic of the program leaves no handle half-changed: this crate calls the program's functions
 /// (metrics, filters, credentials, the logger) only where its own state is complete.

@@ -63,7 +63,8 @@ const MAY_USE: &[(&str, &str)] = &[
     ),
     (
         "workers",
-        "error log_line events options io_thread session connection channel delivery consumer",
+        "error log_line events message options proto io_thread session connection channel delivery \
+         publisher consumer",
     ),
     (
         "rpc",

@@ -178,6 +178,10 @@ impl Consumer {
         self.subscription.since()
     }
 
+    pub(crate) fn reads_from_stream(&self) -> bool {
+        self.origin.reads_from == ReadsFrom::Stream
+    }
+
     /// Whether the connection was lost and the consumer has not recovered yet.
     pub(crate) fn is_interrupted(&self) -> bool {
         self.subscription.is_interrupted()

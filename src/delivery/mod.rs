@@ -2,9 +2,11 @@
 //!
 //! - this file: `Delivery` and its acknowledgement; `basic.get`
 //! - `properties`: what a message says about itself; `deaths`: why it was dead-lettered
+//! - `retries`: copies of messages that failed, for `Workers`
 
 mod deaths;
 mod properties;
+mod retries;
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -269,6 +271,12 @@ impl Delivery {
     /// Whether the program has acknowledged or rejected the message.
     pub(crate) fn is_settled(&self) -> bool {
         self.settled.load(Ordering::Relaxed)
+    }
+
+    /// Whether the message came over a connection that was lost since: the broker redelivers it.
+    pub(crate) fn is_stale(&self) -> bool {
+        let state = self.channel().state();
+        self.delivery_tag <= state.look(|channel| channel.delivery_tags.stale_to())
     }
 
     pub(crate) fn is_from_stream(&self) -> bool {

@@ -133,7 +133,8 @@ impl Delivery {
     /// and earlier rejections before a dead-lettering with [`deaths`](Self::deaths). The highest
     /// number counts, since they can report the same delivery. So a program that rejects failed
     /// messages into a queue from which they come back later can use this count to give up. A
-    /// message that a program publishes again begins anew since RabbitMQ 4.0.
+    /// message that a program publishes again begins anew since RabbitMQ 4.0, but the copies that
+    /// [`Workers`](crate::Workers) publish count on (see [`Retry`](crate::Retry)).
     #[must_use]
     pub fn attempts(&self) -> u64 {
         let counted = self.acquired_count().max(self.delivery_count());
@@ -146,6 +147,7 @@ impl Delivery {
         };
         let deaths = self.deaths().into_iter().filter(ended_a_delivery);
         let rejections = deaths.fold(0, |sum: u64, it| sum.saturating_add(it.count));
+        let here = here.saturating_add(self.retry_attempts());
         here.max(rejections).saturating_add(1)
     }
 

@@ -139,6 +139,7 @@ mod exchange;
 mod publisher;
 mod queue;
 mod recovery;
+pub(crate) mod retry;
 mod tls;
 mod uri;
 mod worker;
@@ -155,9 +156,12 @@ pub use queue::{
     QueueDeleteOptions, QueueType,
 };
 pub use recovery::RecoveryOptions;
+pub use retry::Retry;
+pub(crate) use retry::RetryDelay;
 #[cfg(not(feature = "native-tls"))]
 pub(crate) use tls::check_tls;
 pub use tls::TlsOptions;
 #[cfg(feature = "native-tls")]
 pub(crate) use tls::{Identity, Source};
+pub(crate) use worker::CircuitBreaker;
 pub use worker::{OnConsumerEnd, OnFailure, WorkerOptions};

@@ -2,8 +2,11 @@
 
 use std::time::Duration;
 
-use super::ConsumeOptions;
+use super::{ConsumeOptions, Retry};
 use crate::error::{Error, Result};
+
+/// RabbitMQ's default `consumer_timeout`.
+const ACKNOWLEDGEMENT_TIMEOUT: Duration = Duration::from_secs(30 * 60);
 
 /// What [`Workers`](crate::Workers) do when the consumer of one of their threads ends.
 ///
@@ -32,9 +35,15 @@ pub enum OnConsumerEnd {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum OnFailure {
-    /// Requeues the message, as with [`Settlement::Requeue`](crate::Settlement::Requeue). If it was
-    /// already redelivered, rejects it instead, so that a poison message is dead-lettered and not
+    /// Requeues the message, as with [`Settlement::Requeue`](crate::Settlement::Requeue), but
+    /// rejects it if it has failed before, so that a poison message is dead-lettered and not
     /// redelivered forever.
+    ///
+    /// A quorum queue counts the failures of a message
+    /// ([`Delivery::delivery_count`](crate::Delivery::delivery_count)), among them the crash of
+    /// another worker. So a message of a quorum queue is rejected at its third failure. Other
+    /// queues only mark a message as [redelivered](crate::Delivery::redelivered): a redelivered
+    /// message is rejected at its first failure here.
     #[default]
     RequeueOnce,
     /// Requeues the message, however often. A quorum queue has a delivery limit; other queues
@@ -45,6 +54,15 @@ pub enum OnFailure {
     Reject,
     /// Acknowledges the message, although it was not handled.
     Ack,
+    /// Retries the message later, as [`WorkerOptions::retry`] says.
+    Retry,
+}
+
+/// When failures pause a queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct CircuitBreaker {
+    pub(crate) failures: u32,
+    pub(crate) delay: Duration,
 }
 
 /// How [`Workers`](crate::Workers) consume from one queue.
@@ -53,9 +71,13 @@ pub enum OnFailure {
 pub struct WorkerOptions {
     pub(crate) threads: usize,
     pub(crate) prefetch: u16,
+    pub(crate) batch_size: u16,
+    pub(crate) batch_timeout: Duration,
     pub(crate) consume: ConsumeOptions,
-    pub(crate) on_error: OnFailure,
-    pub(crate) on_panic: OnFailure,
+    on_error: Option<OnFailure>,
+    on_panic: Option<OnFailure>,
+    pub(crate) retry: Option<Retry>,
+    pub(crate) circuit_breaker: Option<CircuitBreaker>,
     pub(crate) on_consumer_end: OnConsumerEnd,
     pub(crate) restart_delay: Duration,
     pub(crate) max_restart_delay: Duration,
@@ -66,9 +88,13 @@ impl Default for WorkerOptions {
         Self {
             threads: 1,
             prefetch: 1,
+            batch_size: 100,
+            batch_timeout: Duration::from_secs(1),
             consume: ConsumeOptions::default(),
-            on_error: OnFailure::default(),
-            on_panic: OnFailure::default(),
+            on_error: None,
+            on_panic: None,
+            retry: None,
+            circuit_breaker: None,
             on_consumer_end: OnConsumerEnd::default(),
             restart_delay: Duration::from_millis(500),
             max_restart_delay: Duration::from_secs(30),
@@ -87,16 +113,42 @@ impl WorkerOptions {
         /// Prefetch of each thread, including the message that it handles. Default: 1.
         ///
         /// With 1, no message waits for a slow message while another thread is idle, but each
-        /// message costs a round trip to the broker. For short tasks, 100 to 300 is faster.
+        /// message costs a round trip to the broker. For short tasks, 100 to 300 is faster. A
+        /// thread that handles batches prefetches at least one batch.
         prefetch: u16;
+        /// For [`Workers::consume_batches`](crate::Workers::consume_batches) only: the largest
+        /// number of messages in a batch. Default: 100.
+        batch_size: u16;
+        /// For [`Workers::consume_batches`](crate::Workers::consume_batches) only: how long the
+        /// first message of a batch waits for others. Default: 1 second.
+        batch_timeout: Duration;
         /// How to consume: priority, exclusive, other arguments. Default:
         /// [`ConsumeOptions::default`].
         consume: ConsumeOptions;
         /// What to do with a message whose handler returns an error. The error is logged at `error`
-        /// with its sources and the message's ids. Default: [`OnFailure::RequeueOnce`].
+        /// with its sources and the message's ids. Default: [`OnFailure::Retry`] with
+        /// [`retry`](Self::retry), otherwise [`OnFailure::RequeueOnce`].
         on_error: OnFailure;
-        /// What to do with a message whose handler panics. Default: [`OnFailure::RequeueOnce`].
+        /// What to do with a message whose handler panics. Default: [`OnFailure::Retry`] with
+        /// [`retry`](Self::retry), otherwise [`OnFailure::RequeueOnce`].
         on_panic: OnFailure;
+        /// Retries failed messages later, and parks those that keep failing. [`Retry`] describes
+        /// what happens. Default: none.
+        ///
+        /// ```no_run
+        /// use leveret::{Connection, Retry, WorkerOptions, Workers};
+        /// use std::time::Duration;
+        ///
+        /// # fn send(_: &[u8]) -> std::io::Result<()> { Ok(()) }
+        /// let workers = Workers::new(&Connection::open_default()?);
+        /// let delays = [1, 10, 60].map(Duration::from_secs);
+        /// let options = WorkerOptions::default().retry(Retry::after(delays));
+        /// // A message whose `send` fails is sent again after 1, 10 and 60 seconds, then parked.
+        /// workers.consume_with("mails", options, |delivery| send(delivery.body()))?;
+        /// workers.join()?;
+        /// # Ok::<(), leveret::Error>(())
+        /// ```
+        retry: Retry;
         /// What to do when the broker ends the consumer of a thread. Default:
         /// [`OnConsumerEnd::Restart`].
         ///
@@ -115,6 +167,41 @@ impl WorkerOptions {
         max_restart_delay: Duration;
     }
 
+    /// Pauses the queue for `delay` after this number of errors and panics in a row, on all of its
+    /// threads together, and then tries again: for handlers that need a database which is down.
+    /// After a pause, one more failure pauses the queue again, and a message that is handled
+    /// without an error ends this. Default: never pauses.
+    ///
+    /// A pause gives the prefetched messages back, as [`Workers::pause`](crate::Workers::pause)
+    /// does. The messages that have failed are treated as [`on_error`](Self::on_error) says.
+    #[must_use]
+    pub fn circuit_breaker(mut self, failures: u32, delay: Duration) -> Self {
+        self.circuit_breaker = Some(CircuitBreaker { failures, delay });
+        self
+    }
+
+    pub(crate) fn after_error(&self) -> OnFailure {
+        self.on_error.unwrap_or_else(|| self.after_failure())
+    }
+
+    pub(crate) fn after_panic(&self) -> OnFailure {
+        self.on_panic.unwrap_or_else(|| self.after_failure())
+    }
+
+    fn after_failure(&self) -> OnFailure {
+        match self.retry {
+            Some(_) => OnFailure::Retry,
+            None => OnFailure::RequeueOnce,
+        }
+    }
+
+    /// When a handler is about to meet the broker's acknowledgement timeout.
+    pub(crate) fn late_after(&self) -> Duration {
+        let own = self.consume.arguments.get("x-consumer-timeout");
+        let own = own.and_then(|it| it.as_u64()).map(Duration::from_millis);
+        own.unwrap_or(ACKNOWLEDGEMENT_TIMEOUT).mul_f64(0.8)
+    }
+
     pub(crate) fn check(&self) -> Result<()> {
         if self.threads == 0 {
             return Err(Error::invalid("workers need at least one thread"));
@@ -129,6 +216,21 @@ impl WorkerOptions {
                 "workers need a prefetch of at least one message; 0 would prefetch the whole queue",
             ));
         }
-        Ok(())
+        if self.batch_size == 0 {
+            return Err(Error::invalid("a batch needs at least one message"));
+        }
+        if matches!(&self.circuit_breaker, Some(it) if it.failures == 0) {
+            return Err(Error::invalid(
+                "a circuit breaker needs at least one failure",
+            ));
+        }
+        let retries = [self.on_error, self.on_panic].contains(&Some(OnFailure::Retry));
+        match &self.retry {
+            Some(retry) => retry.check(),
+            None if retries => Err(Error::invalid(
+                "OnFailure::Retry needs WorkerOptions::retry",
+            )),
+            None => Ok(()),
+        }
     }
 }

@@ -8,6 +8,8 @@ use super::properties::Properties;
 /// How many bytes are reserved for a body when only its header has arrived. Beyond this limit,
 /// memory grows with the data that arrives.
 const RESERVE: usize = 1 << 20;
+/// The longest name in bytes.
+const MAX_NAME: usize = 255;
 
 /// A message's bytes in one allocation: exchange, routing key, properties, body.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -63,6 +65,20 @@ impl Content {
         }
     }
 
+    /// Replaces the exchange and the routing key. Nothing changes if they have more than 255 bytes.
+    pub(crate) fn readdress(&mut self, exchange: &str, routing_key: &str) {
+        if exchange.len().max(routing_key.len()) > MAX_NAME {
+            return;
+        }
+        let names = exchange.bytes().chain(routing_key.bytes());
+        let old = usize::from(self.routing_key_end).min(self.bytes.len());
+        let new = exchange.len() + routing_key.len();
+        self.bytes.splice(..old, names);
+        self.properties_end = self.properties_end - old as u32 + new as u32;
+        self.exchange_end = exchange.len() as u16;
+        self.routing_key_end = new as u16;
+    }
+
     fn properties_end(&self) -> usize {
         self.properties_end as usize
     }
@@ -114,5 +130,36 @@ impl Content {
     pub(crate) fn into_body(mut self) -> Vec<u8> {
         self.bytes.drain(..self.properties_end());
         self.bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_can_get_another_address() {
+        let message = WholeDelivery {
+            channel: 1,
+            consumer_tag: b"tag",
+            delivery_tag: 1,
+            redelivered: false,
+            exchange: b"events",
+            routing_key: b"a.b",
+            properties: b"\x00\x00",
+            body: b"body",
+            length: 0,
+        };
+        let mut content = Content::whole(&message, None);
+        let long = "x".repeat(MAX_NAME + 1);
+        for (exchange, routing_key) in [("", "queue"), ("an exchange", ""), ("", "")] {
+            content.readdress(exchange, routing_key);
+            content.readdress(&long, "");
+            content.readdress("", &long);
+            assert_eq!(content.exchange(), exchange);
+            assert_eq!(content.routing_key(), routing_key);
+            assert_eq!(content.encoded_properties(), b"\x00\x00");
+            assert_eq!(content.body(), b"body");
+        }
     }
 }

@@ -64,40 +64,112 @@ impl<T: HandlerOutput<Infallible>> HandlerOutput<Box<dyn StdError>>
     }
 }
 
+/// What a handler of [`Workers::consume_batches`](crate::Workers::consume_batches) can return: what
+/// a handler of single messages can return ([`HandlerOutput`]), for all messages of the batch, or a
+/// vector with one [`Settlement`] for each message.
+///
+/// `E` is the error that the value is converted into. A program never names it.
+#[diagnostic::on_unimplemented(
+    message = "a handler of batches cannot return `{Self}`",
+    label = "this handler must return `()`, `Settlement`, `Vec<Settlement>`, or a `Result` of them"
+)]
+pub trait BatchOutput<E> {
+    /// Converts the value into the settlements of the messages, or the error.
+    ///
+    /// # Errors
+    /// Why the handler failed.
+    fn into_settlements(self) -> Result<Settlements, Box<dyn StdError>>;
+}
+
+/// The settlements of a batch of messages.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Settlements {
+    /// One for all messages.
+    All(Settlement),
+    /// One for each message, in the order of the batch.
+    Each(Vec<Settlement>),
+}
+
+impl BatchOutput<Infallible> for () {
+    fn into_settlements(self) -> Result<Settlements, Box<dyn StdError>> {
+        Ok(Settlements::All(Settlement::Ack))
+    }
+}
+
+impl BatchOutput<Infallible> for Settlement {
+    fn into_settlements(self) -> Result<Settlements, Box<dyn StdError>> {
+        Ok(Settlements::All(self))
+    }
+}
+
+impl BatchOutput<Infallible> for Vec<Settlement> {
+    fn into_settlements(self) -> Result<Settlements, Box<dyn StdError>> {
+        Ok(Settlements::Each(self))
+    }
+}
+
+impl<T, E> BatchOutput<Box<dyn StdError + Send + Sync>> for Result<T, E>
+where
+    T: BatchOutput<Infallible>,
+    E: Into<Box<dyn StdError + Send + Sync>>,
+{
+    fn into_settlements(self) -> Result<Settlements, Box<dyn StdError>> {
+        match self {
+            Ok(output) => output.into_settlements(),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+impl<T: BatchOutput<Infallible>> BatchOutput<Box<dyn StdError>> for Result<T, Box<dyn StdError>> {
+    fn into_settlements(self) -> Result<Settlements, Box<dyn StdError>> {
+        self?.into_settlements()
+    }
+}
+
+/// What became of a batch.
+pub(super) type Handled = Result<Settlements, Box<dyn StdError>>;
+
 /// A handler of one thread. It need not leave its thread.
-pub(super) type Handler = dyn FnMut(&Delivery) -> Result<Settlement, Box<dyn StdError>>;
+pub(super) type Handler = dyn FnMut(&[Delivery]) -> Handled;
 
 /// Makes the handler of each thread.
 pub(super) type Factory = dyn Fn() -> Result<Box<Handler>, Error> + Send + Sync;
 
+/// Calls a handler of single messages with a batch of one.
+pub(super) fn single<R: HandlerOutput<E>, E>(
+    batch: &[Delivery],
+    handler: impl FnOnce(&Delivery) -> R,
+) -> Handled {
+    let settlement = match batch.first() {
+        Some(delivery) => handler(delivery).into_settlement()?,
+        None => Settlement::Ack,
+    };
+    Ok(Settlements::All(settlement))
+}
+
 /// All threads call the same handler.
-pub(super) fn shared<R: HandlerOutput<E>, E>(
-    handler: impl Fn(&Delivery) -> R + Send + Sync + 'static,
+pub(super) fn shared(
+    handler: impl Fn(&[Delivery]) -> Handled + Send + Sync + 'static,
 ) -> Arc<Factory> {
     let handler = Arc::new(handler);
     Arc::new(move || {
         let handler = Arc::clone(&handler);
-        Ok(
-            Box::new(move |delivery: &Delivery| handler(delivery).into_settlement())
-                as Box<Handler>,
-        )
+        Ok(Box::new(move |batch: &[Delivery]| handler(batch)) as Box<Handler>)
     })
 }
 
 /// Each thread makes its own handler.
-pub(super) fn per_thread<H, R, E, F>(
+pub(super) fn per_thread<H, F>(
     make: impl Fn() -> Result<H, F> + Send + Sync + 'static,
 ) -> Arc<Factory>
 where
-    H: FnMut(&Delivery) -> R + 'static,
-    R: HandlerOutput<E>,
+    H: FnMut(&[Delivery]) -> Handled + 'static,
     F: Into<Box<dyn StdError + Send + Sync>>,
 {
     Arc::new(move || match make() {
-        Ok(mut handler) => {
-            let handler = move |delivery: &Delivery| handler(delivery).into_settlement();
-            Ok(Box::new(handler) as Box<Handler>)
-        }
+        Ok(handler) => Ok(Box::new(handler) as Box<Handler>),
         Err(error) => {
             let text = chain(&*error.into());
             Err(Error::new(ErrorKind::HandlerNotCreated { text }))

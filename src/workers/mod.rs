@@ -1,8 +1,12 @@
 //! Worker threads, which handle messages, restart their consumers, and shut down gracefully.
 
+mod activity;
 mod answers;
 mod crew;
 mod handler;
+mod restart;
+mod retry;
+mod settling;
 mod status;
 mod worker;
 
@@ -12,20 +16,23 @@ use std::thread;
 use std::time::Duration;
 
 use crossbeam_channel::{bounded, Receiver, Sender};
+use parking_lot::Mutex;
 
 use crate::connection::Connection;
+use crate::consumer::Consumer;
 use crate::delivery::Delivery;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io_thread::deadline::Deadline;
 use crate::io_thread::panics;
-use crate::log_line::log_line;
+use crate::log_line::{log_line, Label};
 use crate::options::WorkerOptions;
 
 use crew::Crew;
 use handler::Factory;
-pub use handler::HandlerOutput;
-pub use status::{LastError, QueueWorkers, WorkersStatus};
-use worker::{Progress, Shift, Worker};
+pub use handler::{BatchOutput, HandlerOutput, Settlements};
+use retry::Retries;
+pub use status::{LastError, LateHandler, Pause, QueueWorkers, WorkersStatus};
+use worker::{BatchLimits, Progress, Shift, Worker};
 
 /// The outcome of a message that a handler has handled.
 ///
@@ -44,6 +51,9 @@ pub enum Settlement {
     /// Rejects the message: the broker dead-letters it if its queue has a dead-letter exchange,
     /// otherwise drops it.
     Reject,
+    /// Retries the message later, as [`WorkerOptions::retry`](crate::WorkerOptions::retry) says.
+    /// Without that option: as after an error ([`WorkerOptions::on_error`]).
+    Retry,
 }
 
 /// Threads that consume from queues and call a handler for each message.
@@ -90,6 +100,15 @@ pub enum Settlement {
 /// # Ok::<(), leveret::Error>(())
 /// ```
 ///
+/// # Slow handlers
+/// The broker waits up to 30 minutes for an acknowledgement, unless it or the queue says otherwise
+/// ([`ConsumeOptions::consumer_timeout`](crate::ConsumeOptions::consumer_timeout) sets the timeout
+/// of one consumer). After that, it redelivers the message and ends the consumer. When a handler
+/// has run for 80 % of 30 minutes, or of the consumer's own timeout, a line at `warn` names the
+/// queue and the message, and [`status`](Self::status) shows the handler. The time that a message
+/// has waited in the prefetch is not included, although the broker counts it, too.
+///
+/// # Shutdown
 /// When a thread stops, its prefetched messages that were not handled are requeued. In a quorum
 /// queue, this can count [towards the delivery
 /// limit](crate::Consumer#unread-messages-and-the-delivery-limit): keep [`WorkerOptions::prefetch`]
@@ -107,6 +126,8 @@ pub struct Workers {
 struct Handle {
     connection: Connection,
     crew: Arc<Crew>,
+    /// Whether a thread warns of slow handlers.
+    is_watched: Mutex<bool>,
 }
 
 impl Drop for Handle {
@@ -124,6 +145,46 @@ impl Drop for Handle {
     }
 }
 
+impl Handle {
+    /// Starts the thread that warns of slow handlers, if it does not run yet.
+    fn watch(&self) -> Result<()> {
+        let mut is_watched = self.is_watched.lock();
+        if *is_watched {
+            return Ok(());
+        }
+        let (crew, shared) = (Arc::clone(&self.crew), Arc::clone(self.connection.shared()));
+        spawn("slow handlers", move || {
+            while let Some(late) = crew.next_late() {
+                for (queue, late) in late {
+                    say(|| warn_of_late(&shared.label(), &queue, &late));
+                }
+            }
+        })?;
+        *is_watched = true;
+        Ok(())
+    }
+}
+
+fn warn_of_late(label: &Label, queue: &str, late: &LateHandler) {
+    log_line!(
+        Warn,
+        label,
+        "the handler of queue {queue:?} has run for {:.1?}, and the broker's acknowledgement timeout is near; \
+         delivery tag {}, message id {:?}: raise the timeout, or handle less at once",
+        late.running_for,
+        late.delivery_tag,
+        late.message_id.as_deref().unwrap_or_default()
+    );
+}
+
+fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<()> {
+    let spawned = thread::Builder::new().name(name.to_owned()).spawn(run);
+    spawned.map(drop).map_err(|error| {
+        let kind = error.kind();
+        Error::new(ErrorKind::ThreadNotStarted { kind }).caused_by(error)
+    })
+}
+
 /// Logs, and ignores a panic of the program's logger, which the panic hook has reported.
 fn say(log: impl FnOnce()) {
     let _ = panics::catch(log);
@@ -136,6 +197,7 @@ impl Workers {
             handle: Arc::new(Handle {
                 connection: connection.clone(),
                 crew: Arc::new(Crew::new()),
+                is_watched: Mutex::new(false),
             }),
         }
     }
@@ -158,7 +220,9 @@ impl Workers {
     ///
     /// # Errors
     /// - [`ErrorKind::InvalidArgument`] for invalid options, such as no threads or `no_ack`, and
-    ///   after [`shutdown`](Self::shutdown).
+    ///   after [`shutdown`](Self::shutdown). With [`WorkerOptions::retry`], also for a stream, for
+    ///   a name of the broker's own (`amq.`), and if a queue is missing that the workers do not
+    ///   declare.
     /// - Same as [`Channel::basic_consume`](crate::Channel::basic_consume), such as 404 if the
     ///   queue does not exist.
     /// - [`ErrorKind::ThreadNotStarted`] if the system cannot start a thread.
@@ -170,7 +234,8 @@ impl Workers {
         options: WorkerOptions,
         handler: impl Fn(&Delivery) -> R + Send + Sync + 'static,
     ) -> Result<()> {
-        self.start(queue, options, &handler::shared(handler))
+        let factory = handler::shared(move |batch| handler::single(batch, &handler));
+        self.start(queue, options, BatchLimits::SINGLE, &factory)
     }
 
     /// [`consume_with`](Self::consume_with), but each thread makes its own handler, which can have
@@ -211,30 +276,115 @@ impl Workers {
         R: HandlerOutput<E>,
         F: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        self.start(queue, options, &handler::per_thread(make))
+        let factory = handler::per_thread(move || {
+            let mut handler = make()?;
+            Ok::<_, F>(move |batch: &[Delivery]| handler::single(batch, &mut handler))
+        });
+        self.start(queue, options, BatchLimits::SINGLE, &factory)
     }
 
-    fn start(&self, queue: &str, options: WorkerOptions, factory: &Arc<Factory>) -> Result<()> {
+    /// [`consume_with`](Self::consume_with), but the handler gets several messages at once: for
+    /// programs that insert many rows into a database with one statement.
+    ///
+    /// A batch has up to [`WorkerOptions::batch_size`] messages; fewer if no more have arrived
+    /// [`WorkerOptions::batch_timeout`] after the first. The handler returns what a handler of
+    /// single messages returns, for the whole batch, or one [`Settlement`] for each message
+    /// ([`BatchOutput`]). After an error or a panic, each message of the batch is treated as one
+    /// that has failed. So a handler that can tell which message is at fault should return
+    /// settlements.
+    ///
+    /// ```no_run
+    /// use leveret::{Connection, Delivery, WorkerOptions, Workers};
+    /// # fn insert(_: &[&[u8]]) -> std::io::Result<()> { Ok(()) }
+    ///
+    /// let workers = Workers::new(&Connection::open_default()?);
+    /// let options = WorkerOptions::default().batch_size(500);
+    /// workers.consume_batches("measurements", options, |batch: &[Delivery]| {
+    ///     let rows: Vec<_> = batch.iter().map(|it| it.body()).collect();
+    ///     insert(&rows)
+    /// })?;
+    /// workers.join()?;
+    /// # Ok::<(), leveret::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// Same as [`consume_with`](Self::consume_with).
+    pub fn consume_batches<R: BatchOutput<E>, E>(
+        &self,
+        queue: &str,
+        options: WorkerOptions,
+        handler: impl Fn(&[Delivery]) -> R + Send + Sync + 'static,
+    ) -> Result<()> {
+        let factory = handler::shared(move |batch| handler(batch).into_settlements());
+        let limits = BatchLimits::of(&options);
+        self.start(queue, options, limits, &factory)
+    }
+
+    /// [`consume_batches`](Self::consume_batches), but each thread makes its own handler, as with
+    /// [`consume_per_thread`](Self::consume_per_thread).
+    ///
+    /// # Errors
+    /// Same as [`consume_per_thread`](Self::consume_per_thread).
+    pub fn consume_batches_per_thread<H, R, E, F>(
+        &self,
+        queue: &str,
+        options: WorkerOptions,
+        make: impl Fn() -> std::result::Result<H, F> + Send + Sync + 'static,
+    ) -> Result<()>
+    where
+        H: FnMut(&[Delivery]) -> R + 'static,
+        R: BatchOutput<E>,
+        F: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let factory = handler::per_thread(move || {
+            let mut handler = make()?;
+            Ok::<_, F>(move |batch: &[Delivery]| handler(batch).into_settlements())
+        });
+        let limits = BatchLimits::of(&options);
+        self.start(queue, options, limits, &factory)
+    }
+
+    fn start(
+        &self,
+        queue: &str,
+        options: WorkerOptions,
+        limits: BatchLimits,
+        factory: &Arc<Factory>,
+    ) -> Result<()> {
         options.check()?;
-        let Handle { connection, crew } = &*self.handle;
+        let Handle {
+            connection, crew, ..
+        } = &*self.handle;
+        let retries = options.retry.as_ref();
+        let retries = retries.map(|it| Retries::prepare(connection, queue, it));
+        let retries = retries.transpose()?.map(Arc::new);
         let queue = connection.recovery().queue_names.name(queue);
         let recruits = (0..options.threads).map(|_| Recruit::spawn(queue.current(), factory));
         let recruits: Vec<_> = recruits.collect::<Result<_>>()?;
         recruits.iter().try_for_each(Recruit::wait_ready)?;
         crew.check_open()?;
+        let prefetch = Worker::prefetch(&options, limits);
         let begin = |_| {
             let queue = queue.as_ref().into();
-            worker::begin(connection, queue, options.prefetch, options.consume.clone())
+            worker::begin(connection, queue, prefetch, options.consume.clone())
         };
         let consumers = (0..options.threads).map(begin);
         let consumers: Vec<_> = consumers.collect::<Result<_>>()?;
-        let shifts = consumers.iter().map(|it| Shift::new(it, options.prefetch));
+        if retries.is_some() && consumers.iter().any(Consumer::reads_from_stream) {
+            return Err(Error::invalid(
+                "messages of a stream cannot be retried: the stream keeps them",
+            ));
+        }
+        let shifts = consumers.iter().map(|it| Shift::new(it, prefetch));
         let shifts: Vec<_> = shifts.collect();
-        let posts = crew.enlist(&queue, consumers)?;
+        self.handle.watch()?;
+        let posts = crew.enlist(&queue, &options, consumers)?;
         let options = Arc::new(options);
         let workers = posts.into_iter().map(|post| Worker {
             connection: connection.clone(),
             options: Arc::clone(&options),
+            limits,
+            retries: retries.clone(),
             factory: Arc::clone(factory),
             progress: Progress::default(),
             post,
@@ -244,6 +394,63 @@ impl Workers {
             let _ = recruit.begin.send(task);
         }
         Ok(())
+    }
+
+    /// Stops taking messages from a queue, without ending its threads. The prefetched messages are
+    /// requeued at once, and other programs can handle them. Running handlers finish, and their
+    /// messages are settled as usual. Does not wait for them.
+    ///
+    /// ```no_run
+    /// # let connection = leveret::Connection::open_default()?;
+    /// # let workers = leveret::Workers::new(&connection);
+    /// # workers.consume("mails", |_| ())?;
+    /// # let mail_server_moves = || ();
+    /// workers.pause("mails")?;
+    /// mail_server_moves();
+    /// workers.resume("mails")?;
+    /// # Ok::<(), leveret::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidArgument`] if these workers do not consume from the queue, and after
+    /// [`shutdown`](Self::shutdown).
+    pub fn pause(&self, queue: &str) -> Result<()> {
+        self.handle.crew.pause(queue)
+    }
+
+    /// Takes messages again from a queue that [`pause`](Self::pause) or
+    /// [`WorkerOptions::circuit_breaker`] has paused. Does not wait until the threads consume;
+    /// [`status`](Self::status) shows that.
+    ///
+    /// # Errors
+    /// Same as [`pause`](Self::pause).
+    pub fn resume(&self, queue: &str) -> Result<()> {
+        self.handle.crew.resume(queue)
+    }
+
+    /// Moves up to `limit` messages from the parked messages of a queue back to the queue, the
+    /// oldest first. Returns how many it has moved. Their attempts are counted anew.
+    ///
+    /// Each message is in both queues until the broker has confirmed its copy. After an error,
+    /// some messages may have been moved; none is lost. The workers need not consume from the
+    /// queue, so an administrator's program can call this, too:
+    ///
+    /// ```no_run
+    /// use leveret::{Connection, Workers};
+    ///
+    /// let workers = Workers::new(&Connection::open_default()?);
+    /// println!("{} mails are sent again", workers.unpark("mails", usize::MAX)?);
+    /// # Ok::<(), leveret::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// - 404 if there is no queue of parked messages.
+    /// - [`ErrorKind::Returned`] if the queue does not exist; [`ErrorKind::Nacked`] if it refuses a
+    ///   message.
+    /// - A timeout, or the end of the connection.
+    pub fn unpark(&self, queue: &str, limit: usize) -> Result<usize> {
+        let unparked = retry::unpark(&self.handle.connection, queue, limit);
+        unparked.map_err(|error| error.doing(format!("unparking messages of queue {queue:?}")))
     }
 
     /// Returns the current state of the threads: which queues run, how many handlers are busy, and
@@ -304,8 +511,7 @@ impl Recruit {
         let ((is_ready, ready), (begin, begun)) = (bounded(1), bounded::<(Worker, Shift)>(1));
         let factory = Arc::clone(factory);
         // Linux shows the first 15 bytes. A thread name cannot contain a NUL.
-        let thread = thread::Builder::new().name(queue.replace('\0', ""));
-        let spawned = thread.spawn(move || {
+        spawn(&queue.replace('\0', ""), move || {
             let (handler, made) = match worker::make(&factory) {
                 Ok(handler) => (Some(handler), Ok(())),
                 Err(error) => (None, Err(error)),
@@ -314,10 +520,6 @@ impl Recruit {
             if let (Some(handler), Ok((worker, shift))) = (handler, begun.recv()) {
                 worker.run(handler, shift);
             }
-        });
-        spawned.map_err(|error| {
-            let kind = error.kind();
-            Error::new(ErrorKind::ThreadNotStarted { kind }).caused_by(error)
         })?;
         Ok(Self { ready, begin })
     }

@@ -19,7 +19,8 @@ pub struct WorkersStatus {
 }
 
 impl WorkersStatus {
-    /// Returns true if all threads of all queues consume.
+    /// Returns true if all threads consume, except those of queues that the program has
+    /// [paused](crate::Workers::pause).
     ///
     /// ```
     /// # use leveret::{broker::Broker, Connection, QueueDeclareOptions};
@@ -44,14 +45,18 @@ impl WorkersStatus {
     /// ```
     #[must_use]
     pub fn is_healthy(&self) -> bool {
-        let all_consume = |it: &QueueWorkers| it.consuming == it.threads;
-        !self.stopped && self.queues.iter().all(all_consume)
+        let is_healthy = |it: &QueueWorkers| match it.pause {
+            None => it.consuming == it.threads,
+            Some(Pause::ByProgram) => true,
+            Some(Pause::ByCircuitBreaker { .. }) => false,
+        };
+        !self.stopped && self.queues.iter().all(is_healthy)
     }
 }
 
-/// The threads that one call of [`Workers::consume`](crate::Workers::consume) started. Part of
-/// [`WorkersStatus`].
-#[derive(Debug, Clone)]
+/// The threads that one call of [`Workers::consume`](crate::Workers::consume) started, and what
+/// they have done so far. Part of [`WorkersStatus`].
+#[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub struct QueueWorkers {
     /// Name of the queue.
@@ -63,11 +68,59 @@ pub struct QueueWorkers {
     /// Number of threads that are waiting to consume again, because the broker ended their consumer
     /// or the connection is lost.
     pub restarting: usize,
+    /// Number of threads that keep a failed message because its copy cannot be published: see
+    /// [`Retry`](crate::Retry). `last_error` says why.
+    pub blocked: usize,
+    /// Why the threads take no messages, if their queue is paused.
+    pub pause: Option<Pause>,
     /// Number of threads whose handler is running.
     pub busy: usize,
-    /// The last error that ended a consumer or prevented a new one. It remains after the thread
-    /// consumes again.
+    /// The handlers that have run for more than 80 % of the time that the broker waits for an
+    /// acknowledgement: see [`Workers`](crate::Workers#slow-handlers).
+    pub late: Vec<LateHandler>,
+    /// Number of messages whose handler returned without an error.
+    pub handled: u64,
+    /// Number of messages whose handler returned an error.
+    pub failed: u64,
+    /// Number of messages whose handler panicked.
+    pub panicked: u64,
+    /// Number of messages sent to be retried after a delay: see [`Retry`](crate::Retry).
+    pub retried: u64,
+    /// Number of messages moved to the queue of parked messages: see [`Retry`](crate::Retry).
+    pub parked: u64,
+    /// Total time of all handlers that have returned.
+    pub handler_time: Duration,
+    /// The last error that ended a consumer, prevented a new one, or kept a copy from being
+    /// published. It remains after the thread continues.
     pub last_error: Option<LastError>,
+}
+
+/// Why the threads of a queue take no messages. Part of [`QueueWorkers`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Pause {
+    /// The program has called [`Workers::pause`](crate::Workers::pause).
+    ByProgram,
+    /// Too many handlers have failed: see
+    /// [`WorkerOptions::circuit_breaker`](crate::WorkerOptions::circuit_breaker).
+    ByCircuitBreaker {
+        /// Time until the threads continue.
+        remaining: Duration,
+    },
+}
+
+/// A handler that has run for a long time. Part of [`QueueWorkers`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LateHandler {
+    /// The delivery tag of its message; of the first one, if it has several.
+    pub delivery_tag: u64,
+    /// The id of that message, if it has one.
+    pub message_id: Option<String>,
+    /// Number of messages that the handler has.
+    pub messages: usize,
+    /// How long the handler has run.
+    pub running_for: Duration,
 }
 
 /// The last error of a [`QueueWorkers`].

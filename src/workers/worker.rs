@@ -1,5 +1,6 @@
-//! One worker thread: handles messages, and consumes again when its consumer ends.
+//! One worker thread: receives messages and calls its handler.
 
+use std::result::Result as StdResult;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,24 +8,20 @@ use crossbeam_channel::{select, Receiver};
 
 use super::answers::{Answers, LostAnswers};
 use super::crew::{Post, Scope};
-use super::handler::{chain, Factory, Handler};
-use super::{say, Settlement};
+use super::handler::{chain, Factory, Handler, Settlements};
+use super::retry::Retries;
+use super::settling::Failure;
+use super::Settlement;
 use crate::channel::{Answered, Channel};
 use crate::connection::Connection;
 use crate::consumer::Consumer;
 use crate::delivery::Delivery;
-use crate::error::{Error, ErrorKind, OneLine, ReplyCode, Result};
-use crate::events::ConnectionEvent;
+use crate::error::{Error, ErrorKind, ReplyCode, Result};
 use crate::io_thread::deadline::Deadline;
 use crate::io_thread::panics;
-use crate::log_line::log_line;
-use crate::options::backoff;
-use crate::options::{ConsumeOptions, OnConsumerEnd, OnFailure, Requeue, WorkerOptions};
+use crate::options::{ConsumeOptions, WorkerOptions};
 use crate::session::queue_names::QueueName;
 use crate::session::stream_position::StreamStart;
-
-/// How often a thread checks whether a lost connection has recovered.
-const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// Starts a consumer on a new channel.
 pub(super) fn begin(
@@ -38,11 +35,35 @@ pub(super) fn begin(
     channel.consume_queue(queue, options, false)
 }
 
+/// How many messages a handler gets at once.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct BatchLimits {
+    pub(super) size: u16,
+    /// How long the first message waits for others.
+    pub(super) timeout: Duration,
+}
+
+impl BatchLimits {
+    pub(super) const SINGLE: Self = Self {
+        size: 1,
+        timeout: Duration::ZERO,
+    };
+
+    pub(super) fn of(options: &WorkerOptions) -> Self {
+        Self {
+            size: options.batch_size,
+            timeout: options.batch_timeout,
+        }
+    }
+}
+
 /// The work of one thread.
 pub(super) struct Worker {
     pub(super) connection: Connection,
     pub(super) options: Arc<WorkerOptions>,
+    pub(super) limits: BatchLimits,
     pub(super) factory: Arc<Factory>,
+    pub(super) retries: Option<Arc<Retries>>,
     pub(super) progress: Progress,
     /// Dropped last, since dropping it reports the end of the thread.
     pub(super) post: Post,
@@ -52,21 +73,21 @@ pub(super) struct Worker {
 #[derive(Default)]
 pub(super) struct Progress {
     /// Number of consumers in a row that ended early or could not begin.
-    failures: u32,
+    pub(super) failures: u32,
     /// The stream offset at which the next consumer begins.
-    next_offset: Option<u64>,
+    pub(super) next_offset: Option<u64>,
     /// The time from which the consumer reads its stream, until a message was handled.
-    since: Option<StreamStart>,
+    pub(super) since: Option<StreamStart>,
     /// Whether the log has the warning that this stream cannot requeue.
-    has_warned: bool,
+    pub(super) has_warned: bool,
 }
 
 /// One consumer, from its start to its end.
 pub(super) struct Shift {
-    channel: Channel,
+    pub(super) channel: Channel,
     deliveries: Receiver<Result<Delivery>>,
-    answers: Answers,
-    since: Deadline,
+    pub(super) answers: Answers,
+    pub(super) since: Deadline,
     reads_since: Option<StreamStart>,
 }
 
@@ -82,20 +103,42 @@ impl Shift {
     }
 
     /// Returns why the channel has ended, if it has.
-    fn end(&self) -> Option<Error> {
+    pub(super) fn end(&self) -> Option<Error> {
         self.channel.state().end_cause()
     }
 
     /// Closes the channel of a consumer that has ended. Returns the acknowledgements that the
     /// broker may lack.
-    fn give_up(self) -> LostAnswers {
+    pub(super) fn give_up(self) -> LostAnswers {
         let close = || self.channel.close_confirmed(ReplyCode::SUCCESS, "");
         let closed = panics::catch(close).ok().and_then(Result::ok);
         self.answers.lost(closed.flatten())
     }
+
+    /// Forgets the acknowledgements of an earlier connection: the broker has redelivered their
+    /// messages.
+    fn forget_lost_answers(&mut self) {
+        let open_in = self.channel.state().look(|channel| channel.opened_in());
+        if open_in.is_some_and(|epoch| epoch != self.answers.epoch) {
+            self.answers.forget();
+        }
+    }
+}
+
+/// Why a thread has no consumer any more, without an error.
+pub(super) enum Pause {
+    /// The thread is to stop.
+    Stopped,
+    /// The queue is paused.
+    Paused,
 }
 
 impl Worker {
+    /// The prefetch of the thread's consumers.
+    pub(super) fn prefetch(options: &WorkerOptions, limits: BatchLimits) -> u16 {
+        options.prefetch.max(limits.size)
+    }
+
     pub(super) fn run(mut self, handler: Box<Handler>, shift: Shift) {
         self.post.begin();
         if let Err(message) = panics::catch(|| self.work(handler, shift)) {
@@ -112,352 +155,127 @@ impl Worker {
     }
 
     fn work_with(&mut self, handler: &mut Option<Box<Handler>>, mut shift: Shift) {
+        let mut batch = Vec::new();
         loop {
-            let handled = panics::catch(|| self.handle_all(handler, &mut shift));
+            let handled = panics::catch(|| self.handle_all(handler, &mut shift, &mut batch));
             let handled = handled.unwrap_or_else(|message| {
-                self.post.set_busy(false);
                 shift.answers.note(Answered::NotSent);
                 Err(panicked(message))
             });
-            let error = match handled {
-                Err(error) if !self.post.is_stopped() => error,
-                _ => return self.finish(&shift),
+            self.post.activity().rest(&mut batch);
+            let next = match handled {
+                _ if self.post.is_stopped() => return self.finish(&shift),
+                Ok(Pause::Paused) if self.post.is_paused() => {
+                    self.begin_after_pause(handler, shift)
+                }
+                // Stopped, or the program itself has cancelled the consumer.
+                Ok(_) => return self.finish(&shift),
+                Err(error) => self.begin_again(handler, shift, error),
             };
-            match self.begin_again(handler, shift, error) {
+            match next {
                 Some(next) => shift = next,
                 None => return,
             }
         }
     }
 
-    /// Handles messages until the thread is told to stop, or the consumer ends.
-    fn handle_all(&mut self, handler: &mut Option<Box<Handler>>, shift: &mut Shift) -> Result<()> {
+    /// Handles messages until the thread is told to stop or to pause, or the consumer ends.
+    fn handle_all(
+        &mut self,
+        handler: &mut Option<Box<Handler>>,
+        shift: &mut Shift,
+        batch: &mut Vec<Delivery>,
+    ) -> Result<Pause> {
+        let activity = Arc::clone(self.post.activity());
         while !self.post.is_stopped() {
-            let Some(current) = handler else {
+            if handler.is_none() {
                 // Before the next message, which another thread may handle meanwhile.
                 *handler = Some(make(&self.factory)?);
                 continue;
-            };
-            let Some(delivery) = self.next(shift)? else {
-                let open_in = shift.channel.state().look(|channel| channel.opened_in());
-                if open_in.is_some_and(|epoch| epoch != shift.answers.epoch) {
-                    shift.answers.forget();
-                }
-                return Ok(());
-            };
-            self.post.set_busy(true);
-            let handled = panics::catch(|| current(&delivery).map_err(|error| chain(&*error)));
-            if handled.is_err() {
-                // Its state may be broken.
-                discard(handler.take());
             }
-            let settled = self.settle_handled(shift, &delivery, handled);
-            self.post.set_busy(false);
-            settled?;
+            if let Some(pause) = self.receive(shift, batch)? {
+                shift.forget_lost_answers();
+                return Ok(pause);
+            }
+            activity.handle(batch, |batch| {
+                let handled = call(handler, batch);
+                self.settle_batch(shift, batch, handled)
+            })?;
         }
-        Ok(())
+        Ok(Pause::Stopped)
     }
 
-    /// Returns the next message, or `None` when the thread is told to stop.
-    fn next(&self, shift: &Shift) -> Result<Option<Delivery>> {
+    /// Fills the batch. Returns why it cannot, if this is no error.
+    fn receive(&self, shift: &Shift, batch: &mut Vec<Delivery>) -> Result<Option<Pause>> {
         let stopped = self.post.stopped();
         let delivery = select! {
-            recv(stopped) -> _ => return Ok(None),
+            recv(stopped) -> _ => return Ok(Some(Pause::Stopped)),
             recv(shift.deliveries) -> delivery => delivery,
         };
-        // Without a sender, this program has cancelled the consumer.
-        let delivery = delivery.ok().transpose()?;
-        match shift.end().filter(|_| delivery.is_some()) {
-            // The broker redelivers the message.
-            Some(cause) => Err(cause),
-            None => Ok(delivery),
+        let Ok(delivery) = delivery else {
+            // This program has cancelled the consumer.
+            return Ok(Some(Pause::Paused));
+        };
+        batch.push(delivery?);
+        if self.limits.size > 1 {
+            self.fill(shift, batch)?;
         }
+        if let Some(cause) = shift.end() {
+            // The broker redelivers the messages.
+            batch.clear();
+            return Err(cause);
+        }
+        if let Some(retries) = self.retries.as_deref() {
+            let queue = self.post.queue().current();
+            let copies = batch.iter_mut().filter(|_| !retries.delays_by_broker());
+            copies.for_each(|it| it.as_first_published(queue));
+        }
+        Ok(None)
     }
 
-    /// Settles a message. `handled` is what its handler has returned, or the panic's message.
-    fn settle_handled(
-        &mut self,
-        shift: &mut Shift,
-        delivery: &Delivery,
-        handled: std::result::Result<std::result::Result<Settlement, String>, String>,
-    ) -> Result<()> {
-        let after = |on_failure| after_failure(on_failure, delivery);
-        let (settlement, failure) = match handled {
-            Ok(Ok(settlement)) => (settlement, None),
-            Ok(Err(error)) => (
-                after(self.options.on_error),
-                Some(format!("failed: {error}")),
-            ),
-            Err(panic) => (
-                after(self.options.on_panic),
-                Some(format!("panicked: {panic}")),
-            ),
-        };
-        let outcome = match delivery.is_settled() {
-            true => "settled by the handler",
-            false => outcome_of(settlement, delivery),
-        };
-        let answered = self.settle(shift, delivery, settlement);
-        if let Some(failure) = failure {
-            say(|| self.log_failure(delivery, &failure, outcome));
+    /// Waits for more messages, until the batch is full or its first message has waited long
+    /// enough.
+    fn fill(&self, shift: &Shift, batch: &mut Vec<Delivery>) -> Result<()> {
+        let deadline = Deadline::after(self.limits.timeout);
+        let stopped = self.post.stopped();
+        while batch.len() < self.limits.size.into() {
+            let delivery = match shift.deliveries.try_recv() {
+                Ok(delivery) => Ok(delivery),
+                Err(_) => select! {
+                    recv(stopped) -> _ => break,
+                    recv(shift.deliveries) -> delivery => delivery,
+                    default(deadline.remaining()) => break,
+                },
+            };
+            match delivery {
+                Ok(delivery) => batch.push(delivery?),
+                // The program stops or pauses the thread, which still handles these messages.
+                Err(_) => break,
+            }
         }
-        shift.answers.note(match &answered {
-            Ok(answered) => *answered,
-            Err(_) => Answered::NotSent,
-        });
-        answered?;
-        if delivery.is_from_stream() {
-            let next = delivery.stream_offset().map(|it| it.saturating_add(1));
-            self.progress.next_offset = next.or(self.progress.next_offset);
-        }
+        // The broker redelivers what came over a connection that was lost since.
+        batch.retain(|it| it.is_from_stream() || !it.is_stale());
         Ok(())
-    }
-
-    fn log_failure(&self, delivery: &Delivery, failure: &str, outcome: &str) {
-        log_line!(Error, self.connection.shared().label(),
-            "the handler of queue {:?} {}; delivery tag {}, message id {:?}, correlation id {:?}: {}",
-            self.post.queue(),
-            OneLine(failure),
-            delivery.delivery_tag(),
-            delivery.message_id().unwrap_or_default(),
-            delivery.correlation_id().unwrap_or_default(),
-            outcome
-        );
-    }
-
-    fn settle(
-        &mut self,
-        shift: &Shift,
-        delivery: &Delivery,
-        settlement: Settlement,
-    ) -> Result<Answered> {
-        let is_from_stream = delivery.is_from_stream();
-        let settled = match settlement {
-            Settlement::Ack => delivery.answer_ack(),
-            Settlement::Requeue | Settlement::Reject if is_from_stream => delivery.answer_ack(),
-            // Since RabbitMQ 4.3 a nack does not count towards the queue's delivery limit.
-            Settlement::Requeue => delivery.answer_reject(Requeue::Yes),
-            Settlement::Reject => delivery.answer_reject(Requeue::No),
-        };
-        if is_from_stream && settlement == Settlement::Requeue {
-            self.warn_of_stream();
-        }
-        match settled {
-            // The handler has settled the message itself.
-            Err(error) if matches!(error.kind(), ErrorKind::AlreadySettled { .. }) => {
-                Ok(shift.channel.answered(delivery.delivery_tag()))
-            }
-            Err(error) if shift.end().is_some() => {
-                let queue = self.post.queue();
-                say(|| {
-                    log_line!(Warn, self.connection.shared().label(),
-                        "worker of queue {queue:?}: the broker redelivers a message that was handled: {error}"
-                    );
-                });
-                Ok(Answered::NotSent)
-            }
-            settled => settled,
-        }
-    }
-
-    fn warn_of_stream(&mut self) {
-        if std::mem::replace(&mut self.progress.has_warned, true) {
-            return;
-        }
-        let stream = self.post.queue();
-        say(|| {
-            log_line!(Warn, self.connection.shared().label(),
-                "the handler of stream {stream:?} requeues a message, but a stream cannot requeue: this thread \
-                 acknowledges the message, and all others that the handler requeues"
-            );
-        });
-    }
-
-    // ---- the end of a consumer ----
-
-    /// Closes the channel: after that, the broker has read every acknowledgement.
-    fn finish(&self, shift: &Shift) {
-        match shift.channel.close_confirmed(ReplyCode::SUCCESS, "") {
-            Ok(confirmed_in) => self.lose(shift.answers.lost(confirmed_in)),
-            // The broker closed the channel, so it may not have read the last acknowledgements.
-            Err(error) if matches!(error.kind(), ErrorKind::ChannelClosed { .. }) => {
-                self.lose(shift.answers.lost(None));
-            }
-            Err(error) => self.fail(error, Scope::Queue),
-        }
-    }
-
-    fn lose(&self, answers: LostAnswers) {
-        if answers.is_none() {
-            return;
-        }
-        self.post.lose(answers);
-        let queue = self.post.queue();
-        say(|| {
-            log_line!(
-                Error,
-                self.connection.shared().label(),
-                "worker of queue {queue:?}: {}",
-                answers.kind()
-            )
-        });
-    }
-
-    fn fail(&self, error: Error, scope: Scope) {
-        let error = self.named(error);
-        self.post.fail(error.clone(), scope);
-        say(|| log_line!(Error, self.connection.shared().label(), "{error}"));
-    }
-
-    fn named(&self, error: Error) -> Error {
-        error.doing(format!("worker of queue {:?}", self.post.queue()))
-    }
-
-    /// Consumes again as soon as possible. `None` if the thread is to end.
-    fn begin_again(
-        &mut self,
-        handler: &mut Option<Box<Handler>>,
-        shift: Shift,
-        error: Error,
-    ) -> Option<Shift> {
-        let outage = Deadline::after(Duration::MAX);
-        if shift.since.elapsed() >= self.options.max_restart_delay {
-            self.progress.failures = 0;
-        }
-        let mut next = self.interrupted(error)?;
-        let lost = shift.give_up();
-        loop {
-            if !self.wait(next) {
-                self.lose(lost);
-                return None;
-            }
-            if handler.is_none() {
-                match make(&self.factory) {
-                    Ok(made) => *handler = Some(made),
-                    Err(error) => {
-                        next = self.interrupted(error)?;
-                        continue;
-                    }
-                }
-                if self.post.is_stopped() {
-                    self.lose(lost);
-                    return None;
-                }
-            }
-            let begun = panics::catch(|| self.try_again());
-            match begun.unwrap_or_else(|message| Err(panicked(message))) {
-                Ok(consumer) => {
-                    let shift = Shift::new(&consumer, self.options.prefetch);
-                    if !self.post.resume(consumer) {
-                        self.lose(lost);
-                        return None;
-                    }
-                    self.tell_resumed(outage.elapsed());
-                    return Some(shift);
-                }
-                Err(error) => next = self.interrupted(error)?,
-            }
-        }
-    }
-
-    /// Reports the error, and returns when the next attempt is due. `None` if the thread is to end.
-    fn interrupted(&mut self, error: Error) -> Option<Deadline> {
-        let error = self.connection.close_cause().unwrap_or(error);
-        if let Some(scope) = self.ends(&error) {
-            self.fail(error, scope);
-            return None;
-        }
-        let error = self.named(error);
-        self.post.interrupted(error.clone());
-        self.progress.failures = self.progress.failures.saturating_add(1);
-        let next = backoff::delay(
-            self.options.restart_delay,
-            self.options.max_restart_delay,
-            self.progress.failures,
-            backoff::random(),
-        );
-        let event = ConnectionEvent::WorkerInterrupted {
-            queue: self.post.queue().current().to_owned(),
-            error: error.clone(),
-            next,
-        };
-        self.connection.shared().tell(event);
-        say(|| {
-            log_line!(
-                Warn,
-                self.connection.shared().label(),
-                "{error}; the worker consumes again in {next:.1?}"
-            )
-        });
-        Some(Deadline::after(next))
-    }
-
-    /// Which threads stop because this consumer has ended, or has no handler. `None` if the thread
-    /// tries again.
-    fn ends(&self, error: &Error) -> Option<Scope> {
-        match self.options.on_consumer_end {
-            _ if !self.connection.is_open() => Some(Scope::All),
-            _ if matches!(error.kind(), ErrorKind::HandlerNotCreated { .. }) => None,
-            OnConsumerEnd::Restart => None,
-            OnConsumerEnd::StopQueue => Some(Scope::Queue),
-            OnConsumerEnd::StopAll => Some(Scope::All),
-        }
-    }
-
-    /// Waits until `until`, then until a lost connection recovers or closes. False if the thread is
-    /// to stop.
-    fn wait(&self, until: Deadline) -> bool {
-        let (mut until, stopped) = (until, self.post.stopped());
-        let ended = self.connection.shared().outbox.ended();
-        loop {
-            select! {
-                recv(stopped) -> _ => return false,
-                recv(ended) -> _ => return true,
-                default(until.remaining()) => {}
-            }
-            if self.connection.loss_cause().is_none() {
-                return true;
-            }
-            until = Deadline::after(LOOK_AGAIN);
-        }
-    }
-
-    fn try_again(&mut self) -> Result<Consumer> {
-        let mut options = self.options.consume.clone();
-        if let Some(next) = self.progress.next_offset {
-            options.arguments.insert("x-stream-offset", next);
-        } else if let Some(since) = &self.progress.since {
-            options = options.stream_offset(since.offset());
-        }
-        let queue = self.post.queue().into();
-        let begun = begin(&self.connection, queue, self.options.prefetch, options);
-        if begun.as_ref().is_err_and(Error::is_missing) {
-            // A stream that is deleted and declared again starts at offset 0.
-            let next = self.progress.next_offset.is_some() || self.progress.since.is_some();
-            self.progress.next_offset = next.then_some(0);
-        }
-        begun
-    }
-
-    fn tell_resumed(&self, after: Duration) {
-        let queue = self.post.queue();
-        self.connection
-            .shared()
-            .tell(ConnectionEvent::WorkerResumed {
-                queue: queue.current().to_owned(),
-                after,
-            });
-        say(|| {
-            log_line!(
-                Info,
-                self.connection.shared().label(),
-                "worker of queue {queue:?}: consumes again after {after:.1?}"
-            )
-        });
     }
 }
 
-fn panicked(message: String) -> Error {
+/// Calls the handler, unless all messages are stale. After a panic, drops it: its state may be
+/// broken.
+fn call(handler: &mut Option<Box<Handler>>, batch: &[Delivery]) -> StdResult<Settlements, Failure> {
+    let Some(current) = handler.as_mut().filter(|_| !batch.is_empty()) else {
+        return Ok(Settlements::All(Settlement::Ack));
+    };
+    let called = panics::catch(|| current(batch).map_err(|error| chain(&*error)));
+    match called {
+        Ok(returned) => returned.map_err(Failure::Error),
+        Err(panic) => {
+            discard(handler.take());
+            Err(Failure::Panic(panic))
+        }
+    }
+}
+
+pub(super) fn panicked(message: String) -> Error {
     Error::new(ErrorKind::WorkerPanicked { message })
 }
 
@@ -470,24 +288,4 @@ pub(super) fn make(factory: &Arc<Factory>) -> Result<Box<Handler>> {
 /// Drops a handler. The panic hook reports a panic of its destructor.
 fn discard(handler: Option<Box<Handler>>) {
     let _ = panics::catch(|| drop(handler));
-}
-
-fn outcome_of(settlement: Settlement, delivery: &Delivery) -> &'static str {
-    match settlement {
-        _ if delivery.is_from_stream() => "acknowledged, since a stream cannot requeue",
-        Settlement::Ack => "acknowledged",
-        Settlement::Requeue => "requeued",
-        Settlement::Reject => "rejected",
-    }
-}
-
-/// The settlement of a message whose handler has failed.
-fn after_failure(on_failure: OnFailure, delivery: &Delivery) -> Settlement {
-    match on_failure {
-        _ if delivery.is_from_stream() => Settlement::Ack,
-        OnFailure::RequeueOnce if delivery.redelivered() => Settlement::Reject,
-        OnFailure::RequeueOnce | OnFailure::Requeue => Settlement::Requeue,
-        OnFailure::Reject => Settlement::Reject,
-        OnFailure::Ack => Settlement::Ack,
-    }
 }

@@ -1,0 +1,98 @@
+//! Copies of messages that a handler of `Workers` could not handle.
+
+use super::Delivery;
+use crate::message::Message;
+use crate::wire::properties::Properties;
+use crate::wire::value::FieldTable;
+
+const STEP: &str = "x-retry-step";
+const ATTEMPTS: &str = "x-retry-attempts";
+const EXCHANGE: &str = "x-retry-exchange";
+const ROUTING_KEY: &str = "x-retry-routing-key";
+const ERROR: &str = "x-retry-error";
+
+/// Headers that do not suit a copy: they would route it to further queues, or count deliveries from
+/// another queue.
+const OF_THE_ORIGINAL: &[&str] = &["CC", "BCC", "x-delivery-count", "x-acquired-count"];
+
+/// The longest text of an error in a header, in bytes.
+const LONGEST_ERROR: usize = 1024;
+
+impl Delivery {
+    /// How often the message was retried.
+    pub(crate) fn retries(&self) -> u64 {
+        self.number(STEP)
+    }
+
+    /// How many attempts the message had before it was last retried.
+    pub(super) fn retry_attempts(&self) -> u64 {
+        self.number(ATTEMPTS)
+    }
+
+    fn number(&self, header: &str) -> u64 {
+        let value = self.header(header).and_then(|it| it.as_u64());
+        value.unwrap_or_default()
+    }
+
+    /// Gives the message its first exchange and routing key, if it is a copy that has come back to
+    /// `queue`.
+    pub(crate) fn as_first_published(&mut self, queue: &str) {
+        if !self.exchange().is_empty() || self.routing_key() != queue {
+            return;
+        }
+        let first = |name| self.header(name).and_then(|it| it.as_str());
+        let (Some(exchange), Some(routing_key)) = (first(EXCHANGE), first(ROUTING_KEY)) else {
+            return;
+        };
+        let (exchange, routing_key) = (exchange.to_owned(), routing_key.to_owned());
+        self.content.readdress(&exchange, &routing_key);
+    }
+
+    /// Makes the copy of a message that has failed with `error`.
+    pub(crate) fn to_retry(&self, error: &str) -> Message<'_> {
+        let headers = |headers: FieldTable| {
+            let mut headers = headers;
+            headers.insert(STEP, self.retries().saturating_add(1));
+            headers.insert(ATTEMPTS, self.attempts());
+            headers.insert(EXCHANGE, self.exchange());
+            headers.insert(ROUTING_KEY, self.routing_key());
+            headers.insert(ERROR, shortened(error));
+            headers
+        };
+        self.to_copy(headers)
+    }
+
+    /// Makes the copy of a parked message that begins anew.
+    pub(crate) fn to_unparked(&self) -> Message<'_> {
+        self.to_copy(|mut headers| {
+            for name in [STEP, ATTEMPTS, ERROR] {
+                headers.remove(name);
+            }
+            headers
+        })
+    }
+
+    fn to_copy(&self, change: impl FnOnce(FieldTable) -> FieldTable) -> Message<'_> {
+        // Malformed properties cannot be copied. The body still can.
+        let properties = self.properties().cloned().unwrap_or_default();
+        let mut headers = properties.headers.unwrap_or_default();
+        for name in OF_THE_ORIGINAL {
+            headers.remove(name);
+        }
+        Message::new(self.body()).with_properties(Properties {
+            headers: Some(change(headers)),
+            expiration: None,
+            user_id: None,
+            delivery_mode: Some(2),
+            ..properties
+        })
+    }
+}
+
+fn shortened(text: &str) -> &str {
+    let mut end = text.len().min(LONGEST_ERROR);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text.get(..end).unwrap_or_default()
+}

@@ -1,0 +1,225 @@
+//! The end of a thread's consumer, and how the thread consumes again.
+
+use std::time::Duration;
+
+use crossbeam_channel::select;
+
+use super::answers::LostAnswers;
+use super::crew::{Resumed, Scope};
+use super::handler::Handler;
+use super::say;
+use super::worker::{begin, make, panicked, Shift, Worker};
+use crate::consumer::Consumer;
+use crate::error::{Error, ErrorKind, ReplyCode, Result};
+use crate::events::ConnectionEvent;
+use crate::io_thread::deadline::Deadline;
+use crate::io_thread::panics;
+use crate::log_line::log_line;
+use crate::options::OnConsumerEnd;
+
+/// How often a thread checks whether a lost connection has recovered.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+
+impl Worker {
+    /// Closes the channel: after that, the broker has read every acknowledgement.
+    pub(super) fn finish(&self, shift: &Shift) {
+        match shift.channel.close_confirmed(ReplyCode::SUCCESS, "") {
+            Ok(confirmed_in) => self.lose(shift.answers.lost(confirmed_in)),
+            // The broker closed the channel, so it may not have read the last acknowledgements.
+            Err(error) if matches!(error.kind(), ErrorKind::ChannelClosed { .. }) => {
+                self.lose(shift.answers.lost(None));
+            }
+            Err(error) => self.fail(error, Scope::Queue),
+        }
+    }
+
+    fn lose(&self, answers: LostAnswers) {
+        if answers.is_none() {
+            return;
+        }
+        self.post.lose(answers);
+        let queue = self.post.queue();
+        say(|| {
+            log_line!(
+                Error,
+                self.connection.shared().label(),
+                "worker of queue {queue:?}: {}",
+                answers.kind()
+            )
+        });
+    }
+
+    pub(super) fn fail(&self, error: Error, scope: Scope) {
+        let error = self.named(error);
+        self.post.fail(error.clone(), scope);
+        say(|| log_line!(Error, self.connection.shared().label(), "{error}"));
+    }
+
+    pub(super) fn named(&self, error: Error) -> Error {
+        error.doing(format!("worker of queue {:?}", self.post.queue()))
+    }
+
+    /// Consumes again as soon as possible. `None` if the thread is to end.
+    pub(super) fn begin_again(
+        &mut self,
+        handler: &mut Option<Box<Handler>>,
+        shift: Shift,
+        error: Error,
+    ) -> Option<Shift> {
+        if shift.since.elapsed() >= self.options.max_restart_delay {
+            self.progress.failures = 0;
+        }
+        let outage = Deadline::after(Duration::MAX);
+        let next = self.interrupted(error)?;
+        let lost = shift.give_up();
+        let begun = self.begin_at(handler, next);
+        match begun {
+            Some(_) => self.tell_resumed(outage.elapsed()),
+            None => self.lose(lost),
+        }
+        begun
+    }
+
+    /// Consumes again when the queue is resumed. `None` if the thread is to end.
+    pub(super) fn begin_after_pause(
+        &mut self,
+        handler: &mut Option<Box<Handler>>,
+        shift: Shift,
+    ) -> Option<Shift> {
+        let lost = shift.give_up();
+        let begun = self.begin_at(handler, Deadline::after(Duration::ZERO));
+        if begun.is_none() {
+            self.lose(lost);
+        }
+        begun
+    }
+
+    /// Waits until `next` and while the queue is paused, then begins, as often as needed. `None` if
+    /// the thread is to end.
+    fn begin_at(
+        &mut self,
+        handler: &mut Option<Box<Handler>>,
+        mut next: Deadline,
+    ) -> Option<Shift> {
+        loop {
+            if !self.wait(next) || !self.post.wait_resumed() {
+                return None;
+            }
+            let begun = panics::catch(|| self.try_begin(handler));
+            let consumer = match begun.unwrap_or_else(|message| Err(panicked(message))) {
+                Ok(consumer) => consumer,
+                Err(error) => {
+                    next = self.interrupted(error)?;
+                    continue;
+                }
+            };
+            let shift = Shift::new(&consumer, Self::prefetch(&self.options, self.limits));
+            match self.post.resume(consumer) {
+                Resumed::Consuming => return Some(shift),
+                Resumed::Paused => {
+                    shift.give_up();
+                }
+                Resumed::Stopped => return None,
+            }
+        }
+    }
+
+    fn try_begin(&mut self, handler: &mut Option<Box<Handler>>) -> Result<Consumer> {
+        if handler.is_none() {
+            *handler = Some(make(&self.factory)?);
+        }
+        self.try_again()
+    }
+
+    /// Reports the error, and returns when the next attempt is due. `None` if the thread is to end.
+    fn interrupted(&mut self, error: Error) -> Option<Deadline> {
+        let error = self.connection.close_cause().unwrap_or(error);
+        if let Some(scope) = self.ends(&error) {
+            self.fail(error, scope);
+            return None;
+        }
+        let error = self.named(error);
+        self.post.interrupted(error.clone());
+        self.progress.failures = self.progress.failures.saturating_add(1);
+        let next = self.restart_delay(self.progress.failures);
+        let event = ConnectionEvent::WorkerInterrupted {
+            queue: self.post.queue().current().to_owned(),
+            error: error.clone(),
+            next,
+        };
+        self.connection.shared().tell(event);
+        say(|| {
+            log_line!(
+                Warn,
+                self.connection.shared().label(),
+                "{error}; the worker consumes again in {next:.1?}"
+            )
+        });
+        Some(Deadline::after(next))
+    }
+
+    /// Which threads stop because this consumer has ended, or has no handler. `None` if the thread
+    /// tries again.
+    fn ends(&self, error: &Error) -> Option<Scope> {
+        match self.options.on_consumer_end {
+            _ if !self.connection.is_open() => Some(Scope::All),
+            _ if matches!(error.kind(), ErrorKind::HandlerNotCreated { .. }) => None,
+            OnConsumerEnd::Restart => None,
+            OnConsumerEnd::StopQueue => Some(Scope::Queue),
+            OnConsumerEnd::StopAll => Some(Scope::All),
+        }
+    }
+
+    /// Waits until `until`, then until a lost connection recovers or closes. False if the thread is
+    /// to stop.
+    fn wait(&self, until: Deadline) -> bool {
+        let (mut until, stopped) = (until, self.post.stopped());
+        let ended = self.connection.shared().outbox.ended();
+        loop {
+            select! {
+                recv(stopped) -> _ => return false,
+                recv(ended) -> _ => return true,
+                default(until.remaining()) => {}
+            }
+            if self.connection.loss_cause().is_none() {
+                return true;
+            }
+            until = Deadline::after(LOOK_AGAIN);
+        }
+    }
+
+    fn try_again(&mut self) -> Result<Consumer> {
+        let mut options = self.options.consume.clone();
+        if let Some(next) = self.progress.next_offset {
+            options.arguments.insert("x-stream-offset", next);
+        } else if let Some(since) = &self.progress.since {
+            options = options.stream_offset(since.offset());
+        }
+        let queue = self.post.queue().into();
+        let prefetch = Self::prefetch(&self.options, self.limits);
+        let begun = begin(&self.connection, queue, prefetch, options);
+        if begun.as_ref().is_err_and(Error::is_missing) {
+            // A stream that is deleted and declared again starts at offset 0.
+            let next = self.progress.next_offset.is_some() || self.progress.since.is_some();
+            self.progress.next_offset = next.then_some(0);
+        }
+        begun
+    }
+
+    fn tell_resumed(&self, after: Duration) {
+        let queue = self.post.queue();
+        self.connection
+            .shared()
+            .tell(ConnectionEvent::WorkerResumed {
+                queue: queue.current().to_owned(),
+                after,
+            });
+        say(|| {
+            log_line!(
+                Info,
+                self.connection.shared().label(),
+                "worker of queue {queue:?}: consumes again after {after:.1?}"
+            )
+        });
+    }
+}

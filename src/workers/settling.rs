@@ -1,0 +1,330 @@
+//! What happens to the messages of a handler that has returned.
+
+use std::result::Result as StdResult;
+use std::time::Duration;
+
+use crossbeam_channel::select;
+
+use super::activity::Event;
+use super::handler::Settlements;
+use super::retry::{NextAttempt, Retries};
+use super::worker::{Shift, Worker};
+use super::{say, Settlement};
+use crate::channel::Answered;
+use crate::delivery::Delivery;
+use crate::error::{Error, ErrorKind, OneLine, Result};
+use crate::log_line::log_line;
+use crate::options::{backoff, OnFailure, Requeue};
+
+/// Why a handler has not handled its messages.
+pub(super) enum Failure {
+    /// The text of its error.
+    Error(String),
+    /// The text of its panic.
+    Panic(String),
+}
+
+/// Attempts after which a message of a queue that counts has failed before. One of them may be
+/// another worker's crash.
+const FAILURES_BEFORE: u64 = 2;
+
+impl Worker {
+    /// Settles a batch, of which the handler has returned the settlements.
+    pub(super) fn settle_batch(
+        &mut self,
+        shift: &mut Shift,
+        batch: &[Delivery],
+        handled: StdResult<Settlements, Failure>,
+    ) -> Result<()> {
+        self.post.activity().note_handler_time();
+        let handled = handled.and_then(|settlements| complete(settlements, batch.len()));
+        self.count(&handled, batch.len());
+        match handled {
+            Ok(Settlements::All(settlement)) => batch
+                .iter()
+                .try_for_each(|it| self.settle(shift, it, settlement, None)),
+            Ok(Settlements::Each(settlements)) => {
+                let mut each = batch.iter().zip(settlements);
+                each.try_for_each(|(it, settlement)| self.settle(shift, it, settlement, None))
+            }
+            Err(failure) => batch.iter().try_for_each(|delivery| {
+                let settlement = self.after_failure(&failure, delivery);
+                self.settle(shift, delivery, settlement, Some(&failure))
+            }),
+        }
+    }
+
+    fn count(&self, handled: &StdResult<Settlements, Failure>, messages: usize) {
+        let event = match handled {
+            Ok(_) => Event::Handled,
+            Err(Failure::Error(_)) => Event::Failed,
+            Err(Failure::Panic(_)) => Event::Panicked,
+        };
+        self.post.activity().note(event, messages);
+        let Some(breaker) = &self.options.circuit_breaker else {
+            return;
+        };
+        if event == Event::Handled {
+            return self.post.succeeded();
+        }
+        if self.post.failed(breaker) {
+            let (queue, delay) = (self.post.queue(), breaker.delay);
+            say(|| {
+                log_line!(
+                    Warn,
+                    self.connection.shared().label(),
+                    "the handlers of queue {queue:?} keep failing: its workers pause for {delay:.1?}"
+                )
+            });
+        }
+    }
+
+    fn after_failure(&self, failure: &Failure, delivery: &Delivery) -> Settlement {
+        let on_failure = match failure {
+            Failure::Error(_) => self.options.after_error(),
+            Failure::Panic(_) => self.options.after_panic(),
+        };
+        match on_failure {
+            _ if delivery.is_from_stream() => Settlement::Ack,
+            OnFailure::RequeueOnce if has_failed_before(delivery) => Settlement::Reject,
+            OnFailure::RequeueOnce | OnFailure::Requeue => Settlement::Requeue,
+            OnFailure::Reject => Settlement::Reject,
+            OnFailure::Ack => Settlement::Ack,
+            OnFailure::Retry => Settlement::Retry,
+        }
+    }
+
+    fn settle(
+        &mut self,
+        shift: &mut Shift,
+        delivery: &Delivery,
+        settlement: Settlement,
+        failure: Option<&Failure>,
+    ) -> Result<()> {
+        let settlement = match settlement {
+            Settlement::Retry if self.retries.is_none() || delivery.is_from_stream() => {
+                self.after_failure(&Failure::Error(String::new()), delivery)
+            }
+            settlement => settlement,
+        };
+        let (answered, outcome) = self.answer(shift, delivery, settlement, failure);
+        if let Some(failure) = failure {
+            say(|| self.log_failure(delivery, failure, &outcome));
+        }
+        shift.answers.note(match &answered {
+            Ok(answered) => *answered,
+            Err(_) => Answered::NotSent,
+        });
+        answered?;
+        if delivery.is_from_stream() {
+            let next = delivery.stream_offset().map(|it| it.saturating_add(1));
+            self.progress.next_offset = next.or(self.progress.next_offset);
+        }
+        Ok(())
+    }
+
+    /// Answers the broker. Also says what became of the message.
+    fn answer(
+        &mut self,
+        shift: &Shift,
+        delivery: &Delivery,
+        settlement: Settlement,
+        failure: Option<&Failure>,
+    ) -> (Result<Answered>, String) {
+        if delivery.is_settled() {
+            let answered = shift.channel.answered(delivery.delivery_tag());
+            return (Ok(answered), "settled by the handler".to_owned());
+        }
+        let retries = self.retries.clone();
+        if let (Settlement::Retry, Some(retries)) = (settlement, retries) {
+            let next = retries.next_attempt(delivery);
+            return self.retry(shift, delivery, &retries, next, failure);
+        }
+        let is_from_stream = delivery.is_from_stream();
+        let outcome = match settlement {
+            _ if is_from_stream => "acknowledged, since a stream cannot requeue",
+            Settlement::Ack => "acknowledged",
+            Settlement::Requeue | Settlement::Retry => "requeued",
+            Settlement::Reject => "rejected",
+        };
+        if is_from_stream && settlement == Settlement::Requeue {
+            self.warn_of_stream();
+        }
+        let answer = match settlement {
+            _ if is_from_stream => delivery.answer_ack(),
+            Settlement::Ack => delivery.answer_ack(),
+            // Since RabbitMQ 4.3 a nack does not count towards the queue's delivery limit.
+            Settlement::Requeue | Settlement::Retry => delivery.answer_reject(Requeue::Yes),
+            Settlement::Reject => delivery.answer_reject(Requeue::No),
+        };
+        (self.settled(shift, delivery, answer), outcome.to_owned())
+    }
+
+    fn settled(
+        &self,
+        shift: &Shift,
+        delivery: &Delivery,
+        answer: Result<Answered>,
+    ) -> Result<Answered> {
+        match answer {
+            // The handler has settled the message on another thread just now.
+            Err(error) if matches!(error.kind(), ErrorKind::AlreadySettled { .. }) => {
+                Ok(shift.channel.answered(delivery.delivery_tag()))
+            }
+            Err(error) if shift.end().is_some() => {
+                let queue = self.post.queue();
+                say(|| {
+                    log_line!(Warn, self.connection.shared().label(),
+                        "worker of queue {queue:?}: the broker redelivers a message that was handled: {error}"
+                    );
+                });
+                Ok(Answered::NotSent)
+            }
+            settled => settled,
+        }
+    }
+
+    fn retry(
+        &self,
+        shift: &Shift,
+        delivery: &Delivery,
+        retries: &Retries,
+        next: NextAttempt,
+        failure: Option<&Failure>,
+    ) -> (Result<Answered>, String) {
+        let attempts = delivery.attempts();
+        let Some(target) = retries.target(next) else {
+            let answered = delivery.answer_reject(Requeue::Yes);
+            self.post.activity().note(Event::Retried, 1);
+            let outcome = format!("requeued after {attempts} attempts");
+            return (self.settled(shift, delivery, answered), outcome);
+        };
+        if !self.publish_copy(shift, delivery, retries, &target, failure) {
+            let requeued = delivery.answer_reject(Requeue::Yes);
+            let outcome = format!("requeued, since there is no copy in queue {target:?}");
+            return (self.settled(shift, delivery, requeued), outcome);
+        }
+        let event = match next {
+            NextAttempt::Never => Event::Parked,
+            NextAttempt::After(_) | NextAttempt::ByBroker => Event::Retried,
+        };
+        self.post.activity().note(event, 1);
+        let acknowledged = delivery.answer_ack();
+        let outcome = format!("moved to queue {target:?} after {attempts} attempts");
+        (self.settled(shift, delivery, acknowledged), outcome)
+    }
+
+    /// Publishes a copy, as often as needed. False if the broker redelivers the original anyway, or
+    /// the thread is to stop.
+    fn publish_copy(
+        &self,
+        shift: &Shift,
+        delivery: &Delivery,
+        retries: &Retries,
+        target: &str,
+        failure: Option<&Failure>,
+    ) -> bool {
+        let error = failure.map_or("the handler asked for a retry", Failure::text);
+        let is_redelivered = || shift.end().is_some() || delivery.is_stale();
+        let mut failures: u32 = 0;
+        let published = loop {
+            if is_redelivered() {
+                break false;
+            }
+            let Err(error) = retries.publish(delivery, target, error) else {
+                break true;
+            };
+            if is_redelivered() {
+                break false;
+            }
+            failures = failures.saturating_add(1);
+            let delay = self.restart_delay(failures);
+            self.tell_blocked(error, delay);
+            let stopped = self.post.stopped();
+            select! {
+                recv(stopped) -> _ => break false,
+                default(delay) => {}
+            }
+        };
+        if failures > 0 {
+            self.post.set_blocked(None);
+        }
+        published
+    }
+
+    pub(super) fn restart_delay(&self, failures: u32) -> Duration {
+        let (first, longest) = (self.options.restart_delay, self.options.max_restart_delay);
+        backoff::delay(first, longest, failures, backoff::random())
+    }
+
+    fn tell_blocked(&self, error: Error, delay: Duration) {
+        let error = self.named(error);
+        self.post.set_blocked(Some(error.clone()));
+        say(|| {
+            log_line!(
+                Warn,
+                self.connection.shared().label(),
+                "{error}; the worker keeps the message, and tries again in {delay:.1?}"
+            )
+        });
+    }
+
+    fn log_failure(&self, delivery: &Delivery, failure: &Failure, outcome: &str) {
+        let (verb, text) = match failure {
+            Failure::Error(text) => ("failed", text),
+            Failure::Panic(text) => ("panicked", text),
+        };
+        log_line!(Error, self.connection.shared().label(),
+            "the handler of queue {:?} {verb}: {}; delivery tag {}, message id {:?}, correlation id {:?}: {}",
+            self.post.queue(),
+            OneLine(text),
+            delivery.delivery_tag(),
+            delivery.message_id().unwrap_or_default(),
+            delivery.correlation_id().unwrap_or_default(),
+            outcome
+        );
+    }
+
+    fn warn_of_stream(&mut self) {
+        if std::mem::replace(&mut self.progress.has_warned, true) {
+            return;
+        }
+        let stream = self.post.queue();
+        say(|| {
+            log_line!(Warn, self.connection.shared().label(),
+                "the handler of stream {stream:?} requeues a message, but a stream cannot requeue: this thread \
+                 acknowledges the message, and all others that the handler requeues"
+            );
+        });
+    }
+}
+
+impl Failure {
+    fn text(&self) -> &str {
+        match self {
+            Self::Error(text) | Self::Panic(text) => text,
+        }
+    }
+}
+
+/// Fails if a handler has returned another number of settlements than it has got messages.
+fn complete(settlements: Settlements, messages: usize) -> StdResult<Settlements, Failure> {
+    match &settlements {
+        Settlements::Each(each) if each.len() != messages => {
+            let count = each.len();
+            let text = format!("the handler returned {count} settlements for {messages} messages");
+            Err(Failure::Error(text))
+        }
+        _ => Ok(settlements),
+    }
+}
+
+/// Whether the message has failed before. A redelivery after another worker's crash is no failure,
+/// where the broker counts.
+fn has_failed_before(delivery: &Delivery) -> bool {
+    match (delivery.acquired_count(), delivery.delivery_count()) {
+        // No header of a broker that counts is zero when a message is redelivered.
+        (None, None | Some(0)) => delivery.redelivered(),
+        (_, failures) => failures.unwrap_or_default() >= FAILURES_BEFORE,
+    }
+}
