@@ -196,8 +196,7 @@ fn messages_confirmed_before_a_kill_survive_the_restart() {
     let queue = channel
         .queue_declare("durable", QueueDeclareOptions::default())
         .unwrap();
-    // After declare-ok, RabbitMQ can take two more seconds to write the declaration to disk.
-    node.ctl(&["eval", "mnesia:sync_log()."]);
+    node.sync_declarations();
     let confirmed = Arc::new(AtomicU32::new(0));
     let publishers: Vec<_> = (0..THREADS)
         .map(|thread| {

@@ -11,6 +11,7 @@
 )]
 
 mod aioamqp_guide;
+mod batches;
 mod broker;
 mod broker_errors;
 mod broker_parity;
@@ -32,10 +33,12 @@ mod layers;
 mod logging;
 mod lost_for_good;
 mod memory_use;
+mod pausing;
 mod perf_test;
 mod publisher;
 mod publishing;
 mod recovery;
+mod retry;
 mod rpc;
 mod stats;
 mod streams;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crossbeam_channel::{bounded, Sender};
+use crossbeam_channel::{bounded, Receiver, Sender};
 
 use crate::channel::Channel;
 use crate::connection::Connection;
@@ -11,6 +11,7 @@ use crate::delivery::Delivery;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io_thread::deadline::Deadline;
 use crate::io_thread::mailbox::ConfirmMailbox;
+use crate::log_line::log_line;
 use crate::message::Message;
 use crate::options::retry::parked;
 use crate::options::{AckMode, Retry, RetryDelay};
@@ -54,6 +55,14 @@ impl Retries {
             copies: Copies::open(connection)?,
         };
         retries.declare()?;
+        if retries.delays_by_broker() && !can_delay(connection) {
+            log_line!(
+                Warn,
+                connection.shared().label(),
+                "the broker redelivers failed messages of queue {queue:?} without a delay: \
+                 Retry::by_broker needs RabbitMQ 4.3; use Retry::after"
+            );
+        }
         Ok(retries)
     }
 
@@ -128,6 +137,15 @@ impl Retries {
     }
 }
 
+/// Whether the broker is a RabbitMQ with `delayed_retry`.
+fn can_delay(connection: &Connection) -> bool {
+    let properties = connection.server_properties();
+    let text = |name| properties.get(name).and_then(|it| it.as_str());
+    let mut version = text("version").unwrap_or_default().split('.');
+    let mut next = || version.next().and_then(|it| it.parse::<u32>().ok());
+    text("product") == Some("RabbitMQ") && (next(), next()) >= (Some(4), Some(3))
+}
+
 /// A channel for copies.
 struct Copies {
     channel: Channel,
@@ -164,7 +182,7 @@ impl Copies {
 /// A copy that is published and not confirmed yet.
 struct Published {
     channel: Channel,
-    outcome: crossbeam_channel::Receiver<Result<()>>,
+    outcome: Receiver<Result<()>>,
 }
 
 impl Published {

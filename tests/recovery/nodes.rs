@@ -75,8 +75,7 @@ fn no_message_is_lost_when_the_broker_is_killed_repeatedly_under_load() {
         let durable = QueueDeclareOptions::default();
         channel.queue_declare(queue, durable).unwrap();
     }
-    // After declare-ok, RabbitMQ can take two more seconds to write the declaration to disk.
-    node.ctl(&["eval", "mnesia:sync_log()."]);
+    node.sync_declarations();
     let published = AtomicU32::new(0);
     // Set up before the first kill: a call that waits at that moment fails.
     let workers: Vec<_> = queues
@@ -225,7 +224,7 @@ fn recovery_waits_for_a_node_with_growing_delays() {
     let queue = channel
         .queue_declare("away", QueueDeclareOptions::default())
         .unwrap();
-    node.ctl(&["eval", "mnesia:sync_log()."]);
+    node.sync_declarations();
     let publisher = channel.publisher().unwrap();
     let consuming = connection.open_channel().unwrap();
     let consumer = consuming

@@ -1,0 +1,707 @@
+//! Failed messages that `Workers` retry later and park.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{unbounded, Receiver};
+use leveret::broker::Broker;
+use leveret::{
+    AckMode, Channel, Connection, Delivery, ErrorKind, ExchangeDeclareOptions, ExchangeKind,
+    FieldTable, Message, OnFailure, Overflow, QueueDeclareOptions, QueueDeleteOptions, QueueType,
+    Retry, Settlement, WorkerOptions, Workers,
+};
+
+use crate::support::interceptor::{Interceptor, Verdict};
+use crate::support::{
+    channel, connect, eventually, exclusive_queue, logged, queue_with_dead_letters, ready, unique,
+    version, Node, SOON,
+};
+
+/// The delays of most tests.
+const DELAYS: [Duration; 2] = [Duration::from_millis(50), Duration::from_millis(100)];
+
+/// A queue, its retry queues, and the queue of its parked messages. They are deleted at the end.
+struct Queues {
+    channel: Channel,
+    name: String,
+    retry: Retry,
+}
+
+impl Queues {
+    fn declare(options: QueueDeclareOptions) -> Self {
+        Self::with(options, Retry::after(DELAYS))
+    }
+
+    fn with(options: QueueDeclareOptions, retry: Retry) -> Self {
+        let (channel, name) = (channel(), unique("retry"));
+        channel.queue_declare(&name, options).unwrap();
+        Self {
+            channel,
+            name,
+            retry,
+        }
+    }
+
+    fn retry_queue(&self, step: usize) -> String {
+        self.retry.retry_queue(&self.name, DELAYS[step]).0
+    }
+
+    fn parked(&self) -> String {
+        self.retry.parked_queue(&self.name).0
+    }
+
+    fn workers(&self) -> Workers {
+        Workers::new(self.channel.connection())
+    }
+
+    fn options(&self) -> WorkerOptions {
+        WorkerOptions::default()
+            .retry(self.retry.clone())
+            .restart_delay(Duration::from_millis(20))
+    }
+
+    fn publish<'m>(&self, message: impl Into<Message<'m>>) {
+        self.channel.basic_publish("", &self.name, message).unwrap();
+    }
+
+    fn wait_parked(&self) -> Delivery {
+        let mut parked = None;
+        eventually("the message is parked", || {
+            let exists = self.channel.connection().queue_exists(&self.parked());
+            if exists.unwrap() {
+                parked = self
+                    .channel
+                    .basic_get(&self.parked(), AckMode::Automatic)
+                    .unwrap();
+            }
+            parked.is_some()
+        });
+        parked.unwrap()
+    }
+
+    /// All messages in all queues.
+    fn left(&self) -> u32 {
+        let names = [
+            self.name.clone(),
+            self.retry_queue(0),
+            self.retry_queue(1),
+            self.parked(),
+        ];
+        names.iter().map(|name| ready(&self.channel, name)).sum()
+    }
+}
+
+impl Drop for Queues {
+    fn drop(&mut self) {
+        let Ok(channel) = self.channel.connection().open_channel() else {
+            return;
+        };
+        for name in [
+            self.name.clone(),
+            self.retry_queue(0),
+            self.retry_queue(1),
+            self.parked(),
+        ] {
+            delete(&channel, &name);
+        }
+    }
+}
+
+fn delete(channel: &Channel, queue: &str) {
+    let options = QueueDeleteOptions::default();
+    channel.queue_delete(queue, options).unwrap();
+}
+
+fn text(delivery: &Delivery, header: &str) -> Option<String> {
+    Some(delivery.header(header)?.as_str()?.to_owned())
+}
+
+/// What a handler saw.
+#[derive(Debug, PartialEq, Eq)]
+struct Seen {
+    exchange: String,
+    routing_key: String,
+    attempts: u64,
+}
+
+fn seen(delivery: &Delivery) -> Seen {
+    Seen {
+        exchange: delivery.exchange().to_owned(),
+        routing_key: delivery.routing_key().to_owned(),
+        attempts: delivery.attempts(),
+    }
+}
+
+fn next(told: &Receiver<Seen>) -> (String, String, u64) {
+    let seen = told.recv_timeout(SOON).unwrap();
+    (seen.exchange, seen.routing_key, seen.attempts)
+}
+
+#[test]
+fn a_failed_message_comes_back_after_each_delay_as_it_was_first_published() {
+    for options in [
+        QueueDeclareOptions::default(),
+        QueueDeclareOptions::quorum(),
+    ] {
+        let queues = Queues::declare(options);
+        let exchange = unique("events");
+        let declared = queues
+            .channel
+            .exchange_declare(
+                &exchange,
+                ExchangeKind::Topic,
+                ExchangeDeclareOptions::default().auto_delete(true),
+            )
+            .unwrap();
+        queues
+            .channel
+            .queue_bind(&queues.name, &exchange, "#", FieldTable::new())
+            .unwrap();
+        let (tell, told) = unbounded();
+        let workers = queues.workers();
+        workers
+            .consume_with(&queues.name, queues.options(), move |delivery| {
+                tell.send(seen(delivery)).unwrap();
+                match delivery.attempts() {
+                    1 => Err("the database is down"),
+                    2 => panic!("the test panics here"),
+                    _ => Ok(()),
+                }
+            })
+            .unwrap();
+        let begin = Instant::now();
+        declared
+            .publish("a.b", Message::new("m").header("own", 7))
+            .unwrap();
+        for attempt in 1..=3 {
+            assert_eq!(next(&told), (exchange.clone(), "a.b".to_owned(), attempt));
+        }
+        assert!(begin.elapsed() >= DELAYS[0] + DELAYS[1]);
+        eventually("the last attempt is counted", || {
+            let status = &workers.status().queues[0];
+            (status.handled, status.failed, status.panicked) == (1, 1, 1)
+                && (status.retried, status.parked) == (2, 0)
+        });
+        workers.shutdown(SOON).unwrap();
+        assert_eq!(queues.left(), 0);
+    }
+}
+
+#[test]
+fn a_message_that_keeps_failing_is_parked_with_its_history_and_can_be_moved_back() {
+    let queues = Queues::declare(QueueDeclareOptions::default());
+    let (tell, told) = unbounded();
+    let workers = queues.workers();
+    let fails = Arc::new(AtomicU32::new(1));
+    let still_fails = Arc::clone(&fails);
+    workers
+        .consume_with(&queues.name, queues.options(), move |delivery| {
+            tell.send(seen(delivery)).unwrap();
+            match still_fails.load(Ordering::SeqCst) {
+                0 => Ok(()),
+                _ => Err(format!("failure {}\nof the handler", delivery.attempts())),
+            }
+        })
+        .unwrap();
+    let aside = exclusive_queue(&queues.channel);
+    queues.publish(
+        Message::new("m")
+            .message_id("id-1")
+            .header("own", 7)
+            .header("CC", vec![aside.name()])
+            .expiration(Duration::from_secs(3600))
+            .user_id("guest"),
+    );
+    for attempt in 1..=3 {
+        assert_eq!(next(&told), (String::new(), queues.name.clone(), attempt));
+    }
+    let parked = queues.wait_parked();
+    assert_eq!(parked.body(), b"m");
+    assert_eq!(parked.message_id(), Some("id-1"));
+    assert_eq!(parked.header("own").unwrap().as_i64(), Some(7));
+    assert_eq!(text(&parked, "x-retry-exchange").as_deref(), Some(""));
+    assert_eq!(
+        text(&parked, "x-retry-routing-key"),
+        Some(queues.name.clone())
+    );
+    assert_eq!(parked.header("x-retry-attempts").unwrap().as_u64(), Some(3));
+    let error = text(&parked, "x-retry-error");
+    assert_eq!(error.as_deref(), Some("failure 3\nof the handler"));
+    // What does not suit a copy.
+    assert!(parked.header("CC").is_none() && parked.expiration().is_none());
+    assert_eq!((parked.user_id(), parked.delivery_mode()), (None, Some(2)));
+    eventually("the queues are empty", || queues.left() == 0);
+    assert_eq!(ready(&queues.channel, aside.name()), 1);
+
+    // Parked again, and moved back when the handler works again.
+    queues.publish("n");
+    for attempt in 1..=3 {
+        assert_eq!(next(&told).2, attempt);
+    }
+    eventually("the message is parked", || {
+        ready(&queues.channel, &queues.parked()) == 1
+    });
+    fails.store(0, Ordering::SeqCst);
+    assert_eq!(workers.unpark(&queues.name, 10).unwrap(), 1);
+    assert_eq!(next(&told), (String::new(), queues.name.clone(), 1));
+    assert_eq!(workers.unpark(&queues.name, 10).unwrap(), 0);
+    workers.shutdown(SOON).unwrap();
+    assert_eq!(queues.left(), 0);
+}
+
+#[test]
+fn a_handler_can_ask_for_a_retry_and_decide_otherwise_about_errors() {
+    let queues = Queues::declare(QueueDeclareOptions::default());
+    let (tell, told) = unbounded();
+    let workers = queues.workers();
+    let options = queues.options().on_error(OnFailure::Reject);
+    workers
+        .consume_with(&queues.name, options, move |delivery| {
+            tell.send(seen(delivery)).unwrap();
+            match (delivery.body(), delivery.attempts()) {
+                (b"retry", 1) => Ok(Settlement::Retry),
+                (b"error", _) => Err("rejected at once"),
+                _ => Ok(Settlement::Ack),
+            }
+        })
+        .unwrap();
+    queues.publish("retry");
+    queues.publish("error");
+    let attempts: Vec<_> = (0..3).map(|_| next(&told).2).collect();
+    assert_eq!(attempts, [1, 1, 2]);
+    workers.shutdown(SOON).unwrap();
+    assert_eq!(workers.status().queues[0].retried, 1);
+    assert_eq!(queues.left(), 0);
+}
+
+#[test]
+fn a_retry_that_is_not_set_is_what_happens_after_an_error() {
+    let channel = channel();
+    let options = QueueDeclareOptions::temporary();
+    let (queue, dead) = queue_with_dead_letters(&channel, "", options);
+    let workers = Workers::new(channel.connection());
+    workers
+        .consume(queue.name(), |_| Settlement::Retry)
+        .unwrap();
+    queue.publish("m").unwrap();
+    eventually("the message is requeued once, then rejected", || {
+        ready(&channel, dead.name()) == 1
+    });
+    workers.shutdown(SOON).unwrap();
+}
+
+#[test]
+fn a_retry_queue_that_was_deleted_is_declared_again() {
+    let queues = Queues::declare(QueueDeclareOptions::default());
+    let workers = queues.workers();
+    let (tell, told) = unbounded();
+    workers
+        .consume_with(&queues.name, queues.options(), move |delivery| {
+            tell.send(seen(delivery)).unwrap();
+            Err::<(), _>("always")
+        })
+        .unwrap();
+    delete(&queues.channel, &queues.retry_queue(0));
+    delete(&queues.channel, &queues.parked());
+    queues.publish("m");
+    for attempt in 1..=3 {
+        assert_eq!(next(&told).2, attempt);
+    }
+    assert_eq!(queues.wait_parked().body(), b"m");
+    workers.shutdown(SOON).unwrap();
+}
+
+/// Declares the queues of `queues` in the program, with another retry queue.
+fn declare_others(queues: &Queues, retry_queue: QueueDeclareOptions) {
+    let (parked, options) = queues.retry.parked_queue(&queues.name);
+    queues.channel.queue_declare(&parked, options).unwrap();
+    let (second, options) = queues.retry.retry_queue(&queues.name, DELAYS[1]);
+    queues.channel.queue_declare(&second, options).unwrap();
+    let first = queues.retry_queue(0);
+    queues.channel.queue_declare(&first, retry_queue).unwrap();
+}
+
+#[test]
+fn while_a_retry_queue_is_missing_or_full_its_message_is_kept() {
+    logged::begin();
+    for is_full in [false, true] {
+        let retry = Retry::after(DELAYS).declare(false);
+        let queues = Queues::with(QueueDeclareOptions::default(), retry);
+        let workers = queues.workers();
+        let handler = |_: &Delivery| Err::<(), _>("always");
+        let refused = workers.consume_with(&queues.name, queues.options(), handler);
+        let error = refused.unwrap_err().to_string();
+        assert!(error.contains(&queues.parked()), "{error}");
+        let full = QueueDeclareOptions::default()
+            .max_length(0)
+            .overflow(Overflow::RejectPublish);
+        declare_others(&queues, full);
+        workers
+            .consume_with(&queues.name, queues.options(), handler)
+            .unwrap();
+        if !is_full {
+            delete(&queues.channel, &queues.retry_queue(0));
+        }
+        queues.publish("m");
+        eventually("the worker is blocked", || {
+            let status = &workers.status().queues[0];
+            status.blocked == 1 && status.last_error.is_some()
+        });
+        let status = workers.status();
+        assert!(!status.is_healthy());
+        let error = status.queues[0].last_error.as_ref().unwrap().error.clone();
+        let is_cause = match error.kind() {
+            ErrorKind::Returned(_) => !is_full,
+            ErrorKind::Nacked { .. } => is_full,
+            _ => false,
+        };
+        assert!(
+            is_cause && error.to_string().contains(&queues.retry_queue(0)),
+            "{error}"
+        );
+        let name = queues.name.clone();
+        assert!(logged::has(
+            |it| it.contains(&name) && it.contains("keeps the message")
+        ));
+        // Its message is neither acknowledged nor requeued.
+        assert_eq!(ready(&queues.channel, &queues.name), 0);
+        if is_full {
+            delete(&queues.channel, &queues.retry_queue(0));
+        }
+        let (first, options) = queues.retry.retry_queue(&queues.name, DELAYS[0]);
+        queues.channel.queue_declare(&first, options).unwrap();
+        assert_eq!(queues.wait_parked().body(), b"m");
+        eventually("the worker is healthy", || workers.status().is_healthy());
+        workers.shutdown(SOON).unwrap();
+        assert_eq!(queues.left(), 0);
+    }
+}
+
+#[test]
+fn a_worker_that_keeps_a_message_stops_at_once_and_requeues_it() {
+    let retry = Retry::after(DELAYS).declare(false);
+    let queues = Queues::with(QueueDeclareOptions::default(), retry);
+    let full = QueueDeclareOptions::default()
+        .max_length(0)
+        .overflow(Overflow::RejectPublish);
+    declare_others(&queues, full);
+    let workers = queues.workers();
+    let options = queues
+        .options()
+        .restart_delay(2 * SOON)
+        .max_restart_delay(2 * SOON);
+    workers
+        .consume_with(&queues.name, options, |_| Err::<(), _>("always"))
+        .unwrap();
+    queues.publish("m");
+    eventually("the worker is blocked", || {
+        workers.status().queues[0].blocked == 1
+    });
+    workers.shutdown(SOON).unwrap();
+    assert_eq!(queues.left(), 1);
+}
+
+#[test]
+fn a_connection_lost_between_the_confirm_and_the_acknowledgement_loses_nothing() {
+    let queues = Queues::declare(QueueDeclareOptions::default());
+    let (tell_ack, ack) = unbounded();
+    let interceptor = Interceptor::start(move |connection, frame| {
+        // The first connection's acknowledgements do not arrive.
+        match frame.method() {
+            Some((60, 80)) if connection == 0 => {
+                tell_ack.send(()).unwrap();
+                Verdict::Hang
+            }
+            _ => Verdict::Pass,
+        }
+    });
+    let connection = Connection::open_with(interceptor.options()).unwrap();
+    let workers = Workers::new(&connection);
+    let (tell, told) = unbounded();
+    workers
+        .consume_with(&queues.name, queues.options(), move |delivery| {
+            tell.send((delivery.attempts(), delivery.redelivered()))
+                .unwrap();
+            match delivery.attempts() {
+                1 => Err("the first time"),
+                _ => Ok(()),
+            }
+        })
+        .unwrap();
+    queues.publish("m");
+    assert_eq!(told.recv_timeout(SOON), Ok((1, false)));
+    ack.recv_timeout(SOON).unwrap();
+    interceptor.cut(Duration::ZERO);
+    // The original is redelivered, and the copy comes, too: as a duplicate, never not at all.
+    let mut handled = [
+        told.recv_timeout(SOON).unwrap(),
+        told.recv_timeout(SOON).unwrap(),
+    ];
+    handled.sort_unstable();
+    assert_eq!(handled, [(2, false), (2, true)]);
+    workers.shutdown(SOON).unwrap();
+    eventually("all are handled", || queues.left() == 0);
+}
+
+#[test]
+fn invalid_retries_are_refused() {
+    let channel = channel();
+    let workers = Workers::new(channel.connection());
+    let refused = |queue: &str, options: WorkerOptions| {
+        let error = workers.consume_with(queue, options, |_| ()).unwrap_err();
+        assert!(
+            matches!(error.kind(), ErrorKind::InvalidArgument(_)),
+            "{error}"
+        );
+        error.to_string()
+    };
+    let with = |retry| WorkerOptions::default().retry(retry);
+    refused("q", with(Retry::after(DELAYS).attempts(0)));
+    refused(
+        "q",
+        with(Retry::after(DELAYS).queue_type(QueueType::Stream)),
+    );
+    refused("q", WorkerOptions::default().on_error(OnFailure::Retry));
+    refused("q", WorkerOptions::default().circuit_breaker(0, SOON));
+    let queue = channel
+        .queue_declare("", QueueDeclareOptions::temporary())
+        .unwrap();
+    let error = refused(queue.name(), with(Retry::after(DELAYS)));
+    assert!(error.contains("amq."), "{error}");
+    assert!(workers.status().queues.is_empty());
+}
+
+#[test]
+fn the_broker_can_delay_the_retries() {
+    logged::begin();
+    let (min, max) = (Duration::from_millis(100), Duration::from_millis(200));
+    let retry = Retry::by_broker(min, max).attempts(4);
+    let (channel, name) = (channel(), unique("delayed"));
+    let parked = retry.parked_queue(&name).0;
+    let workers = Workers::new(channel.connection());
+    let (tell, told) = unbounded();
+    workers
+        .consume_with(
+            &name,
+            WorkerOptions::default().retry(retry),
+            move |delivery| {
+                tell.send(delivery.attempts()).unwrap();
+                Err::<(), _>("always")
+            },
+        )
+        .unwrap();
+    let begin = Instant::now();
+    channel.basic_publish("", &name, "m").unwrap();
+    for attempt in 1..=4 {
+        assert_eq!(told.recv_timeout(SOON), Ok(attempt));
+    }
+    let took = begin.elapsed();
+    eventually("the message is parked", || ready(&channel, &parked) == 1);
+    workers.shutdown(SOON).unwrap();
+    let letter = channel
+        .basic_get(&parked, AckMode::Automatic)
+        .unwrap()
+        .unwrap();
+    assert_eq!(text(&letter, "x-retry-error").as_deref(), Some("always"));
+    assert_eq!(letter.header("x-retry-attempts").unwrap().as_u64(), Some(4));
+    let status = &workers.status().queues[0];
+    assert_eq!((status.failed, status.retried, status.parked), (4, 3, 1));
+    let is_warned = logged::has(|it| it.contains(&name) && it.contains("without a delay"));
+    match version() >= (4, 3) {
+        true => assert!(took >= min + 2 * max && !is_warned, "{took:?}"),
+        false => assert!(is_warned),
+    }
+    delete(&channel, &name);
+    delete(&channel, &parked);
+}
+
+/// A message of a worker that crashed is not dead-lettered when a handler fails for the first time.
+#[test]
+fn a_crash_elsewhere_does_not_count_as_the_handlers_failure() {
+    let channel = channel();
+    let options = QueueDeclareOptions::quorum();
+    let (queue, dead) = queue_with_dead_letters(&channel, &unique("crash"), options);
+    queue.publish("m").unwrap();
+    // This "worker" ends with an unacknowledged message.
+    let crashing = connect();
+    let fetched = crashing.open_channel().unwrap();
+    eventually("the message is delivered", || {
+        let delivery = fetched.basic_get(queue.name(), AckMode::Manual).unwrap();
+        delivery.is_some()
+    });
+    crashing.close().unwrap();
+    let workers = Workers::new(channel.connection());
+    let (tell, told) = unbounded();
+    workers
+        .consume(queue.name(), move |delivery| -> Settlement {
+            tell.send(delivery.redelivered()).unwrap();
+            panic!("the test panics here")
+        })
+        .unwrap();
+    // Once more than a message that no other worker had.
+    assert_eq!(told.recv_timeout(SOON), Ok(true));
+    assert_eq!(told.recv_timeout(SOON), Ok(true));
+    eventually("the message is rejected", || {
+        ready(&channel, dead.name()) == 1
+    });
+    workers.shutdown(SOON).unwrap();
+    assert!(told.try_recv().is_err());
+    queue.delete().unwrap();
+}
+
+// ---- many messages ----
+
+/// Of these messages, 5 % fail twice and 1 % always.
+struct Load {
+    messages: u32,
+}
+
+impl Load {
+    fn fails_twice(number: u32) -> bool {
+        number % 20 == 7
+    }
+
+    fn fails_always(number: u32) -> bool {
+        number % 100 == 13
+    }
+
+    fn parked(&self) -> usize {
+        (0..self.messages)
+            .filter(|it| Self::fails_always(*it))
+            .count()
+    }
+
+    fn publish(&self, connection: &Connection, queue: &str) {
+        let publisher = connection.open_channel().unwrap().publisher().unwrap();
+        for number in 0..self.messages {
+            let message = Message::new(number.to_string()).persistent(true);
+            publisher.publish("", queue, message).unwrap();
+        }
+        publisher.wait_for_confirms().unwrap();
+    }
+
+    /// Handles all messages. Calls `halfway` after half of them.
+    fn run(&self, connection: &Connection, queue: &str, halfway: impl FnOnce()) -> Handled {
+        let channel = connection.open_channel().unwrap();
+        let options = QueueDeclareOptions::quorum();
+        channel.queue_declare(queue, options).unwrap();
+        self.publish(connection, queue);
+        let retry = Retry::after([50, 100, 200].map(Duration::from_millis));
+        let (parked, _) = retry.parked_queue(queue);
+        let workers = Workers::new(connection);
+        let options = WorkerOptions::default()
+            .threads(4)
+            .prefetch(50)
+            .retry(retry);
+        let attempts = Arc::new(Mutex::new(HashMap::<u32, u32>::new()));
+        let done = Arc::new(Mutex::new(HashMap::<u32, u32>::new()));
+        let (counted, handled) = (Arc::clone(&attempts), Arc::clone(&done));
+        workers
+            .consume_with(queue, options, move |delivery| {
+                let number: u32 = std::str::from_utf8(delivery.body())?.parse()?;
+                *counted.lock().unwrap().entry(number).or_default() += 1;
+                let fails = match delivery.attempts() {
+                    1 | 2 => Self::fails_twice(number) || Self::fails_always(number),
+                    _ => Self::fails_always(number),
+                };
+                if fails {
+                    return Err(format!("message {number} fails").into());
+                }
+                *handled.lock().unwrap().entry(number).or_default() += 1;
+                Ok::<_, Box<dyn std::error::Error + Send + Sync>>(())
+            })
+            .unwrap();
+        eventually("half of the messages are handled", || {
+            done.lock().unwrap().len() >= self.messages as usize / 2
+        });
+        halfway();
+        let expected = self.messages as usize - self.parked();
+        let begin = Instant::now();
+        let is_done = || done.lock().unwrap().len() == expected;
+        while !is_done() || !self.all_parked(connection, &parked) {
+            if begin.elapsed() > 3 * SOON {
+                let channel = connection.open_channel().unwrap();
+                for suffix in ["", ".retry.50", ".retry.100", ".retry.200", ".parked"] {
+                    let name = format!("{queue}{suffix}");
+                    eprintln!("{name}: {}", ready(&channel, &name));
+                }
+                eprintln!("{:?}", workers.status());
+                panic!("{} of {expected}", done.lock().unwrap().len());
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        let status = workers.status().queues[0].clone();
+        workers.shutdown(SOON).unwrap();
+        let repeated = done.lock().unwrap().values().filter(|it| **it > 1).count();
+        let attempts = attempts.lock().unwrap().values().sum();
+        Handled {
+            attempts,
+            repeated,
+            retried: status.retried,
+            parked: status.parked,
+        }
+    }
+
+    fn all_parked(&self, connection: &Connection, parked: &str) -> bool {
+        let asked = connection.open_channel();
+        let count = asked.and_then(|it| it.queue_declare_passive(parked));
+        count.is_ok_and(|it| it.message_count().unwrap() as usize >= self.parked())
+    }
+}
+
+/// What became of a load.
+#[derive(Debug)]
+struct Handled {
+    attempts: u32,
+    repeated: usize,
+    retried: u64,
+    parked: u64,
+}
+
+fn delete_queues(connection: &Connection, queue: &str) {
+    let channel = connection.open_channel().unwrap();
+    for suffix in ["", ".retry.50", ".retry.100", ".retry.200", ".parked"] {
+        delete(&channel, &format!("{queue}{suffix}"));
+    }
+}
+
+#[test]
+fn ten_thousand_messages_are_handled_or_parked() {
+    let load = Load { messages: 10_000 };
+    let (connection, queue) = (connect(), unique("load"));
+    let handled = load.run(&connection, &queue, || {});
+    let parked = load.parked() as u64;
+    let twice = (0..load.messages)
+        .filter(|it| Load::fails_twice(*it))
+        .count() as u64;
+    assert_eq!((handled.repeated, handled.parked), (0, parked));
+    assert_eq!(handled.retried, 2 * twice + 3 * parked);
+    assert_eq!(
+        u64::from(handled.attempts),
+        u64::from(load.messages) + 2 * twice + 3 * parked
+    );
+    delete_queues(&connection, &queue);
+}
+
+#[test]
+fn a_restart_of_the_broker_halfway_loses_no_failed_message() {
+    let broker = Broker::start().unwrap();
+    let connection = Connection::open(broker.uri()).unwrap();
+    let load = Load { messages: 10_000 };
+    load.run(&connection, "load", || broker.restart());
+}
+
+#[test]
+fn a_killed_broker_loses_no_failed_message() {
+    let mut node = Node::start();
+    let connection = Connection::open_with(node.options()).unwrap();
+    let load = Load { messages: 10_000 };
+    let handled = load.run(&connection, "load", || {
+        node.sync_declarations();
+        node.signal("KILL");
+        node.restart();
+    });
+    assert!(handled.parked >= load.parked() as u64, "{handled:?}");
+}
