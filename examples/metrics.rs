@@ -1,32 +1,37 @@
 //! Workers with an HTTP port for Prometheus (`/metrics`) and for health checks (`/health`).
 //!
-//!     tests/with-rabbitmq cargo run --example metrics [ADDRESS]
+//!     tests/with-rabbitmq cargo run --example metrics [ADDRESS [QUEUE]]
 //!     curl http://127.0.0.1:9000/metrics
 //!
-//! ADDRESS is 127.0.0.1:9000 by default. The workers handle the messages of `task_queue`, which the
-//! example `tutorial_2_new_task` fills. A message that is not text fails, is retried, and is parked.
-//! Uses the broker at `AMQP_URL`, or RabbitMQ on this machine with its defaults.
+//! ADDRESS is 127.0.0.1:9000 by default, and QUEUE is `task_queue`, which the example
+//! `tutorial_2_new_task` fills. A message that is not text fails, is retried, and is parked. Uses the
+//! broker at `AMQP_URL`, or RabbitMQ on this machine with its defaults.
 
 use std::fmt::Write as _;
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::str;
 use std::time::Duration;
 
 use leveret::{Connection, QueueDeclareOptions, QueueWorkers, Retry, WorkerOptions, Workers};
 
+/// The longest request in bytes.
+const LONGEST_REQUEST: u64 = 16 << 10;
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     env_logger::init();
-    let address = std::env::args().nth(1);
-    let listener = TcpListener::bind(address.as_deref().unwrap_or("127.0.0.1:9000"))?;
+    let mut arguments = std::env::args().skip(1);
+    let mut next = |default: &str| arguments.next().unwrap_or_else(|| default.to_owned());
+    let (address, queue) = (next("127.0.0.1:9000"), next("task_queue"));
+    let listener = TcpListener::bind(address)?;
     let uri = std::env::var("AMQP_URL").unwrap_or_else(|_| "amqp://localhost".to_owned());
     let connection = Connection::open(uri)?;
     let channel = connection.open_channel()?;
-    channel.queue_declare("task_queue", QueueDeclareOptions::default())?;
+    channel.queue_declare(&queue, QueueDeclareOptions::default())?;
     let workers = Workers::new(&connection);
     let retry = Retry::after([1, 10].map(Duration::from_secs));
     let options = WorkerOptions::default().threads(2).retry(retry);
-    workers.consume_with("task_queue", options, |delivery| {
+    workers.consume_with(&queue, options, |delivery| {
         str::from_utf8(delivery.body()).map(|text| println!("received {text:?}"))
     })?;
     println!("listening at {}", listener.local_addr()?);
@@ -41,10 +46,16 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
 fn answer(mut client: TcpStream, workers: &Workers) -> io::Result<()> {
     client.set_read_timeout(Some(Duration::from_secs(5)))?;
-    let mut request = String::new();
-    BufReader::new(&client).read_line(&mut request)?;
+    let mut request = BufReader::new(&client).take(LONGEST_REQUEST).lines();
+    let first = request.next().transpose()?.unwrap_or_default();
+    // Input that is left unread would cut the answer short.
+    for line in request {
+        if line?.is_empty() {
+            break;
+        }
+    }
     let status = workers.status();
-    let (code, body) = match request.split_ascii_whitespace().nth(1) {
+    let (code, body) = match first.split_ascii_whitespace().nth(1) {
         Some("/metrics") => ("200 OK", metrics(&status.queues)),
         Some("/health") if status.is_healthy() => ("200 OK", "healthy\n".to_owned()),
         Some("/health") => ("503 Service Unavailable", format!("{status:#?}\n")),

@@ -1,5 +1,8 @@
 //! RabbitMQ's tutorials and other examples, run with the command lines that their pages show.
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
+
 use leveret::QueueDeleteOptions;
 
 use crate::support::{connect, eventually, program, ready, unique, url, Program};
@@ -129,6 +132,58 @@ fn select_reads_several_queues_until_stopped() {
         assert_eq!(ready(&channel, name), 0);
         channel
             .queue_delete(name, QueueDeleteOptions::default())
+            .unwrap();
+    }
+}
+
+/// Asks an HTTP server, and returns the answer's status and body.
+fn get(address: &str, path: &str) -> (String, String) {
+    let mut stream = TcpStream::connect(address).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    let status = head.split_ascii_whitespace().nth(1).unwrap();
+    (status.to_owned(), body.to_owned())
+}
+
+#[test]
+fn metrics_and_the_health_of_workers_are_served_over_http() {
+    let queue = unique("metrics");
+    let program = Program::start("metrics", &["127.0.0.1:0", &queue], &url());
+    let line = program.line();
+    let address = line.strip_prefix("listening at ").unwrap();
+    assert_eq!(
+        get(address, "/health"),
+        ("200".to_owned(), "healthy\n".to_owned())
+    );
+    let connection = connect();
+    let channel = connection.open_channel().unwrap();
+    channel.basic_publish("", &queue, "text").unwrap();
+    channel.basic_publish("", &queue, b"\xff").unwrap();
+    program.expect("received \"text\"");
+    eventually("the metrics count both messages", || {
+        let (status, metrics) = get(address, "/metrics");
+        let has = |name: &str, value: u32| {
+            let line = format!("workers_{name}{{queue={queue:?}}} {value}");
+            metrics.lines().any(|it| it == line)
+        };
+        let counts = has("messages_handled_total", 1) && has("messages_failed_total", 1);
+        status == "200" && counts && has("messages_retried_total", 1) && has("threads", 2)
+    });
+    channel
+        .queue_delete(&queue, QueueDeleteOptions::default())
+        .unwrap();
+    eventually("the workers are not healthy", || {
+        let (status, body) = get(address, "/health");
+        status == "503" && body.contains("restarting: 2")
+    });
+    assert_eq!(get(address, "/").0, "404");
+    drop(program);
+    for suffix in [".retry.1000", ".retry.10000", ".parked"] {
+        let name = format!("{queue}{suffix}");
+        channel
+            .queue_delete(&name, QueueDeleteOptions::default())
             .unwrap();
     }
 }
