@@ -4,8 +4,8 @@
 //!     curl http://127.0.0.1:9000/metrics
 //!
 //! ADDRESS is 127.0.0.1:9000 by default, and QUEUE is `task_queue`, which the example
-//! `tutorial_2_new_task` fills. A message that is not text fails, is retried, and is parked. Uses the
-//! broker at `AMQP_URL`, or RabbitMQ on this machine with its defaults.
+//! `tutorial_2_new_task` fills. A message that is not text fails, is retried, and is parked. Uses
+//! the broker at `AMQP_URL`, or RabbitMQ on this machine with its defaults.
 
 use std::fmt::Write as _;
 use std::io::{self, BufRead, BufReader, Read, Write};

@@ -45,7 +45,8 @@
 //! - [`Message`] and [`Properties`]: what a program publishes. [`Publisher`] and [`Confirm`]: the
 //!   outcome of each message.
 //! - [`Consumer`] and [`Delivery`]: messages from a queue, and their acknowledgement.
-//! - [`Workers`]: threads that handle messages and shut down gracefully.
+//! - [`Workers`]: threads that handle messages, retry failed ones, and shut down gracefully.
+//!   [`docs::workers`] is a guide.
 //! - [`RpcClient`] and [`RpcServer`]: requests and replies.
 //! - [`Error`]: what went wrong, who said so, and whether a retry is safe.
 //! - [`docs::recovery`] and [`RecoveryOptions`]: what happens when a connection is lost.

@@ -48,6 +48,11 @@
 //! **Passive declaration.** On 4.3 the user needs "configure", "write" or "read" for the name
 //! (4.3.0: "configure").
 //!
+//! **New quorum queues.** On 3.10, a quorum queue that was declared some minutes or less before its
+//! node is killed (SIGKILL, a power failure) can be unusable after the restart: it confirms nothing
+//! and delivers nothing. Delete it and declare it again. This crate's tests write the broker's
+//! tables to disk before they kill a node.
+//!
 //! A broker ignores queue arguments that it does not know: `delayed_retry` on RabbitMQ 4.0 is not
 //! an error. But the broker refuses an argument that it knows only for other types of queue (406).
 //!

@@ -4,7 +4,7 @@ use std::mem;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use parking_lot::{RwLock, RwLockWriteGuard};
+use parking_lot::{RwLock, RwLockUpgradableReadGuard, RwLockWriteGuard};
 
 use super::status::{LateHandler, QueueWorkers};
 use crate::delivery::Delivery;
@@ -49,32 +49,41 @@ pub(super) enum Event {
     Parked,
 }
 
+fn end(mut handling: RwLockWriteGuard<'_, Handling>, batch: &mut Vec<Delivery>) {
+    mem::swap(&mut handling.batch, batch);
+    handling.since = None;
+    drop(handling);
+    // Dropping a delivery can take other locks.
+    batch.clear();
+}
+
+/// Only one thread changes these counts.
+fn add(count: &AtomicU64, more: u64) {
+    let sum = count.load(Ordering::Relaxed).wrapping_add(more);
+    count.store(sum, Ordering::Relaxed);
+}
+
 impl Activity {
     /// Shows the batch to other threads while `run` works with it. Leaves the batch empty.
     pub(super) fn handle<T>(
         &self,
         batch: &mut Vec<Delivery>,
-        run: impl FnOnce(&[Delivery]) -> T,
+        run: impl FnOnce(&[Delivery], Deadline) -> T,
     ) -> T {
+        let begun = Deadline::after(Duration::MAX);
         let mut handling = self.handling.write();
         mem::swap(&mut handling.batch, batch);
-        handling.since = Some(Deadline::after(Duration::MAX));
+        handling.since = Some(begun);
         *handling.has_warned.get_mut() = false;
-        let handling = RwLockWriteGuard::downgrade(handling);
-        let result = run(&handling.batch);
-        drop(handling);
-        self.rest(batch);
+        let handling = RwLockWriteGuard::downgrade_to_upgradable(handling);
+        let result = run(&handling.batch, begun);
+        end(RwLockUpgradableReadGuard::upgrade(handling), batch);
         result
     }
 
-    /// Ends what [`handle`](Self::handle) began, also after a panic.
+    /// Ends what [`handle`](Self::handle) began, after a panic.
     pub(super) fn rest(&self, batch: &mut Vec<Delivery>) {
-        let mut handling = self.handling.write();
-        mem::swap(&mut handling.batch, batch);
-        handling.since = None;
-        drop(handling);
-        // Dropping a delivery can take other locks.
-        batch.clear();
+        end(self.handling.write(), batch);
     }
 
     pub(super) fn note(&self, event: Event, messages: usize) {
@@ -85,16 +94,12 @@ impl Activity {
             Event::Retried => &self.counts.retried,
             Event::Parked => &self.counts.parked,
         };
-        count.fetch_add(messages as u64, Ordering::Relaxed);
+        add(count, messages as u64);
     }
 
-    /// Adds the time of the handler that runs, until now.
-    pub(super) fn note_handler_time(&self) {
-        let since = self.handling.read_recursive().since;
-        let nanoseconds = since.map_or(0, |it| it.elapsed().as_nanos());
-        let nanoseconds = u64::try_from(nanoseconds).unwrap_or(u64::MAX);
-        let total = &self.counts.handler_nanoseconds;
-        total.fetch_add(nanoseconds, Ordering::Relaxed);
+    pub(super) fn note_handler_time(&self, time: Duration) {
+        let nanoseconds = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        add(&self.counts.handler_nanoseconds, nanoseconds);
     }
 
     pub(super) fn is_busy(&self) -> bool {

@@ -56,7 +56,8 @@ pub enum Settlement {
     Retry,
 }
 
-/// Threads that consume from queues and call a handler for each message.
+/// Threads that consume from queues and call a handler for each message. [`docs::workers`] is a
+/// guide.
 ///
 /// Each thread has its own channel on the same connection and handles one message at a time. A
 /// handler returns nothing, which acknowledges the message, or a [`Settlement`], or a `Result` of
@@ -113,6 +114,8 @@ pub enum Settlement {
 /// queue, this can count [towards the delivery
 /// limit](crate::Consumer#unread-messages-and-the-delivery-limit): keep [`WorkerOptions::prefetch`]
 /// low if workers start and stop often.
+///
+/// [`docs::workers`]: crate::docs::workers
 ///
 /// `Workers` is cheap to clone. Dropping the last clone stops the threads without waiting for them,
 /// and logs a warning.

@@ -36,7 +36,6 @@ impl Worker {
         batch: &[Delivery],
         handled: StdResult<Settlements, Failure>,
     ) -> Result<()> {
-        self.post.activity().note_handler_time();
         let handled = handled.and_then(|settlements| complete(settlements, batch.len()));
         self.count(&handled, batch.len());
         match handled {

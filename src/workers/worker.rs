@@ -4,7 +4,7 @@ use std::result::Result as StdResult;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crossbeam_channel::{select, Receiver};
+use crossbeam_channel::{select, Receiver, TryRecvError};
 
 use super::answers::{Answers, LostAnswers};
 use super::crew::{Post, Scope};
@@ -159,10 +159,10 @@ impl Worker {
         loop {
             let handled = panics::catch(|| self.handle_all(handler, &mut shift, &mut batch));
             let handled = handled.unwrap_or_else(|message| {
+                self.post.activity().rest(&mut batch);
                 shift.answers.note(Answered::NotSent);
                 Err(panicked(message))
             });
-            self.post.activity().rest(&mut batch);
             let next = match handled {
                 _ if self.post.is_stopped() => return self.finish(&shift),
                 Ok(Pause::Paused) if self.post.is_paused() => {
@@ -197,8 +197,9 @@ impl Worker {
                 shift.forget_lost_answers();
                 return Ok(pause);
             }
-            activity.handle(batch, |batch| {
+            activity.handle(batch, |batch, begun| {
                 let handled = call(handler, batch);
+                activity.note_handler_time(begun.elapsed());
                 self.settle_batch(shift, batch, handled)
             })?;
         }
@@ -207,16 +208,12 @@ impl Worker {
 
     /// Fills the batch. Returns why it cannot, if this is no error.
     fn receive(&self, shift: &Shift, batch: &mut Vec<Delivery>) -> Result<Option<Pause>> {
-        let stopped = self.post.stopped();
-        let delivery = select! {
-            recv(stopped) -> _ => return Ok(Some(Pause::Stopped)),
-            recv(shift.deliveries) -> delivery => delivery,
+        let first = match self.next(shift, Duration::MAX) {
+            Next::Delivery(first) => first?,
+            Next::Stopped | Next::TimedOut => return Ok(Some(Pause::Stopped)),
+            Next::Cancelled => return Ok(Some(Pause::Paused)),
         };
-        let Ok(delivery) = delivery else {
-            // This program has cancelled the consumer.
-            return Ok(Some(Pause::Paused));
-        };
-        batch.push(delivery?);
+        batch.push(first);
         if self.limits.size > 1 {
             self.fill(shift, batch)?;
         }
@@ -234,29 +231,42 @@ impl Worker {
     }
 
     /// Waits for more messages, until the batch is full or its first message has waited long
-    /// enough.
+    /// enough. If the thread is to stop or to pause, it still handles what it has.
     fn fill(&self, shift: &Shift, batch: &mut Vec<Delivery>) -> Result<()> {
         let deadline = Deadline::after(self.limits.timeout);
-        let stopped = self.post.stopped();
         while batch.len() < self.limits.size.into() {
-            let delivery = match shift.deliveries.try_recv() {
-                Ok(delivery) => Ok(delivery),
-                Err(_) => select! {
-                    recv(stopped) -> _ => break,
-                    recv(shift.deliveries) -> delivery => delivery,
-                    default(deadline.remaining()) => break,
-                },
+            let Next::Delivery(delivery) = self.next(shift, deadline.remaining()) else {
+                break;
             };
-            match delivery {
-                Ok(delivery) => batch.push(delivery?),
-                // The program stops or pauses the thread, which still handles these messages.
-                Err(_) => break,
-            }
+            batch.push(delivery?);
         }
         // The broker redelivers what came over a connection that was lost since.
         batch.retain(|it| it.is_from_stream() || !it.is_stale());
         Ok(())
     }
+
+    fn next(&self, shift: &Shift, timeout: Duration) -> Next {
+        // Looking first is cheaper. A stop or a pause empties the receiver.
+        let delivery = match shift.deliveries.try_recv() {
+            Ok(delivery) => return Next::Delivery(delivery),
+            Err(TryRecvError::Disconnected) => return Next::Cancelled,
+            Err(TryRecvError::Empty) => select! {
+                recv(self.post.stopped()) -> _ => return Next::Stopped,
+                recv(shift.deliveries) -> delivery => delivery,
+                default(timeout) => return Next::TimedOut,
+            },
+        };
+        delivery.map_or(Next::Cancelled, Next::Delivery)
+    }
+}
+
+/// What a thread that waits for a message gets.
+enum Next {
+    Delivery(Result<Delivery>),
+    TimedOut,
+    Stopped,
+    /// This program has cancelled the consumer.
+    Cancelled,
 }
 
 /// Calls the handler, unless all messages are stale. After a panic, drops it: its state may be
