@@ -4,34 +4,37 @@ mod activity;
 mod answers;
 mod crew;
 mod handler;
+mod post;
+mod recruit;
 mod restart;
 mod retry;
 mod settling;
+mod squad;
 mod status;
+mod watch;
 mod worker;
 
 use std::fmt;
 use std::sync::Arc;
-use std::thread;
 use std::time::Duration;
-
-use crossbeam_channel::{bounded, Receiver, Sender};
-use parking_lot::Mutex;
 
 use crate::connection::Connection;
 use crate::consumer::Consumer;
 use crate::delivery::Delivery;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::io_thread::deadline::Deadline;
 use crate::io_thread::panics;
-use crate::log_line::{log_line, Label};
+use crate::log_line::log_line;
 use crate::options::WorkerOptions;
 
 use crew::Crew;
 use handler::Factory;
 pub use handler::{BatchOutput, HandlerOutput, Settlements};
+use post::Post;
+use recruit::Recruit;
 use retry::Retries;
 pub use status::{LastError, LateHandler, Pause, QueueWorkers, WorkersStatus};
+use watch::Watch;
 use worker::{BatchLimits, Progress, Shift, Worker};
 
 /// The outcome of a message that a handler has handled.
@@ -129,8 +132,7 @@ pub struct Workers {
 struct Handle {
     connection: Connection,
     crew: Arc<Crew>,
-    /// Whether a thread warns of slow handlers.
-    is_watched: Mutex<bool>,
+    watch: Watch,
 }
 
 impl Drop for Handle {
@@ -148,46 +150,6 @@ impl Drop for Handle {
     }
 }
 
-impl Handle {
-    /// Starts the thread that warns of slow handlers, if it does not run yet.
-    fn watch(&self) -> Result<()> {
-        let mut is_watched = self.is_watched.lock();
-        if *is_watched {
-            return Ok(());
-        }
-        let (crew, shared) = (Arc::clone(&self.crew), Arc::clone(self.connection.shared()));
-        spawn("slow handlers", move || {
-            while let Some(late) = crew.next_late() {
-                for (queue, late) in late {
-                    say(|| warn_of_late(&shared.label(), &queue, &late));
-                }
-            }
-        })?;
-        *is_watched = true;
-        Ok(())
-    }
-}
-
-fn warn_of_late(label: &Label, queue: &str, late: &LateHandler) {
-    log_line!(
-        Warn,
-        label,
-        "the handler of queue {queue:?} has run for {:.1?}, and the broker's acknowledgement timeout is near; \
-         delivery tag {}, message id {:?}: raise the timeout, or handle less at once",
-        late.running_for,
-        late.delivery_tag,
-        late.message_id.as_deref().unwrap_or_default()
-    );
-}
-
-fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<()> {
-    let spawned = thread::Builder::new().name(name.to_owned()).spawn(run);
-    spawned.map(drop).map_err(|error| {
-        let kind = error.kind();
-        Error::new(ErrorKind::ThreadNotStarted { kind }).caused_by(error)
-    })
-}
-
 /// Logs, and ignores a panic of the program's logger, which the panic hook has reported.
 fn say(log: impl FnOnce()) {
     let _ = panics::catch(log);
@@ -200,7 +162,7 @@ impl Workers {
             handle: Arc::new(Handle {
                 connection: connection.clone(),
                 crew: Arc::new(Crew::new()),
-                is_watched: Mutex::new(false),
+                watch: Watch::default(),
             }),
         }
     }
@@ -222,13 +184,14 @@ impl Workers {
     /// prefetch. All threads of the queue call the same handler.
     ///
     /// # Errors
-    /// - [`ErrorKind::InvalidArgument`] for invalid options, such as no threads or `no_ack`, and
-    ///   after [`shutdown`](Self::shutdown). With [`WorkerOptions::retry`], also for a stream, for
-    ///   a name of the broker's own (`amq.`), and if a queue is missing that the workers do not
-    ///   declare.
+    /// - [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument) for invalid options,
+    ///   such as no threads or `no_ack`, and after [`shutdown`](Self::shutdown). With
+    ///   [`WorkerOptions::retry`], also for a stream, for a name of the broker's own (`amq.`), and
+    ///   if a queue is missing that the workers do not declare.
     /// - Same as [`Channel::basic_consume`](crate::Channel::basic_consume), such as 404 if the
     ///   queue does not exist.
-    /// - [`ErrorKind::ThreadNotStarted`] if the system cannot start a thread.
+    /// - [`ErrorKind::ThreadNotStarted`](crate::ErrorKind::ThreadNotStarted) if the system cannot
+    ///   start a thread.
     ///
     /// After an error, nothing is consumed, and nothing is retried.
     pub fn consume_with<R: HandlerOutput<E>, E>(
@@ -266,8 +229,9 @@ impl Workers {
     /// ```
     ///
     /// # Errors
-    /// Same as [`consume_with`](Self::consume_with); [`ErrorKind::HandlerNotCreated`] if `make`
-    /// fails on a thread. The call then does not wait for the other threads' `make`.
+    /// Same as [`consume_with`](Self::consume_with);
+    /// [`ErrorKind::HandlerNotCreated`](crate::ErrorKind::HandlerNotCreated) if `make` fails on a
+    /// thread. The call then does not wait for the other threads' `make`.
     pub fn consume_per_thread<H, R, E, F>(
         &self,
         queue: &str,
@@ -356,7 +320,9 @@ impl Workers {
     ) -> Result<()> {
         options.check()?;
         let Handle {
-            connection, crew, ..
+            connection,
+            crew,
+            watch,
         } = &*self.handle;
         let retries = options.retry.as_ref();
         let retries = retries.map(|it| Retries::prepare(connection, queue, it));
@@ -380,8 +346,8 @@ impl Workers {
         }
         let shifts = consumers.iter().map(|it| Shift::new(it, prefetch));
         let shifts: Vec<_> = shifts.collect();
-        self.handle.watch()?;
-        let posts = crew.enlist(&queue, &options, consumers)?;
+        watch.start(crew, connection.shared())?;
+        let posts = Post::enlist(crew, &queue, &options, consumers)?;
         let options = Arc::new(options);
         let workers = posts.into_iter().map(|post| Worker {
             connection: connection.clone(),
@@ -415,8 +381,8 @@ impl Workers {
     /// ```
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidArgument`] if these workers do not consume from the queue, and after
-    /// [`shutdown`](Self::shutdown).
+    /// [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument) if these workers do not
+    /// consume from the queue, and after [`shutdown`](Self::shutdown).
     pub fn pause(&self, queue: &str) -> Result<()> {
         self.handle.crew.pause(queue)
     }
@@ -448,8 +414,8 @@ impl Workers {
     ///
     /// # Errors
     /// - 404 if there is no queue of parked messages.
-    /// - [`ErrorKind::Returned`] if the queue does not exist; [`ErrorKind::Nacked`] if it refuses a
-    ///   message.
+    /// - [`ErrorKind::Returned`](crate::ErrorKind::Returned) if the queue does not exist;
+    ///   [`ErrorKind::Nacked`](crate::ErrorKind::Nacked) if it refuses a message.
     /// - A timeout, or the end of the connection.
     pub fn unpark(&self, queue: &str, limit: usize) -> Result<usize> {
         let unparked = retry::unpark(&self.handle.connection, queue, limit);
@@ -478,8 +444,8 @@ impl Workers {
     /// - A timeout, which names the queues whose handlers are still running. These handlers
     ///   continue, and their messages are still acknowledged, as long as the program and its
     ///   connection live. [`join`](Self::join) waits for them.
-    /// - [`ErrorKind::InvalidArgument`] if a handler calls this, since the handler would wait for
-    ///   itself. The threads stop nevertheless.
+    /// - [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument) if a handler calls this,
+    ///   since the handler would wait for itself. The threads stop nevertheless.
     pub fn shutdown(&self, timeout: Duration) -> Result<()> {
         self.handle.crew.stop();
         self.handle.crew.wait(Some(Deadline::after(timeout)))
@@ -492,45 +458,16 @@ impl Workers {
     ///
     /// # Errors
     /// - The error that stopped the first thread: the end of the connection, or, if
-    ///   [`WorkerOptions::on_consumer_end`] chooses to stop, [`ErrorKind::ConsumerCancelled`] or
-    ///   the end of the channel.
-    /// - [`ErrorKind::AcksLost`] if a connection or a channel was lost, and the threads stopped
-    ///   before they consumed again: the last acknowledgements may not have reached the broker.
-    /// - [`ErrorKind::InvalidArgument`] if a handler calls this, since the handler would wait for
-    ///   itself.
+    ///   [`WorkerOptions::on_consumer_end`] chooses to stop,
+    ///   [`ErrorKind::ConsumerCancelled`](crate::ErrorKind::ConsumerCancelled) or the end of the
+    ///   channel.
+    /// - [`ErrorKind::AcksLost`](crate::ErrorKind::AcksLost) if a connection or a channel was lost,
+    ///   and the threads stopped before they consumed again: the last acknowledgements may not have
+    ///   reached the broker.
+    /// - [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument) if a handler calls this,
+    ///   since the handler would wait for itself.
     pub fn join(&self) -> Result<()> {
         self.handle.crew.wait(None)
-    }
-}
-
-/// A thread that makes its handler and then waits for its task. Without one, it ends.
-struct Recruit {
-    ready: Receiver<Result<()>>,
-    begin: Sender<(Worker, Shift)>,
-}
-
-impl Recruit {
-    fn spawn(queue: &str, factory: &Arc<Factory>) -> Result<Self> {
-        let ((is_ready, ready), (begin, begun)) = (bounded(1), bounded::<(Worker, Shift)>(1));
-        let factory = Arc::clone(factory);
-        // Linux shows the first 15 bytes. A thread name cannot contain a NUL.
-        spawn(&queue.replace('\0', ""), move || {
-            let (handler, made) = match worker::make(&factory) {
-                Ok(handler) => (Some(handler), Ok(())),
-                Err(error) => (None, Err(error)),
-            };
-            let _ = is_ready.send(made);
-            if let (Some(handler), Ok((worker, shift))) = (handler, begun.recv()) {
-                worker.run(handler, shift);
-            }
-        })?;
-        Ok(Self { ready, begin })
-    }
-
-    fn wait_ready(&self) -> Result<()> {
-        let made = self.ready.recv();
-        // The thread always sends before it ends.
-        made.unwrap_or(Ok(()))
     }
 }
 

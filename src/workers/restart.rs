@@ -5,8 +5,8 @@ use std::time::Duration;
 use crossbeam_channel::select;
 
 use super::answers::LostAnswers;
-use super::crew::{Resumed, Scope};
 use super::handler::Handler;
+use super::post::{Resumed, Scope};
 use super::say;
 use super::worker::{begin, make, panicked, Shift, Worker};
 use crate::consumer::Consumer;

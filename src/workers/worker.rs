@@ -7,11 +7,10 @@ use std::time::Duration;
 use crossbeam_channel::{select, Receiver, TryRecvError};
 
 use super::answers::{Answers, LostAnswers};
-use super::crew::{Post, Scope};
 use super::handler::{chain, Factory, Handler, Settlements};
+use super::post::{Post, Scope};
 use super::retry::Retries;
 use super::settling::Failure;
-use super::Settlement;
 use crate::channel::{Answered, Channel};
 use crate::connection::Connection;
 use crate::consumer::Consumer;
@@ -126,11 +125,11 @@ impl Shift {
 }
 
 /// Why a thread has no consumer any more, without an error.
-pub(super) enum Pause {
+enum Ended {
     /// The thread is to stop.
     Stopped,
-    /// The queue is paused.
-    Paused,
+    /// This program has cancelled the consumer, for example to pause the queue.
+    Cancelled,
 }
 
 impl Worker {
@@ -163,13 +162,14 @@ impl Worker {
                 shift.answers.note(Answered::NotSent);
                 Err(panicked(message))
             });
+            // After an error, a batch can be incomplete.
+            batch.clear();
             let next = match handled {
                 _ if self.post.is_stopped() => return self.finish(&shift),
-                Ok(Pause::Paused) if self.post.is_paused() => {
+                Ok(Ended::Cancelled) if self.post.is_paused() => {
                     self.begin_after_pause(handler, shift)
                 }
-                // Stopped, or the program itself has cancelled the consumer.
-                Ok(_) => return self.finish(&shift),
+                Ok(Ended::Cancelled | Ended::Stopped) => return self.finish(&shift),
                 Err(error) => self.begin_again(handler, shift, error),
             };
             match next {
@@ -185,7 +185,7 @@ impl Worker {
         handler: &mut Option<Box<Handler>>,
         shift: &mut Shift,
         batch: &mut Vec<Delivery>,
-    ) -> Result<Pause> {
+    ) -> Result<Ended> {
         let activity = Arc::clone(self.post.activity());
         while !self.post.is_stopped() {
             if handler.is_none() {
@@ -193,9 +193,12 @@ impl Worker {
                 *handler = Some(make(&self.factory)?);
                 continue;
             }
-            if let Some(pause) = self.receive(shift, batch)? {
+            if let Some(ended) = self.receive(shift, batch)? {
                 shift.forget_lost_answers();
-                return Ok(pause);
+                return Ok(ended);
+            }
+            if batch.is_empty() {
+                continue;
             }
             activity.handle(batch, |batch, begun| {
                 let handled = call(handler, batch);
@@ -203,15 +206,15 @@ impl Worker {
                 self.settle_batch(shift, batch, handled)
             })?;
         }
-        Ok(Pause::Stopped)
+        Ok(Ended::Stopped)
     }
 
-    /// Fills the batch. Returns why it cannot, if this is no error.
-    fn receive(&self, shift: &Shift, batch: &mut Vec<Delivery>) -> Result<Option<Pause>> {
+    /// Fills the batch, if its messages are not stale by then. Returns why the consumer has ended.
+    fn receive(&self, shift: &Shift, batch: &mut Vec<Delivery>) -> Result<Option<Ended>> {
         let first = match self.next(shift, Duration::MAX) {
             Next::Delivery(first) => first?,
-            Next::Stopped | Next::TimedOut => return Ok(Some(Pause::Stopped)),
-            Next::Cancelled => return Ok(Some(Pause::Paused)),
+            Next::Stopped | Next::TimedOut => return Ok(Some(Ended::Stopped)),
+            Next::Cancelled => return Ok(Some(Ended::Cancelled)),
         };
         batch.push(first);
         if self.limits.size > 1 {
@@ -269,11 +272,10 @@ enum Next {
     Cancelled,
 }
 
-/// Calls the handler, unless all messages are stale. After a panic, drops it: its state may be
-/// broken.
+/// Calls the handler. After a panic, drops it: its state may be broken.
 fn call(handler: &mut Option<Box<Handler>>, batch: &[Delivery]) -> StdResult<Settlements, Failure> {
-    let Some(current) = handler.as_mut().filter(|_| !batch.is_empty()) else {
-        return Ok(Settlements::All(Settlement::Ack));
+    let Some(current) = handler else {
+        return Err(Failure::Error("there is no handler".to_owned()));
     };
     let called = panics::catch(|| current(batch).map_err(|error| chain(&*error)));
     match called {

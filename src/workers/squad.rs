@@ -1,0 +1,168 @@
+//! The threads of one queue, as other threads see them.
+
+use std::convert::Infallible;
+use std::sync::atomic::AtomicU32;
+use std::sync::Arc;
+use std::thread::ThreadId;
+use std::time::Duration;
+
+use crossbeam_channel::Sender;
+
+use super::activity::Activity;
+use super::status::{LastError, Pause, QueueWorkers};
+use crate::consumer::Consumer;
+use crate::error::Error;
+use crate::io_thread::deadline::Deadline;
+use crate::session::queue_names::Name;
+
+/// The threads that one call of `Workers::consume` started.
+pub(super) struct Squad {
+    pub(super) queue: Arc<Name>,
+    /// Dropped to stop the threads.
+    pub(super) go_on: Option<Sender<Infallible>>,
+    pub(super) members: Vec<Member>,
+    pub(super) pause: Paused,
+    /// Handlers that failed one after the other, on any thread.
+    pub(super) failures_in_a_row: Arc<AtomicU32>,
+    /// A handler that runs so long is about to meet the broker's acknowledgement timeout.
+    pub(super) late_after: Duration,
+    /// The last error and its time.
+    pub(super) last_error: Option<(Error, Deadline)>,
+}
+
+/// Why threads take no messages for a while.
+#[derive(Clone, Copy)]
+pub(super) enum Paused {
+    Not,
+    ByProgram,
+    ByCircuitBreaker { until: Deadline },
+}
+
+/// One thread, as other threads see it.
+pub(super) struct Member {
+    /// Known once the thread has begun.
+    pub(super) thread: Option<ThreadId>,
+    pub(super) activity: Arc<Activity>,
+    pub(super) duty: Duty,
+}
+
+pub(super) enum Duty {
+    /// The consumer is here so that any thread can stop it. Its unread messages are then requeued
+    /// at once, even during a long handler.
+    Consuming(Consumer),
+    /// The thread has no consumer, and will start one.
+    Restarting,
+    /// The thread waits until its queue is resumed.
+    Paused,
+    /// The thread keeps its message, because a copy of it cannot be published.
+    Blocked(Consumer),
+    Stopping,
+    Ended,
+}
+
+impl Squad {
+    #[must_use]
+    pub(super) fn stop(&mut self) -> Vec<Consumer> {
+        self.go_on = None;
+        let members = self.members.iter_mut().filter(|it| !it.has_ended());
+        let stopped = members.filter_map(|it| it.turn_to(Duty::Stopping));
+        stopped.collect()
+    }
+
+    #[must_use]
+    pub(super) fn pause(&mut self, pause: Paused) -> Vec<Consumer> {
+        self.pause = pause;
+        let members = self.members.iter_mut().filter(|it| it.duty.can_pause());
+        let paused = members.filter_map(|it| it.turn_to(Duty::Paused));
+        paused.collect()
+    }
+
+    pub(super) fn resume(&mut self) {
+        self.pause = Paused::Not;
+    }
+
+    pub(super) fn note(&mut self, error: Error) {
+        self.last_error = Some((error, Deadline::after(Duration::MAX)));
+    }
+
+    pub(super) fn status(&self) -> QueueWorkers {
+        let count = |is: fn(&Duty) -> bool| {
+            self.members
+                .iter()
+                .filter(|member| is(&member.duty))
+                .count()
+        };
+        let late = self.members.iter();
+        let last_error = self.last_error.as_ref().map(|(error, at)| LastError {
+            error: error.clone(),
+            ago: at.elapsed(),
+        });
+        let mut status = QueueWorkers {
+            queue: self.queue.current().to_owned(),
+            threads: self.members.len(),
+            consuming: count(Duty::consumes),
+            restarting: count(Duty::restarts),
+            blocked: count(Duty::is_blocked),
+            pause: match self.pause {
+                Paused::Not => None,
+                Paused::ByProgram => Some(Pause::ByProgram),
+                Paused::ByCircuitBreaker { until } => Some(Pause::ByCircuitBreaker {
+                    remaining: until.remaining(),
+                }),
+            },
+            late: late
+                .filter_map(|it| it.activity.late(self.late_after))
+                .collect(),
+            last_error,
+            ..QueueWorkers::default()
+        };
+        for member in &self.members {
+            member.activity.add_to(&mut status);
+        }
+        status
+    }
+}
+
+impl Duty {
+    fn consumes(&self) -> bool {
+        matches!(self, Self::Consuming(consumer) if !consumer.is_interrupted())
+    }
+
+    fn restarts(&self) -> bool {
+        match self {
+            Self::Consuming(consumer) => consumer.is_interrupted(),
+            Self::Restarting => true,
+            Self::Paused | Self::Blocked(_) | Self::Stopping | Self::Ended => false,
+        }
+    }
+
+    fn is_blocked(&self) -> bool {
+        matches!(self, Self::Blocked(_))
+    }
+
+    fn can_pause(&self) -> bool {
+        matches!(
+            self,
+            Self::Consuming(_) | Self::Blocked(_) | Self::Restarting
+        )
+    }
+}
+
+impl Member {
+    pub(super) fn has_ended(&self) -> bool {
+        matches!(self.duty, Duty::Ended)
+    }
+
+    pub(super) fn is_to_stop(&self) -> bool {
+        matches!(self.duty, Duty::Stopping | Duty::Ended)
+    }
+
+    /// Returns the consumer of the former duty, which ends when it is dropped.
+    #[must_use]
+    pub(super) fn turn_to(&mut self, duty: Duty) -> Option<Consumer> {
+        match std::mem::replace(&mut self.duty, duty) {
+            Duty::Consuming(consumer) | Duty::Blocked(consumer) => Some(consumer),
+            Duty::Restarting | Duty::Paused | Duty::Stopping | Duty::Ended => None,
+        }
+    }
+}
