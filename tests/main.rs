@@ -33,6 +33,7 @@ mod layers;
 mod logging;
 mod lost_for_good;
 mod memory_use;
+mod mover;
 mod orders;
 mod pausing;
 mod perf_test;
