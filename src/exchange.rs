@@ -10,6 +10,7 @@ use std::sync::Arc;
 use crate::channel::{existence, Channel};
 use crate::connection::Connection;
 use crate::error::Result;
+use crate::io_thread::deadline::Deadline;
 use crate::message::Message;
 use crate::options::{ExchangeDeclareOptions, ExchangeDeleteOptions};
 use crate::wire::method::{ExchangeBind, ExchangeDeclare, ExchangeDelete, ExchangeUnbind};
@@ -511,7 +512,19 @@ impl Connection {
     /// 403 without permission, whether the exchange exists or not. Also the errors of
     /// [`open_channel`](Self::open_channel).
     pub fn exchange_exists(&self, name: &str) -> Result<bool> {
-        let channel = self.open_question()?;
-        existence(channel.exchange_declare_passive(name))
+        existence(self.find_exchange(name, Deadline::after(self.request_timeout())))
+    }
+
+    /// Fails with 404 if the exchange does not exist.
+    pub(crate) fn find_exchange(&self, name: &str, deadline: Deadline) -> Result<()> {
+        let channel = self.open_question_until(deadline)?;
+        let declare = ExchangeDeclare {
+            exchange: name.into(),
+            // A passive declaration ignores the kind.
+            kind: "direct".into(),
+            passive: true,
+            ..ExchangeDeclare::default()
+        };
+        channel.call_by(deadline, name, || declare).map(drop)
     }
 }

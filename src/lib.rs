@@ -148,7 +148,7 @@ pub use options::{
 pub use publisher::confirm::{Confirm, PublishOutcome};
 pub use publisher::Publisher;
 pub use queue::Queue;
-pub use rpc::{RpcClient, RpcServer};
+pub use rpc::{RpcClient, RpcOutput, RpcServer};
 pub use sasl::{SaslConversation, SaslMechanism};
 pub use stats::{ConnectionStats, Metrics};
 pub use wire::expiration::Expiration;

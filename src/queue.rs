@@ -261,6 +261,16 @@ impl Channel {
         Ok(self.declared(name, no_reply))
     }
 
+    /// [`queue_declare_passive`](Self::queue_declare_passive) without a handle for the queue.
+    pub(crate) fn find_queue(&self, name: &str) -> Result<()> {
+        let declare = QueueDeclare {
+            queue: name.into(),
+            passive: true,
+            ..QueueDeclare::default()
+        };
+        self.call(name, || declare).map(drop)
+    }
+
     fn declare_queue(
         &self,
         name: &str,

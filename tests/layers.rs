@@ -44,7 +44,10 @@ const MAY_USE: &[(&str, &str)] = &[
         "channel",
         "wire error log_line events message options proto io_thread session connection",
     ),
-    ("exchange", "wire error message options connection channel"),
+    (
+        "exchange",
+        "wire error message options io_thread connection channel",
+    ),
     (
         "delivery",
         "wire error log_line message options proto io_thread session channel",

@@ -30,9 +30,13 @@ impl Channel {
     ///
     /// See <https://www.rabbitmq.com/docs/confirms#publisher-confirms>.
     pub fn confirm_select(&self) -> Result<()> {
+        self.select_confirms(Deadline::after(self.connection().request_timeout()))
+    }
+
+    pub(crate) fn select_confirms(&self, deadline: Deadline) -> Result<()> {
         let select = ConfirmSelect { no_wait: false };
         let asked = Operation::about(ConfirmSelect::ID, "");
-        self.call_with(asked, |frames, call| {
+        self.call_until(deadline, asked, |frames, call| {
             frames.call(&select, call)?;
             // The broker counts the messages that follow this frame.
             frames.channel().select_confirms();

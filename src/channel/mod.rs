@@ -65,10 +65,9 @@ impl Drop for Inner {
 }
 
 impl Channel {
-    fn open(connection: &Connection, purpose: Purpose) -> Result<Self> {
+    fn open(connection: &Connection, purpose: Purpose, deadline: Deadline) -> Result<Self> {
         let shared = connection.shared();
         let asked = Operation::about(ChannelOpen::ID, "");
-        let deadline = Deadline::after(connection.request_timeout());
         let Some(owned) = shared.outbox.add_channel(deadline) else {
             let channel_max = shared.outbox.highest_channel();
             let exhausted = || Error::new(ErrorKind::ChannelsExhausted { channel_max });
@@ -165,9 +164,18 @@ impl Channel {
         asked: Operation<'_>,
         append: impl FnOnce(&mut Frames<'_>, Call) -> Result<()>,
     ) -> Result<Reply> {
-        let state = self.state();
         let deadline = Deadline::after(self.connection().request_timeout());
-        let reply = state.call(Admission::Room, deadline, append);
+        self.call_until(deadline, asked, append)
+    }
+
+    /// [`call_with`](Self::call_with) with another deadline.
+    pub(crate) fn call_until(
+        &self,
+        deadline: Deadline,
+        asked: Operation<'_>,
+        append: impl FnOnce(&mut Frames<'_>, Call) -> Result<()>,
+    ) -> Result<Reply> {
+        let reply = self.state().call(Admission::Room, deadline, append);
         reply.map_err(|error| asked.failed(error))
     }
 
@@ -177,8 +185,20 @@ impl Channel {
         subject: &str,
         method: impl FnOnce() -> R,
     ) -> Result<R::Reply> {
+        let deadline = Deadline::after(self.connection().request_timeout());
+        self.call_by(deadline, subject, method)
+    }
+
+    /// [`call`](Self::call) with another deadline.
+    pub(crate) fn call_by<R: Request>(
+        &self,
+        deadline: Deadline,
+        subject: &str,
+        method: impl FnOnce() -> R,
+    ) -> Result<R::Reply> {
         let asked = Operation::about(R::ID, subject);
-        let reply = self.call_with(asked, |frames, call| frames.call(&method(), call))?;
+        let append = |frames: &mut Frames<'_>, call| frames.call(&method(), call);
+        let reply = self.call_until(deadline, asked, append)?;
         call::reply_of::<R>(asked, reply)
     }
 
@@ -327,13 +347,21 @@ impl Connection {
     /// [`ErrorKind::ChannelsExhausted`] if [`channel_max`](Self::channel_max) channels are open; a
     /// timeout; the connection's end.
     pub fn open_channel(&self) -> Result<Channel> {
-        Channel::open(self, Purpose::Any)
+        self.open_channel_until(Deadline::after(self.request_timeout()))
+    }
+
+    pub(crate) fn open_channel_until(&self, deadline: Deadline) -> Result<Channel> {
+        Channel::open(self, Purpose::Any, deadline)
     }
 
     /// Opens a channel that asks whether something exists. On this channel, "not found" is an
     /// answer and not a fault.
     pub(crate) fn open_question(&self) -> Result<Channel> {
-        Channel::open(self, Purpose::ExistenceCheck)
+        self.open_question_until(Deadline::after(self.request_timeout()))
+    }
+
+    pub(crate) fn open_question_until(&self, deadline: Deadline) -> Result<Channel> {
+        Channel::open(self, Purpose::ExistenceCheck, deadline)
     }
 }
 

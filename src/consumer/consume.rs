@@ -78,7 +78,9 @@ impl Channel {
         no_wait: bool,
     ) -> Result<Consumer> {
         let reads_from = self.reads_from(queue, &options);
-        self.consume(queue, &options, no_wait, |consumer_tag| {
+        let timeout = self.connection().request_timeout();
+        let reply_by = (!no_wait).then(|| Deadline::after(timeout));
+        self.consume(queue, &options, reply_by, |consumer_tag| {
             let (consumer, mailbox) =
                 Consumer::new(self.clone(), consumer_tag, &options, reads_from);
             (consumer, Arc::new(mailbox))
@@ -99,13 +101,13 @@ impl Channel {
         }
     }
 
-    /// Starts a consumer that delivers into the mailbox from `begin`. Also returns the other value
-    /// that `begin` makes.
+    /// Starts a consumer that delivers into the mailbox from `begin`. Waits until `reply_by` for
+    /// the broker. Also returns the other value that `begin` makes.
     pub(crate) fn consume<C>(
         &self,
         queue: QueueName<'_>,
         options: &ConsumeOptions,
-        no_wait: bool,
+        reply_by: Option<Deadline>,
         begin: impl FnOnce(Arc<str>) -> (C, Arc<dyn ConsumerMailbox>),
     ) -> Result<C> {
         let asked = Operation::about(BasicConsume::ID, queue.shown());
@@ -115,6 +117,7 @@ impl Channel {
         let channel = self.number();
         let (consumer, mailbox) = begin(Arc::clone(&consumer_tag));
         let state = self.state();
+        let no_wait = reply_by.is_none();
         let consume = || BasicConsume {
             ticket: 0,
             queue: state.resolve(queue),
@@ -152,11 +155,11 @@ impl Channel {
             sent = true;
             Ok(())
         };
-        let asked_for = if no_wait {
-            self.write(asked, |frames| append(frames, None))
-        } else {
-            self.call_with(asked, |frames, call| append(frames, Some(call)))
-                .map(drop)
+        let asked_for = match reply_by {
+            None => self.write(asked, |frames| append(frames, None)),
+            Some(deadline) => self
+                .call_until(deadline, asked, |frames, call| append(frames, Some(call)))
+                .map(drop),
         };
         if !sent {
             state.consumers.lock().remove(&consumer_tag);

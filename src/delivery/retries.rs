@@ -1,6 +1,7 @@
 //! Copies of messages that a handler of `Workers` could not handle.
 
 use super::Delivery;
+use crate::error::shortened;
 use crate::message::Message;
 use crate::wire::properties::Properties;
 use crate::wire::value::FieldTable;
@@ -14,9 +15,6 @@ const ERROR: &str = "x-retry-error";
 /// Headers that do not suit a copy: they would route it to further queues, or count deliveries from
 /// another queue.
 const OF_THE_ORIGINAL: &[&str] = &["CC", "BCC", "x-delivery-count", "x-acquired-count"];
-
-/// The longest text of an error in a header, in bytes.
-const LONGEST_ERROR: usize = 1024;
 
 impl Delivery {
     /// How often the message was retried.
@@ -87,12 +85,4 @@ impl Delivery {
             ..properties
         })
     }
-}
-
-fn shortened(text: &str) -> &str {
-    let mut end = text.len().min(LONGEST_ERROR);
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    text.get(..end).unwrap_or_default()
 }

@@ -235,6 +235,12 @@ pub enum ErrorKind {
         /// the body.
         text: String,
     },
+    /// The server of a request has the request, and its handler failed. The reply to
+    /// [`RpcClient::call`](crate::RpcClient::call) says so.
+    RpcFailed {
+        /// The server's text.
+        text: String,
+    },
     /// This process is a fork of the process that opened the connection. The IO thread runs only in
     /// that process, so each process must open its own connection after the fork.
     Forked,
@@ -397,6 +403,7 @@ impl ErrorKind {
             Self::HandlerNotCreated { text } => {
                 write!(f, "the handler could not be created: {text}")
             }
+            Self::RpcFailed { text } => write!(f, "the server failed: {text}"),
             Self::InvalidJson { text } => write!(f, "invalid JSON: {text}"),
             Self::Forked => f.write_str(
                 "this process is a fork of the process that opened the connection: open a \

@@ -22,8 +22,34 @@ pub(crate) use one_line::OneLine;
 pub use reply::{CloseReason, ClosedBy, ReplyCode};
 pub use returned::ReturnedMessage;
 
+/// Longest text of an error in a header, in bytes.
+const LONGEST_IN_HEADER: usize = 1024;
+
 /// A `Result` with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// An error with all its sources, except those that show a part of a message's body.
+pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let own = error.downcast_ref::<Error>().map(Error::kind);
+    let shows_body = matches!(own, Some(ErrorKind::InvalidJson { .. }));
+    let mut source = error.source().filter(|_| !shows_body);
+    while let Some(error) = source {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        source = error.source();
+    }
+    text
+}
+
+/// The beginning of an error's text, for a header.
+pub(crate) fn shortened(text: &str) -> &str {
+    let mut end = text.len().min(LONGEST_IN_HEADER);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text.get(..end).unwrap_or_default()
+}
 
 #[derive(Clone)]
 struct Inner {
@@ -404,6 +430,7 @@ mod tests {
                 thread: "IO thread",
                 message: said(),
             },
+            ErrorKind::RpcFailed { text: said() },
             ErrorKind::Recovering {
                 cause: Box::new(closed),
                 after,

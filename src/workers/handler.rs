@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::Settlement;
 use crate::delivery::Delivery;
-use crate::error::{Error, ErrorKind};
+use crate::error::{chain, Error, ErrorKind};
 
 /// What a handler of [`Workers`](crate::Workers) can return:
 ///
@@ -175,18 +175,4 @@ where
             Err(Error::new(ErrorKind::HandlerNotCreated { text }))
         }
     })
-}
-
-/// An error with all its sources, except those that show a part of a message's body.
-pub(super) fn chain(error: &(dyn StdError + 'static)) -> String {
-    let mut text = error.to_string();
-    let own = error.downcast_ref::<Error>().map(Error::kind);
-    let shows_body = matches!(own, Some(ErrorKind::InvalidJson { .. }));
-    let mut source = error.source().filter(|_| !shows_body);
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use crossbeam_channel::{select, Receiver, TryRecvError};
 
 use super::answers::{Answers, LostAnswers};
-use super::handler::{chain, Factory, Handler, Settlements};
+use super::handler::{Factory, Handler, Settlements};
 use super::post::{Post, Scope};
 use super::retry::Retries;
 use super::settling::Failure;
@@ -15,7 +15,7 @@ use crate::channel::{Answered, Channel};
 use crate::connection::Connection;
 use crate::consumer::Consumer;
 use crate::delivery::Delivery;
-use crate::error::{Error, ErrorKind, ReplyCode, Result};
+use crate::error::{chain, Error, ErrorKind, ReplyCode, Result};
 use crate::io_thread::deadline::Deadline;
 use crate::io_thread::panics;
 use crate::options::{ConsumeOptions, WorkerOptions};
