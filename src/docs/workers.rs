@@ -1,8 +1,9 @@
 //! How to write a worker process: threads, failures, retries, shutdown, health.
 //!
 //! [`Workers`] consume from queues in their own threads and call your handler for each message.
-//! This page follows a message through them, and says which option to set for what. The example
-//! `orders` in the repository is a whole application with tests.
+//! This page follows a message through them, and says which option to set for what. In the
+//! repository, the example `orders` is a whole application with tests, and `comparison` is one
+//! worker in Rust, Python (pika) and Ruby (bunny), side by side.
 //!
 //! ```no_run
 //! use leveret::{Connection, Delivery, QueueDeclareOptions, Retry, WorkerOptions, Workers};
