@@ -474,6 +474,43 @@ fn a_connection_lost_before_the_confirm_makes_no_copy() {
 }
 
 #[test]
+fn foreign_headers_and_headers_without_room_hold_no_thread_up() {
+    logged::begin();
+    let queues = Queues::declare(QueueDeclareOptions::default());
+    let workers = queues.workers();
+    workers
+        .consume_with(&queues.name, queues.options(), |_| Err::<(), _>("always"))
+        .unwrap();
+    let foreign = Message::new("m")
+        .header("x-retry-step", "no number")
+        .header("x-retry-attempts", i64::MAX)
+        .header("x-retry-exchange", 7);
+    queues.publish(foreign);
+    assert_eq!(queues.wait_parked().body(), b"m");
+    // In the largest frame, there is no room for another header.
+    let frame_max = queues.channel.connection().frame_max() as usize;
+    let room = frame_max - 40 - "own".len();
+    let filled = |size: usize| Message::new("n").header("own", "x".repeat(size));
+    let fits = |size: usize| {
+        let published = queues.channel.basic_publish("", &queues.name, filled(size));
+        published.is_ok()
+    };
+    assert!((0..40).any(|more| fits(room - more)));
+    let name = queues.name.clone();
+    let is_told = |it: &str, word| it.contains(&name) && it.contains(word);
+    eventually("the message is requeued, then rejected", || {
+        [
+            "requeued, since it cannot be copied",
+            "rejected, since it cannot be copied",
+        ]
+        .iter()
+        .all(|word| logged::has(|it| is_told(it, word)))
+    });
+    workers.shutdown(SOON).unwrap();
+    assert_eq!(queues.left(), 0);
+}
+
+#[test]
 fn invalid_retries_are_refused() {
     let channel = channel();
     let workers = Workers::new(channel.connection());

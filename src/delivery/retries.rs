@@ -50,8 +50,8 @@ impl Delivery {
     pub(crate) fn to_retry(&self, error: &str) -> Message<'_> {
         let headers = |headers: FieldTable| {
             let mut headers = headers;
-            headers.insert(STEP, self.retries().saturating_add(1));
-            headers.insert(ATTEMPTS, self.attempts());
+            headers.insert(STEP, at_most_i64(self.retries().saturating_add(1)));
+            headers.insert(ATTEMPTS, at_most_i64(self.attempts()));
             headers.insert(EXCHANGE, self.exchange());
             headers.insert(ROUTING_KEY, self.routing_key());
             headers.insert(ERROR, shortened(error));
@@ -85,4 +85,9 @@ impl Delivery {
             ..properties
         })
     }
+}
+
+/// AMQP has no larger integer, and any publisher can set the headers.
+fn at_most_i64(count: u64) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
 }

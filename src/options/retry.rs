@@ -20,7 +20,7 @@ use crate::error::{Error, Result};
 /// | queue | its messages | arguments |
 /// | --- | --- | --- |
 /// | `mails.retry.1000` | wait for a second, then return to `mails` | a time to live for the queue; dead-lettering through the default exchange |
-/// | `mails.parked` | wait for a person or a program | none |
+/// | `mails.parked` | wait for a person or a program | a delivery limit that is never reached |
 ///
 /// ```
 /// use leveret::{Retry, WorkerOptions};
@@ -52,6 +52,9 @@ use crate::error::{Error, Result};
 /// meanwhile. Each failure is a warning in the log, and
 /// [`Workers::status`](crate::Workers::status) counts the thread as
 /// [`blocked`](crate::QueueWorkers::blocked). A missing queue is declared again.
+///
+/// A message that cannot be sent again, because its headers leave no room for those above, is
+/// treated as with [`OnFailure::RequeueOnce`](crate::OnFailure::RequeueOnce).
 ///
 /// If the connection is lost before the original is acknowledged, the broker redelivers it. Its
 /// copy may be there, too.
@@ -160,7 +163,12 @@ impl Retry {
     /// Returns the name and the options of the queue of parked messages.
     #[must_use]
     pub fn parked_queue(&self, queue: &str) -> (String, QueueDeclareOptions) {
-        (parked(queue), self.queue_options())
+        let options = match self.queue_type {
+            // By default, RabbitMQ 4.0 drops a message that was looked at and given back 20 times.
+            QueueType::Quorum => self.queue_options().delivery_limit(u32::MAX),
+            _ => self.queue_options(),
+        };
+        (parked(queue), options)
     }
 
     fn queue_options(&self) -> QueueDeclareOptions {

@@ -94,8 +94,13 @@ impl Retries {
 
     pub(super) fn next_attempt(&self, delivery: &Delivery) -> NextAttempt {
         if self.delays_by_broker() {
+            let counted = delivery
+                .delivery_count()
+                .or_else(|| delivery.acquired_count());
             let failures = delivery.delivery_count().unwrap_or_default();
             return match failures.saturating_add(1) < self.retry.attempts.into() {
+                // In a queue that does not count, the attempts would never end.
+                true if counted.is_none() && delivery.redelivered() => NextAttempt::Never,
                 true => NextAttempt::ByBroker,
                 false => NextAttempt::Never,
             };

@@ -1,5 +1,6 @@
 //! What happens to the messages of a handler that has returned.
 
+use std::borrow::Cow;
 use std::result::Result as StdResult;
 use std::time::Duration;
 
@@ -129,15 +130,16 @@ impl Worker {
         delivery: &Delivery,
         settlement: Settlement,
         failure: Option<&Failure>,
-    ) -> (Result<Answered>, String) {
+    ) -> (Result<Answered>, Cow<'static, str>) {
         if delivery.is_settled() {
             let answered = shift.channel.answered(delivery.delivery_tag());
-            return (Ok(answered), "settled by the handler".to_owned());
+            return (Ok(answered), "settled by the handler".into());
         }
-        let retries = self.retries.clone();
+        let retries = self.retries.as_deref();
         if let (Settlement::Retry, Some(retries)) = (settlement, retries) {
             let next = retries.next_attempt(delivery);
-            return self.retry(shift, delivery, &retries, next, failure);
+            let (answered, outcome) = self.retry(shift, delivery, retries, next, failure);
+            return (answered, outcome.into());
         }
         let is_from_stream = delivery.is_from_stream();
         let outcome = match settlement {
@@ -156,7 +158,7 @@ impl Worker {
             Settlement::Requeue | Settlement::Retry => delivery.answer_reject(Requeue::Yes),
             Settlement::Reject => delivery.answer_reject(Requeue::No),
         };
-        (self.settled(shift, delivery, answer), outcome.to_owned())
+        (self.settled(shift, delivery, answer), outcome.into())
     }
 
     fn settled(
@@ -198,10 +200,22 @@ impl Worker {
             let outcome = format!("requeued after {attempts} attempts");
             return (self.settled(shift, delivery, answered), outcome);
         };
-        if !self.publish_copy(shift, delivery, retries, &target, failure) {
-            let requeued = delivery.answer_reject(Requeue::Yes);
-            let outcome = format!("requeued, since there is no copy in queue {target:?}");
-            return (self.settled(shift, delivery, requeued), outcome);
+        match self.publish_copy(shift, delivery, retries, &target, failure) {
+            Copied::Yes => {}
+            Copied::No => {
+                let requeued = delivery.answer_reject(Requeue::Yes);
+                let outcome = format!("requeued, since there is no copy in queue {target:?}");
+                return (self.settled(shift, delivery, requeued), outcome);
+            }
+            Copied::Never(error) => {
+                let (requeue, word) = match has_failed_before(delivery) {
+                    true => (Requeue::No, "rejected"),
+                    false => (Requeue::Yes, "requeued"),
+                };
+                let answered = delivery.answer_reject(requeue);
+                let outcome = format!("{word}, since it cannot be copied: {error}");
+                return (self.settled(shift, delivery, answered), outcome);
+            }
         }
         let event = match next {
             NextAttempt::Never => Event::Parked,
@@ -213,8 +227,7 @@ impl Worker {
         (self.settled(shift, delivery, acknowledged), outcome)
     }
 
-    /// Publishes a copy, as often as needed. False if the broker redelivers the original anyway, or
-    /// the thread is to stop.
+    /// Publishes a copy, as often as needed.
     fn publish_copy(
         &self,
         shift: &Shift,
@@ -222,33 +235,35 @@ impl Worker {
         retries: &Retries,
         target: &str,
         failure: Option<&Failure>,
-    ) -> bool {
+    ) -> Copied {
         let error = failure.map_or("the handler asked for a retry", Failure::text);
         let is_redelivered = || shift.end().is_some() || delivery.is_stale();
         let mut failures: u32 = 0;
-        let published = loop {
+        let copied = loop {
             if is_redelivered() {
-                break false;
+                break Copied::No;
             }
-            let Err(error) = retries.publish(delivery, target, error) else {
-                break true;
+            let error = match retries.publish(delivery, target, error) {
+                Ok(()) => break Copied::Yes,
+                Err(_) if is_redelivered() => break Copied::No,
+                Err(error) if matches!(error.kind(), ErrorKind::InvalidArgument(_)) => {
+                    break Copied::Never(error);
+                }
+                Err(error) => error,
             };
-            if is_redelivered() {
-                break false;
-            }
             failures = failures.saturating_add(1);
             let delay = self.restart_delay(failures);
             self.tell_blocked(error, delay);
             let stopped = self.post.stopped();
             select! {
-                recv(stopped) -> _ => break false,
+                recv(stopped) -> _ => break Copied::No,
                 default(delay) => {}
             }
         };
         if failures > 0 {
             self.post.set_blocked(None);
         }
-        published
+        copied
     }
 
     pub(super) fn restart_delay(&self, failures: u32) -> Duration {
@@ -296,6 +311,15 @@ impl Worker {
             );
         });
     }
+}
+
+/// Whether there is a copy of a failed message.
+enum Copied {
+    Yes,
+    /// The broker redelivers the original anyway, or the thread is to stop.
+    No,
+    /// The message cannot be sent again, for example because its headers leave no room for more.
+    Never(Error),
 }
 
 impl Failure {
