@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::Settlement;
 use crate::delivery::Delivery;
 use crate::error::{chain, Error, ErrorKind};
+use crate::io_thread::panics;
 
 /// What a handler of [`Workers`](crate::Workers) can return:
 ///
@@ -175,4 +176,49 @@ where
             Err(Error::new(ErrorKind::HandlerNotCreated { text }))
         }
     })
+}
+
+/// Why a handler has not handled its messages.
+pub(super) enum Failure {
+    /// The text of its error.
+    Error(String),
+    /// The text of its panic.
+    Panic(String),
+}
+
+impl Failure {
+    pub(super) fn text(&self) -> &str {
+        match self {
+            Self::Error(text) | Self::Panic(text) => text,
+        }
+    }
+}
+
+/// Calls the handler. After a panic, drops it: its state may be broken.
+pub(super) fn call(
+    handler: &mut Option<Box<Handler>>,
+    batch: &[Delivery],
+) -> Result<Settlements, Failure> {
+    let Some(current) = handler else {
+        return Err(Failure::Error("there is no handler".to_owned()));
+    };
+    let called = panics::catch(|| current(batch).map_err(|error| chain(&*error)));
+    match called {
+        Ok(returned) => returned.map_err(Failure::Error),
+        Err(panic) => {
+            discard(handler.take());
+            Err(Failure::Panic(panic))
+        }
+    }
+}
+
+/// Makes a handler. A panic of the program's function is an error.
+pub(super) fn make(factory: &Arc<Factory>) -> Result<Box<Handler>, Error> {
+    let made = panics::catch(|| factory());
+    made.unwrap_or_else(|text| Err(Error::new(ErrorKind::HandlerNotCreated { text })))
+}
+
+/// Drops a handler. The panic hook reports a panic of its destructor.
+pub(super) fn discard(handler: Option<Box<Handler>>) {
+    let _ = panics::catch(|| drop(handler));
 }

@@ -5,8 +5,8 @@ use std::thread;
 
 use crossbeam_channel::{bounded, Receiver, Sender};
 
-use super::handler::Factory;
-use super::worker::{make, Shift, Worker};
+use super::handler::{make, Factory};
+use super::worker::{Shift, Worker};
 use crate::error::{Error, ErrorKind, Result};
 
 /// A thread that makes its handler and then waits for its task. Without one, it ends.

@@ -5,10 +5,10 @@ use std::time::Duration;
 use crossbeam_channel::select;
 
 use super::answers::LostAnswers;
-use super::handler::Handler;
+use super::handler::{make, Handler};
 use super::post::{Resumed, Scope};
 use super::say;
-use super::worker::{begin, make, panicked, Shift, Worker};
+use super::worker::{begin, panicked, Shift, Worker};
 use crate::consumer::Consumer;
 use crate::error::{Error, ErrorKind, ReplyCode, Result};
 use crate::events::ConnectionEvent;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use crossbeam_channel::select;
 
 use super::activity::Event;
-use super::handler::Settlements;
+use super::handler::{Failure, Settlements};
 use super::retry::{NextAttempt, Retries};
 use super::worker::{Shift, Worker};
 use super::{say, Settlement};
@@ -16,14 +16,6 @@ use crate::delivery::Delivery;
 use crate::error::{Error, ErrorKind, OneLine, Result};
 use crate::log_line::log_line;
 use crate::options::{backoff, OnFailure, Requeue};
-
-/// Why a handler has not handled its messages.
-pub(super) enum Failure {
-    /// The text of its error.
-    Error(String),
-    /// The text of its panic.
-    Panic(String),
-}
 
 /// Attempts after which a message of a queue that counts has failed before. One of them may be
 /// another worker's crash.
@@ -320,14 +312,6 @@ enum Copied {
     No,
     /// The message cannot be sent again, for example because its headers leave no room for more.
     Never(Error),
-}
-
-impl Failure {
-    fn text(&self) -> &str {
-        match self {
-            Self::Error(text) | Self::Panic(text) => text,
-        }
-    }
 }
 
 /// Fails if a handler has returned another number of settlements than it has got messages.

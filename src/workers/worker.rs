@@ -1,21 +1,19 @@
 //! One worker thread: receives messages and calls its handler.
 
-use std::result::Result as StdResult;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crossbeam_channel::{select, Receiver, TryRecvError};
 
 use super::answers::{Answers, LostAnswers};
-use super::handler::{Factory, Handler, Settlements};
+use super::handler::{call, discard, make, Factory, Handler};
 use super::post::{Post, Scope};
 use super::retry::Retries;
-use super::settling::Failure;
 use crate::channel::{Answered, Channel};
 use crate::connection::Connection;
 use crate::consumer::Consumer;
 use crate::delivery::Delivery;
-use crate::error::{chain, Error, ErrorKind, ReplyCode, Result};
+use crate::error::{Error, ErrorKind, ReplyCode, Result};
 use crate::io_thread::deadline::Deadline;
 use crate::io_thread::panics;
 use crate::options::{ConsumeOptions, WorkerOptions};
@@ -272,32 +270,6 @@ enum Next {
     Cancelled,
 }
 
-/// Calls the handler. After a panic, drops it: its state may be broken.
-fn call(handler: &mut Option<Box<Handler>>, batch: &[Delivery]) -> StdResult<Settlements, Failure> {
-    let Some(current) = handler else {
-        return Err(Failure::Error("there is no handler".to_owned()));
-    };
-    let called = panics::catch(|| current(batch).map_err(|error| chain(&*error)));
-    match called {
-        Ok(returned) => returned.map_err(Failure::Error),
-        Err(panic) => {
-            discard(handler.take());
-            Err(Failure::Panic(panic))
-        }
-    }
-}
-
 pub(super) fn panicked(message: String) -> Error {
     Error::new(ErrorKind::WorkerPanicked { message })
-}
-
-/// Makes a handler. A panic of the program's function is an error.
-pub(super) fn make(factory: &Arc<Factory>) -> Result<Box<Handler>> {
-    let made = panics::catch(|| factory());
-    made.unwrap_or_else(|text| Err(Error::new(ErrorKind::HandlerNotCreated { text })))
-}
-
-/// Drops a handler. The panic hook reports a panic of its destructor.
-fn discard(handler: Option<Box<Handler>>) {
-    let _ = panics::catch(|| drop(handler));
 }
