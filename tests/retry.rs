@@ -268,6 +268,50 @@ fn without_delays_a_failed_message_is_parked_at_once_and_never_expires() {
     workers.shutdown(SOON).unwrap();
 }
 
+/// The broker has parked the message, which is in the message's record of dead letters. With that
+/// record, the way back from a retry queue would look like a circle to RabbitMQ 3.10.
+#[test]
+fn a_message_that_the_broker_has_parked_can_be_retried() {
+    let retry = Retry::after(DELAYS);
+    let name = unique("limited");
+    let (parked, options) = retry.parked_queue(&name);
+    let channel = channel();
+    channel.queue_declare(&parked, options).unwrap();
+    let limited = QueueDeclareOptions::quorum()
+        .delivery_limit(1)
+        .dead_letter_exchange("")
+        .dead_letter_routing_key(&parked);
+    channel.queue_declare(&name, limited).unwrap();
+    let queues = Queues {
+        channel,
+        name,
+        retry,
+    };
+    let workers = queues.workers();
+    let is_poison = Arc::new(AtomicU32::new(1));
+    let poison = Arc::clone(&is_poison);
+    let (tell, told) = unbounded();
+    workers
+        .consume_with(&queues.name, queues.options(), move |delivery| {
+            match (poison.load(Ordering::SeqCst), delivery.attempts()) {
+                (1, _) => return Ok(Settlement::Requeue),
+                (_, 1) => return Err("the first attempt"),
+                _ => tell.send(()).unwrap(),
+            }
+            Ok(Settlement::Ack)
+        })
+        .unwrap();
+    queues.publish("m");
+    eventually("the broker has parked the message", || {
+        ready(&queues.channel, &parked) == 1
+    });
+    is_poison.store(0, Ordering::SeqCst);
+    assert_eq!(workers.unpark(&queues.name, 1).unwrap(), 1);
+    told.recv_timeout(SOON).unwrap();
+    workers.shutdown(SOON).unwrap();
+    assert_eq!(queues.left(), 0);
+}
+
 #[test]
 fn a_handler_can_ask_for_a_retry_and_decide_otherwise_about_errors() {
     let queues = Queues::declare(QueueDeclareOptions::default());

@@ -12,9 +12,22 @@ const EXCHANGE: &str = "x-retry-exchange";
 const ROUTING_KEY: &str = "x-retry-routing-key";
 const ERROR: &str = "x-retry-error";
 
-/// Headers that do not suit a copy: they would route it to further queues, or count deliveries from
-/// another queue.
-const OF_THE_ORIGINAL: &[&str] = &["CC", "BCC", "x-delivery-count", "x-acquired-count"];
+/// Headers that do not suit a copy. The first would route it to further queues. The next count
+/// deliveries from another queue. With the others, RabbitMQ 3.10 can take the copy for a message
+/// that is dead-lettered in a circle, and drops it when it leaves its retry queue.
+const OF_THE_ORIGINAL: &[&str] = &[
+    "CC",
+    "BCC",
+    "x-delivery-count",
+    "x-acquired-count",
+    "x-death",
+    "x-first-death-exchange",
+    "x-first-death-queue",
+    "x-first-death-reason",
+    "x-last-death-exchange",
+    "x-last-death-queue",
+    "x-last-death-reason",
+];
 
 impl Delivery {
     /// How often the message was retried.

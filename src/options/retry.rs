@@ -43,7 +43,8 @@ use crate::error::{Error, Result};
 ///
 /// A copy is persistent. It lacks the properties that would let it expire too early, or keep the
 /// broker from taking it: `expiration` and `user_id`. It also lacks the header `CC`, which would
-/// send it to further queues, and the broker's counts of deliveries.
+/// send it to further queues, the broker's counts of deliveries, and the broker's record of dead
+/// letters (`x-death`), which could make RabbitMQ drop it.
 ///
 /// # When a copy cannot be published
 /// If a retry queue or the queue of parked messages is missing, full or refused, the thread keeps
