@@ -288,14 +288,18 @@ fn a_message_that_the_broker_has_parked_can_be_retried() {
         retry,
     };
     let workers = queues.workers();
-    let is_poison = Arc::new(AtomicU32::new(1));
-    let poison = Arc::clone(&is_poison);
+    let (poison, fails) = (0, 1);
+    let state = Arc::new(AtomicU32::new(poison));
+    let shared = Arc::clone(&state);
     let (tell, told) = unbounded();
     workers
-        .consume_with(&queues.name, queues.options(), move |delivery| {
-            match (poison.load(Ordering::SeqCst), delivery.attempts()) {
-                (1, _) => return Ok(Settlement::Requeue),
-                (_, 1) => return Err("the first attempt"),
+        .consume_with(&queues.name, queues.options(), move |_| {
+            match shared.load(Ordering::SeqCst) {
+                it if it == poison => return Ok(Settlement::Requeue),
+                it if it == fails => {
+                    shared.store(fails + 1, Ordering::SeqCst);
+                    return Err("it fails once");
+                }
                 _ => tell.send(()).unwrap(),
             }
             Ok(Settlement::Ack)
@@ -305,7 +309,7 @@ fn a_message_that_the_broker_has_parked_can_be_retried() {
     eventually("the broker has parked the message", || {
         ready(&queues.channel, &parked) == 1
     });
-    is_poison.store(0, Ordering::SeqCst);
+    state.store(fails, Ordering::SeqCst);
     assert_eq!(workers.unpark(&queues.name, 1).unwrap(), 1);
     told.recv_timeout(SOON).unwrap();
     workers.shutdown(SOON).unwrap();
