@@ -1,6 +1,8 @@
 //! `Workers` whose handlers get several messages at once.
 
+use std::collections::HashSet;
 use std::fmt;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{bounded, unbounded, Receiver};
@@ -9,7 +11,7 @@ use leveret::{
     Workers,
 };
 
-use crate::support::{channel, eventually, logged, queue_with_dead_letters, ready, SOON};
+use crate::support::{channel, eventually, logged, queue_with_dead_letters, ready, unique, SOON};
 
 const SHORT: Duration = Duration::from_millis(50);
 
@@ -212,4 +214,61 @@ fn the_status_counts_messages_and_the_handlers_time() {
     });
     assert!(workers.status().queues[0].handler_time >= SHORT);
     workers.shutdown(SOON).unwrap();
+}
+
+/// RabbitMQ forgets acknowledgements that its channel keeps for a quorum queue when the channel
+/// closes.
+#[test]
+fn after_a_shutdown_or_a_pause_no_handled_message_comes_back() {
+    const MESSAGES: usize = 20_000;
+    let channel = channel();
+    let queue = channel
+        .queue_declare(&unique("acks"), QueueDeclareOptions::quorum())
+        .unwrap();
+    let publisher = channel.publisher().unwrap();
+    for number in 0..MESSAGES {
+        publisher
+            .publish("", queue.name(), number.to_string())
+            .unwrap();
+    }
+    publisher.wait_for_confirms().unwrap();
+    let handled = Arc::new(Mutex::new(Vec::new()));
+    let left = || ready(&channel, queue.name()) as usize;
+    for round in 0..6 {
+        let workers = Workers::new(channel.connection());
+        let options = WorkerOptions::default().threads(2).prefetch(100);
+        let done = Arc::clone(&handled);
+        let note = move |batch: &[Delivery]| done.lock().unwrap().extend(texts(batch));
+        let before = left();
+        match round % 2 {
+            0 => {
+                let note = move |it: &Delivery| note(std::slice::from_ref(it));
+                workers.consume_with(queue.name(), options, note).unwrap();
+            }
+            _ => {
+                let options = options.batch_size(50);
+                workers
+                    .consume_batches(queue.name(), options, note)
+                    .unwrap();
+            }
+        }
+        eventually("some messages are handled", || {
+            handled.lock().unwrap().len() > MESSAGES - before + 50
+        });
+        if round < 3 {
+            workers.pause(queue.name()).unwrap();
+            eventually("the threads pause", || {
+                let status = &workers.status().queues[0];
+                status.busy == 0 && status.consuming == 0
+            });
+        }
+        workers.shutdown(SOON).unwrap();
+        eventually("the other messages are ready", || {
+            left() + handled.lock().unwrap().len() == MESSAGES
+        });
+    }
+    let handled = handled.lock().unwrap();
+    let once: HashSet<_> = handled.iter().collect();
+    assert_eq!(once.len(), handled.len());
+    queue.delete().unwrap();
 }

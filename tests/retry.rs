@@ -5,12 +5,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{unbounded, Receiver};
+use crossbeam_channel::{bounded, unbounded, Receiver};
 use leveret::broker::Broker;
 use leveret::{
     AckMode, Channel, Connection, Delivery, ErrorKind, ExchangeDeclareOptions, ExchangeKind,
     FieldTable, Message, OnFailure, Overflow, QueueDeclareOptions, QueueDeleteOptions, QueueType,
-    Retry, Settlement, WorkerOptions, Workers,
+    ReplyCode, Retry, Settlement, WorkerOptions, Workers,
 };
 
 use crate::support::interceptor::{Interceptor, Verdict};
@@ -559,6 +559,71 @@ fn foreign_headers_and_headers_without_room_hold_no_thread_up() {
 }
 
 #[test]
+fn messages_that_fail_again_while_they_are_unparked_are_moved_once() {
+    const MESSAGES: usize = 120;
+    let queues = Queues::with(QueueDeclareOptions::default(), Retry::after([]));
+    let workers = queues.workers();
+    workers
+        .consume_with(&queues.name, queues.options().threads(4), |_| {
+            Err::<(), _>("always")
+        })
+        .unwrap();
+    for _ in 0..MESSAGES {
+        queues.publish("m");
+    }
+    let all_parked = || ready(&queues.channel, &queues.parked()) as usize == MESSAGES;
+    eventually("all messages are parked", all_parked);
+    assert_eq!(workers.unpark(&queues.name, usize::MAX).unwrap(), MESSAGES);
+    eventually("all messages are parked again", all_parked);
+    workers.shutdown(SOON).unwrap();
+    let parked = workers.status().queues[0].parked;
+    assert_eq!(parked, 2 * MESSAGES as u64);
+}
+
+/// The broker redelivers the message of a consumer that it has cancelled.
+#[test]
+fn a_message_of_a_cancelled_consumer_is_not_copied() {
+    let broker = Broker::start().unwrap();
+    let connection = Connection::open(broker.uri()).unwrap();
+    let channel = connection.open_channel().unwrap();
+    channel
+        .queue_declare("tasks", QueueDeclareOptions::default())
+        .unwrap();
+    let workers = Workers::new(&connection);
+    let (go_on, may_go_on) = bounded(0);
+    let options = WorkerOptions::default()
+        .retry(Retry::after(DELAYS))
+        .restart_delay(Duration::from_millis(1));
+    workers
+        .consume_with("tasks", options, move |delivery| {
+            may_go_on.recv().unwrap();
+            match delivery.attempts() {
+                1 => Err("the first time"),
+                _ => Ok(()),
+            }
+        })
+        .unwrap();
+    channel.basic_publish("", "tasks", "m").unwrap();
+    eventually("the handler runs", || workers.status().queues[0].busy == 1);
+    assert_eq!(broker.time_out_consumers("tasks"), 1);
+    // The client reads the cancellation before this reply.
+    assert_eq!(ready(&channel, "tasks"), 1);
+    go_on.send(()).unwrap();
+    // It is redelivered, and handled.
+    go_on.send(()).unwrap();
+    eventually("the message is handled", || {
+        workers.status().queues[0].handled == 1
+    });
+    workers.shutdown(SOON).unwrap();
+    let status = &workers.status().queues[0];
+    assert_eq!((status.failed, status.retried), (1, 0));
+    let is_empty = |name: &str| broker.queue(name).map_or(true, |it| it.ready == 0);
+    assert!(["tasks", "tasks.retry.50", "tasks.parked"]
+        .iter()
+        .all(|it| is_empty(it)));
+}
+
+#[test]
 fn invalid_retries_are_refused() {
     let channel = channel();
     let workers = Workers::new(channel.connection());
@@ -583,6 +648,16 @@ fn invalid_retries_are_refused() {
         .unwrap();
     let error = refused(queue.name(), with(Retry::after(DELAYS)));
     assert!(error.contains("amq."), "{error}");
+    refused("", with(Retry::after(DELAYS)));
+    let missing = unique("missing");
+    let options = with(Retry::after(DELAYS));
+    let error = workers.consume_with(&missing, options, |_| ()).unwrap_err();
+    assert!(
+        error.reply_code() == Some(ReplyCode::NOT_FOUND) && error.to_string().contains(&missing),
+        "{error}"
+    );
+    let parked = Retry::after(DELAYS).parked_queue(&missing).0;
+    assert!(!channel.connection().queue_exists(&parked).unwrap());
     assert!(workers.status().queues.is_empty());
 }
 

@@ -273,10 +273,12 @@ impl Delivery {
         self.settled.load(Ordering::Relaxed)
     }
 
-    /// Whether the message came over a connection that was lost since: the broker redelivers it.
+    /// Whether the broker redelivers the message whatever the program does: its connection was lost
+    /// since, or the broker has cancelled its consumer.
     pub(crate) fn is_stale(&self) -> bool {
         let state = self.channel().state();
-        self.delivery_tag <= state.look(|channel| channel.delivery_tags.stale_to())
+        let stale_to = || state.look(|channel| channel.delivery_tags.stale_to());
+        self.origin.revoked().is_some() || self.delivery_tag <= stale_to()
     }
 
     pub(crate) fn is_from_stream(&self) -> bool {

@@ -41,6 +41,8 @@ use crate::error::{Error, Result};
 /// | `x-retry-exchange`, `x-retry-routing-key` | those of the first message |
 /// | `x-retry-error` | the last error and its sources, up to 1,024 bytes |
 ///
+/// The names of the queues have at most 255 bytes, as all names in AMQP.
+///
 /// A copy is persistent. It lacks the properties that would let it expire too early, or keep the
 /// broker from taking it: `expiration` and `user_id`. It also lacks the header `CC`, which would
 /// send it to further queues, the broker's counts of deliveries, and the broker's record of dead
@@ -54,8 +56,10 @@ use crate::error::{Error, Result};
 /// [`Workers::status`](crate::Workers::status) counts the thread as
 /// [`blocked`](crate::QueueWorkers::blocked). A missing queue is declared again.
 ///
-/// A message that cannot be sent again, because its headers leave no room for those above, is
-/// treated as with [`OnFailure::RequeueOnce`](crate::OnFailure::RequeueOnce).
+/// A message that cannot be sent again, because its headers leave no room for those above and for
+/// those of the broker, is treated as with
+/// [`OnFailure::RequeueOnce`](crate::OnFailure::RequeueOnce). If its properties are malformed, its
+/// copy has none.
 ///
 /// If the connection is lost before the original is acknowledged, the broker redelivers it. Its
 /// copy may be there, too.
@@ -118,8 +122,9 @@ impl Retry {
         }
     }
 
-    /// Parks a message after so many attempts. With more attempts than delays, the last delay is
-    /// repeated. Default: one more than there are delays; 10 for [`by_broker`](Self::by_broker).
+    /// Parks a message after so many attempts. With more attempts than delays, the last delay, if
+    /// there is one, is repeated. Default: one more than there are delays; 10 for
+    /// [`by_broker`](Self::by_broker).
     #[must_use]
     pub fn attempts(mut self, attempts: u32) -> Self {
         self.attempts = attempts;

@@ -198,8 +198,9 @@ impl WorkerOptions {
     /// When a handler is about to meet the broker's acknowledgement timeout.
     pub(crate) fn late_after(&self) -> Duration {
         let own = self.consume.arguments.get("x-consumer-timeout");
-        let own = own.and_then(|it| it.as_u64()).map(Duration::from_millis);
-        own.unwrap_or(ACKNOWLEDGEMENT_TIMEOUT).mul_f64(0.8)
+        let own = own.and_then(|it| it.as_u64()).filter(|it| *it > 0);
+        let timeout = own.map_or(ACKNOWLEDGEMENT_TIMEOUT, Duration::from_millis);
+        timeout / 10 * 8
     }
 
     pub(crate) fn check(&self) -> Result<()> {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::channel::Channel;
 use crate::delivery::Delivery;
-use crate::error::{ErrorKind, Result};
+use crate::error::{ReplyCode, Result};
 use crate::io_thread::deadline::Deadline;
 use crate::log_line::log_line;
 
@@ -63,7 +63,7 @@ impl Callers {
                 true
             }
             Err(error) => {
-                self.is_refused = matches!(error.kind(), ErrorKind::ChannelClosed { .. });
+                self.is_refused = error.reply_code() == Some(ReplyCode::ACCESS_REFUSED);
                 let label = request.channel().connection().shared().label();
                 log_line!(Debug, label, "whether a client still exists: {error}");
                 false

@@ -78,6 +78,19 @@ impl State {
         }
     }
 
+    fn overdue(&mut self) -> Overdue {
+        let late = self.squads.iter().flat_map(|squad| {
+            let late = squad.members.iter();
+            let late = late.filter_map(|it| it.activity.newly_late(squad.late_after));
+            late.map(|late| (squad.queue.current().to_owned(), late))
+        });
+        let late = late.collect();
+        let members = self.squads.iter_mut().flat_map(|it| &mut it.members);
+        let impatient = members.filter(|it| it.patience().is_some_and(|it| it.is_zero()));
+        let held = impatient.filter_map(Member::take_held).collect();
+        Overdue { late, held }
+    }
+
     /// Drop the result after the lock is free: dropping a consumer sends.
     #[must_use]
     pub(super) fn stop(&mut self) -> Vec<Consumer> {
@@ -117,6 +130,7 @@ impl Crew {
     pub(super) fn pause(&self, queue: &str) -> Result<()> {
         let pause = |squad: &mut Squad| squad.pause(Paused::ByProgram);
         let paused = self.for_each_of(queue, pause)?;
+        self.changed.notify_all();
         drop(paused);
         Ok(())
     }
@@ -174,29 +188,32 @@ impl Crew {
         failure.map_or(Ok(()), Err)
     }
 
-    /// Waits until a handler takes so long that the broker's acknowledgement timeout is near.
-    /// Returns each of them once, with its queue. `None` when all threads have ended for good.
-    pub(super) fn next_late(&self) -> Option<Vec<(String, LateHandler)>> {
+    /// Waits until a handler takes so long that the broker's acknowledgement timeout is near, or
+    /// that it holds up unread messages. `None` when all threads have ended for good.
+    pub(super) fn watch(&self) -> Option<Overdue> {
         let mut state = self.state.lock();
         loop {
             if state.is_stopped && state.running().is_empty() {
                 return None;
             }
-            let late = state.squads.iter().flat_map(|squad| {
-                let late = squad.members.iter();
-                let late = late.filter_map(|it| it.activity.newly_late(squad.late_after));
-                late.map(|late| (squad.queue.current().to_owned(), late))
-            });
-            let late: Vec<_> = late.collect();
-            if !late.is_empty() {
-                return Some(late);
+            let overdue = state.overdue();
+            if !overdue.late.is_empty() || !overdue.held.is_empty() {
+                return Some(overdue);
             }
             let next = state.squads.iter().flat_map(|squad| {
                 let members = squad.members.iter();
-                members.map(|it| it.activity.warns_in(squad.late_after))
+                members.flat_map(|it| [Some(it.activity.warns_in(squad.late_after)), it.patience()])
             });
-            let next = Deadline::after(next.min().unwrap_or(Duration::MAX));
+            let next = Deadline::after(next.flatten().min().unwrap_or(Duration::MAX));
             self.changed.wait_until(&mut state, next.at());
         }
     }
+}
+
+/// Handlers that take long.
+pub(super) struct Overdue {
+    /// Each of them once, with its queue.
+    pub(super) late: Vec<(String, LateHandler)>,
+    /// Consumers whose unread messages wait for them.
+    pub(super) held: Vec<Consumer>,
 }

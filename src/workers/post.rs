@@ -1,7 +1,7 @@
 //! One thread's place among the threads of its `Workers`.
 
 use std::convert::Infallible;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::Arc;
 use std::thread;
 
@@ -32,6 +32,7 @@ pub(super) struct Post {
     place: Place,
     /// Disconnected to stop the thread.
     stopped: Receiver<Infallible>,
+    leaves: Arc<AtomicBool>,
     activity: Arc<Activity>,
     failures_in_a_row: Arc<AtomicU32>,
 }
@@ -75,17 +76,20 @@ impl Post {
         let mut members = Vec::new();
         for (member, consumer) in consumers.into_iter().enumerate() {
             let activity = Arc::new(Activity::default());
+            let leaves = Arc::new(AtomicBool::new(false));
             posts.push(Self {
                 crew: Arc::clone(crew),
                 queue: Arc::clone(queue),
                 place: Place { squad, member },
                 stopped: stopped.clone(),
+                leaves: Arc::clone(&leaves),
                 activity: Arc::clone(&activity),
                 failures_in_a_row: Arc::clone(&failures_in_a_row),
             });
             members.push(Member {
                 thread: None,
                 activity,
+                leaves,
                 duty: Duty::Consuming(consumer),
             });
         }
@@ -121,6 +125,17 @@ impl Post {
         self.stopped.try_recv() == Err(TryRecvError::Disconnected)
     }
 
+    /// Whether the thread is to take no more messages: to stop, or to pause.
+    pub(super) fn leaves(&self) -> bool {
+        self.leaves.load(Ordering::Relaxed)
+    }
+
+    /// Returns the consumer that the thread is to leave, unless another thread has taken it.
+    pub(super) fn take_consumer(&self) -> Option<Consumer> {
+        let mut state = self.crew.state.lock();
+        state.member(self.place).and_then(Member::take_held)
+    }
+
     /// Must be called by the thread itself.
     pub(super) fn begin(&self) {
         let thread = Some(thread::current().id());
@@ -146,7 +161,7 @@ impl Post {
     pub(super) fn is_paused(&self) -> bool {
         let mut state = self.crew.state.lock();
         let member = state.member(self.place);
-        member.is_some_and(|it| matches!(it.duty, Duty::Paused))
+        member.is_some_and(|it| matches!(it.duty, Duty::Paused(_)))
     }
 
     /// Waits while the queue is paused. Returns false if the thread is to stop.
@@ -170,10 +185,13 @@ impl Post {
             // It has no consumer here, and none can be dropped under the lock.
             member.duty = match pause {
                 Paused::Not => Duty::Restarting,
-                Paused::ByProgram | Paused::ByCircuitBreaker { .. } => Duty::Paused,
+                Paused::ByProgram | Paused::ByCircuitBreaker { .. } => Duty::Paused(None),
             };
             match pause {
-                Paused::Not => return true,
+                Paused::Not => {
+                    self.leaves.store(false, Ordering::Relaxed);
+                    return true;
+                }
                 Paused::ByProgram => self.crew.changed.wait(&mut state),
                 Paused::ByCircuitBreaker { until } => {
                     self.crew.changed.wait_until(&mut state, until.at());
@@ -245,6 +263,7 @@ impl Post {
         let until = Deadline::after(breaker.delay);
         let paused = squad.pause(Paused::ByCircuitBreaker { until });
         drop(state);
+        self.crew.changed.notify_all();
         drop(paused);
         true
     }

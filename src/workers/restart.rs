@@ -15,12 +15,49 @@ use crate::events::ConnectionEvent;
 use crate::io_thread::deadline::Deadline;
 use crate::io_thread::panics;
 use crate::log_line::log_line;
-use crate::options::OnConsumerEnd;
+use crate::options::{OnConsumerEnd, Requeue};
 
 /// How often a thread checks whether a lost connection has recovered.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
+/// Number of answers for a quorum queue above which RabbitMQ's channel keeps them.
+const KEPT_ABOVE: u16 = 32;
+
 impl Worker {
+    /// Gives the unread messages back, before the channel is closed.
+    ///
+    /// RabbitMQ's channel hands 32 acknowledgements to a quorum queue, and keeps further ones until
+    /// the queue has answered. When the channel closes, it forgets those that it keeps. So the
+    /// consumer is cancelled after the last acknowledgement: before cancel-ok, the queue answers
+    /// all earlier ones. Then all messages go back at once, instead of one by one.
+    pub(super) fn hand_back(&self, shift: &Shift) {
+        let consumer = self.post.take_consumer();
+        let prefetch = Self::prefetch(&self.options, self.limits);
+        // Each unacknowledged message is acknowledged or given back.
+        if prefetch <= KEPT_ABOVE / 2 {
+            return;
+        }
+        let handed_back = panics::catch(|| match consumer {
+            Some(consumer) if consumer.reads_from_stream() => consumer.cancel(),
+            Some(consumer) => {
+                consumer.cancel()?;
+                shift.channel.basic_recover(Requeue::Yes)
+            }
+            // Another thread has cancelled the consumer. The reply follows what it sent.
+            None => shift.channel.basic_qos(prefetch),
+        });
+        if let Ok(Err(error)) = handed_back {
+            let queue = self.post.queue();
+            say(|| {
+                log_line!(
+                    Debug,
+                    self.connection.shared().label(),
+                    "worker of queue {queue:?}: {error}"
+                )
+            });
+        }
+    }
+
     /// Closes the channel: after that, the broker has read every acknowledgement.
     pub(super) fn finish(&self, shift: &Shift) {
         match shift.channel.close_confirmed(ReplyCode::SUCCESS, "") {

@@ -44,9 +44,9 @@ pub(super) struct Retries {
 impl Retries {
     /// Declares the queues, or checks that they exist.
     pub(super) fn prepare(connection: &Connection, queue: &str, retry: &Retry) -> Result<Self> {
-        if queue.starts_with("amq.") {
+        if queue.is_empty() || queue.starts_with("amq.") {
             return Err(Error::invalid(format!(
-                "queue {queue:?} cannot have retry queues: names that begin with \"amq.\" are the broker's"
+                "queue {queue:?} cannot have retry queues: it needs a name of the program's"
             )));
         }
         let retries = Self {
@@ -54,7 +54,10 @@ impl Retries {
             queue: queue.to_owned(),
             copies: Copies::open(connection)?,
         };
-        retries.declare()?;
+        // Consuming from a queue that does not exist fails, and leaves no others behind.
+        if retries.delays_by_broker() || connection.queue_exists(queue)? {
+            retries.declare()?;
+        }
         if retries.delays_by_broker() && !can_delay(connection) {
             log_line!(
                 Warn,
@@ -118,16 +121,40 @@ impl Retries {
         }
     }
 
-    /// Publishes the copy, and waits until the broker has confirmed it.
-    pub(super) fn publish(&self, delivery: &Delivery, target: &str, error: &str) -> Result<()> {
+    /// Fails if the copy could become too large for a frame on its way back, which would cost the
+    /// whole connection each time.
+    fn check_room(&self, copy: &Message<'_>) -> Result<()> {
+        let frame_max = self.copies.channel.connection().frame_max() as usize;
+        let mut encoded = Vec::new();
+        let properties = copy.properties().map(|it| it.encode(&mut encoded));
+        let size = encoded.len() + ROOM_FOR_THE_BROKER;
+        if !matches!(properties, Some(Ok(()))) || frame_max == 0 || size <= frame_max {
+            return Ok(());
+        }
+        Err(Error::invalid(format!(
+            "{} bytes of headers leave no room for those of the broker (frame_max is {frame_max})",
+            encoded.len()
+        )))
+    }
+
+    /// Publishes the copy, and waits until the broker has confirmed it. Waits up to `timeout` for
+    /// room in the outbox.
+    pub(super) fn publish(
+        &self,
+        delivery: &Delivery,
+        target: &str,
+        error: &str,
+        timeout: Duration,
+    ) -> Result<()> {
         let copy = delivery.to_retry(error);
-        let published = self.copies.publish(target, &copy);
+        self.check_room(&copy)?;
+        let published = self.copies.publish(target, &copy, timeout);
         let is_missing = |error: &Error| matches!(error.kind(), ErrorKind::Returned(_));
         let published = match published {
             // The queue was deleted.
             Err(error) if is_missing(&error) && self.retry.declare => {
                 self.declare()?;
-                self.copies.publish(target, &copy)
+                self.copies.publish(target, &copy, timeout)
             }
             published => published,
         };
@@ -141,6 +168,10 @@ impl Retries {
         published.map_err(|error| error.doing(doing()))
     }
 }
+
+/// Bytes for the headers that the broker adds when it moves a copy: `x-death` and six others, with
+/// the names of queues and exchanges.
+const ROOM_FOR_THE_BROKER: usize = 4096;
 
 /// Whether the broker is a RabbitMQ with `delayed_retry`.
 fn can_delay(connection: &Connection) -> bool {
@@ -163,18 +194,17 @@ impl Copies {
         Ok(Self { channel })
     }
 
-    fn publish(&self, queue: &str, copy: &Message<'_>) -> Result<()> {
-        self.begin(queue, copy)?.wait(CONFIRM_TIMEOUT)
+    fn publish(&self, queue: &str, copy: &Message<'_>, timeout: Duration) -> Result<()> {
+        self.begin(queue, copy, timeout)?.wait(CONFIRM_TIMEOUT)
     }
 
     /// Publishes through the default exchange.
-    fn begin(&self, queue: &str, copy: &Message<'_>) -> Result<Published> {
+    fn begin(&self, queue: &str, copy: &Message<'_>, timeout: Duration) -> Result<Published> {
         if !self.channel.is_open() {
             self.channel.reopen()?;
         }
         let (sender, outcome) = bounded(1);
         let slot = Arc::new(Slot { sender });
-        let timeout = self.channel.connection().publish_timeout();
         self.channel
             .publish("", queue, copy, true, Some(&slot), timeout)?;
         Ok(Published {
@@ -220,6 +250,10 @@ pub(super) fn unpark(connection: &Connection, queue: &str, limit: usize) -> Resu
     let channel = connection.open_channel()?;
     let copies = Copies::open(connection)?;
     let parked = parked(queue);
+    // Without this limit, messages that are parked again meanwhile would be moved again.
+    let count = channel.queue_declare_passive(&parked)?.message_count();
+    let count = count.and_then(|it| usize::try_from(it).ok());
+    let limit = limit.min(count.unwrap_or_default());
     let mut moved = 0;
     while moved < limit {
         let at_once = UNPARKED_AT_ONCE.min(limit - moved);
@@ -228,7 +262,8 @@ pub(super) fn unpark(connection: &Connection, queue: &str, limit: usize) -> Resu
             let Some(delivery) = channel.basic_get(&parked, AckMode::Manual)? else {
                 break;
             };
-            let published = copies.begin(queue, &delivery.to_unparked())?;
+            let copy = delivery.to_unparked();
+            let published = copies.begin(queue, &copy, connection.publish_timeout())?;
             begun.push((delivery, published));
         }
         let deadline = Deadline::after(CONFIRM_TIMEOUT);

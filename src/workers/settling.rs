@@ -235,7 +235,12 @@ impl Worker {
             if is_redelivered() {
                 break Copied::No;
             }
-            let error = match retries.publish(delivery, target, error) {
+            // A thread that is to stop waits for nothing but the broker's confirm.
+            let timeout = match self.post.is_stopped() {
+                true => Duration::ZERO,
+                false => self.connection.publish_timeout(),
+            };
+            let error = match retries.publish(delivery, target, error, timeout) {
                 Ok(()) => break Copied::Yes,
                 Err(_) if is_redelivered() => break Copied::No,
                 Err(error) if matches!(error.kind(), ErrorKind::InvalidArgument(_)) => {

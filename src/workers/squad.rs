@@ -1,7 +1,8 @@
 //! The threads of one queue, as other threads see them.
 
 use std::convert::Infallible;
-use std::sync::atomic::AtomicU32;
+use std::mem;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::Arc;
 use std::thread::ThreadId;
 use std::time::Duration;
@@ -43,6 +44,8 @@ pub(super) struct Member {
     /// Known once the thread has begun.
     pub(super) thread: Option<ThreadId>,
     pub(super) activity: Arc<Activity>,
+    /// Tells the thread to take no more messages.
+    pub(super) leaves: Arc<AtomicBool>,
     pub(super) duty: Duty,
 }
 
@@ -53,19 +56,30 @@ pub(super) enum Duty {
     /// The thread has no consumer, and will start one.
     Restarting,
     /// The thread waits until its queue is resumed.
-    Paused,
+    Paused(Option<Held>),
     /// The thread keeps its message, because a copy of it cannot be published.
     Blocked(Consumer),
-    Stopping,
+    Stopping(Option<Held>),
     Ended,
 }
+
+/// The consumer of a handler that still runs. It can end soon, and the thread then cancels the
+/// consumer after its last acknowledgement. If it does not, another thread takes the consumer away,
+/// so that its unread messages do not wait.
+pub(super) struct Held {
+    consumer: Consumer,
+    since: Deadline,
+}
+
+/// How long a handler may hold up the unread messages.
+const PATIENCE: Duration = Duration::from_millis(100);
 
 impl Squad {
     #[must_use]
     pub(super) fn stop(&mut self) -> Vec<Consumer> {
         self.go_on = None;
         let members = self.members.iter_mut().filter(|it| !it.has_ended());
-        let stopped = members.filter_map(|it| it.turn_to(Duty::Stopping));
+        let stopped = members.filter_map(|it| it.leave(Duty::Stopping));
         stopped.collect()
     }
 
@@ -73,7 +87,7 @@ impl Squad {
     pub(super) fn pause(&mut self, pause: Paused) -> Vec<Consumer> {
         self.pause = pause;
         let members = self.members.iter_mut().filter(|it| it.duty.can_pause());
-        let paused = members.filter_map(|it| it.turn_to(Duty::Paused));
+        let paused = members.filter_map(|it| it.leave(Duty::Paused));
         paused.collect()
     }
 
@@ -132,7 +146,7 @@ impl Duty {
         match self {
             Self::Consuming(consumer) => consumer.is_interrupted(),
             Self::Restarting => true,
-            Self::Paused | Self::Blocked(_) | Self::Stopping | Self::Ended => false,
+            Self::Paused(_) | Self::Blocked(_) | Self::Stopping(_) | Self::Ended => false,
         }
     }
 
@@ -154,15 +168,47 @@ impl Member {
     }
 
     pub(super) fn is_to_stop(&self) -> bool {
-        matches!(self.duty, Duty::Stopping | Duty::Ended)
+        matches!(self.duty, Duty::Stopping(_) | Duty::Ended)
     }
 
     /// Returns the consumer of the former duty, which ends when it is dropped.
     #[must_use]
     pub(super) fn turn_to(&mut self, duty: Duty) -> Option<Consumer> {
-        match std::mem::replace(&mut self.duty, duty) {
+        match mem::replace(&mut self.duty, duty) {
             Duty::Consuming(consumer) | Duty::Blocked(consumer) => Some(consumer),
-            Duty::Restarting | Duty::Paused | Duty::Stopping | Duty::Ended => None,
+            Duty::Paused(held) | Duty::Stopping(held) => held.map(|it| it.consumer),
+            Duty::Restarting | Duty::Ended => None,
+        }
+    }
+
+    /// Lets the thread leave its consumer, which is returned unless a handler runs.
+    #[must_use]
+    fn leave(&mut self, duty: fn(Option<Held>) -> Duty) -> Option<Consumer> {
+        self.leaves.store(true, Ordering::Relaxed);
+        let consumer = self.turn_to(duty(None))?;
+        if !self.activity.is_busy() {
+            return Some(consumer);
+        }
+        let since = Deadline::after(Duration::MAX);
+        self.duty = duty(Some(Held { consumer, since }));
+        None
+    }
+
+    /// Takes the consumer of a handler that has ended.
+    pub(super) fn take_held(&mut self) -> Option<Consumer> {
+        match &mut self.duty {
+            Duty::Paused(held) | Duty::Stopping(held) => held.take().map(|it| it.consumer),
+            _ => None,
+        }
+    }
+
+    /// How long the thread may still hold its consumer, if it does.
+    pub(super) fn patience(&self) -> Option<Duration> {
+        match &self.duty {
+            Duty::Paused(Some(held)) | Duty::Stopping(Some(held)) => {
+                Some(PATIENCE.saturating_sub(held.since.elapsed()))
+            }
+            _ => None,
         }
     }
 }

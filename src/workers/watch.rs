@@ -1,5 +1,5 @@
 //! The thread that warns of handlers that take so long that the broker's acknowledgement timeout is
-//! near.
+//! near, and that takes consumers away from handlers that hold up a pause or a shutdown.
 
 use std::sync::Arc;
 
@@ -28,9 +28,9 @@ impl Watch {
         }
         let (crew, shared) = (Arc::clone(crew), Arc::clone(shared));
         spawn("slow handlers", move || {
-            while let Some(late) = crew.next_late() {
-                for (queue, late) in late {
-                    say(|| warn_of_late(&shared.label(), &queue, &late));
+            while let Some(overdue) = crew.watch() {
+                for (queue, late) in &overdue.late {
+                    say(|| warn_of_late(&shared.label(), queue, late));
                 }
             }
         })?;

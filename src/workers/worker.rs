@@ -13,7 +13,7 @@ use crate::channel::{Answered, Channel};
 use crate::connection::Connection;
 use crate::consumer::Consumer;
 use crate::delivery::Delivery;
-use crate::error::{Error, ErrorKind, ReplyCode, Result};
+use crate::error::{ClosedBy, Error, ErrorKind, ReplyCode, Result};
 use crate::io_thread::deadline::Deadline;
 use crate::io_thread::panics;
 use crate::options::{ConsumeOptions, WorkerOptions};
@@ -82,6 +82,7 @@ pub(super) struct Progress {
 /// One consumer, from its start to its end.
 pub(super) struct Shift {
     pub(super) channel: Channel,
+    consumer_tag: String,
     deliveries: Receiver<Result<Delivery>>,
     pub(super) answers: Answers,
     pub(super) since: Deadline,
@@ -92,6 +93,7 @@ impl Shift {
     pub(super) fn new(consumer: &Consumer, prefetch: u16) -> Self {
         Self {
             channel: consumer.channel().clone(),
+            consumer_tag: consumer.consumer_tag().to_owned(),
             deliveries: consumer.receiver().clone(),
             answers: Answers::new(prefetch),
             since: Deadline::after(Duration::MAX),
@@ -102,6 +104,13 @@ impl Shift {
     /// Returns why the channel has ended, if it has.
     pub(super) fn end(&self) -> Option<Error> {
         self.channel.state().end_cause()
+    }
+
+    /// The error of a consumer that a handler has cancelled.
+    fn cancelled(&self) -> Error {
+        let consumer_tag = self.consumer_tag.clone();
+        let by = ClosedBy::Program;
+        Error::new(ErrorKind::ConsumerCancelled { consumer_tag, by })
     }
 
     /// Closes the channel of a consumer that has ended. Returns the acknowledgements that the
@@ -162,12 +171,17 @@ impl Worker {
             });
             // After an error, a batch can be incomplete.
             batch.clear();
+            if self.post.leaves() {
+                self.hand_back(&shift);
+            }
             let next = match handled {
                 _ if self.post.is_stopped() => return self.finish(&shift),
-                Ok(Ended::Cancelled) if self.post.is_paused() => {
-                    self.begin_after_pause(handler, shift)
+                Ok(_) if self.post.is_paused() => self.begin_after_pause(handler, shift),
+                Ok(Ended::Cancelled) => {
+                    let cancelled = shift.cancelled();
+                    self.begin_again(handler, shift, cancelled)
                 }
-                Ok(Ended::Cancelled | Ended::Stopped) => return self.finish(&shift),
+                Ok(Ended::Stopped) => return self.finish(&shift),
                 Err(error) => self.begin_again(handler, shift, error),
             };
             match next {
@@ -185,7 +199,7 @@ impl Worker {
         batch: &mut Vec<Delivery>,
     ) -> Result<Ended> {
         let activity = Arc::clone(self.post.activity());
-        while !self.post.is_stopped() {
+        while !self.post.leaves() {
             if handler.is_none() {
                 // Before the next message, which another thread may handle meanwhile.
                 *handler = Some(make(&self.factory)?);
@@ -223,10 +237,9 @@ impl Worker {
             batch.clear();
             return Err(cause);
         }
-        if let Some(retries) = self.retries.as_deref() {
+        if self.retries.is_some() {
             let queue = self.post.queue().current();
-            let copies = batch.iter_mut().filter(|_| !retries.delays_by_broker());
-            copies.for_each(|it| it.as_first_published(queue));
+            batch.iter_mut().for_each(|it| it.as_first_published(queue));
         }
         Ok(None)
     }
