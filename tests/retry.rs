@@ -388,27 +388,41 @@ fn declare_others(queues: &Queues, retry_queue: QueueDeclareOptions) {
     queues.channel.queue_declare(&first, retry_queue).unwrap();
 }
 
+/// A queue that takes one message.
+fn narrow() -> QueueDeclareOptions {
+    QueueDeclareOptions::default()
+        .max_length(1)
+        .overflow(Overflow::RejectPublish)
+}
+
 #[test]
 fn while_a_retry_queue_is_missing_or_full_its_message_is_kept() {
     logged::begin();
     for is_full in [false, true] {
         let retry = Retry::after(DELAYS).declare(false);
         let queues = Queues::with(QueueDeclareOptions::default(), retry);
-        let workers = queues.workers();
+        let (workers, first) = (queues.workers(), queues.retry_queue(0));
         let handler = |_: &Delivery| Err::<(), _>("always");
         let refused = workers.consume_with(&queues.name, queues.options(), handler);
         let error = refused.unwrap_err().to_string();
         assert!(error.contains(&queues.parked()), "{error}");
-        let full = QueueDeclareOptions::default()
-            .max_length(0)
-            .overflow(Overflow::RejectPublish);
-        declare_others(&queues, full);
+        declare_others(&queues, narrow());
         workers
             .consume_with(&queues.name, queues.options(), handler)
             .unwrap();
-        if !is_full {
-            delete(&queues.channel, &queues.retry_queue(0));
+        match is_full {
+            true => drop(
+                queues
+                    .channel
+                    .basic_publish("", &first, "fills it")
+                    .unwrap(),
+            ),
+            false => delete(&queues.channel, &first),
         }
+        eventually("the retry queue is full or missing", || {
+            let exists = queues.channel.connection().queue_exists(&first).unwrap();
+            exists == is_full && (!is_full || ready(&queues.channel, &first) == 1)
+        });
         queues.publish("m");
         eventually("the worker is blocked", || {
             let status = &workers.status().queues[0];
@@ -422,25 +436,21 @@ fn while_a_retry_queue_is_missing_or_full_its_message_is_kept() {
             ErrorKind::Nacked { .. } => is_full,
             _ => false,
         };
-        assert!(
-            is_cause && error.to_string().contains(&queues.retry_queue(0)),
-            "{error}"
-        );
+        assert!(is_cause && error.to_string().contains(&first), "{error}");
         let name = queues.name.clone();
         assert!(logged::has(
             |it| it.contains(&name) && it.contains("keeps the message")
         ));
         // Its message is neither acknowledged nor requeued.
         assert_eq!(ready(&queues.channel, &queues.name), 0);
-        if is_full {
-            delete(&queues.channel, &queues.retry_queue(0));
+        match is_full {
+            true => drop(queues.channel.queue_purge(&first).unwrap()),
+            false => drop(queues.channel.queue_declare(&first, narrow()).unwrap()),
         }
-        let (first, options) = queues.retry.retry_queue(&queues.name, DELAYS[0]);
-        queues.channel.queue_declare(&first, options).unwrap();
-        assert_eq!(queues.wait_parked().body(), b"m");
+        eventually("there is a copy", || ready(&queues.channel, &first) == 1);
         eventually("the worker is healthy", || workers.status().is_healthy());
         workers.shutdown(SOON).unwrap();
-        assert_eq!(queues.left(), 0);
+        assert_eq!(queues.left(), 1);
     }
 }
 
@@ -448,10 +458,7 @@ fn while_a_retry_queue_is_missing_or_full_its_message_is_kept() {
 fn a_worker_that_keeps_a_message_stops_at_once_and_requeues_it() {
     let retry = Retry::after(DELAYS).declare(false);
     let queues = Queues::with(QueueDeclareOptions::default(), retry);
-    let full = QueueDeclareOptions::default()
-        .max_length(0)
-        .overflow(Overflow::RejectPublish);
-    declare_others(&queues, full);
+    declare_others(&queues, narrow().max_length(0));
     let workers = queues.workers();
     let options = queues
         .options()

@@ -91,11 +91,9 @@ impl State {
         Overdue { late, held }
     }
 
-    /// Drop the result after the lock is free: dropping a consumer sends.
-    #[must_use]
-    pub(super) fn stop(&mut self) -> Vec<Consumer> {
+    pub(super) fn stop(&mut self) {
         self.is_stopped = true;
-        self.squads.iter_mut().flat_map(Squad::stop).collect()
+        self.squads.iter_mut().for_each(Squad::stop);
     }
 }
 
@@ -122,16 +120,13 @@ impl Crew {
     }
 
     pub(super) fn stop(&self) {
-        let stopped = self.state.lock().stop();
+        self.state.lock().stop();
         self.changed.notify_all();
-        drop(stopped);
     }
 
     pub(super) fn pause(&self, queue: &str) -> Result<()> {
-        let pause = |squad: &mut Squad| squad.pause(Paused::ByProgram);
-        let paused = self.for_each_of(queue, pause)?;
+        self.for_each_of(queue, |squad| squad.pause(Paused::ByProgram))?;
         self.changed.notify_all();
-        drop(paused);
         Ok(())
     }
 
@@ -144,17 +139,16 @@ impl Crew {
         Ok(())
     }
 
-    fn for_each_of<T>(&self, queue: &str, change: impl FnMut(&mut Squad) -> T) -> Result<Vec<T>> {
+    fn for_each_of(&self, queue: &str, change: impl FnMut(&mut Squad)) -> Result<()> {
         let mut state = self.state.lock();
         state.check_open()?;
         let of_queue = |it: &&mut Squad| it.queue.current() == queue;
         let squads = state.squads.iter_mut().filter(of_queue);
-        let changed: Vec<_> = squads.map(change).collect();
-        match changed.is_empty() {
-            true => Err(Error::invalid(format!(
+        match squads.map(change).count() {
+            0 => Err(Error::invalid(format!(
                 "these workers do not consume from queue {queue:?}"
             ))),
-            false => Ok(changed),
+            _ => Ok(()),
         }
     }
 

@@ -33,6 +33,8 @@ pub(super) struct Post {
     /// Disconnected to stop the thread.
     stopped: Receiver<Infallible>,
     leaves: Arc<AtomicBool>,
+    /// Gets a message when `leaves` is set.
+    woken: Receiver<()>,
     activity: Arc<Activity>,
     failures_in_a_row: Arc<AtomicU32>,
 }
@@ -77,12 +79,14 @@ impl Post {
         for (member, consumer) in consumers.into_iter().enumerate() {
             let activity = Arc::new(Activity::default());
             let leaves = Arc::new(AtomicBool::new(false));
+            let (wake, woken) = bounded(1);
             posts.push(Self {
                 crew: Arc::clone(crew),
                 queue: Arc::clone(queue),
                 place: Place { squad, member },
                 stopped: stopped.clone(),
                 leaves: Arc::clone(&leaves),
+                woken,
                 activity: Arc::clone(&activity),
                 failures_in_a_row: Arc::clone(&failures_in_a_row),
             });
@@ -90,6 +94,7 @@ impl Post {
                 thread: None,
                 activity,
                 leaves,
+                wake,
                 duty: Duty::Consuming(consumer),
             });
         }
@@ -128,6 +133,10 @@ impl Post {
     /// Whether the thread is to take no more messages: to stop, or to pause.
     pub(super) fn leaves(&self) -> bool {
         self.leaves.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn woken(&self) -> &Receiver<()> {
+        &self.woken
     }
 
     /// Returns the consumer that the thread is to leave, unless another thread has taken it.
@@ -261,10 +270,9 @@ impl Post {
             return false;
         };
         let until = Deadline::after(breaker.delay);
-        let paused = squad.pause(Paused::ByCircuitBreaker { until });
+        squad.pause(Paused::ByCircuitBreaker { until });
         drop(state);
         self.crew.changed.notify_all();
-        drop(paused);
         true
     }
 
@@ -272,20 +280,15 @@ impl Post {
     pub(super) fn fail(&self, error: Error, scope: Scope) {
         let mut state = self.crew.state.lock();
         state.failure.get_or_insert_with(|| error.clone());
-        let stopped = match state.squads.get_mut(self.place.squad) {
-            Some(squad) => {
-                squad.note(error);
-                squad.stop()
-            }
-            None => Vec::new(),
-        };
-        let others = match scope {
-            Scope::Queue => Vec::new(),
-            Scope::All => state.stop(),
-        };
+        if let Some(squad) = state.squads.get_mut(self.place.squad) {
+            squad.note(error);
+            squad.stop();
+        }
+        if scope == Scope::All {
+            state.stop();
+        }
         drop(state);
         self.crew.changed.notify_all();
-        drop((stopped, others));
     }
 
     /// Records the acknowledgements of this thread that the broker may lack, for `join`.

@@ -46,6 +46,8 @@ pub(super) struct Member {
     pub(super) activity: Arc<Activity>,
     /// Tells the thread to take no more messages.
     pub(super) leaves: Arc<AtomicBool>,
+    /// Wakes the thread to look at that.
+    pub(super) wake: Sender<()>,
     pub(super) duty: Duty,
 }
 
@@ -63,9 +65,9 @@ pub(super) enum Duty {
     Ended,
 }
 
-/// The consumer of a handler that still runs. It can end soon, and the thread then cancels the
-/// consumer after its last acknowledgement. If it does not, another thread takes the consumer away,
-/// so that its unread messages do not wait.
+/// The consumer of a thread that is to leave it. The thread cancels the consumer after its last
+/// acknowledgement. If its handler takes long, another thread does that, so that the unread messages
+/// do not wait.
 pub(super) struct Held {
     consumer: Consumer,
     since: Deadline,
@@ -75,20 +77,16 @@ pub(super) struct Held {
 const PATIENCE: Duration = Duration::from_millis(100);
 
 impl Squad {
-    #[must_use]
-    pub(super) fn stop(&mut self) -> Vec<Consumer> {
+    pub(super) fn stop(&mut self) {
         self.go_on = None;
         let members = self.members.iter_mut().filter(|it| !it.has_ended());
-        let stopped = members.filter_map(|it| it.leave(Duty::Stopping));
-        stopped.collect()
+        members.for_each(|it| it.leave(Duty::Stopping));
     }
 
-    #[must_use]
-    pub(super) fn pause(&mut self, pause: Paused) -> Vec<Consumer> {
+    pub(super) fn pause(&mut self, pause: Paused) {
         self.pause = pause;
         let members = self.members.iter_mut().filter(|it| it.duty.can_pause());
-        let paused = members.filter_map(|it| it.leave(Duty::Paused));
-        paused.collect()
+        members.for_each(|it| it.leave(Duty::Paused));
     }
 
     pub(super) fn resume(&mut self) {
@@ -181,20 +179,17 @@ impl Member {
         }
     }
 
-    /// Lets the thread leave its consumer, which is returned unless a handler runs.
-    #[must_use]
-    fn leave(&mut self, duty: fn(Option<Held>) -> Duty) -> Option<Consumer> {
+    /// Lets the thread leave its consumer.
+    fn leave(&mut self, duty: fn(Option<Held>) -> Duty) {
         self.leaves.store(true, Ordering::Relaxed);
-        let consumer = self.turn_to(duty(None))?;
-        if !self.activity.is_busy() {
-            return Some(consumer);
-        }
         let since = Deadline::after(Duration::MAX);
-        self.duty = duty(Some(Held { consumer, since }));
-        None
+        let consumer = self.turn_to(duty(None));
+        self.duty = duty(consumer.map(|consumer| Held { consumer, since }));
+        // It fails if the thread has not seen the last one yet.
+        let _ = self.wake.try_send(());
     }
 
-    /// Takes the consumer of a handler that has ended.
+    /// Takes the consumer that the thread is to leave.
     pub(super) fn take_held(&mut self) -> Option<Consumer> {
         match &mut self.duty {
             Duty::Paused(held) | Duty::Stopping(held) => held.take().map(|it| it.consumer),

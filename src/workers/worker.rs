@@ -131,11 +131,11 @@ impl Shift {
     }
 }
 
-/// Why a thread has no consumer any more, without an error.
+/// Why a thread takes no more messages, without an error.
 enum Ended {
-    /// The thread is to stop.
-    Stopped,
-    /// This program has cancelled the consumer, for example to pause the queue.
+    /// The thread is to leave its consumer.
+    Left,
+    /// A handler has cancelled the consumer.
     Cancelled,
 }
 
@@ -181,7 +181,7 @@ impl Worker {
                     let cancelled = shift.cancelled();
                     self.begin_again(handler, shift, cancelled)
                 }
-                Ok(Ended::Stopped) => return self.finish(&shift),
+                Ok(Ended::Left) => return self.finish(&shift),
                 Err(error) => self.begin_again(handler, shift, error),
             };
             match next {
@@ -206,10 +206,10 @@ impl Worker {
                 continue;
             }
             if let Some(ended) = self.receive(shift, batch)? {
-                shift.forget_lost_answers();
                 return Ok(ended);
             }
             if batch.is_empty() {
+                shift.forget_lost_answers();
                 continue;
             }
             activity.handle(batch, |batch, begun| {
@@ -218,14 +218,14 @@ impl Worker {
                 self.settle_batch(shift, batch, handled)
             })?;
         }
-        Ok(Ended::Stopped)
+        Ok(Ended::Left)
     }
 
     /// Fills the batch, if its messages are not stale by then. Returns why the consumer has ended.
     fn receive(&self, shift: &Shift, batch: &mut Vec<Delivery>) -> Result<Option<Ended>> {
         let first = match self.next(shift, Duration::MAX) {
             Next::Delivery(first) => first?,
-            Next::Stopped | Next::TimedOut => return Ok(Some(Ended::Stopped)),
+            Next::Nothing => return Ok(None),
             Next::Cancelled => return Ok(Some(Ended::Cancelled)),
         };
         batch.push(first);
@@ -260,14 +260,14 @@ impl Worker {
     }
 
     fn next(&self, shift: &Shift, timeout: Duration) -> Next {
-        // Looking first is cheaper. A stop or a pause empties the receiver.
+        // Looking first is cheaper.
         let delivery = match shift.deliveries.try_recv() {
             Ok(delivery) => return Next::Delivery(delivery),
             Err(TryRecvError::Disconnected) => return Next::Cancelled,
             Err(TryRecvError::Empty) => select! {
-                recv(self.post.stopped()) -> _ => return Next::Stopped,
+                recv(self.post.woken()) -> _ => return Next::Nothing,
                 recv(shift.deliveries) -> delivery => delivery,
-                default(timeout) => return Next::TimedOut,
+                default(timeout) => return Next::Nothing,
             },
         };
         delivery.map_or(Next::Cancelled, Next::Delivery)
@@ -277,8 +277,8 @@ impl Worker {
 /// What a thread that waits for a message gets.
 enum Next {
     Delivery(Result<Delivery>),
-    TimedOut,
-    Stopped,
+    /// No message came in time, or the thread is to leave its consumer.
+    Nothing,
     /// This program has cancelled the consumer.
     Cancelled,
 }
