@@ -366,8 +366,8 @@ impl Workers {
     }
 
     /// Stops taking messages from a queue, without ending its threads. The prefetched messages are
-    /// requeued at once, and other programs can handle them. Running handlers finish, and their
-    /// messages are settled as usual. Does not wait for them.
+    /// requeued within a tenth of a second, and other programs can handle them. Running handlers
+    /// finish, and their messages are settled as usual. Does not wait for them.
     ///
     /// ```no_run
     /// # let connection = leveret::Connection::open_default()?;
@@ -431,9 +431,9 @@ impl Workers {
 
     /// Stops the threads and waits up to `timeout` for the running handlers.
     ///
-    /// The threads take no more messages, and prefetched messages are requeued at once. Running
-    /// handlers finish, and their messages are acknowledged, requeued or rejected as usual. A
-    /// thread that waits to consume again stops at once.
+    /// The threads take no more messages, and prefetched messages are requeued within a tenth of a
+    /// second. Running handlers finish, and their messages are acknowledged, requeued or rejected
+    /// as usual. A thread that waits to consume again stops at once.
     ///
     /// After `Ok`, the broker has received every acknowledgement that was sent. If an
     /// acknowledgement was lost with an earlier connection or channel, the broker requeued its

@@ -66,8 +66,8 @@ pub(super) enum Duty {
 }
 
 /// The consumer of a thread that is to leave it. The thread cancels the consumer after its last
-/// acknowledgement. If its handler takes long, another thread does that, so that the unread messages
-/// do not wait.
+/// acknowledgement. If its handler takes long, another thread does that, so that the unread
+/// messages do not wait.
 pub(super) struct Held {
     consumer: Consumer,
     since: Deadline,
