@@ -53,9 +53,9 @@
 //! and delivers nothing. Delete it and declare it again. This crate's tests write the broker's
 //! tables to disk before they kill a node.
 //!
-//! **Acknowledgements and quorum queues.** A channel hands 32 acknowledgements to a quorum queue, and
-//! keeps further ones until the queue has answered. When the channel closes, it forgets them, and
-//! handled messages come again. Cancel the consumer after the last acknowledgement, before the
+//! **Acknowledgements and quorum queues.** A channel hands 32 acknowledgements to a quorum queue,
+//! and keeps further ones until the queue has answered. When the channel closes, it forgets them,
+//! and handled messages come again. Cancel the consumer after the last acknowledgement, before the
 //! channel closes, or acknowledge many messages with one
 //! [`ack_multiple`](crate::Delivery::ack_multiple). [`Workers`] do the former. Measured on 3.10 and
 //! 4.3.
