@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{bounded, unbounded};
 use leveret::broker::Broker;
 use leveret::{
-    Connection, ConsumeOptions, ErrorKind, Message, OnFailure, Pause, QueueDeclareOptions,
-    WorkerOptions, Workers,
+    Connection, ConnectionEvent, ConsumeOptions, ErrorKind, Message, OnFailure, Pause,
+    QueueDeclareOptions, WorkerOptions, Workers,
 };
 
 use crate::support::{channel, eventually, exclusive_queue, logged, ready, unique, SOON};
@@ -204,4 +204,38 @@ fn a_handler_near_the_acknowledgement_timeout_is_reported_once() {
     workers.shutdown(SOON).unwrap();
     assert_eq!(logged::count(is_warning), 1);
     queue.delete().unwrap();
+}
+
+#[test]
+fn a_handler_that_cancels_its_own_consumer_consumes_again() {
+    let channel = channel();
+    let queue = exclusive_queue(&channel);
+    let events = channel.connection().events();
+    let workers = Workers::new(channel.connection());
+    let (tell, told) = unbounded();
+    let options = WorkerOptions::default().restart_delay(Duration::from_millis(1));
+    workers
+        .consume_with(queue.name(), options, move |delivery| {
+            if delivery.body() == b"cancel" {
+                let consumer = delivery.consumer_tag();
+                delivery.channel().basic_cancel(consumer).unwrap();
+            }
+            tell.send(delivery.body().to_vec()).unwrap();
+        })
+        .unwrap();
+    for body in ["cancel", "next"] {
+        queue.publish(body).unwrap();
+        assert_eq!(told.recv_timeout(SOON).unwrap(), body.as_bytes());
+    }
+    let interruption = events.try_iter().find_map(|event| match event {
+        ConnectionEvent::WorkerInterrupted { error, .. } => Some(error),
+        _ => None,
+    });
+    let error = interruption.unwrap();
+    assert!(
+        matches!(error.kind(), ErrorKind::ConsumerCancelled { .. }),
+        "{error}"
+    );
+    workers.shutdown(SOON).unwrap();
+    assert_eq!(ready(&channel, queue.name()), 0);
 }

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{bounded, unbounded, Receiver};
 use leveret::broker::Broker;
 use leveret::{
-    AckMode, Channel, Connection, Delivery, ErrorKind, ExchangeDeclareOptions, ExchangeKind,
-    FieldTable, Message, OnFailure, Overflow, QueueDeclareOptions, QueueDeleteOptions, QueueType,
-    ReplyCode, Retry, Settlement, WorkerOptions, Workers,
+    AckMode, Channel, Connection, ConnectionOptions, Delivery, ErrorKind, ExchangeDeclareOptions,
+    ExchangeKind, FieldTable, Message, OnFailure, Overflow, QueueDeclareOptions,
+    QueueDeleteOptions, QueueType, ReplyCode, Retry, Settlement, WorkerOptions, Workers,
 };
 
 use crate::support::interceptor::{Interceptor, Verdict};
@@ -710,6 +710,76 @@ fn the_broker_can_delay_the_retries() {
     }
     delete(&channel, &name);
     delete(&channel, &parked);
+}
+
+#[test]
+fn an_unparked_message_keeps_its_address_if_the_broker_delays_retries() {
+    let second = Duration::from_secs(1);
+    let retry = Retry::by_broker(second, second).attempts(1);
+    let (channel, name) = (channel(), unique("address"));
+    let parked = retry.parked_queue(&name).0;
+    let workers = Workers::new(channel.connection());
+    let (tell, told) = unbounded();
+    let options = WorkerOptions::default().retry(retry);
+    workers
+        .consume_with(&name, options, move |delivery| {
+            tell.send(seen(delivery)).unwrap();
+            Err::<(), _>("always")
+        })
+        .unwrap();
+    let key = unique("key");
+    channel
+        .queue_bind(&name, "amq.topic", &key, FieldTable::new())
+        .unwrap();
+    channel.basic_publish("amq.topic", &key, "m").unwrap();
+    for _ in 0..2 {
+        assert_eq!(next(&told), ("amq.topic".to_owned(), key.clone(), 1));
+        eventually("the message is parked", || ready(&channel, &parked) == 1);
+        assert_eq!(workers.unpark(&name, 1).unwrap(), 1);
+    }
+    workers.shutdown(SOON).unwrap();
+    delete(&channel, &name);
+    delete(&channel, &parked);
+}
+
+/// A thread that is to stop does not wait for each message of its batch.
+#[test]
+fn a_failed_batch_of_a_blocked_connection_stops_soon() {
+    let timeout = Duration::from_secs(2);
+    let broker = Broker::start().unwrap();
+    let options = ConnectionOptions::from_uri(&broker.uri()).unwrap();
+    let connection = Connection::open_with(options.publish_timeout(timeout)).unwrap();
+    let channel = connection.open_channel().unwrap();
+    channel
+        .queue_declare("tasks", QueueDeclareOptions::default())
+        .unwrap();
+    for _ in 0..10 {
+        channel.basic_publish("", "tasks", "m").unwrap();
+    }
+    let workers = Workers::new(&connection);
+    let (begun, has_begun) = bounded(0);
+    let (go_on, may_go_on) = bounded(0);
+    let options = WorkerOptions::default()
+        .batch_size(10)
+        .retry(Retry::after(DELAYS));
+    workers
+        .consume_batches("tasks", options, move |_: &[Delivery]| {
+            begun.send(()).unwrap();
+            may_go_on.recv().unwrap();
+            Err::<(), _>("always")
+        })
+        .unwrap();
+    has_begun.recv_timeout(SOON).unwrap();
+    broker.block("no memory");
+    eventually("the connection is blocked", || {
+        connection.blocked_reason().is_some()
+    });
+    go_on.send(()).unwrap();
+    let begin = Instant::now();
+    workers.shutdown(SOON).unwrap();
+    assert!(begin.elapsed() < 3 * timeout, "{:?}", begin.elapsed());
+    broker.unblock();
+    assert!(broker.wait_until(SOON, |it| it.queue("tasks").unwrap().ready == 10));
 }
 
 /// A message of a worker that crashed is not dead-lettered when a handler fails for the first time.

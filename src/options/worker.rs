@@ -235,3 +235,21 @@ impl WorkerOptions {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_handler_is_late_at_four_fifths_of_the_timeout() {
+        let late_after = |timeout| {
+            let consume = ConsumeOptions::default().consumer_timeout(timeout);
+            WorkerOptions::default().consume(consume).late_after()
+        };
+        assert_eq!(late_after(Duration::from_secs(10)), Duration::from_secs(8));
+        let default = Duration::from_secs(24 * 60);
+        assert_eq!(WorkerOptions::default().late_after(), default);
+        // The broker has no such timeout.
+        assert_eq!(late_after(Duration::ZERO), default);
+    }
+}
