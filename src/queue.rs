@@ -74,6 +74,8 @@ impl Queue {
 
     /// Returns the number of ready messages at the time of the declaration. `None` if the broker
     /// was not asked: [`Channel::queue`] made the handle, or the declaration did not wait.
+    ///
+    /// While a quorum queue has no leader, RabbitMQ answers 0 messages and 0 consumers.
     #[must_use]
     pub fn message_count(&self) -> Option<u32> {
         self.counts.map(|(messages, _)| messages)

@@ -236,6 +236,9 @@ impl Channel {
     /// Closes the channel and waits until the broker has agreed. Other threads' calls that are
     /// waiting for a reply fail, and consumers end.
     ///
+    /// RabbitMQ can forget acknowledgements for a quorum queue that come right before the close, if
+    /// there are more than 32: see [`docs::rabbitmq`](crate::docs::rabbitmq).
+    ///
     /// # Errors
     /// If the channel is already closed: which side closed it, and why.
     pub fn close(&self) -> Result<()> {
