@@ -19,12 +19,13 @@ fn main() -> Result<()> {
     server.join()
 }
 
-fn answer(request: &Delivery) -> String {
+/// The client gets the text of an error.
+fn answer(request: &Delivery) -> Result<String, String> {
     let number = String::from_utf8_lossy(request.body());
     println!(" [.] fib({number})");
     match number.parse() {
-        Ok(number @ 0..=40) => fib(number).to_string(),
-        _ => format!("expected a number from 0 to 40, got {number:?}"),
+        Ok(number @ 0..=40) => Ok(fib(number).to_string()),
+        _ => Err(format!("expected a number from 0 to 40, got {number:?}")),
     }
 }
 

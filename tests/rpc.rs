@@ -228,8 +228,11 @@ fn after_the_broker_has_closed_its_channel_a_client_goes_on() {
         }
         let answer = client.call("", queue.name(), "next", SOON).unwrap();
         assert_eq!(answer.body(), b"next");
-        // The program can close the channel, too.
-        answer.channel().close().unwrap();
+        // The program can end the consumer of the replies, or the channel.
+        let channel = answer.channel();
+        channel.basic_cancel(answer.consumer_tag()).unwrap();
+        works(&client, queue.name());
+        channel.close().unwrap();
         works(&client, queue.name());
     }
 }

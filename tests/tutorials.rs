@@ -106,6 +106,11 @@ fn tutorial_6_client_gets_the_answer() {
     server.expect(" [.] fib(30)");
     run("tutorial_6_rpc_client", &["0"]);
     server.expect(" [.] fib(0)");
+    let mut wrong = program::command("tutorial_6_rpc_client");
+    let failed = wrong.arg("41").env("AMQP_URL", url()).output().unwrap();
+    let told = String::from_utf8_lossy(&failed.stderr);
+    assert!(!failed.status.success());
+    assert!(told.contains("expected a number from 0 to 40"), "{told}");
 }
 
 #[test]

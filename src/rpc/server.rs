@@ -56,7 +56,7 @@ use crate::workers::{Settlement, Workers, WorkersStatus};
 /// leaves its requests in the queue. For direct reply-to, the broker tells whether the client still
 /// exists. If not, the server drops the request without running the handler. The question is a
 /// round trip to the broker. The server asks if the handler takes at least ten times as long as
-/// that, and for each redelivered request.
+/// that, and for each redelivered request. Each thread asks on a second channel of its own.
 ///
 /// The server consists of [`Workers`]. It does what they do when the broker ends a thread's
 /// consumer, and when the last clone is dropped.

@@ -13,7 +13,7 @@ use leveret::{
 
 use super::{lost, recovered, Lossy};
 use crate::support::proxy::{quick, Direction};
-use crate::support::{eventually, exclusive_queue, ready, unique, SOON};
+use crate::support::{connect, eventually, exclusive_queue, ready, unique, SOON};
 
 #[test]
 fn channels_queues_and_exchanges_survive_losses() {
@@ -115,6 +115,24 @@ fn workers_and_rpc_survive_losses() {
     assert!(error.is_connection_end(), "{error}");
     workers.shutdown(SOON).unwrap();
     server.shutdown(SOON).unwrap();
+}
+
+/// The option is not meant for the consumer that receives the client's replies.
+#[test]
+fn an_rpc_client_survives_a_recovery_without_consumers() {
+    let lossy = Lossy::with(|options| options.recovery(quick().consumers(false)));
+    let serving = connect();
+    let queue = exclusive_queue(&serving.open_channel().unwrap());
+    let server = RpcServer::new(&serving);
+    server
+        .serve(queue.name(), |request| request.body().to_vec())
+        .unwrap();
+    let client = RpcClient::new(&lossy.connection).unwrap();
+    for _ in 0..3 {
+        let answer = client.call("", queue.name(), "still here?", SOON).unwrap();
+        assert_eq!(answer.body(), b"still here?");
+        lossy.lose();
+    }
 }
 
 #[test]
