@@ -108,6 +108,29 @@ fn a_pause_outlasts_a_lost_connection() {
 }
 
 #[test]
+fn a_shutdown_while_the_connection_is_lost_waits_for_nothing() {
+    for prefetch in [1, 100] {
+        let broker = Broker::start().unwrap();
+        let connection = Connection::open(broker.uri()).unwrap();
+        let channel = connection.open_channel().unwrap();
+        channel
+            .queue_declare("tasks", QueueDeclareOptions::default())
+            .unwrap();
+        let workers = Workers::new(&connection);
+        let options = WorkerOptions::default().threads(2).prefetch(prefetch);
+        workers.consume_with("tasks", options, |_| ()).unwrap();
+        broker.refuse_connections(true);
+        broker.drop_connections();
+        eventually("the connection is lost", || {
+            connection.loss_cause().is_some()
+        });
+        let begin = Instant::now();
+        workers.shutdown(SOON).unwrap();
+        assert!(begin.elapsed() < SOON / 4, "{:?}", begin.elapsed());
+    }
+}
+
+#[test]
 fn a_circuit_breaker_pauses_after_failures_in_a_row_and_tries_again() {
     logged::begin();
     let channel = channel();

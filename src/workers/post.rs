@@ -175,6 +175,8 @@ impl Post {
 
     /// Waits while the queue is paused. Returns false if the thread is to stop.
     pub(super) fn wait_resumed(&self) -> bool {
+        // Left if the queue was paused right after a handler had cancelled the consumer.
+        drop(self.take_consumer());
         let mut state = self.crew.state.lock();
         loop {
             let Some(squad) = state.squads.get_mut(self.place.squad) else {
@@ -191,7 +193,7 @@ impl Post {
             let Some(member) = state.member(self.place).filter(|it| !it.is_to_stop()) else {
                 return false;
             };
-            // It has no consumer here, and none can be dropped under the lock.
+            // No consumer is dropped under the lock.
             member.duty = match pause {
                 Paused::Not => Duty::Restarting,
                 Paused::ByProgram | Paused::ByCircuitBreaker { .. } => Duty::Paused(None),

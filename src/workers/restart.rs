@@ -31,10 +31,13 @@ impl Worker {
     /// consumer is cancelled after the last acknowledgement: before cancel-ok, the queue answers
     /// all earlier ones. Then all messages go back at once, instead of one by one.
     pub(super) fn hand_back(&self, shift: &Shift) {
+        // Dropping it cancels it, too, without waiting.
         let consumer = self.post.take_consumer();
         let prefetch = Self::prefetch(&self.options, self.limits);
         // Each unacknowledged message is acknowledged or given back.
-        if prefetch <= KEPT_ABOVE / 2 {
+        let is_kept = prefetch > KEPT_ABOVE / 2;
+        // The broker redelivers all messages of a lost connection.
+        if !is_kept || self.connection.loss_cause().is_some() {
             return;
         }
         let handed_back = panics::catch(|| match consumer {
