@@ -50,7 +50,7 @@
 //!   or other state. The handler is `FnMut` and never leaves its thread. After a panic, the thread
 //!   makes a new one.
 //! - [`consume_batches`] and [`consume_batches_per_thread`]: a handler gets many messages at once
-//!   and settles all of them, or each by itself.
+//!   and settles all of them, or each one separately.
 //!
 //! # At least once
 //!

@@ -195,7 +195,7 @@ impl WorkerOptions {
         }
     }
 
-    /// When a handler is about to meet the broker's acknowledgement timeout.
+    /// The running time at which a handler nears the broker's acknowledgement timeout.
     pub(crate) fn late_after(&self) -> Duration {
         let own = self.consume.arguments.get("x-consumer-timeout");
         let own = own.and_then(|it| it.as_u64()).filter(|it| *it > 0);

@@ -26,7 +26,7 @@ pub(super) struct Callers {
     /// The longest of the handler's last runs, of which each earlier one counts half as much.
     /// `None`: unknown, or the last client was gone, and its other requests may follow.
     handled: Option<Duration>,
-    /// Why the broker refuses to answer: the user has no permission.
+    /// Whether the broker refuses to answer, because the user has no permission.
     is_refused: bool,
 }
 
@@ -46,8 +46,8 @@ impl Callers {
         self.handled = Some(took.max(earlier));
     }
 
-    /// Returns true if nobody waits for the reply. Without an answer from the broker, returns
-    /// false.
+    /// Returns true if the client does not exist any more. Without an answer from the broker,
+    /// returns false.
     pub(super) fn is_gone(&mut self, request: &Delivery) -> bool {
         let reply_to = request.reply_to().unwrap_or_default();
         let is_asked = !self.is_refused

@@ -92,7 +92,7 @@ impl RpcClient {
     /// `correlation_id` and `reply_to`.
     ///
     /// The request expires in its queue when the call times out, so that no server works on a
-    /// reply that nobody waits for. An earlier [`expiration`](Message::expiration) of the program
+    /// reply without a reader. An earlier [`expiration`](Message::expiration) of the program
     /// stays. A request with a `timeout` above 49 days does not expire.
     ///
     /// # Errors

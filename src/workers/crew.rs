@@ -182,8 +182,8 @@ impl Crew {
         failure.map_or(Ok(()), Err)
     }
 
-    /// Waits until a handler takes so long that the broker's acknowledgement timeout is near, or
-    /// that it holds up unread messages. `None` when all threads have ended for good.
+    /// Waits until a handler nears the broker's acknowledgement timeout, or holds up unread
+    /// messages. Returns `None` when all threads have ended for good.
     pub(super) fn watch(&self) -> Option<Overdue> {
         let mut state = self.state.lock();
         loop {

@@ -25,7 +25,7 @@ pub(super) struct Squad {
     pub(super) pause: Paused,
     /// Handlers that failed one after the other, on any thread.
     pub(super) failures_in_a_row: Arc<AtomicU32>,
-    /// A handler that runs so long is about to meet the broker's acknowledgement timeout.
+    /// The running time at which a handler nears the broker's acknowledgement timeout.
     pub(super) late_after: Duration,
     /// The last error and its time.
     pub(super) last_error: Option<(Error, Deadline)>,
@@ -52,8 +52,7 @@ pub(super) struct Member {
 }
 
 pub(super) enum Duty {
-    /// The consumer is here so that any thread can stop it. Its unread messages are then requeued
-    /// at once, even during a long handler.
+    /// The consumer is here so that another thread can take it away from a long handler.
     Consuming(Consumer),
     /// The thread has no consumer, and will start one.
     Restarting,

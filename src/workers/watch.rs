@@ -1,5 +1,5 @@
-//! The thread that warns of handlers that take so long that the broker's acknowledgement timeout is
-//! near, and that takes consumers away from handlers that hold up a pause or a shutdown.
+//! The thread that warns of handlers near the broker's acknowledgement timeout, and takes consumers
+//! away from handlers that hold up a pause or a shutdown.
 
 use std::sync::Arc;
 
