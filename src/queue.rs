@@ -498,6 +498,6 @@ impl Connection {
     /// [`open_channel`](Self::open_channel).
     pub fn queue_exists(&self, name: &str) -> Result<bool> {
         let channel = self.open_question()?;
-        existence(channel.queue_declare_passive(name))
+        existence(channel.find_queue(name))
     }
 }

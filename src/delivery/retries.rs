@@ -35,6 +35,15 @@ impl Delivery {
         self.number(STEP)
     }
 
+    /// How often the message has failed, if its queue counts that. `None` at the first delivery.
+    pub(crate) fn failures(&self) -> Option<u64> {
+        match (self.acquired_count(), self.delivery_count()) {
+            // No header of a broker that counts is zero when a message is redelivered.
+            (None, None | Some(0)) => None,
+            (_, failures) => Some(failures.unwrap_or_default()),
+        }
+    }
+
     /// How many attempts the message had before it was last retried.
     pub(super) fn retry_attempts(&self) -> u64 {
         self.number(ATTEMPTS)

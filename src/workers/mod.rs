@@ -201,7 +201,8 @@ impl Workers {
         handler: impl Fn(&Delivery) -> R + Send + Sync + 'static,
     ) -> Result<()> {
         let factory = handler::shared(move |batch| handler::single(batch, &handler));
-        self.start(queue, options, BatchLimits::SINGLE, &factory)
+        let limits = BatchLimits::single(&options);
+        self.start(queue, options, limits, &factory)
     }
 
     /// [`consume_with`](Self::consume_with), but each thread makes its own handler, which can have
@@ -247,7 +248,8 @@ impl Workers {
             let mut handler = make()?;
             Ok::<_, F>(move |batch: &[Delivery]| handler::single(batch, &mut handler))
         });
-        self.start(queue, options, BatchLimits::SINGLE, &factory)
+        let limits = BatchLimits::single(&options);
+        self.start(queue, options, limits, &factory)
     }
 
     /// [`consume_with`](Self::consume_with), but the handler gets several messages at once: for
@@ -283,7 +285,7 @@ impl Workers {
         handler: impl Fn(&[Delivery]) -> R + Send + Sync + 'static,
     ) -> Result<()> {
         let factory = handler::shared(move |batch| handler(batch).into_settlements());
-        let limits = BatchLimits::of(&options);
+        let limits = BatchLimits::batches(&options);
         self.start(queue, options, limits, &factory)
     }
 
@@ -307,7 +309,7 @@ impl Workers {
             let mut handler = make()?;
             Ok::<_, F>(move |batch: &[Delivery]| handler(batch).into_settlements())
         });
-        let limits = BatchLimits::of(&options);
+        let limits = BatchLimits::batches(&options);
         self.start(queue, options, limits, &factory)
     }
 
@@ -332,10 +334,9 @@ impl Workers {
         let recruits: Vec<_> = recruits.collect::<Result<_>>()?;
         recruits.iter().try_for_each(Recruit::wait_ready)?;
         crew.check_open()?;
-        let prefetch = Worker::prefetch(&options, limits);
         let begin = |_| {
             let queue = queue.as_ref().into();
-            worker::begin(connection, queue, prefetch, options.consume.clone())
+            worker::begin(connection, queue, limits.prefetch, options.consume.clone())
         };
         let consumers = (0..options.threads).map(begin);
         let consumers: Vec<_> = consumers.collect::<Result<_>>()?;
@@ -344,7 +345,7 @@ impl Workers {
                 "messages of a stream cannot be retried: the stream keeps them",
             ));
         }
-        let shifts = consumers.iter().map(|it| Shift::new(it, prefetch));
+        let shifts = consumers.iter().map(|it| Shift::new(it, limits.prefetch));
         let shifts: Vec<_> = shifts.collect();
         watch.start(crew, connection.shared())?;
         let posts = Post::enlist(crew, &queue, &options, consumers)?;

@@ -33,7 +33,7 @@ impl Worker {
     pub(super) fn hand_back(&self, shift: &Shift) {
         // Dropping it cancels it, too, without waiting.
         let consumer = self.post.take_consumer();
-        let prefetch = Self::prefetch(&self.options, self.limits);
+        let prefetch = self.limits.prefetch;
         // Each unacknowledged message is acknowledged or given back.
         let is_kept = prefetch > KEPT_ABOVE / 2;
         // The broker redelivers all messages of a lost connection.
@@ -153,7 +153,7 @@ impl Worker {
                     continue;
                 }
             };
-            let shift = Shift::new(&consumer, Self::prefetch(&self.options, self.limits));
+            let shift = Shift::new(&consumer, self.limits.prefetch);
             match self.post.resume(consumer) {
                 Resumed::Consuming => return Some(shift),
                 Resumed::Paused => {
@@ -236,8 +236,7 @@ impl Worker {
             options = options.stream_offset(since.offset());
         }
         let queue = self.post.queue().into();
-        let prefetch = Self::prefetch(&self.options, self.limits);
-        let begun = begin(&self.connection, queue, prefetch, options);
+        let begun = begin(&self.connection, queue, self.limits.prefetch, options);
         if begun.as_ref().is_err_and(Error::is_missing) {
             // A stream that is deleted and declared again starts at offset 0.
             let next = self.progress.next_offset.is_some() || self.progress.since.is_some();

@@ -54,7 +54,7 @@ impl Retries {
             queue: queue.to_owned(),
             copies: Copies::open(connection)?,
         };
-        // Consuming from a queue that does not exist fails, and leaves no others behind.
+        // If the queue does not exist, consuming fails, and no other queue must be left over.
         if retries.delays_by_broker() || connection.queue_exists(queue)? {
             retries.declare()?;
         }
@@ -97,15 +97,13 @@ impl Retries {
 
     pub(super) fn next_attempt(&self, delivery: &Delivery) -> NextAttempt {
         if self.delays_by_broker() {
-            let counted = delivery
-                .delivery_count()
-                .or_else(|| delivery.acquired_count());
-            let failures = delivery.delivery_count().unwrap_or_default();
-            return match failures.saturating_add(1) < self.retry.attempts.into() {
-                // In a queue that does not count, the attempts would never end.
-                true if counted.is_none() && delivery.redelivered() => NextAttempt::Never,
-                true => NextAttempt::ByBroker,
-                false => NextAttempt::Never,
+            let failures = delivery.failures();
+            // In a queue that does not count, the attempts would never end.
+            let is_uncounted = failures.is_none() && delivery.redelivered();
+            let attempts = failures.unwrap_or_default().saturating_add(1);
+            return match is_uncounted || attempts >= self.retry.attempts.into() {
+                true => NextAttempt::Never,
+                false => NextAttempt::ByBroker,
             };
         }
         let delay = self.retry.delay_after(delivery.retries());

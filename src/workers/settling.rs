@@ -17,8 +17,8 @@ use crate::error::{Error, ErrorKind, OneLine, Result};
 use crate::log_line::log_line;
 use crate::options::{backoff, OnFailure, Requeue};
 
-/// Attempts after which a message of a queue that counts has failed before. One of them may be
-/// another worker's crash.
+/// Number of failures after which a message of a queue that counts has failed before. One of them
+/// may be another worker's crash.
 const FAILURES_BEFORE: u64 = 2;
 
 impl Worker {
@@ -39,10 +39,16 @@ impl Worker {
                 let mut each = batch.iter().zip(settlements);
                 each.try_for_each(|(it, settlement)| self.settle(shift, it, settlement, None))
             }
-            Err(failure) => batch.iter().try_for_each(|delivery| {
-                let settlement = self.after_failure(&failure, delivery);
-                self.settle(shift, delivery, settlement, Some(&failure))
-            }),
+            Err(failure) => {
+                let on_failure = match failure {
+                    Failure::Error(_) => self.options.after_error(),
+                    Failure::Panic(_) => self.options.after_panic(),
+                };
+                batch.iter().try_for_each(|delivery| {
+                    let settlement = settlement_after(on_failure, delivery);
+                    self.settle(shift, delivery, settlement, Some(&failure))
+                })
+            }
         }
     }
 
@@ -71,21 +77,6 @@ impl Worker {
         }
     }
 
-    fn after_failure(&self, failure: &Failure, delivery: &Delivery) -> Settlement {
-        let on_failure = match failure {
-            Failure::Error(_) => self.options.after_error(),
-            Failure::Panic(_) => self.options.after_panic(),
-        };
-        match on_failure {
-            _ if delivery.is_from_stream() => Settlement::Ack,
-            OnFailure::RequeueOnce if has_failed_before(delivery) => Settlement::Reject,
-            OnFailure::RequeueOnce | OnFailure::Requeue => Settlement::Requeue,
-            OnFailure::Reject => Settlement::Reject,
-            OnFailure::Ack => Settlement::Ack,
-            OnFailure::Retry => Settlement::Retry,
-        }
-    }
-
     fn settle(
         &mut self,
         shift: &mut Shift,
@@ -95,7 +86,7 @@ impl Worker {
     ) -> Result<()> {
         let settlement = match settlement {
             Settlement::Retry if self.retries.is_none() || delivery.is_from_stream() => {
-                self.after_failure(&Failure::Error(String::new()), delivery)
+                settlement_after(self.options.after_error(), delivery)
             }
             settlement => settlement,
         };
@@ -310,6 +301,17 @@ impl Worker {
     }
 }
 
+fn settlement_after(on_failure: OnFailure, delivery: &Delivery) -> Settlement {
+    match on_failure {
+        _ if delivery.is_from_stream() => Settlement::Ack,
+        OnFailure::RequeueOnce if has_failed_before(delivery) => Settlement::Reject,
+        OnFailure::RequeueOnce | OnFailure::Requeue => Settlement::Requeue,
+        OnFailure::Reject => Settlement::Reject,
+        OnFailure::Ack => Settlement::Ack,
+        OnFailure::Retry => Settlement::Retry,
+    }
+}
+
 /// Whether there is a copy of a failed message.
 enum Copied {
     Yes,
@@ -334,9 +336,8 @@ fn complete(settlements: Settlements, messages: usize) -> StdResult<Settlements,
 /// Whether the message has failed before. A redelivery after another worker's crash is no failure,
 /// where the broker counts.
 fn has_failed_before(delivery: &Delivery) -> bool {
-    match (delivery.acquired_count(), delivery.delivery_count()) {
-        // No header of a broker that counts is zero when a message is redelivered.
-        (None, None | Some(0)) => delivery.redelivered(),
-        (_, failures) => failures.unwrap_or_default() >= FAILURES_BEFORE,
+    match delivery.failures() {
+        Some(failures) => failures >= FAILURES_BEFORE,
+        None => delivery.redelivered(),
     }
 }

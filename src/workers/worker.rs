@@ -35,21 +35,26 @@ pub(super) fn begin(
 /// How many messages a handler gets at once.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct BatchLimits {
-    pub(super) size: u16,
+    size: u16,
     /// How long the first message waits for others.
-    pub(super) timeout: Duration,
+    timeout: Duration,
+    pub(super) prefetch: u16,
 }
 
 impl BatchLimits {
-    pub(super) const SINGLE: Self = Self {
-        size: 1,
-        timeout: Duration::ZERO,
-    };
+    pub(super) fn single(options: &WorkerOptions) -> Self {
+        Self {
+            size: 1,
+            timeout: Duration::ZERO,
+            prefetch: options.prefetch,
+        }
+    }
 
-    pub(super) fn of(options: &WorkerOptions) -> Self {
+    pub(super) fn batches(options: &WorkerOptions) -> Self {
         Self {
             size: options.batch_size,
             timeout: options.batch_timeout,
+            prefetch: options.prefetch.max(options.batch_size),
         }
     }
 }
@@ -140,11 +145,6 @@ enum Ended {
 }
 
 impl Worker {
-    /// The prefetch of the thread's consumers.
-    pub(super) fn prefetch(options: &WorkerOptions, limits: BatchLimits) -> u16 {
-        options.prefetch.max(limits.size)
-    }
-
     pub(super) fn run(mut self, handler: Box<Handler>, shift: Shift) {
         self.post.begin();
         if let Err(message) = panics::catch(|| self.work(handler, shift)) {
