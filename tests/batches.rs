@@ -7,36 +7,14 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{bounded, unbounded, Receiver};
 use leveret::{
-    AckMode, Channel, Delivery, OnFailure, Queue, QueueDeclareOptions, Settlement, WorkerOptions,
-    Workers,
+    AckMode, Delivery, OnFailure, QueueDeclareOptions, Settlement, WorkerOptions, Workers,
 };
 
-use crate::support::{channel, eventually, logged, queue_with_dead_letters, ready, unique, SOON};
+use crate::support::{channel, eventually, logged, ready, unique, Queues, SOON};
 
 const SHORT: Duration = Duration::from_millis(50);
 
-struct Queues {
-    channel: Channel,
-    queue: Queue,
-    dead: Queue,
-}
-
 impl Queues {
-    fn declare() -> Self {
-        let channel = channel();
-        let options = QueueDeclareOptions::temporary();
-        let (queue, dead) = queue_with_dead_letters(&channel, "", options);
-        Self {
-            channel,
-            queue,
-            dead,
-        }
-    }
-
-    fn workers(&self) -> Workers {
-        Workers::new(self.channel.connection())
-    }
-
     fn publish(&self, bodies: &[&str]) {
         for body in bodies {
             self.queue.publish(*body).unwrap();

@@ -11,35 +11,13 @@ use std::time::Duration;
 
 use crossbeam_channel::unbounded;
 use leveret::{
-    AckMode, Channel, ConnectionEvent, Delivery, ErrorKind, OnConsumerEnd, OnFailure, Queue,
+    AckMode, ConnectionEvent, Delivery, ErrorKind, OnConsumerEnd, OnFailure, Queue,
     QueueDeclareOptions, Settlement, WorkerOptions, Workers,
 };
 
-use crate::support::{channel, eventually, logged, queue_with_dead_letters, ready, unique, SOON};
-
-/// A queue, and the queue that gets its dead letters.
-struct Queues {
-    channel: Channel,
-    queue: Queue,
-    dead: Queue,
-}
+use crate::support::{channel, eventually, logged, ready, unique, Queues, SOON};
 
 impl Queues {
-    fn declare() -> Self {
-        let channel = channel();
-        let options = QueueDeclareOptions::temporary();
-        let (queue, dead) = queue_with_dead_letters(&channel, "", options);
-        Self {
-            channel,
-            queue,
-            dead,
-        }
-    }
-
-    fn workers(&self) -> Workers {
-        Workers::new(self.channel.connection())
-    }
-
     /// Stops the workers, which have handled the message of this body, and returns where it is now:
     /// its queue, or nowhere.
     fn settled(&self, workers: &Workers) -> Option<&'static str> {

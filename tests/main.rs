@@ -41,6 +41,7 @@ mod publisher;
 mod publishing;
 mod recovery;
 mod retry;
+mod retry_load;
 mod rpc;
 mod stats;
 mod streams;

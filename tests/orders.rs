@@ -106,19 +106,28 @@ fn a_killed_broker_and_a_stopped_program_lose_none_of_100_000_messages() {
         let rows = rows(&directory.table(table));
         assert!(rows.values().all(|counts| *counts == (1, 1)), "{table}");
     }
+    node.sync_declarations();
     let mut application = start();
     wait("more orders are handled", || {
         handled() > stopped_at + ORDERS / 10
     });
-    assert!(handled() < ORDERS, "the broker is killed under load");
-    node.sync_declarations();
     node.signal("KILL");
+    assert!(handled() < ORDERS, "the broker is killed under load");
     node.restart();
     wait("all messages are handled", || {
         handled() == ORDERS
             && rows(&directory.table("measurements")).len() == MEASUREMENTS
             && directory.mails() == MAILS
     });
+    // A thread without a connection could not tell whether its acknowledgements have arrived.
+    let connection = Connection::open_with(node.options()).unwrap();
+    let channel = connection.open_channel().unwrap();
+    for (queue, threads) in [("orders", 4), ("measurements", 1), ("mails", 2)] {
+        wait("all threads consume", || {
+            let queue = channel.queue_declare_passive(queue).unwrap();
+            queue.consumer_count() == Some(threads)
+        });
+    }
     application.signal("TERM");
     assert!(application.wait().success());
     let mut again = 0;
@@ -132,8 +141,6 @@ fn a_killed_broker_and_a_stopped_program_lose_none_of_100_000_messages() {
         }
     }
     println!("{again} messages were handled twice");
-    let connection = Connection::open_with(node.options()).unwrap();
-    let channel = connection.open_channel().unwrap();
     for queue in ["orders", "measurements", "mails"] {
         assert_eq!(ready(&channel, queue), 0, "{queue}");
         assert_eq!(ready(&channel, &format!("{queue}.parked")), 0, "{queue}");

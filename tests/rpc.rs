@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{bounded, unbounded};
+use crossbeam_channel::{bounded, unbounded, Receiver};
 use leveret::{
     AckMode, Channel, Delivery, Error, ErrorKind, ExchangeDeclareOptions, ExchangeKind, Message,
     OnFailure, Queue, QueueDeclareOptions, ReplyCode, RpcClient, RpcServer, Settlement,
@@ -582,6 +582,19 @@ fn abandon(channel: &Channel, queue: &str) {
     call.join().unwrap().unwrap_err();
 }
 
+/// Serves a queue, and tells which requests the handler gets.
+fn serve_and_tell(queue: &Queue) -> (RpcServer, Receiver<Vec<u8>>) {
+    let (tell, handled) = unbounded();
+    let server = RpcServer::new(queue.channel().connection());
+    server
+        .serve(queue.name(), move |request| {
+            tell.send(request.body().to_vec()).unwrap();
+            request.body().to_vec()
+        })
+        .unwrap();
+    (server, handled)
+}
+
 #[test]
 fn requests_of_clients_that_are_gone_are_dropped() {
     let channel = channel();
@@ -589,14 +602,7 @@ fn requests_of_clients_that_are_gone_are_dropped() {
     for _ in 0..3 {
         abandon(&channel, queue.name());
     }
-    let (tell, handled) = unbounded();
-    let server = RpcServer::new(channel.connection());
-    server
-        .serve(queue.name(), move |request| {
-            tell.send(request.body().to_vec()).unwrap();
-            request.body().to_vec()
-        })
-        .unwrap();
+    let (server, handled) = serve_and_tell(&queue);
     let client = RpcClient::new(&connect()).unwrap();
     works(&client, queue.name());
     assert_eq!(handled.try_iter().collect::<Vec<_>>(), [b"next"]);
@@ -619,19 +625,13 @@ fn a_redelivered_request_of_a_client_that_is_gone_is_dropped() {
     abandon(&channel, queue.name());
     let taken = other.basic_get(queue.name(), AckMode::Manual).unwrap();
     assert!(taken.is_some());
-    let (tell, handled) = unbounded();
-    let server = RpcServer::new(channel.connection());
-    server
-        .serve(queue.name(), move |request| {
-            tell.send(request.body().to_vec()).unwrap();
-            request.body().to_vec()
-        })
-        .unwrap();
+    let (server, handled) = serve_and_tell(&queue);
     let client = RpcClient::new(&connect()).unwrap();
     works(&client, queue.name());
     other.close().unwrap();
     works(&client, queue.name());
     assert_eq!(handled.try_iter().collect::<Vec<_>>(), [b"next", b"next"]);
+    server.shutdown(SOON).unwrap();
     drop(taken);
 }
 

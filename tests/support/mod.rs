@@ -16,7 +16,7 @@ use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use leveret::broker::Broker;
-use leveret::{Channel, Connection, ConnectionOptions, Queue, QueueDeclareOptions};
+use leveret::{Channel, Connection, ConnectionOptions, Queue, QueueDeclareOptions, Workers};
 
 pub(crate) use node::{queue_that_times_out, Node};
 pub(crate) use program::Program;
@@ -84,6 +84,30 @@ pub(crate) fn queue_with_dead_letters(
         .dead_letter_exchange("")
         .dead_letter_routing_key(dead.name());
     (channel.queue_declare(name, options).unwrap(), dead)
+}
+
+/// A queue for workers, and the queue that gets its dead letters.
+pub(crate) struct Queues {
+    pub(crate) channel: Channel,
+    pub(crate) queue: Queue,
+    pub(crate) dead: Queue,
+}
+
+impl Queues {
+    pub(crate) fn declare() -> Self {
+        let channel = channel();
+        let options = QueueDeclareOptions::temporary();
+        let (queue, dead) = queue_with_dead_letters(&channel, "", options);
+        Self {
+            channel,
+            queue,
+            dead,
+        }
+    }
+
+    pub(crate) fn workers(&self) -> Workers {
+        Workers::new(self.channel.connection())
+    }
 }
 
 /// How many messages are ready in a queue, as the broker counts them.
