@@ -171,10 +171,10 @@ fn a_circuit_breaker_pauses_after_failures_in_a_row() {
     queue.publish("n").unwrap();
     pauses(1);
     assert_eq!(calls.load(Ordering::SeqCst), 1 + 3);
-    // One more failure is enough for the next pause.
+    // The program's own attempt counts anew.
     workers.resume(queue.name()).unwrap();
     pauses(2);
-    assert_eq!(calls.load(Ordering::SeqCst), 1 + 3 + 1);
+    assert_eq!(calls.load(Ordering::SeqCst), 1 + 3 + 3);
     is_down.store(false, Ordering::SeqCst);
     workers.resume(queue.name()).unwrap();
     eventually("the message is handled", || {
@@ -203,6 +203,7 @@ fn a_circuit_breaker_tries_again_after_its_delay() {
         .unwrap();
     queue.publish("m").unwrap();
     let calls: Vec<Instant> = (0..5).map(|_| told.recv_timeout(SOON).unwrap()).collect();
+    // One more failure is enough for each further pause.
     for pair in calls[2..].windows(2) {
         assert!(pair[1] - pair[0] >= delay);
     }

@@ -104,8 +104,9 @@ impl Load {
             }
             std::thread::sleep(Duration::from_millis(50));
         }
-        let status = workers.status().queues[0].clone();
+        // A copy is in its queue before it is counted.
         workers.shutdown(SOON).unwrap();
+        let status = workers.status().queues[0].clone();
         let repeated = done.lock().unwrap().values().filter(|it| **it > 1).count();
         let attempts = attempts.lock().unwrap().values().sum();
         Handled {

@@ -389,8 +389,8 @@ impl Workers {
     }
 
     /// Takes messages again from a queue that [`pause`](Self::pause) or
-    /// [`WorkerOptions::circuit_breaker`] has paused. Does not wait until the threads consume;
-    /// [`status`](Self::status) shows that.
+    /// [`WorkerOptions::circuit_breaker`] has paused. The circuit breaker counts from 0 again. Does
+    /// not wait until the threads consume; [`status`](Self::status) shows that.
     ///
     /// # Errors
     /// Same as [`pause`](Self::pause).
