@@ -149,7 +149,8 @@ fn compare_prints_a_table_of_clients() {
     let file = ["--json", json.to_str().unwrap()];
     let table = compare(&[&only[..], &peers, &file].concat());
 
-    let titles = "mode size threads ours CPU spread limit ours/limit self CPU none CPU silent CPU";
+    let titles =
+        "mode size threads ours CPU spread limit CPU ours/limit self CPU none CPU silent CPU";
     assert_eq!(table[0].join(" "), titles);
     assert!(table[1].iter().all(|it| it == "---"), "{table:?}");
     let rows: Vec<_> = table[2..].iter().map(|row| row[..3].join(" ")).collect();
@@ -167,10 +168,10 @@ fn compare_prints_a_table_of_clients() {
     assert!(called == pinned[..1] || called == pinned, "{rows:?}");
     for row in &table[2..] {
         assert_eq!(row.len(), table[0].len());
-        for cell in &row[3..10] {
+        for cell in &row[3..11] {
             assert!(first_number(cell) > 0.0, "{row:?}");
         }
-        assert_eq!(row[10..], ["-"; 4]);
+        assert_eq!(row[11..], ["-"; 4]);
     }
 
     let lines = std::fs::read_to_string(&json).unwrap();
@@ -187,7 +188,7 @@ fn compare_kills_clients_that_take_too_long() {
     let server = TcpListener::bind("127.0.0.1:0").unwrap();
     let uri = format!("amqp://{}", server.local_addr().unwrap());
     let table = compare(&["--uri", &uri, "--timeout", "1", "--only", "connect"]);
-    assert_eq!(table[2].join(" "), "connect - 1 - - - - -");
+    assert_eq!(table[2].join(" "), "connect - 1 - - - - - -");
     assert_eq!(table.len(), 3);
 }
 
@@ -217,13 +218,14 @@ fn compare_prints_a_table_of_tls_and_tcp() {
     let rounds = ["--rounds", "1"];
     let arguments = [&files[..], &rounds, &only.concat()].concat();
     let table = compare_trusting(&authority, &arguments);
-    let titles = "mode size threads TCP CPU spread TLS CPU spread TLS/TCP";
+    let titles = "mode size threads ours CPU spread limit CPU ours/limit TCP CPU ours/TCP";
     assert_eq!(table[0].join(" "), titles);
     let rows: Vec<_> = table[2..].iter().map(|row| row[..2].join(" ")).collect();
     assert_eq!(
         rows,
         [
             "consume 16 B",
+            "consume 1 KiB",
             "consume 64 KiB",
             "consume-ack 16 B",
             "rpc -"

@@ -36,11 +36,9 @@ pub(crate) enum Part {
     Spread,
     /// The first client's figure divided by this one's.
     OfFirst,
-    /// This client's figure divided by the first one's.
-    ToFirst,
 }
 
-use Part::{Cpu, Median, OfFirst, Spread, ToFirst};
+use Part::{Cpu, Median, OfFirst, Spread};
 
 /// A client that has a turn in each round.
 #[derive(Debug, Clone, Copy)]
@@ -58,37 +56,33 @@ impl<'a> Client<'a> {
         let ours = Self {
             name: "ours",
             parts: &[Median, Cpu, Spread],
-            over_tls: false,
+            over_tls,
             is_peer: false,
             program,
             command: "bench",
         };
         let limit = Self {
             name: "limit",
-            parts: &[Median, OfFirst],
+            parts: &[Median, Cpu, OfFirst],
             command: "limit",
             ..ours
         };
-        let tcp = Self {
+        let over_tcp = Self {
             name: "TCP",
+            parts: &[Median, Cpu, OfFirst],
+            over_tls: false,
             ..ours
         };
-        let tls = Self {
-            name: "TLS",
-            parts: &[Median, Cpu, Spread, ToFirst],
-            over_tls: true,
-            ..ours
-        };
-        let own = if over_tls { [tcp, tls] } else { [ours, limit] };
+        let own = [ours, limit].into_iter();
+        let own = own.chain(over_tls.then_some(over_tcp));
         let peers = peers.iter().map(|peer| Self {
             name: &peer.name,
             parts: &[Median, Cpu],
-            over_tls,
             is_peer: true,
             program: &peer.program,
             ..ours
         });
-        own.into_iter().chain(peers).collect()
+        own.chain(peers).collect()
     }
 
     fn is_limit(&self) -> bool {

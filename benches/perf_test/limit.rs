@@ -11,6 +11,7 @@ use parking_lot::{Mutex, MutexGuard};
 use crate::bench::{Latencies, Mode, Run};
 use crate::frames::{self, Frame, MethodId};
 use crate::hand_over::HandOver;
+use crate::sink::Stream;
 
 /// How many bytes are written at once.
 const PIECE: usize = 256 << 10;
@@ -18,7 +19,7 @@ const WINDOW: u64 = 256;
 const CHANNEL: u16 = 1;
 
 pub(crate) struct Limit {
-    stream: TcpStream,
+    stream: Box<dyn Stream>,
     input: Vec<u8>,
     start: usize,
     end: usize,
@@ -28,6 +29,18 @@ pub(crate) struct Limit {
 fn address(uri: &str) -> &str {
     let rest = uri.rsplit_once('@').map_or(uri, |(_, rest)| rest);
     rest.split('/').next().unwrap_or(rest)
+}
+
+fn connect(uri: &str) -> io::Result<Box<dyn Stream>> {
+    let stream = TcpStream::connect(address(uri))?;
+    stream.set_nodelay(true)?;
+    match uri.starts_with("amqps:") {
+        #[cfg(feature = "native-tls")]
+        true => crate::tls::connect(stream),
+        #[cfg(not(feature = "native-tls"))]
+        true => Err(io::ErrorKind::Unsupported.into()),
+        false => Ok(Box::new(stream)),
+    }
 }
 
 /// Encoded messages, as many as fit into a piece.
@@ -70,8 +83,7 @@ fn passive_declaration() -> Vec<u8> {
 
 impl Limit {
     fn open(uri: &str) -> io::Result<Self> {
-        let mut stream = TcpStream::connect(address(uri))?;
-        stream.set_nodelay(true)?;
+        let mut stream = connect(uri)?;
         stream.write_all(frames::PROTOCOL_HEADER)?;
         let mut limit = Self {
             stream,
@@ -188,7 +200,7 @@ impl Limit {
     fn call_beside_publisher(&mut self, run: &Run, latencies: &mut Latencies) -> io::Result<()> {
         let prepared = Prepared::new(run.size);
         let call = passive_declaration();
-        let output = Mutex::new(self.stream.try_clone()?);
+        let output = Mutex::new(self.stream.tcp().try_clone()?);
         let is_over = AtomicBool::new(false);
         let publish = || -> io::Result<()> {
             while !is_over.load(Ordering::Relaxed) {
@@ -217,7 +229,7 @@ impl Limit {
 
     fn call_from_another_thread(self, run: &Run, latencies: &mut Latencies) -> io::Result<()> {
         let call = passive_declaration();
-        let calls = HandOver::start(self.stream)?;
+        let calls = HandOver::start(self.stream.tcp().try_clone()?)?;
         (0..run.count).try_for_each(|_| latencies.time(|| calls.call(&call)))
     }
 

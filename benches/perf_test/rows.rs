@@ -88,7 +88,7 @@ pub(crate) const ROWS: &[Row] = &[
     row(Mode::Confirm, KIB, 1, 300_000).over_tls(),
     row(Mode::Publisher, 16, 1, 600_000),
     row(Mode::Consume, 16, 1, 2_500_000).over_tls(),
-    row(Mode::Consume, KIB, 1, 600_000),
+    row(Mode::Consume, KIB, 1, 600_000).over_tls(),
     row(Mode::Consume, 64 * KIB, 1, 10_000).over_tls(),
     row(Mode::ConsumeAck, 16, 1, 800_000).over_tls(),
     row(Mode::Rpc, 0, 1, 8000).over_tls(),

@@ -27,7 +27,6 @@ fn title(part: Part, name: &str, first: &str) -> String {
         Part::Cpu => "CPU".to_owned(),
         Part::Spread => "spread".to_owned(),
         Part::OfFirst => format!("{first}/{name}"),
-        Part::ToFirst => format!("{name}/{first}"),
     }
 }
 
@@ -66,7 +65,6 @@ fn cell(mode: Mode, part: Part, own: &Figures, first: Option<&Figures>) -> Optio
             format!("{lowest:.0}–{highest:.0} %")
         }
         Part::OfFirst => format!("{:.2}", first?.median(key)? / median),
-        Part::ToFirst => format!("{:.2}", median / first?.median(key)?),
     })
 }
 
