@@ -69,6 +69,7 @@
 //! # Features
 //!
 //! - `native-tls` (default): TLS with the system's library.
+//! - `rustls`: TLS with rustls, even if `native-tls` is on. [`TlsOptions`] says what differs.
 //! - `json`: `Message::json` and `Delivery::json`. Includes `serde`.
 //! - `serde`: [`FieldTable`], [`FieldValue`] and [`Properties`] in the formats of `serde`.
 //! - `broker`: an in-memory broker for tests.

@@ -224,6 +224,7 @@ impl<'a> Driver<'a> {
         self.engine.shrink();
         self.read_buffer.shrink();
         self.write_buffer.shrink();
+        self.transport.shrink();
     }
 
     /// Writes until nothing is left, the socket takes no more, or reading gets its turn.
@@ -235,7 +236,8 @@ impl<'a> Driver<'a> {
                 self.write_again = false;
                 break;
             }
-            if self.write_buffer.is_empty() && !self.engine.refill(&mut self.write_buffer) {
+            let is_sent = self.write_buffer.is_empty() && !self.transport.has_unsent();
+            if is_sent && !self.engine.refill(&mut self.write_buffer) {
                 self.all_written();
                 self.write_again = false;
                 break;

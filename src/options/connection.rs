@@ -492,8 +492,8 @@ impl ConnectionOptions {
 
     /// Rejects values that no broker accepts.
     pub(crate) fn check(&self) -> Result<()> {
-        if self.tls.is_some() {
-            tls::check_tls()?;
+        if self.tls.is_some() && !tls::IS_BUILT {
+            return Err(tls::no_tls());
         }
         if self.frame_max != 0 && self.frame_max < MIN_SIZE {
             return Err(Error::invalid(format!(

@@ -158,10 +158,9 @@ pub use queue::{
 pub use recovery::RecoveryOptions;
 pub use retry::Retry;
 pub(crate) use retry::RetryDelay;
-#[cfg(not(feature = "native-tls"))]
-pub(crate) use tls::check_tls;
+#[cfg(not(any(feature = "native-tls", feature = "rustls")))]
+pub(crate) use tls::no_tls;
 pub use tls::TlsOptions;
-#[cfg(feature = "native-tls")]
 pub(crate) use tls::{Identity, Source};
 pub(crate) use worker::CircuitBreaker;
 pub use worker::{OnConsumerEnd, OnFailure, WorkerOptions};

@@ -1,9 +1,11 @@
 //! Options for TLS.
 
+use std::any::Any;
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::error::{Error, Result};
+use crate::error::Error;
 
 /// Source of a certificate or a key. Files are read at each connect, so that renewed files take
 /// effect.
@@ -24,7 +26,6 @@ impl fmt::Debug for Source {
 
 /// The client's certificate and key.
 #[derive(Clone, PartialEq, Eq)]
-#[cfg_attr(not(feature = "native-tls"), allow(dead_code))]
 pub(crate) enum Identity {
     Pkcs12 { archive: Source, password: String },
     Pem { certificates: Source, key: Source },
@@ -57,10 +58,35 @@ impl fmt::Debug for Identity {
 /// # Ok::<(), leveret::Error>(())
 /// ```
 ///
-/// Needs this crate's feature `native-tls`, which is on by default, and the system's TLS: OpenSSL
-/// on Linux, SChannel on Windows, Secure Transport on macOS.
+/// # Libraries
+///
+/// The crate's feature `native-tls`, which is on by default, uses the system's TLS: OpenSSL on
+/// Linux, SChannel on Windows, Secure Transport on macOS. The feature `rustls` uses [rustls] and
+/// takes precedence if both are on. It needs no library of the system, which suits static builds:
+///
+/// ```toml
+/// leveret = { version = "0.1", default-features = false, features = ["rustls"] }
+/// ```
+///
+/// | | `native-tls` | `rustls` |
+/// | --- | --- | --- |
+/// | keys in PEM | PKCS#8 | PKCS#8, PKCS#1, SEC1 |
+/// | keys with a password | in a PKCS#12 archive | no |
+/// | PKCS#12 archives | yes | no |
+/// | protocol versions | what the system allows | TLS 1.2 and 1.3 |
+///
+/// An error for an unusable key or archive names the command of `openssl` that converts it.
+///
+/// # Renewed certificates
+///
+/// Files are read at each connect, also after a lost connection, so a renewed certificate is used
+/// without a restart. The certificates that the system trusts are read at the first connect, at the
+/// next one after a failed TLS handshake, and again after an hour: reading them takes a tenth of a
+/// second. Options and their clones share what was read.
 ///
 /// See <https://www.rabbitmq.com/docs/ssl>.
+///
+/// [rustls]: https://docs.rs/rustls
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TlsOptions {
@@ -69,6 +95,7 @@ pub struct TlsOptions {
     pub(crate) server_name: Option<String>,
     pub(crate) danger_accept_invalid_certs: bool,
     pub(crate) danger_accept_invalid_hostnames: bool,
+    pub(crate) prepared: Prepared,
 }
 
 impl TlsOptions {
@@ -106,7 +133,8 @@ impl TlsOptions {
         self
     }
 
-    /// Sets the client certificate and its key from a PKCS#12 archive (`.p12`, `.pfx`).
+    /// Sets the client certificate and its key from a PKCS#12 archive (`.p12`, `.pfx`). The feature
+    /// `rustls` cannot read archives.
     #[must_use]
     pub fn identity_pkcs12(
         mut self,
@@ -138,7 +166,8 @@ impl TlsOptions {
     /// Sets the client certificate, with its intermediate certificates, and its key, both in PEM.
     ///
     /// The key must be in PKCS#8 (`BEGIN PRIVATE KEY`) without a password; `openssl pkcs8 -topk8
-    /// -nocrypt` converts it.
+    /// -nocrypt` converts others. The feature `rustls` also reads PKCS#1 and SEC1 (`BEGIN RSA
+    /// PRIVATE KEY`, `BEGIN EC PRIVATE KEY`).
     #[must_use]
     pub fn identity_pem(
         mut self,
@@ -168,12 +197,53 @@ impl TlsOptions {
     }
 }
 
-/// Whether this build has TLS at all.
-pub(crate) fn check_tls() -> Result<()> {
-    if cfg!(feature = "native-tls") {
-        return Ok(());
+/// What the IO thread has made of the options, for the next connection. Clones of the options share
+/// it, and it is no part of what they say.
+///
+/// The mutex is the standard library's: options can be used in `catch_unwind`.
+#[derive(Clone, Default)]
+pub(crate) struct Prepared(Arc<Mutex<Slot>>);
+
+type Slot = Option<Arc<dyn Any + Send + Sync>>;
+
+impl Prepared {
+    fn lock(&self) -> MutexGuard<'_, Slot> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
-    Err(Error::invalid(
-        "TLS (amqps) needs the feature \"native-tls\" of the crate leveret, which is switched off",
-    ))
+
+    pub(crate) fn get<T: Any + Send + Sync>(&self) -> Option<Arc<T>> {
+        Arc::downcast(self.lock().clone()?).ok()
+    }
+
+    pub(crate) fn set<T: Any + Send + Sync>(&self, prepared: Arc<T>) {
+        *self.lock() = Some(prepared);
+    }
+
+    pub(crate) fn clear(&self) {
+        *self.lock() = None;
+    }
+}
+
+impl fmt::Debug for Prepared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("..")
+    }
+}
+
+impl PartialEq for Prepared {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for Prepared {}
+
+/// Whether this build has TLS at all.
+pub(crate) const IS_BUILT: bool = cfg!(any(feature = "native-tls", feature = "rustls"));
+
+pub(crate) fn no_tls() -> Error {
+    Error::invalid(
+        "TLS (amqps) needs a feature of the crate leveret, \"native-tls\" or \"rustls\", and both \
+         are switched off",
+    )
 }

@@ -8,20 +8,17 @@ use std::process::Command;
 ///
 /// - `server`, for localhost and 127.0.0.1
 /// - `expired`, the same but expired
-/// - `client`, for the user "worker", also as `client.p12` with the password "secret"
+/// - `client`, for the user "worker", also as `client.p12` with the password "secret"; its key in
+///   SEC1 is `sec1.key`, and with that password `encrypted.key`
+/// - `rsa`, the same with an RSA key, which is in PKCS#1 `pkcs1.key`
 ///
 /// `other.pem` is another authority.
 pub(crate) struct Certificates {
     directory: PathBuf,
 }
 
-const KEY: [&str; 5] = [
-    "-newkey",
-    "ec",
-    "-pkeyopt",
-    "ec_paramgen_curve:prime256v1",
-    "-nodes",
-];
+const EC: &[&str] = &["ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"];
+const RSA: &[&str] = &["rsa:2048"];
 
 impl Certificates {
     pub(crate) fn make() -> Self {
@@ -33,9 +30,18 @@ impl Certificates {
         made.authority("other");
         let names = "subjectAltName=DNS:localhost,IP:127.0.0.1";
         std::fs::write(made.path("names"), names).unwrap();
-        made.certificate("server", "localhost", "2");
-        made.certificate("expired", "localhost", "-1");
-        made.certificate("client", "worker", "2");
+        made.certificate("server", "localhost", "2", EC);
+        made.certificate("expired", "localhost", "-1", EC);
+        made.certificate("client", "worker", "2", EC);
+        made.certificate("rsa", "worker", "2", RSA);
+        made.convert("ec", "client", "sec1", &[]);
+        made.convert("rsa", "rsa", "pkcs1", &["-traditional"]);
+        made.convert(
+            "pkcs8",
+            "client",
+            "encrypted",
+            &["-topk8", "-passout", "pass:secret"],
+        );
         made.openssl(&[
             "pkcs12",
             "-export",
@@ -79,17 +85,24 @@ impl Certificates {
     fn authority(&self, name: &str) {
         let (key, certificate) = (format!("{name}.key"), format!("{name}.pem"));
         let subject = format!("/CN=leveret test {name}");
-        let files = ["-keyout", &key, "-out", &certificate];
+        let files = ["-nodes", "-keyout", &key, "-out", &certificate];
         let what = ["-subj", &subject, "-days", "2"];
-        self.openssl(&[&["req", "-x509"][..], &KEY, &files, &what].concat());
+        self.openssl(&[&["req", "-x509", "-newkey"][..], EC, &files, &what].concat());
     }
 
-    fn certificate(&self, name: &str, subject: &str, days: &str) {
+    /// Writes the key of one file to another, with a command of `openssl`.
+    pub(crate) fn convert(&self, command: &str, from: &str, to: &str, how: &[&str]) {
+        let (from, to) = (format!("{from}.key"), format!("{to}.key"));
+        self.openssl(&[&[command, "-in", &from, "-out", &to], how].concat());
+    }
+
+    fn certificate(&self, name: &str, subject: &str, days: &str, kind: &[&str]) {
         let (key, request) = (format!("{name}.key"), format!("{name}.csr"));
         let certificate = format!("{name}.pem");
         let subject = format!("/CN={subject}");
-        let what = ["-keyout", &key, "-out", &request, "-subj", &subject];
-        self.openssl(&[&["req"][..], &KEY, &what].concat());
+        let files = ["-nodes", "-keyout", &key, "-out", &request];
+        let what = ["-subj", &subject];
+        self.openssl(&[&["req", "-newkey"][..], kind, &files, &what].concat());
         let authority = ["-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial"];
         let what = ["-days", days, "-extfile", "names", "-out", &certificate];
         self.openssl(&[&["x509", "-req", "-in", &request][..], &authority, &what].concat());

@@ -12,8 +12,9 @@ use socket2::{SockRef, TcpKeepalive};
 
 use super::config::config_of;
 use super::read_buffer::ReadBuffer;
+use super::tcp::{remaining, uninterrupted, Socket};
 use super::tls;
-use super::transport::{remaining, uninterrupted, Socket, Transport};
+use super::transport::Transport;
 use crate::error::{Error, ErrorKind as Kind, FailedEndpoint, Result};
 use crate::io_thread::deadline::Deadline;
 use crate::io_thread::peer::Peer;
@@ -300,7 +301,7 @@ fn open<M: Mailboxes>(
     deadline: Deadline,
 ) -> Result<Connected<M>> {
     let mut transport = match &options.tls {
-        Some(tls) => tls::handshake(socket, tls, &endpoint.host, deadline)?,
+        Some(tls) => Transport::Tls(tls::handshake(socket, tls, &endpoint.host, deadline)?),
         None => Transport::Tcp(socket),
     };
     let label = Label::new(&options.connection_name, address);
@@ -330,7 +331,9 @@ fn handshake<M: Mailboxes>(
     let mut output = Vec::new();
     loop {
         core.take_output(&mut output);
-        let written = transport.write_all(&output);
+        let written = transport
+            .write_all(&output)
+            .and_then(|()| transport.flush());
         output.clear();
         match opened(core) {
             Some(Ok(())) => return Ok(()),
@@ -349,7 +352,7 @@ fn handshake<M: Mailboxes>(
                 read_buffer.consume(consumed);
             }
             Err(error) if is_timeout(&error) => return Err(timed_out(core, deadline)),
-            Err(error) => match tls::failure_of(transport, &error) {
+            Err(error) => match transport.tls_failure(&error) {
                 Some(failure) => return Err(failure),
                 None => core.socket_closed(error.kind()),
             },

@@ -5,11 +5,12 @@
 //! then on. This folder knows the options, `proto`'s handshake and the operating system. It must
 //! not know the outbox, mailboxes or callers.
 //!
-//! `transport` is the byte stream over TCP or TLS, `tls` the TLS handshake and its options,
-//! `read_buffer` the bytes read and not yet decoded, `config` the options as the core takes them.
+//! `transport` is the byte stream over TCP (`tcp`) or TLS (`tls`), `read_buffer` the bytes read and
+//! not yet decoded, `config` the options as the core takes them.
 
 mod config;
 pub(crate) mod connect;
 pub(crate) mod read_buffer;
+mod tcp;
 pub(crate) mod tls;
 pub(crate) mod transport;

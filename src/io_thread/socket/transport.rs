@@ -1,144 +1,19 @@
-//! The byte stream to the broker, over TCP or TLS. It blocks until the connection is open, and is
-//! polled afterwards.
+//! The byte stream to the broker, over TCP or TLS.
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{Shutdown, TcpStream};
-use std::sync::{Arc, OnceLock};
 
 use mio::event::Source;
 use mio::{Interest, Registry, Token};
 
-use crate::io_thread::deadline::Deadline;
-
-/// A TCP socket.
-#[derive(Debug)]
-pub(crate) struct Socket {
-    mode: Mode,
-    /// The peer has closed its side.
-    ended: bool,
-    first_words: FirstWords,
-}
-
-/// Whether the peer's first bytes are AMQP. Outlives the socket: a failed TLS handshake drops it.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct FirstWords(Arc<OnceLock<bool>>);
-
-impl FirstWords {
-    #[cfg(feature = "native-tls")]
-    /// An AMQP server answers like this if the client does not speak AMQP.
-    pub(crate) fn are_amqp(&self) -> bool {
-        self.0.get() == Some(&true)
-    }
-}
-
-#[derive(Debug)]
-enum Mode {
-    /// Reads and writes fail after the deadline.
-    Blocking(TcpStream, Deadline),
-    Polled(mio::net::TcpStream),
-}
-
-impl Socket {
-    pub(crate) fn blocking(socket: TcpStream, deadline: Deadline) -> Self {
-        Self {
-            mode: Mode::Blocking(socket, deadline),
-            ended: false,
-            first_words: FirstWords::default(),
-        }
-    }
-
-    #[cfg(feature = "native-tls")]
-    pub(crate) fn first_words(&self) -> FirstWords {
-        self.first_words.clone()
-    }
-
-    fn poll_from_now_on(&mut self) -> io::Result<()> {
-        if let Mode::Blocking(socket, _) = &self.mode {
-            socket.set_read_timeout(None)?;
-            socket.set_write_timeout(None)?;
-            socket.set_nonblocking(true)?;
-            let polled = mio::net::TcpStream::from_std(socket.try_clone()?);
-            self.mode = Mode::Polled(polled);
-        }
-        Ok(())
-    }
-
-    fn shutdown_write(&self) -> io::Result<()> {
-        match &self.mode {
-            Mode::Blocking(socket, _) => socket.shutdown(Shutdown::Write),
-            Mode::Polled(socket) => socket.shutdown(Shutdown::Write),
-        }
-    }
-
-    fn polled(&mut self) -> io::Result<&mut mio::net::TcpStream> {
-        match &mut self.mode {
-            Mode::Polled(socket) => Ok(socket),
-            Mode::Blocking(..) => Err(ErrorKind::InvalidInput.into()),
-        }
-    }
-}
-
-/// The time left until the deadline, as a timeout for a socket. Fails if none is left: zero is not
-/// a valid timeout.
-pub(crate) fn remaining(deadline: Deadline) -> io::Result<std::time::Duration> {
-    let remaining = deadline.remaining();
-    if remaining.is_zero() {
-        return Err(ErrorKind::TimedOut.into());
-    }
-    Ok(remaining)
-}
-
-/// Retries an operation that a signal interrupts. Every signal handler interrupts a socket with a
-/// timeout, even with `SA_RESTART`, and TLS libraries take that for a failure of the connection.
-pub(crate) fn uninterrupted<T>(mut attempt: impl FnMut() -> io::Result<T>) -> io::Result<T> {
-    loop {
-        match attempt() {
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            done => return done,
-        }
-    }
-}
-
-impl Read for Socket {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = uninterrupted(|| match &mut self.mode {
-            Mode::Polled(socket) => socket.read(buffer),
-            Mode::Blocking(socket, deadline) => {
-                socket.set_read_timeout(Some(remaining(*deadline)?))?;
-                socket.read(buffer)
-            }
-        })?;
-        self.ended |= count == 0;
-        if let Mode::Blocking(..) = self.mode {
-            let words = &self.first_words.0;
-            words.get_or_init(|| buffer.starts_with(b"AMQP"));
-        }
-        Ok(count)
-    }
-}
-
-impl Write for Socket {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        uninterrupted(|| match &mut self.mode {
-            Mode::Polled(socket) => socket.write(bytes),
-            Mode::Blocking(socket, deadline) => {
-                socket.set_write_timeout(Some(remaining(*deadline)?))?;
-                socket.write(bytes)
-            }
-        })
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
+use super::tcp::Socket;
+use super::tls;
+use crate::error::Error;
 
 /// A stream of bytes to the broker and back.
 #[derive(Debug)]
 pub(crate) enum Transport {
     Tcp(Socket),
-    #[cfg(feature = "native-tls")]
-    Tls(Box<native_tls::TlsStream<Socket>>),
+    Tls(Box<dyn tls::Session>),
 }
 
 impl Transport {
@@ -154,17 +29,40 @@ impl Transport {
     fn socket(&mut self) -> &mut Socket {
         match self {
             Self::Tcp(socket) => socket,
-            #[cfg(feature = "native-tls")]
-            Self::Tls(transport) => transport.get_mut(),
+            Self::Tls(session) => session.buffered().socket(),
+        }
+    }
+
+    /// The TLS error that made a read fail, if one did. A peer can refuse our certificate after the
+    /// handshake has ended on our side.
+    pub(crate) fn tls_failure(&self, error: &io::Error) -> Option<Error> {
+        match self {
+            Self::Tcp(_) => None,
+            Self::Tls(session) => session.failure(error).map(Error::tls),
+        }
+    }
+
+    /// Whether encrypted bytes wait for the socket. A write of nothing sends them.
+    pub(crate) fn has_unsent(&mut self) -> bool {
+        match self {
+            Self::Tcp(_) => false,
+            Self::Tls(session) => session.buffered().unsent() > 0,
+        }
+    }
+
+    /// Frees the memory that a burst has left.
+    pub(crate) fn shrink(&mut self) {
+        if let Self::Tls(session) = self {
+            session.buffered().shrink();
         }
     }
 
     /// Closes our side: nothing more will be written.
     pub(crate) fn shutdown_write(&mut self) -> io::Result<()> {
-        #[cfg(feature = "native-tls")]
-        if let Self::Tls(transport) = self {
-            // Sends TLS's close_notify. If the socket does not take it, the peer does not read.
-            let _ = transport.shutdown();
+        if let Self::Tls(session) = self {
+            // If the socket does not take it, the peer does not read.
+            session.close_notify();
+            let _ = session.buffered().flush();
         }
         self.socket().shutdown_write()
     }
@@ -177,10 +75,9 @@ impl Read for Transport {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
             Self::Tcp(socket) => socket.read(buffer),
-            #[cfg(feature = "native-tls")]
-            Self::Tls(transport) => {
-                let result = transport.read(buffer);
-                if !matches!(result, Ok(1..)) && transport.get_ref().ended {
+            Self::Tls(session) => {
+                let result = session.read(buffer);
+                if !matches!(result, Ok(1..)) && session.buffered().socket().has_ended() {
                     return Err(ErrorKind::ConnectionAborted.into());
                 }
                 result
@@ -193,13 +90,15 @@ impl Write for Transport {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self {
             Self::Tcp(socket) => socket.write(bytes),
-            #[cfg(feature = "native-tls")]
-            Self::Tls(transport) => transport.write(bytes),
+            Self::Tls(session) => tls::write(&mut **session, bytes),
         }
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        Ok(())
+        match self {
+            Self::Tcp(_) => Ok(()),
+            Self::Tls(session) => session.buffered().flush(),
+        }
     }
 }
 
@@ -225,26 +124,5 @@ impl Source for Transport {
 
     fn deregister(&mut self, registry: &Registry) -> io::Result<()> {
         self.socket().polled()?.deregister(registry)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::uninterrupted;
-    use std::io::{Error, ErrorKind};
-
-    #[test]
-    fn only_an_operation_interrupted_by_a_signal_is_retried() {
-        let mut left = [
-            ErrorKind::Interrupted,
-            ErrorKind::Interrupted,
-            ErrorKind::TimedOut,
-        ]
-        .into_iter();
-        let failed = uninterrupted(|| left.next().map_or(Ok(7), |kind| Err(Error::from(kind))));
-        assert_eq!(failed.unwrap_err().kind(), ErrorKind::TimedOut);
-        let mut left = [ErrorKind::Interrupted].into_iter();
-        let done = uninterrupted(|| left.next().map_or(Ok(7), |kind| Err(Error::from(kind))));
-        assert_eq!(done.unwrap(), 7);
     }
 }
