@@ -25,7 +25,9 @@ pub(crate) struct Kept {
 
 pub(crate) fn run(run: &Run, latencies: &mut Latencies) -> Result<Kept> {
     let mut kept = Kept::default();
-    let open = || open(&run.uri);
+    // The same for all connections, as in a program.
+    let options = options(&run.uri)?;
+    let open = || Connection::open_with(&options);
     match run.mode {
         Mode::Connect => {
             for _ in 0..run.count {
@@ -63,13 +65,13 @@ pub(crate) fn run(run: &Run, latencies: &mut Latencies) -> Result<Kept> {
     Ok(kept)
 }
 
-fn open(uri: &str) -> Result<Connection> {
+fn options(uri: &str) -> Result<ConnectionOptions> {
+    let options = ConnectionOptions::from_uri(uri)?;
     let authority = std::env::var_os(CA).filter(|_| uri.starts_with("amqps:"));
-    let Some(authority) = authority else {
-        return Connection::open(uri);
-    };
-    let trusted = TlsOptions::default().ca_certificate_file(authority);
-    Connection::open_with(ConnectionOptions::from_uri(uri)?.tls(trusted))
+    Ok(match authority {
+        Some(authority) => options.tls(TlsOptions::default().ca_certificate_file(authority)),
+        None => options,
+    })
 }
 
 pub(crate) fn in_threads(connection: &Connection, run: &Run) -> Result<()> {

@@ -113,7 +113,8 @@ impl<S: Source> Deliveries<S> {
 
     // ---- the IO thread ----
 
-    /// Adds messages and returns their size in bytes.
+    /// Adds messages and returns their size in bytes. Readers that sleep need a
+    /// [`wake`](Self::wake).
     pub(crate) fn push(&self, messages: impl Iterator<Item = Delivered>) -> u64 {
         let mut bytes = 0;
         let messages = messages.map(|message| {
@@ -137,9 +138,11 @@ impl<S: Source> Deliveries<S> {
         }
         queue.came.queue.extend(messages);
         queue.came.bytes += bytes;
-        drop(queue);
-        self.changed.notify_one();
         bytes
+    }
+
+    pub(crate) fn wake(&self) {
+        self.changed.notify_one();
     }
 
     /// No more messages come. The error is the last entry that is read.

@@ -46,6 +46,10 @@ impl ConsumerMailbox for Mailbox {
         0
     }
 
+    fn wake(&self) {
+        self.deliveries.wake();
+    }
+
     fn settling(&self) -> Settling {
         self.subscription.settling()
     }

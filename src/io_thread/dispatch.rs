@@ -38,7 +38,7 @@ impl Engine<'_> {
                 message,
             } => self.fetched(call, channel, no_ack, message),
             Event::Failed { call, error } => call.answer(Err(error)),
-            Event::Deliveries { consumer, count } => self.deliver(&*consumer, count),
+            Event::Deliveries { consumer, count } => self.deliver(consumer, count),
             Event::ConsumerStarted { consumer } => consumer.started(),
             Event::ConsumerCancelled {
                 channel,
@@ -132,13 +132,17 @@ impl Engine<'_> {
     }
 
     #[inline]
-    fn deliver(&mut self, consumer: &dyn ConsumerMailbox, count: usize) {
+    fn deliver(&mut self, consumer: Arc<dyn ConsumerMailbox>, count: usize) {
         let messages = self.core.take_messages(count);
         let redelivered = messages.as_slice().iter().filter(|it| it.redelivered);
         let counters = &self.shared.counters;
         counters.redelivered(redelivered.count());
         let bytes = counters.delivered(count, || consumer.deliver(messages));
         self.read_throttle.delivered(bytes);
+        let last = self.asleep.last();
+        if !last.is_some_and(|it| Arc::ptr_eq(it, &consumer)) {
+            self.asleep.push(consumer);
+        }
     }
 
     fn consumer_ended(&self, consumer: &dyn ConsumerMailbox, error: Option<Error>) {

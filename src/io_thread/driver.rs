@@ -7,7 +7,7 @@ use mio::{Events, Interest, Poll, Token};
 
 use super::engine::Engine;
 use super::outbox::write_buffer::WriteBuffer;
-use super::socket::read_buffer::ReadBuffer;
+use super::socket::read_buffer::{Came, ReadBuffer, CHUNK};
 use super::socket::transport::Transport;
 use crate::log_line::log_line;
 use crate::proto::HeartbeatDue;
@@ -15,6 +15,8 @@ use crate::proto::HeartbeatDue;
 const SOCKET: Token = Token(0);
 /// Reads in a row before writing gets its turn.
 const READS_IN_A_ROW: usize = 16;
+/// Reads in a row, if there is so much, before readers of new messages are woken.
+const READS_BEFORE_WAKING: usize = 4;
 /// Writes in a row before reading gets its turn. Publishers that never pause must not keep the IO
 /// thread from reading confirms and heartbeats.
 const WRITES_IN_A_ROW: usize = 16;
@@ -43,6 +45,8 @@ pub(super) struct Driver<'a> {
     write_buffer: WriteBuffer,
     /// Polling is edge-triggered, so this and `writable` stay set until a call would block.
     readable: bool,
+    /// The peer has closed its side: no event announces what is left to read.
+    read_closed: bool,
     writable: bool,
     /// More may be left to write, and the socket may take it.
     write_again: bool,
@@ -65,6 +69,7 @@ impl<'a> Driver<'a> {
             read_buffer,
             write_buffer: WriteBuffer::default(),
             readable: true,
+            read_closed: false,
             writable: true,
             write_again: false,
             failed: false,
@@ -82,6 +87,7 @@ impl<'a> Driver<'a> {
         // Input that came together with the end of the handshake is in the read buffer already.
         self.receive(now());
         while self.closing != Closing::Done {
+            self.engine.wake_readers();
             self.write();
             self.wait(&mut events);
             self.engine.handle_requests();
@@ -89,6 +95,7 @@ impl<'a> Driver<'a> {
             self.read();
             self.handle_time(&mut events);
         }
+        self.engine.wake_readers();
     }
 
     /// Sleeps until the socket or the outbox has work, or a deadline passes.
@@ -109,6 +116,7 @@ impl<'a> Driver<'a> {
             let both = self.transport.is_tls() && (event.is_readable() || event.is_writable());
             self.readable |=
                 both || event.is_readable() || event.is_read_closed() || event.is_error();
+            self.read_closed |= event.is_read_closed() || event.is_error();
             self.failed |= event.is_error();
             self.writable |= both || event.is_writable();
         }
@@ -136,16 +144,21 @@ impl<'a> Driver<'a> {
         }
     }
 
-    /// Reads until a read would block, also after one that brought less than there was room for:
-    /// on some systems `mio` reports no further input before that.
+    /// Reads until nothing is left.
     fn read(&mut self) {
-        for _ in 0..READS_IN_A_ROW {
+        for turn in 1..=READS_IN_A_ROW {
+            if turn % READS_BEFORE_WAKING == 0 {
+                self.engine.wake_readers();
+            }
             if !self.readable || self.closing == Closing::Done || !self.may_read() {
                 return;
             }
-            match self.read_buffer.read_from(&mut self.transport) {
-                Ok(0) => return self.socket_failed(&ErrorKind::UnexpectedEof.into()),
-                Ok(count) => {
+            match self.read_once() {
+                Ok(Came { count: 0, .. }) => {
+                    return self.socket_failed(&ErrorKind::UnexpectedEof.into());
+                }
+                Ok(Came { count, fills_room }) => {
+                    self.readable = fills_room || !self.tells_by_short_reads();
                     self.engine.shared.counters.received(count);
                     self.receive(now());
                 }
@@ -154,6 +167,31 @@ impl<'a> Driver<'a> {
                 Err(error) => return self.socket_failed(&error),
             }
         }
+    }
+
+    /// Whether a read that brings less than there is room for means that nothing is left, and that
+    /// an event will tell of more. See "Questions and answers" in `man 7 epoll`. Other systems
+    /// promise the event only after a read that would block.
+    fn tells_by_short_reads(&self) -> bool {
+        let is_epoll = cfg!(any(target_os = "linux", target_os = "android"));
+        is_epoll && !self.transport.is_tls() && !self.read_closed
+    }
+
+    fn read_once(&mut self) -> io::Result<Came> {
+        let Self {
+            engine,
+            read_buffer,
+            transport,
+            ..
+        } = self;
+        if read_buffer.bytes().is_empty() {
+            if let Some(room) = engine.core.body_room(CHUNK) {
+                let (of_body, came) = read_buffer.read_after(room, transport)?;
+                engine.core.body_came(of_body);
+                return Ok(came);
+            }
+        }
+        read_buffer.read_from(transport)
     }
 
     /// Whether reading may pause. A connection that is about to end must be read to its end.

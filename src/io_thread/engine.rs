@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::lost_publishes::LostPublish;
-use super::mailbox::{Command, Mailboxes};
+use super::mailbox::{Command, ConsumerMailbox, Mailboxes};
 use super::outbox::write_buffer::WriteBuffer;
 use super::outbox::Loss;
 use super::read_throttle::ReadThrottle;
@@ -17,7 +17,7 @@ use super::shared::Shared;
 use crate::error::{ClosedBy, Error};
 use crate::events::ConnectionEvent;
 use crate::log_line::log_line;
-use crate::proto::{self, HeartbeatDue};
+use crate::proto::{self, Buffers, HeartbeatDue};
 
 /// How a connection ended.
 #[derive(Debug)]
@@ -37,6 +37,8 @@ pub(crate) struct Engine<'a> {
     /// Answers to the peer that were put into the outbox since it was last taken.
     pub(crate) answers: usize,
     pub(crate) read_throttle: ReadThrottle,
+    /// Consumers with new messages, whose readers may sleep.
+    pub(super) asleep: Vec<Arc<dyn ConsumerMailbox>>,
     /// Whether the connection is to be recovered when it is lost.
     pub(crate) recovers: bool,
     /// Messages to be published again: they had no answer when this socket was lost.
@@ -58,6 +60,7 @@ impl<'a> Engine<'a> {
             commands: Vec::new(),
             answers: 0,
             read_throttle: ReadThrottle::new(max_unread_bytes, label),
+            asleep: Vec::new(),
             recovers,
             lost_publishes: Vec::new(),
             end: None,
@@ -69,7 +72,7 @@ impl<'a> Engine<'a> {
     pub(crate) fn receive(&mut self, input: &[u8], now: Instant) -> usize {
         let mut consumed = 0;
         loop {
-            if self.core.buffers().is_empty() {
+            if self.core.buffers().are_wanted() {
                 self.shared.buffer_pool.take(self.core.buffers());
             }
             let left = input.get(consumed..).unwrap_or_default();
@@ -79,6 +82,14 @@ impl<'a> Engine<'a> {
                 return consumed;
             }
             self.dispatch();
+        }
+    }
+
+    /// Wakes the readers of new messages. While more input is there, a reader that is woken for each
+    /// piece of it would fall asleep in between.
+    pub(crate) fn wake_readers(&mut self) {
+        for consumer in self.asleep.drain(..) {
+            consumer.wake();
         }
     }
 
@@ -158,8 +169,9 @@ impl<'a> Engine<'a> {
     pub(crate) fn shrink(&mut self) {
         self.core.shrink();
         self.commands = Vec::new();
+        self.asleep.shrink_to_fit();
         self.shared.outbox.shrink();
-        self.shared.buffer_pool.take(&mut Vec::new());
+        self.shared.buffer_pool.take(&mut Buffers::default());
     }
 
     pub(crate) fn is_lost(&self) -> bool {

@@ -130,8 +130,11 @@ pub(crate) trait ConsumerMailbox: Send + Sync {
     fn settling(&self) -> Settling;
     /// The broker has agreed to the consumer.
     fn started(&self);
-    /// Takes these messages. Returns how many bytes this adds to the unread ones.
+    /// Takes these messages. Returns how many bytes this adds to the unread ones. A reader that
+    /// sleeps may hear of them only at the next [`wake`](Self::wake).
     fn deliver(&self, messages: Drain<'_, Delivered>) -> u64;
+    /// More messages do not follow at once.
+    fn wake(&self) {}
     /// The size of the messages that the program has not taken yet, in bytes.
     fn unread(&self) -> u64;
     /// No more messages will come. The error is `None` if the program has cancelled the consumer.

@@ -40,6 +40,7 @@ fn push(consumer: &Consumer, delivery_tags: &[u64]) {
         content: Content::default(),
     });
     consumer.push(messages);
+    consumer.wake();
 }
 
 /// Reads until the end. An error is 0.

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::channel::{Channel, Incoming, Pending, Phase};
-use super::content::Misfit;
+use super::content::{Assembly, Misfit};
 use super::effects::Effects;
 use super::event::{
     Answer, Delivered, Event, Expected, Fetched, Mailboxes, Published, Returned, Settling,
@@ -197,7 +197,7 @@ impl<M: Mailboxes> Channels<M> {
         let delivered = Delivered {
             delivery_tag,
             redelivered: message.redelivered,
-            content: Content::whole(message, effects.buffers.pop()),
+            content: Content::whole(message, |size| effects.buffers.take(size)),
         };
         effects.deliver(consumer, delivered);
         true
@@ -317,7 +317,10 @@ impl<M: Mailboxes> Channels<M> {
             FrameKind::Body => channel.assembly.body(frame.payload),
             _ => {
                 let header = ContentHeader::decode(frame.payload)?;
-                channel.assembly.header(&channel.names, header, max_size)
+                let take = |size| effects.buffers.take(size);
+                channel
+                    .assembly
+                    .header(&channel.names, header, max_size, take)
             }
         };
         match outcome {
@@ -331,6 +334,38 @@ impl<M: Mailboxes> Channels<M> {
                 Ok(())
             }
             Err(misfit) => Err(violation(ReplyCode::UNEXPECTED_FRAME, misfit.to_string())),
+        }
+    }
+
+    /// Checks a body frame of which only the beginning has arrived.
+    pub(super) fn body_begins(&mut self, number: u16, size: usize) -> Checked<()> {
+        let Some(channel) = self.get(number)? else {
+            return Ok(());
+        };
+        match channel.phase {
+            Phase::Open => channel
+                .assembly
+                .expects(size)
+                .map_err(|misfit| violation(ReplyCode::UNEXPECTED_FRAME, misfit.to_string())),
+            Phase::Opening | Phase::Closing { .. } => Ok(()),
+        }
+    }
+
+    /// The message whose body frame is arriving. A channel that is closing drops it.
+    pub(super) fn arriving(&mut self, number: u16) -> Option<&mut Assembly<Incoming<M>>> {
+        let channel = self.get(number).ok()??;
+        matches!(channel.phase, Phase::Open).then_some(&mut channel.assembly)
+    }
+
+    /// Handles the end of a body frame that [`body_begins`](Self::body_begins) has checked.
+    pub(super) fn body_ends(&mut self, number: u16, effects: &mut Effects<M>) {
+        let Ok(Some(channel)) = self.get(number) else {
+            return;
+        };
+        if let Phase::Open = channel.phase {
+            if let Some((incoming, content)) = channel.assembly.take_whole() {
+                Self::message(channel, incoming, content, effects);
+            }
         }
     }
 

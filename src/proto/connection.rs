@@ -5,9 +5,11 @@ use std::io;
 use std::time::Instant;
 use std::vec::Drain;
 
+use super::buffers::Buffers;
 use super::channel::Calls;
 use super::channels::Channels;
 use super::config::{Config, Tuning};
+use super::content::Assembly;
 use super::effects::Effects;
 use super::event::{Command, Delivered, Event, Leftover, Mailboxes, Published};
 use super::handshake::{self, LoginFrame, Step};
@@ -15,6 +17,7 @@ use super::heartbeat::{Heartbeat, HeartbeatDue};
 use super::violation::{invalid, violation, Checked, Violation};
 use crate::error::{CloseReason, Error, ErrorKind, OneLine, ReplyCode};
 use crate::log_line::{log_line, Label};
+use crate::wire::codec::WireError;
 use crate::wire::fast_deliver::WholeDelivery;
 use crate::wire::frame::{self, Cut, Frame, FrameKind, OVERHEAD};
 use crate::wire::method::{
@@ -34,6 +37,19 @@ enum State {
     /// We have sent `connection.close` and wait for close-ok.
     Closing(CloseReason),
     Ended(Error),
+}
+
+/// A body frame of this size, in bytes, is handled as it arrives. A smaller one waits until all of it
+/// has come.
+const PIECEMEAL: usize = 16 << 10;
+/// As long as this many bytes of a body frame are missing, they can be read into their place.
+const WORTH_A_READ: usize = 4 << 10;
+
+/// A body frame whose beginning has been handled. Input goes on with its payload.
+#[derive(Debug, Clone, Copy)]
+struct Begun {
+    channel: u16,
+    missing: usize,
 }
 
 /// What the server says about itself in `connection.start` and `connection.tune`.
@@ -83,6 +99,7 @@ pub(crate) struct Connection<M: Mailboxes> {
     /// Calls on the connection itself.
     calls: Calls<M>,
     channels: Channels<M>,
+    begun: Option<Begun>,
     effects: Effects<M>,
 }
 
@@ -97,6 +114,7 @@ impl<M: Mailboxes> Connection<M> {
             heartbeat: None,
             calls: Calls::new(),
             channels: Channels::new(config.max_message_size),
+            begun: None,
             effects: Effects::new(tuning.payload_limit(), label),
             tuning,
             config,
@@ -151,8 +169,8 @@ impl<M: Mailboxes> Connection<M> {
         self.effects.messages.drain(..count.min(all))
     }
 
-    /// Empty buffers for the core to fill with the contents of messages.
-    pub(crate) fn buffers(&mut self) -> &mut Vec<Vec<u8>> {
+    /// Buffers for the core to fill with the contents of messages.
+    pub(crate) fn buffers(&mut self) -> &mut Buffers {
         &mut self.effects.buffers
     }
 
@@ -267,7 +285,70 @@ impl<M: Mailboxes> Connection<M> {
         input.len()
     }
 
+    /// The place of the next input, if that is a part of a large body, and at most this many bytes.
+    /// The driver can read into it instead of passing the bytes to [`receive`](Self::receive), and
+    /// then calls [`body_came`](Self::body_came).
+    pub(crate) fn body_room(&mut self, most: usize) -> Option<&mut [u8]> {
+        let begun = self.begun.filter(|it| it.missing >= WORTH_A_READ)?;
+        let content = self.channels.arriving(begun.channel)?.arriving()?;
+        Some(content.room(most.min(begun.missing)))
+    }
+
+    /// Notes that bytes were read into the [`body_room`](Self::body_room).
+    pub(crate) fn body_came(&mut self, count: usize) {
+        let Some(begun) = &mut self.begun else {
+            return;
+        };
+        begun.missing -= count;
+        let assembly = self.channels.arriving(begun.channel);
+        if let Some(content) = assembly.and_then(Assembly::arriving) {
+            content.arrived(count);
+        }
+    }
+
+    /// Handles the beginning of a large body frame. Returns how much of the input that is.
+    fn receive_beginning(&mut self, input: &[u8]) -> Checked<usize> {
+        let begun = frame::begun_body(input);
+        let Some(begun) = begun.filter(|it| it.size >= PIECEMEAL && it.channel > 0) else {
+            return Ok(0);
+        };
+        self.channels.body_begins(begun.channel, begun.size)?;
+        if let Some(assembly) = self.channels.arriving(begun.channel) {
+            assembly.piece(begun.payload);
+        }
+        self.begun = Some(Begun {
+            channel: begun.channel,
+            missing: begun.size - begun.payload.len(),
+        });
+        Ok(input.len())
+    }
+
+    /// Handles more of a body frame. Returns how much of the input that is.
+    fn receive_rest(&mut self, begun: Begun, input: &[u8]) -> Checked<usize> {
+        let count = begun.missing.min(input.len());
+        let (piece, end) = input.split_at(count);
+        if let Some(assembly) = self.channels.arriving(begun.channel) {
+            assembly.piece(piece);
+        }
+        match end.first() {
+            None => {
+                let missing = begun.missing - count;
+                self.begun = Some(Begun { missing, ..begun });
+                Ok(count)
+            }
+            Some(&frame::END) => {
+                self.begun = None;
+                self.channels.body_ends(begun.channel, &mut self.effects);
+                Ok(count + 1)
+            }
+            Some(&other) => Err(WireError::WrongFrameEnd(other).into()),
+        }
+    }
+
     fn receive_frame(&mut self, input: &[u8], now: Instant) -> Checked<usize> {
+        if let Some(begun) = self.begun {
+            return self.receive_rest(begun, input);
+        }
         let is_frame = input.first().map_or(true, |&kind| kind == frame::METHOD);
         if matches!(self.state, State::Handshake(Step::Start)) && !is_frame {
             let Some(error) = handshake::version_mismatch(input) else {
@@ -283,7 +364,7 @@ impl<M: Mailboxes> Connection<M> {
             }
         }
         match frame::cut(input, limit)? {
-            Cut::Incomplete => Ok(0),
+            Cut::Incomplete => self.receive_beginning(input),
             Cut::Frame(frame, length) => {
                 self.handle_frame(frame, now)?;
                 Ok(length)

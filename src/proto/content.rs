@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::wire::content::Content;
+use crate::wire::content::{Arriving, Content};
 use crate::wire::frame::ContentHeader;
 
 /// The exchange and routing key of the arriving message, kept until its header gives the size. The
@@ -29,12 +29,8 @@ pub(crate) enum Assembly<K> {
     Idle,
     /// The method has arrived. The header comes next.
     Header(K),
-    /// `missing` bytes of the body have not arrived.
-    Body {
-        kind: K,
-        content: Content,
-        missing: u64,
-    },
+    /// Some of the body has not arrived.
+    Body { kind: K, content: Arriving },
     /// The header of an unwanted message comes next.
     SkipHeader,
     /// `missing` bytes of a message that is too large or unwanted have not arrived.
@@ -90,6 +86,7 @@ impl<K> Assembly<K> {
         names: &Names,
         header: ContentHeader<'_>,
         max_size: u64,
+        take: impl FnOnce(usize) -> Option<Vec<u8>>,
     ) -> Result<Option<(K, Content)>, Misfit<K>> {
         let kind = match std::mem::replace(self, Self::Idle) {
             Self::Header(kind) => kind,
@@ -112,42 +109,61 @@ impl<K> Assembly<K> {
             *self = Self::Skip { missing: size };
             return Err(Misfit::MessageTooLarge { kind, size });
         };
-        let content = Content::new(&names.bytes, names.exchange_end, header, body_size);
-        if size == 0 {
-            return Ok(Some((kind, content)));
-        }
-        *self = Self::Body {
-            kind,
-            content,
-            missing: size,
-        };
-        Ok(None)
+        let content = Arriving::new(&names.bytes, names.exchange_end, header, body_size, take);
+        *self = Self::Body { kind, content };
+        Ok(self.take_whole())
     }
 
-    /// Adds a piece of the body. Returns the message if that was the last piece.
+    /// Adds a body frame. Returns the message if that was the last one.
     pub(crate) fn body(&mut self, piece: &[u8]) -> Result<Option<(K, Content)>, Misfit<K>> {
-        let (content, missing) = match self {
-            Self::Body {
-                content, missing, ..
-            } => (Some(content), missing),
-            Self::Skip { missing } => (None, missing),
+        self.expects(piece.len())?;
+        self.piece(piece);
+        Ok(self.take_whole())
+    }
+
+    /// Checks the size of a body frame.
+    pub(crate) fn expects(&self, size: usize) -> Result<(), Misfit<K>> {
+        let missing = match self {
+            Self::Body { content, .. } => content.missing() as u64,
+            Self::Skip { missing } => *missing,
             Self::Idle | Self::Header(_) | Self::SkipHeader => return Err(Misfit::UnexpectedBody),
         };
-        let length = piece.len() as u64;
-        if length > *missing {
-            let excess = length - *missing;
-            return Err(Misfit::BodyTooLong { excess });
+        match (size as u64).checked_sub(missing) {
+            None | Some(0) => Ok(()),
+            Some(excess) => Err(Misfit::BodyTooLong { excess }),
         }
-        if let Some(content) = content {
-            content.push(piece);
+    }
+
+    /// Adds a piece of a body frame.
+    pub(crate) fn piece(&mut self, piece: &[u8]) {
+        match self {
+            Self::Body { content, .. } => content.push(piece),
+            Self::Skip { missing } => *missing = missing.saturating_sub(piece.len() as u64),
+            Self::Idle | Self::Header(_) | Self::SkipHeader => {}
         }
-        *missing -= length;
-        if *missing > 0 {
-            return Ok(None);
+    }
+
+    /// The message whose body is arriving. `None` if it is skipped.
+    pub(crate) fn arriving(&mut self) -> Option<&mut Arriving> {
+        match self {
+            Self::Body { content, .. } => Some(content),
+            Self::Idle | Self::Header(_) | Self::SkipHeader | Self::Skip { .. } => None,
+        }
+    }
+
+    /// Takes the message if all of its body has come.
+    pub(crate) fn take_whole(&mut self) -> Option<(K, Content)> {
+        let is_whole = match self {
+            Self::Body { content, .. } => content.missing() == 0,
+            Self::Skip { missing } => *missing == 0,
+            Self::Idle | Self::Header(_) | Self::SkipHeader => false,
+        };
+        if !is_whole {
+            return None;
         }
         match std::mem::replace(self, Self::Idle) {
-            Self::Body { kind, content, .. } => Ok(Some((kind, content))),
-            Self::Idle | Self::Header(_) | Self::SkipHeader | Self::Skip { .. } => Ok(None),
+            Self::Body { kind, content } => Some((kind, content.into_content())),
+            Self::Idle | Self::Header(_) | Self::SkipHeader | Self::Skip { .. } => None,
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use super::buffers::Buffers;
 use super::event::{Delivered, Event, Mailboxes, Published};
 use crate::error::Error;
 use crate::log_line::{log_line, Label};
@@ -14,8 +15,8 @@ pub(super) struct Effects<M: Mailboxes> {
     pub(super) events: VecDeque<Event<M>>,
     /// The messages of the [`Event::Deliveries`] in `events`, in the same order.
     pub(super) messages: Vec<Delivered>,
-    /// Empty buffers for the contents of messages.
-    pub(super) buffers: Vec<Vec<u8>>,
+    /// For the contents of messages.
+    pub(super) buffers: Buffers,
     /// The largest payload of a frame.
     pub(super) payload_limit: usize,
     /// Names the connection in the log.
@@ -29,7 +30,7 @@ impl<M: Mailboxes> Effects<M> {
             output: frame::PROTOCOL_HEADER.to_vec(),
             events: VecDeque::new(),
             messages: Vec::new(),
-            buffers: Vec::new(),
+            buffers: Buffers::default(),
             payload_limit,
             label,
         }
@@ -87,7 +88,7 @@ impl<M: Mailboxes> Effects<M> {
         self.output.shrink_to_fit();
         self.events.shrink_to_fit();
         self.messages.shrink_to_fit();
-        self.buffers = Vec::new();
+        self.buffers = Buffers::default();
     }
 
     /// Reports that a published message will get no confirm.

@@ -22,37 +22,103 @@ pub(crate) struct Content {
     properties_end: u32,
 }
 
-impl Content {
+/// A message whose body arrives in pieces.
+#[derive(Debug)]
+pub(crate) struct Arriving {
+    /// Of the size of the message, or less if that is above [`RESERVE`].
+    content: Content,
+    /// How many bytes have come: names, properties, and the beginning of the body.
+    filled: usize,
+    size: usize,
+}
+
+impl Arriving {
     /// A message whose body has not arrived. `names` is the exchange, up to `exchange_end`, and the
-    /// routing key.
+    /// routing key. `take` returns memory of a former message for a size, with any content.
     pub(crate) fn new(
         names: &[u8],
         exchange_end: usize,
         header: ContentHeader<'_>,
         body_size: usize,
+        take: impl FnOnce(usize) -> Option<Vec<u8>>,
     ) -> Self {
         let head = names.len() + header.properties.len();
-        let mut bytes = Vec::with_capacity(head + body_size.min(RESERVE));
-        bytes.extend_from_slice(names);
-        bytes.extend_from_slice(header.properties);
-        Self {
+        let reserved = head + body_size.min(RESERVE);
+        let mut bytes = take(reserved).unwrap_or_default();
+        match bytes.capacity() {
+            // Needs no clearing if it is fresh from the system.
+            0 => bytes = vec![0; reserved],
+            _ => bytes.resize(reserved, 0),
+        }
+        let content = Content {
             exchange_end: exchange_end as u16,
             routing_key_end: names.len() as u16,
             properties_end: head as u32,
             bytes,
+        };
+        let mut arriving = Self {
+            content,
+            filled: 0,
+            size: head + body_size,
+        };
+        arriving.push(names);
+        arriving.push(header.properties);
+        arriving
+    }
+
+    /// How many bytes of the body have not arrived.
+    pub(crate) fn missing(&self) -> usize {
+        self.size - self.filled
+    }
+
+    /// Appends a piece of the message. What is too long is left out.
+    pub(crate) fn push(&mut self, mut piece: &[u8]) {
+        while !piece.is_empty() {
+            let room = self.room(piece.len());
+            let count = room.len();
+            let (first, rest) = piece.split_at(count);
+            room.copy_from_slice(first);
+            if count == 0 {
+                return;
+            }
+            self.arrived(count);
+            piece = rest;
         }
     }
 
-    /// A message that arrived as a whole. It is stored in the empty `buffer` if the size fits.
+    /// The place of the next bytes, at most this many.
+    pub(crate) fn room(&mut self, most: usize) -> &mut [u8] {
+        let bytes = &mut self.content.bytes;
+        if self.filled == bytes.len() {
+            bytes.resize(self.size.min(2 * bytes.len()), 0);
+        }
+        let end = bytes.len().min(self.filled.saturating_add(most));
+        bytes.get_mut(self.filled..end).unwrap_or_default()
+    }
+
+    /// Notes that bytes have come to the [`room`](Self::room).
+    pub(crate) fn arrived(&mut self, count: usize) {
+        self.filled += count;
+    }
+
+    /// The message, once no byte is missing.
+    pub(crate) fn into_content(self) -> Content {
+        self.content
+    }
+}
+
+impl Content {
+    /// A message that arrived as a whole. It is stored in a buffer that `take` returns for its size.
     #[inline]
-    pub(crate) fn whole(message: &WholeDelivery<'_>, buffer: Option<Vec<u8>>) -> Self {
+    pub(crate) fn whole(
+        message: &WholeDelivery<'_>,
+        take: impl FnOnce(usize) -> Option<Vec<u8>>,
+    ) -> Self {
         let routing_key_end = message.exchange.len() + message.routing_key.len();
         let properties_end = routing_key_end + message.properties.len();
         let size = properties_end + message.body.len();
-        // Do not use a buffer that is much too large: the program may keep the message for long.
-        let fits = |buffer: &Vec<u8>| (size..=2 * size + 64).contains(&buffer.capacity());
-        let fitting = buffer.filter(fits);
-        let mut bytes = fitting.unwrap_or_else(|| Vec::with_capacity(size));
+        let mut bytes = take(size).unwrap_or_else(|| Vec::with_capacity(size));
+        bytes.clear();
         bytes.extend_from_slice(message.exchange);
         bytes.extend_from_slice(message.routing_key);
         bytes.extend_from_slice(message.properties);
@@ -81,11 +147,6 @@ impl Content {
 
     fn properties_end(&self) -> usize {
         self.properties_end as usize
-    }
-
-    /// Appends a piece of the body.
-    pub(crate) fn push(&mut self, piece: &[u8]) {
-        self.bytes.extend_from_slice(piece);
     }
 
     /// The allocated memory in bytes.
@@ -150,7 +211,7 @@ mod tests {
             body: b"body",
             length: 0,
         };
-        let mut content = Content::whole(&message, None);
+        let mut content = Content::whole(&message, |_| None);
         let long = "x".repeat(MAX_NAME + 1);
         for (exchange, routing_key) in [("", "queue"), ("an exchange", ""), ("", "")] {
             content.readdress(exchange, routing_key);

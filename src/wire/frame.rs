@@ -89,6 +89,29 @@ pub(crate) fn cut(input: &[u8], limit: usize) -> WireResult<Cut<'_>> {
     }
 }
 
+/// A body frame whose end has not arrived.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct BegunBody<'a> {
+    pub(crate) channel: u16,
+    pub(crate) size: usize,
+    /// The beginning of the payload, or all of it.
+    pub(crate) payload: &'a [u8],
+}
+
+/// Looks at the front of an input in which [`cut`] has found no whole frame.
+pub(crate) fn begun_body(input: &[u8]) -> Option<BegunBody<'_>> {
+    let (&[BODY, channel @ .., s0, s1, s2, s3], payload) = input.split_first_chunk::<HEAD>()?
+    else {
+        return None;
+    };
+    let size = u32::from_be_bytes([s0, s1, s2, s3]) as usize;
+    Some(BegunBody {
+        channel: u16::from_be_bytes(channel),
+        size,
+        payload: payload.get(..size).unwrap_or(payload),
+    })
+}
+
 /// Returns the whole frames at the front of `bytes`, each with its channel. The frames must be our
 /// own output.
 pub(crate) fn whole(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {

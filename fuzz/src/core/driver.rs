@@ -10,7 +10,7 @@ use super::handles::{Handles, Names, CHANNELS, TAGS};
 use super::script::Settings;
 use crate::error::Error;
 use crate::log_line::Label;
-use crate::proto::{Config, Connection, Delivered, Event, Login};
+use crate::proto::{Buffers, Config, Connection, Delivered, Event, Login};
 use crate::wire::frame::{self, Cut, FrameKind, OVERHEAD};
 use crate::wire::method::{ConnectionClose, ConnectionCloseOk, Encode, Method, MethodId};
 use crate::wire::value::FieldTable;
@@ -135,10 +135,28 @@ impl Driver {
     pub(super) fn receive(&mut self, bytes: &[u8]) {
         self.received += bytes.len();
         for piece in bytes.chunks(self.piece) {
-            self.unread.extend_from_slice(piece);
+            let of_body = self.read_into_body(piece);
+            self.unread
+                .extend_from_slice(piece.get(of_body..).unwrap_or_default());
             self.read();
         }
         self.handles.react();
+    }
+
+    /// Reads the beginning of a piece into the memory of a large body, if that is next, as the
+    /// driver does. Returns how much that is.
+    fn read_into_body(&mut self, piece: &[u8]) -> usize {
+        if !self.unread.is_empty() {
+            return 0;
+        }
+        let Some(room) = self.core.body_room(piece.len()) else {
+            return 0;
+        };
+        let count = room.len();
+        assert!(count <= piece.len(), "more room than asked for");
+        room.copy_from_slice(&piece[..count]);
+        self.core.body_came(count);
+        count
     }
 
     /// Passes the unread input, as the driver must.
@@ -185,10 +203,16 @@ impl Driver {
     /// Lets the core use a message's memory again, as the buffer pool does.
     fn reuse(&mut self, message: Delivered) {
         let mut buffer = message.content.into_bytes();
-        buffer.clear();
         let buffers = self.core.buffers();
-        buffers.truncate(8);
-        buffers.push(buffer);
+        let of = match Buffers::is_small(buffer.capacity()) {
+            true => {
+                buffer.clear();
+                &mut buffers.small
+            }
+            false => &mut buffers.large,
+        };
+        of.truncate(8);
+        of.push(buffer);
     }
 
     /// The core sends the protocol header, then whole frames, and nothing after its last.

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use socket2::{SockRef, TcpKeepalive};
 
 use super::config::config_of;
-use super::read_buffer::ReadBuffer;
+use super::read_buffer::{Came, ReadBuffer};
 use super::tcp::{remaining, uninterrupted, Socket};
 use super::tls;
 use super::transport::Transport;
@@ -346,7 +346,7 @@ fn handshake<M: Mailboxes>(
             _ => read_buffer.read_from(transport),
         };
         match read {
-            Ok(0) => core.socket_closed(ErrorKind::UnexpectedEof),
+            Ok(Came { count: 0, .. }) => core.socket_closed(ErrorKind::UnexpectedEof),
             Ok(_) => {
                 let consumed = core.receive(read_buffer.bytes(), now());
                 read_buffer.consume(consumed);

@@ -1,10 +1,22 @@
 //! The bytes that were read and not yet decoded.
 
-use std::io::{self, Read};
+use std::io::{self, IoSliceMut, Read};
 
 /// The most bytes that one read takes, even if the buffer has more room.
 /// [`ReadThrottle`](crate::io_thread::read_throttle::ReadThrottle) relies on this limit.
-const CHUNK: usize = 64 << 10;
+pub(crate) const CHUNK: usize = 64 << 10;
+/// The most bytes that a read takes after a large body: the beginning of the next message, whose body
+/// is not to come here.
+const AFTER: usize = 4 << 10;
+
+/// What one read has brought.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Came {
+    /// The number of bytes. 0 means that the peer has closed its side.
+    pub(crate) count: usize,
+    /// Whether there was room for no more.
+    pub(crate) fills_room: bool,
+}
 
 /// A buffer that keeps the beginning of a frame until the rest of it has come. It grows with what
 /// arrives, not with the size that a frame claims, and shrinks again after a large frame.
@@ -17,14 +29,32 @@ pub(crate) struct ReadBuffer {
 }
 
 impl ReadBuffer {
-    /// Reads once. `Ok(0)` means that the peer has closed its side.
-    pub(crate) fn read_from(&mut self, transport: &mut impl Read) -> io::Result<usize> {
+    /// Reads once.
+    pub(crate) fn read_from(&mut self, transport: &mut impl Read) -> io::Result<Came> {
         self.make_room();
         let room_end = self.buffer.len().min(self.end + CHUNK);
         let room = self.buffer.get_mut(self.end..room_end).unwrap_or_default();
         let count = transport.read(room)?;
+        let fills_room = count == room.len();
         self.end += count;
-        Ok(count)
+        Ok(Came { count, fills_room })
+    }
+
+    /// Reads once, first into `room` and then into the buffer, which has to be empty. Also returns
+    /// how many bytes came into the room.
+    pub(crate) fn read_after(
+        &mut self,
+        room: &mut [u8],
+        transport: &mut impl Read,
+    ) -> io::Result<(usize, Came)> {
+        self.make_room();
+        let then = self.buffer.get_mut(..AFTER).unwrap_or_default();
+        let (first, most) = (room.len(), room.len() + then.len());
+        let parts = &mut [IoSliceMut::new(room), IoSliceMut::new(then)];
+        let count = transport.read_vectored(parts)?;
+        self.end = count.saturating_sub(first);
+        let fills_room = count == most;
+        Ok((count.min(first), Came { count, fills_room }))
     }
 
     pub(crate) fn bytes(&self) -> &[u8] {
@@ -69,7 +99,7 @@ mod tests {
         let sent: Vec<u8> = (0..10 * CHUNK).map(|at| at as u8).collect();
         let mut source = sent.as_slice();
         let mut read_buffer = ReadBuffer::default();
-        while read_buffer.read_from(&mut source).unwrap() > 0 {}
+        while read_buffer.read_from(&mut source).unwrap().count > 0 {}
         assert_eq!(read_buffer.bytes(), sent);
 
         read_buffer.consume(3);

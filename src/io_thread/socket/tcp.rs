@@ -1,6 +1,6 @@
 //! A TCP socket. It blocks until the connection is open, and is polled afterwards.
 
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, IoSliceMut, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::sync::{Arc, OnceLock};
 
@@ -112,6 +112,12 @@ impl Read for Socket {
             let words = &self.first_words.0;
             words.get_or_init(|| buffer.starts_with(b"AMQP"));
         }
+        Ok(count)
+    }
+
+    fn read_vectored(&mut self, parts: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+        let count = uninterrupted(|| self.polled()?.read_vectored(parts))?;
+        self.ended |= count == 0;
         Ok(count)
     }
 }

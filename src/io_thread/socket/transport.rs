@@ -1,6 +1,6 @@
 //! The byte stream to the broker, over TCP or TLS.
 
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, IoSliceMut, Read, Write};
 
 use mio::event::Source;
 use mio::{Interest, Registry, Token};
@@ -82,6 +82,17 @@ impl Read for Transport {
                 }
                 result
             }
+        }
+    }
+
+    fn read_vectored(&mut self, parts: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(socket) => socket.read_vectored(parts),
+            // A record has at most 16 KiB.
+            Self::Tls(_) => match parts.iter_mut().find(|it| !it.is_empty()) {
+                Some(part) => self.read(part),
+                None => Ok(0),
+            },
         }
     }
 }

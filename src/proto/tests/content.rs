@@ -133,11 +133,11 @@ fn the_limit_holds_for_a_message_that_comes_in_one_piece() {
 fn a_delivery_reuses_the_memory_that_the_driver_gives() {
     let mut scenario = Scenario::with_channels([1]);
     scenario.consume(1, "c");
-    scenario.core.buffers().push(Vec::with_capacity(60));
+    scenario.core.buffers().small.push(Vec::with_capacity(60));
     let mut message = framed(1, &deliver("c", 1));
     message.extend(content(1, b"body", 100));
     scenario.core.receive(&message, scenario.now);
-    assert!(scenario.core.buffers().is_empty());
+    assert!(scenario.core.buffers().small.is_empty());
     let messages = scenario.core.take_messages(1);
     let contents: Vec<_> = messages.map(|it| it.content.into_bytes()).collect();
     assert!(contents[0].capacity() >= 60);

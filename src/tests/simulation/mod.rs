@@ -232,6 +232,7 @@ impl Simulation<'_> {
         self.wire.input.extend(bytes);
         let consumed = self.engine.receive(&self.wire.input, self.now);
         self.wire.input.drain(..consumed);
+        self.engine.wake_readers();
     }
 
     fn pass(&mut self, time: Duration) {

@@ -98,6 +98,10 @@ impl ConsumerMailbox for Watched {
         self.inner.started();
     }
 
+    fn wake(&self) {
+        self.inner.wake();
+    }
+
     fn deliver(&self, messages: Drain<'_, Delivered>) -> u64 {
         let mut messages: Vec<_> = messages.collect();
         for message in &messages {
