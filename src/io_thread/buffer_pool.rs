@@ -4,8 +4,8 @@ use parking_lot::Mutex;
 
 use crate::proto::Buffers;
 
-/// Once the pool holds this many bytes, it frees the buffers that come back. Less than what is on its
-/// way to a reader that keeps up, and the allocator returns memory to the system all the time.
+/// Once the pool holds this many bytes, it frees the buffers that come back. Less than what is on
+/// its way to a reader that keeps up, and the allocator returns memory to the system all the time.
 const LIMIT: usize = 1 << 20;
 /// Larger buffers, in bytes, are not worth keeping.
 const LARGEST: usize = LIMIT / 2;
@@ -58,5 +58,36 @@ impl BufferPool {
             kept.bytes = 0;
             into.were_added();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buffers_come_back_up_to_the_limit() {
+        let pool = BufferPool::default();
+        let sizes = |buffers: &Buffers| (buffers.small.len(), buffers.large.len());
+        let mut taken = Buffers::default();
+        pool.give_back(vec![1; 100]);
+        pool.give_back(vec![2; 100 << 10]);
+        pool.give_back(Vec::new());
+        pool.give_back(vec![3; LARGEST + 1]);
+        pool.take(&mut taken);
+        assert_eq!(sizes(&taken), (1, 1));
+        // Only small ones are cleared.
+        assert_eq!((taken.small[0].len(), taken.large[0].len()), (0, 100 << 10));
+
+        for _ in 0..10 {
+            pool.give_back(vec![2; LARGEST]);
+        }
+        pool.give_back(vec![1; 100]);
+        let mut taken = Buffers::default();
+        pool.take(&mut taken);
+        assert_eq!(sizes(&taken), (0, 2));
+        pool.give_back(vec![1; 100]);
+        pool.take(&mut taken);
+        assert_eq!(sizes(&taken), (1, 2));
     }
 }

@@ -85,8 +85,8 @@ impl<'a> Engine<'a> {
         }
     }
 
-    /// Wakes the readers of new messages. While more input is there, a reader that is woken for each
-    /// piece of it would fall asleep in between.
+    /// Wakes the readers of new messages. While more input is there, a reader that is woken for
+    /// each piece of it would fall asleep in between.
     pub(crate) fn wake_readers(&mut self) {
         for consumer in self.asleep.drain(..) {
             consumer.wake();

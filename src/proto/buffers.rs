@@ -31,8 +31,8 @@ impl Buffers {
         self.is_wanting = false;
     }
 
-    /// Takes a buffer for a message of this size. It is not much too large: the program may keep the
-    /// message for long.
+    /// Takes a buffer for a message of this size. It is not much too large: the program may keep
+    /// the message for long.
     #[inline]
     pub(super) fn take(&mut self, size: usize) -> Option<Vec<u8>> {
         let buffer = match Self::is_small(size) {

@@ -337,17 +337,15 @@ impl<M: Mailboxes> Channels<M> {
         }
     }
 
-    /// Checks a body frame of which only the beginning has arrived.
-    pub(super) fn body_begins(&mut self, number: u16, size: usize) -> Checked<()> {
-        let Some(channel) = self.get(number)? else {
-            return Ok(());
-        };
-        match channel.phase {
-            Phase::Open => channel
-                .assembly
-                .expects(size)
-                .map_err(|misfit| violation(ReplyCode::UNEXPECTED_FRAME, misfit.to_string())),
-            Phase::Opening | Phase::Closing { .. } => Ok(()),
+    /// Whether a body frame of this size can come now.
+    pub(super) fn fits_body(&mut self, number: u16, size: usize) -> bool {
+        match self.get(number) {
+            Ok(Some(channel)) if matches!(channel.phase, Phase::Open) => {
+                channel.assembly.expects(size).is_ok()
+            }
+            // It is dropped.
+            Ok(_) => true,
+            Err(_) => false,
         }
     }
 
@@ -357,7 +355,7 @@ impl<M: Mailboxes> Channels<M> {
         matches!(channel.phase, Phase::Open).then_some(&mut channel.assembly)
     }
 
-    /// Handles the end of a body frame that [`body_begins`](Self::body_begins) has checked.
+    /// Handles the end of a body frame that has come in pieces.
     pub(super) fn body_ends(&mut self, number: u16, effects: &mut Effects<M>) {
         let Ok(Some(channel)) = self.get(number) else {
             return;

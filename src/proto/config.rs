@@ -20,6 +20,9 @@ pub(crate) struct Config {
     pub(crate) heartbeat: u16,
     /// A larger message from the broker ends its channel.
     pub(crate) max_message_size: u64,
+    /// A body frame of this size, in bytes, is handled as it arrives. A smaller one waits until all
+    /// of it has come.
+    pub(crate) piecemeal: usize,
 }
 
 /// The limits that both sides agreed on in `connection.tune` and tune-ok.

@@ -39,12 +39,6 @@ enum State {
     Ended(Error),
 }
 
-/// A body frame of this size, in bytes, is handled as it arrives. A smaller one waits until all of it
-/// has come.
-const PIECEMEAL: usize = 16 << 10;
-/// As long as this many bytes of a body frame are missing, they can be read into their place.
-const WORTH_A_READ: usize = 4 << 10;
-
 /// A body frame whose beginning has been handled. Input goes on with its payload.
 #[derive(Debug, Clone, Copy)]
 struct Begun {
@@ -289,7 +283,9 @@ impl<M: Mailboxes> Connection<M> {
     /// The driver can read into it instead of passing the bytes to [`receive`](Self::receive), and
     /// then calls [`body_came`](Self::body_came).
     pub(crate) fn body_room(&mut self, most: usize) -> Option<&mut [u8]> {
-        let begun = self.begun.filter(|it| it.missing >= WORTH_A_READ)?;
+        // Less is not worth a read of its own.
+        let least = self.config.piecemeal / 4;
+        let begun = self.begun.filter(|it| it.missing >= least)?;
         let content = self.channels.arriving(begun.channel)?.arriving()?;
         Some(content.room(most.min(begun.missing)))
     }
@@ -307,12 +303,15 @@ impl<M: Mailboxes> Connection<M> {
     }
 
     /// Handles the beginning of a large body frame. Returns how much of the input that is.
-    fn receive_beginning(&mut self, input: &[u8]) -> Checked<usize> {
+    fn receive_beginning(&mut self, input: &[u8]) -> usize {
         let begun = frame::begun_body(input);
-        let Some(begun) = begun.filter(|it| it.size >= PIECEMEAL && it.channel > 0) else {
-            return Ok(0);
+        let Some(begun) = begun.filter(|it| it.size >= self.config.piecemeal) else {
+            return 0;
         };
-        self.channels.body_begins(begun.channel, begun.size)?;
+        if !self.channels.fits_body(begun.channel, begun.size) {
+            // Once all of it has come, it is a violation.
+            return 0;
+        }
         if let Some(assembly) = self.channels.arriving(begun.channel) {
             assembly.piece(begun.payload);
         }
@@ -320,7 +319,7 @@ impl<M: Mailboxes> Connection<M> {
             channel: begun.channel,
             missing: begun.size - begun.payload.len(),
         });
-        Ok(input.len())
+        input.len()
     }
 
     /// Handles more of a body frame. Returns how much of the input that is.
@@ -364,7 +363,7 @@ impl<M: Mailboxes> Connection<M> {
             }
         }
         match frame::cut(input, limit)? {
-            Cut::Incomplete => self.receive_beginning(input),
+            Cut::Incomplete => Ok(self.receive_beginning(input)),
             Cut::Frame(frame, length) => {
                 self.handle_frame(frame, now)?;
                 Ok(length)

@@ -3,8 +3,8 @@
 //!
 //! 1. Send the bytes of [`Connection::take_output`], and call [`Connection::wrote`] after a write.
 //! 2. Pass each [`Command`] to [`Connection::handle`], in order, before its frame is written.
-//! 3. Pass input to [`Connection::receive`]. Keep what it does not consume. Large bodies can be read
-//!    into their message's memory instead: [`Connection::body_room`].
+//! 3. Pass input to [`Connection::receive`]. Keep what it does not consume. Large bodies can be
+//!    read into their message's memory instead: [`Connection::body_room`].
 //! 4. Take every [`Event`] and answer the mailboxes in it.
 //! 5. Call [`Connection::handle_timeout`] at [`Connection::deadline`]. It returns which heartbeat
 //!    was due. [`Connection::shrink`] frees memory when the driver wants.

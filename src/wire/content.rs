@@ -108,7 +108,8 @@ impl Arriving {
 }
 
 impl Content {
-    /// A message that arrived as a whole. It is stored in a buffer that `take` returns for its size.
+    /// A message that arrived as a whole. It is stored in a buffer that `take` returns for its
+    /// size.
     #[inline]
     pub(crate) fn whole(
         message: &WholeDelivery<'_>,

@@ -62,6 +62,7 @@ fn config(settings: Settings) -> Config {
         } else {
             1 << 15
         },
+        piecemeal: 4,
     }
 }
 

@@ -4,6 +4,9 @@ use crate::options::{ConnectionOptions, LoginMethod};
 use crate::proto::{Config, Login};
 use crate::wire::value::FieldTable;
 
+/// A quarter of what one read takes: smaller frames are seldom cut, and a copy of them is cheap.
+const PIECEMEAL: usize = 16 << 10;
+
 pub(crate) fn config_of(options: &ConnectionOptions) -> Config {
     let login = match &options.login_method {
         LoginMethod::Plain => Login::plain(&options.username, &options.password),
@@ -29,6 +32,7 @@ pub(crate) fn config_of(options: &ConnectionOptions) -> Config {
         frame_max: options.frame_max,
         heartbeat: heartbeat.try_into().unwrap_or(u16::MAX),
         max_message_size: options.max_message_size,
+        piecemeal: PIECEMEAL,
     }
 }
 

@@ -5,8 +5,8 @@ use std::io::{self, IoSliceMut, Read};
 /// The most bytes that one read takes, even if the buffer has more room.
 /// [`ReadThrottle`](crate::io_thread::read_throttle::ReadThrottle) relies on this limit.
 pub(crate) const CHUNK: usize = 64 << 10;
-/// The most bytes that a read takes after a large body: the beginning of the next message, whose body
-/// is not to come here.
+/// The most bytes that a read takes after a large body: the beginning of the next message, whose
+/// body is not to come here.
 const AFTER: usize = 4 << 10;
 
 /// What one read has brought.
@@ -92,7 +92,27 @@ impl ReadBuffer {
 
 #[cfg(test)]
 mod tests {
-    use super::{ReadBuffer, CHUNK};
+    use super::{ReadBuffer, AFTER, CHUNK};
+
+    #[test]
+    fn what_follows_a_body_comes_into_the_buffer() {
+        let sent: Vec<u8> = (0..CHUNK).map(|at| at as u8).collect();
+        let mut source = sent.as_slice();
+        let mut read_buffer = ReadBuffer::default();
+        let mut room = [0; 10];
+        let (of_body, came) = read_buffer.read_after(&mut room, &mut source).unwrap();
+        assert_eq!((of_body, came.count), (10, 10 + AFTER));
+        assert!(came.fills_room);
+        assert_eq!(room, sent[..10]);
+        assert_eq!(read_buffer.bytes(), &sent[10..10 + AFTER]);
+        read_buffer.consume(AFTER);
+        let mut source = &sent[..4];
+        let (of_body, came) = read_buffer.read_after(&mut room, &mut source).unwrap();
+        assert_eq!((of_body, came.count, came.fills_room), (4, 4, false));
+        assert!(read_buffer.bytes().is_empty());
+        let (_, came) = read_buffer.read_after(&mut room, &mut source).unwrap();
+        assert_eq!(came.count, 0);
+    }
 
     #[test]
     fn keeps_the_rest_of_a_frame_and_frees_memory() {

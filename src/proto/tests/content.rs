@@ -144,6 +144,48 @@ fn a_delivery_reuses_the_memory_that_the_driver_gives() {
 }
 
 #[test]
+fn a_large_body_is_read_into_the_memory_of_a_former_message() {
+    let body: Vec<u8> = (0..10_000).map(|at| at as u8).collect();
+    let mut scenario = Scenario::with_channels([1]);
+    scenario.consume(1, "c");
+    scenario.core.buffers().large.push(vec![b'?'; 12_000]);
+    scenario.deliver(1, "c", 1);
+    let frames = content(1, &body, 20_000);
+    // The header, and the beginning of the body.
+    let (begun, rest) = frames.split_at(22 + 7 + 100);
+    assert_eq!(scenario.core.receive(begun, scenario.now), begun.len());
+    assert_eq!(scenario.core.body_room(50).unwrap().len(), 50);
+    let room = scenario.core.body_room(usize::MAX).unwrap();
+    let of_body = room.len();
+    assert_eq!(of_body, 9_900);
+    room.copy_from_slice(&rest[..of_body]);
+    scenario.core.body_came(of_body);
+    // Not before the end of the frame.
+    assert!(scenario.core.body_room(usize::MAX).is_none());
+    assert!(!scenario.core.has_events());
+    assert_eq!(scenario.core.receive(&rest[of_body..], scenario.now), 1);
+    let messages = scenario.core.take_messages(1);
+    let contents: Vec<_> = messages.map(|it| it.content).collect();
+    assert_eq!(contents[0].body(), body);
+    assert_eq!(contents[0].capacity(), 12_000);
+}
+
+#[test]
+fn a_channel_that_closes_in_the_middle_of_a_body_drops_it() {
+    let mut scenario = Scenario::with_channels([1]);
+    scenario.consume(1, "c");
+    scenario.deliver(1, "c", 1);
+    let frames = content(1, &[b'x'; 10_000], 20_000);
+    scenario.receive_bytes(&frames[..5_000]);
+    scenario.close_channel(1);
+    assert!(scenario.core.body_room(1).is_none());
+    scenario.receive_bytes(&frames[5_000..]);
+    assert_eq!(scenario.events(), [""; 0]);
+    scenario.receive(1, &ChannelCloseOk {});
+    assert!(scenario.events()[0].starts_with("channel 1 ended"));
+}
+
+#[test]
 fn a_fetch_whose_body_does_not_follow_fails_with_the_violation() {
     let mut scenario = Scenario::with_channels([1]);
     let get = scenario.get(1);

@@ -53,6 +53,7 @@ struct Scenario {
     events: Vec<String>,
     /// The last number of a call. Each call and each awaited publish gets the next one.
     calls: u32,
+    reads_into_bodies: bool,
 }
 
 fn config() -> Config {
@@ -64,6 +65,7 @@ fn config() -> Config {
         frame_max: 131_072,
         heartbeat: 60,
         max_message_size: 1 << 20,
+        piecemeal: 4,
     }
 }
 
@@ -111,6 +113,7 @@ impl Scenario {
             unread: Vec::new(),
             events: Vec::new(),
             calls: 0,
+            reads_into_bodies: false,
         };
         let mut header = Vec::new();
         scenario.core.take_output(&mut header);
@@ -219,7 +222,12 @@ impl Scenario {
         self.receive_bytes(&framed(channel, method));
     }
 
+    /// Passes input as the driver does. Every other large body is read into its place.
     fn receive_bytes(&mut self, mut bytes: &[u8]) {
+        self.reads_into_bodies = !self.reads_into_bodies;
+        if self.reads_into_bodies {
+            bytes = self.read_into_body(bytes);
+        }
         loop {
             let consumed = self.core.receive(bytes, self.now);
             bytes = &bytes[consumed..];
@@ -229,6 +237,17 @@ impl Scenario {
             assert!(self.core.has_events(), "{} bytes are left", bytes.len());
             self.take_events();
         }
+    }
+
+    /// Returns the bytes that are no part of a body.
+    fn read_into_body<'a>(&mut self, bytes: &'a [u8]) -> &'a [u8] {
+        let Some(room) = self.core.body_room(bytes.len()) else {
+            return bytes;
+        };
+        let (of_body, rest) = bytes.split_at(room.len());
+        room.copy_from_slice(of_body);
+        self.core.body_came(of_body.len());
+        rest
     }
 
     fn receive_content(&mut self, channel: u16, body: &[u8]) {

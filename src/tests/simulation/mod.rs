@@ -75,6 +75,7 @@ fn config() -> Config {
         frame_max: 131_072,
         heartbeat: HEARTBEAT.as_secs() as u16,
         max_message_size: 1 << 20,
+        piecemeal: 4,
     }
 }
 
