@@ -1,5 +1,7 @@
 //! Recycles the memory of messages that the program has dropped.
 
+use std::mem::size_of;
+
 use parking_lot::Mutex;
 
 use crate::proto::Buffers;
@@ -7,6 +9,8 @@ use crate::proto::Buffers;
 /// Once the pool holds this many bytes, it frees the buffers that come back. Less than what is on
 /// its way to a reader that keeps up, and the allocator returns memory to the system all the time.
 const LIMIT: usize = 1 << 20;
+/// What a buffer takes beside its capacity, in bytes: its entry here, and the allocator's.
+const OVERHEAD: usize = size_of::<Vec<u8>>() + 16;
 /// Larger buffers, in bytes, are not worth keeping.
 const LARGEST: usize = LIMIT / 2;
 
@@ -40,13 +44,20 @@ impl BufferPool {
         if kept.bytes >= LIMIT {
             return;
         }
-        kept.bytes += capacity;
+        kept.bytes += capacity + OVERHEAD;
         match Buffers::is_small(capacity) {
             true => {
                 buffer.clear();
                 kept.small.push(buffer);
             }
             false => kept.large.push(buffer),
+        }
+    }
+
+    /// Frees all memory, unless the lock is taken.
+    pub(crate) fn shrink(&self) {
+        if let Some(mut kept) = self.kept.try_lock() {
+            *kept = Kept::default();
         }
     }
 

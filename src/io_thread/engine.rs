@@ -17,7 +17,7 @@ use super::shared::Shared;
 use crate::error::{ClosedBy, Error};
 use crate::events::ConnectionEvent;
 use crate::log_line::log_line;
-use crate::proto::{self, Buffers, HeartbeatDue};
+use crate::proto::{self, HeartbeatDue};
 
 /// How a connection ended.
 #[derive(Debug)]
@@ -171,7 +171,7 @@ impl<'a> Engine<'a> {
         self.commands = Vec::new();
         self.asleep.shrink_to_fit();
         self.shared.outbox.shrink();
-        self.shared.buffer_pool.take(&mut Buffers::default());
+        self.shared.buffer_pool.shrink();
     }
 
     pub(crate) fn is_lost(&self) -> bool {
