@@ -274,7 +274,7 @@ impl<'a> Driver<'a> {
                 self.write_again = false;
                 break;
             }
-            let is_sent = self.write_buffer.is_empty() && !self.transport.has_unsent();
+            let is_sent = self.write_buffer.is_empty() && self.transport.unsent() == 0;
             if is_sent && !self.engine.refill(&mut self.write_buffer) {
                 self.all_written();
                 self.write_again = false;
@@ -297,7 +297,8 @@ impl<'a> Driver<'a> {
                 }
             }
         }
-        self.engine.shared.counters.writing(self.write_buffer.len());
+        let unsent = self.write_buffer.len() + self.transport.unsent();
+        self.engine.shared.counters.writing(unsent);
         if wrote {
             self.engine.core.wrote(now());
         }

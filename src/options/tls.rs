@@ -73,6 +73,7 @@ impl fmt::Debug for Identity {
 /// | keys in PEM | PKCS#8 | PKCS#8, PKCS#1, SEC1 |
 /// | keys with a password | in a PKCS#12 archive | no |
 /// | PKCS#12 archives | yes | no |
+/// | a self-signed server certificate, trusted | yes | without `CA:TRUE` |
 /// | protocol versions | what the system allows | TLS 1.2 and 1.3 |
 ///
 /// An error for an unusable key or archive names the command of `openssl` that converts it.

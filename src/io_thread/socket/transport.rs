@@ -42,11 +42,11 @@ impl Transport {
         }
     }
 
-    /// Whether encrypted bytes wait for the socket. A write of nothing sends them.
-    pub(crate) fn has_unsent(&mut self) -> bool {
+    /// How many encrypted bytes wait for the socket. A write of nothing sends them.
+    pub(crate) fn unsent(&mut self) -> usize {
         match self {
-            Self::Tcp(_) => false,
-            Self::Tls(session) => session.buffered().unsent() > 0,
+            Self::Tcp(_) => 0,
+            Self::Tls(session) => session.buffered().unsent(),
         }
     }
 
@@ -76,7 +76,7 @@ impl Read for Transport {
         match self {
             Self::Tcp(socket) => socket.read(buffer),
             Self::Tls(session) => {
-                let result = session.read(buffer);
+                let result = tls::read(&mut **session, buffer);
                 if !matches!(result, Ok(1..)) && session.buffered().socket().has_ended() {
                     return Err(ErrorKind::ConnectionAborted.into());
                 }
@@ -88,7 +88,6 @@ impl Read for Transport {
     fn read_vectored(&mut self, parts: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
         match self {
             Self::Tcp(socket) => socket.read_vectored(parts),
-            // A record has at most 16 KiB.
             Self::Tls(_) => match parts.iter_mut().find(|it| !it.is_empty()) {
                 Some(part) => self.read(part),
                 None => Ok(0),

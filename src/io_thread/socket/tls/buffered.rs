@@ -33,6 +33,11 @@ impl Buffered {
         &mut self.socket
     }
 
+    /// Whether encrypted bytes wait for the library.
+    pub(super) fn has_input(&self) -> bool {
+        !self.input.bytes().is_empty()
+    }
+
     /// How many encrypted bytes wait for the socket.
     pub(crate) fn unsent(&self) -> usize {
         self.output.len() - self.sent

@@ -108,6 +108,24 @@ pub(crate) fn handshake(
     })
 }
 
+/// Decrypts as many records as have come and fit, at least one.
+pub(super) fn read(session: &mut dyn Session, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut count = 0;
+    loop {
+        let room = buffer.get_mut(count..).unwrap_or_default();
+        match session.read(room) {
+            // The next read tells it again.
+            Ok(0) | Err(_) if count > 0 => return Ok(count),
+            Ok(0) => return Ok(0),
+            Ok(more) => count += more,
+            Err(error) => return Err(error),
+        }
+        if count == buffer.len() || !session.buffered().has_input() {
+            return Ok(count);
+        }
+    }
+}
+
 /// Encrypts as much as the buffer takes, and sends it.
 pub(super) fn write(session: &mut dyn Session, bytes: &[u8]) -> io::Result<usize> {
     let mut taken = 0;
@@ -117,6 +135,7 @@ pub(super) fn write(session: &mut dyn Session, bytes: &[u8]) -> io::Result<usize
             break session.buffered().flush();
         }
         match session.write(rest) {
+            Ok(0) => break Err(io::ErrorKind::WriteZero.into()),
             Ok(count) => taken += count,
             Err(error) => break Err(error),
         }

@@ -298,6 +298,9 @@ fn words(error: &rustls::Error) -> String {
                 "hostname mismatch"
             }
             CertificateError::UnknownIssuer => "unknown issuer",
+            CertificateError::Other(other) if other.to_string() == "CaUsedAsEndEntity" => {
+                "the server's own certificate is that of an authority (CA:TRUE)"
+            }
             other => return format!("certificate verify failed: {other:?}"),
         },
         rustls::Error::AlertReceived(alert) => return format!("alert {}", alert_words(*alert)),
