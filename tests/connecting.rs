@@ -3,11 +3,15 @@
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
+#[cfg(target_os = "linux")]
+use leveret::ConsumeOptions;
 use leveret::{
     ClosedBy, Connection, ConnectionOptions, ErrorKind, FieldTable, LoginMethod, ReplyCode,
 };
 
 use crate::support::{at, connect, options, scripted_server, url, SOON};
+#[cfg(target_os = "linux")]
+use crate::support::{content_frames, method_frame, short};
 
 #[test]
 fn both_login_methods_work_and_server_properties_are_known() {
@@ -412,5 +416,43 @@ fn the_io_thread_of_an_idle_connection_sleeps() {
     assert!(looks <= 2, "the IO thread woke in {looks} seconds in a row");
     drop(channel);
     drop(connection);
+    server.join().unwrap();
+}
+
+/// On Linux, a read ends before urgent data although more has come.
+#[cfg(target_os = "linux")]
+#[test]
+fn urgent_data_of_the_peer_delays_no_message() {
+    const PAIRS: u64 = 500;
+    let (address, server) = scripted_server(|server| {
+        server.handshake(0);
+        server.open_channel();
+        server.expect(60, 20);
+        server.send_method(1, 60, 21, &short("c"));
+        for tag in (1..=2 * PAIRS).step_by(2) {
+            let message = |tag: u64| {
+                let deliver = [&short("c")[..], &tag.to_be_bytes(), &[0, 0, 0]].concat();
+                [method_frame(1, 60, 60, &deliver), content_frames(1, b"m")].concat()
+            };
+            server.send(&message(tag));
+            server.send_urgent(b'!');
+            server.send(&message(tag + 1));
+            server.expect(60, 80);
+        }
+        server.expect(10, 50);
+        server.send_method(0, 10, 51, &[]);
+    });
+    let connection = Connection::open_with(at(address)).unwrap();
+    let channel = connection.open_channel().unwrap();
+    let options = ConsumeOptions::default().consumer_tag("c");
+    let consumer = channel.basic_consume("q", options).unwrap();
+    for tag in 1..=2 * PAIRS {
+        let delivery = consumer.recv_timeout(SOON).unwrap().unwrap();
+        assert_eq!(delivery.delivery_tag(), tag);
+        if tag % 2 == 0 {
+            delivery.ack().unwrap();
+        }
+    }
+    connection.close().unwrap();
     server.join().unwrap();
 }

@@ -1,21 +1,24 @@
 //! TLS connections, and the login methods that need TLS, against a RabbitMQ with certificates made
 //! for it.
 
-use std::io::Read;
+use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::{mpsc, Arc};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use leveret::{
-    Connection, ConnectionEvent, ConnectionOptions, Error, ErrorKind, FieldTable, LoginMethod,
-    QueueDeclareOptions, SaslConversation, SaslMechanism, TlsOptions,
+    Connection, ConnectionEvent, ConnectionOptions, ConsumeOptions, Error, ErrorKind, FieldTable,
+    LoginMethod, QueueDeclareOptions, SaslConversation, SaslMechanism, TlsOptions,
 };
 
 use crate::recovery::recovered;
 use crate::support::certificates::Certificates;
 use crate::support::proxy::{Direction, Fault, Plan, Proxy};
-use crate::support::{at, eventually, exclusive_queue, short, Node, Program, Script, SOON};
+use crate::support::{
+    at, content_frames, eventually, exclusive_queue, method_frame, short, Node, Program, Script,
+    SOON,
+};
 
 /// Whether the connections use rustls instead of the system's TLS.
 const RUSTLS: bool = cfg!(feature = "rustls");
@@ -442,13 +445,92 @@ fn a_clean_tls_close_is_distinguished_from_a_cut() {
     let tls = TlsOptions::default().ca_certificate(certificates.read("ca.pem"));
     let options = at(address).tls(tls);
     for kind in [
-        std::io::ErrorKind::UnexpectedEof,
-        std::io::ErrorKind::ConnectionAborted,
+        io::ErrorKind::UnexpectedEof,
+        io::ErrorKind::ConnectionAborted,
     ] {
         let connection = Connection::open_with(&options).unwrap();
         connection.wait_closed(SOON).unwrap();
         let cause = connection.close_cause().unwrap();
         assert_eq!(*cause.kind(), ErrorKind::SocketClosed { kind });
+    }
+    server.join().unwrap();
+}
+
+/// A socket that can hold back what is written.
+#[derive(Debug)]
+struct Corked {
+    socket: TcpStream,
+    held: Option<Vec<u8>>,
+}
+
+impl Read for Corked {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.socket.read(buffer)
+    }
+}
+
+impl Write for Corked {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match &mut self.held {
+            Some(held) => held.write(bytes),
+            None => self.socket.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn messages_before_a_tls_failure_arrive_and_the_failure_ends_the_connection() {
+    const SIZES: [usize; 4] = [60, 12_000, 40_000, 200_000];
+    let certificates = Certificates::make();
+    let acceptor = acceptor(&certificates);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let server = thread::spawn(move || {
+        for size in SIZES {
+            let (socket, _) = listener.accept().unwrap();
+            socket.set_read_timeout(Some(SOON)).unwrap();
+            let held = None;
+            let mut script = Script::over(acceptor.accept(Corked { socket, held }).unwrap());
+            script.handshake(0);
+            script.open_channel();
+            script.expect(60, 20);
+            let mut stream = script.into_socket();
+            // All of this comes at once, the last record damaged.
+            stream.get_mut().held = Some(Vec::new());
+            let consume_ok = method_frame(1, 60, 21, &short("c"));
+            let deliver = [&short("c")[..], &[0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0]].concat();
+            let deliver = method_frame(1, 60, 60, &deliver);
+            let frames = [consume_ok, deliver, content_frames(1, &vec![7; size])].concat();
+            stream.write_all(&frames).unwrap();
+            let corked = stream.get_mut();
+            let mut bytes = corked.held.take().unwrap();
+            bytes.extend([23, 3, 3, 0, 40]);
+            bytes.extend([0; 40]);
+            corked.socket.write_all(&bytes).unwrap();
+            // The client leaves.
+            let _ = corked.socket.read_to_end(&mut Vec::new());
+        }
+    });
+    let tls = TlsOptions::default().ca_certificate(certificates.read("ca.pem"));
+    let options = at(address).tls(tls);
+    for size in SIZES {
+        let connection = Connection::open_with(&options).unwrap();
+        let channel = connection.open_channel().unwrap();
+        let options = ConsumeOptions::default().consumer_tag("c").no_ack(true);
+        let consumer = channel.basic_consume("q", options).unwrap();
+        let delivery = consumer.recv_timeout(SOON).unwrap().unwrap();
+        assert!(delivery.body() == vec![7; size], "{size}");
+        connection.wait_closed(SOON).unwrap();
+        let cause = connection.close_cause().unwrap();
+        let ErrorKind::SocketClosed { kind } = cause.kind() else {
+            panic!("{cause}");
+        };
+        assert_ne!(*kind, io::ErrorKind::UnexpectedEof, "that is a clean end");
+        assert!(consumer.recv().is_err());
     }
     server.join().unwrap();
 }

@@ -27,8 +27,9 @@ pub(crate) struct BufferPool {
 #[derive(Debug, Default)]
 struct Kept {
     small: Vec<Vec<u8>>,
+    small_bytes: usize,
     large: Vec<Vec<u8>>,
-    bytes: usize,
+    large_bytes: usize,
 }
 
 impl BufferPool {
@@ -41,16 +42,19 @@ impl BufferPool {
         let Some(mut kept) = self.kept.try_lock() else {
             return;
         };
-        if kept.bytes >= LIMIT {
+        if kept.small_bytes + kept.large_bytes >= LIMIT {
             return;
         }
-        kept.bytes += capacity + OVERHEAD;
         match Buffers::is_small(capacity) {
             true => {
                 buffer.clear();
+                kept.small_bytes += capacity + OVERHEAD;
                 kept.small.push(buffer);
             }
-            false => kept.large.push(buffer),
+            false => {
+                kept.large_bytes += capacity + OVERHEAD;
+                kept.large.push(buffer);
+            }
         }
     }
 
@@ -61,14 +65,21 @@ impl BufferPool {
         }
     }
 
-    /// Moves all buffers into `into`, or none if the lock is taken.
+    /// Moves the buffers of each kind that `into` has none of, or nothing if the lock is taken. So
+    /// `into` never has more than the pool may have.
     pub(crate) fn take(&self, into: &mut Buffers) {
-        if let Some(mut kept) = self.kept.try_lock() {
+        let Some(mut kept) = self.kept.try_lock() else {
+            return;
+        };
+        if into.small.is_empty() {
             into.small.append(&mut kept.small);
-            into.large.append(&mut kept.large);
-            kept.bytes = 0;
-            into.were_added();
+            kept.small_bytes = 0;
         }
+        if into.large.is_empty() {
+            into.large.append(&mut kept.large);
+            kept.large_bytes = 0;
+        }
+        into.wants_large = false;
     }
 }
 
@@ -97,8 +108,12 @@ mod tests {
         let mut taken = Buffers::default();
         pool.take(&mut taken);
         assert_eq!(sizes(&taken), (0, 2));
-        pool.give_back(vec![1; 100]);
-        pool.take(&mut taken);
+        // What is not used is not added to.
+        for _ in 0..10 {
+            pool.give_back(vec![1; 100]);
+            pool.give_back(vec![2; LARGEST]);
+            pool.take(&mut taken);
+        }
         assert_eq!(sizes(&taken), (1, 2));
     }
 }

@@ -45,8 +45,10 @@ pub(super) struct Driver<'a> {
     write_buffer: WriteBuffer,
     /// Polling is edge-triggered, so this and `writable` stay set until a call would block.
     readable: bool,
-    /// The peer has closed its side: no event announces what is left to read.
-    read_closed: bool,
+    /// Whether a read that brings less than there is room for means that nothing is left, and that
+    /// an event will tell of more. See "Questions and answers" in `man 7 epoll`. Other systems
+    /// promise the event only after a read that would block. No event follows the peer's end.
+    trusts_short_reads: bool,
     writable: bool,
     /// More may be left to write, and the socket may take it.
     write_again: bool,
@@ -62,14 +64,15 @@ impl<'a> Driver<'a> {
         transport: Transport,
         read_buffer: ReadBuffer,
     ) -> Self {
+        let is_epoll = cfg!(any(target_os = "linux", target_os = "android"));
         Self {
+            trusts_short_reads: is_epoll && !transport.is_tls(),
             poll,
             engine,
             transport,
             read_buffer,
             write_buffer: WriteBuffer::default(),
             readable: true,
-            read_closed: false,
             writable: true,
             write_again: false,
             failed: false,
@@ -80,6 +83,9 @@ impl<'a> Driver<'a> {
     pub(super) fn drive(&mut self) {
         let mut events = Events::with_capacity(8);
         let interest = Interest::READABLE | Interest::WRITABLE;
+        // A read ends before urgent data, which no broker sends.
+        #[cfg(any(target_os = "linux", target_os = "android"))]
+        let interest = interest | Interest::PRIORITY;
         let registry = self.poll.registry();
         if let Err(error) = registry.register(&mut self.transport, SOCKET, interest) {
             return self.lose(error.kind());
@@ -114,9 +120,13 @@ impl<'a> Driver<'a> {
             // A closed or broken socket counts as readable: a read tells which it is.
             // With TLS, a read can wait for a write, and a write for a read.
             let both = self.transport.is_tls() && (event.is_readable() || event.is_writable());
-            self.readable |=
-                both || event.is_readable() || event.is_read_closed() || event.is_error();
-            self.read_closed |= event.is_read_closed() || event.is_error();
+            self.readable |= both
+                || event.is_readable()
+                || event.is_priority()
+                || event.is_read_closed()
+                || event.is_error();
+            let is_last = event.is_read_closed() || event.is_error();
+            self.trusts_short_reads &= !is_last && !event.is_priority();
             self.failed |= event.is_error();
             self.writable |= both || event.is_writable();
         }
@@ -158,7 +168,7 @@ impl<'a> Driver<'a> {
                     return self.socket_failed(&ErrorKind::UnexpectedEof.into());
                 }
                 Ok(Came { count, fills_room }) => {
-                    self.readable = fills_room || !self.tells_by_short_reads();
+                    self.readable = fills_room || !self.trusts_short_reads;
                     self.engine.shared.counters.received(count);
                     self.receive(now());
                 }
@@ -167,14 +177,6 @@ impl<'a> Driver<'a> {
                 Err(error) => return self.socket_failed(&error),
             }
         }
-    }
-
-    /// Whether a read that brings less than there is room for means that nothing is left, and that
-    /// an event will tell of more. See "Questions and answers" in `man 7 epoll`. Other systems
-    /// promise the event only after a read that would block.
-    fn tells_by_short_reads(&self) -> bool {
-        let is_epoll = cfg!(any(target_os = "linux", target_os = "android"));
-        is_epoll && !self.transport.is_tls() && !self.read_closed
     }
 
     fn read_once(&mut self) -> io::Result<Came> {

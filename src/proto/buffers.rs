@@ -10,7 +10,8 @@ pub(crate) struct Buffers {
     pub(crate) small: Vec<Vec<u8>>,
     /// These keep their content, so that they can be read into without being cleared first.
     pub(crate) large: Vec<Vec<u8>>,
-    is_wanting: bool,
+    /// No large one was left when one was taken. Whoever looks for some resets it.
+    pub(crate) wants_large: bool,
 }
 
 impl Buffers {
@@ -23,12 +24,7 @@ impl Buffers {
     /// Whether more are of use.
     #[inline]
     pub(crate) fn are_wanted(&self) -> bool {
-        self.small.is_empty() || self.is_wanting
-    }
-
-    /// All that there are have been added.
-    pub(crate) fn were_added(&mut self) {
-        self.is_wanting = false;
+        self.small.is_empty() || self.wants_large
     }
 
     /// Takes a buffer for a message of this size. It is not much too large: the program may keep
@@ -44,7 +40,8 @@ impl Buffers {
 
     #[cold]
     fn take_large(&mut self) -> Option<Vec<u8>> {
-        self.is_wanting |= self.large.len() <= 1;
-        self.large.pop()
+        let taken = self.large.pop();
+        self.wants_large = self.large.is_empty();
+        taken
     }
 }

@@ -7,6 +7,8 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use leveret::{ConnectionOptions, RecoveryOptions};
+#[cfg(target_os = "linux")]
+use socket2::SockRef;
 
 const FRAME_MAX: u32 = 128 << 10;
 
@@ -124,6 +126,13 @@ impl Script<TcpStream> {
         }
         self.socket.set_write_timeout(None).unwrap();
         sent
+    }
+
+    /// Sends a byte out of band.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn send_urgent(&self, byte: u8) {
+        let socket = SockRef::from(&self.socket);
+        assert_eq!(socket.send_out_of_band(&[byte]).unwrap(), 1);
     }
 
     /// Makes reads fail if nothing comes for this long.

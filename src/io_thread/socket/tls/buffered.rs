@@ -17,6 +17,8 @@ pub(crate) struct Buffered {
     output: Vec<u8>,
     /// How much of the output the socket has taken.
     sent: usize,
+    /// Why no more can be read, after what has been read.
+    failure: Option<io::Error>,
 }
 
 impl Buffered {
@@ -26,11 +28,23 @@ impl Buffered {
             input: ReadBuffer::default(),
             output: Vec::new(),
             sent: 0,
+            failure: None,
         }
     }
 
     pub(crate) fn socket(&mut self) -> &mut Socket {
         &mut self.socket
+    }
+
+    /// Keeps an error for the next read.
+    pub(super) fn keep_failure(&mut self, error: io::Error) {
+        if error.kind() != io::ErrorKind::WouldBlock {
+            self.failure = Some(error);
+        }
+    }
+
+    pub(super) fn take_failure(&mut self) -> Option<io::Error> {
+        self.failure.take()
     }
 
     /// Whether encrypted bytes wait for the library.

@@ -110,14 +110,21 @@ pub(crate) fn handshake(
 
 /// Decrypts as many records as have come and fit, at least one.
 pub(super) fn read(session: &mut dyn Session, buffer: &mut [u8]) -> io::Result<usize> {
+    if let Some(failure) = session.buffered().take_failure() {
+        return Err(failure);
+    }
     let mut count = 0;
     loop {
         let room = buffer.get_mut(count..).unwrap_or_default();
         match session.read(room) {
             // The next read tells it again.
-            Ok(0) | Err(_) if count > 0 => return Ok(count),
-            Ok(0) => return Ok(0),
+            Ok(0) => return Ok(count),
             Ok(more) => count += more,
+            Err(error) if count > 0 => {
+                // A library tells a failure only once.
+                session.buffered().keep_failure(error);
+                return Ok(count);
+            }
             Err(error) => return Err(error),
         }
         if count == buffer.len() || !session.buffered().has_input() {

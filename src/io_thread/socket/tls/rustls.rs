@@ -54,7 +54,11 @@ impl Connector {
         let name = ServerName::try_from(name.to_owned()).map_err(no_name)?;
         let connection = ClientConnection::new(Arc::clone(&self.0), name)
             .map_err(|error| Refused::Failed(words(&error)))?;
-        let mut stream = Stream { connection, socket };
+        let mut stream = Stream {
+            connection,
+            socket,
+            failure: None,
+        };
         stream.shake_hands().map_err(|error| match error.kind() {
             ErrorKind::WouldBlock | ErrorKind::TimedOut => Refused::TimedOut,
             _ => Refused::Failed(error.to_string()),
@@ -67,6 +71,8 @@ impl Connector {
 struct Stream {
     connection: ClientConnection,
     socket: Buffered,
+    /// The error behind the records that are not read yet.
+    failure: Option<io::Error>,
 }
 
 impl Stream {
@@ -113,7 +119,14 @@ impl Read for Stream {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
                 read => return read,
             }
-            self.decrypt()?;
+            if let Some(failure) = self.failure.take() {
+                return Err(failure);
+            }
+            match self.decrypt() {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Err(error),
+                Err(error) => self.failure = Some(error),
+                Ok(_) => {}
+            }
         }
     }
 }
