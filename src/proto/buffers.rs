@@ -10,7 +10,7 @@ pub(crate) struct Buffers {
     pub(crate) small: Vec<Vec<u8>>,
     /// These keep their content, so that they can be read into without being cleared first.
     pub(crate) large: Vec<Vec<u8>>,
-    /// No large one was left when one was taken. Whoever looks for some resets it.
+    /// Whether a message has taken the last large one. The pool resets this after looking for more.
     pub(crate) wants_large: bool,
 }
 
